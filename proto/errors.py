@@ -1,0 +1,110 @@
+"""Every error that may cross the wire, as one tree. Each knows its status code and whether a retry helps.
+
+    IsthmusError
+    ├── InvalidInput            INVALID_ARGUMENT      a value that can never be accepted
+    │   ├── BadFrame            INVALID_ARGUMENT      a feature frame that does not parse or hold sound numbers
+    │   ├── BadPrototypes       INVALID_ARGUMENT      prototypes that are not distributions, or break the floor
+    │   └── OutOfOrder          INVALID_ARGUMENT      a sequence number or round that does not follow the last
+    ├── TooLarge                RESOURCE_EXHAUSTED    over a bound of limits.py (retry: no)
+    ├── Unauthenticated         UNAUTHENTICATED       no token, or an unknown one
+    ├── NotYours                NOT_FOUND             unknown, or another device's: the two look the same
+    ├── WrongState              FAILED_PRECONDITION   the job or student is not where this call needs it
+    ├── Busy                    RESOURCE_EXHAUSTED    too much work at the moment (retry: yes)
+    ├── TooLate                 DEADLINE_EXCEEDED     could not be answered in time, so it was not computed
+    ├── Unavailable             UNAVAILABLE           the other shore cannot be reached (retry: yes)
+    ├── Corrupt                 DATA_LOSS             a checksum, hash or signature that does not match (retry: yes)
+    ├── StorageFull             RESOURCE_EXHAUSTED    the disk is full; the work so far is kept (retry: yes)
+    ├── Locked                  FAILED_PRECONDITION   another server holds this database
+    └── Internal                INTERNAL              our fault; details stay in the server's log
+
+Messages are short and say what to do. They never hold a secret, a path of the server or a stack trace.
+"""
+
+from typing import ClassVar
+
+
+class IsthmusError(Exception):
+    """Root of the tree. ``code`` is a google.rpc.Code number (the same as grpc.StatusCode.value[0])."""
+
+    code: ClassVar[int] = 2
+    retryable: ClassVar[bool] = False
+
+
+class InvalidInput(IsthmusError):
+    code = 3
+
+
+class BadFrame(InvalidInput):
+    pass
+
+
+class BadPrototypes(InvalidInput):
+    pass
+
+
+class OutOfOrder(InvalidInput):
+    pass
+
+
+class TooLarge(IsthmusError):
+    code = 8
+
+
+class Unauthenticated(IsthmusError):
+    code = 16
+
+
+class NotYours(IsthmusError):
+    code = 5
+
+
+class WrongState(IsthmusError):
+    code = 9
+
+
+class Busy(IsthmusError):
+    code = 8
+    retryable = True
+
+
+class TooLate(IsthmusError):
+    code = 4
+
+
+class Unavailable(IsthmusError):
+    code = 14
+    retryable = True
+
+
+class Corrupt(IsthmusError):
+    code = 15
+    retryable = True
+
+
+class StorageFull(IsthmusError):
+    code = 8
+    retryable = True
+
+
+class Locked(IsthmusError):
+    code = 9
+
+
+class Internal(IsthmusError):
+    code = 13
+
+
+def from_status(code: int, message: str) -> IsthmusError:
+    """The error of the tree that stands for a status code received over the wire."""
+    by_code: dict[int, type[IsthmusError]] = {
+        3: InvalidInput,
+        4: TooLate,
+        5: NotYours,
+        8: Busy,
+        9: WrongState,
+        13: Internal,
+        14: Unavailable,
+        15: Corrupt,
+        16: Unauthenticated,
+    }
+    return by_code.get(code, Internal)(message)

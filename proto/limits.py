@@ -1,0 +1,20 @@
+"""Bounds of the wire, checked before memory is taken. Both shores read them from here."""
+
+from typing import Final
+
+MAX_MESSAGE_BYTES: Final = 1 << 20
+"""No gRPC message of either direction is larger."""
+
+CHUNK_BYTES: Final = 512 << 10
+"""Payload of one chunk of a student's file."""
+
+MAX_CLASSES: Final = 1_000
+MAX_PROTOTYPE_ROWS: Final = 10_000
+MAX_PROTOTYPE_VALUES: Final = 200_000
+"""rows x classes; 800 kB of float32, so that a whole upload stays within one message."""
+
+MAX_FEATURE_WIDTH: Final = 4_096
+MAX_STUDENT_FILES: Final = 64
+MAX_STUDENT_FILE_BYTES: Final = 1 << 30
+MAX_NAME_CHARS: Final = 64
+MAX_ROUNDS: Final = 100

@@ -1,0 +1,166 @@
+"""What crosses the wire, as frozen dataclasses over numpy: the only form in which either shore handles it.
+
+Axes: K prototypes, C classes, D feature width.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class UploadMode(Enum):
+    """What an upload holds, most private first."""
+
+    PROTOTYPES = "prototypes"
+    PROBABILITIES = "probabilities"
+
+
+class Stage(Enum):
+    QUEUED = "queued"
+    SELECTING = "selecting"
+    DISTILLING = "distilling"
+    AWAITING_PROTOTYPES = "awaiting_prototypes"
+    COMPRESSING = "compressing"
+    EXPORTING = "exporting"
+    READY = "ready"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Stage.READY, Stage.FAILED)
+
+
+class NumberType(Enum):
+    """How one feature value travels."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Centroids of class probabilities. ``values_KC`` rows sum to 1; ``sizes_K`` counts the clips behind each."""
+
+    values_KC: FloatArray
+    sizes_K: npt.NDArray[np.int32]
+    mode: UploadMode
+    min_cluster: int
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """A clip's features, one vector a modality. Width is floor(D / ratio) after compression."""
+
+    audio_D: FloatArray
+    visual_D: FloatArray
+
+
+@dataclass(frozen=True)
+class FeatureFrame:
+    """Features as they travel: what the codec packs and unpacks."""
+
+    features: Features
+    ratio: float
+    number_type: NumberType
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    device_id: str
+    token: str
+    signing_public_key: bytes
+    classes: tuple[str, ...]
+    input_spec_json: str
+    feature_width: int
+
+    def __repr__(self) -> str:
+        return f"Enrolment(device_id={self.device_id!r}, token=<secret>, classes={self.classes!r})"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    job_id: str
+    stage: Stage
+    round: int = 0
+    rounds: int = 1
+    epoch: int = 0
+    epochs: int = 0
+    progress: float = 0.0
+    eta_s: float = 0.0
+    student_id: str = ""
+    selected_per_class: tuple[int, ...] = ()
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class StudentFile:
+    name: str
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class StudentManifest:
+    """What a student consists of. ``kind`` is "base", "interim" or "final".
+
+    File names (all float32 ONNX, batch axis B free):
+      audio_encoder.onnx    spectrogram_BFT -> features_BD
+      visual_encoder.onnx   frames_BKCHW (K frames, normalised) -> features_BD, the mean over frames
+      teacher_head.onnx     audio_BD, visual_BD -> probabilities_BC   (makes the prototypes)
+      local_head.onnx       audio_BD, visual_BD -> probabilities_BC   (answers without a link; "base" and "final")
+      compressor_r<ratio>.onnx   audio_BD, visual_BD -> audio_BW, visual_BW with W = floor(D / ratio); <ratio> as
+                            in ``ratio_name``
+    """
+
+    student_id: str
+    kind: str
+    files: tuple[StudentFile, ...]
+    ratios: tuple[float, ...]
+    classes: tuple[str, ...]
+    input_spec_json: str
+    feature_width: int
+    created_s: float
+
+
+@dataclass(frozen=True)
+class SignedManifest:
+    """The manifest's exact bytes and their signature; verify before parsing."""
+
+    manifest_bytes: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Chunk:
+    offset_bytes: int
+    data: bytes
+    crc32: int
+
+
+@dataclass(frozen=True)
+class InferReply:
+    """One answer: probabilities, or the error of that one request."""
+
+    sequence: int
+    probabilities_C: FloatArray | None
+    error_code: int = 0
+    error_message: str = ""
+    retryable: bool = False
+    server_ms: float = 0.0
+
+
+def ratio_name(ratio: float) -> str:
+    """How a compression ratio stands in file names: 1 -> "1", 1.5 -> "1.5"."""
+    return f"{ratio:g}"
+
+
+def compressed_width(feature_width: int, ratio: float) -> int:
+    """floor(d / ratio), at least 1 (spec: a module d -> floor(d / ratio))."""
+    return max(1, int(feature_width / ratio))
