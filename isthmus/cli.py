@@ -19,11 +19,11 @@ class LazyCommand:
 
 
 SUBCOMMANDS: dict[str, LazyCommand] = {
-    "demo": LazyCommand("isthmus.demo.cli", "The whole loop on this machine: two devices, one cloud, a report.", "demo"),
-    "data": LazyCommand("isthmus.data.cli", "Check, decode and generate data sets (CREMA-D and AVE layouts).", "train"),
-    "distill": LazyCommand(
-        "isthmus.distill.cli", "Train the teacher, distil students, export, evaluate.", "train"
+    "demo": LazyCommand(
+        "isthmus.demo.cli", "The whole loop on this machine: two devices, one cloud, a report.", "demo"
     ),
+    "data": LazyCommand("isthmus.data.cli", "Check, decode and generate data sets (CREMA-D and AVE layouts).", "train"),
+    "distill": LazyCommand("isthmus.distill.cli", "Train the teacher, distil students, export, evaluate.", "train"),
     "cloud": LazyCommand("isthmus.cloud.cli", "The cloud service: personalise students, answer devices.", "cloud"),
     "edge": LazyCommand("isthmus.edge.cli", "The device: run the agent, see what would leave it.", "edge"),
     "experiment": LazyCommand(

@@ -1,0 +1,63 @@
+"""The `isthmus` command: quick help without torch, one clear line for a wrong name or a missing package."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from isthmus import __version__, cli
+
+HEAVY = ("torch", "onnxruntime", "grpc", "sklearn", "scipy", "cv2", "av", "numpy", "typer")
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    result = _run(
+        "import sys, isthmus.cli\n"
+        "assert isthmus.cli.main(['--help']) == 0\n"
+        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_help_is_quick() -> None:
+    took_s = []
+    for _ in range(5):
+        start_s = time.perf_counter()
+        result = subprocess.run([sys.executable, "-m", "isthmus.cli", "--help"], capture_output=True, check=True)
+        took_s.append(time.perf_counter() - start_s)
+        assert b"Usage: isthmus" in result.stdout
+    # The best of five: what else the machine does is not measured here.
+    assert min(took_s) < 0.5
+
+
+def test_help_names_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in cli.SUBCOMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"isthmus {__version__}"
+
+
+def test_a_wrong_name_gets_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["egde"]) == 2
+    assert "Did you mean 'edge'?" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_one_line_with_the_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = cli.LazyCommand("no_such_package_of_ours.cli", "help", "edge")
+    monkeypatch.setitem(cli.SUBCOMMANDS, "absent", absent)
+    assert cli.main(["absent"]) == 1
+    message = capsys.readouterr().err
+    assert "pip install 'isthmus[edge]'" in message
+    assert len(message.splitlines()) == 1
