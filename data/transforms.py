@@ -2,10 +2,45 @@
 
 numpy, scipy and OpenCV only: the device installs this file.
 Axes: T samples or spectrogram columns, F frequency bins, K frames of a clip, H W pixels, C channels.
+
+Sound (spec 1, section 3; the preparation of OGM-GE, Peng et al., CVPR 2022): mono, tiled or cut to the duration,
+clipped to [-1, 1], one-sided power spectral density over Tukey(0.25) windows with their mean removed,
+log(S + 1e-7), then standardised clip by clip.
+
+Picture: centre square, ImageNet mean and deviation; random-resized-crop and flip in training.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import signal
+
+LOG_FLOOR: Final = 1e-7
+TUKEY_TAPER: Final = 0.25
+IMAGENET_MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_DEVIATION: Final = np.array([0.229, 0.224, 0.225], np.float32)
+
+CROP_SCALE: Final = (0.08, 1.0)
+"""Share of the picture's area that a training crop keeps."""
+CROP_ASPECT: Final = (3 / 4, 4 / 3)
+
+_BOUNDS: Final = {
+    "sample_rate_hz": 192_000,
+    "duration_s": 600,
+    "window": 65_536,
+    "hop": 65_536,
+    "spectrogram_bins": 32_769,
+    "spectrogram_columns": 100_000,
+    "frame_px": 2_048,
+    "stored_px": 2_048,
+    "frames_stored": 256,
+    "frames_used": 256,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +64,16 @@ class InputSpec:
     frames_stored: int = 10
     frames_used: int = 2
 
+    @property
+    def samples(self) -> int:
+        """Length of the prepared waveform."""
+        return round(self.sample_rate_hz * self.duration_s)
+
+    @property
+    def native_shape(self) -> tuple[int, int]:
+        """Bins and columns of the spectrogram before it is resized."""
+        return self.window // 2 + 1, (self.samples - self.window) // self.hop + 1
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
@@ -43,6 +88,144 @@ class InputSpec:
         except TypeError as error:
             raise ValueError(f"input spec: {error}") from error
         for name, value in asdict(spec).items():
-            if not isinstance(value, (int, float)) or not 0 < value <= 1_000_000:
+            kinds = (int, float) if name == "duration_s" else (int,)
+            if type(value) not in kinds or not 0 < value <= _BOUNDS[name]:
                 raise ValueError(f"input spec: {name} is {value!r}")
+        _check(spec)
         return spec
+
+
+def _check(spec: InputSpec) -> None:
+    bins, columns = spec.native_shape
+    if not spec.hop <= spec.window:
+        raise ValueError(f"input spec: a hop of {spec.hop} skips samples between windows of {spec.window}")
+    if spec.window > spec.samples:
+        raise ValueError(f"input spec: a window of {spec.window} in a clip of {spec.samples} samples")
+    if spec.spectrogram_bins > bins or spec.spectrogram_columns > columns:
+        raise ValueError(
+            f"input spec: a spectrogram of {spec.spectrogram_bins} x {spec.spectrogram_columns} asked of "
+            f"{bins} x {columns} (a window of {spec.window} with hop {spec.hop} over {spec.duration_s:g} s)"
+        )
+    if spec.frames_used > spec.frames_stored:
+        raise ValueError(f"input spec: {spec.frames_used} frames used of {spec.frames_stored} stored")
+
+
+def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Standardised log power spectrogram, float32 (spec.spectrogram_bins, spec.spectrogram_columns).
+
+    ``waveform_T`` is mono at spec.sample_rate_hz, of any length above zero. Silence gives zeros.
+    Raises ValueError for a waveform that is empty, not one-dimensional or not finite, and for a spec that asks for
+    more bins or columns than its window and hop give.
+    """
+    _check(spec)
+    waveform_T = np.asarray(waveform_T, np.float32)
+    if waveform_T.ndim != 1 or waveform_T.size == 0:
+        raise ValueError(f"a waveform of shape {waveform_T.shape}: one axis and at least one sample are needed")
+    cut_T = np.resize(waveform_T, spec.samples)  # np.resize tiles what is too short
+    if not np.isfinite(cut_T).all():
+        raise ValueError("a waveform with samples that are not finite numbers")
+    cut_T = np.clip(cut_T, -1.0, 1.0)
+    _, _, power_FT = signal.spectrogram(
+        cut_T,
+        fs=spec.sample_rate_hz,
+        window=("tukey", TUKEY_TAPER),
+        nperseg=spec.window,
+        noverlap=spec.window - spec.hop,
+        detrend="constant",
+        scaling="density",
+        mode="psd",
+    )
+    if power_FT.shape != (spec.spectrogram_bins, spec.spectrogram_columns):
+        size = (spec.spectrogram_columns, spec.spectrogram_bins)
+        power_FT = np.asarray(cv2.resize(power_FT, size, interpolation=cv2.INTER_AREA), np.float32)
+    log_FT = np.log(power_FT + np.float32(LOG_FLOOR))
+    log_FT -= log_FT.mean(dtype=np.float64)
+    log_FT /= log_FT.std(dtype=np.float64) + 1e-9
+    return np.ascontiguousarray(log_FT, np.float32)
+
+
+def stored_frame(picture_HWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
+    """Centre square of an RGB picture, resized to uint8 (spec.stored_px, spec.stored_px, 3): how a frame is cached."""
+    height, width = picture_HWC.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return _resize(picture_HWC[top : top + side, left : left + side], spec.stored_px)
+
+
+def evenly_spread(count: int, of: int) -> npt.NDArray[np.int64]:
+    """Middle positions of ``count`` equal parts of range(of), in order; they repeat where count exceeds it."""
+    return ((2 * np.arange(count, dtype=np.int64) + 1) * of) // (2 * count)
+
+
+def frame_positions(spec: InputSpec) -> npt.NDArray[np.int64]:
+    """Which of the stored frames evaluation looks at: spec.frames_used of them, evenly spaced, in time order."""
+    return evenly_spread(spec.frames_used, spec.frames_stored)
+
+
+def evaluation_frames(frames_KHWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """The fixed frames of a stored clip, whole and normalised: float32 (spec.frames_used, 3, frame_px, frame_px).
+
+    Raises ValueError where the clip does not hold spec.frames_stored square frames.
+    """
+    _check_frames(frames_KHWC, spec)
+    return all_frames(frames_KHWC[frame_positions(spec)], spec)
+
+
+def all_frames(frames_KHWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Every given frame prepared as in evaluation: float32 (K, 3, frame_px, frame_px)."""
+    return _normalise([_resize(frame_HWC, spec.frame_px) for frame_HWC in frames_KHWC])
+
+
+def training_frames(
+    frames_KHWC: npt.NDArray[np.uint8],
+    spec: InputSpec,
+    rng: np.random.Generator,
+    *,
+    crop_scale: tuple[float, float] = CROP_SCALE,
+) -> npt.NDArray[np.float32]:
+    """Random distinct frames in time order, each cropped, resized and flipped by chance, and normalised.
+
+    Returns float32 (spec.frames_used, 3, frame_px, frame_px). ``crop_scale`` bounds the share of the area a crop keeps.
+    Each frame draws its own crop and flip, as in the published training code.
+    Raises ValueError where the clip does not hold spec.frames_stored square frames.
+    """
+    _check_frames(frames_KHWC, spec)
+    chosen = np.sort(rng.choice(spec.frames_stored, spec.frames_used, replace=False))
+    pictures: list[npt.NDArray[np.uint8]] = []
+    for position in chosen:
+        top, left, height, width = _random_crop(frames_KHWC.shape[1], rng, crop_scale)
+        picture_HWC = _resize(frames_KHWC[position, top : top + height, left : left + width], spec.frame_px)
+        pictures.append(picture_HWC[:, ::-1] if rng.random() < 0.5 else picture_HWC)
+    return _normalise(pictures)
+
+
+def _random_crop(side: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop of a square, area and log aspect drawn evenly (Szegedy et al. 2015)."""
+    for _ in range(10):
+        area = side * side * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= side and 0 < height <= side:
+            return int(rng.integers(side - height + 1)), int(rng.integers(side - width + 1)), height, width
+    return 0, 0, side, side
+
+
+def _resize(picture_HWC: npt.NDArray[np.uint8], px: int) -> npt.NDArray[np.uint8]:
+    if picture_HWC.shape[:2] == (px, px):
+        return picture_HWC
+    shrinks = min(picture_HWC.shape[:2]) >= px
+    resized = cv2.resize(picture_HWC, (px, px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8)
+
+
+def _normalise(pictures: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    scale_C = 1.0 / (255.0 * IMAGENET_DEVIATION)
+    offset_C = IMAGENET_MEAN / IMAGENET_DEVIATION
+    frames_KHWC = np.stack(pictures).astype(np.float32) * scale_C - offset_C
+    return np.ascontiguousarray(frames_KHWC.transpose(0, 3, 1, 2), np.float32)
+
+
+def _check_frames(frames_KHWC: npt.NDArray[np.uint8], spec: InputSpec) -> None:
+    count, height, width, channels = frames_KHWC.shape
+    if (count, channels) != (spec.frames_stored, 3) or height != width:
+        raise ValueError(f"frames of shape {frames_KHWC.shape}: {spec.frames_stored} square RGB frames are needed")

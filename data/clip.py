@@ -1,0 +1,66 @@
+"""What a clip is, before decoding (a reference to its files) and after (two arrays)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+class ClipError(Exception):
+    """A clip that cannot be used. ``name`` says which, ``reason`` why, in words for the person who owns the files."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ClipRef:
+    """Where a clip's sound and picture lie, and what is known about it.
+
+    ``start_s`` and ``end_s`` cut an event out of longer files; None means from the beginning and to the end.
+    ``label`` indexes the listing's classes; None where nobody has said.
+    """
+
+    name: str
+    audio_path: Path | None
+    video_path: Path | None
+    label: int | None
+    actor: str | None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """A clip as it is cached.
+
+    ``spectrogram_FT``: float32 (spec.spectrogram_bins, spec.spectrogram_columns), log power, standardised.
+    ``frames_KHWC``: uint8 (spec.frames_stored, spec.stored_px, spec.stored_px, 3), RGB, in time order.
+    """
+
+    spectrogram_FT: npt.NDArray[np.float32]
+    frames_KHWC: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A clip, file or line left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set's clips as its layout declares them; nothing is decoded yet.
+
+    ``refs`` are sorted by name, names are unique, and every ref has both its files. What has not is in ``damaged``.
+    """
+
+    layout: str
+    classes: tuple[str, ...]
+    refs: tuple[ClipRef, ...]
+    damaged: tuple[Damage, ...]
