@@ -1,0 +1,151 @@
+"""Child processes that are waited for properly, end with their parent, and name their log when they fail."""
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final
+
+POLL_S: Final = 0.1
+"""How often a child that is being waited for is looked at."""
+
+_ADDRESS = re.compile(r"^\S+:\d+$")
+
+
+class ChildFailed(Exception):
+    """A child ended wrongly, too early or not at all. The message names its log and shows the log's last line."""
+
+
+@dataclass(frozen=True)
+class Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    def last_line(self) -> str:
+        """The last line that is not empty of what the child wrote; empty where there is none."""
+        try:
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def failure(self, what: str) -> ChildFailed:
+        last = self.last_line()
+        return ChildFailed(f"{self.name} {what}. Its log: {self.log_path}" + (f"\n  last line: {last}" if last else ""))
+
+
+class Family:
+    """The children of one run. Leaving the ``with`` block ends those that still live: SIGTERM, then SIGKILL.
+
+    Children have sessions of their own, so that a Ctrl-C reaches the parent alone and it decides the order of ending.
+    """
+
+    def __init__(self, log_dir: Path, grace_s: float = 10.0):
+        self._log_dir = log_dir
+        self._grace_s = grace_s
+        self._children: list[Child] = []
+        log_dir.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Child:
+        """Starts ``argv`` with both outputs in ``<log_dir>/<name>.log``. Raises ChildFailed where it does not start."""
+        log_path = self._log_dir / f"{name}.log"
+        with log_path.open("wb") as log:
+            try:
+                process = subprocess.Popen(
+                    [str(part) for part in argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=None if env is None else dict(env),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ChildFailed(f"{name} does not start: {error}") from error
+        child = Child(name, process, log_path)
+        self._children.append(child)
+        return child
+
+    def wait(self, *awaited: Child, timeout_s: float) -> None:
+        """Waits until every awaited child has ended well.
+
+        Raises ChildFailed as soon as one of them ends otherwise, any other child of the family ends at all (it was
+        meant to serve), or ``timeout_s`` is over.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        open_children = list(awaited)
+        servants = [child for child in self._children if child not in awaited and child.process.returncode is None]
+        while open_children:
+            for child in servants:
+                if child.process.poll() is not None:
+                    raise child.failure(f"ended (code {child.process.returncode}) while it was needed")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                open_children[0].process.wait(POLL_S)
+            for child in list(open_children):
+                code = child.process.poll()
+                if code == 0:
+                    open_children.remove(child)
+                elif code is not None:
+                    raise child.failure(f"failed (code {code})")
+            if open_children and time.monotonic() > deadline_s:
+                raise open_children[0].failure(f"was not done after {timeout_s:.0f} s")
+
+    def wait_for_address(self, child: Child, port_file: Path, timeout_s: float) -> str:
+        """HOST:PORT once the child has written it to ``port_file`` and answers there. Raises ChildFailed."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                address = port_file.read_text().strip()
+                if _ADDRESS.match(address) and _answers(address):
+                    return address
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.process.wait(POLL_S)
+                raise child.failure(f"ended (code {code}) before it listened")
+            if time.monotonic() > deadline_s:
+                raise child.failure(f"did not listen within {timeout_s:.0f} s")
+
+    def __enter__(self) -> "Family":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        alive = [child for child in reversed(self._children) if child.process.poll() is None]
+        for child in alive:
+            child.process.terminate()
+        deadline_s = time.monotonic() + self._grace_s
+        for child in alive:
+            try:
+                child.process.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def termination_unwinds() -> Iterator[None]:
+    """Inside, SIGTERM leaves through the ``with`` blocks as Ctrl-C does, so that no child outlives its parent."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

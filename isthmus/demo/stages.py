@@ -1,0 +1,73 @@
+"""What a run has finished, with its wall time, kept in the output folder so that the next run can take it over."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One finished stage. ``key`` hashes all it depended on; ``reused`` says that an earlier run had done it."""
+
+    name: str
+    key: str
+    seconds: float
+    reused: bool = False
+
+
+def key_of(*parts: Any) -> str:
+    """16 hex digits over anything JSON can hold."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StageLedger:
+    """Runs stages in order; one whose key and result are there already is taken over, not run again."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._finished = _read(path)
+        self.records: list[StageRecord] = []
+
+    def run(self, name: str, key: str, result: Path, action: Callable[[], None]) -> StageRecord:
+        """Runs ``action``, which makes ``result``, unless a run with the same ``key`` has.
+
+        Whatever ``action`` raises passes through, and the stage then counts as not done.
+        """
+        before = self._finished.get(name)
+        if before is not None and before.key == key and result.exists():
+            record = StageRecord(name, key, before.seconds, reused=True)
+        else:
+            if before is not None:  # from here on its result is neither the old nor the new one
+                del self._finished[name]
+                self._save()
+            began_s = time.perf_counter()
+            action()
+            record = StageRecord(name, key, time.perf_counter() - began_s)
+            self._finished[name] = record
+            self._save()
+        self.records.append(record)
+        return record
+
+    def add(self, name: str, seconds: float) -> None:
+        """Notes the time of a stage that every run does anew."""
+        self.records.append(StageRecord(name, "", seconds))
+
+    def _save(self) -> None:
+        part = self._path.with_name(self._path.name + ".part")
+        part.write_text(json.dumps([asdict(record) for record in self._finished.values()], indent=1))
+        os.replace(part, self._path)
+
+
+def _read(path: Path) -> dict[str, StageRecord]:
+    """An unreadable ledger counts as empty: then everything is done again, which is slow and right."""
+    try:
+        records = [StageRecord(**record) for record in json.loads(path.read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+    return {record.name: record for record in records}
