@@ -1,0 +1,103 @@
+"""Checkpoints as safetensors: model, optimiser and progress in one file, written whole or not at all."""
+
+import errno
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written or does not belong to this run. The last good file is kept."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: epochs done, the loss of each, and the run it belongs to."""
+
+    run: str
+    epochs_done: int
+    losses: tuple[float, ...]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside ``path`` and renames over it. Raises CheckpointError where the disk is full; ``path`` is unharmed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"the disk is full: {path.name} ({len(content)} bytes) was not written; "
+                "the last complete one is kept. Free some space and run the same command again to go on."
+            ) from error
+        raise
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Raises CheckpointError where the disk is full."""
+    tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer.{index}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    metadata = {"run": progress.run, "epochs_done": str(progress.epochs_done), "losses": json.dumps(progress.losses)}
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, save(contiguous, metadata))
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Progress | None:
+    """Restores module and optimiser in place; None where there is no file.
+
+    Raises CheckpointError where the file is of another run or is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("run") != run:
+                raise CheckpointError(
+                    f"{path.name} belongs to another run ({metadata.get('run')}, not {run}): its configuration or data "
+                    "differ. Remove it to begin anew, or use another folder."
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises its own untyped errors on damage
+        raise CheckpointError(f"{path.name} is damaged ({error}). Remove it to begin anew.") from error
+    module.load_state_dict(_under(tensors, "model."))
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in _under(tensors, "optimizer.").items():
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(run, int(metadata["epochs_done"]), tuple(json.loads(metadata["losses"])))
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def state_hash(states: Iterable[nn.Module]) -> str:
+    """16 hex digits over all weights: the identity of a model in cache keys."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for module in states:
+        for key, value in module.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,166 @@
+"""A student as ONNX files for the device, each checked against torch before it counts (names: StudentManifest)."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from isthmus.distill.models.heads import FusionHead, HeadBank, RatioHead
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.release import Release
+from isthmus.proto.messages import ratio_name
+
+OPSET = 18
+TOLERANCE = 1e-3
+"""Largest difference allowed between torch and ONNX Runtime, relative to the largest output."""
+
+
+class ExportError(Exception):
+    """An exported file that does not compute what torch computes."""
+
+
+class _AudioEncoder(nn.Module):
+    def __init__(self, encoders: EncoderPair):
+        super().__init__()
+        self.encoders = encoders
+
+    def forward(self, spectrogram_BFT: Tensor) -> Tensor:
+        return self.encoders.audio(spectrogram_BFT)
+
+
+class _VisualEncoder(nn.Module):
+    def __init__(self, encoders: EncoderPair):
+        super().__init__()
+        self.encoders = encoders
+
+    def forward(self, frames_BKCHW: Tensor) -> Tensor:
+        return self.encoders.visual(frames_BKCHW).mean(dim=1)
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, head: FusionHead | RatioHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
+        return torch.softmax(self.head(audio_BD, visual_BD), dim=1)
+
+
+class _Compressor(nn.Module):
+    def __init__(self, head: RatioHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head.compress(audio_BD, visual_BD)
+
+
+def export_student(release: Release, student: EncoderPair, heads: HeadBank | None, out_dir: Path) -> list[Path]:
+    """Writes a student's files and returns them, sorted; ``heads`` None makes an interim one (no local head).
+
+    ``heads.safetensors`` stays in the cloud and is not among the returned files. Raises ExportError where a file's
+    outputs differ from torch's.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    spec, width = release.recipe.input, release.recipe.feature_width
+    student = student.cpu().eval()
+    teacher_head = release.teacher_head.cpu().eval()
+    spectrogram = torch.randn(2, spec.spectrogram_bins, spec.spectrogram_columns)
+    frames = torch.randn(2, spec.frames_used, 3, spec.frame_px, spec.frame_px)
+    pair = (torch.rand(2, width), torch.rand(2, width))
+    names = ("audio_BD", "visual_BD")
+    files = [
+        _export(_AudioEncoder(student), (spectrogram,), ("spectrogram_BFT",), ("features_BD",), out_dir / "audio_encoder.onnx"),
+        _export(_VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / "visual_encoder.onnx"),
+        _export(_Probabilities(teacher_head), pair, names, ("probabilities_BC",), out_dir / "teacher_head.onnx"),
+    ]
+    if heads is not None:
+        heads = heads.cpu().eval()
+        local = _Probabilities(heads[1.0] if 1.0 in heads.ratios else heads[min(heads.ratios)])
+        files.append(_export(local, pair, names, ("probabilities_BC",), out_dir / "local_head.onnx"))
+        for ratio in heads.ratios:
+            path = out_dir / f"compressor_r{ratio_name(ratio)}.onnx"
+            files.append(_export(_Compressor(heads[ratio]), pair, names, ("audio_BW", "visual_BW"), path))
+        heads.save(out_dir / "heads.safetensors")
+    return sorted(files)
+
+
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str], path: Path
+) -> Path:
+    module.eval()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    part = path.with_name(path.name + ".part")
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                inputs,
+                part,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+            )
+    finally:
+        exporter_log.setLevel(level)
+    _check(module, inputs, part, path.name)
+    part.replace(path)
+    return path
+
+
+@torch.inference_mode()
+def _check(module: nn.Module, inputs: tuple[Tensor, ...], onnx_path: Path, name: str) -> None:
+    """Compares on the traced batch and on one of another size."""
+    session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+    for batch in (inputs, tuple(tensor[:1].repeat(3, *[1] * (tensor.ndim - 1)) for tensor in inputs)):
+        expected = module(*batch)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        feed = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), batch, strict=True)}
+        for torch_value, onnx_value in zip(expected, session.run(None, feed), strict=True):
+            scale = float(torch_value.abs().max()) + 1e-6
+            difference = float(np.abs(torch_value.numpy() - onnx_value).max())
+            if not difference <= TOLERANCE * scale:
+                raise ExportError(f"{name}: ONNX Runtime differs from torch by {difference:.2e} (scale {scale:.2e})")
+
+
+def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[npt.NDArray[np.float32]]) -> Path:
+    """Static int8 (QDQ, per channel) of an encoder file; ``calibration`` yields batches of its one input."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+
+    name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
+        def __init__(self) -> None:
+            self._batches = iter(calibration)
+
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {name: batch}
+
+    prepared = out_path.with_name(out_path.name + ".prepared")
+    quant_pre_process(path, prepared)
+    quantize_static(
+        prepared,
+        out_path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+    )
+    prepared.unlink()
+    return out_path

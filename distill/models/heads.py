@@ -1,0 +1,152 @@
+"""Classifier heads over a pair of features: the teacher's fusion head, and per ratio a compressor with its head."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isthmus.proto.messages import compressed_width, ratio_name
+
+Fusion = Literal["concat", "sum", "film", "gated"]
+
+
+class FusionHead(nn.Module):
+    """Fuses audio_BD and visual_BD into logits_BC: concat (default), sum, FiLM or gated, as OGM-GE names them."""
+
+    def __init__(self, width: int, classes: int, fusion: Fusion = "concat"):
+        super().__init__()
+        self.fusion = fusion
+        match fusion:
+            case "concat":
+                self.classifier = nn.Linear(2 * width, classes)
+            case "sum":
+                self.audio_classifier = nn.Linear(width, classes)
+                self.visual_classifier = nn.Linear(width, classes)
+            case "film":
+                self.modulation = nn.Linear(width, 2 * width)
+                self.classifier = nn.Linear(width, classes)
+            case "gated":
+                self.audio_projection = nn.Linear(width, width)
+                self.visual_projection = nn.Linear(width, width)
+                self.classifier = nn.Linear(width, classes)
+            case _:
+                raise ValueError(f"unknown fusion {fusion!r}")
+
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
+        logits: Tensor
+        match self.fusion:
+            case "concat":
+                logits = self.classifier(torch.cat([audio_BD, visual_BD], dim=1))
+            case "sum":
+                logits = self.audio_classifier(audio_BD) + self.visual_classifier(visual_BD)
+            case "film":
+                scale_BD, shift_BD = self.modulation(audio_BD).chunk(2, dim=1)
+                logits = self.classifier(scale_BD * visual_BD + shift_BD)
+            case "gated":
+                gate_BD = torch.sigmoid(self.audio_projection(audio_BD))
+                logits = self.classifier(gate_BD * self.visual_projection(visual_BD))
+        return logits
+
+    def linear(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(W_audio_CD, W_visual_CD, bias_C) where the fusion is linear in the features, else None."""
+        if self.fusion == "concat":
+            audio_CD, visual_CD = self.classifier.weight.chunk(2, dim=1)
+            return audio_CD, visual_CD, self.classifier.bias
+        if self.fusion == "sum":
+            audio, visual = self.audio_classifier, self.visual_classifier
+            return audio.weight, visual.weight, audio.bias + visual.bias
+        return None
+
+    @torch.no_grad()
+    def start_from_branches(self, audio: nn.Linear, visual: nn.Linear) -> None:
+        """Starts as the sum of the two branches' own logits, so that joint training begins where the branches ended.
+
+        Only for the linear fusions; the others keep their random start.
+        """
+        if self.fusion == "concat":
+            self.classifier.weight.copy_(torch.cat([audio.weight, visual.weight], dim=1))
+            self.classifier.bias.copy_(audio.bias + visual.bias)
+        elif self.fusion == "sum":
+            self.audio_classifier.load_state_dict(audio.state_dict())
+            self.visual_classifier.load_state_dict(visual.state_dict())
+
+
+class RatioHead(nn.Module):
+    """One compression ratio: a linear compressor D -> W for each modality and a classifier on the pair (Eq. 5.9)."""
+
+    def __init__(self, feature_width: int, classes: int, ratio: float):
+        super().__init__()
+        width = compressed_width(feature_width, ratio)
+        self.compress_audio = nn.Linear(feature_width, width)
+        self.compress_visual = nn.Linear(feature_width, width)
+        self.classifier = nn.Linear(2 * width, classes)
+
+    def compress(self, audio_BD: Tensor, visual_BD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.compress_audio(audio_BD), self.compress_visual(visual_BD)
+
+    def classify(self, audio_BW: Tensor, visual_BW: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(torch.cat([audio_BW, visual_BW], dim=1))
+        return logits
+
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
+        return self.classify(*self.compress(audio_BD, visual_BD))
+
+
+class HeadBank(nn.Module):
+    """The heads of one student, one per compression ratio."""
+
+    def __init__(self, feature_width: int, classes: int, ratios: Sequence[float]):
+        super().__init__()
+        self.feature_width = feature_width
+        self.classes = classes
+        self.ratios = tuple(ratios)
+        self._heads = nn.ModuleList(RatioHead(feature_width, classes, ratio) for ratio in self.ratios)
+
+    def __getitem__(self, ratio: float) -> RatioHead:
+        """The head of a ratio. Raises KeyError for one that the bank was not made for."""
+        for known, head in zip(self.ratios, self._heads, strict=True):
+            if known == ratio:
+                assert isinstance(head, RatioHead)
+                return head
+        raise KeyError(f"no head for ratio {ratio:g}; there are {', '.join(map(ratio_name, self.ratios))}")
+
+    @torch.inference_mode()
+    def probabilities(
+        self, audio_W: npt.NDArray[np.float32], visual_W: npt.NDArray[np.float32], ratio: float
+    ) -> npt.NDArray[np.float32]:
+        """Class probabilities (C,) of one clip's compressed pair. Raises KeyError for an unknown ratio."""
+        head = self[ratio]
+        pair = torch.from_numpy(np.concatenate([audio_W, visual_W]).astype(np.float32))
+        probabilities: npt.NDArray[np.float32] = torch.softmax(head.classifier(pair), dim=0).numpy()
+        return probabilities
+
+    def save(self, path: Path) -> None:
+        metadata = {
+            "feature_width": str(self.feature_width),
+            "classes": str(self.classes),
+            "ratios": ",".join(map(ratio_name, self.ratios)),
+        }
+        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Raises ValueError where the file is not a head bank."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        try:
+            bank = cls(
+                int(metadata["feature_width"]),
+                int(metadata["classes"]),
+                tuple(float(ratio) for ratio in metadata["ratios"].split(",")),
+            )
+            bank.load_state_dict(load_file(path))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path.name} is not a head bank: {error}") from error
+        return bank.eval()

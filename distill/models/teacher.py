@@ -1,0 +1,33 @@
+"""The teacher: two encoders, the fusion head, and each branch's own classifier (spec 1, section 2)."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from isthmus.distill.models.heads import Fusion, FusionHead
+from isthmus.distill.models.trunk import EncoderPair
+
+
+class Teacher(nn.Module):
+    """ResNet101 trunks by default. The branch classifiers serve uni-modal pre-training and the report of each branch."""
+
+    def __init__(
+        self,
+        trunk_name: str,
+        feature_width: int,
+        classes: int,
+        fusion: Fusion = "concat",
+        weights: Path | None = None,
+    ):
+        super().__init__()
+        self.encoders = EncoderPair(trunk_name, feature_width, neck=True, weights=weights)
+        self.audio_classifier = nn.Linear(feature_width, classes)
+        self.visual_classifier = nn.Linear(feature_width, classes)
+        self.head = FusionHead(feature_width, classes, fusion)
+
+    def forward(self, spectrogram_BFT: Tensor, frames_BKCHW: Tensor) -> Tensor:
+        """logits_BC of the fused pair."""
+        audio_BD = self.encoders.audio(spectrogram_BFT)
+        visual_BD = self.encoders.visual(frames_BKCHW).mean(dim=1)
+        logits: Tensor = self.head(audio_BD, visual_BD)
+        return logits

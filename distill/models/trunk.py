@@ -1,0 +1,88 @@
+"""ResNet trunks for sound and picture: (B, in_channels, H, W) -> (B, width) after global average pooling."""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from isthmus.distill.torchvision_import import resnet
+
+log = logging.getLogger(__name__)
+
+WIDTHS: Final = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+
+
+def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn.Module:
+    """A torchvision ResNet without its classifier.
+
+    ``weights`` is a safetensors file of ImageNet weights in torchvision's names; ``conv1`` is averaged over RGB where
+    ``in_channels`` is 1 (spec 1, section 2). Without it the trunk starts from random weights with the last batch
+    normalisation of every block at zero, which a deep trunk needs to learn from little data, and the log says so.
+
+    Raises ValueError for an unknown name, or for weights that do not fit.
+    """
+    if name not in WIDTHS:
+        raise ValueError(f"unknown trunk {name!r}; known: {', '.join(WIDTHS)}")
+    trunk = getattr(resnet, name)(weights=None, zero_init_residual=weights is None)
+    trunk.fc = nn.Identity()
+    if in_channels != 3:
+        trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    if weights is None:
+        log.info("%s with %d input channel(s): random weights (no ImageNet file given)", name, in_channels)
+        return trunk.to(memory_format=torch.channels_last)
+    state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
+    if in_channels != 3:
+        state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
+    try:
+        trunk.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{weights.name} does not hold torchvision's {name} weights: {error}") from error
+    log.info("%s with %d input channel(s): ImageNet weights from %s", name, in_channels, weights.name)
+    return trunk.to(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    """One modality: trunk, and for the teacher a neck to the shared width D.
+
+    The neck ends in a ReLU. The student's feature is a mean of ReLUs, never negative: a purely linear neck would put
+    half of what the student is asked to match (Eq. 5.4) out of its reach. See docs/decisions.
+
+    ``forward``: (B, in_channels, H, W) -> features_BD.
+    """
+
+    def __init__(self, trunk_name: str, in_channels: int, feature_width: int, *, neck: bool, weights: Path | None = None):
+        super().__init__()
+        self.trunk = resnet_trunk(trunk_name, in_channels, weights)
+        width = WIDTHS[trunk_name]
+        if not neck and width != feature_width:
+            raise ValueError(f"{trunk_name} is {width} wide, not {feature_width}: it needs a neck")
+        self.neck: nn.Module = nn.Sequential(nn.Linear(width, feature_width), nn.ReLU()) if neck else nn.Identity()
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        features: Tensor = self.neck(self.trunk(x_BCHW.contiguous(memory_format=torch.channels_last)))
+        return features
+
+
+class EncoderPair(nn.Module):
+    """Both modalities' encoders: a teacher's or a student's.
+
+    ``audio``: spectrogram_BFT -> features_BD. ``visual``: frames_BKCHW -> per-frame features_BKD; a clip's visual
+    feature is their mean over K.
+    """
+
+    def __init__(self, trunk_name: str, feature_width: int, *, neck: bool, weights: Path | None = None):
+        super().__init__()
+        self.audio_encoder = Encoder(trunk_name, 1, feature_width, neck=neck, weights=weights)
+        self.visual_encoder = Encoder(trunk_name, 3, feature_width, neck=neck, weights=weights)
+
+    def audio(self, spectrogram_BFT: Tensor) -> Tensor:
+        features: Tensor = self.audio_encoder(spectrogram_BFT.unsqueeze(1))
+        return features
+
+    def visual(self, frames_BKCHW: Tensor) -> Tensor:
+        batch, frames = frames_BKCHW.shape[:2]
+        features: Tensor = self.visual_encoder(frames_BKCHW.flatten(0, 1))
+        return features.unflatten(0, (batch, frames))

@@ -1,0 +1,193 @@
+"""A run is a named function that returns its whole frozen configuration.
+
+``thesis`` holds the sizes of the paper; ``small`` the same networks on inputs sized for two CPU cores; ``smoke``
+ends in minutes and serves the demo and the tests. What differs from the paper stands beside the value.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from isthmus.data.transforms import InputSpec
+from isthmus.distill.models.heads import Fusion
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One optimisation: what ``train.fit`` needs to know."""
+
+    epochs: int
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["steps", "cosine", "constant"] = "steps"
+    drop_epochs: tuple[int, ...] = (70,)
+    """Epochs from which the rate falls tenfold; for ``steps``."""
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    augment: bool = True
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Uni-modal pre-training of each branch, then the head on their features, then joint epochs if any.
+
+    Joint training from the start is known to starve one branch on this task (spec 1, section 8).
+    """
+
+    audio: TrainConfig
+    visual: TrainConfig
+    head: TrainConfig
+    joint: TrainConfig | None = None
+
+
+@dataclass(frozen=True)
+class PersonaliseConfig:
+    """Alg. 7: rounds of selection, each followed by ``train.epochs / rounds`` epochs of distillation."""
+
+    train: TrainConfig
+    rounds: int = 15
+    strategy: str = "cosine"
+    samples_per_row: int = 10
+    """n of SelectData; the paper does not give it (spec 1, section 6)."""
+    clips_per_cluster: int = 3
+    min_cluster: int = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    dataset: Literal["crema-d", "ave"]
+    classes: tuple[str, ...]
+    input: InputSpec
+    teacher: TeacherConfig
+    all_distill: TrainConfig
+    personalise: PersonaliseConfig
+    heads: TrainConfig
+    teacher_trunk: str = "resnet101"
+    student_trunk: str = "resnet18"
+    feature_width: int = 512
+    fusion: Fusion = "concat"
+    ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Recipe":
+        """Raises ValueError where the text is not a recipe of this version."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            teacher = {
+                key: None if value is None else _train_config(value) for key, value in raw.pop("teacher").items()
+            }
+            personalise = raw.pop("personalise")
+            return Recipe(
+                classes=tuple(raw.pop("classes")),
+                input=InputSpec(**raw.pop("input")),
+                teacher=TeacherConfig(**teacher),
+                all_distill=_train_config(raw.pop("all_distill")),
+                personalise=PersonaliseConfig(**{**personalise, "train": _train_config(personalise["train"])}),
+                heads=_train_config(raw.pop("heads")),
+                ratios=tuple(raw.pop("ratios")),
+                **raw,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a recipe of this version: {error}") from error
+
+    def hash(self, *parts: str) -> str:
+        """16 hex digits over the whole configuration and whatever else is named (a data hash, a seed)."""
+        return hashlib.sha256("\n".join([self.to_json(), *parts]).encode()).hexdigest()[:16]
+
+
+def _train_config(raw: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**{**raw, "drop_epochs": tuple(raw["drop_epochs"])})
+
+
+def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
+    """The paper's sizes: SGD, momentum 0.9, weight decay 1e-4, 1e-3 then 1e-4 from epoch 70, batch 64."""
+    long = dataset == "ave"
+    spec = InputSpec(duration_s=10.0, spectrogram_columns=1004) if long else InputSpec()
+    return Recipe(
+        name="thesis",
+        dataset=dataset,
+        classes=classes,
+        input=spec,
+        teacher=TeacherConfig(
+            audio=TrainConfig(epochs=100), visual=TrainConfig(epochs=100), head=TrainConfig(epochs=20)
+        ),
+        all_distill=TrainConfig(epochs=1),
+        personalise=PersonaliseConfig(train=TrainConfig(epochs=150), rounds=15),
+        heads=TrainConfig(epochs=100, augment=False),
+    )
+
+
+def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
+    """The paper's networks on 64-pixel frames and spectrograms of 64 x 75 (AVE: 64 x 251), from random weights.
+
+    AdamW and more AllDistill epochs than the paper's one, since there are no ImageNet weights to start from.
+    """
+    base = thesis(dataset, classes)
+    columns = 251 if dataset == "ave" else 75
+    adamw = TrainConfig(
+        epochs=30,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_epochs=2,
+        label_smoothing=0.1,
+    )
+    return dataclasses.replace(
+        base,
+        name="small",
+        input=dataclasses.replace(
+            base.input, spectrogram_bins=64, spectrogram_columns=columns, frame_px=64, stored_px=72, frames_used=2
+        ),
+        teacher=TeacherConfig(
+            audio=adamw,
+            visual=adamw,
+            head=dataclasses.replace(adamw, epochs=20, learning_rate=3e-4, warmup_epochs=0),
+        ),
+        all_distill=dataclasses.replace(adamw, epochs=10, warmup_epochs=1),
+        personalise=PersonaliseConfig(
+            train=dataclasses.replace(adamw, epochs=24, learning_rate=3e-4, warmup_epochs=0), rounds=3
+        ),
+        heads=dataclasses.replace(adamw, epochs=30, learning_rate=3e-4, warmup_epochs=0, augment=False),
+    )
+
+
+def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
+    """Minutes in all: ResNet34 teacher on 48-pixel frames; the student is the real ResNet18 pair."""
+    base = small(dataset, classes)
+    columns = 160 if dataset == "ave" else 48
+    teacher = base.teacher
+    return dataclasses.replace(
+        base,
+        name="smoke",
+        teacher_trunk="resnet34",
+        input=dataclasses.replace(
+            base.input, spectrogram_bins=48, spectrogram_columns=columns, frame_px=48, stored_px=56, frames_used=1
+        ),
+        teacher=TeacherConfig(
+            audio=dataclasses.replace(teacher.audio, epochs=8, warmup_epochs=1),
+            visual=dataclasses.replace(teacher.visual, epochs=8, warmup_epochs=1),
+            head=dataclasses.replace(teacher.head, epochs=5),
+        ),
+        all_distill=dataclasses.replace(base.all_distill, epochs=4),
+        personalise=dataclasses.replace(
+            base.personalise,
+            train=dataclasses.replace(base.personalise.train, epochs=8),
+            rounds=2,
+            samples_per_row=8,
+        ),
+        heads=dataclasses.replace(base.heads, epochs=10),
+    )
+
+
+PRESETS = {"thesis": thesis, "small": small, "smoke": smoke}

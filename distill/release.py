@@ -1,0 +1,155 @@
+"""A release: the folder that holds all a cloud needs to personalise students.
+
+    recipe.json                     the whole configuration, and the hash of the data
+    public/                         the decoded public clips (data/arrays.py)
+    teacher/teacher.safetensors     and history.json, loss.png
+    teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
+    students/<seed>.safetensors     AllDistill students, one per seed
+    base/                           the student a new device gets: ONNX files and heads.safetensors
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from safetensors.torch import load_file, save
+from torch import nn
+
+from isthmus.data.arrays import ClipArrays
+from isthmus.distill.checkpoint import state_hash, write_atomically
+from isthmus.distill.models.heads import FusionHead
+from isthmus.distill.models.teacher import Teacher
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.recipes import Recipe
+from isthmus.distill.teacher_cache import TeacherOutputs, open_outputs
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class ReleaseError(Exception):
+    """A release that is missing, incomplete or made by another version. Says which command makes it."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """An opened release. Parts are loaded when first asked for, and raise ReleaseError where they are missing."""
+
+    root: Path
+    recipe: Recipe
+
+    @staticmethod
+    def create(root: Path, recipe: Recipe) -> "Release":
+        """Begins a release, or opens it where it was begun with the same recipe.
+
+        Raises ReleaseError where the folder holds a release of another recipe.
+        """
+        path = root / "recipe.json"
+        if path.exists():
+            existing = Release.open(root)
+            if existing.recipe != recipe:
+                raise ReleaseError(
+                    f"{root} holds a release of another configuration ({existing.recipe.name}). "
+                    "Choose another --release folder, or remove this one."
+                )
+            return existing
+        write_atomically(path, recipe.to_json().encode())
+        return Release(root, recipe)
+
+    @staticmethod
+    def open(root: Path) -> "Release":
+        try:
+            return Release(root, Recipe.from_json((root / "recipe.json").read_text()))
+        except FileNotFoundError as error:
+            raise ReleaseError(f"{root} is not a release. 'isthmus distill teacher --release {root}' makes one.") from error
+        except ValueError as error:
+            raise ReleaseError(f"{root}/recipe.json: {error}") from error
+
+    @property
+    def public_dir(self) -> Path:
+        return self.root / "public"
+
+    @property
+    def teacher_path(self) -> Path:
+        return self.root / "teacher" / "teacher.safetensors"
+
+    @property
+    def base_dir(self) -> Path:
+        """ONNX files and heads of the student that a new device gets."""
+        return self.root / "base"
+
+    def student_path(self, seed: int) -> Path:
+        return self.root / "students" / f"{seed}.safetensors"
+
+    @cached_property
+    def public(self) -> ClipArrays:
+        pointer = self.root / "public.json"
+        if not pointer.exists():
+            raise ReleaseError(f"{self.root} has no public clips yet: run 'isthmus distill teacher' first.")
+        return ClipArrays.open(self.public_dir / json.loads(pointer.read_text())["folder"])
+
+    def set_public(self, clips: ClipArrays) -> None:
+        """Names the decoded clips below ``public_dir`` that this release stands on."""
+        folder = clips.folder.relative_to(self.public_dir)
+        write_atomically(self.root / "public.json", json.dumps({"folder": str(folder)}).encode())
+
+    def new_teacher(self, weights: Path | None = None) -> Teacher:
+        recipe = self.recipe
+        return Teacher(recipe.teacher_trunk, recipe.feature_width, len(recipe.classes), recipe.fusion, weights)
+
+    def new_student(self, weights: Path | None = None) -> EncoderPair:
+        return EncoderPair(self.recipe.student_trunk, self.recipe.feature_width, neck=False, weights=weights)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return load_weights(self.new_teacher(), self.teacher_path, "isthmus distill teacher")
+
+    @property
+    def teacher_head(self) -> FusionHead:
+        return self.teacher.head
+
+    def student(self, seed: int = 0) -> EncoderPair:
+        """The AllDistill student of a seed (0 is the base student's)."""
+        return load_weights(self.new_student(), self.student_path(seed), f"isthmus distill student --seed {seed}")
+
+    @cached_property
+    def teacher_outputs(self) -> TeacherOutputs:
+        folder = self.root / "teacher_outputs" / self.outputs_key()
+        try:
+            outputs = open_outputs(folder)
+        except FileNotFoundError as error:
+            raise ReleaseError(f"{self.root} has no teacher outputs: run 'isthmus distill teacher' again.") from error
+        if len(outputs.probabilities_NC) != len(self.public.names):
+            raise ReleaseError(f"{self.root}: teacher outputs and public clips differ in number; remove teacher_outputs/.")
+        return outputs
+
+    def outputs_key(self) -> str:
+        """Hash of the teacher's weights and of the public data."""
+        return f"{state_hash([self.teacher])}-{self.public.content_hash[:16]}"
+
+    @cached_property
+    def release_hash(self) -> str:
+        """16 hex digits over recipe, teacher, public data and base student."""
+        return self.recipe.hash(self.outputs_key(), state_hash([self.student(0)]))
+
+    def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.asarray(self.public.labels_N)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Raises CheckpointError where the disk is full."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    write_atomically(path, save(state))
+
+
+def load_weights(module: M, path: Path, command: str) -> M:
+    """Loads strictly and sets evaluation mode. Raises ReleaseError naming the command that makes the file."""
+    if not path.exists():
+        raise ReleaseError(f"{path} is missing: run '{command}' first.")
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own untyped errors on damage
+        raise ReleaseError(f"{path} does not fit this release or is damaged ({error}); run '{command}' again.") from error
+    return module.eval()

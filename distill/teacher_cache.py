@@ -1,0 +1,86 @@
+"""The teacher's outputs on public clips: computed once, memory-mapped, keyed by teacher and data (spec 1, section 10)."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import Progress
+
+from isthmus.data.arrays import ClipArrays
+from isthmus.data.transforms import all_frames, frame_positions
+from isthmus.distill.models.heads import FusionHead
+from isthmus.distill.models.trunk import EncoderPair
+
+BATCH_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """Axes: N clips, K stored frames, D feature width, C classes. Rows stand in the clips' order."""
+
+    audio_features_ND: npt.NDArray[np.float32]
+    visual_features_NKD: npt.NDArray[np.float32]
+    probabilities_NC: npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def encode_clips(
+    encoders: EncoderPair, clips: ClipArrays, device: torch.device, progress: Progress | None = None, what: str = "encode"
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame."""
+    encoders.to(device).eval()
+    task = progress.add_task(what, total=len(clips.names), note="") if progress is not None else None
+    audio: list[npt.NDArray[np.float32]] = []
+    visual: list[npt.NDArray[np.float32]] = []
+    for start in range(0, len(clips.names), BATCH_CLIPS):
+        rows = range(start, min(start + BATCH_CLIPS, len(clips.names)))
+        frames = torch.from_numpy(np.stack([all_frames(clips.frames_NKHWC[row], clips.spec) for row in rows]))
+        spectrograms = torch.from_numpy(np.array(clips.spectrograms_NFT[rows.start : rows.stop], dtype=np.float32))
+        audio.append(encoders.audio(spectrograms.to(device)).float().cpu().numpy())
+        visual.append(encoders.visual(frames.to(device)).float().cpu().numpy())
+        if progress is not None and task is not None:
+            progress.advance(task, len(rows))
+    return np.concatenate(audio), np.concatenate(visual)
+
+
+@torch.inference_mode()
+def head_probabilities(
+    head: FusionHead, audio_ND: npt.NDArray[np.float32], visual_ND: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """softmax of the teacher head: beta_p on teacher features, beta_c on a student's."""
+    device = next(head.parameters()).device
+    logits_NC = head.eval()(torch.from_numpy(audio_ND).to(device), torch.from_numpy(visual_ND).to(device))
+    probabilities: npt.NDArray[np.float32] = torch.softmax(logits_NC, dim=1).cpu().numpy()
+    return probabilities
+
+
+def evaluation_mean(visual_NKD: npt.NDArray[np.float32], clips: ClipArrays) -> npt.NDArray[np.float32]:
+    """A clip's visual feature as in evaluation: the mean over the fixed, evenly spaced frames. (N, D)."""
+    mean_ND: npt.NDArray[np.float32] = visual_NKD[:, list(frame_positions(clips.spec))].mean(axis=1)
+    return mean_ND
+
+
+def save_outputs(folder: Path, outputs: TeacherOutputs) -> None:
+    """Writes the three arrays; the folder appears whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in ("audio_features_ND", "visual_features_NKD", "probabilities_NC"):
+        np.save(part / f"{name}.npy", getattr(outputs, name), allow_pickle=False)
+    (part / "shapes.json").write_text(json.dumps({"clips": len(outputs.probabilities_NC)}))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def open_outputs(folder: Path) -> TeacherOutputs:
+    """Memory-maps what ``save_outputs`` wrote. Raises FileNotFoundError."""
+    return TeacherOutputs(
+        *(
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("audio_features_ND", "visual_features_NKD", "probabilities_NC")
+        )
+    )
