@@ -252,7 +252,8 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
 
 def manifest_to_bytes(manifest: StudentManifest) -> bytes:
     """The bytes that are signed and sent."""
-    return student_manifest_to_pb(manifest).SerializeToString(deterministic=True)
+    manifest_bytes: bytes = student_manifest_to_pb(manifest).SerializeToString(deterministic=True)
+    return manifest_bytes
 
 
 def manifest_from_bytes(manifest_bytes: bytes) -> StudentManifest:

@@ -1,0 +1,195 @@
+"""What the device asks of the cloud, as a protocol; the one over gRPC is in grpc_link.py, one in memory is here.
+
+Every method raises errors of ``isthmus.proto.errors`` and no other. A Link is used by one thread at a time.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from isthmus.proto.errors import InvalidInput, NotYours, Unauthenticated, Unavailable, WrongState
+from isthmus.proto.limits import CHUNK_BYTES
+from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest, Stage
+
+
+@dataclass
+class Traffic:
+    """Message bytes by kind of call, in each direction, without HTTP/2 and TLS around them."""
+
+    up_bytes: Counter[str] = field(default_factory=Counter)
+    down_bytes: Counter[str] = field(default_factory=Counter)
+
+
+class InferSession(Protocol):
+    """One stream of questions to the heads of one student."""
+
+    def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+        """Sends one frame and waits for its answer. ``sequence`` rises strictly.
+
+        A refused frame is a reply with an error; the session goes on. Raises Unavailable where the link broke and
+        TooLate where no answer came in time: the session is over after either.
+        """
+
+    def close(self) -> None: ...
+
+
+class Link(Protocol):
+    traffic: Traffic
+
+    def authenticate(self, token: str) -> None:
+        """Later calls carry this token."""
+
+    def enrol(self, device_name: str, enrolment_key: str) -> Enrolment: ...
+
+    def start_personalisation(
+        self, idempotency_key: str, prototypes: Prototypes, *, rounds: int, seed: int
+    ) -> JobStatus:
+        """Starts a job, or returns the job that this key has started before. ``rounds`` 0 leaves it to the cloud."""
+
+    def upload_prototypes(self, job_id: str, round: int, prototypes: Prototypes) -> JobStatus: ...
+
+    def watch_job(self, job_id: str) -> Iterator[JobStatus]:
+        """The job's state at once, then at every change. It may end before the job does: watch again."""
+
+    def describe_student(self, student_id: str) -> SignedManifest:
+        """The named student's manifest; "" asks for the newest. Its signature is the caller's to verify."""
+
+    def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
+        """The file's chunks from ``offset_bytes`` on, each with a CRC-32 that has been checked."""
+
+    def open_infer(self, student_id: str, *, timeout_s: float) -> InferSession:
+        """``timeout_s`` bounds the whole session and travels to the cloud as its deadline."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class MemoryCloud:
+    """A cloud in this process, for tests and dry runs: it holds students and lets a script drive the jobs.
+
+    ``script`` gives the states of a job after its start. A state AWAITING_PROTOTYPES holds the job there until the
+    prototypes of its round have come. ``answer`` maps (student id, frame) to a reply without its sequence.
+    """
+
+    enrolment: Enrolment
+    students: dict[str, SignedManifest]
+    files: dict[tuple[str, str], bytes]
+    newest_id: str
+    script: tuple[JobStatus, ...]
+    answer: Callable[[str, int, bytes], InferReply]
+    enrolment_key: str = ""
+    reachable: bool = True
+    chunk_bytes: int = CHUNK_BYTES
+    uploads: dict[tuple[str, int], Prototypes] = field(default_factory=dict)
+    jobs: dict[str, str] = field(default_factory=dict)
+
+
+class MemoryLink:
+    """A Link straight into a MemoryCloud."""
+
+    def __init__(self, cloud: MemoryCloud) -> None:
+        self.cloud = cloud
+        self.traffic = Traffic()
+        self._token = ""
+
+    def authenticate(self, token: str) -> None:
+        self._token = token
+
+    def enrol(self, device_name: str, enrolment_key: str) -> Enrolment:
+        self._check_reachable()
+        if not device_name:
+            raise InvalidInput("device name: empty")
+        if enrolment_key != self.cloud.enrolment_key:
+            raise Unauthenticated("the enrolment key is wrong")
+        return self.cloud.enrolment
+
+    def start_personalisation(
+        self, idempotency_key: str, prototypes: Prototypes, *, rounds: int, seed: int
+    ) -> JobStatus:
+        self._check_known()
+        job_id = self.cloud.jobs.setdefault(idempotency_key, f"job-{len(self.cloud.jobs) + 1}")
+        self.cloud.uploads.setdefault((job_id, 0), prototypes)
+        self.traffic.up_bytes["prototypes"] += prototypes.values_KC.nbytes
+        return JobStatus(job_id, Stage.QUEUED, rounds=max(rounds, 1))
+
+    def upload_prototypes(self, job_id: str, round: int, prototypes: Prototypes) -> JobStatus:
+        self._check_job(job_id)
+        if (job_id, round) in self.cloud.uploads:
+            raise WrongState("the prototypes of this round are here already")
+        self.cloud.uploads[job_id, round] = prototypes
+        self.traffic.up_bytes["prototypes"] += prototypes.values_KC.nbytes
+        return JobStatus(job_id, Stage.SELECTING, round=round, rounds=round + 1)
+
+    def watch_job(self, job_id: str) -> Iterator[JobStatus]:
+        self._check_job(job_id)
+        for status in self.cloud.script:
+            self._check_reachable()
+            waiting = status.stage is Stage.AWAITING_PROTOTYPES
+            if waiting and (job_id, status.round) in self.cloud.uploads:
+                continue
+            yield JobStatus(**{**vars(status), "job_id": job_id})
+            if waiting or status.stage.ended:
+                return
+
+    def describe_student(self, student_id: str) -> SignedManifest:
+        self._check_known()
+        signed = self.cloud.students.get(student_id or self.cloud.newest_id)
+        if signed is None:
+            raise NotYours("no such student")
+        return signed
+
+    def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
+        self._check_known()
+        content = self.cloud.files.get((student_id, file_name))
+        if content is None:
+            raise NotYours("no such file")
+        if not 0 <= offset_bytes <= len(content):
+            raise InvalidInput("the offset is outside the file")
+        for start in range(offset_bytes, len(content), self.cloud.chunk_bytes):
+            self._check_reachable()
+            data = content[start : start + self.cloud.chunk_bytes]
+            self.traffic.down_bytes["student"] += len(data)
+            yield Chunk(start, data, zlib.crc32(data))
+
+    def open_infer(self, student_id: str, *, timeout_s: float) -> "MemoryInferSession":
+        self._check_known()
+        if student_id not in self.cloud.students:
+            raise NotYours("no such student")
+        return MemoryInferSession(self, student_id)
+
+    def close(self) -> None:
+        self._token = ""
+
+    def _check_reachable(self) -> None:
+        if not self.cloud.reachable:
+            raise Unavailable("the cloud cannot be reached")
+
+    def _check_known(self) -> None:
+        self._check_reachable()
+        if self._token != self.cloud.enrolment.token:
+            raise Unauthenticated("no such device")
+
+    def _check_job(self, job_id: str) -> None:
+        self._check_known()
+        if job_id not in self.cloud.jobs.values():
+            raise NotYours("no such job")
+
+
+class MemoryInferSession:
+    def __init__(self, link: MemoryLink, student_id: str) -> None:
+        self._link = link
+        self._student_id = student_id
+        self._last_sequence = -1
+
+    def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+        self._link._check_reachable()
+        if sequence <= self._last_sequence:
+            raise InvalidInput("the sequence does not rise")
+        self._last_sequence = sequence
+        self._link.traffic.up_bytes["inference"] += len(frame)
+        return self._link.cloud.answer(self._student_id, sequence, frame)
+
+    def close(self) -> None:
+        self._last_sequence = -1
