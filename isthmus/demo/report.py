@@ -1,0 +1,41 @@
+"""The HTML report: one file that needs no other, no script and no network."""
+
+import base64
+from pathlib import Path
+
+import jinja2
+
+from isthmus import __version__
+from isthmus.demo import pictures
+from isthmus.demo.outcome import DemoOutcome, readable_bytes, readable_seconds
+
+
+def render_report(outcome: DemoOutcome) -> str:
+    """The whole page as text. Names from the data set are escaped; pictures are inline PNG."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("isthmus.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(bytes=readable_bytes, duration=readable_seconds, inline=_inline)
+    return environment.get_template("report.html").render(
+        version=__version__,
+        outcome=outcome,
+        accuracy=pictures.accuracy(outcome.clients),
+        traffic=pictures.bytes_per_clip(outcome.clients),
+        selected=pictures.selected(outcome.clients, outcome.classes),
+        prototypes=[pictures.prototypes(client, outcome.classes) for client in outcome.clients],
+        losses=pictures.losses(_curves(outcome)),
+        wall_times=pictures.wall_times(outcome.stages),
+    )
+
+
+def write_report(outcome: DemoOutcome, path: Path) -> None:
+    path.write_text(render_report(outcome), encoding="utf-8")
+
+
+def _curves(outcome: DemoOutcome) -> dict[str, tuple[float, ...]]:
+    curves = {name: values for name, values in outcome.losses.items() if values}
+    return curves | {f"personal student, {client.name}": client.losses for client in outcome.clients if client.losses}
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,141 @@
+"""The demo's table and page: self-contained, every figure of the outcome shown, foreign names escaped."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from isthmus.demo.outcome import (
+    Answering,
+    ClientOutcome,
+    DemoOutcome,
+    readable_bytes,
+    readable_seconds,
+)
+from isthmus.demo.report import render_report, write_report
+from isthmus.demo.stages import StageRecord
+from isthmus.demo.table import closing_table
+
+CLASSES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+
+
+def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientOutcome:
+    rng = np.random.default_rng(7)
+    return ClientOutcome(
+        name=name,
+        own_classes=own_classes,
+        selection_clips=30,
+        test_clips=40,
+        answering=(
+            Answering("base student alone", 17, 40, 0.4, 0.0),
+            Answering("cloud, ratio 1", 31, 40, 3.2, 2079.0),
+            Answering("cloud, ratio 2", 29, 40, 3.1, 1055.0),
+            Answering("personal student alone", 30, 40, 0.5, 0.0),
+        ),
+        encode_median_ms=21.0,
+        raw_bytes_per_clip=131_234.0,
+        bytes_up={"prototypes": 700, "features": 83_160},
+        bytes_down={"students": 91_234_567, "answers": 4_321},
+        prototypes_KC=rng.dirichlet(np.ones(6), size=prototypes).astype(np.float32),
+        sizes_K=np.full(prototypes, 3, np.int32),
+        min_cluster=3,
+        epsilon=None,
+        selected_per_class=(20, 18, 22, 3, 1, 0),
+        cloud_seconds={"selecting": 0.1, "distilling": 12.0},
+        losses=(0.9, 0.5, 0.4),
+        rss_bytes=210_000_000,
+    )
+
+
+@pytest.fixture
+def outcome() -> DemoOutcome:
+    return DemoOutcome(
+        data_name="a synthetic set of 720 clips",
+        synthetic=True,
+        preset="smoke",
+        seed=0,
+        classes=CLASSES,
+        public_clips=576,
+        skipped_clips=0,
+        clients=(_client("client_1", CLASSES[:3], 10), _client("client_2", CLASSES[3:], 9)),
+        teacher_accuracy={"joint": 0.81, "audio": 0.7, "visual": 0.6},
+        losses={"teacher, audio": (1.7, 1.1), "teacher, visual": (1.8, 1.2), "base student": (0.8, 0.6)},
+        stages=(StageRecord("data", "k", 12.0, reused=True), StageRecord("teacher", "k", 90.0)),
+        total_seconds=187.0,
+        edge_python=Path("python"),
+        edge_has_torch=False,
+        machine="2 cores",
+    )
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_needs_no_other_file(outcome: DemoOutcome, tmp_path: Path) -> None:
+    write_report(outcome, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(page)
+    assert len(links.targets) == 7
+    assert all(target.startswith("data:image/png;base64,") for target in links.targets)
+    assert not {"script", "link", "iframe"} & set(links.tags)
+
+
+def test_the_page_tells_what_happened(outcome: DemoOutcome) -> None:
+    page = re.sub(r"\s+", " ", render_report(outcome))
+    for said in (
+        "42 % → 78 %",
+        "131 kB → 2.1 kB",
+        "No row stands for fewer than 3 clips",
+        "no noise was added",
+        "30 clips became 10 rows of 6 probabilities",
+        "These clips are synthetic",
+        "an environment without torch",
+        "3 min 07 s in all",
+    ):
+        assert said in page, said
+
+
+def test_noise_is_told_with_its_budget(outcome: DemoOutcome) -> None:
+    noisy = tuple(dataclasses.replace(client, epsilon=2.5) for client in outcome.clients)
+    assert "spent a privacy budget of 2.5" in render_report(dataclasses.replace(outcome, clients=noisy))
+
+
+def test_names_of_the_data_set_are_escaped(outcome: DemoOutcome) -> None:
+    page = render_report(dataclasses.replace(outcome, data_name="<script>alert(1)</script>"))
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_table_has_a_row_for_every_way_of_answering(outcome: DemoOutcome) -> None:
+    console = Console(width=160, force_terminal=False)
+    with console.capture() as captured:
+        console.print(closing_table(outcome))
+    shown = captured.get()
+    assert shown.count("cloud, ratio 2") == 2
+    assert "77.5 %" in shown
+    assert "client_1 10 (280 B), client_2 9 (252 B)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (91_234_567, "91.2 MB")])
+def test_bytes_are_told_in_powers_of_a_thousand(count: int, text: str) -> None:
+    assert readable_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s")]
+)
+def test_seconds_are_told_in_minutes_where_long(seconds: float, text: str) -> None:
+    assert readable_seconds(seconds) == text
