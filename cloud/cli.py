@@ -1,0 +1,189 @@
+"""``isthmus cloud``: serve, and look at devices and jobs."""
+
+import asyncio
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from isthmus.cloud import logs
+from isthmus.cloud.settings import CloudSettings, split_listen
+from isthmus.cloud.store import devices as device_rows
+from isthmus.cloud.store import jobs as job_rows
+from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import IsthmusError
+
+app = typer.Typer(no_args_is_help=True, help="The cloud service: personalise students, answer devices.")
+
+_State = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        envvar="ISTHMUS_CLOUD_STATE",
+        help="Folder with the signing key, the embedded database and the students.",
+    ),
+]
+_DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        envvar="ISTHMUS_CLOUD_DATABASE",
+        help="SQLAlchemy URL, e.g. postgresql://HOST/NAME. Better in the environment where it holds a password. "
+        "Default: an SQLite file in --state.",
+    ),
+]
+
+
+@app.command()
+def serve(
+    release: Annotated[Path | None, typer.Option(help="The folder made by 'isthmus distill'.")] = None,
+    state: _State = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT, port 0 for a free one [default: 127.0.0.1:0]. Beyond loopback TLS is required."),
+    ] = None,
+    database: _DatabaseUrl = None,
+    artefacts: Annotated[
+        str | None, typer.Option(help="fsspec URL for students' files, e.g. s3://BUCKET/PREFIX. Default: in --state.")
+    ] = None,
+    enrolment_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that a device must show to enrol.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write HOST:PORT here when ready.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port of loopback; 0 for a free one.")
+    ] = None,
+    worker_threads: Annotated[int | None, typer.Option(help="Threads of the learning worker.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, max=1, help="0: answer devices, but let personalisations wait [default: 1].")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
+) -> None:
+    """Serve devices until interrupted.
+
+    Every option may also stand in the environment as ISTHMUS_CLOUD_<NAME>. A server killed in the middle of a
+    personalisation goes on with it when it is started again.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    settings = _settings(given)
+    logs.configure(settings.log_level)
+    try:
+        asyncio.run(_serve(settings))
+    except (IsthmusError, OSError) as error:
+        _fail(str(error))
+
+
+async def _serve(settings: CloudSettings) -> None:
+    # Imported here: listing devices needs no learning library.
+    import torch
+
+    from isthmus.cloud.server import Server
+    from isthmus.distill.release import ReleaseError
+
+    # Heads are tiny; threads would only get into each other's way.
+    torch.set_num_threads(1)
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    server = Server(settings)
+    try:
+        port = await server.start()
+    except ReleaseError as error:
+        _fail(str(error))
+    print(f"listening on {split_listen(settings.listen)[0]}:{port}", flush=True)
+    if server.metrics_port is not None:
+        print(f"metrics on http://127.0.0.1:{server.metrics_port}/metrics", file=sys.stderr, flush=True)
+    try:
+        await stop.wait()
+    finally:
+        await server.stop()
+
+
+@app.command()
+def devices(
+    state: _State = None,
+    database: _DatabaseUrl = None,
+    revoke: Annotated[str | None, typer.Option(metavar="ID", help="Shut this device out; it must enrol anew.")] = None,
+) -> None:
+    """List the enrolled devices, or shut one out. The server may be running."""
+    opened = _open(state, database)
+    try:
+        if revoke is not None:
+            if not device_rows.revoke(opened, revoke, time.time()):
+                _fail(f"no enrolled device {revoke}; 'isthmus cloud devices' lists them")
+            print(f"device {revoke} is shut out")
+            return
+        table = Table("device", "name", "enrolled", "state")
+        for device in device_rows.listing(opened):
+            state_text = "enrolled" if device.revoked_s is None else "revoked"
+            table.add_row(device.device_id, device.name, _when(device.created_s), state_text)
+        Console().print(table)
+    except IsthmusError as error:
+        _fail(str(error))
+
+
+@app.command()
+def jobs(state: _State = None, database: _DatabaseUrl = None) -> None:
+    """List the personalisations, oldest first. The server may be running."""
+    opened = _open(state, database)
+    try:
+        table = Table("job", "device", "stage", "round", "progress", "seconds", "started", "error")
+        for job in job_rows.listing(opened):
+            table.add_row(
+                job.job_id,
+                job.device_id,
+                job.stage.value,
+                f"{job.round + 1}/{job.rounds}",
+                f"{job.progress:.0%}",
+                f"{sum(job.stage_seconds.values()):.1f}",
+                _when(job.created_s),
+                job.error,
+            )
+        Console().print(table)
+    except IsthmusError as error:
+        _fail(str(error))
+
+
+def _settings(given: dict[str, Any]) -> CloudSettings:
+    try:
+        return CloudSettings(**given)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            option = f"--{str(problem['loc'][0]).replace('_', '-')}: " if problem["loc"] else ""
+            lines.append(f"{option}{problem['msg'].removeprefix('Value error, ')}")
+        typer.echo("isthmus cloud serve: " + "; ".join(lines), err=True)
+        raise typer.Exit(2) from None
+
+
+def _open(state: Path | None, database: str | None) -> Database:
+    if database is None:
+        if state is None:
+            typer.echo("isthmus cloud: say which server with --state DIR or --database URL", err=True)
+            raise typer.Exit(2)
+        file = state.absolute() / "isthmus.db"
+        if not file.is_file():
+            _fail(f"{state} holds no database; it is the --state folder of 'isthmus cloud serve'")
+        database = f"sqlite:///{file}"
+    try:
+        return Database(database)
+    except IsthmusError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"isthmus cloud: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _when(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

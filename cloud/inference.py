@@ -1,0 +1,112 @@
+"""Answers features with the heads of their student. Plain functions and a cache; knows no grpc."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from isthmus.cloud.personalise.students import HEADS_FILE, Shelf, reachable
+from isthmus.proto.codec import unpack_frame
+from isthmus.proto.errors import Internal, IsthmusError, OutOfOrder, TooLate, WrongState
+from isthmus.proto.messages import FloatArray, InferReply
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S: Final = 0.001
+"""Less time than this is too little to compute an answer and send it."""
+
+
+class Heads(Protocol):
+    """What ``isthmus.distill.models.heads.HeadBank`` offers here."""
+
+    @property
+    def ratios(self) -> Sequence[float]: ...
+
+    def probabilities(self, audio_W: FloatArray, visual_W: FloatArray, ratio: float) -> FloatArray: ...
+
+
+@dataclass
+class Session:
+    """One stream's student and the last sequence number seen in it."""
+
+    heads: Heads
+    feature_width: int
+    last_sequence: int = -1
+
+    def reply(self, sequence: int, frame: bytes, remaining_s: float | None) -> InferReply:
+        """The answer to one request. A request that cannot be answered is refused in its reply; nothing is raised.
+
+        ``remaining_s`` is the time until the caller's deadline (None: no deadline). A request that would come too late
+        is refused before anything is computed.
+        """
+        began_s = time.perf_counter()
+        try:
+            if remaining_s is not None and remaining_s < _ANSWER_S:
+                raise TooLate("the deadline leaves no time to answer")
+            if sequence <= self.last_sequence:
+                raise OutOfOrder(f"sequence {sequence} does not follow {self.last_sequence}")
+            self.last_sequence = sequence
+            unpacked = unpack_frame(frame, feature_width=self.feature_width, ratios=self.heads.ratios)
+            features = unpacked.features
+            probabilities_C = self.heads.probabilities(features.audio_D, features.visual_D, unpacked.ratio)
+        except IsthmusError as error:
+            return _refusal(sequence, error, began_s)
+        except Exception:
+            reference = secrets.token_hex(4)
+            log.exception("inference failed (reference %s)", reference)
+            return _refusal(sequence, Internal(f"the server failed; tell its operator reference {reference}"), began_s)
+        return InferReply(sequence, probabilities_C, server_ms=_ms_since(began_s))
+
+
+class HeadCache:
+    """The heads of the students in use, loaded once, the least recently used dropped first. For one event loop."""
+
+    def __init__(self, shelf: Shelf, load: Callable[[Path], Heads], *, scratch: Path, capacity: int) -> None:
+        self._shelf = shelf
+        self._load = load
+        self._scratch = scratch
+        self._capacity = capacity
+        self._heads: OrderedDict[str, Heads] = OrderedDict()
+        self._loading: dict[str, asyncio.Lock] = {}
+
+    async def heads(self, device_id: str, student_id: str) -> Heads:
+        """Raises NotYours for another's student, WrongState for one that has no heads (an interim student)."""
+        row = await asyncio.to_thread(reachable, self._shelf, device_id, student_id)
+        if row.kind == "interim":
+            raise WrongState("an interim student has no heads; wait for the finished one, or name the base student")
+        lock = self._loading.setdefault(student_id, asyncio.Lock())
+        try:
+            async with lock:
+                if student_id not in self._heads:
+                    self._heads[student_id] = await asyncio.to_thread(self._read, student_id)
+                    while len(self._heads) > self._capacity:
+                        self._heads.popitem(last=False)
+                self._heads.move_to_end(student_id)
+                return self._heads[student_id]
+        finally:
+            if not lock.locked():
+                self._loading.pop(student_id, None)
+
+    def _read(self, student_id: str) -> Heads:
+        with self._shelf.artefacts.on_disk(student_id, HEADS_FILE, self._scratch) as path:
+            return self._load(path)
+
+
+def _refusal(sequence: int, error: IsthmusError, began_s: float) -> InferReply:
+    return InferReply(
+        sequence,
+        None,
+        error_code=error.code,
+        error_message=str(error),
+        retryable=error.retryable,
+        server_ms=_ms_since(began_s),
+    )
+
+
+def _ms_since(began_s: float) -> float:
+    return (time.perf_counter() - began_s) * 1e3

@@ -1,0 +1,39 @@
+"""What a release offers to devices: the few facts of it that the service needs, free of torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isthmus.distill.release import Release
+
+
+@dataclass(frozen=True)
+class Offer:
+    """``rounds`` is the recipe's own number; ``epochs`` bounds what a device may ask for instead."""
+
+    release_hash: str
+    classes: tuple[str, ...]
+    input_spec_json: str
+    feature_width: int
+    ratios: tuple[float, ...]
+    rounds: int
+    epochs: int
+    min_cluster: int
+    base_dir: Path
+
+
+def offer_of(release: "Release") -> Offer:
+    """Raises ReleaseError where the release is not complete."""
+    recipe = release.recipe
+    return Offer(
+        release_hash=release.release_hash,
+        classes=recipe.classes,
+        input_spec_json=recipe.input.to_json(),
+        feature_width=recipe.feature_width,
+        ratios=recipe.ratios,
+        rounds=recipe.personalise.rounds,
+        epochs=recipe.personalise.train.epochs,
+        min_cluster=recipe.personalise.min_cluster,
+        base_dir=release.base_dir,
+    )

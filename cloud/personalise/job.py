@@ -1,0 +1,351 @@
+"""PURE: the life of a personalisation, from a device's prototypes to its finished student.
+
+    queued ──Taken──> selecting ──Selected──> distilling ──Distilled──┬─(last round)─> compressing ──HeadsTrained──┐
+                          ^                                           │                                            v
+                          └──Uploaded── awaiting_prototypes <─Exported┴────────────────────────────────────── exporting
+                                                                                              ready <──Exported────┘
+    any stage but ready ──Failed | Expired──> failed
+
+After every round but the last the interim student is exported and the device is asked for new prototypes.
+``step`` is the only place where a job changes. It reads no clock and does no I/O: what is to be done comes back as
+actions, and the outcome returns as the next event. A worker that died in mid-stage takes the job again (``Taken``) and
+gets the action of that stage anew, so every action must be safe to repeat.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, assert_never
+
+from isthmus.proto.errors import OutOfOrder, WrongState
+from isthmus.proto.messages import JobStatus, Stage
+
+MAX_ATTEMPTS: Final = 5
+"""How often a job may be taken without getting anywhere before it is given up."""
+
+MAX_ERROR_CHARS: Final = 300
+
+_RETRY_FIRST_S: Final = 5.0
+_RETRY_LONGEST_S: Final = 300.0
+
+# Share of the whole job, for the progress bar: (at the start of the stage, at its end), within the rounds or after.
+_ROUNDS_SHARE: Final = 0.80
+_SELECTING_SHARE: Final = 0.05
+_COMPRESSED_AT: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Job:
+    """All there is to know of a job; one row of the table ``jobs``. Times are Unix seconds."""
+
+    job_id: str
+    device_id: str
+    idempotency_key: str
+    release_hash: str
+    seed: int
+    rounds: int
+    created_s: float
+    updated_s: float
+    stage: Stage = Stage.QUEUED
+    round: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    progress: float = 0.0
+    attempts: int = 0
+    """Times taken since the job last got further."""
+    not_before_s: float = 0.0
+    selected_per_class: tuple[int, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    student_id: str = ""
+    error: str = ""
+
+    @property
+    def last_round(self) -> bool:
+        return self.round + 1 >= self.rounds
+
+
+# ---- events: what happened
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A worker takes the job, for the first time or after a crash."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The round's public clips are chosen and kept."""
+
+    per_class: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch of distilling or of compressing is done; counted from 1 over the stage."""
+
+    epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The round's student is trained and kept."""
+
+
+@dataclass(frozen=True)
+class HeadsTrained:
+    """Compressors and heads are trained and kept."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The student is published under ``student_id``."""
+
+    student_id: str
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """The device sent the prototypes of ``round``."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """Something outside the job (a full disk) stopped it; the same stage is tried again later."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expired:
+    """The device has not sent its prototypes for too long."""
+
+
+Event = Taken | Selected | EpochDone | Distilled | HeadsTrained | Exported | Uploaded | Stalled | Failed | Expired
+
+# ---- actions: what is to be done
+
+
+@dataclass(frozen=True)
+class Select:
+    round: int
+
+
+@dataclass(frozen=True)
+class Distil:
+    round: int
+
+
+@dataclass(frozen=True)
+class TrainHeads:
+    round: int
+
+
+@dataclass(frozen=True)
+class Export:
+    round: int
+    final: bool
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Remove the job's working files: it has ended."""
+
+
+Action = Select | Distil | TrainHeads | Export | Discard
+Step = tuple[Job, tuple[Action, ...]]
+
+SUCCESSORS: Final[Mapping[Stage, frozenset[Stage]]] = {
+    Stage.QUEUED: frozenset({Stage.SELECTING, Stage.FAILED}),
+    Stage.SELECTING: frozenset({Stage.DISTILLING, Stage.FAILED}),
+    Stage.DISTILLING: frozenset({Stage.EXPORTING, Stage.COMPRESSING, Stage.FAILED}),
+    Stage.AWAITING_PROTOTYPES: frozenset({Stage.SELECTING, Stage.FAILED}),
+    Stage.COMPRESSING: frozenset({Stage.EXPORTING, Stage.FAILED}),
+    Stage.EXPORTING: frozenset({Stage.AWAITING_PROTOTYPES, Stage.READY, Stage.FAILED}),
+    Stage.READY: frozenset(),
+    Stage.FAILED: frozenset(),
+}
+"""The graph of stages: from each, where a single step may lead (besides staying)."""
+
+RUNNABLE: Final = frozenset({Stage.QUEUED, Stage.SELECTING, Stage.DISTILLING, Stage.COMPRESSING, Stage.EXPORTING})
+"""Stages in which a job wants a worker."""
+
+
+def step(job: Job, event: Event, now_s: float) -> Step:
+    """The job after ``event``, and what is to be done next.
+
+    Raises OutOfOrder for prototypes of a round that is not awaited, WrongState for any other event that the job's
+    stage does not admit. A job that raised is unchanged.
+    """
+    match event:
+        case Taken():
+            return _taken(job, now_s)
+        case Selected(per_class):
+            _require(job, Stage.SELECTING, event)
+            job = _enter(job, Stage.DISTILLING, now_s, selected_per_class=per_class)
+            return job, (Distil(job.round),)
+        case EpochDone(epoch, epochs):
+            _require(job, (Stage.DISTILLING, Stage.COMPRESSING), event)
+            job = replace(_timed(job, now_s), epoch=epoch, epochs=epochs, attempts=0, error="")
+            return _measured(job), ()
+        case Distilled():
+            _require(job, Stage.DISTILLING, event)
+            if job.last_round:
+                job = _enter(job, Stage.COMPRESSING, now_s, epoch=0, epochs=0)
+                return job, (TrainHeads(job.round),)
+            return _enter(job, Stage.EXPORTING, now_s), (Export(job.round, final=False),)
+        case HeadsTrained():
+            _require(job, Stage.COMPRESSING, event)
+            return _enter(job, Stage.EXPORTING, now_s), (Export(job.round, final=True),)
+        case Exported(student_id):
+            _require(job, Stage.EXPORTING, event)
+            if job.last_round:
+                return _enter(job, Stage.READY, now_s, student_id=student_id), (Discard(),)
+            return _enter(job, Stage.AWAITING_PROTOTYPES, now_s, student_id=student_id, round=job.round + 1), ()
+        case Uploaded(round):
+            _require(job, Stage.AWAITING_PROTOTYPES, event)
+            if round != job.round:
+                raise OutOfOrder(f"prototypes of round {job.round} are awaited, not of round {round}")
+            job = _enter(job, Stage.SELECTING, now_s)
+            return job, (Select(job.round),)
+        case Stalled(reason):
+            return _stalled(job, reason, now_s)
+        case Failed(reason):
+            if job.stage.ended:
+                raise WrongState(f"the job has ended ({job.stage.value})")
+            return _enter(job, Stage.FAILED, now_s, error=reason[:MAX_ERROR_CHARS]), (Discard(),)
+        case Expired():
+            _require(job, Stage.AWAITING_PROTOTYPES, event)
+            reason = f"the prototypes of round {job.round} never came; start again"
+            return _enter(job, Stage.FAILED, now_s, error=reason), (Discard(),)
+        case _:
+            assert_never(event)
+
+
+def status(job: Job) -> JobStatus:
+    """What the device is told of its job."""
+    spent_s = sum(job.stage_seconds.get(stage.value, 0.0) for stage in RUNNABLE - {Stage.QUEUED})
+    running = not job.stage.ended and job.progress > 0
+    return JobStatus(
+        job_id=job.job_id,
+        stage=job.stage,
+        round=job.round,
+        rounds=job.rounds,
+        epoch=job.epoch,
+        epochs=job.epochs,
+        progress=job.progress,
+        eta_s=spent_s * (1 - job.progress) / job.progress if running else 0.0,
+        student_id=job.student_id,
+        selected_per_class=job.selected_per_class,
+        stage_seconds=dict(job.stage_seconds),
+        error=job.error,
+    )
+
+
+def _taken(job: Job, now_s: float) -> Step:
+    if job.stage not in RUNNABLE:
+        raise WrongState(f"a job that is {job.stage.value} is not for a worker")
+    if job.attempts >= MAX_ATTEMPTS:
+        reason = job.error or f"the worker stopped {job.attempts} times while {job.stage.value}; see the server's log"
+        return _enter(job, Stage.FAILED, now_s, error=reason), (Discard(),)
+    attempts = job.attempts + 1
+    if job.stage is Stage.QUEUED:
+        job = replace(_enter(job, Stage.SELECTING, now_s), attempts=attempts)
+    else:
+        # The time since the last step was lost with the worker that died: it is not this stage's work.
+        job = replace(job, attempts=attempts, updated_s=now_s)
+    return job, (_work(job),)
+
+
+def _work(job: Job) -> Action:
+    match job.stage:
+        case Stage.SELECTING:
+            return Select(job.round)
+        case Stage.DISTILLING:
+            return Distil(job.round)
+        case Stage.COMPRESSING:
+            return TrainHeads(job.round)
+        case _:
+            return Export(job.round, final=job.last_round)
+
+
+def _stalled(job: Job, reason: str, now_s: float) -> Step:
+    if job.stage not in RUNNABLE:
+        raise WrongState(f"a job that is {job.stage.value} cannot stall")
+    wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2.0 ** max(0, job.attempts - 1))
+    job = replace(_timed(job, now_s), error=reason[:MAX_ERROR_CHARS], not_before_s=now_s + wait_s)
+    return job, ()
+
+
+def _require(job: Job, stage: Stage | tuple[Stage, ...], event: Event) -> None:
+    allowed = stage if isinstance(stage, tuple) else (stage,)
+    if job.stage not in allowed:
+        raise WrongState(f"the job is {job.stage.value}: {_told(event)} does not fit")
+
+
+def _told(event: Event) -> str:
+    return "an upload of prototypes" if isinstance(event, Uploaded) else type(event).__name__
+
+
+def _timed(job: Job, now_s: float) -> Job:
+    """Adds the time since the last step to the stage. A clock set back counts as no time."""
+    seconds = dict(job.stage_seconds)
+    seconds[job.stage.value] = seconds.get(job.stage.value, 0.0) + max(0.0, now_s - job.updated_s)
+    return replace(job, stage_seconds=seconds, updated_s=now_s)
+
+
+def _enter(
+    job: Job,
+    stage: Stage,
+    now_s: float,
+    *,
+    error: str = "",
+    round: int | None = None,
+    epoch: int | None = None,
+    epochs: int | None = None,
+    student_id: str | None = None,
+    selected_per_class: tuple[int, ...] | None = None,
+) -> Job:
+    job = replace(
+        _timed(job, now_s),
+        stage=stage,
+        attempts=0,
+        not_before_s=0.0,
+        error=error,
+        round=job.round if round is None else round,
+        epoch=job.epoch if epoch is None else epoch,
+        epochs=job.epochs if epochs is None else epochs,
+        student_id=job.student_id if student_id is None else student_id,
+        selected_per_class=job.selected_per_class if selected_per_class is None else selected_per_class,
+    )
+    return _measured(job)
+
+
+def _measured(job: Job) -> Job:
+    """Progress over the whole job; it never falls."""
+    done = min(1.0, job.epoch / job.epochs) if job.epochs else 0.0
+    per_round = _ROUNDS_SHARE / job.rounds
+    match job.stage:
+        case Stage.QUEUED | Stage.FAILED:
+            progress = job.progress
+        case Stage.SELECTING | Stage.AWAITING_PROTOTYPES:
+            progress = job.round * per_round
+        case Stage.DISTILLING:
+            # Epochs count over all the rounds, so their share is already that of the whole.
+            progress = job.round * per_round + _SELECTING_SHARE * per_round
+            progress = max(progress, done * _ROUNDS_SHARE)
+        case Stage.EXPORTING:
+            progress = _COMPRESSED_AT if job.last_round else (job.round + 1) * per_round
+        case Stage.COMPRESSING:
+            progress = _ROUNDS_SHARE + done * (_COMPRESSED_AT - _ROUNDS_SHARE)
+        case Stage.READY:
+            progress = 1.0
+        case _:
+            assert_never(job.stage)
+    return replace(job, progress=max(job.progress, progress))

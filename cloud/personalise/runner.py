@@ -1,0 +1,162 @@
+"""Carries out what the state machine asks for, one action at a time; each outcome is stored before the next begins.
+
+A job's working files stand in ``<work>/<job id>/``: ``selection-<round>.npy``, ``checkpoint.safetensors`` and
+``heads.safetensors``. Every action is safe to repeat, so a killed worker's job is simply taken again.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise import service, students
+from isthmus.cloud.personalise.job import (
+    Action,
+    Discard,
+    Distil,
+    Distilled,
+    EpochDone,
+    Event,
+    Export,
+    Exported,
+    Failed,
+    HeadsTrained,
+    Job,
+    Select,
+    Selected,
+    Stalled,
+    Taken,
+    TrainHeads,
+)
+from isthmus.cloud.personalise.learning import Indices, Learning, RoundWork
+from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.store import jobs
+from isthmus.cloud.store.database import disk_is_full
+from isthmus.proto.errors import IsthmusError, StorageFull
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """``now_s`` is the wall clock in Unix seconds."""
+
+    shelf: students.Shelf
+    signer: Signer
+    offer: Offer
+    learning: Learning
+    work_dir: Path
+    keep_students: int
+    now_s: Callable[[], float]
+
+    def run(self, job_id: str) -> Job:
+        """Takes the job and works on it until it ends, waits for its device, or stalls. Returns it as it then stands.
+
+        What goes wrong in the work is the job's failure, not the caller's; only failures of the database escape.
+        """
+        job, actions = self._apply(job_id, Taken())
+        while actions:
+            (action,) = actions
+            if isinstance(action, Discard):
+                self.discard(job)
+                break
+            job, actions = self._apply(job_id, self._outcome(job, action))
+        return job
+
+    def _apply(self, job_id: str, event: Event) -> tuple[Job, tuple[Action, ...]]:
+        job, actions = jobs.apply(self.shelf.database, job_id, event, self.now_s())
+        log.info("job %s is %s, round %d of %d", job_id, job.stage.value, job.round + 1, job.rounds)
+        return job, actions
+
+    def _outcome(self, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
+        if job.release_hash != self.offer.release_hash:
+            return Failed("the server has a new release; start again")
+        try:
+            return self._perform(job, action)
+        except Exception as error:
+            if _full(error):
+                log.warning("job %s: the disk is full while %s", job.job_id, job.stage.value)
+                return Stalled("the server's disk is full; the work so far is kept and goes on when there is room")
+            log.exception("job %s failed while %s", job.job_id, job.stage.value)
+            return Failed(_short(error, job))
+
+    def _perform(self, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
+        folder = self.work_dir / job.job_id
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint, heads = folder / "checkpoint.safetensors", folder / students.HEADS_FILE
+        selection = folder / f"selection-{action.round}.npy"
+
+        def on_epoch(epoch: int, epochs: int) -> None:
+            jobs.apply(self.shelf.database, job.job_id, EpochDone(epoch, epochs), self.now_s())
+
+        if isinstance(action, Select):
+            prototypes = service.from_payload(jobs.payload(self.shelf.database, job.job_id, action.round))
+            indices_S = self.learning.select(prototypes, round=action.round, seed=job.seed)
+            _keep(selection, indices_S)
+            return Selected(self.learning.per_class(indices_S))
+        work = RoundWork(np.load(selection, allow_pickle=False), action.round, job.rounds, job.seed, checkpoint)
+        match action:
+            case Distil():
+                self.learning.distil(work, on_epoch)
+                return Distilled()
+            case TrainHeads():
+                self.learning.train_heads(work, heads, on_epoch)
+                return HeadsTrained()
+            case Export():
+                return self._export(job, work, heads if action.final else None)
+
+    def _export(self, job: Job, work: RoundWork, heads: Path | None) -> Exported:
+        student_id = job.job_id if heads is not None else f"{job.job_id}-r{work.round}"
+        out_dir = work.checkpoint.with_name(f"export-{work.round}")
+        files = self.learning.export(work, heads, out_dir)
+        students.publish(
+            self.shelf,
+            self.signer,
+            self.offer,
+            student_id=student_id,
+            device_id=job.device_id,
+            kind="final" if heads is not None else "interim",
+            files=files,
+            heads=heads,
+            now_s=self.now_s(),
+        )
+        shutil.rmtree(out_dir, ignore_errors=True)
+        students.prune(self.shelf, job.device_id, keep=self.keep_students)
+        return Exported(student_id)
+
+    def discard(self, job: Job) -> None:
+        """Removes a job's working files."""
+        shutil.rmtree(self.work_dir / job.job_id, ignore_errors=True)
+
+
+def _keep(path: Path, indices_S: Indices) -> None:
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.save(file, indices_S, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _full(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that the disk is full."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageFull) or (isinstance(cause, OSError) and disk_is_full(cause)):
+            return True
+        if "(os error 28)" in str(cause):  # ENOSPC as safetensors' writer words it, in an error type of its own
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _short(error: Exception, job: Job) -> str:
+    """What the device is told. Our own errors are written for it; of others it learns only where they struck."""
+    if isinstance(error, IsthmusError):
+        return str(error)
+    return f"the server failed while {job.stage.value}; its operator finds the reason in the log under job {job.job_id}"

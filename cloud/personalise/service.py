@@ -1,0 +1,101 @@
+"""Personalisations as devices ask for them: start, upload, look. Plain functions that know no grpc."""
+
+from collections.abc import Callable
+
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise.job import Job, Uploaded
+from isthmus.cloud.store import jobs
+from isthmus.cloud.store.database import Database
+from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
+from isthmus.proto.errors import BadPrototypes, InvalidInput, NotYours
+from isthmus.proto.limits import MAX_NAME_CHARS, MAX_ROUNDS
+from isthmus.proto.messages import Prototypes, UploadMode
+from isthmus.proto.v1 import isthmus_pb2 as pb
+
+_SEED_LIMIT = 2**31
+"""Seeds are below it: numpy takes no negative ones, and the job derives others by small additions."""
+
+
+def start(
+    database: Database,
+    offer: Offer,
+    device_id: str,
+    *,
+    idempotency_key: str,
+    prototypes: Prototypes,
+    rounds: int,
+    seed: int,
+    now_s: float,
+    new_id: Callable[[], str],
+    at_most_waiting: int,
+) -> Job:
+    """Starts a personalisation, or finds the one that the same key started.
+
+    Raises InvalidInput, BadPrototypes, WrongState if another one of this device has not ended, Busy.
+    """
+    if not 0 < len(idempotency_key) <= MAX_NAME_CHARS or not idempotency_key.isprintable():
+        raise InvalidInput(f"idempotency key: 1 to {MAX_NAME_CHARS} printable characters")
+    most_rounds = min(MAX_ROUNDS, offer.epochs)
+    if not 0 <= rounds <= most_rounds:
+        raise InvalidInput(f"rounds: 0 (the server's choice) to {most_rounds}")
+    if not 0 <= seed < _SEED_LIMIT:
+        raise InvalidInput(f"seed: 0 to {_SEED_LIMIT - 1}")
+    check_prototypes(offer, prototypes)
+    job = Job(
+        job_id=new_id(),
+        device_id=device_id,
+        idempotency_key=idempotency_key,
+        release_hash=offer.release_hash,
+        seed=seed,
+        rounds=rounds or offer.rounds,
+        created_s=now_s,
+        updated_s=now_s,
+    )
+    return jobs.create(database, job, to_payload(prototypes), at_most_waiting=at_most_waiting)[0]
+
+
+def upload(
+    database: Database, offer: Offer, device_id: str, *, job_id: str, round: int, prototypes: Prototypes, now_s: float
+) -> Job:
+    """Takes the prototypes of a later round; repeating the upload that was last taken changes nothing.
+
+    Raises NotYours, BadPrototypes, OutOfOrder for a round that is not awaited, WrongState if none is.
+    """
+    job = get(database, device_id, job_id)
+    check_prototypes(offer, prototypes)
+    payload = to_payload(prototypes)
+    if round == job.round and not job.stage.ended and _has_upload(database, job, payload):
+        return job
+    return jobs.apply(database, job_id, Uploaded(round), now_s, upload=payload)[0]
+
+
+def get(database: Database, device_id: str, job_id: str) -> Job:
+    """The device's own job. Raises NotYours."""
+    job = jobs.get(database, job_id)
+    if job is None or job.device_id != device_id:
+        raise NotYours("no such job")
+    return job
+
+
+def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
+    """Beyond what the message itself must hold: the label set is ours, and the floor is kept. Raises BadPrototypes."""
+    classes = prototypes.values_KC.shape[1]
+    if classes != len(offer.classes):
+        raise BadPrototypes(f"prototypes: {classes} classes; this server knows {len(offer.classes)}")
+    if prototypes.mode is UploadMode.PROTOTYPES and int(prototypes.sizes_K.min()) < offer.min_cluster:
+        raise BadPrototypes(f"prototypes: one stands for fewer than {offer.min_cluster} clips, the server's floor")
+
+
+def to_payload(prototypes: Prototypes) -> bytes:
+    return prototypes_to_pb(prototypes).SerializeToString(deterministic=True)
+
+
+def from_payload(payload: bytes) -> Prototypes:
+    return prototypes_from_pb(pb.Prototypes.FromString(payload))
+
+
+def _has_upload(database: Database, job: Job, payload: bytes) -> bool:
+    try:
+        return jobs.payload(database, job.job_id, job.round) == payload
+    except NotYours:
+        return False

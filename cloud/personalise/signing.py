@@ -1,0 +1,55 @@
+"""The server's Ed25519 key: made at the first start, kept in the state folder, pinned by every device.
+
+What is signed are bytes, so that a device verifies exactly what it then reads.
+"""
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from isthmus.proto.errors import InvalidInput
+
+_KEY_BYTES = 32
+
+
+class Signer:
+    """Signs with one private key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public_key = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    def __repr__(self) -> str:
+        return f"Signer(public_key={self.public_key.hex()})"
+
+    def sign(self, content: bytes) -> bytes:
+        """64 bytes of Ed25519 signature."""
+        return self._key.sign(content)
+
+
+def load_or_create(path: Path) -> Signer:
+    """The key in ``path``, made there (mode 0600) if there is none.
+
+    Raises InvalidInput if the file is no such key, or if others than its owner may read it.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _load(path)
+    key = Ed25519PrivateKey.generate()
+    with os.fdopen(fd, "wb") as file:
+        file.write(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
+        file.flush()
+        os.fsync(file.fileno())
+    return Signer(key)
+
+
+def _load(path: Path) -> Signer:
+    if path.stat().st_mode & 0o077:
+        raise InvalidInput(f"others may read the signing key: chmod 600 {path}")
+    content = path.read_bytes()
+    if len(content) != _KEY_BYTES:
+        raise InvalidInput(f"{path} is not a signing key. If damaged, remove it; every device must then enrol anew")
+    return Signer(Ed25519PrivateKey.from_private_bytes(content))

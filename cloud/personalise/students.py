@@ -1,0 +1,147 @@
+"""Students as devices get them: published with a signed manifest, described, and read in chunks. Knows no grpc.
+
+A device sees its own students and the base student; anything else does not exist for it.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.store import students
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.students import StudentRow
+from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
+from isthmus.proto.errors import Internal, InvalidInput, NotYours
+from isthmus.proto.limits import CHUNK_BYTES
+from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
+
+HEADS_FILE = "heads.safetensors"
+"""Beside the device's files, in no manifest: the heads stay in the cloud."""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where students are kept."""
+
+    database: Database
+    artefacts: Artefacts
+
+
+def base_student_id(offer: Offer) -> str:
+    return f"base-{offer.release_hash[:16]}"
+
+
+def publish(
+    shelf: Shelf,
+    signer: Signer,
+    offer: Offer,
+    *,
+    student_id: str,
+    device_id: str | None,
+    kind: str,
+    files: Sequence[Path],
+    heads: Path | None,
+    now_s: float,
+) -> StudentManifest:
+    """Stores a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull."""
+    for path in (*files, *([heads] if heads is not None else [])):
+        shelf.artefacts.put(student_id, path.name, path)
+    manifest = StudentManifest(
+        student_id=student_id,
+        kind=kind,
+        files=tuple(_described(path) for path in sorted(files)),
+        ratios=offer.ratios if heads is not None else (),
+        classes=offer.classes,
+        input_spec_json=offer.input_spec_json,
+        feature_width=offer.feature_width,
+        created_s=now_s,
+    )
+    content = manifest_to_bytes(manifest)
+    signed = SignedManifest(content, signer.sign(content))
+    students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s))
+    return manifest
+
+
+def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> str:
+    """Publishes the release's base student, if it is not there yet. Returns its id.
+
+    Raises InvalidInput if the release has no complete base student.
+    """
+    student_id = base_student_id(offer)
+    heads = offer.base_dir / HEADS_FILE
+    files = sorted(offer.base_dir.glob("*.onnx"))
+    if not heads.is_file() or not files:
+        raise InvalidInput("the release has no exported base student; run 'isthmus distill student' on it first")
+    known = students.get(shelf.database, student_id)
+    if known is None or manifest_from_bytes(known.signed.manifest_bytes).files != tuple(map(_described, files)):
+        publish(
+            shelf,
+            signer,
+            offer,
+            student_id=student_id,
+            device_id=None,
+            kind="base",
+            files=files,
+            heads=heads,
+            now_s=now_s,
+        )
+    return student_id
+
+
+def prune(shelf: Shelf, device_id: str, *, keep: int) -> None:
+    """Removes all but a device's ``keep`` newest students."""
+    for row in students.of_device(shelf.database, device_id)[keep:]:
+        students.remove(shelf.database, row.student_id)
+        shelf.artefacts.remove(row.student_id)
+
+
+def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
+    """The student, if it is the device's own or a base student. Raises NotYours."""
+    row = students.get(shelf.database, student_id)
+    if row is None or row.device_id not in (None, device_id):
+        raise NotYours("no such student")
+    return row
+
+
+def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> SignedManifest:
+    """The signed manifest of a student; for an empty id the device's newest, else the base student. Raises NotYours."""
+    if student_id:
+        return reachable(shelf, device_id, student_id).signed
+    own = students.of_device(shelf.database, device_id)
+    return own[0].signed if own else reachable(shelf, device_id, base_student_id(offer)).signed
+
+
+def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
+    """The manifest's entry of the file to be read.
+
+    Raises NotYours for another's student or a file outside the manifest, InvalidInput for an impossible offset.
+    """
+    manifest = manifest_from_bytes(reachable(shelf, device_id, student_id).signed.manifest_bytes)
+    file = next((file for file in manifest.files if file.name == file_name), None)
+    if file is None:
+        raise NotYours("no such file in this student")
+    if not 0 <= offset_bytes <= file.size_bytes:
+        raise InvalidInput(f"offset: the file has {file.size_bytes} bytes")
+    return file
+
+
+def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) -> Iterator[Chunk]:
+    """The file from ``offset_bytes`` on. Blocking. Raises NotYours if it is gone, Internal if it is cut short."""
+    with shelf.artefacts.open(student_id, file.name) as reader:
+        reader.seek(offset_bytes)
+        while offset_bytes < file.size_bytes:
+            data = reader.read(min(CHUNK_BYTES, file.size_bytes - offset_bytes))
+            if not data:
+                raise Internal(f"{student_id}/{file.name} ends at {offset_bytes} of {file.size_bytes} bytes")
+            yield Chunk(offset_bytes, data, zlib.crc32(data))
+            offset_bytes += len(data)
+
+
+def _described(path: Path) -> StudentFile:
+    with path.open("rb") as file:
+        return StudentFile(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").digest())

@@ -1,0 +1,93 @@
+"""The server's side of the worker: starts it, tells it of new work, starts it again when it dies."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from isthmus.cloud.settings import CloudSettings
+
+log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST_S: Final = 0.5
+_BACKOFF_LONGEST_S: Final = 30.0
+_HEALTHY_AFTER_S: Final = 60.0
+_STOP_S: Final = 5.0
+
+
+class Supervisor:
+    """Keeps one worker process alive between ``start`` and ``stop``."""
+
+    def __init__(self, settings: CloudSettings, on_restart: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_restart = on_restart
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Returns when the first worker runs."""
+        self._process = await self._spawn()
+        self._task = asyncio.create_task(self._keep_alive(self._process), name="worker supervisor")
+
+    def tell(self) -> None:
+        """There may be new work. A worker that is just being started looks by itself."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(b"\n")
+
+    async def stop(self) -> None:
+        """Ends the worker; its job goes on at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _keep_alive(self, process: asyncio.subprocess.Process) -> None:
+        backoff_s = _BACKOFF_FIRST_S
+        while True:
+            began_s = time.monotonic()
+            code = await process.wait()
+            self._process = None
+            if time.monotonic() - began_s > _HEALTHY_AFTER_S:
+                backoff_s = _BACKOFF_FIRST_S
+            log.error("the worker ended with %s; starting another in %.1f s", code, backoff_s)
+            self._on_restart()
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(_BACKOFF_LONGEST_S, 2 * backoff_s)
+            self._process = process = await self._spawn()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        # Spawned from the event loop's own thread: the kernel's parent-death signal goes by thread.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "isthmus.cloud.personalise.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert process.stdin is not None
+        hello = {"settings": json.loads(self._settings.to_json()), "parent_pid": os.getpid()}
+        # Through the pipe, not the command line: a database's password would show in the process list.
+        process.stdin.write(json.dumps(hello).encode() + b"\n")
+        with suppress(ConnectionError):
+            await process.stdin.drain()
+        return process

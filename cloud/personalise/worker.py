@@ -1,0 +1,152 @@
+"""The worker process: takes one job at a time, on a process of its own, so that learning never delays an answer.
+
+The server starts it and writes to its standard input: first one line of JSON (settings and the server's process id),
+then an empty line whenever there may be new work. End of input, or the server's death by whatever means, ends it.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from functools import cached_property
+from typing import Final
+
+from isthmus.cloud import logs
+from isthmus.cloud.offer import offer_of
+from isthmus.cloud.personalise import signing
+from isthmus.cloud.personalise.job import Expired
+from isthmus.cloud.personalise.runner import Runner
+from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.settings import CloudSettings
+from isthmus.cloud.store import jobs, lock
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import IsthmusError, Locked
+
+log = logging.getLogger(__name__)
+
+_IDLE_S: Final = 5.0
+"""How often to look for work without being told: jobs that stalled, devices that never came back."""
+_PREDECESSOR_S: Final = 10.0
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Worker:
+    """Looks for work and has it done. ``settings`` are the server's."""
+
+    def __init__(self, settings: CloudSettings) -> None:
+        self._settings = settings
+        self._database = Database(settings.database_url)
+        self._news = threading.Event()
+
+    def tell(self) -> None:
+        """There may be new work."""
+        self._news.set()
+
+    def run_forever(self) -> None:
+        """Works until the process ends. Raises what is no single job's fault and no passing trouble."""
+        self._sweep()
+        while True:
+            self._news.clear()
+            try:
+                busy = self.run_once()
+            except IsthmusError as error:
+                log.warning("the worker pauses: %s", error)
+                busy = False
+            if not busy:
+                self._news.wait(_IDLE_S)
+
+    def run_once(self) -> bool:
+        """Works on the job that is due, if there is one; says whether there was."""
+        now_s = time.time()
+        for job_id in jobs.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
+            job, _ = jobs.apply(self._database, job_id, Expired(), now_s)
+            self._runner.discard(job)
+        job_due = jobs.next_runnable(self._database, now_s)
+        if job_due is None:
+            return False
+        self._runner.run(job_due.job_id)
+        return True
+
+    @cached_property
+    def _runner(self) -> Runner:
+        # Imported at the first job, not before: a worker without work stays small.
+        import torch
+
+        from isthmus.cloud.personalise.learning import DistillLearning
+        from isthmus.distill.release import Release
+
+        settings = self._settings
+        if settings.worker_threads is not None:
+            torch.set_num_threads(settings.worker_threads)
+        release = Release.open(settings.release)
+        return Runner(
+            shelf=Shelf(self._database, Artefacts(settings.artefacts_url)),
+            signer=signing.load_or_create(settings.signing_key_path),
+            offer=offer_of(release),
+            learning=DistillLearning(release),
+            work_dir=settings.work_dir,
+            keep_students=settings.keep_students,
+            now_s=time.time,
+        )
+
+    def _sweep(self) -> None:
+        """Removes working files of jobs that ended just before a crash."""
+        if not self._settings.work_dir.is_dir():
+            return
+        open_jobs = {job.job_id for job in jobs.listing(self._database) if not job.stage.ended}
+        for folder in self._settings.work_dir.iterdir():
+            if folder.name not in open_jobs:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Has the kernel kill this process when the server dies, even by ``kill -9`` (Linux; elsewhere input ends)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit("the server that started this worker is gone")
+
+
+def main() -> None:
+    hello = json.loads(sys.stdin.buffer.readline())
+    die_with_parent(hello["parent_pid"])
+    # Ctrl-C reaches the whole terminal; the server decides when the worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = CloudSettings(**hello["settings"])
+    logs.configure(settings.log_level)
+    worker = Worker(settings)
+
+    def listen() -> None:
+        for _ in sys.stdin.buffer:
+            worker.tell()
+        # Every step is stored before the next, so leaving in the middle loses nothing.
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True, name="input").start()
+    held = _after_predecessor(Database(settings.database_url))
+    try:
+        worker.run_forever()
+    finally:
+        held.release()
+
+
+def _after_predecessor(database: Database) -> lock.Lock:
+    """The worker's lock. The worker of a killed server may take a moment to go. Raises Locked if it stays."""
+    until_s = time.monotonic() + _PREDECESSOR_S
+    while True:
+        try:
+            return lock.acquire(database, "worker")
+        except Locked:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    main()

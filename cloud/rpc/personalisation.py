@@ -1,0 +1,131 @@
+"""PersonalisationService on the wire: maps messages, calls a plain function off the event loop, maps back."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from isthmus.cloud import identity
+from isthmus.cloud.identity import Gate
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise import service, students
+from isthmus.cloud.personalise.job import status
+from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.rpc.metrics import Metrics
+from isthmus.cloud.rpc.scopes import caller
+from isthmus.proto import convert
+from isthmus.proto.messages import Chunk
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
+    """``tell_worker`` is called when there is new work."""
+
+    shelf: Shelf
+    offer: Offer
+    gate: Gate
+    signing_public_key: bytes
+    metrics: Metrics
+    tell_worker: Callable[[], None]
+    max_queued_jobs: int
+    watch_interval_s: float
+
+    async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
+        enrolment = await asyncio.to_thread(
+            identity.enrol,
+            self.shelf.database,
+            self.gate,
+            self.offer,
+            self.signing_public_key,
+            device_name=request.device_name,
+            enrolment_key=request.enrolment_key,
+            now_s=time.time(),
+            new_secret=lambda: (secrets.token_hex(8), secrets.token_urlsafe(32)),
+        )
+        log.info("enrolled device %s", enrolment.device_id)
+        return convert.enrolment_to_pb(enrolment)
+
+    async def StartPersonalisation(
+        self, request: pb.StartPersonalisationRequest, context: Any
+    ) -> pb.StartPersonalisationResponse:
+        job = await asyncio.to_thread(
+            service.start,
+            self.shelf.database,
+            self.offer,
+            caller().device_id,
+            idempotency_key=request.idempotency_key,
+            prototypes=convert.prototypes_from_pb(request.prototypes),
+            rounds=request.rounds,
+            seed=request.seed,
+            now_s=time.time(),
+            new_id=lambda: secrets.token_hex(8),
+            at_most_waiting=self.max_queued_jobs,
+        )
+        self.tell_worker()
+        return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status(job)))
+
+    async def UploadPrototypes(self, request: pb.UploadPrototypesRequest, context: Any) -> pb.UploadPrototypesResponse:
+        job = await asyncio.to_thread(
+            service.upload,
+            self.shelf.database,
+            self.offer,
+            caller().device_id,
+            job_id=request.job_id,
+            round=request.round,
+            prototypes=convert.prototypes_from_pb(request.prototypes),
+            now_s=time.time(),
+        )
+        self.tell_worker()
+        return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status(job)))
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
+        # Another process changes the job, so the database is asked; only while a device watches.
+        told = None
+        while True:
+            job = await asyncio.to_thread(service.get, self.shelf.database, caller().device_id, request.job_id)
+            if job != told:
+                yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(job)))
+                told = job
+            if job.stage.ended:
+                return
+            await asyncio.sleep(self.watch_interval_s)
+
+    async def DescribeStudent(self, request: pb.DescribeStudentRequest, context: Any) -> pb.DescribeStudentResponse:
+        signed = await asyncio.to_thread(
+            students.describe, self.shelf, self.offer, caller().device_id, request.student_id
+        )
+        return convert.signed_manifest_to_pb(signed)
+
+    async def FetchStudent(
+        self, request: pb.FetchStudentRequest, context: Any
+    ) -> AsyncIterator[pb.FetchStudentResponse]:
+        file = await asyncio.to_thread(
+            students.check_fetch,
+            self.shelf,
+            caller().device_id,
+            request.student_id,
+            request.file_name,
+            request.offset_bytes,
+        )
+        chunks = students.chunks(self.shelf, request.student_id, file, request.offset_bytes)
+        try:
+            while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
+                yield convert.chunk_to_pb(chunk)
+                self.metrics.bytes_sent.inc(len(chunk.data))
+        finally:
+            await asyncio.to_thread(_close, chunks)
+
+
+def _next(chunks: Iterator[Chunk]) -> Chunk | None:
+    return next(chunks, None)
+
+
+def _close(chunks: Any) -> None:
+    chunks.close()

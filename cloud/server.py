@@ -1,0 +1,197 @@
+"""The server: opens what it stands on, wires the services, starts the worker, and undoes all of it in order.
+
+One per database. Everything is asyncio; what blocks (database, files) goes to threads, what learns to the worker.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from isthmus.cloud.identity import Gate
+from isthmus.cloud.inference import HeadCache
+from isthmus.cloud.offer import Offer, offer_of
+from isthmus.cloud.personalise import signing, students
+from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.personalise.supervisor import Supervisor
+from isthmus.cloud.rpc.inference import InferenceServicer
+from isthmus.cloud.rpc.metrics import Metrics
+from isthmus.cloud.rpc.personalisation import PersonalisationServicer
+from isthmus.cloud.rpc.scopes import ScopeInterceptor, identity_scope, limit_scope, metrics_scope, status_scope
+from isthmus.cloud.settings import CloudSettings, split_listen
+from isthmus.cloud.store import lock
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.release import Release
+from isthmus.proto.errors import InvalidInput
+from isthmus.proto.limits import MAX_MESSAGE_BYTES
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+_GRACE_S: Final = 2.0
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8 << 10),
+    # Two servers on one port would share its devices at random.
+    ("grpc.so_reuseport", 0),
+    # A device that vanished is noticed, and one may ask every 10 s whether we are still here.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What the services stand on."""
+
+    shelf: Shelf
+    signer: Signer
+    offer: Offer
+    gate: Gate
+    base_student_id: str
+
+
+class Server:
+    """``start`` once, ``stop`` once. Nothing is opened or bound before ``start``."""
+
+    def __init__(self, settings: CloudSettings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._supervisor: Supervisor | None = None
+        self._metrics = Metrics()
+        self.metrics_port: int | None = None
+        """Where metrics are served, once started with ``metrics_port``."""
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker, while there is one."""
+        return None if self._supervisor is None else self._supervisor.pid
+
+    async def start(self) -> int:
+        """Starts to listen and returns the port.
+
+        Raises Locked if another server has the database; InvalidInput (with the way out) for settings that do not
+        work here; ReleaseError where the release is not complete. Whatever was opened is then closed again.
+        """
+        try:
+            return await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Lets calls end for a moment, then closes everything. A job in progress goes on at the next start."""
+        await self._stack.aclose()
+
+    async def _start(self) -> int:
+        settings = self._settings
+        ground = await asyncio.to_thread(self._open)
+        if settings.workers:
+            self._supervisor = Supervisor(settings, self._metrics.worker_restarts.inc)
+            self._stack.push_async_callback(self._supervisor.stop)
+        server, health_servicer = self._wire(ground)
+        port = await self._bind(server)
+        await server.start()
+        self._stack.push_async_callback(server.stop, _GRACE_S)
+        self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
+        if self._supervisor is not None:
+            await self._supervisor.start()
+        if settings.metrics_port is not None:
+            httpd, _ = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=self._metrics.registry)
+            self._stack.callback(httpd.server_close)
+            self._stack.callback(httpd.shutdown)
+            self.metrics_port = httpd.server_port
+        if settings.port_file is not None:
+            _write_port(settings.port_file, f"{split_listen(settings.listen)[0]}:{port}")
+        log.info("listening on port %d, base student %s", port, ground.base_student_id)
+        return port
+
+    def _open(self) -> _Ground:
+        settings = self._settings
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        database = Database(settings.database_url)
+        self._stack.callback(database.close)
+        self._stack.callback(lock.acquire(database, "server").release)
+        database.migrate()
+        signer = signing.load_or_create(settings.signing_key_path)
+        offer = offer_of(Release.open(settings.release))
+        shelf = Shelf(database, Artefacts(settings.artefacts_url))
+        base_student_id = students.publish_base(shelf, signer, offer, time.time())
+        try:
+            gate = Gate(settings.enrolment_key(), settings.max_devices)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"enrolment key: {error}") from error
+        return _Ground(shelf, signer, offer, gate, base_student_id)
+
+    def _wire(self, ground: _Ground) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+        settings = self._settings
+        scopes = (
+            metrics_scope(self._metrics),
+            status_scope,
+            identity_scope(ground.shelf.database),
+            limit_scope(settings.max_calls_per_device),
+        )
+        server = grpc.aio.server(
+            interceptors=[ScopeInterceptor(scope) for scope in scopes],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=settings.max_calls,
+        )
+        personalisation = PersonalisationServicer(
+            shelf=ground.shelf,
+            offer=ground.offer,
+            gate=ground.gate,
+            signing_public_key=ground.signer.public_key,
+            metrics=self._metrics,
+            tell_worker=self._tell_worker,
+            max_queued_jobs=settings.max_queued_jobs,
+            watch_interval_s=settings.watch_interval_s,
+        )
+        cache = HeadCache(
+            ground.shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads
+        )
+        pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
+        pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(cache, ground.offer, self._metrics), server)
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        services = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        return server, health_servicer
+
+    async def _bind(self, server: grpc.aio.Server) -> int:
+        settings = self._settings
+        try:
+            if settings.tls_cert is None or settings.tls_key is None:
+                return int(server.add_insecure_port(settings.listen))
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            return int(server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair])))
+        except OSError as error:
+            raise InvalidInput(f"TLS: {error}") from error
+        except RuntimeError as error:
+            raise InvalidInput(f"cannot listen on {settings.listen}: taken, or not an address here") from error
+
+    def _tell_worker(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.tell()
+
+
+def _write_port(path: Path, address: str) -> None:
+    """Whole or not at all, so that whoever waits for the file never reads half of it."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(f"{address}\n")
+    os.replace(part, path)

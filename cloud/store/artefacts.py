@@ -1,0 +1,107 @@
+"""Files of students: a folder beside the server, or any fsspec URL (``s3://bucket/prefix``).
+
+A key is ``<student id>/<file name>``, both checked against a narrow alphabet, so that nothing a client sends can ever
+name another place. A file appears under its key whole or not at all.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+from uuid import uuid4
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from isthmus.cloud.store.database import disk_is_full
+from isthmus.proto.errors import NotYours, StorageFull
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def valid_name(name: str) -> bool:
+    """Whether ``name`` may stand for a student or one of its files."""
+    return _NAME.fullmatch(name) is not None
+
+
+class Artefacts:
+    """Files of students under one URL. Blocking: call it off the event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._fs.makedirs(self._root, exist_ok=True)
+
+    def put(self, student_id: str, name: str, source: Path) -> None:
+        """Copies the file ``source`` to its key, atomically; replaces what was there.
+
+        Raises StorageFull (and leaves nothing behind) when the disk is full.
+        """
+        target = self._path(student_id, name)
+        self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+        # An object store makes an object appear only when its upload ends; a folder needs a rename.
+        staged = f"{self._fs._parent(target)}/.{uuid4().hex}.part" if self._local else target
+        try:
+            with source.open("rb") as reader, self._fs.open(staged, "wb") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+                if self._local:
+                    writer.flush()
+                    os.fsync(writer.fileno())
+            if self._local:
+                os.replace(staged, target)
+        except BaseException as error:
+            if self._local:
+                with suppress(FileNotFoundError):
+                    os.unlink(staged)
+            if isinstance(error, OSError) and disk_is_full(error):
+                raise StorageFull("the server's disk is full; try again later") from error
+            raise
+
+    def size_bytes(self, student_id: str, name: str) -> int:
+        """Raises NotYours if there is no such file."""
+        try:
+            return int(self._fs.size(self._path(student_id, name)))
+        except FileNotFoundError:
+            raise NotYours("no such file") from None
+
+    @contextmanager
+    def open(self, student_id: str, name: str) -> Iterator[IO[bytes]]:
+        """The file, open for reading at its start. Raises NotYours if there is no such file."""
+        try:
+            file = self._fs.open(self._path(student_id, name), "rb")
+        except FileNotFoundError:
+            raise NotYours("no such file") from None
+        with file:
+            yield file
+
+    @contextmanager
+    def on_disk(self, student_id: str, name: str, scratch: Path) -> Iterator[Path]:
+        """A path to the file: the file itself in a folder, else a copy in ``scratch`` that is removed afterwards."""
+        path = self._path(student_id, name)
+        if self._local:
+            yield Path(path)
+            return
+        scratch.mkdir(parents=True, exist_ok=True)
+        copy = scratch / f"{uuid4().hex}-{name}"
+        try:
+            self._fs.get_file(path, str(copy))
+            yield copy
+        except FileNotFoundError:
+            raise NotYours("no such file") from None
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def remove(self, student_id: str) -> None:
+        """Removes every file of a student; nothing happens if there are none."""
+        if not valid_name(student_id):
+            raise NotYours("no such student")
+        with suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{student_id}", recursive=True)
+
+    def _path(self, student_id: str, name: str) -> str:
+        if not valid_name(student_id) or not valid_name(name):
+            raise NotYours("no such file")
+        return f"{self._root}/{student_id}/{name}"

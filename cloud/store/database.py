@@ -1,0 +1,127 @@
+"""The database: SQLite beside the server, or PostgreSQL by URL. One short transaction at a time.
+
+``reading`` and ``writing`` are the only ways in. A writing transaction takes SQLite's write lock at its start
+(``BEGIN IMMEDIATE``), so that reading a row, deciding, and writing it back is one step on both databases (PostgreSQL:
+the row is read ``FOR UPDATE``).
+"""
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, StorageFull, Unavailable
+
+_BUSY_TIMEOUT_S = 15.0
+
+
+class Database:
+    """An engine with our transaction rules. Safe to use from several threads and processes."""
+
+    def __init__(self, url: str) -> None:
+        """Raises InvalidInput for a URL that is neither SQLite (in a file) nor PostgreSQL."""
+        self.url = _normalised(url)
+        sqlite = self.url.get_backend_name() == "sqlite"
+        if sqlite and self.url.database in (None, "", ":memory:"):
+            raise InvalidInput("the database must be a file, because the worker is another process")
+        self.sqlite_path: Path | None = Path(str(self.url.database)) if sqlite else None
+        connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S} if sqlite else {}
+        try:
+            self._engine = sa.create_engine(self.url, connect_args=connect_args, pool_pre_ping=not sqlite)
+        except ModuleNotFoundError as error:
+            hint = f"the database needs the package '{error.name}': pip install 'psycopg[binary]'"
+            raise InvalidInput(hint) from None
+        if sqlite:
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that sees one state of the database."""
+        with _translated(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that is committed at the end of the block, or undone if it raises.
+
+        Raises StorageFull when the disk is full, Busy when another transaction holds on for too long.
+        """
+        with (
+            _translated(),
+            self._engine.connect().execution_options(isthmus_writing=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def migrate(self) -> None:
+        """Brings the schema to the newest version. Call it under the server's lock."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        with self.writing() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _normalised(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise InvalidInput("the database URL does not parse; try sqlite:///FILE or postgresql://HOST/NAME") from None
+    backend = parsed.get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise InvalidInput(f"no support for {backend!r} databases; use sqlite:///FILE or postgresql://HOST/NAME")
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # The driver's own implicit BEGIN comes too late for us; _begin_sqlite sends it.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writing = connection.get_execution_options().get("isthmus_writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise as_ours(error) from error
+
+
+def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
+    """The error of our tree for a failure of the database that a client or an operator can do something about."""
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        code = cause.sqlite_errorcode & 0xFF if hasattr(cause, "sqlite_errorcode") else 0
+        if code == sqlite3.SQLITE_FULL:
+            return StorageFull("the server's disk is full; try again later")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return Busy("the database is busy; try again")
+        return error
+    state = getattr(cause, "sqlstate", None)
+    if state == "53100":
+        return StorageFull("the server's disk is full; try again later")
+    if error.connection_invalidated or state is None:
+        return Unavailable("the database cannot be reached; try again later")
+    return error
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether an error of the file system says that no space (or quota) is left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

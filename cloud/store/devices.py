@@ -1,0 +1,60 @@
+"""Rows of the table ``devices``. Only the hash of a token is ever stored."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.schema import devices
+
+
+@dataclass(frozen=True)
+class Device:
+    device_id: str
+    name: str
+    token_hash: bytes
+    created_s: float
+    revoked_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Device(device_id={self.device_id!r}, name={self.name!r})"
+
+
+def add(database: Database, device: Device, *, at_most: int) -> bool:
+    """Adds the device, unless ``at_most`` devices are there already; says whether it did."""
+    with database.writing() as connection:
+        count = connection.scalar(sa.select(sa.func.count()).select_from(devices).where(devices.c.revoked_s.is_(None)))
+        if (count or 0) >= at_most:
+            return False
+        connection.execute(
+            devices.insert().values(
+                id=device.device_id, name=device.name, token_hash=device.token_hash, created_s=device.created_s
+            )
+        )
+        return True
+
+
+def get(database: Database, device_id: str) -> Device | None:
+    with database.reading() as connection:
+        row = connection.execute(sa.select(devices).where(devices.c.id == device_id)).first()
+    return None if row is None else _device(row)
+
+
+def listing(database: Database) -> list[Device]:
+    """Every device, oldest first."""
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(devices).order_by(devices.c.created_s, devices.c.id)).all()
+    return [_device(row) for row in rows]
+
+
+def revoke(database: Database, device_id: str, now_s: float) -> bool:
+    """Shuts a device out from its next call on; says whether there was such a device."""
+    with database.writing() as connection:
+        result = connection.execute(
+            devices.update().where(devices.c.id == device_id, devices.c.revoked_s.is_(None)).values(revoked_s=now_s)
+        )
+    return result.rowcount == 1
+
+
+def _device(row: sa.Row[tuple[object, ...]]) -> Device:
+    return Device(row.id, row.name, bytes(row.token_hash), row.created_s, row.revoked_s)

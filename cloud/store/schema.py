@@ -1,0 +1,70 @@
+"""The tables. Migrations bring a database to this shape; a test compares the two."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+devices = sa.Table(
+    "devices",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    # SHA-256 of the token; the token itself is never stored.
+    sa.Column("token_hash", sa.LargeBinary(32), nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("revoked_s", sa.Float, nullable=True),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("device_id", sa.String(32), sa.ForeignKey("devices.id"), nullable=False),
+    sa.Column("idempotency_key", sa.String(64), nullable=False),
+    sa.Column("release_hash", sa.String(128), nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("stage", sa.String(32), nullable=False, index=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("rounds", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("epochs", sa.Integer, nullable=False),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("not_before_s", sa.Float, nullable=False),
+    sa.Column("selected_per_class", sa.JSON, nullable=False),
+    sa.Column("stage_seconds", sa.JSON, nullable=False),
+    sa.Column("student_id", sa.String(64), nullable=False),
+    sa.Column("error", sa.String(300), nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("updated_s", sa.Float, nullable=False),
+    sa.UniqueConstraint("device_id", "idempotency_key"),
+)
+
+# The prototypes of each round, as the bytes of the protobuf message in which they came.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("job_id", sa.String(32), sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
+students = sa.Table(
+    "students",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    # NULL: a base student, which every device may fetch.
+    sa.Column("device_id", sa.String(32), sa.ForeignKey("devices.id"), nullable=True, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    # Exactly the bytes that were signed.
+    sa.Column("manifest", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+)

@@ -1,0 +1,63 @@
+"""Rows of the table ``students``: who may have which student, and its signed manifest."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.schema import students
+from isthmus.proto.messages import SignedManifest
+
+
+@dataclass(frozen=True)
+class StudentRow:
+    """``device_id`` None: a base student, open to every device."""
+
+    student_id: str
+    device_id: str | None
+    kind: str
+    signed: SignedManifest
+    created_s: float
+
+
+def put(database: Database, student: StudentRow) -> None:
+    """Adds the student, or replaces the one of the same id."""
+    with database.writing() as connection:
+        connection.execute(students.delete().where(students.c.id == student.student_id))
+        connection.execute(
+            students.insert().values(
+                id=student.student_id,
+                device_id=student.device_id,
+                kind=student.kind,
+                manifest=student.signed.manifest_bytes,
+                signature=student.signed.signature,
+                created_s=student.created_s,
+            )
+        )
+
+
+def get(database: Database, student_id: str) -> StudentRow | None:
+    with database.reading() as connection:
+        row = connection.execute(sa.select(students).where(students.c.id == student_id)).first()
+    return None if row is None else _student(row)
+
+
+def of_device(database: Database, device_id: str) -> list[StudentRow]:
+    """A device's own students, newest first."""
+    query = (
+        sa.select(students)
+        .where(students.c.device_id == device_id)
+        .order_by(students.c.created_s.desc(), students.c.id.desc())
+    )
+    with database.reading() as connection:
+        return [_student(row) for row in connection.execute(query)]
+
+
+def remove(database: Database, student_id: str) -> None:
+    with database.writing() as connection:
+        connection.execute(students.delete().where(students.c.id == student_id))
+
+
+def _student(row: sa.Row[tuple[object, ...]]) -> StudentRow:
+    signed = SignedManifest(bytes(row.manifest), bytes(row.signature))
+    return StudentRow(row.id, row.device_id, row.kind, signed, row.created_s)
