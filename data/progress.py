@@ -1,0 +1,19 @@
+"""Progress bars for long work: on the terminal's error stream, silent anywhere else."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(*, enabled: bool = True) -> Progress:
+    """A bar with count, share and time left, to be used as a context manager."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (enabled and console.is_terminal),
+    )

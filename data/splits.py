@@ -1,0 +1,198 @@
+"""Who is public and who is private: the paper's splits, published lists, and one client a person.
+
+Everything is names of clips, sorted, and depends on nothing but the arguments.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from isthmus.data import ave
+from isthmus.data.clip import ClipRef, Listing
+
+PRIVATE_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the public clips, and of each client's own. No name is in two places."""
+
+    name: str
+    public: tuple[str, ...]
+    clients: Mapping[str, tuple[str, ...]]
+
+    @property
+    def private(self) -> tuple[str, ...]:
+        """Every client's clips together, sorted."""
+        return tuple(sorted(name for names in self.clients.values() for name in names))
+
+    def to_json(self) -> str:
+        return json.dumps({"name": self.name, "public": self.public, "clients": dict(self.clients)}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Split":
+        """Raises ValueError for text that is no split, or one in which a clip stands twice."""
+        raw = json.loads(text)
+        try:
+            clients = {str(client): tuple(map(str, names)) for client, names in raw["clients"].items()}
+            split = Split(str(raw["name"]), tuple(map(str, raw["public"])), clients)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no split: {error!r}") from error
+        everyone = [*split.public, *split.private]
+        if len(everyone) != len(set(everyone)):
+            raise ValueError("no split: a clip stands in it twice")
+        return split
+
+
+def by_actor(listing: Listing, private_actors: Sequence[str]) -> Split:
+    """One client for each private actor, named after them; everybody else is public.
+
+    Raises ValueError where an actor has no clips, none is private, or nobody would be public.
+    """
+    wanted = tuple(dict.fromkeys(private_actors))
+    actors = sorted({ref.actor for ref in listing.refs if ref.actor is not None})
+    unknown = [actor for actor in wanted if actor not in actors]
+    if unknown or not wanted:
+        known = ", ".join(actors) or "none"
+        raise ValueError(f"no clips of actor {', '.join(unknown) or '(none given)'}: this data set has {known}")
+    clients = {actor: _names(ref for ref in listing.refs if ref.actor == actor) for actor in wanted}
+    public = _names(ref for ref in listing.refs if ref.actor not in clients)
+    return _checked(Split("by-actor", public, clients))
+
+
+def by_class(
+    listing: Listing,
+    private: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    share: float = PRIVATE_SHARE,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Split:
+    """The paper's split: client_1 holds the private clips of the first half of the classes, client_2 of the rest.
+
+    ``private`` names the private clips; without it, ``share`` of the clips is drawn with ``seed``, every class in
+    proportion. ``groups`` are the classes of client_1, client_2 and so on; private clips of no group are left out.
+    Raises ValueError for a private name that the listing lacks, a class in two groups, and an empty side.
+    """
+    drawn = stratified(listing.refs, share=share, seed=seed) if private is None else tuple(private)
+    of_name = {ref.name: ref for ref in listing.refs}
+    gone = {damage.name for damage in listing.damaged}
+    missing = [name for name in drawn if name not in of_name and name not in gone]
+    if missing:
+        raise ValueError(f"{len(missing)} private clips are not in the data set, as {', '.join(missing[:3])}")
+    half = (len(listing.classes) + 1) // 2
+    everything = range(len(listing.classes))
+    chosen = (
+        [list(group) for group in groups] if groups is not None else [list(everything[:half]), list(everything[half:])]
+    )
+    flat = [label for group in chosen for label in group]
+    if len(flat) != len(set(flat)) or not set(flat) <= set(everything):
+        raise ValueError(f"the groups of classes {chosen} overlap or go beyond the {len(listing.classes)} classes")
+    private_refs = [of_name[name] for name in dict.fromkeys(drawn) if name in of_name]
+    clients = {
+        f"client_{number}": _names(ref for ref in private_refs if ref.label in group)
+        for number, group in enumerate(chosen, start=1)
+    }
+    public = _names(ref for ref in listing.refs if ref.name not in set(drawn))
+    return _checked(Split("by-class", public, clients))
+
+
+def published(listing: Listing, private_list: Path) -> Split:
+    """The paper's split with the private clips of a published list.
+
+    The list is AVE's testSet.txt (`label&id&quality&start&end`) or a CSV whose first column is a clip's name (with or
+    without file ending) and whose second, where there is one, its label; a header line is skipped.
+    Raises ValueError naming what is wrong: no such file, a clip the data set lacks, a label that contradicts it.
+    """
+    if not private_list.is_file():
+        raise ValueError(f"the split list {private_list} is missing")
+    if listing.layout == ave.LAYOUT and private_list.name in ave.LISTS:
+        split = by_class(listing, ave.read_lists(private_list.parent)[private_list.name])
+    else:
+        split = by_class(listing, _csv_names(listing, private_list))
+    return Split("published", split.public, split.clients)
+
+
+def stratified(refs: Iterable[ClipRef], *, share: float, seed: int) -> tuple[str, ...]:
+    """``share`` of the clips, every class in proportion (largest remainders), drawn with ``seed``; sorted names.
+
+    Raises ValueError for a share outside 0..1 and for clips without label.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a share of {share:g} is not between 0 and 1")
+    of_label: dict[int, list[str]] = {}
+    for ref in refs:
+        if ref.label is None:
+            raise ValueError(f"{ref.name} has no label: only labelled clips can be drawn class by class")
+        of_label.setdefault(ref.label, []).append(ref.name)
+    labels = sorted(of_label)
+    exact = {label: share * len(of_label[label]) for label in labels}
+    counts = {label: int(exact[label]) for label in labels}
+    left = round(share * sum(map(len, of_label.values()))) - sum(counts.values())
+    for label in sorted(labels, key=lambda each: (counts[each] - exact[each], each))[:left]:
+        counts[label] += 1
+    rng = np.random.default_rng(seed)
+    return tuple(sorted(name for label in labels for name in _draw(of_label[label], counts[label], rng)))
+
+
+def latency_halves(names: Sequence[str], labels: Sequence[int], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The latency-sensitive scenario: selection clips and test clips, both sorted.
+
+    Of each class half, rounded down, goes to selection and the rest to test (spec 1, section 3).
+    The same clips in another order give the same halves. Raises ValueError where names and labels do not match up.
+    """
+    if len(names) != len(labels) or len(set(names)) != len(names):
+        raise ValueError(f"{len(names)} names ({len(set(names))} different) for {len(labels)} labels")
+    of_label: dict[int, list[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        of_label.setdefault(int(label), []).append(name)
+    rng = np.random.default_rng(seed)
+    selection = {name for label in sorted(of_label) for name in _draw(of_label[label], len(of_label[label]) // 2, rng)}
+    return tuple(sorted(selection)), tuple(sorted(name for name in names if name not in selection))
+
+
+def _draw(names: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    ordered = sorted(names)
+    return [ordered[position] for position in rng.permutation(len(ordered))[:count]]
+
+
+def _names(refs: Iterable[ClipRef]) -> tuple[str, ...]:
+    return tuple(sorted(ref.name for ref in refs))
+
+
+def _checked(split: Split) -> Split:
+    if not split.public:
+        raise ValueError(f"split {split.name}: no clip is left for the public side")
+    empty = [client for client, names in split.clients.items() if not names]
+    if empty:
+        raise ValueError(f"split {split.name}: {', '.join(empty)} would have no clips")
+    return split
+
+
+def _csv_names(listing: Listing, path: Path) -> tuple[str, ...]:
+    label_of = {ref.name: ref.label for ref in listing.refs}
+    known = label_of.keys() | {damage.name for damage in listing.damaged}
+    names: list[str] = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if not row or not row[0].strip():
+                continue
+            given = row[0].strip()
+            name = given if given in known else Path(given).stem
+            label = row[1].strip() if len(row) > 1 else ""
+            if name not in known:
+                if number == 1 and label not in listing.classes:
+                    continue  # the header
+                raise ValueError(f"{path.name}:{number}: the data set has no clip '{name}'")
+            expected = label_of.get(name)
+            if label in listing.classes and expected is not None and listing.classes.index(label) != expected:
+                raise ValueError(f"{path.name}:{number}: {name} is labelled {label}, its name says otherwise")
+            names.append(name)
+    if not names:
+        raise ValueError(f"{path.name} names no clip")
+    return tuple(dict.fromkeys(names))
