@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from isthmus.demo.outcome import ClientOutcome, readable_bytes
 from isthmus.demo.stages import StageRecord
@@ -107,6 +108,7 @@ def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, color="#1d4ed8")
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
