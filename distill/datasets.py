@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from isthmus.data.arrays import ClipArrays
+from isthmus.data.stored import ClipArrays
 from isthmus.data.transforms import all_frames, evaluation_frames, training_frames
 from isthmus.distill.teacher_cache import TeacherOutputs
 from isthmus.distill.train import SeededDataset
@@ -15,9 +15,7 @@ from isthmus.distill.train import SeededDataset
 Indices = npt.NDArray[np.int64]
 
 
-def masked_spectrogram(
-    spectrogram_FT: npt.NDArray[np.float32], rng: np.random.Generator
-) -> npt.NDArray[np.float32]:
+def masked_spectrogram(spectrogram_FT: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """SpecAugment (Park et al. 2019) without warping: a circular shift in time, then one band of frequencies and one
     stretch of time set to the mean, each up to a fifth of its axis."""
     bins, columns = spectrogram_FT.shape
@@ -104,7 +102,7 @@ class DistillationClips(SeededDataset[Sequence[Tensor]]):
 
 
 class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
-    """(audio_D, visual_D, label) from features computed once; the visual one averaged over ``frames_used`` at random."""
+    """(audio_D, visual_D, label) from features computed once; the visual one is a mean of ``frames_used`` drawn frames."""
 
     def __init__(
         self,

@@ -76,8 +76,16 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
     pair = (torch.rand(2, width), torch.rand(2, width))
     names = ("audio_BD", "visual_BD")
     files = [
-        _export(_AudioEncoder(student), (spectrogram,), ("spectrogram_BFT",), ("features_BD",), out_dir / "audio_encoder.onnx"),
-        _export(_VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / "visual_encoder.onnx"),
+        _export(
+            _AudioEncoder(student),
+            (spectrogram,),
+            ("spectrogram_BFT",),
+            ("features_BD",),
+            out_dir / "audio_encoder.onnx",
+        ),
+        _export(
+            _VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / "visual_encoder.onnx"
+        ),
         _export(_Probabilities(teacher_head), pair, names, ("probabilities_BC",), out_dir / "teacher_head.onnx"),
     ]
     if heads is not None:
@@ -139,7 +147,13 @@ def _check(module: nn.Module, inputs: tuple[Tensor, ...], onnx_path: Path, name:
 
 def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[npt.NDArray[np.float32]]) -> Path:
     """Static int8 (QDQ, per channel) of an encoder file; ``calibration`` yields batches of its one input."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
 
     name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
 

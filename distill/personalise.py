@@ -226,4 +226,5 @@ def _leading_directions(features_SD: Floats, width: int) -> Tensor:
     centred = torch.from_numpy(features_SD - features_SD.mean(axis=0)).double()
     covariance_DD = centred.T @ centred
     _, vectors_DD = torch.linalg.eigh(covariance_DD)
-    return vectors_DD.flip(1)[:, :width].T.float().contiguous()
+    directions_WD: Tensor = vectors_DD.flip(1)[:, :width].T.float().contiguous()
+    return directions_WD

@@ -82,9 +82,8 @@ class Recipe:
         """Raises ValueError where the text is not a recipe of this version."""
         try:
             raw: dict[str, Any] = json.loads(text)
-            teacher = {
-                key: None if value is None else _train_config(value) for key, value in raw.pop("teacher").items()
-            }
+            stages = {key: None if value is None else _train_config(value) for key, value in raw["teacher"].items()}
+            teacher: dict[str, Any] = {**raw.pop("teacher"), **stages}
             personalise = raw.pop("personalise")
             return Recipe(
                 classes=tuple(raw.pop("classes")),
@@ -147,11 +146,11 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
         base,
         name="small",
         input=dataclasses.replace(
-            base.input, spectrogram_bins=64, spectrogram_columns=columns, frame_px=64, stored_px=72, frames_used=2
+            base.input, spectrogram_bins=64, spectrogram_columns=columns, frame_px=64, stored_px=72, frames_used=1
         ),
         teacher=TeacherConfig(
-            audio=adamw,
-            visual=adamw,
+            audio=dataclasses.replace(adamw, epochs=14),
+            visual=dataclasses.replace(adamw, epochs=22),
             head=dataclasses.replace(adamw, epochs=20, learning_rate=3e-4, warmup_epochs=0),
         ),
         all_distill=dataclasses.replace(adamw, epochs=10, warmup_epochs=1),

@@ -1,11 +1,11 @@
 """A release: the folder that holds all a cloud needs to personalise students.
 
-    recipe.json                     the whole configuration, and the hash of the data
-    public/                         the decoded public clips (data/arrays.py)
-    teacher/teacher.safetensors     and history.json, loss.png
-    teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
-    students/<seed>.safetensors     AllDistill students, one per seed
-    base/                           the student a new device gets: ONNX files and heads.safetensors
+recipe.json                     the whole configuration, and the hash of the data
+public/                         the decoded public clips (data/arrays.py)
+teacher/teacher.safetensors     and history.json, loss.png
+teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
+students/<seed>.safetensors     AllDistill students, one per seed
+base/                           the student a new device gets: ONNX files and heads.safetensors
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.torch import load_file, save
 from torch import nn
 
-from isthmus.data.arrays import ClipArrays
+from isthmus.data.stored import ClipArrays
 from isthmus.distill.checkpoint import state_hash, write_atomically
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.teacher import Teacher
@@ -63,7 +63,9 @@ class Release:
         try:
             return Release(root, Recipe.from_json((root / "recipe.json").read_text()))
         except FileNotFoundError as error:
-            raise ReleaseError(f"{root} is not a release. 'isthmus distill teacher --release {root}' makes one.") from error
+            raise ReleaseError(
+                f"{root} is not a release. 'isthmus distill teacher --release {root}' makes one."
+            ) from error
         except ValueError as error:
             raise ReleaseError(f"{root}/recipe.json: {error}") from error
 
@@ -122,7 +124,9 @@ class Release:
         except FileNotFoundError as error:
             raise ReleaseError(f"{self.root} has no teacher outputs: run 'isthmus distill teacher' again.") from error
         if len(outputs.probabilities_NC) != len(self.public.names):
-            raise ReleaseError(f"{self.root}: teacher outputs and public clips differ in number; remove teacher_outputs/.")
+            raise ReleaseError(
+                f"{self.root}: teacher outputs and public clips differ in number; remove teacher_outputs/."
+            )
         return outputs
 
     def outputs_key(self) -> str:
@@ -151,5 +155,7 @@ def load_weights(module: M, path: Path, command: str) -> M:
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own untyped errors on damage
-        raise ReleaseError(f"{path} does not fit this release or is damaged ({error}); run '{command}' again.") from error
+        raise ReleaseError(
+            f"{path} does not fit this release or is damaged ({error}); run '{command}' again."
+        ) from error
     return module.eval()

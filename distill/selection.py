@@ -90,9 +90,7 @@ def _best_candidates(
     return [_merge(best[row], waiting[row], int(keep_K[row]))[1] for row in range(rows)]
 
 
-def _merge(
-    best: tuple[Floats, Indices], waiting: list[tuple[Floats, Indices]], keep: int
-) -> tuple[Floats, Indices]:
+def _merge(best: tuple[Floats, Indices], waiting: list[tuple[Floats, Indices]], keep: int) -> tuple[Floats, Indices]:
     """The ``keep`` best of what was kept and what came since. Both are ordered so that a stable sort breaks ties right:
     kept ones come from earlier blocks, and new ones stand in order of index."""
     similarities = np.concatenate([best[0], *(part[0] for part in waiting)])
@@ -108,12 +106,15 @@ def _merge(
 
 def _normalised(rows_RC: Floats) -> Floats:
     norms_R1 = np.sqrt(np.einsum("rc,rc->r", rows_RC, rows_RC))[:, None]
-    return rows_RC / np.maximum(norms_R1, np.float32(1e-12))
+    normalised_RC: Floats = rows_RC / np.maximum(norms_R1, np.float32(1e-12))
+    return normalised_RC
 
 
 def _check(prototypes_KC: Floats, probabilities_NC: Floats, samples_per_row: int) -> None:
     if prototypes_KC.ndim != 2 or probabilities_NC.ndim != 2 or prototypes_KC.shape[1] != probabilities_NC.shape[1]:
-        raise ValueError(f"prototypes {prototypes_KC.shape} and public {probabilities_NC.shape} do not share a label set")
+        raise ValueError(
+            f"prototypes {prototypes_KC.shape} and public {probabilities_NC.shape} do not share a label set"
+        )
     if len(prototypes_KC) == 0 or len(probabilities_NC) == 0:
         raise ValueError("nothing to select with, or nothing to select from")
     if samples_per_row < 1:

@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress as Bars
 from torch import Tensor, nn
 
-from isthmus.data.arrays import ClipArrays
+from isthmus.data.stored import ClipArrays
 from isthmus.distill.datasets import LabelledClips, LabelledFeatures, LabelledFrames, LabelledSpectrograms
 from isthmus.distill.losses import classification_loss
 from isthmus.distill.models.teacher import Teacher

@@ -1,4 +1,4 @@
-"""The teacher's outputs on public clips: computed once, memory-mapped, keyed by teacher and data (spec 1, section 10)."""
+"""The teacher's outputs on public clips: computed once, memory-mapped, keyed by teacher and data."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from rich.progress import Progress
 
-from isthmus.data.arrays import ClipArrays
+from isthmus.data.stored import ClipArrays
 from isthmus.data.transforms import all_frames, frame_positions
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.trunk import EncoderPair
@@ -29,7 +29,11 @@ class TeacherOutputs:
 
 @torch.inference_mode()
 def encode_clips(
-    encoders: EncoderPair, clips: ClipArrays, device: torch.device, progress: Progress | None = None, what: str = "encode"
+    encoders: EncoderPair,
+    clips: ClipArrays,
+    device: torch.device,
+    progress: Progress | None = None,
+    what: str = "encode",
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame."""
     encoders.to(device).eval()

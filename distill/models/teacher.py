@@ -9,7 +9,7 @@ from isthmus.distill.models.trunk import EncoderPair
 
 
 class Teacher(nn.Module):
-    """ResNet101 trunks by default. The branch classifiers serve uni-modal pre-training and the report of each branch."""
+    """ResNet101 trunks by default. The branch classifiers serve uni-modal pre-training and each branch's own report."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from isthmus.distill.torchvision_import import resnet
+from isthmus.distill.torchvision_import import ResNet, resnet
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     """
     if name not in WIDTHS:
         raise ValueError(f"unknown trunk {name!r}; known: {', '.join(WIDTHS)}")
-    trunk = getattr(resnet, name)(weights=None, zero_init_residual=weights is None)
+    trunk: ResNet = getattr(resnet, name)(weights=None, zero_init_residual=weights is None)
     trunk.fc = nn.Identity()
     if in_channels != 3:
         trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     if weights is None:
         log.info("%s with %d input channel(s): random weights (no ImageNet file given)", name, in_channels)
-        return trunk.to(memory_format=torch.channels_last)
+        return in_channels_last(trunk)
     state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
     if in_channels != 3:
         state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
@@ -41,7 +41,13 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     except RuntimeError as error:
         raise ValueError(f"{weights.name} does not hold torchvision's {name} weights: {error}") from error
     log.info("%s with %d input channel(s): ImageNet weights from %s", name, in_channels, weights.name)
-    return trunk.to(memory_format=torch.channels_last)
+    return in_channels_last(trunk)
+
+
+def in_channels_last(module: nn.Module) -> nn.Module:
+    """The faster memory layout for convolutions, on CPU and GPU."""
+    laid_out: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return laid_out
 
 
 class Encoder(nn.Module):
@@ -53,7 +59,9 @@ class Encoder(nn.Module):
     ``forward``: (B, in_channels, H, W) -> features_BD.
     """
 
-    def __init__(self, trunk_name: str, in_channels: int, feature_width: int, *, neck: bool, weights: Path | None = None):
+    def __init__(
+        self, trunk_name: str, in_channels: int, feature_width: int, *, neck: bool, weights: Path | None = None
+    ):
         super().__init__()
         self.trunk = resnet_trunk(trunk_name, in_channels, weights)
         width = WIDTHS[trunk_name]
@@ -85,4 +93,5 @@ class EncoderPair(nn.Module):
     def visual(self, frames_BKCHW: Tensor) -> Tensor:
         batch, frames = frames_BKCHW.shape[:2]
         features: Tensor = self.visual_encoder(frames_BKCHW.flatten(0, 1))
-        return features.unflatten(0, (batch, frames))
+        per_frame_BKD: Tensor = features.unflatten(0, (batch, frames))
+        return per_frame_BKD

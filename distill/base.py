@@ -1,0 +1,43 @@
+"""AllDistill students of a release, and the base student that every new device gets."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from isthmus.distill.export import export_student
+from isthmus.distill.personalise import all_distill, train_heads
+from isthmus.distill.release import Release, save_weights
+from isthmus.distill.train import OnEpoch, ignore_epochs
+
+
+def make_student(
+    release: Release,
+    seed: int,
+    device: torch.device,
+    on_epoch: OnEpoch = ignore_epochs,
+    weights: Path | None = None,
+) -> None:
+    """The AllDistill student of ``seed``, unless it is there. Resumes after a kill."""
+    path = release.student_path(seed)
+    if path.exists():
+        return
+    checkpoint = path.with_name(f"{seed}.checkpoint.safetensors")
+    student = all_distill(release, seed=seed, checkpoint=checkpoint, weights=weights, device=device, on_epoch=on_epoch)
+    save_weights(student, path)
+    checkpoint.unlink()
+
+
+def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> None:
+    """Heads of the seed-0 student on all public clips, and its ONNX files: what a device gets before anything else.
+
+    The folder appears whole or not at all, and only where it is not there yet.
+    """
+    if release.base_dir.exists():
+        return
+    student = release.student(0)
+    everything = np.arange(len(release.public.names), dtype=np.int64)
+    heads = train_heads(release, student, everything, seed=0, on_epoch=on_epoch, device=device)
+    part = release.base_dir.with_name("base.part")
+    export_student(release, student, heads, part)
+    part.replace(release.base_dir)

@@ -1,0 +1,47 @@
+"""How right a student is on labelled clips, by each way of answering."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isthmus.data.stored import ClipArrays
+from isthmus.distill.models.heads import FusionHead, HeadBank
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """Axes: N clips, D feature width, C classes. ``probabilities_NC`` is beta_c: teacher head on student features."""
+
+    audio_ND: Floats
+    visual_ND: Floats
+    probabilities_NC: Floats
+
+
+def student_outputs(
+    student: EncoderPair, teacher_head: FusionHead, clips: ClipArrays, device: torch.device
+) -> StudentOutputs:
+    """What a device computes of its clips."""
+    audio_ND, visual_NKD = encode_clips(student, clips, device)
+    visual_ND = evaluation_mean(visual_NKD, clips)
+    return StudentOutputs(audio_ND, visual_ND, head_probabilities(teacher_head, audio_ND, visual_ND))
+
+
+@torch.inference_mode()
+def bank_probabilities(bank: HeadBank, outputs: StudentOutputs, ratio: float) -> Floats:
+    """Probabilities (N, C) of one ratio's compressor and head."""
+    logits_NC = bank[ratio](torch.from_numpy(outputs.audio_ND), torch.from_numpy(outputs.visual_ND))
+    probabilities: Floats = torch.softmax(logits_NC, dim=1).numpy()
+    return probabilities
+
+
+def accuracy(probabilities_NC: Floats, labels_N: npt.NDArray[np.int64]) -> float:
+    """Share of clips told right. Raises ValueError where there are none."""
+    if len(labels_N) == 0:
+        raise ValueError("no clips to measure on")
+    return float((probabilities_NC.argmax(axis=1) == labels_N).mean())

@@ -1,0 +1,78 @@
+"""From a data folder to a begun release: which clips are public, which belong to whom, and both decoded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from isthmus.data.arrays import build_arrays
+from isthmus.data.clip import Listing
+from isthmus.data.layouts import read_listing
+from isthmus.data.splits import Split, by_actor, by_class, published
+from isthmus.data.stored import ClipArrays
+from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.recipes import PRESETS, Recipe
+from isthmus.distill.release import Release, ReleaseError
+
+
+def choose_split(
+    listing: Listing, *, private_actors: Sequence[str] = (), private_list: Path | None = None, seed: int = 0
+) -> Split:
+    """By person where actors are named, by a published list where one is given, else the paper's, drawn with ``seed``.
+
+    Raises ValueError saying what does not fit the data.
+    """
+    if private_actors and private_list is not None:
+        raise ValueError("name private actors or give a list of private clips, not both")
+    if private_actors:
+        return by_actor(listing, private_actors)
+    if private_list is not None:
+        return published(listing, private_list)
+    return by_class(listing, seed=seed)
+
+
+def recipe_for(listing: Listing, preset: str) -> Recipe:
+    """Raises ValueError for an unknown preset or layout."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    if listing.layout not in ("crema-d", "ave"):
+        raise ValueError(f"no recipe for layout {listing.layout!r}")
+    return PRESETS[preset](cast(Literal["crema-d", "ave"], listing.layout), listing.classes)
+
+
+def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *, progress: bool = True) -> Release:
+    """Writes recipe and split, and decodes the public clips into the release.
+
+    Raises ReleaseError where the folder was begun with another recipe or split.
+    """
+    release = Release.create(root, recipe)
+    path = root / "split.json"
+    if path.exists() and Split.from_json(path.read_text()) != split:
+        raise ReleaseError(f"{root} was begun with another split of the data. Choose another --release folder.")
+    write_atomically(path, split.to_json().encode())
+    release.set_public(decode(listing, split.public, recipe, release.public_dir, progress=progress))
+    return release
+
+
+def release_split(release: Release) -> Split:
+    """The split the release was begun with. Raises ReleaseError where there is none."""
+    try:
+        return Split.from_json((release.root / "split.json").read_text())
+    except FileNotFoundError as error:
+        raise ReleaseError(f"{release.root} has no split.json: run 'isthmus distill teacher' first.") from error
+
+
+def decode(
+    listing: Listing, names: Sequence[str], recipe: Recipe, cache_dir: Path, *, progress: bool = True
+) -> ClipArrays:
+    """The named clips, decoded as the recipe reads them. Names that the listing lacks raise KeyError."""
+    by_name = {ref.name: ref for ref in listing.refs}
+    return build_arrays([by_name[name] for name in names], listing.classes, recipe.input, cache_dir, progress)
+
+
+def read_data(root: Path, layout: str = "auto") -> Listing:
+    """``read_listing`` with the one-line error a command shows. Raises ValueError."""
+    if not root.is_dir():
+        raise ValueError(
+            f"{root} is not a folder. 'isthmus data make crema-d {root}' makes a synthetic data set there."
+        )
+    return read_listing(root, layout)
