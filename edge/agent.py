@@ -55,7 +55,8 @@ class Answering(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """``wanted_id`` is the student being fetched ("" = the newest); ``active_id`` the one in use; ``round`` that of
+    """``wanted_id`` is the student being fetched ("" = the newest); ``active_id`` the one in use; ``base_id`` the one that
+    personalisation began with; ``round`` that of
     the prototypes being made or last sent; ``uploaded_round`` the last one the cloud has acknowledged; ``attempt``
     counts tries since the link last worked, ``refusals`` those that failed for another reason than the link."""
 
@@ -63,6 +64,7 @@ class State:
     purpose: Purpose = Purpose.BASE
     wanted_id: str = ""
     active_id: str = ""
+    base_id: str = ""
     job_id: str = ""
     round: int = 0
     uploaded_round: int = -1
@@ -245,16 +247,15 @@ def backoff_s(attempt: int, jitter: float) -> float:
 
 def personalise_again(state: State) -> State:
     """The state from which a device that has finished starts another personalisation, with its present student."""
-    return State(phase=Phase.ENCODE if state.active_id else Phase.ENROL, active_id=state.active_id)
+    phase = Phase.ENCODE if state.active_id else Phase.ENROL
+    return State(phase=phase, active_id=state.active_id, base_id=state.active_id)
 
 
 def step(state: State, event: Event, now_s: float) -> tuple[State, Sequence[Action]]:
     """The state after ``event`` and what to do next. ``now_s`` is a monotonic clock."""
     match event:
         case Started():
-            fresh = replace(
-                state, attempt=0, refusals=0, retry_at_s=None, link_up=state.phase is Phase.SERVE
-            )
+            fresh = replace(state, attempt=0, refusals=0, retry_at_s=None, link_up=state.phase is Phase.SERVE)
             return fresh, (_due(fresh),)
         case Tick():
             return _tick(state, now_s)
@@ -313,8 +314,9 @@ def _finished(state: State, event: Event) -> tuple[State, Sequence[Action]]:
         case Phase.VERIFY, Verified(student_id) if student_id == state.wanted_id:
             return _enter(state, Phase.ENCODE if state.purpose is Purpose.INTERIM else Phase.SWAP)
         case Phase.SWAP, Swapped(student_id) if student_id == state.wanted_id:
-            phase = Phase.ENCODE if state.purpose is Purpose.BASE else Phase.SERVE
-            return _enter(state, phase, active_id=student_id)
+            if state.purpose is Purpose.BASE:
+                return _enter(state, Phase.ENCODE, active_id=student_id, base_id=student_id)
+            return _enter(state, Phase.SERVE, active_id=student_id)
         case Phase.ENCODE, Encoded(round) if round == state.round:
             return _enter(state, Phase.UPLOAD)
         case Phase.UPLOAD, Accepted(round, status) if round == state.round and state.job_id in ("", status.job_id):
@@ -335,9 +337,7 @@ def _job_changed(state: State, status: JobStatus) -> tuple[State, Sequence[Actio
         case Stage.FAILED:
             return _give_up(state, f"the cloud could not personalise: {status.error or 'no reason given'}")
         case Stage.AWAITING_PROTOTYPES if status.round > state.uploaded_round and status.student_id:
-            return _enter(
-                state, Phase.FETCH, purpose=Purpose.INTERIM, wanted_id=status.student_id, round=status.round
-            )
+            return _enter(state, Phase.FETCH, purpose=Purpose.INTERIM, wanted_id=status.student_id, round=status.round)
         case _:
             return state, ()
 
@@ -372,9 +372,7 @@ def _failed(state: State, error: IsthmusError, jitter: float, now_s: float) -> t
     return _give_up(state, str(error))
 
 
-def _retry_later(
-    state: State, jitter: float, now_s: float, *, link_up: bool = False
-) -> tuple[State, Sequence[Action]]:
+def _retry_later(state: State, jitter: float, now_s: float, *, link_up: bool = False) -> tuple[State, Sequence[Action]]:
     attempt = state.attempt + 1
     retry_at_s = now_s + backoff_s(attempt, jitter)
     return replace(state, attempt=attempt, retry_at_s=retry_at_s, link_up=link_up), (Wait(retry_at_s),)

@@ -73,9 +73,7 @@ class Outbox:
 
     def waiting(self) -> list[Entry]:
         """Every entry, oldest first."""
-        rows = self._database.execute(
-            "SELECT name, idempotency_key, payload, created_s FROM outbox ORDER BY position"
-        )
+        rows = self._database.execute("SELECT name, idempotency_key, payload, created_s FROM outbox ORDER BY position")
         return [Entry(*row) for row in rows]
 
     def acknowledge(self, name: str) -> None:

@@ -14,7 +14,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
 
 from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.limits import MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES
@@ -34,26 +33,33 @@ def make_prototypes(
     min_cluster: int = 3,
     clip_per_cluster: int = 3,
     noise: float | None = None,
+    noise_seed: int | None = None,
 ) -> Prototypes:
     """Centroids of ``probabilities_NC`` (rows are distributions) with the sizes of their clusters, which sum to N.
 
-    ``noise`` is the epsilon of Laplace noise on the centroids (see ``noisy``); None adds none. Deterministic for a
-    seed. Raises BadPrototypes for rows that are no distributions, and for fewer than ``min_cluster`` clips.
+    ``noise`` is the epsilon of Laplace noise on the centroids (see ``noisy``); None adds none. Deterministic for the
+    seeds. ``seed`` may be known to the cloud; ``noise_seed``, wanted with noise, may not: whoever knows it can take
+    the noise off. It is fresh entropy (``secrets.randbits(128)``) and is kept nowhere.
+
+    Raises ValueError for noise without its seed, BadPrototypes for rows that are no distributions and for fewer than
+    ``min_cluster`` clips.
     """
+    if noise is not None and noise_seed is None:
+        raise ValueError("noise needs a noise_seed of its own, unknown to the cloud")
     _check(probabilities_NC, min_cluster, clip_per_cluster, noise)
     clips, classes = probabilities_NC.shape
     wide_NC = np.clip(probabilities_NC.astype(np.float64), 0.0, None)
     wide_NC /= wide_NC.sum(axis=1, keepdims=True)
     most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // classes)
     clusters = min(math.ceil(clips / clip_per_cluster), len(np.unique(wide_NC, axis=0)), most)
-    labels_N = KMeans(clusters, n_init=_RESTARTS, random_state=seed % (1 << 32)).fit_predict(wide_NC)
+    labels_N = _cluster(wide_NC, clusters, seed)
     sums_KC = np.zeros((clusters, classes))
     np.add.at(sums_KC, labels_N, wide_NC)
     sizes_K = np.bincount(labels_N, minlength=clusters)
     occupied = sizes_K > 0
     values_KC, sizes_K = fold_small(sums_KC[occupied] / sizes_K[occupied, np.newaxis], sizes_K[occupied], min_cluster)
     if noise is not None:
-        values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(seed))
+        values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(noise_seed))
     values_KC = values_KC / values_KC.sum(axis=1, keepdims=True)
     return Prototypes(
         values_KC=values_KC.astype(np.float32),
@@ -75,6 +81,13 @@ def each_clip(probabilities_NC: FloatArray) -> Prototypes:
     )
 
 
+def _cluster(wide_NC: _Wide, clusters: int, seed: int) -> _Counts:
+    from sklearn.cluster import KMeans  # Here, because its import is slower than the rest of the device together.
+
+    labels_N: _Counts = KMeans(clusters, n_init=_RESTARTS, random_state=seed % (1 << 32)).fit_predict(wide_NC)
+    return labels_N
+
+
 def fold_small(centroids_KC: _Wide, sizes_K: _Counts, min_cluster: int) -> tuple[_Wide, _Counts]:
     """Folds the smallest cluster into its nearest neighbour until none is under ``min_cluster`` or one is left.
 
@@ -87,9 +100,7 @@ def fold_small(centroids_KC: _Wide, sizes_K: _Counts, min_cluster: int) -> tuple
         distances_K[small] = np.inf
         near = int(distances_K.argmin())
         total = sizes_K[near] + sizes_K[small]
-        centroids_KC[near] = (
-            centroids_KC[near] * sizes_K[near] + centroids_KC[small] * sizes_K[small]
-        ) / total
+        centroids_KC[near] = (centroids_KC[near] * sizes_K[near] + centroids_KC[small] * sizes_K[small]) / total
         sizes_K[near] = total
         centroids_KC = np.delete(centroids_KC, small, axis=0)
         sizes_K = np.delete(sizes_K, small)
@@ -118,7 +129,8 @@ def project_to_simplex(values_KC: _Wide) -> _Wide:
     positive_KC = descending_KC * np.arange(1, classes + 1) > excess_KC
     last_K = classes - 1 - np.argmax(positive_KC[:, ::-1], axis=1)
     shift_K1 = np.take_along_axis(excess_KC, last_K[:, np.newaxis], axis=1) / (last_K + 1)[:, np.newaxis]
-    return np.maximum(values_KC - shift_K1, 0.0)
+    projected_KC: _Wide = np.maximum(values_KC - shift_K1, 0.0)
+    return projected_KC
 
 
 def _check(probabilities_NC: FloatArray, min_cluster: int, clip_per_cluster: int, noise: float | None) -> None:

@@ -61,9 +61,7 @@ def pack_frame(frame: FeatureFrame) -> bytes:
     ratio_fixed = _ratio_fixed(frame.ratio)
     audio_W = _checked("audio", frame.features.audio_D)
     visual_W = _checked("visual", frame.features.visual_D)
-    header = _HEADER.pack(
-        MAGIC, VERSION, _CODES[frame.number_type], ratio_fixed, audio_W.shape[0], visual_W.shape[0]
-    )
+    header = _HEADER.pack(MAGIC, VERSION, _CODES[frame.number_type], ratio_fixed, audio_W.shape[0], visual_W.shape[0])
     scales = b""
     match frame.number_type:
         case NumberType.FP32 | NumberType.FP16:

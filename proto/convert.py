@@ -61,7 +61,16 @@ _MODE_TO_PB: Final = {
     UploadMode.PROBABILITIES: pb.Prototypes.MODE_PROBABILITIES,
 }
 _MODE_FROM_PB: Final = {number: mode for mode, number in _MODE_TO_PB.items()}
-_STAGE_TO_PB: Final = {stage: pb.JobStatus.Stage.Value(f"STAGE_{stage.name}") for stage in Stage}
+_STAGE_TO_PB: Final = {
+    Stage.QUEUED: pb.JobStatus.STAGE_QUEUED,
+    Stage.SELECTING: pb.JobStatus.STAGE_SELECTING,
+    Stage.DISTILLING: pb.JobStatus.STAGE_DISTILLING,
+    Stage.AWAITING_PROTOTYPES: pb.JobStatus.STAGE_AWAITING_PROTOTYPES,
+    Stage.COMPRESSING: pb.JobStatus.STAGE_COMPRESSING,
+    Stage.EXPORTING: pb.JobStatus.STAGE_EXPORTING,
+    Stage.READY: pb.JobStatus.STAGE_READY,
+    Stage.FAILED: pb.JobStatus.STAGE_FAILED,
+}
 _STAGE_FROM_PB: Final = {number: stage for stage, number in _STAGE_TO_PB.items()}
 
 

@@ -44,9 +44,7 @@ def compile_sources(out_dir: Path) -> dict[str, bytes]:
     if code != 0:
         raise GenerationError(f"protoc ended with {code}")
     root = out_dir / IMPORT_ROOT
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def stale_files(fresh: dict[str, bytes], proto_dir: Path = PROTO_DIR) -> list[str]:

@@ -1,0 +1,159 @@
+"""The student on ONNX Runtime: a clip to features, features to probabilities.
+
+Axes: N clips, B batch, D feature width, W compressed width, C classes, F T spectrogram, K frames, H W pixels.
+"""
+
+import functools
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isthmus.data.transforms import InputSpec
+from isthmus.proto.errors import Corrupt, Internal
+from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
+
+AUDIO_ENCODER = "audio_encoder.onnx"
+VISUAL_ENCODER = "visual_encoder.onnx"
+TEACHER_HEAD = "teacher_head.onnx"
+LOCAL_HEAD = "local_head.onnx"
+
+_PROBE_TIMEOUT_S = 120
+
+
+class RuntimeUnusable(Internal):
+    """ONNX Runtime cannot run on this device."""
+
+
+@functools.cache
+def probe_runtime(python: str = sys.executable) -> None:
+    """Imports onnxruntime in a process of its own, once: some builds die of an illegal instruction on old ARM cores.
+
+    Raises RuntimeUnusable with the way out. A death here costs a subprocess; in this process it would be the agent.
+    """
+    probe = subprocess.run(
+        [python, "-c", "import onnxruntime"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
+    )
+    if probe.returncode == -signal.SIGILL:
+        raise RuntimeUnusable(
+            "onnxruntime dies of an illegal instruction on this processor: its wheel is built for a newer one. "
+            "Install an onnxruntime built for this board (for example an older version, or your distribution's)."
+        )
+    if probe.returncode != 0:
+        last_line = (probe.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeUnusable(f"onnxruntime cannot be imported ({last_line}): pip install 'isthmus[edge]'")
+
+
+class StudentEncoder:
+    """The ONNX files of a student's folder (named in ``StudentManifest``), each loaded at its first use.
+
+    ``threads`` is ONNX Runtime's intra-op count; one is fastest on a small, busy machine. Raises RuntimeUnusable where
+    ONNX Runtime does not run, Corrupt for a file that is absent, does not load or gives something else than its kind.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        probe_runtime()
+        self._folder = folder
+        self._threads = threads
+        self._sessions: dict[str, Any] = {}
+
+    def features(self, spectrogram_FT: FloatArray, frames_KCHW: FloatArray) -> Features:
+        """Of one clip, uncompressed. ``frames_KCHW`` are normalised; the visual feature is the mean over K."""
+        (audio_BD,) = self._run(AUDIO_ENCODER, spectrogram_FT[np.newaxis])
+        (visual_BD,) = self._run(VISUAL_ENCODER, frames_KCHW[np.newaxis])
+        return Features(audio_D=audio_BD[0], visual_D=visual_BD[0])
+
+    def teacher_probabilities(self, features: Sequence[Features]) -> FloatArray:
+        """(N, C): the teacher head on the student's features, from which prototypes are made."""
+        return self._probabilities(TEACHER_HEAD, features)
+
+    def local_probabilities(self, features: Features) -> FloatArray:
+        """(C,): the device's own answer, without the cloud. Interim students cannot give one (Corrupt)."""
+        probabilities_C: FloatArray = self._probabilities(LOCAL_HEAD, (features,))[0]
+        return probabilities_C
+
+    def compress(self, features: Features, ratio: float) -> Features:
+        """To width floor(D / ratio), by the student's module of that ratio."""
+        audio_BW, visual_BW = self._run(
+            f"compressor_r{ratio_name(ratio)}.onnx", features.audio_D[np.newaxis], features.visual_D[np.newaxis]
+        )
+        return Features(audio_D=audio_BW[0], visual_D=visual_BW[0])
+
+    def _probabilities(self, file: str, features: Sequence[Features]) -> FloatArray:
+        (probabilities_NC,) = self._run(
+            file, np.stack([each.audio_D for each in features]), np.stack([each.visual_D for each in features])
+        )
+        return probabilities_NC
+
+    def _run(self, file: str, *inputs: FloatArray) -> list[FloatArray]:
+        session = self._session(file)
+        names = [node.name for node in session.get_inputs()]
+        if len(names) != len(inputs):
+            raise Corrupt(f"{file} takes {len(names)} inputs; {len(inputs)} were expected")
+        feed = {name: np.ascontiguousarray(array, np.float32) for name, array in zip(names, inputs, strict=True)}
+        try:
+            outputs: list[FloatArray] = session.run(None, feed)
+        except Exception as error:  # ONNX Runtime's exceptions share no other base.
+            raise Corrupt(f"{file} does not run: {_first_line(error)}") from error
+        return outputs
+
+    def _session(self, file: str) -> Any:
+        session = self._sessions.get(file)
+        if session is None:
+            import onnxruntime
+
+            path = self._folder / file
+            if not path.is_file():
+                raise Corrupt(f"this student has no {file}")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self._threads
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+            try:
+                session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions share no other base.
+                raise Corrupt(f"{file} does not load: {_first_line(error)}") from error
+            self._sessions[file] = session
+        return session
+
+
+def load_test(folder: Path, manifest: StudentManifest) -> None:
+    """Runs every model of a student once on an empty clip and checks widths and values.
+
+    Raises Corrupt where one does not load, or gives another width, a NaN or no distribution.
+    """
+    try:
+        spec = InputSpec.from_json(manifest.input_spec_json)
+    except ValueError as error:
+        raise Corrupt(f"student {manifest.student_id}: {error}") from error
+    encoder = StudentEncoder(folder)
+    features = encoder.features(
+        np.zeros((spec.spectrogram_bins, spec.spectrogram_columns), np.float32),
+        np.zeros((spec.frames_used, 3, spec.frame_px, spec.frame_px), np.float32),
+    )
+    _check_width("encoders", features, manifest.feature_width)
+    answers = [encoder.teacher_probabilities((features,))[0]]
+    if manifest.kind != "interim":
+        answers.append(encoder.local_probabilities(features))
+        for ratio in manifest.ratios:
+            width = compressed_width(manifest.feature_width, ratio)
+            _check_width(f"compressor {ratio:g}", encoder.compress(features, ratio), width)
+    for probabilities_C in answers:
+        if probabilities_C.shape != (len(manifest.classes),) or not np.isfinite(probabilities_C).all():
+            raise Corrupt(f"student {manifest.student_id}: a head does not give {len(manifest.classes)} probabilities")
+        if abs(float(probabilities_C.sum()) - 1) > 1e-3:
+            raise Corrupt(f"student {manifest.student_id}: a head's answer is not a distribution")
+
+
+def _check_width(what: str, features: Features, width: int) -> None:
+    for vector in (features.audio_D, features.visual_D):
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            raise Corrupt(f"{what}: shape {vector.shape} or an undefined value, where width {width} was expected")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

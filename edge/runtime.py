@@ -1,0 +1,347 @@
+"""The wiring: performs the agent's actions with real files, clock and link, and tells the agent what happened.
+
+One thread. Every decision is the agent's (agent.py); its state is on disk before its next action begins, so the
+process may be killed at any point and goes on when it is started again.
+"""
+
+import random
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from isthmus.data.clip import ClipRef, Damage
+from isthmus.data.transforms import InputSpec
+from isthmus.edge import agent
+from isthmus.edge.capture import Clock
+from isthmus.edge.device_state import DeviceState, LedgerEntry
+from isthmus.edge.download import fetch_student
+from isthmus.edge.encoder import StudentEncoder, load_test
+from isthmus.edge.link import Link
+from isthmus.edge.outbox import Entry, Outbox
+from isthmus.edge.selection_pass import PrototypeChoices, prototypes_of
+from isthmus.edge.student_slot import StudentSlot
+from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
+from isthmus.proto.errors import InvalidInput, IsthmusError, WrongState
+from isthmus.proto.messages import Enrolment, JobStatus, Prototypes
+from isthmus.proto.v1 import isthmus_pb2 as pb
+
+
+class Stopped(IsthmusError):
+    """The agent cannot go on without a person; the message says why."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a person chooses. ``rounds`` 0 leaves it to the cloud."""
+
+    device_name: str
+    enrolment_key: str = ""
+    seed: int = 0
+    rounds: int = 0
+    choices: PrototypeChoices = field(default_factory=PrototypeChoices)
+
+
+@dataclass
+class Observer:
+    """Callbacks for whoever watches; each default does nothing.
+
+    ``on_accepted`` is called once the round-0 prototypes are with the cloud: time to work while it learns.
+    """
+
+    on_stage: Callable[[str], None] = lambda stage: None
+    on_job: Callable[[JobStatus], None] = lambda status: None
+    on_bytes: Callable[[int, int], None] = lambda here, total: None
+    on_clip: Callable[[int, int], None] = lambda done, total: None
+    on_damage: Callable[[Damage], None] = lambda damage: None
+    on_wait: Callable[[float, str], None] = lambda seconds, reason: None
+    on_accepted: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Record:
+    """What a run has seen, for its report. ``stage_s``: wall seconds by stage of the device."""
+
+    stage_s: dict[str, float] = field(default_factory=dict)
+    job: JobStatus | None = None
+    interim_ids: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    downloaded_bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
+
+
+class Runtime:
+    """Runs one device. ``selection`` are the clips that prototypes are made of; their labels are never read."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        device: DeviceState,
+        link: Link,
+        selection: Sequence[ClipRef],
+        *,
+        observer: Observer | None = None,
+        clock: Clock = time.monotonic,
+        unix_clock: Clock = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.config = config
+        self.link = link
+        self.record = Record()
+        self.observer = observer or Observer()
+        self.clock = clock
+        self._device = device
+        self._selection = selection
+        self._unix_clock = unix_clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._outbox = Outbox(device.root / "outbox.sqlite")
+        self._actions: deque[agent.Action] = deque()
+        self._trouble = ""
+        self._slot: StudentSlot | None = None
+        self._enrolment: Enrolment | None = None
+        self._encoder: tuple[str, StudentEncoder] | None = None
+        self.state = device.agent()
+        enrolment = device.enrolment()
+        if enrolment is not None:
+            self._use(enrolment)
+
+    @property
+    def enrolment(self) -> Enrolment:
+        """Raises WrongState before the device has enrolled."""
+        if self._enrolment is None:
+            raise WrongState("this device has not enrolled yet")
+        return self._enrolment
+
+    @property
+    def slot(self) -> StudentSlot:
+        """Raises WrongState before the device has enrolled: the slot needs the pinned key."""
+        if self._slot is None:
+            raise WrongState("this device has not enrolled yet")
+        return self._slot
+
+    @property
+    def spec(self) -> InputSpec:
+        return InputSpec.from_json(self.enrolment.input_spec_json)
+
+    def personalise_again(self) -> None:
+        """Forgets a finished personalisation, so that ``run`` starts another with the present student."""
+        self._outbox.clear()
+        self.state = agent.personalise_again(self.state)
+        self._device.save_agent(self.state)
+
+    def run(self, until: agent.Phase = agent.Phase.SERVE) -> agent.State:
+        """Follows the agent until it reaches ``until`` or serves. Raises Stopped where a person is needed."""
+        self._dispatch(agent.Started())
+        while self._actions and self.state.phase is not until:
+            action = self._actions.popleft()
+            match action:
+                case agent.Serve():
+                    break
+                case agent.Stop(reason):
+                    raise Stopped(reason)
+                case agent.Wait(until_s):
+                    self._wait(until_s)
+                    event: agent.Event | None = agent.Tick()
+                case _:
+                    event = self._attempt(action)
+            if event is not None:
+                self._dispatch(event)
+            if isinstance(event, agent.Accepted) and event.round == 0:
+                self.observer.on_accepted()
+        self._actions.clear()
+        return self.state
+
+    def note_link(self, event: agent.Failed | agent.Answered | agent.Tick) -> agent.Answering:
+        """While serving: tells the agent how the link did, or that time has passed; returns how to answer now."""
+        self._dispatch(event)
+        self._actions.clear()
+        return agent.answering(self.state)
+
+    def link_failed(self, error: IsthmusError) -> None:
+        """While serving: tells the agent, and returns when it says to try the link again."""
+        self._trouble = str(error)
+        self._dispatch(agent.Failed(error, self._jitter()))
+        while self._actions:
+            action = self._actions.popleft()
+            if isinstance(action, agent.Wait):
+                self._wait(action.until_s)
+                self._dispatch(agent.Tick())
+
+    def encoder(self, student_id: str) -> StudentEncoder:
+        """The installed student's models; the last one asked for stays loaded."""
+        if self._encoder is None or self._encoder[0] != student_id:
+            self._encoder = (student_id, StudentEncoder(self.slot.installed(student_id).folder))
+        return self._encoder[1]
+
+    def make_prototypes(self, student_id: str, round: int) -> Prototypes:
+        """Encodes the selection clips with the student. Raises BadPrototypes where too few can be used."""
+        return prototypes_of(
+            self._selection,
+            self.encoder(student_id),
+            self.spec,
+            self.config.choices,
+            classes=len(self.enrolment.classes),
+            seed=self.config.seed + round,
+            clock=self.clock,
+            on_clip=self.observer.on_clip,
+            on_damage=self.damage,
+        )
+
+    def damage(self, damage: Damage) -> None:
+        """Takes note of a clip that cannot be used; each is told once."""
+        if damage.name not in self.record.damaged:
+            self.record.damaged[damage.name] = damage.reason
+            self.observer.on_damage(damage)
+
+    def close(self) -> None:
+        self._outbox.close()
+        self.link.close()
+
+    def _dispatch(self, event: agent.Event) -> None:
+        before = self.state
+        self.state, actions = agent.step(before, event, self.clock())
+        if self.state != before:
+            self._device.save_agent(self.state)
+        if self.state.uploaded_round > before.uploaded_round:
+            self._outbox.acknowledge(_entry_name(self.state.uploaded_round))
+        self._actions.extend(actions)
+
+    def _attempt(self, action: agent.Action) -> agent.Event | None:
+        stage = self._stage(action)
+        self.observer.on_stage(stage)
+        began_s = self.clock()
+        try:
+            return self._perform(action)
+        except IsthmusError as error:
+            self._trouble = str(error)
+            return agent.Failed(error, self._jitter())
+        finally:
+            self.record.add(stage, self.clock() - began_s)
+
+    def _perform(self, action: agent.Action) -> agent.Event | None:
+        match action:
+            case agent.Enrol():
+                return self._enrol()
+            case agent.Fetch(student_id):
+                return self._fetch(student_id)
+            case agent.Verify(student_id):
+                return self._verify(student_id)
+            case agent.Swap(student_id):
+                self.slot.activate(student_id)
+                self.slot.prune(keep=(self.state.base_id, student_id))
+                return agent.Swapped(student_id)
+            case agent.MakePrototypes(student_id, round):
+                return self._fill_outbox(student_id, round)
+            case agent.Upload(job_id, round):
+                return self._upload(job_id, round)
+            case agent.Watch(job_id):
+                return self._watch(job_id)
+            case agent.Wait() | agent.Serve() | agent.Stop():
+                return None
+
+    def _enrol(self) -> agent.Event:
+        if self._enrolment is None:
+            enrolment = self.link.enrol(self.config.device_name, self.config.enrolment_key)
+            try:
+                InputSpec.from_json(enrolment.input_spec_json)
+            except ValueError as error:
+                raise InvalidInput(f"the cloud's {error}") from error
+            self._device.save_enrolment(enrolment)
+            self._use(enrolment)
+        return agent.Enrolled()
+
+    def _use(self, enrolment: Enrolment) -> None:
+        self._enrolment = enrolment
+        self._slot = StudentSlot(self._device.root / "students", enrolment.signing_public_key, load_test)
+        self.link.authenticate(enrolment.token)
+
+    def _fetch(self, student_id: str) -> agent.Event:
+        if student_id and self.slot.is_sound(student_id):
+            return agent.Fetched(student_id)
+        stage = f"student_{self.state.purpose.value}"
+        fetched_id, fetched_bytes = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes)
+        self.record.downloaded_bytes[stage] += fetched_bytes
+        return agent.Fetched(fetched_id)
+
+    def _verify(self, student_id: str) -> agent.Event:
+        manifest = self.slot.verify(student_id).manifest
+        known = self.enrolment
+        if (manifest.classes, manifest.feature_width, manifest.input_spec_json) != (
+            known.classes,
+            known.feature_width,
+            known.input_spec_json,
+        ):
+            raise InvalidInput("the student's classes, width or input are not those this device enrolled with")
+        if self.state.purpose is agent.Purpose.INTERIM:
+            self.record.interim_ids.append(student_id)
+        elif manifest.kind == "interim":
+            raise InvalidInput("the cloud offers an unfinished student as a finished one")
+        return agent.Verified(student_id)
+
+    def _fill_outbox(self, student_id: str, round: int) -> agent.Event:
+        """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""
+        if self._outbox.get(_entry_name(round)) is None:
+            prototypes = self.make_prototypes(student_id, round)
+            payload = prototypes_to_pb(prototypes).SerializeToString()
+            self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
+        return agent.Encoded(round)
+
+    def _upload(self, job_id: str, round: int) -> agent.Event:
+        entry = self._outbox.get(_entry_name(round))
+        if entry is None:
+            raise WrongState(f"the prototypes of round {round} are gone from the outbox; run again with --again")
+        prototypes = prototypes_from_pb(pb.Prototypes.FromString(entry.payload))
+        self._device.add_to_ledger(
+            LedgerEntry(
+                idempotency_key=entry.idempotency_key,
+                round=round,
+                mode=prototypes.mode.value,
+                rows=len(prototypes.sizes_K),
+                smallest=int(prototypes.sizes_K.min()),
+                sizes=tuple(int(size) for size in prototypes.sizes_K),
+                message_bytes=len(entry.payload),
+                epsilon=prototypes.epsilon,
+                sent_s=self._unix_clock(),
+            )
+        )
+        if job_id:
+            status = self.link.upload_prototypes(job_id, round, prototypes)
+        else:
+            status = self.link.start_personalisation(
+                entry.idempotency_key, prototypes, rounds=self.config.rounds, seed=self.config.seed
+            )
+        self.record.job = status
+        return agent.Accepted(round, status)
+
+    def _watch(self, job_id: str) -> agent.Event | None:
+        for status in self.link.watch_job(job_id):
+            self.record.job = status
+            self.observer.on_job(status)
+            self._dispatch(agent.JobChanged(status))
+            if self._actions:
+                return None
+        return agent.WatchEnded(self._jitter())
+
+    def _wait(self, until_s: float) -> None:
+        seconds = max(0.0, until_s - self.clock())
+        self.observer.on_wait(seconds, self._trouble)
+        self._sleep(seconds)
+
+    def _stage(self, action: agent.Action) -> str:
+        purpose = self.state.purpose.value
+        match action:
+            case agent.Fetch() | agent.Verify() | agent.Swap():
+                return f"{type(action).__name__.lower()}_{purpose}"
+            case agent.MakePrototypes(round=round):
+                return "make_prototypes" if round == 0 else "make_prototypes_again"
+            case _:
+                return type(action).__name__.lower()
+
+
+def _entry_name(round: int) -> str:
+    return f"prototypes/{round}"

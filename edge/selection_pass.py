@@ -1,0 +1,58 @@
+"""One pass over the selection clips: encode each with a student, and make the prototypes that may leave."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.data.clip import ClipRef, Damage
+from isthmus.data.transforms import InputSpec
+from isthmus.edge.capture import Clock, replay
+from isthmus.edge.encoder import StudentEncoder
+from isthmus.edge.inference import encode
+from isthmus.edge.prototypes import each_clip, make_prototypes
+from isthmus.proto.messages import Prototypes, UploadMode
+
+
+@dataclass(frozen=True)
+class PrototypeChoices:
+    """``noise`` is the epsilon of one upload; None adds no noise."""
+
+    min_cluster: int = 3
+    clip_per_cluster: int = 3
+    mode: UploadMode = UploadMode.PROTOTYPES
+    noise: float | None = None
+
+
+def prototypes_of(
+    refs: Sequence[ClipRef],
+    encoder: StudentEncoder,
+    spec: InputSpec,
+    choices: PrototypeChoices,
+    *,
+    classes: int,
+    seed: int,
+    clock: Clock,
+    on_clip: Callable[[int, int], None],
+    on_damage: Callable[[Damage], None],
+) -> Prototypes:
+    """Labels are never read. Raises BadPrototypes where too few clips can be used, Corrupt for a student that fails.
+
+    Of each clip only its two feature vectors stay in memory.
+    """
+    features = []
+    for taken in replay(refs, spec, clock, on_damage):
+        features.append(encode(encoder, taken, spec, clock).features)
+        on_clip(len(features), len(refs))
+    probabilities_NC = encoder.teacher_probabilities(features) if features else np.zeros((0, classes), np.float32)
+    if choices.mode is UploadMode.PROBABILITIES:
+        return each_clip(probabilities_NC)
+    return make_prototypes(
+        probabilities_NC,
+        seed=seed,
+        min_cluster=choices.min_cluster,
+        clip_per_cluster=choices.clip_per_cluster,
+        noise=choices.noise,
+        noise_seed=None if choices.noise is None else secrets.randbits(128),
+    )

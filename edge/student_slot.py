@@ -1,0 +1,309 @@
+"""The versions of the student on this device: staged, verified, swapped in, rolled back.
+
+    <root>/staging/<student id>/        manifest, signature and files as they arrive (``.part`` until whole)
+    <root>/versions/<student id>/       verified, and seen to run
+    <root>/current, <root>/previous     symbolic links into versions/, replaced by one rename
+
+A student moves to ``versions`` only when the manifest's Ed25519 signature, every size, every SHA-256 and a trial run
+agree; what stands in ``current`` is never written to. A kill or a full disk at any point leaves ``current`` whole.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from isthmus.proto.convert import identifier, manifest_from_bytes
+from isthmus.proto.errors import Corrupt, IsthmusError, StorageFull, WrongState
+from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
+
+MANIFEST = "manifest.pb"
+SIGNATURE = "manifest.sig"
+SPARE_BYTES = 8 << 20
+"""Left free on the disk after a download."""
+
+_BLOCK_BYTES = 1 << 20
+
+LoadTest = Callable[[Path, StudentManifest], None]
+"""Loads the student in the folder and runs it once; raises an IsthmusError where it does not run."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A verified student: its folder and what is in it."""
+
+    folder: Path
+    manifest: StudentManifest
+
+
+class StudentSlot:
+    """``public_key``: the 32 bytes pinned at enrolment. One process at a time."""
+
+    def __init__(self, root: Path, public_key: bytes, load_test: LoadTest) -> None:
+        self._staging = root / "staging"
+        self._versions = root / "versions"
+        self._current = root / "current"
+        self._previous = root / "previous"
+        self._public_key = Ed25519PublicKey.from_public_bytes(public_key)
+        self._load_test = load_test
+        with disk_errors():
+            self._staging.mkdir(parents=True, exist_ok=True)
+            self._versions.mkdir(exist_ok=True)
+
+    def begin(self, signed: SignedManifest, expected_id: str = "") -> StudentManifest:
+        """Opens staging for a student, keeping what an earlier try has brought of the same manifest.
+
+        Files that an installed student holds already (same SHA-256) are copied from it. Raises Corrupt for a wrong
+        signature or another student than ``expected_id``, StorageFull where the disk cannot hold the rest.
+        """
+        self._verify_signature(signed)
+        manifest = manifest_from_bytes(signed.manifest_bytes)
+        if expected_id and manifest.student_id != expected_id:
+            raise Corrupt(f"the cloud sent student {manifest.student_id} for {expected_id}")
+        folder = self._staging / manifest.student_id
+        with disk_errors():
+            staged = folder / MANIFEST
+            if staged.exists() and staged.read_bytes() != signed.manifest_bytes:
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            self._reuse_installed(folder, manifest)
+            missing_bytes = sum(file.size_bytes - offset for file, offset in self.missing(manifest))
+            if shutil.disk_usage(folder).free < missing_bytes + SPARE_BYTES:
+                raise StorageFull(f"the disk cannot hold {missing_bytes} more bytes of student {manifest.student_id}")
+            _write_durably(folder / SIGNATURE, signed.signature)
+            _write_durably(staged, signed.manifest_bytes)
+        return manifest
+
+    def missing(self, manifest: StudentManifest) -> list[tuple[StudentFile, int]]:
+        """The files that are not whole yet, each with the offset in bytes from which to go on."""
+        folder = self._staging / manifest.student_id
+        incomplete = []
+        for file in manifest.files:
+            if not (folder / file.name).is_file():
+                part = _part(folder, file)
+                offset = part.stat().st_size if part.is_file() else 0
+                incomplete.append((file, offset if offset < file.size_bytes else 0))
+        return incomplete
+
+    def receive(self, manifest: StudentManifest, file: StudentFile, chunks: Iterable[Chunk]) -> int:
+        """Appends the chunks to the file from where it stands and returns how many bytes came.
+
+        A stream that ends early leaves the part for a later try. Raises Corrupt for a chunk that does not follow
+        the last, for more bytes than the manifest says, and for a whole file with another hash (the part is then
+        thrown away); StorageFull; and whatever the chunks raise.
+        """
+        folder = self._staging / manifest.student_id
+        part = _part(folder, file)
+        (start,) = [offset for known, offset in self.missing(manifest) if known == file] or [file.size_bytes]
+        position = start
+        with disk_errors():
+            with part.open("r+b" if start else "wb") as stream:
+                stream.seek(start)
+                for chunk in chunks:
+                    if chunk.offset_bytes != position:
+                        raise Corrupt(f"{file.name}: a chunk at {chunk.offset_bytes} came where {position} was due")
+                    position += len(chunk.data)
+                    if position > file.size_bytes:
+                        raise Corrupt(f"{file.name}: more bytes than the manifest's {file.size_bytes}")
+                    stream.write(chunk.data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if position == file.size_bytes:
+                self._accept(part, folder / file.name, file)
+        return position - start
+
+    def verify(self, student_id: str) -> Installed:
+        """Checks the staged student once more from its bytes on disk, runs it, and moves it to ``versions``.
+
+        Safe to repeat. Raises Corrupt for anything that does not agree with the signed manifest (the guilty file is
+        thrown away, so that fetching again mends it), WrongState where files are missing, and what the trial raises.
+        """
+        folder = self._staging / identifier("student id", student_id)
+        if not folder.is_dir():
+            installed = self.installed(student_id)
+            self._check_files(installed)
+            self._load_test(installed.folder, installed.manifest)
+            return installed
+        manifest = self._read_manifest(folder, student_id)
+        if self.missing(manifest):
+            raise WrongState(f"student {student_id} has not been fetched whole")
+        for file in manifest.files:
+            self._check_file(folder / file.name, file)
+        self._load_test(folder, manifest)
+        target = self._versions / student_id
+        with disk_errors():
+            if target.exists():
+                # Fetched a second time: the old copy is set aside whole, and goes only when the new one stands.
+                aside = self._staging / f".{student_id}.old"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(target, aside)
+            os.rename(folder, target)
+            _sync_folder(self._versions)
+        return Installed(target, manifest)
+
+    def installed(self, student_id: str) -> Installed:
+        """A verified student. Raises WrongState where there is none of that name, Corrupt for a damaged manifest."""
+        folder = self._versions / identifier("student id", student_id)
+        if not folder.is_dir():
+            raise WrongState(f"student {student_id} is not on this device")
+        return Installed(folder, self._read_manifest(folder, student_id))
+
+    def is_sound(self, student_id: str) -> bool:
+        """Whether the student is installed and every byte of it still agrees with its signed manifest."""
+        try:
+            self._check_files(self.installed(student_id))
+        except (Corrupt, WrongState):
+            return False
+        return True
+
+    def activate(self, student_id: str) -> Installed:
+        """Makes a verified student the current one; the one before becomes ``previous``. Safe to repeat."""
+        installed = self.installed(student_id)
+        before = _target(self._current)
+        if before == student_id:
+            return installed
+        with disk_errors():
+            if before is not None:
+                _point(self._previous, self._versions / before)
+            _point(self._current, installed.folder)
+        return installed
+
+    def current(self) -> Installed | None:
+        """The student in use. Raises Corrupt where its manifest no longer verifies."""
+        name = _target(self._current)
+        return None if name is None else self.installed(name)
+
+    def rollback(self) -> Installed:
+        """Exchanges ``current`` and ``previous``. Raises WrongState where there is no previous student."""
+        before, now = _target(self._previous), _target(self._current)
+        if before is None or now is None or before == now:
+            raise WrongState("there is no previous student to go back to")
+        installed = self.installed(before)
+        self._check_files(installed)
+        with disk_errors():
+            _point(self._current, self._versions / before)
+            _point(self._previous, self._versions / now)
+        return installed
+
+    def prune(self, keep: Iterable[str]) -> list[str]:
+        """Deletes every version but the current, the previous and ``keep``, and all staging; returns their names."""
+        kept = {*keep, _target(self._current), _target(self._previous)}
+        gone = []
+        for parent in (self._versions, self._staging):
+            for folder in sorted(parent.iterdir()):
+                if parent is self._staging or folder.name not in kept:
+                    shutil.rmtree(folder)
+                    gone.append(folder.name)
+        return gone
+
+    def _verify_signature(self, signed: SignedManifest) -> None:
+        try:
+            self._public_key.verify(signed.signature, signed.manifest_bytes)
+        except InvalidSignature as error:
+            raise Corrupt("the student's signature does not match the key pinned at enrolment") from error
+
+    def _read_manifest(self, folder: Path, student_id: str) -> StudentManifest:
+        try:
+            signed = SignedManifest((folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes())
+        except FileNotFoundError as error:
+            raise WrongState(f"student {student_id} has not been fetched whole") from error
+        self._verify_signature(signed)
+        manifest = manifest_from_bytes(signed.manifest_bytes)
+        if manifest.student_id != student_id:
+            raise Corrupt(f"the manifest in {student_id} is that of {manifest.student_id}")
+        return manifest
+
+    def _reuse_installed(self, folder: Path, manifest: StudentManifest) -> None:
+        """Copies what stands in an installed version already: what did not change is not downloaded again."""
+        held: dict[bytes, Path] = {}
+        for version in sorted(self._versions.iterdir()):
+            try:
+                known = self._read_manifest(version, version.name)
+            except IsthmusError:
+                continue  # A damaged version has nothing to offer; using it reports the damage.
+            held.update({file.sha256: version / file.name for file in known.files})
+        for file in manifest.files:
+            source = held.get(file.sha256)
+            if source is None or (folder / file.name).exists() or not source.is_file():
+                continue
+            part = _part(folder, file)
+            shutil.copyfile(source, part)
+            if part.stat().st_size == file.size_bytes and _sha256(part) == file.sha256:
+                os.replace(part, folder / file.name)
+            else:
+                part.unlink()
+
+    def _accept(self, part: Path, target: Path, file: StudentFile) -> None:
+        if _sha256(part) != file.sha256:
+            part.unlink()
+            raise Corrupt(f"{file.name}: the hash does not match the manifest; it will be fetched again")
+        os.replace(part, target)
+
+    def _check_files(self, installed: Installed) -> None:
+        for file in installed.manifest.files:
+            self._check_file(installed.folder / file.name, file, discard=False)
+
+    def _check_file(self, path: Path, file: StudentFile, *, discard: bool = True) -> None:
+        if path.is_file() and path.stat().st_size == file.size_bytes and _sha256(path) == file.sha256:
+            return
+        if discard:
+            path.unlink(missing_ok=True)
+        raise Corrupt(f"{file.name}: the bytes on disk do not match the signed manifest")
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full disk or quota becomes StorageFull; every other OSError passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull("the disk is full; free some space and it goes on") from error
+        raise
+
+
+def _part(folder: Path, file: StudentFile) -> Path:
+    return folder / f"{file.name}.part"
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.digest()
+
+
+def _target(link: Path) -> str | None:
+    return Path(os.readlink(link)).name if link.is_symlink() else None
+
+
+def _point(link: Path, folder: Path) -> None:
+    """Replaces the symbolic link in one rename."""
+    fresh = link.with_name(f"{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(Path("versions") / folder.name, target_is_directory=True)
+    os.replace(fresh, link)
+    _sync_folder(link.parent)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
