@@ -55,10 +55,10 @@ class Answering(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """``wanted_id`` is the student being fetched ("" = the newest); ``active_id`` the one in use; ``base_id`` the one that
-    personalisation began with; ``round`` that of
-    the prototypes being made or last sent; ``uploaded_round`` the last one the cloud has acknowledged; ``attempt``
-    counts tries since the link last worked, ``refusals`` those that failed for another reason than the link."""
+    """``wanted_id``: the student being fetched ("" = the newest). ``active_id``: the one in use. ``base_id``: the one
+    that personalisation began with. ``round``: of the prototypes being made or last sent. ``uploaded_round``: the
+    last one the cloud has acknowledged. ``attempt`` counts tries since the link last worked, ``refusals`` those that
+    failed for another reason than the link."""
 
     phase: Phase = Phase.ENROL
     purpose: Purpose = Purpose.BASE

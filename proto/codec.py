@@ -37,6 +37,7 @@ _SCALES: Final = struct.Struct("<ff")
 _CHECKSUM: Final = struct.Struct("<I")
 _RATIO_UNIT: Final = 1_000
 _INT8_LIMIT: Final = 127
+_FLOAT32_LARGEST: Final = float(np.finfo(np.float32).max)
 _CODES: Final = {NumberType.FP32: 0, NumberType.FP16: 1, NumberType.INT8: 2}
 _NUMBER_TYPES: Final = {code: number_type for number_type, code in _CODES.items()}
 _DTYPES: Final[dict[NumberType, npt.DTypeLike]] = {
@@ -143,6 +144,8 @@ def _quantised(values_W: FloatArray) -> tuple[float, bytes]:
     scale = np.float32(largest / _INT8_LIMIT)
     if float(scale) * _INT8_LIMIT < largest:
         scale = np.nextafter(scale, np.float32(np.inf))
+    if float(scale) * _INT8_LIMIT > _FLOAT32_LARGEST:
+        raise BadFrame(f"feature holds a value too large for {NumberType.INT8.value}")
     if scale == 0:
         return 0.0, bytes(values_W.shape[0])
     quotients_W = np.rint(values_W.astype(np.float64) / float(scale))
