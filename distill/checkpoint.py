@@ -28,7 +28,7 @@ class Progress:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside ``path`` and renames over it; on a full disk raises CheckpointError and leaves ``path`` unharmed."""
+    """Writes beside ``path`` and renames over it; raises CheckpointError on a full disk, ``path`` unharmed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:

@@ -102,7 +102,7 @@ class DistillationClips(SeededDataset[Sequence[Tensor]]):
 
 
 class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
-    """(audio_D, visual_D, label) from features computed once; the visual one is a mean of ``frames_used`` drawn frames."""
+    """(audio_D, visual_D, label) from features computed once; visual is a mean of ``frames_used`` drawn frames."""
 
     def __init__(
         self,

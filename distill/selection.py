@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Wide = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-BLOCK_ROWS: Final = 4096
+BLOCK_ROWS: Final = 2048
 """Public samples per block: 300 rows of similarities to a block are 5 MB, so that they stay in cache."""
 
-_ROW_MULTIPLE: Final = 16
+_SCALE: Final = float(1 << 26)
+"""Unit vectors are rounded to multiples of 2**-26, finer than the float32 they come from. Products of two are then
+integers of at most 52 bits, and a float64 sum of them is exact: equal samples get equal similarities wherever they
+stand and in whatever order the matrix product adds, so that ties and blocks change nothing."""
 
 
 class Strategy(Protocol):
@@ -45,7 +49,7 @@ def select_cosine(
     _check(prototypes_KC, probabilities_NC, samples_per_row)
     rows, samples = len(prototypes_KC), len(probabilities_NC)
     keep = np.minimum(samples_per_row * np.arange(1, rows + 1), samples)
-    candidates = _best_candidates(_normalised(prototypes_KC), probabilities_NC, keep, block_rows)
+    candidates = _best_candidates(_rounded_unit(prototypes_KC), probabilities_NC, keep, block_rows)
     taken = np.zeros(samples, dtype=bool)
     picked: list[Indices] = []
     for candidates_M in candidates:
@@ -56,58 +60,72 @@ def select_cosine(
 
 
 def _best_candidates(
-    queries_KC: Floats, probabilities_NC: Floats, keep_K: npt.NDArray[np.int64], block_rows: int
+    queries_KC: Wide, probabilities_NC: Floats, keep_K: npt.NDArray[np.int64], block_rows: int
 ) -> list[Indices]:
-    """Per row its ``keep`` most similar samples, best first, ties to the lower index."""
+    """Per row its ``keep`` most similar samples, best first, ties to the lower index.
+
+    A sample becomes a candidate of a row only above the row's floor, the similarity of its worst kept candidate. The
+    floors rise at every merge; merges come when as many candidates wait as are kept, so their number grows with the
+    logarithm of N and what waits stays within the kept plus one block.
+    """
     rows = len(queries_KC)
-    # Rows and blocks are padded to full tiles: an element of a matrix product may round differently in a partial tile,
-    # and equal samples must get equal similarities wherever they stand.
-    padded_KC = np.zeros((-(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE, queries_KC.shape[1]), dtype=np.float32)
-    padded_KC[:rows] = queries_KC
-    width = -(-min(block_rows, len(probabilities_NC)) // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    block_BC = np.zeros((width, queries_KC.shape[1]), dtype=np.float32)
-    similarities_KB = np.empty((len(padded_KC), width), dtype=np.float32)
-    best: list[tuple[Floats, Indices]] = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in range(rows)]
-    waiting: list[list[tuple[Floats, Indices]]] = [[] for _ in range(rows)]
-    waiting_count = np.zeros(rows, dtype=np.int64)
-    # A sample enters a row's candidates only above the row's floor: the similarity of its worst kept candidate.
-    floor_K = np.full(rows, -np.inf, dtype=np.float32)
-    for start in range(0, len(probabilities_NC), width):
-        block = _normalised(np.asarray(probabilities_NC[start : start + width], dtype=np.float32))
-        block_BC[: len(block)] = block
-        np.matmul(padded_KC, block_BC.T, out=similarities_KB)
-        # A block seldom has anything for a row once the floor has risen; its maximum says so at one pass.
-        hopeful = np.flatnonzero(similarities_KB[:rows, : len(block)].max(axis=1) > floor_K)
-        for row in hopeful:
-            similarities_B = similarities_KB[row, : len(block)]
-            above = np.flatnonzero(similarities_B > floor_K[row])
-            waiting[row].append((similarities_B[above], above + start))
-            waiting_count[row] += len(above)
-            if len(best[row][0]) + waiting_count[row] >= 2 * keep_K[row]:
-                best[row] = _merge(best[row], waiting[row], int(keep_K[row]))
-                waiting[row], waiting_count[row] = [], 0
-                floor_K[row] = best[row][0][-1]
-    return [_merge(best[row], waiting[row], int(keep_K[row]))[1] for row in range(rows)]
+    similarities = np.empty(rows * min(block_rows, len(probabilities_NC)))
+    kept: list[tuple[Wide, Indices]] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
+    waiting: list[tuple[Indices, Indices, Wide]] = []
+    floor_K = np.full(rows, -np.inf)
+    room = 2 * int(keep_K.sum())
+    count = 0
+    for start in range(0, len(probabilities_NC), block_rows):
+        block_BC = _rounded_unit(probabilities_NC[start : start + block_rows])
+        similarities_KB = similarities[: rows * len(block_BC)].reshape(rows, len(block_BC))
+        np.matmul(queries_KC, block_BC.T, out=similarities_KB)
+        flat = np.flatnonzero(similarities_KB > floor_K[:, np.newaxis])
+        row, column = np.divmod(flat, len(block_BC))
+        waiting.append((row, column + start, similarities_KB.ravel()[flat]))
+        count += len(flat)
+        if count >= room:
+            kept, waiting, count = _merge(kept, waiting, keep_K), [], 0
+            full = np.array([len(part[0]) for part in kept]) == keep_K
+            floor_K[full] = [kept[index][0][-1] for index in np.flatnonzero(full)]
+    if waiting:
+        kept = _merge(kept, waiting, keep_K)
+    return [indices for _, indices in kept]
 
 
-def _merge(best: tuple[Floats, Indices], waiting: list[tuple[Floats, Indices]], keep: int) -> tuple[Floats, Indices]:
-    """The ``keep`` best of what was kept and what came since. Both are ordered so that a stable sort breaks ties right:
-    kept ones come from earlier blocks, and new ones stand in order of index."""
-    similarities = np.concatenate([best[0], *(part[0] for part in waiting)])
-    indices = np.concatenate([best[1], *(part[1] for part in waiting)])
-    if len(similarities) > 4 * keep:
-        # Cheap first cut; everything equal to the last kept value stays, so that ties are broken by the sort.
-        cut = np.partition(similarities, len(similarities) - keep)[len(similarities) - keep]
-        above = similarities >= cut
-        similarities, indices = similarities[above], indices[above]
-    order = np.argsort(-similarities, kind="stable")[:keep]
-    return similarities[order], indices[order]
+def _merge(
+    kept: list[tuple[Wide, Indices]], waiting: list[tuple[Indices, Indices, Wide]], keep_K: npt.NDArray[np.int64]
+) -> list[tuple[Wide, Indices]]:
+    """Per row the ``keep`` best of what was kept and what waits.
+
+    Stable sorts break ties to the lower index: kept candidates come from earlier blocks, and waiting ones stand in
+    order of index.
+    """
+    row = np.concatenate([part[0] for part in waiting])
+    by_row = np.argsort(row, kind="stable")
+    index = np.concatenate([part[1] for part in waiting])[by_row]
+    similarity = np.concatenate([part[2] for part in waiting])[by_row]
+    bounds = np.searchsorted(row[by_row], np.arange(len(kept) + 1))
+    merged = []
+    for number, (similarities, indices) in enumerate(kept):
+        new = slice(bounds[number], bounds[number + 1])
+        similarities = np.concatenate([similarities, similarity[new]])
+        indices = np.concatenate([indices, index[new]])
+        keep = int(keep_K[number])
+        if len(similarities) > 4 * keep:
+            # A cheap first cut; everything equal to the last kept value stays, so that the sort breaks the ties.
+            above = similarities >= np.partition(similarities, -keep)[-keep]
+            similarities, indices = similarities[above], indices[above]
+        order = np.argsort(-similarities, kind="stable")[:keep]
+        merged.append((similarities[order], indices[order]))
+    return merged
 
 
-def _normalised(rows_RC: Floats) -> Floats:
-    norms_R1 = np.sqrt(np.einsum("rc,rc->r", rows_RC, rows_RC))[:, None]
-    normalised_RC: Floats = rows_RC / np.maximum(norms_R1, np.float32(1e-12))
-    return normalised_RC
+def _rounded_unit(rows_RC: Floats) -> Wide:
+    wide_RC = rows_RC.astype(np.float64)
+    norms_R = np.sqrt((wide_RC * wide_RC).sum(axis=1))
+    wide_RC *= (_SCALE / np.maximum(norms_R, 1e-12))[:, np.newaxis]
+    rounded_RC: Wide = np.rint(wide_RC, out=wide_RC)
+    return rounded_RC
 
 
 def _check(prototypes_KC: Floats, probabilities_NC: Floats, samples_per_row: int) -> None:
