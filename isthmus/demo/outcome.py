@@ -16,8 +16,8 @@ class Answering:
     name: str
     right: int
     clips: int
-    median_ms: float
-    """From features to answer, without the encoder."""
+    median_ms: float | None
+    """From features to answer, without the encoder; None where it was not timed."""
     bytes_up: float
     """What one clip costs on the link, upwards."""
 
@@ -42,11 +42,14 @@ class ClientOutcome:
     bytes_down: dict[str, int]
     prototypes_KC: npt.NDArray[np.float32]
     sizes_K: npt.NDArray[np.int32]
+    prototype_bytes: int
+    """The message that carried the first round's prototypes."""
     min_cluster: int
     epsilon: float | None
     selected_per_class: tuple[int, ...]
+    rounds: int
+    """How often prototypes were sent: once a round, of this form each time. Those of the first are kept here."""
     cloud_seconds: dict[str, float]
-    losses: tuple[float, ...]
     rss_bytes: int
 
     @property
@@ -57,11 +60,6 @@ class ClientOutcome:
     def after(self) -> Answering:
         """The personal student, answered by the cloud at the least compression; what the paper reports."""
         return self.answering[1]
-
-    @property
-    def prototype_bytes(self) -> int:
-        """The numbers that stand for the selection clips: float32 values and the sizes."""
-        return int(self.prototypes_KC.nbytes + self.sizes_K.nbytes)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,8 @@ class DemoOutcome:
     public_clips: int
     skipped_clips: int
     clients: tuple[ClientOutcome, ...]
-    teacher_accuracy: dict[str, float]
+    teacher_accuracy: dict[str, dict[str, float]]
+    """Per client, the teacher's share of right answers: jointly, and by each branch alone."""
     losses: dict[str, tuple[float, ...]]
     """Per training stage, the mean loss of each epoch."""
     stages: tuple[StageRecord, ...]

@@ -1,18 +1,19 @@
 """Child processes that are waited for properly, end with their parent, and name their log when they fail."""
 
 import contextlib
+import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final
 
-POLL_S: Final = 0.1
+POLL_S: Final = 0.2
 """How often a child that is being waited for is looked at."""
 
 _ADDRESS = re.compile(r"^\S+:\d+$")
@@ -53,17 +54,29 @@ class Family:
         self._children: list[Child] = []
         log_dir.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Child:
-        """Starts ``argv`` with both outputs in ``<log_dir>/<name>.log``. Raises ChildFailed where it does not start."""
-        log_path = self._log_dir / f"{name}.log"
-        with log_path.open("wb") as log:
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        output: Path | None = None,
+    ) -> Child:
+        """Starts ``argv`` with both outputs in ``<log_dir>/<name>.log``; with ``output``, standard output goes there.
+
+        ``env`` adds to the environment. Raises ChildFailed where it does not start.
+        """
+        log_path = self._log_dir / f"{name.replace(' ', '-')}.log"
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(log_path.open("wb"))
+            stdout = log if output is None else files.enter_context(output.open("wb"))
             try:
                 process = subprocess.Popen(
                     [str(part) for part in argv],
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=None if env is None else dict(env),
+                    stdout=stdout,
+                    stderr=log,
+                    env={**os.environ, **(env or {})},
                     start_new_session=True,
                 )
             except OSError as error:
@@ -72,8 +85,8 @@ class Family:
         self._children.append(child)
         return child
 
-    def wait(self, *awaited: Child, timeout_s: float) -> None:
-        """Waits until every awaited child has ended well.
+    def wait(self, *awaited: Child, timeout_s: float, on_tick: Callable[[], None] = lambda: None) -> None:
+        """Waits until every awaited child has ended well; ``on_tick`` is called now and then meanwhile.
 
         Raises ChildFailed as soon as one of them ends otherwise, any other child of the family ends at all (it was
         meant to serve), or ``timeout_s`` is over.
@@ -87,6 +100,7 @@ class Family:
                     raise child.failure(f"ended (code {child.process.returncode}) while it was needed")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 open_children[0].process.wait(POLL_S)
+            on_tick()
             for child in list(open_children):
                 code = child.process.poll()
                 if code == 0:

@@ -23,18 +23,13 @@ def render_report(outcome: DemoOutcome) -> str:
         traffic=pictures.bytes_per_clip(outcome.clients),
         selected=pictures.selected(outcome.clients, outcome.classes),
         prototypes=[pictures.prototypes(client, outcome.classes) for client in outcome.clients],
-        losses=pictures.losses(_curves(outcome)),
+        losses=pictures.losses({name: values for name, values in outcome.losses.items() if values}),
         wall_times=pictures.wall_times(outcome.stages),
     )
 
 
 def write_report(outcome: DemoOutcome, path: Path) -> None:
     path.write_text(render_report(outcome), encoding="utf-8")
-
-
-def _curves(outcome: DemoOutcome) -> dict[str, tuple[float, ...]]:
-    curves = {name: values for name, values in outcome.losses.items() if values}
-    return curves | {f"personal student, {client.name}": client.losses for client in outcome.clients if client.losses}
 
 
 def _inline(png: bytes) -> str:

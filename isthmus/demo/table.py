@@ -20,7 +20,7 @@ def closing_table(outcome: DemoOutcome) -> Table:
                 f"{way.right}/{way.clips}",
                 f"{100 * way.accuracy:.1f} %",
                 readable_bytes(way.bytes_up) if way.bytes_up else "none",
-                f"{way.median_ms:.1f}",
+                "" if way.median_ms is None else f"{way.median_ms:.1f}",
                 end_section=index == len(client.answering) - 1,
             )
     raw = ", ".join(f"{client.name} {readable_bytes(client.raw_bytes_per_clip)}" for client in outcome.clients)

@@ -31,7 +31,7 @@ def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientO
         selection_clips=30,
         test_clips=40,
         answering=(
-            Answering("base student alone", 17, 40, 0.4, 0.0),
+            Answering("base student alone", 17, 40, None, 0.0),
             Answering("cloud, ratio 1", 31, 40, 3.2, 2079.0),
             Answering("cloud, ratio 2", 29, 40, 3.1, 1055.0),
             Answering("personal student alone", 30, 40, 0.5, 0.0),
@@ -42,11 +42,12 @@ def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientO
         bytes_down={"students": 91_234_567, "answers": 4_321},
         prototypes_KC=rng.dirichlet(np.ones(6), size=prototypes).astype(np.float32),
         sizes_K=np.full(prototypes, 3, np.int32),
+        prototype_bytes=28 * prototypes,
         min_cluster=3,
         epsilon=None,
         selected_per_class=(20, 18, 22, 3, 1, 0),
+        rounds=2,
         cloud_seconds={"selecting": 0.1, "distilling": 12.0},
-        losses=(0.9, 0.5, 0.4),
         rss_bytes=210_000_000,
     )
 
@@ -62,7 +63,7 @@ def outcome() -> DemoOutcome:
         public_clips=576,
         skipped_clips=0,
         clients=(_client("client_1", CLASSES[:3], 10), _client("client_2", CLASSES[3:], 9)),
-        teacher_accuracy={"joint": 0.81, "audio": 0.7, "visual": 0.6},
+        teacher_accuracy={name: {"teacher": 0.81, "sound alone": 0.7} for name in ("client_1", "client_2")},
         losses={"teacher, audio": (1.7, 1.1), "teacher, visual": (1.8, 1.2), "base student": (0.8, 0.6)},
         stages=(StageRecord("data", "k", 12.0, reused=True), StageRecord("teacher", "k", 90.0)),
         total_seconds=187.0,
@@ -103,6 +104,8 @@ def test_the_page_tells_what_happened(outcome: DemoOutcome) -> None:
         "30 clips became 10 rows of 6 probabilities",
         "These clips are synthetic",
         "an environment without torch",
+        "the first of 2 rounds",
+        "not timed",
         "3 min 07 s in all",
     ):
         assert said in page, said

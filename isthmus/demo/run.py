@@ -1,0 +1,284 @@
+"""The demo's story: data, teacher, base student, then a cloud and two devices as processes of their own."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from isthmus import __version__
+from isthmus.data.clip import Listing
+from isthmus.data.layouts import read_listing
+from isthmus.data.splits import Split, stratified
+from isthmus.data.synthetic import make_crema_d
+from isthmus.demo.devices import client_outcome
+from isthmus.demo.outcome import ClientOutcome, DemoOutcome, readable_seconds
+from isthmus.demo.processes import Child, Family, termination_unwinds
+from isthmus.demo.stages import StageLedger, key_of
+from isthmus.distill.prepare import recipe_for
+from isthmus.proto.messages import ratio_name
+
+RATIOS: Final = (1.0, 2.0)
+LEAST_CLIPS: Final = 6
+"""A client needs this many: half of them must make one prototype of three."""
+
+SYNTHETIC: Final = {"actors": 12, "takes": 10, "difficulty": 0.5}
+"""12 actors x 6 classes x 10 takes = 720 clips."""
+SYNTHETIC_PRIVATE_SHARE: Final = 0.2
+"""More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
+PRIVATE_SHARE: Final = 0.1
+
+TRAINING_LIMIT_S: Final = 24 * 3600.0
+DEVICE_LIMIT_S: Final = 6 * 3600.0
+LISTENING_LIMIT_S: Final = 120.0
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """``data`` None makes a synthetic set below ``out``; ``edge_python`` runs the two devices."""
+
+    out: Path
+    data: Path | None
+    seed: int
+    preset: str
+    edge_python: Path
+
+
+@dataclass(frozen=True)
+class _Release:
+    root: Path
+    key: str
+    split: Split
+
+
+class Demo:
+    """One run. Made for a single call of ``run``."""
+
+    def __init__(self, settings: DemoSettings, console: Console):
+        self._settings = settings
+        self._console = console
+        self._out = settings.out
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._ledger = StageLedger(self._out / "stages.json")
+
+    def run(self) -> DemoOutcome:
+        """Raises ChildFailed naming a log, and ValueError for data or an environment that will not do."""
+        began_s = time.perf_counter()
+        edge_has_torch = _check_edge_python(self._settings.edge_python)
+        with termination_unwinds(), Family(self._out / "logs") as family:
+            data = self._settings.data or self._make_data()
+            listing = read_listing(data)
+            release = self._train(family, data, listing)
+            teacher = self._evaluate(family, data, release)
+            clients = self._personalise(family, data, release)
+        return DemoOutcome(
+            data_name=f"{'a synthetic set' if self._settings.data is None else data.name} of {len(listing.refs)} clips",
+            synthetic=self._settings.data is None,
+            preset=self._settings.preset,
+            seed=self._settings.seed,
+            classes=listing.classes,
+            public_clips=len(release.split.public),
+            skipped_clips=len(listing.damaged),
+            clients=clients,
+            teacher_accuracy=teacher,
+            losses=_losses(release.root),
+            stages=tuple(self._ledger.records),
+            total_seconds=time.perf_counter() - began_s,
+            edge_python=self._settings.edge_python,
+            edge_has_torch=edge_has_torch,
+            machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        )
+
+    def _make_data(self) -> Path:
+        data = self._out / "data"
+        key = key_of(__version__, SYNTHETIC, self._settings.seed)
+
+        def make() -> None:
+            shutil.rmtree(data, ignore_errors=True)
+            make_crema_d(data, seed=self._settings.seed, **SYNTHETIC)
+
+        self._stage("data", key, data, "Making a synthetic data set in CREMA-D's layout", make)
+        return data
+
+    def _train(self, family: Family, data: Path, listing: Listing) -> _Release:
+        settings = self._settings
+        recipe = recipe_for(listing, settings.preset)
+        share = PRIVATE_SHARE if settings.data is not None else SYNTHETIC_PRIVATE_SHARE
+        private = stratified(listing.refs, share=share, seed=settings.seed)
+        key = key_of(__version__, recipe.to_json(), settings.seed, _fingerprint(listing), private)
+        root = self._out / f"release-{key}"
+        private_list = self._out / "private.csv"
+        _write_private(private_list, listing, private)
+        distill = [sys.executable, "-m", "isthmus.cli", "distill"]
+        teacher = [*distill, "teacher", "--data", data, "--release", root, "--preset", settings.preset]
+        teacher += ["--private-list", private_list, "--seed", settings.seed]
+        self._stage(
+            "teacher",
+            key,
+            root / "teacher" / "teacher.safetensors",
+            "Training the teacher on the public clips",
+            lambda: self._child(family, "teacher", teacher),
+        )
+        self._stage(
+            "base student",
+            key,
+            root / "base",
+            "Distilling the base student, and exporting it",
+            lambda: self._child(family, "base student", [*distill, "student", "--release", root]),
+        )
+        split = Split.from_json((root / "split.json").read_text())
+        few = [name for name, clips in split.clients.items() if len(clips) < LEAST_CLIPS]
+        if few:
+            raise ValueError(f"{', '.join(few)}: fewer than {LEAST_CLIPS} private clips; the demo needs more data")
+        return _Release(root, key, split)
+
+    def _evaluate(self, family: Family, data: Path, release: _Release) -> dict[str, dict[str, float]]:
+        figures = release.root / "evaluation.json"
+        command = [sys.executable, "-m", "isthmus.cli", "distill", "evaluate", "--release", release.root]
+        command += ["--data", data, "--out", figures]
+        self._stage(
+            "evaluation",
+            release.key,
+            figures,
+            "Measuring the teacher on the private clips",
+            lambda: self._child(family, "evaluation", command),
+        )
+        raw = json.loads(figures.read_text())
+        return {
+            client: {row: value for row, value in raw[client].items() if row.startswith("teacher")}
+            for client in release.split.clients
+        }
+
+    def _personalise(self, family: Family, data: Path, release: _Release) -> tuple[ClientOutcome, ...]:
+        run = self._out / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir()
+        clients = list(release.split.clients)
+        for client, names in release.split.clients.items():
+            (run / f"{client}.txt").write_text("".join(f"{name}\n" for name in names))
+        began_s = time.perf_counter()
+        cloud, address = self._start_cloud(family, run, release)
+        self._ledger.add("cloud start", time.perf_counter() - began_s)
+
+        def device(client: str, command: str) -> list[str | Path | int]:
+            return [
+                *(self._settings.edge_python, "-m", "isthmus.cli", "edge", command, "--cloud", address),
+                *("--state", run / client, "--data", data, "--clips", run / f"{client}.txt"),
+                *("--seed", self._settings.seed, "--name", client),
+            ]
+
+        self._devices(
+            "what would leave",
+            "Enrolling two devices, and looking at what would leave them",
+            [
+                self._start(
+                    family, f"{c} prototypes", [*device(c, "prototypes"), "--json"], run / f"{c}.prototypes.json"
+                )
+                for c in clients
+            ],
+            family,
+            cloud,
+        )
+        ratios = ",".join(ratio_name(ratio) for ratio in RATIOS)
+        self._devices(
+            "two devices",
+            "Personalising both over gRPC, then answering their clips",
+            [
+                self._start(family, c, [*device(c, "run"), "--ratios", ratios, "--report", run / f"{c}.json", "--once"])
+                for c in clients
+            ],
+            family,
+            cloud,
+        )
+        return tuple(
+            client_outcome(
+                client,
+                json.loads((run / f"{client}.json").read_text()),
+                json.loads((run / f"{client}.prototypes.json").read_text()),
+                RATIOS,
+            )
+            for client in clients
+        )
+
+    def _start_cloud(self, family: Family, run: Path, release: _Release) -> tuple[Child, str]:
+        port_file = run / "cloud.address"
+        command = [sys.executable, "-m", "isthmus.cli", "cloud", "serve", "--release", release.root]
+        command += ["--state", run / "cloud", "--listen", "127.0.0.1:0", "--port-file", port_file]
+        with self._console.status("Starting the cloud"):
+            cloud = self._start(family, "cloud", command)
+            address = family.wait_for_address(cloud, port_file, LISTENING_LIMIT_S)
+        self._console.print(f"Cloud: listening on {address}")
+        return cloud, address
+
+    def _start(self, family: Family, name: str, command: list[Any], output: Path | None = None) -> Child:
+        # A device is one small process among several here: more threads than one would only get in each other's way.
+        env = {"OMP_NUM_THREADS": "1"} if command[0] == self._settings.edge_python else {}
+        return family.start(name, [str(word) for word in command], env=env, output=output)
+
+    def _child(self, family: Family, name: str, command: list[Any]) -> None:
+        child = self._start(family, name, command)
+        with self._console.status(name) as status:
+            family.wait(child, timeout_s=TRAINING_LIMIT_S, on_tick=lambda: status.update(child.last_line() or name))
+
+    def _devices(self, stage: str, what: str, children: list[Child], family: Family, cloud: Child) -> None:
+        self._console.print(f"{what} ...")
+        began_s = time.perf_counter()
+        with self._console.status(what) as status:
+            family.wait(*children, timeout_s=DEVICE_LIMIT_S, on_tick=lambda: status.update(cloud.last_line() or what))
+        self._ledger.add(stage, time.perf_counter() - began_s)
+        self._console.print(f"  done in {readable_seconds(time.perf_counter() - began_s)}")
+
+    def _stage(self, name: str, key: str, result: Path, what: str, action: Callable[[], None]) -> None:
+        self._console.print(f"{what} ...")
+        record = self._ledger.run(name, key, result, action)
+        took = readable_seconds(record.seconds)
+        self._console.print(f"  taken over from an earlier run ({took})" if record.reused else f"  done in {took}")
+
+
+def _check_edge_python(python: Path) -> bool:
+    """Whether torch is installed beside it. Raises ValueError where the device's part of Isthmus is not."""
+    code = "import importlib.util as u, isthmus.edge.cli; print(u.find_spec('torch') is not None)"
+    way_out = "'make install-edge' makes an environment for devices; --edge-python names another."
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{python} does not run ({error}). {way_out}") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"{python} cannot run a device: {last}. {way_out}")
+    return done.stdout.strip() == "True"
+
+
+def _fingerprint(listing: Listing) -> list[tuple[str, int | None, list[tuple[int, int]]]]:
+    """Names, labels, and size and time of change of every file: what a release was trained on."""
+    rows = []
+    for ref in listing.refs:
+        stats = [path.stat() for path in (ref.audio_path, ref.video_path) if path is not None]
+        rows.append((ref.name, ref.label, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
+    return rows
+
+
+def _write_private(path: Path, listing: Listing, private: tuple[str, ...]) -> None:
+    label_of = {ref.name: ref.label for ref in listing.refs}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip", "label"])
+        for name in private:
+            label = label_of[name]
+            rows.writerow([name, "" if label is None else listing.classes[label]])
+
+
+def _losses(release: Path) -> dict[str, tuple[float, ...]]:
+    teacher = json.loads((release / "teacher" / "history.json").read_text())
+    student = json.loads((release / "students" / "0-loss" / "history.json").read_text())
+    named = {f"teacher, {stage}": values for stage, values in teacher.items()}
+    return {name: tuple(values) for name, values in (named | {"base student": student["distillation"]}).items()}
