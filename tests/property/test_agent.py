@@ -1,0 +1,109 @@
+"""Whatever happens in whatever order: no unverified student is swapped in, and the agent is never lost."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isthmus.edge import agent
+from isthmus.edge.agent import Phase, State, step
+from isthmus.proto import errors
+from isthmus.proto.messages import JobStatus, Stage
+
+ids = st.sampled_from(["", "base", "interim", "final"])
+jitters = st.floats(0, 1, exclude_max=True)
+rounds = st.integers(0, 3)
+statuses = st.builds(
+    JobStatus,
+    job_id=st.sampled_from(["job", "other"]),
+    stage=st.sampled_from(Stage),
+    round=rounds,
+    student_id=ids,
+)
+failures = st.sampled_from(
+    [
+        errors.Unavailable("gone"),
+        errors.Busy("busy"),
+        errors.Corrupt("hash"),
+        errors.StorageFull("full"),
+        errors.WrongState("no"),
+        errors.NotYours("no"),
+        errors.Internal("no"),
+        errors.TooLate("no"),
+    ]
+)
+events = st.one_of(
+    st.just(agent.Started()),
+    st.just(agent.Enrolled()),
+    st.just(agent.Tick()),
+    st.just(agent.Answered()),
+    st.builds(agent.Fetched, ids),
+    st.builds(agent.Verified, ids),
+    st.builds(agent.Swapped, ids),
+    st.builds(agent.Encoded, rounds),
+    st.builds(agent.Accepted, rounds, statuses),
+    st.builds(agent.JobChanged, statuses),
+    st.builds(agent.WatchEnded, jitters),
+    st.builds(agent.Failed, failures, jitters),
+)
+
+
+def fitting(action: agent.Action, status: JobStatus) -> agent.Event:
+    """What a willing world answers, so that random runs get far."""
+    match action:
+        case agent.Enrol():
+            return agent.Enrolled()
+        case agent.Fetch(student_id):
+            return agent.Fetched(student_id or "base")
+        case agent.Verify(student_id):
+            return agent.Verified(student_id)
+        case agent.Swap(student_id):
+            return agent.Swapped(student_id)
+        case agent.MakePrototypes(_, round):
+            return agent.Encoded(round)
+        case agent.Upload(_, round):
+            return agent.Accepted(round, JobStatus("job", Stage.QUEUED))
+        case agent.Watch():
+            return agent.JobChanged(status)
+        case agent.Wait() | agent.Serve() | agent.Stop():
+            return agent.Tick()
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.booleans(), events, statuses, st.floats(0, 100)), max_size=60))
+def test_random_lives(moments: list[tuple[bool, agent.Event, JobStatus, float]]) -> None:
+    state, now_s = State(), 0.0
+    last: agent.Action = agent.Enrol()
+    fetched_since_verified: dict[str, bool] = {}
+    swapped: set[str] = set()
+    for random_event, event, status, elapsed_s in moments:
+        now_s += elapsed_s
+        happened = event if random_event else fitting(last, status)
+        before = state
+        state, actions = step(state, happened, now_s)
+        if isinstance(happened, agent.Verified) and before.phase is Phase.VERIFY:
+            fetched_since_verified[happened.student_id] = True
+        if isinstance(happened, agent.Fetched) and before.phase is Phase.FETCH:
+            fetched_since_verified[happened.student_id] = False
+        for action in actions:
+            last = action
+            if isinstance(action, agent.Swap):
+                assert fetched_since_verified.get(action.student_id) is True
+                assert action.student_id
+                swapped.add(action.student_id)
+            if isinstance(action, agent.Wait):
+                assert now_s < action.until_s <= now_s + agent.BACKOFF_MOST_S or isinstance(happened, agent.Tick)
+        assert state.active_id == "" or state.active_id in swapped
+        assert state.active_id == before.active_id or isinstance(happened, agent.Swapped)
+        if state.phase is Phase.STOPPED:
+            assert not state.active_id
+        if state.phase not in (Phase.SERVE, Phase.STOPPED):
+            # Not lost: a restart always has something to do next.
+            _, due = step(state, agent.Started(), now_s)
+            assert len(due) == 1
+
+
+@given(events)
+def test_an_event_out_of_place_changes_nothing(event: agent.Event) -> None:
+    stopped = State(phase=Phase.STOPPED, failure="a person is needed")
+    state, actions = step(stopped, event, 0.0)
+    assert state == stopped
+    assert not [action for action in actions if not isinstance(action, agent.Stop)]

@@ -1,0 +1,95 @@
+"""Prototypes: the floor, the fold, the noise, and what is refused."""
+
+import numpy as np
+import pytest
+
+from isthmus.edge.prototypes import each_clip, fold_small, make_prototypes, noisy, project_to_simplex
+from isthmus.proto.errors import BadPrototypes
+from isthmus.proto.messages import UploadMode
+
+
+def three_groups() -> np.ndarray:
+    """Two groups of four and a lone clip, which k-means gives a cluster of its own."""
+    first, second, lone = np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    return np.stack([first] * 4 + [second] * 4 + [lone])
+
+
+def test_a_lone_clip_is_folded_into_its_neighbour() -> None:
+    made = make_prototypes(three_groups(), seed=0)
+    assert sorted(made.sizes_K.tolist()) == [4, 5]
+    larger_C = made.values_KC[int(made.sizes_K.argmax())]
+    assert larger_C[2] == pytest.approx(0.2)
+    assert (made.min_cluster, made.mode, made.epsilon) == (3, UploadMode.PROTOTYPES, None)
+
+
+def test_the_same_seed_gives_the_same_prototypes() -> None:
+    probabilities_NC = np.random.default_rng(1).dirichlet(np.ones(4), 50).astype(np.float32)
+    first, second = (make_prototypes(probabilities_NC, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.values_KC, second.values_KC)
+    np.testing.assert_array_equal(first.sizes_K, second.sizes_K)
+
+
+def test_identical_clips_make_one_prototype() -> None:
+    made = make_prototypes(np.tile(np.array([0.2, 0.8], np.float32), (10, 1)), seed=0)
+    assert made.sizes_K.tolist() == [10]
+    np.testing.assert_allclose(made.values_KC, [[0.2, 0.8]], atol=1e-6)
+
+
+def test_folding_keeps_the_weighted_mean() -> None:
+    centroids_KC, sizes_K = fold_small(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([3, 1, 4]), 3)
+    assert sizes_K.tolist() == [4, 4]
+    np.testing.assert_allclose(centroids_KC, [[0.875, 0.125], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("probabilities_NC", "message"),
+    [
+        (np.full((2, 2), 0.5), "2 clips are too few"),
+        (np.zeros((0, 2)), "0 clips are too few"),
+        (np.full((5, 2), 0.7), "does not sum to 1"),
+        (np.array([[np.nan, 1.0]] * 5), "undefined"),
+        (np.array([[-0.5, 1.5]] * 5), "negative"),
+        (np.full(5, 0.2), "clips x classes"),
+    ],
+)
+def test_bad_probabilities_are_refused(probabilities_NC: np.ndarray, message: str) -> None:
+    with pytest.raises(BadPrototypes, match=message):
+        make_prototypes(probabilities_NC.astype(np.float32), seed=0)
+
+
+def test_each_clip_is_the_less_private_mode() -> None:
+    sent = each_clip(three_groups())
+    assert (sent.mode, sent.min_cluster, sent.sizes_K.tolist()) == (UploadMode.PROBABILITIES, 1, [1] * 9)
+
+
+def test_noise_needs_a_seed_the_cloud_does_not_know() -> None:
+    with pytest.raises(ValueError, match="noise_seed"):
+        make_prototypes(three_groups(), seed=0, noise=1.0)
+    with pytest.raises(BadPrototypes, match="epsilon"):
+        make_prototypes(three_groups(), seed=0, noise=0.0, noise_seed=1)
+
+
+def test_noise_is_recorded_and_stays_a_distribution() -> None:
+    plain = make_prototypes(three_groups(), seed=0)
+    made = make_prototypes(three_groups(), seed=0, noise=0.5, noise_seed=1)
+    other = make_prototypes(three_groups(), seed=0, noise=0.5, noise_seed=2)
+    assert made.epsilon == 0.5
+    np.testing.assert_allclose(made.values_KC.sum(axis=1), 1, atol=1e-5)
+    assert not np.allclose(made.values_KC, plain.values_KC)
+    assert not np.allclose(made.values_KC, other.values_KC)
+
+
+def test_noise_has_the_scale_of_the_sensitivity() -> None:
+    """Laplace noise of scale b = 2 / (size epsilon) deviates by sqrt(2) b; measured far from the simplex's edge."""
+    rows, classes, size, epsilon = 4_000, 5, 10_000, 1.0
+    centroids_KC = np.full((rows, classes), 1 / classes)
+    moved_KC = noisy(centroids_KC, np.full(rows, size), epsilon=epsilon, rng=np.random.default_rng(0)) - centroids_KC
+    # The projection takes out the noise's mean over a row, which lowers the deviation by sqrt(1 - 1 / classes).
+    deviation = np.sqrt(2.0) * 2 / (size * epsilon) * np.sqrt(1 - 1 / classes)
+    assert moved_KC.std() == pytest.approx(deviation, rel=0.03)
+
+
+def test_projection_of_a_distribution_is_itself() -> None:
+    rows_KC = np.random.default_rng(0).dirichlet(np.ones(6), 20)
+    np.testing.assert_allclose(project_to_simplex(rows_KC), rows_KC, atol=1e-12)
+    np.testing.assert_allclose(project_to_simplex(np.array([[3.0, 0.0], [-5.0, -5.0]])), [[1, 0], [0.5, 0.5]])
