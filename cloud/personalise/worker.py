@@ -78,7 +78,7 @@ class Worker:
         # Imported at the first job, not before: a worker without work stays small.
         import torch
 
-        from isthmus.cloud.personalise.learning import DistillLearning
+        from isthmus.cloud.personalise.distilling import DistillLearning
         from isthmus.distill.release import Release
 
         settings = self._settings

@@ -1,0 +1,56 @@
+"""The learning steps of a job, done by ``isthmus.distill``. Importing this imports torch."""
+
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.cloud.personalise.learning import Indices, OnEpoch, RoundWork
+from isthmus.distill import personalise
+from isthmus.distill.export import export_student
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.release import Release
+from isthmus.proto.messages import Prototypes
+
+
+class DistillLearning:
+    """Learning on a release. A round's student is read back from the checkpoint: no step needs another in memory."""
+
+    def __init__(self, release: Release) -> None:
+        self._release = release
+
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Indices:
+        return personalise.select_round(self._release, prototypes.values_KC, prototypes.sizes_K, round=round, seed=seed)
+
+    def per_class(self, indices_S: Indices) -> tuple[int, ...]:
+        labels_S = self._release.public.labels_N[indices_S]
+        return tuple(int(n) for n in np.bincount(labels_S[labels_S >= 0], minlength=len(self._release.recipe.classes)))
+
+    def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
+        self._student(work, on_epoch)
+
+    def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
+        bank = personalise.train_heads(
+            self._release,
+            self._student(work),
+            work.indices_S,
+            seed=work.seed,
+            on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
+        )
+        part = heads.with_name(f"{heads.name}.part")
+        bank.save(part)
+        part.replace(heads)
+
+    def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
+        bank = HeadBank.load(heads) if heads is not None else None
+        return export_student(self._release, self._student(work), bank, out_dir)
+
+    def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
+        return personalise.distil_round(
+            self._release,
+            work.indices_S,
+            round=work.round,
+            rounds=work.rounds,
+            seed=work.seed,
+            checkpoint=work.checkpoint,
+            on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
+        )

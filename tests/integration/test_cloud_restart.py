@@ -1,0 +1,117 @@
+"""The promise of the cloud: killed in mid-job and started again, it ends the job as if nothing had happened.
+
+A separate server process with its worker, real learning on the tiny release.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from safetensors.numpy import load
+
+from isthmus.cloud.personalise.students import HEADS_FILE
+from isthmus.cloud.server import Server
+from isthmus.proto.errors import Locked
+from isthmus.proto.v1 import isthmus_pb2 as pb
+
+pytestmark = pytest.mark.e2e
+
+Stage = pb.JobStatus.Stage
+
+
+@contextmanager
+def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own process, and its address."""
+    options = ["--release", str(release), "--state", str(state), "--worker-threads", "1", "--log-level", "warning"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "isthmus.cli", "cloud", "serve", *options], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on "), line
+        yield process, line.split()[-1]
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> pb.JobStatus:
+    """The job's status once it has ended, or once it distils and ``epoch`` epochs are done."""
+    request = pb.WatchJobRequest(job_id=job_id)
+    async for reply in device.personalisation.WatchJob(request, metadata=device.metadata):
+        job = reply.job
+        if epoch is not None and job.stage == Stage.STAGE_DISTILLING and job.epoch >= epoch:
+            return job
+    assert epoch is None, f"the job ended too early: {job}"
+    return job
+
+
+def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
+    def artefacts(student_id: str) -> dict[str, bytes]:
+        folder = rig.state / "artefacts" / student_id
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    async def before(address: str) -> tuple[Any, str, str]:
+        with pytest.raises(Locked):
+            await Server(rig.settings()).start()
+        async with grpc.aio.insecure_channel(address) as channel:
+            unharmed, device = await rig.enrol(channel), await rig.enrol(channel)
+            first, second = await rig.start(unharmed), await rig.start(device)
+            ended = await watch_until(unharmed, first.job_id)
+            assert ended.stage == Stage.STAGE_READY, ended.error
+            assert ended.epochs > 0
+            assert set(ended.stage_seconds) >= {"selecting", "distilling", "compressing", "exporting"}
+            await watch_until(device, second.job_id, epoch=1)
+            return device, ended.student_id, second.job_id
+
+    async def after(address: str, device: Any, job_id: str) -> tuple[pb.JobStatus, pb.StudentManifest]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            again = type(device)(device.device_id, channel, device.metadata)
+            ended = await watch_until(again, job_id)
+            return ended, await again.describe()
+
+    with server_process(tiny_release, rig.state) as (process, address):
+        device, unharmed_student, job_id = asyncio.run(before(address))
+        (worker,) = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        worker.wait(timeout=5)  # the kernel ends it with its server
+    with server_process(tiny_release, rig.state) as (_, address):
+        ended, manifest = asyncio.run(after(address, device, job_id))
+    assert ended.stage == Stage.STAGE_READY, ended.error
+    assert (manifest.student_id, manifest.kind) == (ended.student_id, "final")
+    resumed, unharmed = artefacts(ended.student_id), artefacts(unharmed_student)
+    assert resumed.keys() == unharmed.keys() >= {"audio_encoder.onnx", "visual_encoder.onnx", HEADS_FILE}
+    heads, unharmed_heads = load(resumed.pop(HEADS_FILE)), load(unharmed.pop(HEADS_FILE))
+    assert {name: (heads[name] == unharmed_heads[name]).all() for name in heads} == dict.fromkeys(unharmed_heads, True)
+    assert [name for name in resumed if resumed[name] != unharmed[name]] == [], "every ONNX file, byte for byte"
+    assert not any((rig.state / "work").iterdir()), "nothing is left of the jobs' working files"
+
+
+def test_a_worker_that_dies_is_started_again(rig: Any) -> None:
+    async def scenario() -> None:
+        async with rig.running(workers=1) as (server, channel):
+            first = server.worker_pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            until_s = time.monotonic() + 20
+            while server.worker_pid in (first, None) and time.monotonic() < until_s:
+                await asyncio.sleep(0.05)
+            second = server.worker_pid
+            assert second not in (first, None)
+            assert (await rig.enrol(channel)).device_id, "devices are answered all along"
+        assert not psutil.pid_exists(second), "a stopped server leaves no worker"
+
+    asyncio.run(scenario())

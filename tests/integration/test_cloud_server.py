@@ -1,0 +1,116 @@
+"""Starting and stopping: what a server refuses to do, and what it leaves behind."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from isthmus.cloud.cli import app
+from isthmus.cloud.settings import CloudSettings
+from isthmus.cloud.store import lock
+from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import InvalidInput, Locked
+
+
+def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
+    async def scenario() -> None:
+        async with rig.running():
+            with pytest.raises(Locked, match="another server"):
+                async with rig.running():
+                    pass
+        async with rig.running() as (_, channel):
+            assert (await rig.enrol(channel)).device_id
+
+    asyncio.run(scenario())
+
+
+def test_the_command_says_in_one_line_why_it_cannot_start(rig: Any, tiny_release: Path, tmp_path: Path) -> None:
+    def serve(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["serve", "--state", str(rig.state), *options])
+        return result.exit_code, result.stderr.strip()
+
+    rig.state.mkdir()
+    held = lock.acquire(Database(rig.settings().database_url), "server")
+    release = ("--release", str(tiny_release))
+    code, message = serve(*release)
+    assert (code, len(message.splitlines())) == (1, 1)
+    assert "another server is using this database. Stop it, or" in message
+    held.release()
+    assert serve() == (2, "isthmus cloud serve: --release: Field required")
+    code, message = serve("--release", str(tmp_path / "nowhere"))
+    assert (code, len(message.splitlines())) == (1, 1)
+    assert "isthmus distill teacher" in message
+    code, message = serve(*release, "--listen", "0.0.0.0:0")
+    assert code == 2
+    assert "--tls-cert" in message
+
+
+def test_the_address_is_written_when_ready_and_a_taken_port_is_refused(rig: Any, tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+
+    async def scenario() -> None:
+        async with rig.running(port_file=port_file):
+            address = port_file.read_text().strip()
+            assert address.startswith("127.0.0.1:")
+            with pytest.raises(InvalidInput, match="cannot listen"):
+                async with rig.running(listen=address, state=tmp_path / "other"):
+                    pass
+
+    asyncio.run(scenario())
+
+
+def test_metrics_count_calls_by_method_and_status(rig: Any) -> None:
+    async def scenario() -> str:
+        async with rig.running(metrics_port=0) as (server, channel):
+            device = await rig.enrol(channel)
+            await device.describe()
+            await rig.refusal(device.describe("no-such-student"))
+            url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+            return (await asyncio.to_thread(lambda: urlopen(url).read())).decode()
+
+    text = asyncio.run(scenario())
+    assert 'isthmus_calls_total{method="Enrol",status="OK"} 1.0' in text
+    assert 'isthmus_calls_total{method="DescribeStudent",status="NOT_FOUND"} 1.0' in text
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.4:50051", "example.org:1"])
+def test_beyond_loopback_tls_and_a_key_are_required(tmp_path: Path, listen: str) -> None:
+    paths = {"release": tmp_path, "state": tmp_path, "listen": listen}
+    file = tmp_path / "file"
+    with pytest.raises(ValidationError, match="--tls-cert and --tls-key and --enrolment-key-file"):
+        CloudSettings(**paths)
+    with pytest.raises(ValidationError, match="needs --enrolment-key-file"):
+        CloudSettings(**paths, tls_cert=file, tls_key=file)
+    assert CloudSettings(**paths, tls_cert=file, tls_key=file, enrolment_key_file=file).listen == listen
+
+
+def test_secrets_stand_in_no_representation(tmp_path: Path) -> None:
+    settings = CloudSettings(release=tmp_path, state=tmp_path, database="postgresql://me:hush@db/x")
+    assert "hush" not in f"{settings!r} {settings} {settings.model_dump()}"
+    assert settings.database_url.endswith("me:hush@db/x")
+    assert "hush" in settings.to_json()
+
+
+def test_an_unexpected_failure_is_told_by_reference_and_logged_in_full(
+    rig: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a secret detail")
+
+    async def scenario() -> tuple[grpc.StatusCode, str]:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel)
+            monkeypatch.setattr("isthmus.cloud.personalise.students.describe", broken)
+            return await rig.refusal(device.describe())
+
+    code, message = asyncio.run(scenario())
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret detail" not in message
+    reference = message.rpartition(" ")[2]
+    assert reference in caplog.text
+    assert "a secret detail" in caplog.text

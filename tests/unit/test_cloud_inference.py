@@ -1,0 +1,98 @@
+"""Sessions and the cache of heads, without a server."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isthmus.cloud.inference import HeadCache, Session
+from isthmus.cloud.personalise.students import HEADS_FILE, Shelf
+from isthmus.cloud.store import devices, students
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.students import StudentRow
+from isthmus.proto.codec import pack_frame
+from isthmus.proto.errors import NotYours, WrongState
+from isthmus.proto.messages import FeatureFrame, Features, FloatArray, NumberType, SignedManifest
+
+
+class FixedHeads:
+    ratios = (1.0,)
+
+    def __init__(self, answer: FloatArray | Exception) -> None:
+        self.answer = answer
+
+    def probabilities(self, audio_W: FloatArray, visual_W: FloatArray, ratio: float) -> FloatArray:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+FRAME = pack_frame(FeatureFrame(Features(np.ones(8, np.float32), np.ones(8, np.float32)), 1.0, NumberType.FP16))
+HALF = np.array([0.5, 0.5], np.float32)
+
+
+def test_a_request_that_would_come_too_late_is_not_computed() -> None:
+    session = Session(FixedHeads(AssertionError("computed all the same")), feature_width=8)
+    reply = session.reply(1, FRAME, remaining_s=0.0)
+    assert (reply.error_code, reply.probabilities_C) == (4, None)
+    assert session.reply(1, FRAME, remaining_s=None).error_code == 13
+    session = Session(FixedHeads(HALF), feature_width=8)
+    assert session.reply(1, FRAME, remaining_s=5.0).probabilities_C is HALF
+
+
+def test_a_failure_of_ours_is_told_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+    reply = Session(FixedHeads(RuntimeError("secret")), feature_width=8).reply(0, FRAME, None)
+    assert reply.error_code == 13
+    assert "secret" not in reply.error_message
+    assert "secret" in caplog.text
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    database = Database(f"sqlite:///{tmp_path / 'isthmus.db'}")
+    database.migrate()
+    shelf = Shelf(database, Artefacts(str(tmp_path / "artefacts")))
+    (tmp_path / HEADS_FILE).write_bytes(b"heads")
+    for device_id in ("me", "you"):
+        devices.add(database, Device(device_id, "", bytes(32), 1.0), at_most=9)
+    for student_id, owner, kind in (
+        ("base", None, "base"),
+        ("mine", "me", "final"),
+        ("yours", "you", "final"),
+        ("half", "me", "interim"),
+    ):
+        students.put(database, StudentRow(student_id, owner, kind, SignedManifest(b"m", b"s"), 1.0))
+        shelf.artefacts.put(student_id, HEADS_FILE, tmp_path / HEADS_FILE)
+    return shelf
+
+
+def test_heads_are_loaded_once_and_the_least_used_are_dropped(shelf: Shelf, tmp_path: Path) -> None:
+    loaded: list[str] = []
+
+    def load(path: Path) -> FixedHeads:
+        loaded.append(path.parent.name)
+        return FixedHeads(HALF)
+
+    async def scenario() -> None:
+        cache = HeadCache(shelf, load, scratch=tmp_path, capacity=1)
+        one, two = await asyncio.gather(cache.heads("me", "base"), cache.heads("you", "base"))
+        assert one is two
+        await cache.heads("me", "mine")
+        await cache.heads("me", "mine")
+        await cache.heads("me", "base")
+
+    asyncio.run(scenario())
+    assert loaded == ["base", "mine", "base"]
+
+
+def test_heads_of_anothers_and_of_interim_students_are_not_to_be_had(shelf: Shelf, tmp_path: Path) -> None:
+    cache = HeadCache(shelf, lambda path: FixedHeads(HALF), scratch=tmp_path, capacity=9)
+    for student_id in ("yours", "nobodys"):
+        with pytest.raises(NotYours, match="no such student"):
+            asyncio.run(cache.heads("me", student_id))
+    with pytest.raises(WrongState, match="interim"):
+        asyncio.run(cache.heads("me", "half"))
+    assert asyncio.run(cache.heads("you", "yours")).ratios == (1.0,)

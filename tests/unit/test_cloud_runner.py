@@ -1,0 +1,227 @@
+"""The runner with learning that costs nothing: two rounds, failures, a full disk, a kill between any two steps."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise import service, signing, students
+from isthmus.cloud.personalise.job import Job
+from isthmus.cloud.personalise.learning import Indices, OnEpoch, RoundWork
+from isthmus.cloud.personalise.runner import Runner
+from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.store import devices, jobs
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.devices import Device
+from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.messages import Prototypes, Stage, UploadMode
+
+EPOCHS = 4
+
+
+class Killed(BaseException):
+    """Stands for ``kill -9``: nothing of ours catches it."""
+
+
+class CountedLearning:
+    """Learning whose student is the text of all that went into it; resumes from its checkpoint as the real one does."""
+
+    def __init__(self, before: Callable[[str], None] = lambda step: None) -> None:
+        self._before = before
+
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Indices:
+        self._before(f"select {round}")
+        return np.arange(len(prototypes.sizes_K) + round, dtype=np.int64)
+
+    def per_class(self, indices_S: Indices) -> tuple[int, ...]:
+        return (len(indices_S), 0)
+
+    def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
+        lines = work.checkpoint.read_text().splitlines() if work.checkpoint.exists() else []
+        for epoch in range(len(lines), EPOCHS * (work.round + 1) // work.rounds):
+            self._before(f"epoch {epoch}")
+            lines.append(f"epoch {epoch} on {work.indices_S.tolist()} seed {work.seed}")
+            work.checkpoint.write_text("\n".join(lines))
+            on_epoch(epoch + 1, EPOCHS)
+
+    def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
+        self._before("heads")
+        heads.write_text(f"heads on {work.checkpoint.read_text()}")
+        on_epoch(1, 1)
+
+    def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
+        self._before(f"export {work.round}")
+        out_dir.mkdir(exist_ok=True)
+        file = out_dir / "audio_encoder.onnx"
+        file.write_text(work.checkpoint.read_text())
+        return [file]
+
+
+def prototypes(rows: int = 2) -> Prototypes:
+    return Prototypes(np.full((rows, 2), 0.5, np.float32), np.full(rows, 3, np.int32), UploadMode.PROTOTYPES, 3)
+
+
+class Bench:
+    """A database, a shelf and one enrolled device, without a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock_s = 100.0
+        self.offer = Offer("release", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, folder)
+        self.database = Database(f"sqlite:///{folder / 'isthmus.db'}")
+        self.database.migrate()
+        self.shelf = Shelf(self.database, Artefacts(str(folder / "artefacts")))
+        self.signer = signing.load_or_create(folder / "key")
+        self.work_dir = folder / "work"
+        devices.add(self.database, Device("dev", "kiosk", bytes(32), 1.0), at_most=9)
+
+    def runner(self, learning: CountedLearning, offer: Offer | None = None) -> Runner:
+        return Runner(self.shelf, self.signer, offer or self.offer, learning, self.work_dir, 3, self.now_s)
+
+    def now_s(self) -> float:
+        self.clock_s += 1.0
+        return self.clock_s
+
+    def start(self, rounds: int = 1) -> Job:
+        return service.start(
+            self.database,
+            self.offer,
+            "dev",
+            idempotency_key="k",
+            prototypes=prototypes(),
+            rounds=rounds,
+            seed=1,
+            now_s=self.now_s(),
+            new_id=lambda: "job",
+            at_most_waiting=9,
+        )
+
+    def upload(self, round: int) -> Job:
+        return service.upload(
+            self.database, self.offer, "dev", job_id="job", round=round, prototypes=prototypes(3), now_s=self.now_s()
+        )
+
+    def student(self, student_id: str) -> bytes:
+        with self.shelf.artefacts.open(student_id, "audio_encoder.onnx") as file:
+            return file.read()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
+    bench.start(rounds=2)
+    runner = bench.runner(CountedLearning())
+    awaiting = runner.run("job")
+    assert (awaiting.stage, awaiting.round, awaiting.student_id) == (Stage.AWAITING_PROTOTYPES, 1, "job-r0")
+    interim = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
+    assert (interim.student_id, interim.kind, interim.ratios) == ("job-r0", "interim", ())
+    bench.upload(1)
+    ready = runner.run("job")
+    assert (ready.stage, ready.student_id, ready.selected_per_class) == (Stage.READY, "job", (4, 0))
+    final = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
+    assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
+    assert bench.student("job").count(b"\n") == EPOCHS - 1
+    assert not list(bench.work_dir.iterdir())
+
+
+def test_a_kill_before_any_step_changes_nothing_in_the_end(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def finish(folder: Path, before: Callable[[str], None]) -> tuple[bytes, Job]:
+        folder.mkdir()
+        bench = Bench(folder)
+        bench.start(rounds=2)
+        while True:
+            try:
+                job = bench.runner(CountedLearning(before)).run("job")
+            except Killed:
+                continue
+            if job.stage.ended:
+                return bench.student(job.student_id), job
+            bench.upload(job.round)
+
+    unharmed, job = finish(tmp_path / "unharmed", seen.append)
+    assert job.stage is Stage.READY
+    assert len(seen) == 2 + EPOCHS + 1 + 2
+    for number, step in enumerate(seen):
+        killed = [step]
+
+        def kill_once(name: str, killed: list[str] = killed) -> None:
+            if killed and name == killed[0]:
+                killed.clear()
+                raise Killed
+
+        student, job = finish(tmp_path / str(number), kill_once)
+        assert (job.stage, student) == (Stage.READY, unharmed), f"killed before {step}"
+
+
+def test_what_fails_in_the_work_fails_the_job_shortly_and_is_logged(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(step: str) -> None:
+        if step == "epoch 2":
+            raise RuntimeError("internal detail of /srv/state")
+
+    bench.start()
+    job = bench.runner(CountedLearning(fail)).run("job")
+    assert job.stage is Stage.FAILED
+    assert "distilling" in job.error
+    assert "internal detail" not in job.error
+    assert "internal detail" in caplog.text
+    assert not list(bench.work_dir.iterdir())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_keeps_the_work_and_the_job_goes_on_later(bench: Bench, wrapped: bool) -> None:
+    full = ["epoch 2"]
+
+    def disk(step: str) -> None:
+        if full and step == full[0]:
+            full.clear()
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if wrapped:
+                raise RuntimeError("the checkpoint was not written") from error
+            raise error
+
+    bench.start()
+    runner = bench.runner(CountedLearning(disk))
+    stalled = runner.run("job")
+    assert (stalled.stage, stalled.epoch) == (Stage.DISTILLING, 2)
+    assert "disk is full" in stalled.error
+    assert jobs.next_runnable(bench.database, bench.now_s()) is None
+    assert jobs.next_runnable(bench.database, stalled.not_before_s) is not None
+    ready = runner.run("job")
+    assert (ready.stage, ready.error) == (Stage.READY, "")
+
+
+def test_a_job_of_an_older_release_is_told_to_start_again(bench: Bench) -> None:
+    bench.start()
+    newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, bench.offer.base_dir)
+    job = bench.runner(CountedLearning(), newer).run("job")
+    assert (job.stage, job.error) == (Stage.FAILED, "the server has a new release; start again")
+
+
+def test_only_the_newest_students_of_a_device_are_kept(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "audio_encoder.onnx"
+    file.write_bytes(b"x")
+    for number in range(5):
+        students.publish(
+            bench.shelf,
+            bench.signer,
+            bench.offer,
+            student_id=f"s{number}",
+            device_id="dev",
+            kind="final",
+            files=[file],
+            heads=None,
+            now_s=bench.now_s(),
+        )
+    students.prune(bench.shelf, "dev", keep=2)
+    assert sorted(path.name for path in (tmp_path / "artefacts").iterdir()) == ["s3", "s4"]

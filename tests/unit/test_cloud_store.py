@@ -1,0 +1,162 @@
+"""The database and what keeps others off it; the artefacts and what happens when the disk is full."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from isthmus.cloud.personalise.job import EpochDone, Job, Selected, Taken
+from isthmus.cloud.store import devices, jobs, lock
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.schema import metadata
+from isthmus.proto.errors import InvalidInput, Locked, NotYours, StorageFull, WrongState
+from isthmus.proto.messages import Stage
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    opened = Database(f"sqlite:///{tmp_path / 'isthmus.db'}")
+    opened.migrate()
+    devices.add(opened, Device("dev", "kiosk", bytes(32), 1.0), at_most=9)
+    return opened
+
+
+def a_job(job_id: str = "job", created_s: float = 1.0) -> Job:
+    return Job(job_id, "dev", f"key {job_id}", "release", 7, 1, created_s, created_s)
+
+
+def test_migrations_lead_to_the_schema_and_may_run_again(database: Database) -> None:
+    database.migrate()
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/x", "nonsense", ""])
+def test_other_databases_are_refused_with_the_way_out(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"sqlite:///|must be a file"):
+        Database(url)
+
+
+def test_a_job_comes_back_as_it_was_stored(database: Database) -> None:
+    jobs.create(database, a_job(), b"upload", at_most_waiting=9)
+    stepped = a_job()
+    for event in (Taken(), Selected((4, 5)), EpochDone(1, 3)):
+        stepped, _ = jobs.apply(database, "job", event, 3.5)
+    assert jobs.get(database, "job") == stepped
+    assert stepped.selected_per_class == (4, 5)
+    assert jobs.payload(database, "job", 0) == b"upload"
+
+
+def test_an_event_that_does_not_fit_changes_nothing(database: Database) -> None:
+    jobs.create(database, a_job(), b"upload", at_most_waiting=9)
+    with pytest.raises(WrongState):
+        jobs.apply(database, "job", EpochDone(1, 3), 3.5)
+    assert jobs.get(database, "job") == a_job()
+    with pytest.raises(NotYours):
+        jobs.apply(database, "another", Taken(), 3.5)
+
+
+def test_a_job_under_way_is_taken_before_a_new_one_and_a_stalled_one_waits(database: Database) -> None:
+    assert jobs.next_runnable(database, 10.0) is None
+    jobs.create(database, a_job("older"), b"", at_most_waiting=9)
+    devices.add(database, Device("dev2", "", bytes(32), 1.0), at_most=9)
+    begun = Job("begun", "dev2", "k", "release", 7, 1, 5.0, 5.0, stage=Stage.DISTILLING, not_before_s=8.0)
+    jobs.create(database, begun, b"", at_most_waiting=9)
+    due_early, due_late = jobs.next_runnable(database, 7.0), jobs.next_runnable(database, 9.0)
+    assert due_early is not None and due_early.job_id == "older"
+    assert due_late is not None and due_late.job_id == "begun"
+
+
+def test_a_full_database_is_told_as_a_full_disk(database: Database) -> None:
+    with pytest.raises(StorageFull), database.writing() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        connection.execute(sa.text("CREATE TABLE t (x BLOB)"))
+        connection.execute(sa.text("INSERT INTO t VALUES (zeroblob(1000000))"))
+    assert devices.get(database, "dev") is not None
+
+
+def test_a_lock_is_one_processs_and_falls_when_it_is_killed(database: Database) -> None:
+    program = (
+        "import sys, time\n"
+        "from isthmus.cloud.store import lock\n"
+        "from isthmus.cloud.store.database import Database\n"
+        "held = lock.acquire(Database(sys.argv[1]), 'server')\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    url = database.url.render_as_string()
+    with subprocess.Popen(
+        [sys.executable, "-c", program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(Locked, match="another server"):
+            lock.acquire(database, "server")
+        lock.acquire(database, "worker").release()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        lock.acquire(database, "server").release()
+
+
+@pytest.fixture(params=["folder", "memory"])
+def artefacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artefacts:
+    """A folder, and a store that is none (as S3 is)."""
+    return Artefacts(str(tmp_path / "a") if request.param == "folder" else f"memory://{tmp_path.name}")
+
+
+def test_what_is_put_can_be_read_replaced_and_removed(artefacts: Artefacts, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for content in (b"first", b"second"):
+        source.write_bytes(content)
+        artefacts.put("student", "x.onnx", source)
+        with artefacts.open("student", "x.onnx") as file:
+            file.seek(2)
+            assert file.read() == content[2:]
+        with artefacts.on_disk("student", "x.onnx", tmp_path / "scratch") as path:
+            assert path.read_bytes() == content
+    assert artefacts.size_bytes("student", "x.onnx") == 6
+    artefacts.remove("student")
+    artefacts.remove("student")
+    with pytest.raises(NotYours), artefacts.open("student", "x.onnx"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "a\0", "x" * 65, "a b"])
+def test_names_that_could_lead_elsewhere_are_not_there(artefacts: Artefacts, tmp_path: Path, name: str) -> None:
+    for student_id, file in ((name, "x.onnx"), ("student", name)):
+        with pytest.raises(NotYours):
+            artefacts.put(student_id, file, tmp_path)
+        with pytest.raises(NotYours), artefacts.open(student_id, file):
+            pass
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new" * 1_000)
+    artefacts = Artefacts(str(tmp_path / "a"))
+    artefacts.put("student", "x.onnx", source)
+
+    def full(_: Any, writer: io.BufferedIOBase, *__: object) -> None:
+        writer.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    for name in ("x.onnx", "y.onnx"):
+        with pytest.raises(StorageFull, match="disk is full"):
+            artefacts.put("student", name, source)
+    assert [path.name for path in (tmp_path / "a" / "student").iterdir()] == ["x.onnx"]
+    with artefacts.open("student", "x.onnx") as file:
+        assert file.read() == b"new" * 1_000
