@@ -108,7 +108,8 @@ class Outbox:
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # A full disk has rolled back already.
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
 

@@ -75,7 +75,7 @@ def test_undefined_numbers_are_refused_on_both_sides(value: float) -> None:
 def test_an_unsound_scale_is_refused(scale: float) -> None:
     body = bytearray(frame(number_type=NumberType.INT8)[:-4])
     body[12:16] = struct.pack("<f", scale)
-    with pytest.raises(BadFrame, match="scale|NaN or infinity"):
+    with pytest.raises(BadFrame, match=r"scale|NaN or infinity"):
         unpack_frame(resealed(bytes(body)), feature_width=WIDTH, ratios=RATIOS)
 
 

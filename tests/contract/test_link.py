@@ -1,0 +1,253 @@
+"""One suite for every Link: the one in memory, and the one over gRPC against a real server on a free port."""
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from isthmus.edge.grpc_link import GrpcLink, open_channel
+from isthmus.edge.link import Link, MemoryCloud, MemoryLink
+from isthmus.proto import convert
+from isthmus.proto.codec import pack_frame
+from isthmus.proto.errors import (
+    InvalidInput,
+    IsthmusError,
+    NotYours,
+    TooLate,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
+from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototypes, Stage, UploadMode
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
+
+STATUS = {code.value[0]: code for code in grpc.StatusCode}
+PROTOTYPES = Prototypes(
+    np.array([[0.5, 0.5, 0.0]], np.float32), np.array([4], np.int32), UploadMode.PROTOTYPES, min_cluster=3
+)
+
+
+class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer):
+    """The memory cloud behind gRPC: each call is answered by a MemoryLink of its own."""
+
+    def __init__(self, cloud: MemoryCloud) -> None:
+        self.cloud = cloud
+        self.stall = threading.Event()
+        self.stall.set()
+
+    def Enrol(self, request: Any, context: Any) -> Any:
+        return self._do(
+            context, lambda link: convert.enrolment_to_pb(link.enrol(request.device_name, request.enrolment_key))
+        )
+
+    def StartPersonalisation(self, request: Any, context: Any) -> Any:
+        def start(link: MemoryLink) -> Any:
+            prototypes = convert.prototypes_from_pb(request.prototypes)
+            status = link.start_personalisation(
+                request.idempotency_key, prototypes, rounds=request.rounds, seed=request.seed
+            )
+            return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status))
+
+        return self._do(context, start)
+
+    def UploadPrototypes(self, request: Any, context: Any) -> Any:
+        def upload(link: MemoryLink) -> Any:
+            status = link.upload_prototypes(
+                request.job_id, request.round, convert.prototypes_from_pb(request.prototypes)
+            )
+            return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status))
+
+        return self._do(context, upload)
+
+    def WatchJob(self, request: Any, context: Any) -> Iterator[Any]:
+        statuses = self._do(context, lambda link: list(link.watch_job(request.job_id)))
+        return (pb.WatchJobResponse(job=convert.job_status_to_pb(status)) for status in statuses)
+
+    def DescribeStudent(self, request: Any, context: Any) -> Any:
+        return self._do(context, lambda link: convert.signed_manifest_to_pb(link.describe_student(request.student_id)))
+
+    def FetchStudent(self, request: Any, context: Any) -> Iterator[Any]:
+        chunks = self._do(
+            context, lambda link: list(link.fetch_file(request.student_id, request.file_name, request.offset_bytes))
+        )
+        return (convert.chunk_to_pb(chunk) for chunk in chunks)
+
+    def Infer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        student_id = dict(context.invocation_metadata())["isthmus-student"]
+        session = self._do(context, lambda link: link.open_infer(student_id, timeout_s=1))
+        for request in requests:
+            self.stall.wait(timeout=20)
+            if not self.cloud.reachable:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+            yield convert.infer_reply_to_pb(session.ask(request.sequence, request.frame, timeout_s=1))
+
+    def _do(self, context: Any, call: Callable[[MemoryLink], Any]) -> Any:
+        link = MemoryLink(self.cloud)
+        link.authenticate(dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer "))
+        try:
+            return call(link)
+        except IsthmusError as error:
+            context.abort(STATUS[error.code], str(error))
+
+
+@dataclass
+class Shore:
+    """A cloud and a link to it; ``stall`` makes it answer no more, where the link can tell."""
+
+    cloud: MemoryCloud
+    link: Link
+    stall: threading.Event | None = None
+
+
+@pytest.fixture(params=["memory", "grpc"])
+def shore(request: pytest.FixtureRequest, students: Any) -> Iterator[Shore]:
+    cloud = students.cloud()
+    if request.param == "memory":
+        yield Shore(cloud, MemoryLink(cloud))
+        return
+    servicer = Servicer(cloud)
+    server = grpc.server(ThreadPoolExecutor(4))
+    rpc.add_PersonalisationServiceServicer_to_server(servicer, server)
+    rpc.add_InferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
+    yield Shore(cloud, link, servicer.stall)
+    servicer.stall.set()
+    link.close()
+    server.stop(None).wait()
+
+
+@pytest.fixture
+def known(shore: Shore) -> Shore:
+    shore.link.authenticate(shore.link.enrol("kiosk", "").token)
+    return shore
+
+
+def frame(ratio: float = 1.0, width: int = 12) -> bytes:
+    return pack_frame(
+        FeatureFrame(Features(np.ones(width, np.float32), np.ones(width, np.float32)), ratio, NumberType.FP16)
+    )
+
+
+def test_enrolment(shore: Shore) -> None:
+    enrolment = shore.link.enrol("kiosk", "")
+    assert enrolment == shore.cloud.enrolment
+    with pytest.raises(Unauthenticated):
+        shore.link.enrol("kiosk", "a wrong key")
+
+
+def test_a_stranger_reaches_nothing(shore: Shore) -> None:
+    with pytest.raises(Unauthenticated):
+        shore.link.describe_student("")
+    shore.link.authenticate("another token")
+    with pytest.raises(Unauthenticated):
+        shore.link.start_personalisation("k", PROTOTYPES, rounds=1, seed=0)
+    with pytest.raises(Unauthenticated):
+        list(shore.link.watch_job("job-1"))
+
+
+def test_the_same_key_is_the_same_job(known: Shore) -> None:
+    first = known.link.start_personalisation("k", PROTOTYPES, rounds=2, seed=1)
+    assert known.link.start_personalisation("k", PROTOTYPES, rounds=2, seed=1).job_id == first.job_id
+    assert known.link.start_personalisation("other", PROTOTYPES, rounds=2, seed=1).job_id != first.job_id
+    assert len(known.cloud.uploads) == 2
+    assert known.link.traffic.up_bytes["prototypes"] > 0
+
+
+def test_a_job_is_watched_to_its_next_question(known: Shore) -> None:
+    job_id = known.link.start_personalisation("k", PROTOTYPES, rounds=2, seed=1).job_id
+    seen = list(known.link.watch_job(job_id))
+    assert [status.stage for status in seen] == [Stage.SELECTING, Stage.DISTILLING, Stage.AWAITING_PROTOTYPES]
+    assert seen[-1].student_id == "interim"
+    known.link.upload_prototypes(job_id, 1, PROTOTYPES)
+    assert list(known.link.watch_job(job_id))[-1].stage is Stage.READY
+    with pytest.raises(WrongState):
+        known.link.upload_prototypes(job_id, 1, PROTOTYPES)
+    with pytest.raises(NotYours):
+        list(known.link.watch_job("another-job"))
+
+
+def test_a_student_in_chunks_from_any_offset(known: Shore) -> None:
+    known.cloud.chunk_bytes = 100
+    assert known.link.describe_student("") == known.cloud.students["base"]
+    assert known.link.describe_student("final") == known.cloud.students["final"]
+    content = known.cloud.files["base", "local_head.onnx"]
+    for offset in (0, 150, len(content) - 1):
+        chunks = list(known.link.fetch_file("base", "local_head.onnx", offset))
+        assert b"".join(chunk.data for chunk in chunks) == content[offset:]
+        assert [chunk.crc32 for chunk in chunks] == [zlib.crc32(chunk.data) for chunk in chunks]
+        assert chunks[0].offset_bytes == offset
+    with pytest.raises(NotYours):
+        known.link.describe_student("somebody-elses")
+    with pytest.raises(NotYours):
+        list(known.link.fetch_file("base", "other.onnx", 0))
+    with pytest.raises(InvalidInput):
+        list(known.link.fetch_file("base", "local_head.onnx", len(content) + 1))
+
+
+def test_answers_and_a_refused_frame_in_one_session(known: Shore) -> None:
+    session = known.link.open_infer("final", timeout_s=30)
+    answered = session.ask(1, frame(), timeout_s=10)
+    assert answered.sequence == 1
+    assert answered.probabilities_C is not None
+    assert answered.probabilities_C.sum() == pytest.approx(1)
+    refused = session.ask(2, frame(ratio=3.0), timeout_s=10)
+    assert refused.probabilities_C is None
+    assert "ratio 3 is unknown" in refused.error_message
+    assert session.ask(3, frame(), timeout_s=10).probabilities_C is not None
+    session.close()
+    assert known.link.traffic.up_bytes["inference"] >= 3 * len(frame())
+
+
+def test_the_cloud_gone_in_mid_session_and_back(known: Shore) -> None:
+    session = known.link.open_infer("final", timeout_s=30)
+    assert session.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    known.cloud.reachable = False
+    with pytest.raises(Unavailable):
+        session.ask(2, frame(), timeout_s=10)
+    session.close()
+    known.cloud.reachable = True
+    again = known.link.open_infer("final", timeout_s=30)
+    assert again.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    again.close()
+
+
+def test_an_answer_that_does_not_come_in_time(known: Shore) -> None:
+    if known.stall is None:
+        pytest.skip("a call in memory cannot hang")
+    known.stall.clear()
+    session = known.link.open_infer("final", timeout_s=30)
+    with pytest.raises(TooLate, match="no answer within"):
+        session.ask(1, frame(), timeout_s=0.05)
+    with pytest.raises(TooLate):
+        session.ask(2, frame(), timeout_s=10)
+    session.close()
+
+
+def test_no_cloud_at_all() -> None:
+    link = GrpcLink(open_channel("127.0.0.1:1"))
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        link.enrol("kiosk", "")
+    with pytest.raises(Unavailable):
+        list(link.watch_job("job"))
+    link.close()
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "host:", "host:port", ":80"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(InvalidInput, match="HOST:PORT"):
+        open_channel(address)
+
+
+def test_beyond_this_machine_tls_is_wanted() -> None:
+    with pytest.raises(InvalidInput, match="--tls"):
+        open_channel("cloud.example:443")
+    open_channel("cloud.example:443", tls=True).close()
