@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -102,7 +103,8 @@ def fit(
 
     ``loss`` maps a batch, already on the device, to a scalar. ``run`` names configuration and data: a checkpoint of
     another run is refused. The rate follows ``config.schedule`` over all ``config.epochs``, whichever part is run.
-    ``on_epoch`` is called after the checkpoint of that epoch is on disk, and may raise to stop.
+    The checkpoint is written after the first epoch, then as often as keeps writing below a tenth of the time, and
+    after the last; ``on_epoch`` is called after that, and may raise to stop.
 
     Raises TrainingDiverged, CheckpointError.
     """
@@ -114,6 +116,7 @@ def fit(
         progress = load_checkpoint(checkpoint, module, optimizer, run) or progress
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     steps = math.ceil(len(dataset) / config.batch_size)
+    next_write_s = -math.inf
     for epoch in range(progress.epochs_done, config.epochs if until_epoch is None else until_epoch):
         began_s = time.perf_counter()
         module.train()
@@ -143,11 +146,20 @@ def fit(
             optimizer.step()
             total, seen = total + value.item() * size, seen + size
         progress = Progress(run, epoch + 1, (*progress.losses, total / max(seen, 1)))
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, module, optimizer, progress)
+        last = epoch + 1 == (config.epochs if until_epoch is None else until_epoch)
+        if checkpoint is not None and (last or time.perf_counter() >= next_write_s):
+            next_write_s = _write_again_at(partial(save_checkpoint, checkpoint, module, optimizer, progress))
         on_epoch(EpochReport(epoch + 1, config.epochs, progress.losses[-1], time.perf_counter() - began_s))
     module.eval()
     return progress
+
+
+def _write_again_at(write: Callable[[], None]) -> float:
+    """Writes, and says from when on (``time.perf_counter``) it may be done again at a cost below a tenth."""
+    began_s = time.perf_counter()
+    write()
+    ended_s = time.perf_counter()
+    return ended_s + 9 * (ended_s - began_s)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
