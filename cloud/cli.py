@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -11,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from isthmus.cloud import logs
@@ -122,11 +124,13 @@ def devices(
                 _fail(f"no enrolled device {revoke}; 'isthmus cloud devices' lists them")
             print(f"device {revoke} is shut out")
             return
-        table = Table("device", "name", "enrolled", "state")
-        for device in device_rows.listing(opened):
-            state_text = "enrolled" if device.revoked_s is None else "revoked"
-            table.add_row(device.device_id, device.name, _when(device.created_s), state_text)
-        Console().print(table)
+        _print_table(
+            ("device", "name", "enrolled", "state"),
+            [
+                (row.device_id, row.name, _when(row.created_s), "enrolled" if row.revoked_s is None else "revoked")
+                for row in device_rows.listing(opened)
+            ],
+        )
     except IsthmusError as error:
         _fail(str(error))
 
@@ -136,19 +140,22 @@ def jobs(state: _State = None, database: _DatabaseUrl = None) -> None:
     """List the personalisations, oldest first. The server may be running."""
     opened = _open(state, database)
     try:
-        table = Table("job", "device", "stage", "round", "progress", "seconds", "started", "error")
-        for job in job_rows.listing(opened):
-            table.add_row(
-                job.job_id,
-                job.device_id,
-                job.stage.value,
-                f"{job.round + 1}/{job.rounds}",
-                f"{job.progress:.0%}",
-                f"{sum(job.stage_seconds.values()):.1f}",
-                _when(job.created_s),
-                job.error,
-            )
-        Console().print(table)
+        _print_table(
+            ("job", "device", "stage", "round", "progress", "seconds", "started", "error"),
+            [
+                (
+                    job.job_id,
+                    job.device_id,
+                    job.stage.value,
+                    f"{job.round + 1}/{job.rounds}",
+                    f"{job.progress:.0%}",
+                    f"{sum(job.stage_seconds.values()):.1f}",
+                    _when(job.created_s),
+                    job.error,
+                )
+                for job in job_rows.listing(opened)
+            ],
+        )
     except IsthmusError as error:
         _fail(str(error))
 
@@ -178,6 +185,21 @@ def _open(state: Path | None, database: str | None) -> Database:
         return Database(database)
     except IsthmusError as error:
         _fail(str(error))
+
+
+def _print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for a person; tab-separated lines, whole and without headers, for a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        for row in rows:
+            print("\t".join(row))
+        return
+    table = Table()
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def _fail(message: str) -> NoReturn:

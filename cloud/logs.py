@@ -22,8 +22,8 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Sends our own log to standard error, and of the libraries only warnings."""
+    """Sends our own log to standard error; of the libraries, and of the learning code, only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("isthmus").setLevel(level.upper())
+    logging.getLogger("isthmus.cloud").setLevel(level.upper())

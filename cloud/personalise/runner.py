@@ -63,7 +63,7 @@ class Runner:
         while actions:
             (action,) = actions
             if isinstance(action, Discard):
-                self.discard(job)
+                discard(self.work_dir, job.job_id)
                 break
             job, actions = self._apply(job_id, self._outcome(job, action))
         return job
@@ -129,9 +129,10 @@ class Runner:
         students.prune(self.shelf, job.device_id, keep=self.keep_students)
         return Exported(student_id)
 
-    def discard(self, job: Job) -> None:
-        """Removes a job's working files."""
-        shutil.rmtree(self.work_dir / job.job_id, ignore_errors=True)
+
+def discard(work_dir: Path, job_id: str) -> None:
+    """Removes a job's working files."""
+    shutil.rmtree(work_dir / job_id, ignore_errors=True)
 
 
 def _keep(path: Path, indices_S: Indices) -> None:

@@ -8,7 +8,6 @@ import ctypes
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from isthmus.cloud import logs
 from isthmus.cloud.offer import offer_of
 from isthmus.cloud.personalise import signing
 from isthmus.cloud.personalise.job import Expired
-from isthmus.cloud.personalise.runner import Runner
+from isthmus.cloud.personalise.runner import Runner, discard
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import jobs, lock
@@ -65,8 +64,8 @@ class Worker:
         """Works on the job that is due, if there is one; says whether there was."""
         now_s = time.time()
         for job_id in jobs.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
-            job, _ = jobs.apply(self._database, job_id, Expired(), now_s)
-            self._runner.discard(job)
+            jobs.apply(self._database, job_id, Expired(), now_s)
+            discard(self._settings.work_dir, job_id)
         job_due = jobs.next_runnable(self._database, now_s)
         if job_due is None:
             return False
@@ -102,7 +101,7 @@ class Worker:
         open_jobs = {job.job_id for job in jobs.listing(self._database) if not job.stage.ended}
         for folder in self._settings.work_dir.iterdir():
             if folder.name not in open_jobs:
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(self._settings.work_dir, folder.name)
 
 
 def die_with_parent(parent_pid: int) -> None:

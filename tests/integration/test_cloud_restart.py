@@ -19,9 +19,15 @@ import psutil
 import pytest
 from safetensors.numpy import load
 
+from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.students import HEADS_FILE
+from isthmus.cloud.personalise.worker import Worker
 from isthmus.cloud.server import Server
+from isthmus.cloud.store import devices, jobs
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.devices import Device
 from isthmus.proto.errors import Locked
+from isthmus.proto.messages import Stage as Stages
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 pytestmark = pytest.mark.e2e
@@ -58,6 +64,7 @@ async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> 
     return job
 
 
+@pytest.mark.timeout(400)  # four processes that import torch, and two exports to ONNX
 def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
     def artefacts(student_id: str) -> dict[str, bytes]:
         folder = rig.state / "artefacts" / student_id
@@ -98,6 +105,24 @@ def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_rel
     assert {name: (heads[name] == unharmed_heads[name]).all() for name in heads} == dict.fromkeys(unharmed_heads, True)
     assert [name for name in resumed if resumed[name] != unharmed[name]] == [], "every ONNX file, byte for byte"
     assert not any((rig.state / "work").iterdir()), "nothing is left of the jobs' working files"
+
+
+def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
+    settings = rig.settings(awaiting_timeout_s=60)
+    rig.state.mkdir()
+    database = Database(settings.database_url)
+    database.migrate()
+    devices.add(database, Device("dev", "", bytes(32), 1.0), at_most=1)
+    long_ago_s = time.time() - 61
+    job = Job("job", "dev", "k", "release", 0, 2, long_ago_s, long_ago_s, stage=Stages.AWAITING_PROTOTYPES, round=1)
+    jobs.create(database, job, b"", at_most_waiting=1)
+    files = settings.work_dir / "job"
+    files.mkdir(parents=True)
+    assert not Worker(settings).run_once(), "there is nothing to work on"
+    ended = jobs.get(database, "job")
+    assert ended is not None
+    assert (ended.stage, "never came" in ended.error) == (Stages.FAILED, True)
+    assert not files.exists()
 
 
 def test_a_worker_that_dies_is_started_again(rig: Any) -> None:

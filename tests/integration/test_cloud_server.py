@@ -1,12 +1,20 @@
 """Starting and stopping: what a server refuses to do, and what it leaves behind."""
 
 import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -29,6 +37,18 @@ def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
     asyncio.run(scenario())
 
 
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """The command sets up the process's log; the tests after it shall have theirs."""
+    ours, root = logging.getLogger("isthmus.cloud"), logging.getLogger()
+    before = ours.level, root.level, root.handlers[:]
+    yield
+    ours.setLevel(before[0])
+    root.setLevel(before[1])
+    root.handlers[:] = before[2]
+
+
+@pytest.mark.usefixtures("logging_restored")
 def test_the_command_says_in_one_line_why_it_cannot_start(rig: Any, tiny_release: Path, tmp_path: Path) -> None:
     def serve(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["serve", "--state", str(rig.state), *options])
@@ -62,6 +82,72 @@ def test_the_address_is_written_when_ready_and_a_taken_port_is_refused(rig: Any,
                     pass
 
     asyncio.run(scenario())
+
+
+def test_over_tls_only_those_who_trust_the_certificate_get_in(rig: Any, tmp_path: Path) -> None:
+    cert, key, enrolment_key = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "enrolment"
+    write_certificate(cert, key)
+    enrolment_key.write_text("sesame")
+    address_file = tmp_path / "port"
+
+    async def scenario() -> grpc.StatusCode:
+        settings = {"listen": "0.0.0.0:0", "tls_cert": cert, "tls_key": key, "enrolment_key_file": enrolment_key}
+        async with rig.running(**settings, port_file=address_file) as (_, plain):
+            address = f"localhost:{address_file.read_text().strip().rpartition(':')[2]}"
+            credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+            async with grpc.aio.secure_channel(address, credentials) as channel:
+                device = await rig.enrol(channel, key="sesame")
+                assert (await device.describe()).kind == "base"
+            return (await rig.refusal(rig.enrol(plain, key="sesame")))[0]
+
+    assert asyncio.run(scenario()) is grpc.StatusCode.UNAVAILABLE
+
+
+def write_certificate(cert: Path, key: Path) -> None:
+    """Self-signed for localhost."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    cert.write_bytes(certificate.public_bytes(Encoding.PEM))
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def test_devices_and_jobs_can_be_listed_beside_a_running_server(rig: Any) -> None:
+    runner = CliRunner()
+    state = ["--state", str(rig.state)]
+
+    async def scenario() -> tuple[str, str]:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel, "kiosk")
+            job = await rig.start(device)
+            listed = await asyncio.to_thread(runner.invoke, app, ["devices", *state])
+            assert device.device_id in listed.stdout
+            assert "kiosk" in listed.stdout
+            listed = await asyncio.to_thread(runner.invoke, app, ["jobs", *state])
+            assert job.job_id in listed.stdout
+            assert "queued" in listed.stdout
+            return device.device_id, device.metadata[0][1]
+
+    device_id, bearer = asyncio.run(scenario())
+    assert runner.invoke(app, ["devices", *state, "--revoke", device_id]).exit_code == 0
+    listed = runner.invoke(app, ["devices", *state])
+    assert "revoked" in listed.stdout
+    assert bearer.rpartition(".")[2] not in listed.stdout
+    again = runner.invoke(app, ["devices", *state, "--revoke", device_id])
+    assert (again.exit_code, len(again.stderr.strip().splitlines())) == (1, 1)
+    assert runner.invoke(app, ["jobs"]).exit_code == 2
+    assert runner.invoke(app, ["jobs", "--state", str(rig.state / "none")]).exit_code == 1
 
 
 def test_metrics_count_calls_by_method_and_status(rig: Any) -> None:

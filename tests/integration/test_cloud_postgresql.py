@@ -1,0 +1,118 @@
+"""The same store on PostgreSQL. Set ISTHMUS_POSTGRES_URL to a server on which databases may be created."""
+
+import asyncio
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from isthmus.cloud.personalise.job import Job, Selected, Taken, Uploaded
+from isthmus.cloud.store import devices, jobs, lock
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.schema import metadata
+from isthmus.proto.errors import IsthmusError, Locked, Unavailable, WrongState
+from isthmus.proto.messages import Stage
+from isthmus.proto.v1 import isthmus_pb2 as pb
+
+
+@pytest.fixture
+def database() -> Iterator[Database]:
+    """A migrated database of the test's own, dropped afterwards."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    url = os.environ.get("ISTHMUS_POSTGRES_URL")
+    if not url:
+        pytest.skip("set ISTHMUS_POSTGRES_URL to test on a PostgreSQL server")
+    admin_url = Database(url).url
+    admin = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    name = f"isthmus_test_{secrets.token_hex(4)}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    opened = Database(admin_url.set(database=name).render_as_string(hide_password=False))
+    try:
+        opened.migrate()
+        devices.add(opened, Device("dev", "kiosk", bytes(32), 1.0), at_most=9)
+        yield opened
+    finally:
+        opened.close()
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def a_job(job_id: str) -> Job:
+    return Job(job_id, "dev", f"key {job_id}", "release", 2**31 - 1, 2, time.time(), time.time())
+
+
+def test_migrations_lead_to_the_schema(database: Database) -> None:
+    database.migrate()
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_jobs_come_back_as_they_were_stored(database: Database) -> None:
+    created, new = jobs.create(database, a_job("job"), b"\x00\xff", at_most_waiting=9)
+    assert new
+    assert jobs.get(database, "job") == created
+    assert jobs.payload(database, "job", 0) == b"\x00\xff"
+    jobs.apply(database, "job", Taken(), time.time())
+    job, _ = jobs.apply(database, "job", Selected((3, 0)), time.time())
+    assert jobs.get(database, "job") == job == jobs.next_runnable(database, time.time())
+    with pytest.raises(WrongState):
+        jobs.apply(database, "job", Uploaded(1), time.time())
+
+
+def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Database) -> None:
+    outcomes: list[object] = []
+
+    def start(job_id: str) -> None:
+        try:
+            outcomes.append(jobs.create(database, a_job(job_id), b"", at_most_waiting=9)[0].job_id)
+        except IsthmusError as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=start, args=(f"job{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(WrongState) == 3
+    assert len(jobs.listing(database)) == 1
+
+
+def test_one_server_and_one_worker_hold_it(database: Database) -> None:
+    held = lock.acquire(database, "server")
+    with pytest.raises(Locked):
+        lock.acquire(database, "server")
+    lock.acquire(database, "worker").release()
+    held.release()
+    lock.acquire(database, "server").release()
+
+
+def test_a_whole_server_runs_on_it(database: Database, rig: Any) -> None:
+    url = database.url.render_as_string(hide_password=False)
+
+    async def scenario() -> pb.JobStatus:
+        async with rig.running(database=url) as (_, channel):
+            with pytest.raises(Locked):
+                async with rig.running(database=url, state=rig.state.with_name("other")):
+                    pass
+            device = await rig.enrol(channel)
+            assert (await device.describe()).kind == "base"
+            return await rig.start(device)
+
+    job = asyncio.run(scenario())
+    stored = jobs.get(database, job.job_id)
+    assert stored is not None and stored.stage is Stage.QUEUED
+
+
+def test_a_server_that_is_not_there_is_told_as_such() -> None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    with pytest.raises(Unavailable, match="cannot be reached"), Database("postgresql://127.0.0.1:1/x").reading():
+        pass
