@@ -179,7 +179,7 @@ def train_heads(
     data = LabelledFeatures(audio_SD, visual_SKD, np.asarray(clips.labels_N), recipe.input.frames_used, seed)
     torch.manual_seed(seed)
     bank = HeadBank(recipe.feature_width, len(recipe.classes), recipe.ratios)
-    _start_from_teacher(bank, release, audio_SD, visual_SKD.mean(axis=1))
+    _start_from_teacher(bank, release, audio_SD, visual_SKD.reshape(-1, visual_SKD.shape[2]))
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
         audio_BD, visual_BD, labels_B = batch

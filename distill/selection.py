@@ -3,6 +3,8 @@
 Pure: numpy in, indices out. Axes: K prototype rows, N public samples, C classes, B one block of public samples.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -12,13 +14,22 @@ Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-BLOCK_ROWS: Final = 2048
-"""Public samples per block: 300 rows of similarities to a block are 5 MB, so that they stay in cache."""
+BLOCK_ROWS: Final = 1024
+"""Public samples per block: its similarities to 300 rows are 1.2 MB of float32, so that they stay in cache."""
+
+GROUP_ROWS: Final = 512
+"""Prototypes per pass over the public set. Bounds the candidates in memory whatever the number of prototypes."""
+
+_SAMPLE: Final = 16_384
+"""Public samples from which a pass guesses its floors."""
 
 _SCALE: Final = float(1 << 26)
 """Unit vectors are rounded to multiples of 2**-26, finer than the float32 they come from. Products of two are then
 integers of at most 52 bits, and a float64 sum of them is exact: equal samples get equal similarities wherever they
 stand and in whatever order the matrix product adds, so that ties and blocks change nothing."""
+
+_DENSE: Final = 64
+"""Where the float32 sieve lets through more than one pair in this many, a float64 product of all is cheaper."""
 
 
 class Strategy(Protocol):
@@ -40,49 +51,104 @@ def select_cosine(
     """SelectData: each prototype in turn takes the n most cosine-similar public samples not yet taken.
 
     Returns min(K * n, N) indices in the order taken, ties to the lower index, whatever ``block_rows``.
-    ``probabilities_NC`` may be memory-mapped; at most K x ``block_rows`` similarities exist at a time.
+    ``probabilities_NC`` may be memory-mapped; at most ``GROUP_ROWS`` x ``block_rows`` similarities exist at a time.
     Raises ValueError for shapes that do not match, non-finite values, or zero rows.
 
-    A row can be robbed of at most k * n samples by the k rows before it, so its n(k + 1) best are all that can matter:
-    one pass over the public set collects them, and the greedy choice is then made on these candidates alone.
+    A row can be robbed of at most k * n samples by the k rows before it in its group, so its n(k + 1) best are all
+    that can matter: one pass over the public set collects them for a group of rows, and the greedy choice is then
+    made on these candidates alone. What earlier groups took is left out of the pass.
     """
     _check(prototypes_KC, probabilities_NC, samples_per_row)
-    rows, samples = len(prototypes_KC), len(probabilities_NC)
-    keep = np.minimum(samples_per_row * np.arange(1, rows + 1), samples)
-    candidates = _best_candidates(_rounded_unit(prototypes_KC), probabilities_NC, keep, block_rows)
-    taken = np.zeros(samples, dtype=bool)
+    queries_KC = _rounded_unit(prototypes_KC)
+    public = _Public(probabilities_NC, block_rows, np.zeros(len(probabilities_NC), dtype=bool))
     picked: list[Indices] = []
-    for candidates_M in candidates:
-        free = candidates_M[~taken[candidates_M]][:samples_per_row]
-        taken[free] = True
-        picked.append(free)
+    for start in range(0, len(queries_KC), GROUP_ROWS):
+        group_KC = queries_KC[start : start + GROUP_ROWS]
+        keep_K = np.minimum(samples_per_row * np.arange(1, len(group_KC) + 1), public.free)
+        for candidates_M in _best_candidates(group_KC, public, keep_K):
+            free = candidates_M[~public.taken_N[candidates_M]][:samples_per_row]
+            public.taken_N[free] = True
+            picked.append(free)
     return np.concatenate(picked)
 
 
-def _best_candidates(
-    queries_KC: Wide, probabilities_NC: Floats, keep_K: npt.NDArray[np.int64], block_rows: int
-) -> list[Indices]:
-    """Per row its ``keep`` most similar samples, best first, ties to the lower index.
+@dataclass(frozen=True)
+class _Public:
+    """The public set and which of it earlier rows took."""
 
-    A sample becomes a candidate of a row only above the row's floor, the similarity of its worst kept candidate. The
-    floors rise at every merge; merges come when as many candidates wait as are kept, so their number grows with the
-    logarithm of N and what waits stays within the kept plus one block.
+    probabilities_NC: Floats
+    block_rows: int
+    taken_N: npt.NDArray[np.bool_]
+
+    @property
+    def free(self) -> int:
+        return len(self.taken_N) - int(np.count_nonzero(self.taken_N))
+
+    def blocks(self) -> Iterator[tuple[Indices, Wide]]:
+        """(index_B, rounded unit vectors_BC) of the samples not taken, in order."""
+        for start in range(0, len(self.taken_N), self.block_rows):
+            block_BC = self.probabilities_NC[start : start + self.block_rows]
+            index_B = np.flatnonzero(~self.taken_N[start : start + self.block_rows])
+            if len(index_B) < len(block_BC):
+                block_BC = block_BC[index_B]
+            if len(index_B):
+                yield index_B + start, _rounded_unit(block_BC)
+
+
+def _best_candidates(queries_KC: Wide, public: _Public, keep_K: Indices) -> list[Indices]:
+    """Per row its ``keep`` most similar free samples, best first, ties to the lower index."""
+    found = _sweep(queries_KC, public, keep_K, _likely_floors(queries_KC, public, keep_K))
+    short = np.flatnonzero([len(indices) < keep for indices, keep in zip(found, keep_K, strict=True)])
+    if len(short):
+        # A guess was too high. These rows go again without one.
+        again = _sweep(queries_KC[short], public, keep_K[short], np.full(len(short), -np.inf))
+        for row, indices in zip(short, again, strict=True):
+            found[row] = indices
+    return found
+
+
+def _likely_floors(queries_KC: Wide, public: _Public, keep_K: Indices) -> Wide:
+    """A similarity per row that its ``keep`` best probably exceed, and few others: from every so-manyth sample.
+
+    With a share m of the public set, the keep-th best stands near rank keep * m in the sample, give or take its root.
+    """
+    samples = len(public.taken_N)
+    stride = samples // _SAMPLE | 1
+    if stride == 1:
+        return np.full(len(queries_KC), -np.inf)
+    sample_MC = _rounded_unit(public.probabilities_NC[::stride][~public.taken_N[::stride]])
+    similarities_KM = queries_KC.astype(np.float32) @ sample_MC.astype(np.float32).T
+    expected_K = keep_K / stride
+    rank_K = np.ceil(expected_K + 3 * np.sqrt(expected_K) + 3).astype(np.int64)
+    floors = [
+        float(np.partition(row_M, -rank)[-rank]) if rank <= len(row_M) else -np.inf
+        for row_M, rank in zip(similarities_KM, rank_K, strict=True)
+    ]
+    return np.array(floors) - _margin(queries_KC)
+
+
+def _margin(queries_KC: Wide) -> float:
+    """Bounds what a similarity loses by float32 vectors and sums: (C + 2) 2**-24 of the product of the lengths."""
+    return (queries_KC.shape[1] + 4) * 2.0**-24 * (1 + 1e-6) * _SCALE**2
+
+
+def _sweep(queries_KC: Wide, public: _Public, keep_K: Indices, floor_K: Wide) -> list[Indices]:
+    """One pass: per row its ``keep`` best above its floor, best first, ties to the lower index; fewer if there are.
+
+    The floors rise at every merge to the row's worst kept candidate; merges come when as many candidates wait as are
+    kept, so their number grows with the logarithm of N and what waits stays within the kept plus one block.
     """
     rows = len(queries_KC)
-    similarities = np.empty(rows * min(block_rows, len(probabilities_NC)))
+    sieve = _Sieve(queries_KC)
     kept: list[tuple[Wide, Indices]] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
     waiting: list[tuple[Indices, Indices, Wide]] = []
-    floor_K = np.full(rows, -np.inf)
+    floor_K = floor_K.copy()
     room = 2 * int(keep_K.sum())
     count = 0
-    for start in range(0, len(probabilities_NC), block_rows):
-        block_BC = _rounded_unit(probabilities_NC[start : start + block_rows])
-        similarities_KB = similarities[: rows * len(block_BC)].reshape(rows, len(block_BC))
-        np.matmul(queries_KC, block_BC.T, out=similarities_KB)
-        flat = np.flatnonzero(similarities_KB > floor_K[:, np.newaxis])
-        row, column = np.divmod(flat, len(block_BC))
-        waiting.append((row, column + start, similarities_KB.ravel()[flat]))
-        count += len(flat)
+    for index_B, block_BC in public.blocks():
+        row, column, similarity = sieve.above(block_BC, floor_K)
+        waiting.append((row, index_B[column], similarity))
+        count += len(row)
         if count >= room:
             kept, waiting, count = _merge(kept, waiting, keep_K), [], 0
             full = np.array([len(part[0]) for part in kept]) == keep_K
@@ -90,6 +156,36 @@ def _best_candidates(
     if waiting:
         kept = _merge(kept, waiting, keep_K)
     return [indices for _, indices in kept]
+
+
+class _Sieve:
+    """Pairs of a row and a sample whose exact similarity exceeds the row's floor.
+
+    A float32 product finds all that can, and the few it lets through are computed exactly. Where it lets through many
+    (ties at the floor, or floors not yet known) all are computed exactly, and the next block begins so.
+    """
+
+    def __init__(self, queries_KC: Wide) -> None:
+        self._queries_KC = queries_KC
+        self._narrow_KC = queries_KC.astype(np.float32)
+        self._margin = _margin(queries_KC)
+        self._dense = False
+
+    def above(self, block_BC: Wide, floor_K: Wide) -> tuple[Indices, Indices, Wide]:
+        """(row, column, exact similarity) of each such pair, by row."""
+        dense = len(self._queries_KC) * len(block_BC) // _DENSE
+        if not self._dense:
+            likely_KB = self._narrow_KC @ block_BC.astype(np.float32).T
+            flat = np.flatnonzero(likely_KB >= (floor_K - self._margin).astype(np.float32)[:, np.newaxis])
+            if len(flat) <= dense:
+                row, column = np.divmod(flat, len(block_BC))
+                similarity = np.einsum("mc,mc->m", self._queries_KC[row], block_BC[column])
+                sound = similarity > floor_K[row]
+                return row[sound], column[sound], similarity[sound]
+        similarity_KB = self._queries_KC @ block_BC.T
+        flat = np.flatnonzero(similarity_KB > floor_K[:, np.newaxis])
+        row, column = np.divmod(flat, len(block_BC))
+        return row, column, similarity_KB.ravel()[flat]
 
 
 def _merge(

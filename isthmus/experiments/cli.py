@@ -32,7 +32,12 @@ def table_5_2(
     data: Annotated[Path, typer.Option(help="The data set that the release was begun with.")],
     release: Annotated[Path, typer.Option(help="A release whose teacher is trained.")],
     out: Annotated[Path, typer.Option(help="Folder of cells, result.json and result.md.")],
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    seeds: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated. Processes with different seeds may share --out: one a core, then one for all."
+        ),
+    ] = "0,1,2",
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     layout: Annotated[str, typer.Option(help="'auto', 'crema-d' or 'ave'.")] = "auto",
     device: Annotated[str, typer.Option(help="'auto' takes a GPU where there is one.")] = "auto",
@@ -49,7 +54,7 @@ def table_5_2(
                 opened,
                 read_data(data, layout),
                 release_split(opened),
-                seeds=range(seeds),
+                seeds=[int(seed) for seed in seeds.split(",")],
                 methods=[method.strip() for method in methods.split(",")],
                 out=out,
                 device=pick_device(device),

@@ -1,0 +1,184 @@
+"""From clips to a personal student by the functions the cloud, the command line and the experiments share."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isthmus.distill.base import make_base, make_student
+from isthmus.distill.checkpoint import state_hash
+from isthmus.distill.cli import app
+from isthmus.distill.evaluate import bank_probabilities, student_outputs
+from isthmus.distill.export import export_student
+from isthmus.distill.personalise import distil_round, select_round, train_heads
+from isthmus.distill.recipes import PRESETS, Recipe
+from isthmus.distill.release import Release, ReleaseError
+from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
+from isthmus.distill.train import EpochReport
+
+CPU = torch.device("cpu")
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The tiny release with a teacher really trained, an AllDistill student and a base student."""
+    root = tmp_path_factory.mktemp("taught") / "release"
+    shutil.copytree(tiny_release, root)
+    for made in ("teacher", "teacher_outputs", "students", "base"):
+        shutil.rmtree(root / made)
+    tiny = Release.open(tiny_release).recipe
+    once = dataclasses.replace(tiny.all_distill, epochs=1, batch_size=8)
+    recipe = dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, audio=once, visual=once, head=once))
+    (root / "recipe.json").write_text(recipe.to_json())
+    release = Release.open(root)
+
+    def stop_in_the_second_stage(stage: str, _: EpochReport) -> None:
+        if stage == "visual":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_teacher(release, seed=0, device=CPU, watch=stop_in_the_second_stage)
+    losses = train_teacher(release, seed=0, device=CPU)  # goes on where it was stopped
+    assert {stage: len(values) for stage, values in losses.items()} == {"audio": 1, "visual": 1, "head": 1}
+    cache_teacher_outputs(release, CPU)
+    make_student(release, 0, CPU)
+    make_base(release, CPU)
+    return release
+
+
+def some_selection(release: Release) -> np.ndarray:
+    prototypes_KC = np.eye(3, dtype=np.float32)[:2] * 0.9 + 0.1 / 3
+    return select_round(
+        release, prototypes_KC / prototypes_KC.sum(1, keepdims=True), np.full(2, 3, np.int32), round=0, seed=0
+    )
+
+
+def test_teacher_outputs_are_the_teachers_and_are_found_again(taught: Release) -> None:
+    outputs = taught.teacher_outputs
+    assert isinstance(outputs.probabilities_NC, np.memmap)
+    assert outputs.visual_features_NKD.shape == (24, 2, 512)
+    np.testing.assert_allclose(outputs.probabilities_NC.sum(axis=1), 1, atol=1e-5)
+    folder = taught.root / "teacher_outputs" / taught.outputs_key()
+    before = folder.stat().st_mtime_ns
+    cache_teacher_outputs(Release.open(taught.root), CPU)
+    assert folder.stat().st_mtime_ns == before
+    accuracy = teacher_accuracy(taught.teacher, taught.public, CPU)
+    labels_N = np.asarray(taught.public.labels_N)
+    assert accuracy.joint == pytest.approx((outputs.probabilities_NC.argmax(1) == labels_N).mean())
+
+
+def test_a_job_stopped_in_mid_round_ends_with_the_same_student(taught: Release, tmp_path: Path) -> None:
+    indices_S = some_selection(taught)
+
+    def job(checkpoint: Path, stop_after: int | None) -> str:
+        def on_epoch(report: EpochReport) -> None:
+            if report.epoch == stop_after:
+                raise Stopped
+
+        student = taught.student(0)
+        for number in range(2):
+            student = distil_round(
+                taught, indices_S, round=number, rounds=2, seed=5, checkpoint=checkpoint, on_epoch=on_epoch
+            )
+        return state_hash([student])
+
+    whole = job(tmp_path / "whole.safetensors", None)
+    epochs = taught.recipe.personalise.train.epochs
+    for stop_after in (1, epochs - 1):
+        checkpoint = tmp_path / f"stopped-{stop_after}.safetensors"
+        with pytest.raises(Stopped):
+            job(checkpoint, stop_after)
+        assert job(checkpoint, None) == whole
+    assert whole != state_hash([taught.student(0)])
+
+
+def test_heads_start_at_the_teachers_own_answer_and_training_moves_them(taught: Release) -> None:
+    student, indices_S = taught.student(0), some_selection(taught)
+    recipe = taught.recipe
+    untrained = dataclasses.replace(recipe, heads=dataclasses.replace(recipe.heads, epochs=0), ratios=(1.0, 1.5, 3.0))
+    still = Release(taught.root, untrained)
+    bank = train_heads(still, student, indices_S, seed=0)
+    seen = student_outputs(student, taught.teacher_head, taught.public.subset(np.sort(indices_S)), CPU)
+    np.testing.assert_allclose(bank_probabilities(bank, seen, 1.0), seen.probabilities_NC, atol=1e-4)
+    # The selected clips span fewer directions than any compressor keeps, so nothing of them is lost.
+    np.testing.assert_allclose(bank_probabilities(bank, seen, 3.0), seen.probabilities_NC, atol=1e-3)
+    trained = train_heads(taught, student, indices_S, seed=0)
+    assert np.abs(bank_probabilities(trained, seen, 1.0) - seen.probabilities_NC).max() > 1e-4
+
+
+def test_exported_files_answer_as_torch_does(taught: Release, tmp_path: Path) -> None:
+    student, indices_S = taught.student(0), some_selection(taught)
+    bank = train_heads(taught, student, indices_S, seed=0)
+    files = export_student(taught, student, bank, tmp_path)
+    assert [path.name for path in files] == [
+        "audio_encoder.onnx",
+        "compressor_r1.onnx",
+        "compressor_r2.onnx",
+        "local_head.onnx",
+        "teacher_head.onnx",
+        "visual_encoder.onnx",
+    ]
+    outputs = student_outputs(student, taught.teacher_head, taught.public, CPU)
+    run = {path.stem: onnxruntime.InferenceSession(path).run for path in files}
+    pair = {"audio_BD": outputs.audio_ND, "visual_BD": outputs.visual_ND}
+    (audio_ND,) = run["audio_encoder"](None, {"spectrogram_BFT": np.asarray(taught.public.spectrograms_NFT)})
+    np.testing.assert_allclose(audio_ND, outputs.audio_ND, atol=1e-3)
+    (local_NC,) = run["local_head"](None, pair)
+    np.testing.assert_allclose(local_NC, bank_probabilities(bank, outputs, 1.0), atol=1e-4)
+    audio_NW, visual_NW = run["compressor_r2"](None, pair)
+    np.testing.assert_allclose(
+        bank.probabilities(audio_NW[0], visual_NW[0], 2.0), bank_probabilities(bank, outputs, 2.0)[0], atol=1e-4
+    )
+
+
+def test_recipes_survive_their_json_and_strangers_are_refused() -> None:
+    for preset in PRESETS.values():
+        for dataset in ("crema-d", "ave"):
+            recipe = preset(dataset, ("a", "b"))
+            assert Recipe.from_json(recipe.to_json()) == recipe
+    for text in ("{}", "[]", '{"teacher": {"audio": 3}}'):
+        with pytest.raises(ValueError, match="not a recipe"):
+            Recipe.from_json(text)
+
+
+def test_a_folder_that_is_no_release_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="isthmus distill teacher"):
+        Release.open(tmp_path)
+    result = CliRunner().invoke(app, ["student", "--release", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is not a release" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_selecting_by_hand_and_distilling_on_it(taught: Release, tmp_path: Path) -> None:
+    prototypes, selection, out = tmp_path / "prototypes.json", tmp_path / "selection.json", tmp_path / "student"
+    prototypes.write_text(json.dumps({"values": [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]], "sizes": [3, 4]}))
+    at = ["--release", str(taught.root)]
+    runner = CliRunner()
+    chosen = runner.invoke(app, ["select", *at, "--prototypes", str(prototypes), "--out", str(selection)])
+    assert chosen.exit_code == 0, chosen.output
+    assert len(json.loads(selection.read_text())["clips"]) == 6
+    made = runner.invoke(app, ["student", *at, "--selection", str(selection), "--out", str(out)])
+    assert made.exit_code == 0, made.output
+    assert len(json.loads((out / "history.json").read_text())["distillation"]) == taught.recipe.personalise.train.epochs
+    assert (out / "loss.png").stat().st_size > 1_000
+    student = ["--student", str(out / "student.safetensors")]
+    heads = out / "heads.safetensors"
+    pressed = runner.invoke(app, ["compress", *at, *student, "--selection", str(selection), "--out", str(heads)])
+    assert pressed.exit_code == 0, pressed.output
+    assert heads.exists()
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(json.dumps({"release": "another", "indices": [0]}))
+    refused = runner.invoke(app, ["compress", *at, *student, "--selection", str(foreign), "--out", str(heads)])
+    assert refused.exit_code == 1
+    assert "another release" in refused.output
