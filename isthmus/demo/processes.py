@@ -1,6 +1,7 @@
 """Child processes that are waited for properly, end with their parent, and name their log when they fail."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -37,8 +38,17 @@ class Child:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
+    def last_words(self) -> str:
+        """The last line for a person: of a log line in JSON its message."""
+        line = self.last_line()
+        try:
+            parsed = json.loads(line)
+        except ValueError:
+            return line
+        return str(parsed.get("message", line)) if isinstance(parsed, dict) else line
+
     def failure(self, what: str) -> ChildFailed:
-        last = self.last_line()
+        last = self.last_words()
         return ChildFailed(f"{self.name} {what}. Its log: {self.log_path}" + (f"\n  last line: {last}" if last else ""))
 
 

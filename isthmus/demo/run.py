@@ -8,38 +8,39 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 
 from isthmus import __version__
 from isthmus.data.clip import Listing
 from isthmus.data.layouts import read_listing
 from isthmus.data.splits import Split, stratified
 from isthmus.data.synthetic import make_crema_d
-from isthmus.demo.devices import client_outcome
+from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, readable_seconds
-from isthmus.demo.processes import Child, Family, termination_unwinds
+from isthmus.demo.processes import Family, termination_unwinds
 from isthmus.demo.stages import StageLedger, key_of
 from isthmus.distill.prepare import recipe_for
-from isthmus.proto.messages import ratio_name
 
 RATIOS: Final = (1.0, 2.0)
 LEAST_CLIPS: Final = 6
 """A client needs this many: half of them must make one prototype of three."""
 
-SYNTHETIC: Final = {"actors": 12, "takes": 10, "difficulty": 0.5}
-"""12 actors x 6 classes x 10 takes = 720 clips."""
+ACTORS: Final = 8
+TAKES: Final = 10
+"""8 actors x 6 classes x 10 takes = 480 clips."""
+DIFFICULTY: Final = 0.5
 SYNTHETIC_PRIVATE_SHARE: Final = 0.2
 """More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
 PRIVATE_SHARE: Final = 0.1
 
 TRAINING_LIMIT_S: Final = 24 * 3600.0
-DEVICE_LIMIT_S: Final = 6 * 3600.0
-LISTENING_LIMIT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class Demo:
 
     def _make_data(self) -> Path:
         data = self._out / "data"
-        key = key_of(__version__, SYNTHETIC, self._settings.seed)
+        key = key_of(__version__, ACTORS, TAKES, DIFFICULTY, self._settings.seed)
 
         def make() -> None:
             shutil.rmtree(data, ignore_errors=True)
-            make_crema_d(data, seed=self._settings.seed, **SYNTHETIC)
+            make_crema_d(data, actors=ACTORS, takes=TAKES, seed=self._settings.seed, difficulty=DIFFICULTY)
 
         self._stage("data", key, data, "Making a synthetic data set in CREMA-D's layout", make)
         return data
@@ -159,83 +160,40 @@ class Demo:
         }
 
     def _personalise(self, family: Family, data: Path, release: _Release) -> tuple[ClientOutcome, ...]:
-        run = self._out / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        run.mkdir()
-        clients = list(release.split.clients)
-        for client, names in release.split.clients.items():
-            (run / f"{client}.txt").write_text("".join(f"{name}\n" for name in names))
-        began_s = time.perf_counter()
-        cloud, address = self._start_cloud(family, run, release)
-        self._ledger.add("cloud start", time.perf_counter() - began_s)
-
-        def device(client: str, command: str) -> list[str | Path | int]:
-            return [
-                *(self._settings.edge_python, "-m", "isthmus.cli", "edge", command, "--cloud", address),
-                *("--state", run / client, "--data", data, "--clips", run / f"{client}.txt"),
-                *("--seed", self._settings.seed, "--name", client),
-            ]
-
-        self._devices(
-            "what would leave",
-            "Enrolling two devices, and looking at what would leave them",
-            [
-                self._start(
-                    family, f"{c} prototypes", [*device(c, "prototypes"), "--json"], run / f"{c}.prototypes.json"
-                )
-                for c in clients
-            ],
-            family,
-            cloud,
-        )
-        ratios = ",".join(ratio_name(ratio) for ratio in RATIOS)
-        self._devices(
-            "two devices",
-            "Personalising both over gRPC, then answering their clips",
-            [
-                self._start(family, c, [*device(c, "run"), "--ratios", ratios, "--report", run / f"{c}.json", "--once"])
-                for c in clients
-            ],
-            family,
-            cloud,
-        )
-        return tuple(
-            client_outcome(
-                client,
-                json.loads((run / f"{client}.json").read_text()),
-                json.loads((run / f"{client}.prototypes.json").read_text()),
-                RATIOS,
+        folder, clients, settings = self._out / "run", release.split.clients, self._settings
+        shutil.rmtree(folder, ignore_errors=True)
+        with self._timed("cloud start", "Starting the cloud"):
+            loop = Loop(
+                family,
+                folder,
+                release.root,
+                cloud_python=Path(sys.executable),
+                edge_python=settings.edge_python,
+                seed=settings.seed,
             )
-            for client in clients
-        )
+        self._console.print(f"  listening on {loop.address}")
+        with self._timed("disclosure", "Enrolling the devices, and looking at what would leave them") as tell:
+            loop.disclose(data, clients, lambda: tell(loop.cloud.last_words()))
+        with self._timed("devices", "Personalising them over gRPC, and answering their test clips") as tell:
+            return loop.personalise(data, clients, RATIOS, lambda: tell(loop.cloud.last_words()))
 
-    def _start_cloud(self, family: Family, run: Path, release: _Release) -> tuple[Child, str]:
-        port_file = run / "cloud.address"
-        command = [sys.executable, "-m", "isthmus.cli", "cloud", "serve", "--release", release.root]
-        command += ["--state", run / "cloud", "--listen", "127.0.0.1:0", "--port-file", port_file]
-        with self._console.status("Starting the cloud"):
-            cloud = self._start(family, "cloud", command)
-            address = family.wait_for_address(cloud, port_file, LISTENING_LIMIT_S)
-        self._console.print(f"Cloud: listening on {address}")
-        return cloud, address
-
-    def _start(self, family: Family, name: str, command: list[Any], output: Path | None = None) -> Child:
-        # A device is one small process among several here: more threads than one would only get in each other's way.
-        env = {"OMP_NUM_THREADS": "1"} if command[0] == self._settings.edge_python else {}
-        return family.start(name, [str(word) for word in command], env=env, output=output)
-
-    def _child(self, family: Family, name: str, command: list[Any]) -> None:
-        child = self._start(family, name, command)
-        with self._console.status(name) as status:
-            family.wait(child, timeout_s=TRAINING_LIMIT_S, on_tick=lambda: status.update(child.last_line() or name))
-
-    def _devices(self, stage: str, what: str, children: list[Child], family: Family, cloud: Child) -> None:
+    @contextmanager
+    def _timed(self, stage: str, what: str) -> Iterator[Callable[[str], None]]:
+        """A stage that every run does anew. Yields what shows a line of progress."""
         self._console.print(f"{what} ...")
         began_s = time.perf_counter()
         with self._console.status(what) as status:
-            family.wait(*children, timeout_s=DEVICE_LIMIT_S, on_tick=lambda: status.update(cloud.last_line() or what))
-        self._ledger.add(stage, time.perf_counter() - began_s)
-        self._console.print(f"  done in {readable_seconds(time.perf_counter() - began_s)}")
+            yield lambda words: status.update(escape(words) or what)
+        took_s = time.perf_counter() - began_s
+        self._ledger.add(stage, took_s)
+        self._console.print(f"  done in {readable_seconds(took_s)}")
+
+    def _child(self, family: Family, name: str, command: list[Any]) -> None:
+        child = family.start(name, [str(word) for word in command])
+        with self._console.status(name) as status:
+            family.wait(
+                child, timeout_s=TRAINING_LIMIT_S, on_tick=lambda: status.update(escape(child.last_words()) or name)
+            )
 
     def _stage(self, name: str, key: str, result: Path, what: str, action: Callable[[], None]) -> None:
         self._console.print(f"{what} ...")

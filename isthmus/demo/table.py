@@ -9,13 +9,13 @@ def closing_table(outcome: DemoOutcome) -> Table:
     """One row per client and way of answering; the raw clip's size stands in the caption."""
     table = Table(title="Isthmus: the whole loop", title_justify="left", caption_justify="left")
     for column in ("client", "who answers"):
-        table.add_column(column)
-    for column in ("right", "accuracy", "bytes up a clip", "ms a clip"):
+        table.add_column(column, no_wrap=True)
+    for column in ("right", "accuracy", "bytes up", "ms"):
         table.add_column(column, justify="right")
     for client in outcome.clients:
         for index, way in enumerate(client.answering):
             table.add_row(
-                f"{client.name} ({', '.join(client.own_classes)})" if index == 0 else "",
+                (client.name, ", ".join(client.own_classes))[index] if index < 2 else "",
                 way.name,
                 f"{way.right}/{way.clips}",
                 f"{100 * way.accuracy:.1f} %",
@@ -25,5 +25,5 @@ def closing_table(outcome: DemoOutcome) -> Table:
             )
     raw = ", ".join(f"{client.name} {readable_bytes(client.raw_bytes_per_clip)}" for client in outcome.clients)
     sent = ", ".join(f"{c.name} {len(c.sizes_K)} ({readable_bytes(c.prototype_bytes)})" for c in outcome.clients)
-    table.caption = f"A raw clip: {raw}. Prototypes sent: {sent}."
+    table.caption = f"Bytes and milliseconds are of one clip. A raw clip: {raw}. Prototypes sent: {sent}."
     return table

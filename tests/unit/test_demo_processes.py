@@ -41,6 +41,31 @@ def test_a_failure_names_the_log_and_its_last_line(tmp_path: Path) -> None:
     assert "last line: out of luck" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ('{"level": "info", "message": "job 1 is ready"}', "job 1 is ready"),
+        ("{}", "{}"),
+        ("[1]", "[1]"),
+        ("plain", "plain"),
+    ],
+)
+def test_the_last_words_of_a_log_in_json_are_its_message(tmp_path: Path, written: str, words: str) -> None:
+    with Family(tmp_path) as family:
+        child = family.start("talker", [sys.executable, "-c", f"print({written!r})"])
+        family.wait(child, timeout_s=30)
+    assert child.last_words() == words
+
+
+def test_standard_output_may_go_to_a_file_of_its_own(tmp_path: Path) -> None:
+    with Family(tmp_path) as family:
+        code = "import os, sys; print(os.environ['COLOUR']); print('aside', file=sys.stderr)"
+        child = family.start("two ways", [sys.executable, "-c", code], env={"COLOUR": "blue"}, output=tmp_path / "out")
+        family.wait(child, timeout_s=30)
+    assert (tmp_path / "out").read_text() == "blue\n"
+    assert (tmp_path / "two-ways.log").read_text() == "aside\n"
+
+
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with Family(tmp_path) as family, pytest.raises(ChildFailed, match="ghost does not start"):
         family.start("ghost", [tmp_path / "no-such-program"])
