@@ -85,20 +85,20 @@ class Difficulty:
     @property
     def cue(self) -> float:
         """Factor on the cues that all people share."""
-        return 1.0 - 0.6 * self.knob
+        return 1.2 - 0.7 * self.knob
 
     @property
     def spread(self) -> float:
         """Deviation of each cue from clip to clip."""
-        return 0.05 + 0.5 * self.knob
+        return 0.05 + 0.45 * self.knob
 
     @property
     def snr_db(self) -> float:
-        return 30.0 - 22.0 * self.knob
+        return 36.0 - 26.0 * self.knob
 
     @property
     def grain(self) -> float:
-        return 3.0 + 17.0 * self.knob
+        return 2.0 + 18.0 * self.knob
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Actor:
         rng = np.random.default_rng([seed, 1, number])
         style = np.random.default_rng([seed, 2, number % STYLES])
         shapes = (_VOICE_CUES_CV.shape, _FACE_CUES_CV.shape)
-        voice_habit, face_habit = (style.normal(0, 0.4, shape) + rng.normal(0, 0.15, shape) for shape in shapes)
+        voice_habit, face_habit = (style.normal(0, 0.3, shape) + rng.normal(0, 0.12, shape) for shape in shapes)
         return Actor(
             f"{1001 + number}",
             synthetic_voice.Voice.draw(rng),
@@ -164,7 +164,9 @@ def _write_person(
     waveform_T = synthetic_voice.speak(actor.voice, voice_V, vowels, rng, snr_db=difficulty.snr_db)
     rate = synthetic_voice.RATE_HZ
     loudness_K = _loudness(waveform_T, rate, synthetic_face.FPS)
-    frames_KHWC = synthetic_face.film(actor.face, face_V, loudness_K, rng, grain=difficulty.grain)
+    frames_KHWC = synthetic_face.film(
+        actor.face, face_V, loudness_K, rng, grain=difficulty.grain, unrest=difficulty.knob
+    )
     write_wav(wav, waveform_T, rate)
     write_flv(flv, frames_KHWC, synthetic_face.FPS, waveform_T, rate)
 

@@ -61,11 +61,12 @@ def film(
     rng: np.random.Generator,
     *,
     grain: float,
+    unrest: float,
 ) -> npt.NDArray[np.uint8]:
     """A talking head: uint8 (K, PX, PX, 3), one frame per entry of ``loudness_K`` (0..1), which moves the lips.
 
     The expression comes on over the first frames and stays; the head sways; ``grain`` is the deviation of the
-    camera's noise in grey levels.
+    camera's noise in grey levels; ``unrest`` (0..1) is how freely head and camera move.
     """
     count = len(loudness_K)
     onset_K = np.clip(0.45 + np.arange(count) / max(1, count) * 1.6, 0.0, 1.0)
@@ -74,15 +75,16 @@ def film(
     blink = int(rng.integers(count))
     grain_HWC = rng.normal(0.0, grain, (PX + 32, PX + 32, 3)).astype(np.float32)
     light_HW1 = _light(face)
-    size, tilt = rng.uniform(0.9, 1.12), rng.normal(0.0, 3.0)
-    place = rng.normal(0.0, 4.0, 2)
+    size, tilt = 1.12 + (0.02 + 0.1 * unrest) * rng.uniform(-1, 1), (1.0 + 4.0 * unrest) * rng.normal()
+    reach = 1.0 + 4.0 * unrest
+    place = reach * rng.normal(size=2)
     frames: list[npt.NDArray[np.uint8]] = []
     for position in range(count):
         cues = np.clip(cues_V * onset_K[position], -1.6, 1.6)
         canvas = _draw(face, cues, float(loudness_K[position]), closed=position == blink)
-        angle = tilt + 3.0 * np.sin(sway_K[position] + phase[0])
+        angle = tilt + reach * np.sin(sway_K[position] + phase[0])
         matrix = cv2.getRotationMatrix2D((PX / 2, PX / 2), float(angle), float(size))
-        matrix[:, 2] += place + 3.0 * np.sin(sway_K[position] + phase[1:])
+        matrix[:, 2] += place + reach * np.sin(sway_K[position] + phase[1:])
         moved = cv2.warpAffine(canvas, matrix, (PX, PX), borderMode=cv2.BORDER_REPLICATE)
         top, left = rng.integers(32, size=2)
         lit = moved * light_HW1 + grain_HWC[top : top + PX, left : left + PX]
@@ -101,22 +103,22 @@ def _draw(face: Face, cues_V: npt.NDArray[np.float64], loudness: float, *, close
     _ellipse(canvas, (x, y - face.head_height + 8), (face.head_width - 4, 13), face.hair)
 
     eye_y = y - 11
-    opening = 0.6 if closed else face.eye_size * (0.55 + 0.3 * eye_open)
+    opening = 0.6 if closed else max(0.6, face.eye_size * (0.6 + 0.4 * eye_open))
     for side in (-1, 1):
         centre = (x + side * face.eye_gap, eye_y)
-        _ellipse(canvas, centre, (face.eye_size, max(0.6, opening)), (245, 245, 245))
+        _ellipse(canvas, centre, (face.eye_size, opening), (245, 245, 245))
         if not closed:
             _ellipse(canvas, centre, (min(3.6, opening), min(3.6, opening)), (40, 30, 25))
-        brow_y = eye_y - 11 - 4.5 * brow_raise
-        inner = (x + side * (face.eye_gap - 8 - 1.5 * brow_furrow), brow_y + 5.5 * brow_furrow)
+        brow_y = eye_y - 11 - 6.0 * brow_raise
+        inner = (x + side * (face.eye_gap - 8 - 1.5 * brow_furrow), brow_y + 6.5 * brow_furrow)
         outer = (x + side * (face.eye_gap + 9), brow_y - 1.5 * brow_furrow + 1)
         _line(canvas, [inner, outer], face.hair, face.brow_width)
     _line(canvas, [(x, y - 4), (x - 4, y + 11), (x + 3, y + 11)], dark, 1.4)
 
-    half = 13 + 4.5 * mouth_width
-    gap = max(0.8, 2.2 + 3.5 * mouth_open + 4.0 * loudness)
+    half = 14 + 5.0 * mouth_width
+    gap = max(0.8, 2.5 + 4.0 * mouth_open + 2.5 * loudness)
     across = np.linspace(-1, 1, 13)
-    corners = 6.5 * mouth_curve * (0.4 - across**2)  # y grows downwards: raised corners smile
+    corners = 10.0 * mouth_curve * (0.4 - across**2)  # y grows downwards: raised corners smile
     mouth_y = y + face.mouth_drop + corners
     bow = (1 - across**2) * gap
     outline = np.concatenate(

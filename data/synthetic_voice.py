@@ -51,14 +51,14 @@ def speak(
 ) -> npt.NDArray[np.float32]:
     """One utterance, a syllable per vowel, over background noise ``snr_db`` below it: float32 (T,) in [-1, 1]."""
     pitch, spread, slope, rate, brightness, roughness = np.clip(cues_V, -1.6, 1.6)
-    syllable_s = 2 ** (-0.5 * rate) / 4.2 * rng.uniform(0.92, 1.08, len(vowels))
+    syllable_s = 2 ** (-0.7 * rate) / 4.2 * rng.uniform(0.92, 1.08, len(vowels))
     edges_T = np.concatenate([[0.0], np.cumsum(syllable_s)])
     count = round(edges_T[-1] * RATE_HZ)
     time_T = np.arange(count) / RATE_HZ
 
     accents = rng.normal(0.0, 1.0, len(vowels))
     centres = (edges_T[:-1] + edges_T[1:]) / 2
-    octaves_T = 0.45 * pitch + 0.13 * 2 ** (1.3 * spread) * np.interp(time_T, centres, accents)
+    octaves_T = 0.6 * pitch + 0.13 * 2 ** (1.3 * spread) * np.interp(time_T, centres, accents)
     octaves_T += 0.5 * slope * (time_T / edges_T[-1] - 0.5)
     shake = 0.05 * max(0.0, roughness)
     octaves_T += shake * np.sin(2 * np.pi * rng.uniform(6.0, 8.0) * time_T)
@@ -66,11 +66,11 @@ def speak(
     octaves_T += shake * np.interp(time_T, steps_s, rng.normal(size=len(steps_s)))
     pitch_T = np.clip(voice.pitch_hz * 2**octaves_T, 55.0, 700.0)
 
-    source_T = _glottal(pitch_T, open_share=0.6 - 0.15 * brightness)
-    pole = float(np.clip(0.45 - 0.4 * brightness, 0.0, 0.95))
+    source_T = _glottal(pitch_T, open_share=0.6 - 0.2 * brightness)
+    pole = float(np.clip(0.45 - 0.5 * brightness, -0.4, 0.95))
     source_T = signal.lfilter([1 - pole], [1, -pole], source_T)
     source_T /= source_T.std() + 1e-9
-    source_T += (voice.breath + 0.12 * max(0.0, roughness)) * rng.normal(size=count)
+    source_T += (voice.breath + 0.3 * max(0.0, roughness)) * rng.normal(size=count)
 
     speech_T = np.zeros(count)
     for vowel, start, end in zip(vowels, edges_T[:-1], edges_T[1:], strict=True):
