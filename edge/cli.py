@@ -118,6 +118,7 @@ def run(
     alone. A run that was interrupted goes on where it was. Without --once the device then keeps answering clips that
     come into the data folder (or the camera's), until it is interrupted.
     """
+    infer = InferConfig(_ratios(ratios), number_type, latency_budget_ms / 1000)
     with clear_errors(), ending_on_sigterm():
         plan = plan_clips(
             data,
@@ -136,7 +137,6 @@ def run(
             rounds=rounds,
             choices=PrototypeChoices(min_cluster, clips_per_cluster, mode, noise),
         )
-        infer = InferConfig(_ratios(ratios), number_type, latency_budget_ms / 1000)
         link = GrpcLink(open_channel(cloud, tls=tls, tls_ca=tls_ca))
         with terminal_observer(errors) as observer:
             runtime = Runtime(config, device, link, plan.selection, observer=observer)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from isthmus.edge.agent import Answered, State
 from isthmus.edge.capture import raw_bytes, replay
 from isthmus.edge.clips import ClipPlan
-from isthmus.edge.compression import LinkEstimate, Setting, choose, make_policy
+from isthmus.edge.compression import Setting, choose, make_policy
 from isthmus.edge.device_state import DeviceState
 from isthmus.edge.inference import CloudAnswers, answer_locally, encode
 from isthmus.edge.report import ClipResult, RunFacts, build_report
@@ -39,7 +39,6 @@ class DeviceRun:
         self._config = config
         self._cloud = cloud
         self._results: dict[str, ClipResult] = {}
-        self._estimate = LinkEstimate()
         self._before_done = False
         runtime.observer.on_accepted = self._answer_before
 
@@ -86,7 +85,9 @@ class DeviceRun:
         encoder = runtime.encoder(state.active_id)
         number_type = self._config.number_type
         settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]
-        answers = CloudAnswers(runtime.link, encoder, manifest, runtime.clock, runtime.link_failed)
+        answers = CloudAnswers(
+            runtime.link, encoder, manifest, runtime.clock, runtime.link_failed, estimate=runtime.estimate
+        )
         began_s = runtime.clock()
         try:
             for done, taken in enumerate(replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage), 1):
@@ -101,7 +102,7 @@ class DeviceRun:
                 runtime.observer.on_clip(done, len(self._plan.test))
         finally:
             answers.close()
-        self._estimate = answers.estimate
+        runtime.estimate = answers.estimate
         runtime.record.add("infer", runtime.clock() - began_s)
         return tuple(ratios)
 
@@ -139,7 +140,7 @@ class DeviceRun:
         return build_report(facts, [self._results[name] for name in sorted(self._results)])
 
     def _link_facts(self, ratios: tuple[float, ...]) -> dict[str, float | str | None]:
-        estimate = self._estimate
+        estimate = self.runtime.estimate
         policy = make_policy(
             self.runtime.enrolment.feature_width, ratios, tuple(NumberType), self._config.latency_budget_s
         )

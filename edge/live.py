@@ -46,6 +46,7 @@ class LiveAnswers:
             on_failure=lambda error: None,
             timeout_s=latency_budget_s,
             most_tries=1,
+            estimate=runtime.estimate,
         )
         self._setting: Setting | None = None
         self._probe_at_s = runtime.clock()

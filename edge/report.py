@@ -109,7 +109,8 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
                 "inference": inference_bytes,
                 "inference_all": facts.up_bytes.get("inference", 0),
             },
-            "down": {**facts.down_bytes, **facts.downloaded_bytes},
+            "down": facts.down_bytes,
+            "student_files": facts.downloaded_bytes,
             "up_per_clip": {
                 name: total / max(1, sum(a is not None and a.up_bytes > 0 for a in cloud_of[name]))
                 for name, total in inference_bytes.items()

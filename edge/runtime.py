@@ -15,6 +15,7 @@ from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
 from isthmus.edge import agent
 from isthmus.edge.capture import Clock
+from isthmus.edge.compression import LinkEstimate, observe_transfer
 from isthmus.edge.device_state import DeviceState, LedgerEntry
 from isthmus.edge.download import fetch_student
 from isthmus.edge.encoder import StudentEncoder, load_test
@@ -91,6 +92,7 @@ class Runtime:
     ) -> None:
         self.config = config
         self.link = link
+        self.estimate = LinkEstimate()
         self.record = Record()
         self.observer = observer or Observer()
         self.clock = clock
@@ -264,7 +266,10 @@ class Runtime:
         if student_id and self.slot.is_sound(student_id):
             return agent.Fetched(student_id)
         stage = f"student_{self.state.purpose.value}"
+        began_s = self.clock()
         fetched_id, fetched_bytes = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes)
+        # The one bulk transfer a device makes. It goes down, and stands for the way up until there is better.
+        self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
         self.record.downloaded_bytes[stage] += fetched_bytes
         return agent.Fetched(fetched_id)
 

@@ -108,6 +108,7 @@ def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: P
     frames = read["bytes"]["up"]["inference"]
     assert frames["1"] > frames["1.5"] > 0
     assert read["bytes"]["raw_test_clips"] > 100 * read["bytes"]["up"]["prototypes"] / 2
+    assert read["link"]["round_trip_s"] >= 0
     assert read["rss_bytes"] > 1 << 20
     assert read["ms_per_clip"]["encode"]["median"] > 0
     assert {"enrol", "fetch_base", "make_prototypes", "upload", "fetch_final", "swap_final", "infer"} <= set(

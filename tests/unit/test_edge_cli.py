@@ -1,0 +1,84 @@
+"""The device's command: what it says, and how it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from isthmus.edge.agent import Phase, State
+from isthmus.edge.cli import app
+from isthmus.edge.device_state import DeviceState, LedgerEntry
+from isthmus.edge.download import fetch_student
+from isthmus.edge.encoder import load_test
+from isthmus.edge.link import MemoryLink
+from isthmus.edge.student_slot import StudentSlot
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def state(students: Any, tmp_path: Path) -> Path:
+    """A device with two students, the final one in use, that has sent once."""
+    cloud = students.cloud()
+    device = DeviceState(tmp_path / "device")
+    device.save_enrolment(cloud.enrolment)
+    device.save_agent(State(phase=Phase.SERVE, active_id="final", base_id="base"))
+    device.add_to_ledger(LedgerEntry("k", 0, "prototypes", 2, 4, (4, 5), 60, 1.5, 0.0))
+    slot = StudentSlot(device.root / "students", students.public_key, load_test)
+    link = MemoryLink(cloud)
+    link.authenticate("token-1")
+    for student_id in ("base", "final"):
+        fetch_student(link, slot, student_id, lambda here, total: None)
+        slot.verify(student_id)
+        slot.activate(student_id)
+    return device.root
+
+
+def test_status(state: Path) -> None:
+    facts = json.loads(call("status", "--state", state, "--json").output)
+    assert (facts["device_id"], facts["phase"], facts["student"]) == ("device-1", "serve", "final")
+    assert (facts["uploaded_bytes"], facts["smallest_prototype"], facts["epsilon_spent"]) == (60, 4, 1.5)
+    told = call("status", "--state", state)
+    assert told.exit_code == 0
+    assert "token-1" not in told.output
+
+
+def test_rollback_and_back(state: Path) -> None:
+    assert "student base (base)" in call("rollback", "--state", state).output
+    assert DeviceState(state).agent().active_id == "base"
+    assert "student final (final)" in call("rollback", "--state", state).output
+
+
+def test_a_state_that_is_not_there(tmp_path: Path) -> None:
+    for command in ("status", "rollback"):
+        refused = call(command, "--state", tmp_path / "nowhere")
+        assert refused.exit_code == 1
+        assert "is no folder" in refused.stderr
+    (tmp_path / "empty").mkdir()
+    refused = call("rollback", "--state", tmp_path / "empty")
+    assert "has not enrolled yet" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--ratios", "1,x"], 2, "wanted numbers"),
+        (["--ratios", "2,2"], 2, "twice"),
+        (["--min-cluster", "0"], 2, "min-cluster"),
+        (["--selection-clips", "names.txt"], 1, "go together"),
+        (["--layout", "nonsense"], 1, "no layout"),
+        (["--cloud", "far.example:1"], 1, "has neither the CREMA-D layout"),
+    ],
+)
+def test_run_refuses_in_one_line(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    result = call("run", "--cloud", "127.0.0.1:1", "--state", tmp_path / "s", "--data", data, "--once", *arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.split())
+    if code == 1:
+        assert len(result.stderr.strip().splitlines()) == 1
