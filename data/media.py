@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.clip import ClipError, ClipRef, DecodedClip
-from isthmus.data.flv import flv_is_whole
 from isthmus.data.transforms import InputSpec, evenly_spread, spectrogram, stored_frame
+from isthmus.data.truncation import is_cut_off
 
 MAX_PIXELS: Final = 50_000_000
 """A larger picture is refused before it is decoded."""
@@ -56,7 +56,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         if path.stat().st_size == 0:
             raise _Unusable(f"{path.name} is empty (zero bytes)")
-        if path.suffix.lower() == ".flv" and not flv_is_whole(path):
+        if is_cut_off(path):
             raise _Unusable(f"{path.name} is truncated: its last part is cut off")
         with av.open(str(path)) as container:
             yield container

@@ -1,0 +1,151 @@
+"""CREMA-D's and AVE's published layouts: names, lists, orders, and what does not fit."""
+
+from pathlib import Path
+
+import pytest
+
+from isthmus.data import ave, crema_d
+from isthmus.data.layouts import detect, read_listing
+
+
+def _crema_d(root: Path, *names: str) -> Path:
+    for folder, suffix in ((crema_d.AUDIO_FOLDER, "wav"), (crema_d.VIDEO_FOLDER, "flv")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (root / folder / f"{name}.{suffix}").write_bytes(b"x")
+    return root
+
+
+def _ave(root: Path, **lists: str) -> Path:
+    (root / ave.VIDEO_FOLDER).mkdir(parents=True)
+    for name, text in {"trainSet": "", "valSet": "", "testSet": "", **lists}.items():
+        (root / f"{name}.txt").write_text(text)
+        for line in filter(None, text.splitlines()):
+            (root / ave.VIDEO_FOLDER / f"{line.split('&')[1]}.mp4").write_bytes(b"x")
+    return root
+
+
+def test_crema_d_reads_names_in_order(tmp_path: Path) -> None:
+    listing = read_listing(
+        _crema_d(tmp_path, "1002_IEO_HAP_HI", "1001_DFA_ANG_XX", "1040_ITH_SAD_X", "1003_A01_NEU_C0")
+    )
+    assert listing.layout == "crema-d"
+    assert listing.classes == ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
+    assert [(ref.name, ref.actor, ref.label) for ref in listing.refs] == [
+        ("1001_DFA_ANG_XX", "1001", 5),
+        ("1002_IEO_HAP_HI", "1002", 1),
+        ("1003_A01_NEU_C0", "1003", 0),
+        ("1040_ITH_SAD_X", "1040", 2),
+    ]
+    assert listing.damaged == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("readme", "does not parse"), ("1001_DFA_ANG", "does not parse"), ("1001_DFA_JOY_XX", "emotion 'JOY'")],
+)
+def test_crema_d_names_that_do_not_parse_are_damage(tmp_path: Path, name: str, reason: str) -> None:
+    listing = read_listing(_crema_d(tmp_path, "1001_DFA_ANG_XX", name))
+    assert [ref.name for ref in listing.refs] == ["1001_DFA_ANG_XX"]
+    assert [damage.name for damage in listing.damaged] == [name]
+    assert reason in listing.damaged[0].reason
+
+
+def test_crema_d_clips_without_sound_or_picture_are_damage(tmp_path: Path) -> None:
+    root = _crema_d(tmp_path, "1001_DFA_ANG_XX", "1001_DFA_SAD_XX", "1001_DFA_NEU_XX")
+    (root / "AudioWAV/1001_DFA_SAD_XX.wav").unlink()
+    (root / "VideoFlash/1001_DFA_NEU_XX.flv").unlink()
+    (root / "AudioWAV/.hidden.wav").write_bytes(b"x")
+    listing = read_listing(root)
+    reasons = {damage.name: damage.reason for damage in listing.damaged}
+    assert reasons == {
+        "1001_DFA_NEU_XX": "no picture: VideoFlash/1001_DFA_NEU_XX.flv is missing",
+        "1001_DFA_SAD_XX": "no sound: AudioWAV/1001_DFA_SAD_XX.wav is missing",
+    }
+
+
+def test_crema_d_without_one_of_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "AudioWAV").mkdir()
+    with pytest.raises(ValueError, match="VideoFlash is missing"):
+        read_listing(tmp_path)
+
+
+def test_ave_orders_classes_by_first_appearance_in_the_test_list(tmp_path: Path) -> None:
+    root = _ave(
+        tmp_path,
+        trainSet="Bark&bbbbbbbbbbb&good&0&10\nFlute&fffffffffff&good&2&7\n",
+        valSet="Horse&hhhhhhhhhhh&good&0&3\n",
+        testSet="Flute&-f_1&good&0&10\r\nBark&b2&bad&1&4\r\n\r\n",
+    )
+    listing = read_listing(root)
+    assert listing.layout == "ave"
+    assert listing.classes == ("Flute", "Bark", "Horse")
+    assert [(ref.name, ref.label, ref.start_s, ref.end_s) for ref in listing.refs] == [
+        ("-f_1", 0, 0, 10),
+        ("b2", 1, 1, 4),
+        ("bbbbbbbbbbb", 1, 0, 10),
+        ("fffffffffff", 0, 2, 7),
+        ("hhhhhhhhhhh", 2, 0, 3),
+    ]
+    assert ave.read_lists(root) == {
+        "trainSet.txt": ("bbbbbbbbbbb", "fffffffffff"),
+        "valSet.txt": ("hhhhhhhhhhh",),
+        "testSet.txt": ("-f_1", "b2"),
+    }
+
+
+def test_ave_videos_in_two_categories_are_two_clips(tmp_path: Path) -> None:
+    listing = read_listing(
+        _ave(tmp_path, trainSet="Bark&v1&good&0&5\n", testSet="Flute&v1&good&5&10\nFlute&v2&good&0&9\n")
+    )
+    assert [(ref.name, ref.label, ref.start_s) for ref in listing.refs] == [
+        ("v1#Bark", 1, 0),
+        ("v1#Flute", 0, 5),
+        ("v2", 0, 0),
+    ]
+    assert len({ref.audio_path for ref in listing.refs}) == 2
+
+
+@pytest.mark.parametrize("name", ["trainSet.txt", "valSet.txt", "testSet.txt"])
+def test_ave_names_the_split_list_that_is_missing(tmp_path: Path, name: str) -> None:
+    root = _ave(tmp_path, testSet="Flute&v2&good&0&9\n")
+    (root / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        read_listing(root)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("Flute&v1&good&0", "4 fields"),
+        ("Flute&../../etc/passwd&good&0&10", "no video id"),
+        ("Flute&v1&good&7&3", "cannot last"),
+        ("Flute&v1&good&0&nan", "cannot last"),
+        ("Flute&v1&good&zero&3", "no time"),
+        ("&v1&good&0&3", "label is empty"),
+    ],
+)
+def test_ave_lines_that_do_not_parse_are_damage(tmp_path: Path, line: str, reason: str) -> None:
+    root = _ave(tmp_path, testSet="Flute&v2&good&0&9\n")
+    (root / "valSet.txt").write_text(f"\n{line}\n")
+    listing = read_listing(root)
+    assert [ref.name for ref in listing.refs] == ["v2"]
+    assert [damage.name for damage in listing.damaged] == ["valSet.txt:2"]
+    assert reason in listing.damaged[0].reason
+
+
+def test_ave_events_without_video_are_damage(tmp_path: Path) -> None:
+    root = _ave(tmp_path, testSet="Flute&v1&good&0&9\nFlute&v2&good&0&9\n")
+    (root / "AVE/v1.mp4").unlink()
+    listing = read_listing(root)
+    assert [ref.name for ref in listing.refs] == ["v2"]
+    assert "AVE/v1.mp4 is missing" in listing.damaged[0].reason
+
+
+def test_folders_of_neither_layout_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither the CREMA-D layout"):
+        detect(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        read_listing(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no layout 'avi'"):
+        read_listing(tmp_path, "avi")
