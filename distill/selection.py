@@ -29,7 +29,7 @@ integers of at most 52 bits, and a float64 sum of them is exact: equal samples g
 stand and in whatever order the matrix product adds, so that ties and blocks change nothing."""
 
 _DENSE: Final = 64
-"""Where the float32 sieve lets through more than one pair in this many, a float64 product of all is cheaper."""
+"""Where a float32 sieve lets through more than one pair in this many, a float64 product of all is cheaper."""
 
 
 class Strategy(Protocol):
@@ -117,19 +117,15 @@ def _likely_floors(queries_KC: Wide, public: _Public, keep_K: Indices) -> Wide:
     if stride == 1:
         return np.full(len(queries_KC), -np.inf)
     sample_MC = _rounded_unit(public.probabilities_NC[::stride][~public.taken_N[::stride]])
-    similarities_KM = queries_KC.astype(np.float32) @ sample_MC.astype(np.float32).T
+    similarities_KM = queries_KC @ sample_MC.T
     expected_K = keep_K / stride
     rank_K = np.ceil(expected_K + 3 * np.sqrt(expected_K) + 3).astype(np.int64)
+    # One less, so that what ties with the guess is above it.
     floors = [
-        float(np.partition(row_M, -rank)[-rank]) if rank <= len(row_M) else -np.inf
+        float(np.partition(row_M, -rank)[-rank]) - 1 if rank <= len(row_M) else -np.inf
         for row_M, rank in zip(similarities_KM, rank_K, strict=True)
     ]
-    return np.array(floors) - _margin(queries_KC)
-
-
-def _margin(queries_KC: Wide) -> float:
-    """Bounds what a similarity loses by float32 vectors and sums: (C + 2) 2**-24 of the product of the lengths."""
-    return (queries_KC.shape[1] + 4) * 2.0**-24 * (1 + 1e-6) * _SCALE**2
+    return np.array(floors)
 
 
 def _sweep(queries_KC: Wide, public: _Public, keep_K: Indices, floor_K: Wide) -> list[Indices]:
@@ -161,23 +157,27 @@ def _sweep(queries_KC: Wide, public: _Public, keep_K: Indices, floor_K: Wide) ->
 class _Sieve:
     """Pairs of a row and a sample whose exact similarity exceeds the row's floor.
 
-    A float32 product finds all that can, and the few it lets through are computed exactly. Where it lets through many
-    (ties at the floor, or floors not yet known) all are computed exactly, and the next block begins so.
+    A float32 product finds all that can, and the few it lets through are computed exactly. Where near-one-hot samples
+    crowd at the floors, closer than float32 tells apart, the product is taken of what a sample lacks to its corner
+    (the one-hot vector of its largest class) instead: small numbers with small errors. Where that too lets through
+    many, all are computed exactly.
     """
 
     def __init__(self, queries_KC: Wide) -> None:
         self._queries_KC = queries_KC
         self._narrow_KC = queries_KC.astype(np.float32)
-        self._margin = _margin(queries_KC)
-        self._dense = False
+        self._corners = False
 
     def above(self, block_BC: Wide, floor_K: Wide) -> tuple[Indices, Indices, Wide]:
         """(row, column, exact similarity) of each such pair, by row."""
-        dense = len(self._queries_KC) * len(block_BC) // _DENSE
-        if not self._dense:
-            likely_KB = self._narrow_KC @ block_BC.astype(np.float32).T
-            flat = np.flatnonzero(likely_KB >= (floor_K - self._margin).astype(np.float32)[:, np.newaxis])
-            if len(flat) <= dense:
+        most = len(self._queries_KC) * len(block_BC) // _DENSE
+        if np.isfinite(floor_K).all():
+            if not self._corners:
+                flat = np.flatnonzero(self._likely(block_BC, floor_K))
+                self._corners = len(flat) > most
+            if self._corners:
+                flat = np.flatnonzero(self._likely_by_corner(block_BC, floor_K))
+            if len(flat) <= most:
                 row, column = np.divmod(flat, len(block_BC))
                 similarity = np.einsum("mc,mc->m", self._queries_KC[row], block_BC[column])
                 sound = similarity > floor_K[row]
@@ -186,6 +186,34 @@ class _Sieve:
         flat = np.flatnonzero(similarity_KB > floor_K[:, np.newaxis])
         row, column = np.divmod(flat, len(block_BC))
         return row, column, similarity_KB.ravel()[flat]
+
+    def _likely(self, block_BC: Wide, floor_K: Wide) -> npt.NDArray[np.bool_]:
+        """Float32 vectors and sums err by at most (C + 2) 2**-24 of the product of the lengths."""
+        margin = (block_BC.shape[1] + 6) * 2.0**-24 * _SCALE**2
+        similarity_KB = self._narrow_KC @ block_BC.astype(np.float32).T
+        likely_KB: npt.NDArray[np.bool_] = similarity_KB > (floor_K - margin).astype(np.float32)[:, np.newaxis]
+        return likely_KB
+
+    def _likely_by_corner(self, block_BC: Wide, floor_K: Wide) -> npt.NDArray[np.bool_]:
+        """With s = corner + d: q.s > floor exactly where q.d + (q.corner - floor) > 0, in one product of 2C columns.
+
+        Float32 errs by at most (2C + 4) 2**-24 (|q||d| + |q.corner - floor|). Where the second term exceeds the first
+        it decides the sign, so twice the first bounds what can be missed; with d = 0, an exact tie, nothing is let by.
+        """
+        samples, classes = block_BC.shape
+        corner_B = (np.arange(samples), block_BC.argmax(axis=1))
+        lacks_BC = block_BC.copy()
+        lacks_BC[corner_B] -= _SCALE
+        right_BE = np.zeros((samples, 2 * classes), np.float32)
+        right_BE[:, :classes] = lacks_BC
+        right_BE[:, classes:][corner_B] = 1
+        left_KE = np.concatenate(
+            [self._narrow_KC, (self._queries_KC * _SCALE - floor_K[:, np.newaxis]).astype(np.float32)], axis=1
+        )
+        length_B = np.sqrt(np.einsum("bc,bc->b", lacks_BC, lacks_BC))
+        margin_B = (4 * classes + 10) * 2.0**-24 * _SCALE * length_B
+        likely_KB: npt.NDArray[np.bool_] = left_KE @ right_BE.T > -margin_B.astype(np.float32)
+        return likely_KB
 
 
 def _merge(
@@ -197,7 +225,7 @@ def _merge(
     order of index.
     """
     row = np.concatenate([part[0] for part in waiting])
-    by_row = np.argsort(row, kind="stable")
+    by_row = np.argsort(row.astype(np.uint16), kind="stable")  # Of 16 bits: sorted in linear time.
     index = np.concatenate([part[1] for part in waiting])[by_row]
     similarity = np.concatenate([part[2] for part in waiting])[by_row]
     bounds = np.searchsorted(row[by_row], np.arange(len(kept) + 1))
@@ -219,6 +247,8 @@ def _merge(
 def _rounded_unit(rows_RC: Floats) -> Wide:
     wide_RC = rows_RC.astype(np.float64)
     norms_R = np.sqrt((wide_RC * wide_RC).sum(axis=1))
+    if not np.isfinite(norms_R).all():
+        raise ValueError("the public set holds values that are not numbers")
     wide_RC *= (_SCALE / np.maximum(norms_R, 1e-12))[:, np.newaxis]
     rounded_RC: Wide = np.rint(wide_RC, out=wide_RC)
     return rounded_RC

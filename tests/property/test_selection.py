@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isthmus.distill import selection
 from isthmus.distill.selection import STRATEGIES, select_cosine
 
 
@@ -43,6 +44,60 @@ def test_equals_the_printed_algorithm_whatever_the_blocks(problem, block_rows):
     assert chosen.tolist() == greedy_reference(prototypes_KC, probabilities_NC, samples_per_row)
 
 
+@pytest.fixture(params=[(4, 2), (7, 3)], ids=["groups of 2", "groups of 3"])
+def small_passes(request, monkeypatch):
+    """Guessed floors, groups of rows and the sieve at work on inputs of a size that a test can afford."""
+    sample, group = request.param
+    monkeypatch.setattr(selection, "_SAMPLE", sample)
+    monkeypatch.setattr(selection, "GROUP_ROWS", group)
+
+
+@given(problem=problems(), block_rows=st.integers(8, 64))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_guessed_floors_and_groups_of_rows_change_nothing(small_passes, problem, block_rows):
+    prototypes_KC, probabilities_NC, samples_per_row = problem
+    chosen = select_cosine(prototypes_KC, probabilities_NC, samples_per_row, block_rows=block_rows)
+    assert chosen.tolist() == greedy_reference(prototypes_KC, probabilities_NC, samples_per_row)
+
+
+def exact_reference(prototypes_KC, probabilities_NC, samples_per_row):
+    """The greedy choice on the whole matrix of exact similarities, without blocks, floors or sieve."""
+    exact_KN = selection._rounded_unit(prototypes_KC) @ selection._rounded_unit(probabilities_NC).T
+    taken_N = np.zeros(len(probabilities_NC), bool)
+    picked = []
+    for exact_N in exact_KN:
+        order_N = np.argsort(-exact_N, kind="stable")
+        picked += order_N[~taken_N[order_N]][:samples_per_row].tolist()
+        taken_N[picked] = True
+    return picked
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 8.0, 14.0, 18.0, 20.0, 40.0])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_sieve_loses_nothing_however_near_one_hot(sharpness, clustered, monkeypatch):
+    """From smooth over differences that float32 cannot tell from a tie to exact ties by the thousand."""
+    monkeypatch.setattr(selection, "_SAMPLE", 1_000)
+    rng = np.random.default_rng(int(sharpness))
+    classes_N = rng.integers(0, 7, 20_000)
+    if clustered:  # The sample stands for the whole all the same, or its guess is found too high and dropped.
+        classes_N.sort()
+    logits_NC = rng.standard_normal((20_000, 7)) + sharpness * np.eye(7)[classes_N]
+    probabilities_NC = (np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)).astype(np.float32)
+    prototypes_KC = np.concatenate([rng.dirichlet(np.ones(7), 20), probabilities_NC[:20]]).astype(np.float32)
+    chosen = select_cosine(prototypes_KC, probabilities_NC, 8)
+    assert chosen.tolist() == exact_reference(prototypes_KC, probabilities_NC, 8)
+
+
+def test_a_guess_that_was_too_high_is_made_good(monkeypatch):
+    """Every sample that the guess looks at is the row's best; hardly any other is."""
+    monkeypatch.setattr(selection, "_SAMPLE", 1_000)
+    probabilities_NC = np.tile(np.float32([0.5, 0.5]), (21_000, 1))
+    probabilities_NC[::21] = [1, 0]
+    prototypes_KC = np.float32([[1, 0]] * 300)
+    chosen = select_cosine(prototypes_KC, probabilities_NC, 10)
+    assert chosen.tolist() == exact_reference(prototypes_KC, probabilities_NC, 10)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
 def test_takes_the_promised_number_without_duplicates(seed, rows, samples_per_row):
@@ -73,6 +128,7 @@ def test_large_blocks_and_small_blocks_agree_on_real_valued_input():
         (np.ones((0, 3), np.float32), np.ones((5, 3), np.float32), 1),
         (np.ones((2, 3), np.float32), np.ones((0, 3), np.float32), 1),
         (np.full((2, 3), np.nan, np.float32), np.ones((5, 3), np.float32), 1),
+        (np.ones((2, 3), np.float32), np.full((5, 3), np.inf, np.float32), 1),
         (np.ones((2, 3), np.float32), np.ones((5, 3), np.float32), 0),
     ],
 )
