@@ -1,6 +1,5 @@
 """A student as ONNX files for the device, each checked against torch before it counts (names: StudentManifest)."""
 
-import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -103,28 +102,21 @@ def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str], path: Path
 ) -> Path:
     module.eval()
-    batch = torch.export.Dim("batch", min=1, max=4096)
     part = path.with_name(path.name + ".part")
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                inputs,
-                part,
-                input_names=list(input_names),
-                output_names=list(output_names),
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
-            )
-    finally:
-        exporter_log.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # The TorchScript exporter: a tenth of the processor time of the dynamo one for these plain networks, and it
+        # folds batch normalisation into the convolutions. Every personalisation waits for it.
+        torch.onnx.export(
+            module,
+            inputs,
+            str(part),
+            input_names=list(input_names),
+            output_names=list(output_names),
+            opset_version=OPSET,
+            dynamo=False,
+            dynamic_axes={name: {0: "batch"} for name in (*input_names, *output_names)},
+        )
     _check(module, inputs, part, path.name)
     part.replace(path)
     return path
