@@ -49,7 +49,7 @@ class Worker:
 
     def run_forever(self) -> None:
         """Works until the process ends. Raises what is no single job's fault and no passing trouble."""
-        self._sweep()
+        self.sweep()
         while True:
             self._news.clear()
             try:
@@ -94,7 +94,7 @@ class Worker:
             now_s=time.time,
         )
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Removes working files of jobs that ended just before a crash."""
         if not self._settings.work_dir.is_dir():
             return

@@ -64,7 +64,7 @@ async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> 
     return job
 
 
-@pytest.mark.timeout(400)  # four processes that import torch, and two exports to ONNX
+@pytest.mark.timeout(900)  # a minute when idle: four processes that import torch, two exports to ONNX
 def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
     def artefacts(student_id: str) -> dict[str, bytes]:
         folder = rig.state / "artefacts" / student_id
@@ -104,7 +104,6 @@ def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_rel
     heads, unharmed_heads = load(resumed.pop(HEADS_FILE)), load(unharmed.pop(HEADS_FILE))
     assert {name: (heads[name] == unharmed_heads[name]).all() for name in heads} == dict.fromkeys(unharmed_heads, True)
     assert [name for name in resumed if resumed[name] != unharmed[name]] == [], "every ONNX file, byte for byte"
-    assert not any((rig.state / "work").iterdir()), "nothing is left of the jobs' working files"
 
 
 def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
@@ -122,6 +121,9 @@ def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
     ended = jobs.get(database, "job")
     assert ended is not None
     assert (ended.stage, "never came" in ended.error) == (Stages.FAILED, True)
+    assert not files.exists()
+    files.mkdir()  # as a kill between the job's end and the removal leaves it
+    Worker(settings).sweep()
     assert not files.exists()
 
 
