@@ -155,7 +155,7 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
         ),
         all_distill=dataclasses.replace(adamw, epochs=10, warmup_epochs=1),
         personalise=PersonaliseConfig(
-            train=dataclasses.replace(adamw, epochs=24, learning_rate=3e-4, warmup_epochs=0), rounds=3
+            train=dataclasses.replace(adamw, epochs=12, learning_rate=3e-4, warmup_epochs=0), rounds=3
         ),
         heads=dataclasses.replace(adamw, epochs=30, learning_rate=3e-4, warmup_epochs=0, augment=False),
     )
