@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from isthmus.data.stored import ClipArrays
-from isthmus.data.transforms import all_frames, evaluation_frames, training_frames
+from isthmus.data.transforms import CROP_SCALE, all_frames, evaluation_frames, training_frames
 from isthmus.distill.teacher_cache import TeacherOutputs
 from isthmus.distill.train import SeededDataset
 
@@ -48,25 +48,29 @@ class LabelledSpectrograms(SeededDataset[Sequence[Tensor]]):
 class LabelledFrames(SeededDataset[Sequence[Tensor]]):
     """(frames_KCHW, label), K = frames_used at random."""
 
-    def __init__(self, clips: ClipArrays, seed: int, *, augment: bool):
+    def __init__(self, clips: ClipArrays, seed: int, *, augment: bool, crop_scale: tuple[float, float] = CROP_SCALE):
         super().__init__(len(clips.names), seed)
         self._clips = clips
         self._augment = augment
+        self._crop_scale = crop_scale
 
     def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
         frames_KHWC = self._clips.frames_NKHWC[index]
         spec = self._clips.spec
-        frames_KCHW = training_frames(frames_KHWC, spec, rng) if self._augment else evaluation_frames(frames_KHWC, spec)
+        if self._augment:
+            frames_KCHW = training_frames(frames_KHWC, spec, rng, crop_scale=self._crop_scale)
+        else:
+            frames_KCHW = evaluation_frames(frames_KHWC, spec)
         return torch.from_numpy(frames_KCHW), torch.tensor(self._clips.labels_N[index])
 
 
 class LabelledClips(SeededDataset[Sequence[Tensor]]):
     """(spectrogram_FT, frames_KCHW, label), for joint epochs."""
 
-    def __init__(self, clips: ClipArrays, seed: int, *, augment: bool):
+    def __init__(self, clips: ClipArrays, seed: int, *, augment: bool, crop_scale: tuple[float, float] = CROP_SCALE):
         super().__init__(len(clips.names), seed)
         self._spectrograms = LabelledSpectrograms(clips, seed, augment=augment)
-        self._frames = LabelledFrames(clips, seed, augment=augment)
+        self._frames = LabelledFrames(clips, seed, augment=augment, crop_scale=crop_scale)
 
     def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
         spectrogram_FT, label = self._spectrograms.sample(index, rng)

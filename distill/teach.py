@@ -87,14 +87,18 @@ def train_teacher(
         return classification_loss(teacher(spectrogram_BFT, frames_BKCHW), labels_B)
 
     stage("audio", audio, LabelledSpectrograms(clips, seed, augment=recipe.teacher.audio.augment), audio_loss)
-    stage("visual", visual, LabelledFrames(clips, seed, augment=recipe.teacher.visual.augment), visual_loss)
+    looks = recipe.teacher.visual
+    frames = LabelledFrames(clips, seed, augment=looks.augment, crop_scale=looks.crop_scale)
+    stage("visual", visual, frames, visual_loss)
     teacher.head.start_from_branches(teacher.audio_classifier, teacher.visual_classifier)
     if recipe.teacher.head.epochs:
         audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device, bars, "features for the head")
         data = LabelledFeatures(audio_ND, visual_NKD, release.labels(), recipe.input.frames_used, seed)
         stage("head", teacher.head, data, head_loss(teacher, recipe.teacher.head.label_smoothing))
     if recipe.teacher.joint is not None:
-        stage("joint", teacher, LabelledClips(clips, seed, augment=recipe.teacher.joint.augment), joint_loss)
+        both = recipe.teacher.joint
+        whole = LabelledClips(clips, seed, augment=both.augment, crop_scale=both.crop_scale)
+        stage("joint", teacher, whole, joint_loss)
     save_weights(teacher, release.teacher_path)
     return losses
 
