@@ -1,0 +1,135 @@
+"""The whole loop in separate processes over real sockets: a cloud, and two devices that get students of their own.
+
+The release is as small as real networks allow: what is seen here is that everything fits together, not accuracy.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isthmus.data.layouts import read_listing
+from isthmus.data.splits import by_class
+from isthmus.data.synthetic import make_crema_d
+from isthmus.data.transforms import InputSpec
+from isthmus.demo.cli import default_edge_python
+from isthmus.demo.loop import Loop
+from isthmus.demo.outcome import ClientOutcome
+from isthmus.demo.processes import Family
+from isthmus.distill.base import make_base, make_student
+from isthmus.distill.prepare import begin_release
+from isthmus.distill.recipes import Recipe, TrainConfig, smoke
+from isthmus.distill.release import Release
+from isthmus.distill.teach import cache_teacher_outputs, train_teacher
+from isthmus.proto.messages import Stage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+CPU = torch.device("cpu")
+RATIOS = (1.0, 2.0)
+
+
+def _tiny(classes: tuple[str, ...]) -> Recipe:
+    base = smoke("crema-d", classes)
+    once = TrainConfig(epochs=1, batch_size=16, schedule="constant", augment=False)
+    return dataclasses.replace(
+        base,
+        name="tiny",
+        input=InputSpec(
+            duration_s=1.0,
+            spectrogram_bins=32,
+            spectrogram_columns=32,
+            frame_px=32,
+            stored_px=36,
+            frames_stored=2,
+            frames_used=1,
+        ),
+        teacher_trunk="resnet18",
+        teacher=dataclasses.replace(base.teacher, audio=once, visual=once, head=once),
+        all_distill=once,
+        personalise=dataclasses.replace(base.personalise, train=once, rounds=1, samples_per_row=4),
+        heads=once,
+        ratios=RATIOS,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    clients: tuple[ClientOutcome, ...]
+    public_clips: int
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    root = tmp_path_factory.mktemp("loop")
+    data = root / "data"
+    make_crema_d(data, actors=2, takes=6, seed=0, difficulty=0.3, progress=False)
+    listing = read_listing(data)
+    split = by_class(listing, share=0.5)
+    release: Release = begin_release(root / "release", listing, _tiny(listing.classes), split, progress=False)
+    train_teacher(release, seed=0, device=CPU)
+    cache_teacher_outputs(release, CPU)
+    make_student(release, 0, CPU)
+    make_base(release, CPU)
+    with Family(root / "logs") as family:
+        loop = Loop(
+            family,
+            root / "run",
+            release.root,
+            cloud_python=Path(sys.executable),
+            edge_python=default_edge_python(),
+            seed=0,
+        )
+        loop.disclose(data, split.clients)
+        clients = loop.personalise(data, split.clients, RATIOS)
+        assert loop.cloud.process.poll() is None
+    assert loop.cloud.process.returncode == 0, loop.cloud.last_line()
+    yield Ran(clients, len(split.public), root)
+
+
+def test_both_devices_got_a_student_of_their_own(ran: Ran) -> None:
+    assert [client.name for client in ran.clients] == ["client_1", "client_2"]
+    assert [client.own_classes for client in ran.clients] == [("NEU", "HAP", "SAD"), ("FEA", "DIS", "ANG")]
+    for client in ran.clients:
+        assert Stage.DISTILLING.value in client.cloud_seconds
+        assert 0 < sum(client.selected_per_class) <= ran.public_clips
+
+
+def test_every_test_clip_was_answered_in_every_way(ran: Ran) -> None:
+    for client in ran.clients:
+        assert len(client.answering) == 2 + len(RATIOS)
+        assert all(way.clips == client.test_clips > 0 for way in client.answering)
+        by_cloud = client.answering[1:-1]
+        assert all(way.median_ms is not None and way.median_ms > 0 for way in by_cloud)
+
+
+def test_the_cloud_answers_as_the_device_alone_does_within_a_clip(ran: Ran) -> None:
+    """Ratio 1 and the local head are one network; half precision on the wire may tip a clip that is undecided."""
+    for client in ran.clients:
+        assert abs(client.after.right - client.answering[-1].right) <= 1
+
+
+def test_what_left_the_device_is_small_and_no_prototype_is_under_the_floor(ran: Ran) -> None:
+    for client in ran.clients:
+        assert client.min_cluster >= 3
+        assert client.sizes_K.min() >= 3
+        assert client.sizes_K.sum() == client.selection_clips
+        np.testing.assert_allclose(client.prototypes_KC.sum(axis=1), 1, atol=1e-5)
+        ratio_1, ratio_2 = client.answering[1].bytes_up, client.answering[2].bytes_up
+        assert ratio_2 < 0.55 * ratio_1 < 0.55 * client.raw_bytes_per_clip
+        assert client.prototype_bytes < client.raw_bytes_per_clip
+
+
+def test_the_devices_ran_without_torch_where_their_environment_is_there() -> None:
+    python = default_edge_python()
+    if python == Path(sys.executable):
+        pytest.skip("no .venv-edge beside this environment: 'make install-edge' makes it")
+    code = "import importlib.util as u, isthmus.edge.cli; assert u.find_spec('torch') is None"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
