@@ -33,8 +33,8 @@ LEAST_CLIPS: Final = 6
 """A client needs this many: half of them must make one prototype of three."""
 
 ACTORS: Final = 8
-TAKES: Final = 10
-"""8 actors x 6 classes x 10 takes = 480 clips."""
+TAKES: Final = 6
+"""8 actors x 6 classes x 6 takes = 288 clips."""
 DIFFICULTY: Final = 0.5
 SYNTHETIC_PRIVATE_SHARE: Final = 0.2
 """More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
