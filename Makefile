@@ -60,9 +60,9 @@ lint: $(INSTALLED)
 	$(BIN)/python -m isthmus.proto.generate --check
 	$(BIN)/buf lint proto
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m pytest tests/bench -s --timeout 1800
+	for name in selection encoder stream footprint; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 proto: $(INSTALLED)
 	$(BIN)/python -m isthmus.proto.generate

@@ -25,7 +25,7 @@ from isthmus.data.synthetic import make_crema_d
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, readable_seconds
 from isthmus.demo.processes import Family, termination_unwinds
-from isthmus.demo.stages import StageLedger, key_of
+from isthmus.demo.stages import StageLedger, key_of, only_one
 from isthmus.distill.prepare import recipe_for
 
 RATIOS: Final = (1.0, 2.0)
@@ -75,7 +75,7 @@ class Demo:
         """Raises ChildFailed naming a log, and ValueError for data or an environment that will not do."""
         began_s = time.perf_counter()
         edge_has_torch = _check_edge_python(self._settings.edge_python)
-        with termination_unwinds(), Family(self._out / "logs") as family:
+        with only_one(self._out), termination_unwinds(), Family(self._out / "logs") as family:
             data = self._settings.data or self._make_data()
             listing = read_listing(data)
             release = self._train(family, data, listing)

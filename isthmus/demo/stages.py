@@ -1,10 +1,12 @@
 """What a run has finished, with its wall time, kept in the output folder so that the next run can take it over."""
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,17 @@ class StageRecord:
     key: str
     seconds: float
     reused: bool = False
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of ``folder`` until the block is left or this process ends. Raises ValueError for it."""
+    with (folder / "in-use").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is at work in {folder}; wait for it, or choose another --out") from error
+        yield
 
 
 def key_of(*parts: Any) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.demo.stages import StageLedger, key_of
+from isthmus.demo.stages import StageLedger, key_of, only_one
 
 
 def _make(result: Path, made: list[str]) -> None:
@@ -60,3 +60,10 @@ def test_a_damaged_ledger_counts_as_empty(tmp_path: Path, content: str) -> None:
 def test_a_key_depends_on_every_part_and_on_nothing_else() -> None:
     assert key_of("a", {"x": 1, "y": 2}) == key_of("a", {"y": 2, "x": 1})
     assert len({key_of("a", 1), key_of("a", 2), key_of("b", 1), key_of("a1")}) == 4
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(ValueError, match="another run is at work"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        assert (tmp_path / "in-use").exists()
