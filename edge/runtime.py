@@ -188,7 +188,7 @@ class Runtime:
             self.spec,
             self.config.choices,
             classes=len(self.enrolment.classes),
-            seed=self.config.seed + round,
+            seed=self.config.seed,
             clock=self.clock,
             on_clip=self.observer.on_clip,
             on_damage=self.damage,
