@@ -180,7 +180,7 @@ class Runtime:
             self._encoder = (student_id, StudentEncoder(self.slot.installed(student_id).folder))
         return self._encoder[1]
 
-    def make_prototypes(self, student_id: str, round: int) -> Prototypes:
+    def make_prototypes(self, student_id: str) -> Prototypes:
         """Encodes the selection clips with the student. Raises BadPrototypes where too few can be used."""
         return prototypes_of(
             self._selection,
@@ -291,7 +291,7 @@ class Runtime:
     def _fill_outbox(self, student_id: str, round: int) -> agent.Event:
         """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""
         if self._outbox.get(_entry_name(round)) is None:
-            prototypes = self.make_prototypes(student_id, round)
+            prototypes = self.make_prototypes(student_id)
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
         return agent.Encoded(round)
