@@ -1,0 +1,43 @@
+"""A server that answers every message of a stream with its own bytes: what gRPC alone can do on this machine.
+
+python tests/bench/echo.py PORT_FILE
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+
+class Echo(grpc.GenericRpcHandler):
+    """Any method, as a stream of bytes in both directions."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return grpc.stream_stream_rpc_method_handler(_echo)
+
+
+async def _echo(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request
+
+
+async def serve(port_file: Path) -> None:
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    server = grpc.aio.server(handlers=[Echo()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    part = port_file.with_name(f"{port_file.name}.part")
+    part.write_text(f"127.0.0.1:{port}\n", encoding="ascii")
+    part.replace(port_file)
+    await stop.wait()
+    await server.stop(None)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

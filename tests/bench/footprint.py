@@ -1,0 +1,145 @@
+"""What a device pays: resident memory of the process that encodes, and the size of what has to be installed.
+
+The device's own environment (``make install-edge``) runs the student through ``isthmus.edge.encoder``, as ``isthmus
+edge`` does; the same networks in torch eager stand beside it. Without an environment at ``--edge-python`` one is made
+in a temporary folder, through pip. Sizes are of the files installed, pip and setuptools left out; torch's is that of
+the CPU build with all it requires (a CUDA build is several times that).
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tests.bench import machine
+from tests.bench.harness import Report
+from tests.bench.untrained import encoders_release, export_base
+
+TORCH = ("torch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions")
+"""torch and what it requires. Both environments need numpy."""
+
+ON_THE_DEVICE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from isthmus.data.transforms import InputSpec
+from isthmus.edge.cli import app
+from isthmus.edge.encoder import StudentEncoder
+from isthmus.edge.report import rss_bytes
+assert "torch" not in sys.modules
+seen = {"imported": rss_bytes()}
+spec = InputSpec.from_json(sys.argv[2])
+encoder = StudentEncoder(Path(sys.argv[1]))
+for _ in range(10):
+    features = encoder.features(
+        np.zeros((spec.spectrogram_bins, spec.spectrogram_columns), np.float32),
+        np.zeros((spec.frames_used, 3, spec.frame_px, spec.frame_px), np.float32),
+    )
+    encoder.teacher_probabilities([features])
+    encoder.local_probabilities(features)
+    encoder.compress(features, 3.0)
+print(json.dumps({**seen, "encoding": rss_bytes()}))
+"""
+
+IN_TORCH = """
+import json, sys
+from pathlib import Path
+import torch
+from isthmus.edge.report import rss_bytes
+from isthmus.distill.release import Release
+torch.set_num_threads(1)
+seen = {"imported": rss_bytes()}
+release = Release.open(Path(sys.argv[1]))
+student, spec = release.student(0), release.recipe.input
+with torch.inference_mode():
+    for _ in range(10):
+        student.audio(torch.zeros(1, spec.spectrogram_bins, spec.spectrogram_columns))
+        student.visual(torch.zeros(1, spec.frames_used, 3, spec.frame_px, spec.frame_px))
+print(json.dumps({**seen, "encoding": rss_bytes()}))
+"""
+
+
+def told(python: Path, code: str, *arguments: str) -> dict[str, int]:
+    """The JSON that ``code`` prints in a process of its own. Raises RuntimeError with its last line where it fails."""
+    command = [str(python), "-c", code, *arguments]
+    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{python}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    answer: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def folder_sizes(python: Path) -> dict[str, int]:
+    """Bytes in an environment's site-packages, by their first folder; pip and setuptools left out."""
+    where = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    sizes: dict[str, int] = {}
+    for path in Path(where).rglob("*"):
+        first = path.relative_to(where).parts[0]
+        if path.is_file() and not path.is_symlink() and not first.startswith(("pip", "setuptools", "_distutils_hack")):
+            name = first.partition("-")[0].partition(".")[0]
+            sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    return sizes
+
+
+def distribution_bytes(found: Distribution) -> int:
+    paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def edge_environment(folder: Path) -> Path:
+    """A fresh environment with ``.[edge]``; returns its Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ".[edge]"]
+    subprocess.run(install, cwd=machine.ROOT, check=True)
+    return python
+
+
+def main(
+    presets: Annotated[str, typer.Option(help="With commas between.")] = "small,thesis",
+    edge_python: Annotated[Path, typer.Option(help="Of the device's environment.")] = machine.ROOT
+    / ".venv-edge/bin/python",
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """Resident memory and install size of the device, against torch."""
+    report = Report("footprint", {"presets": presets.split(",")}, ("onnxruntime", "torch"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        python = edge_python if edge_python.exists() else edge_environment(folder / "environment")
+        sizes = folder_sizes(python)
+        largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
+        torch_bytes = sum(distribution_bytes(distribution(each)) for each in TORCH)
+        edge_bytes = sum(sizes.values())
+        report.rows.append({"what": "install, .[edge]", "bytes": edge_bytes, "of": largest})
+        report.rows.append({"what": "install, torch and what it requires, CPU build", "bytes": torch_bytes})
+        for preset in presets.split(","):
+            release = encoders_release(folder / preset, preset)
+            base = export_base(release)
+            on_device = told(python, ON_THE_DEVICE, str(base), release.recipe.input.to_json())
+            in_torch = told(Path(sys.executable), IN_TORCH, str(release.root))
+            for what, memory in (("isthmus edge", on_device), ("torch eager", in_torch)):
+                for stage, resident in memory.items():
+                    report.rows.append({"what": f"memory, {what}, {stage}, {preset}", "bytes": resident})
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "what": lambda row: str(row["what"]),
+        "MB": lambda row: f"{row['bytes'] / 1e6:.0f}",
+        "largest parts, MB": lambda row: ", ".join(
+            f"{part} {size / 1e6:.0f}" for part, size in row.get("of", {}).items()
+        ),
+    }
+    report.finish(columns, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

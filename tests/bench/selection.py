@@ -1,0 +1,170 @@
+"""Selection over a large public set, against its floors and against scikit-learn and faiss doing the same.
+
+Neither library selects greedily; both give each row's k nearest. A row may be robbed by all rows before it, so the last
+of K rows needs its n * K best, and since both take one k for all rows, every row gets n * K. (faiss on the CPU has no
+limit on k; on the GPU it ends at 2,048, and n * K is 3,000 here.) The same greedy choice is then made on what they
+found. Neither breaks ties by index, so with ties they take other samples of the same similarity; ``same_as_ours``
+says how many picks agree.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import typer
+from sklearn.neighbors import NearestNeighbors
+
+from isthmus.distill.selection import select_cosine
+from tests.bench import THREADS, machine
+from tests.bench.harness import Report, Timing, interleaved, shown
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+
+def smooth(rng: np.random.Generator, samples: int, classes: int) -> Floats:
+    """Outputs that spread over several classes."""
+    return rng.dirichlet(np.full(classes, 0.3), samples).astype(np.float32)
+
+
+def tied(rng: np.random.Generator, samples: int, classes: int) -> Floats:
+    """Outputs of a teacher that is certain: of each class thousands are the same to the last bit."""
+    return np.eye(classes, dtype=np.float32)[rng.integers(0, classes, samples)]
+
+
+def near_one_hot(rng: np.random.Generator, samples: int, classes: int) -> Floats:
+    """Certain too, but no two the same: similarities differ by less than float32 can tell."""
+    logits_NC = rng.standard_normal((samples, classes), np.float32)
+    logits_NC[np.arange(samples), rng.integers(0, classes, samples)] += 20
+    likelihood_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+    return likelihood_NC / likelihood_NC.sum(axis=1, keepdims=True)
+
+
+SETS: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
+    "smooth": smooth,
+    "tied": tied,
+    "near-one-hot": near_one_hot,
+}
+
+
+def greedy(neighbours_KM: Indices, samples: int, samples_per_row: int) -> Indices:
+    """Each row in turn takes its first ``samples_per_row`` neighbours that are not yet taken."""
+    taken_N = np.zeros(samples, dtype=bool)
+    picked = []
+    for neighbours_M in neighbours_KM:
+        free = neighbours_M[~taken_N[neighbours_M]][:samples_per_row]
+        taken_N[free] = True
+        picked.append(free)
+    return np.concatenate(picked)
+
+
+def with_scikit_learn(prototypes_KC: Floats, public_NC: Floats, samples_per_row: int) -> Indices:
+    wanted = min(samples_per_row * len(prototypes_KC), len(public_NC))
+    model = NearestNeighbors(n_neighbors=wanted, algorithm="brute", metric="cosine", n_jobs=1).fit(public_NC)
+    return greedy(model.kneighbors(prototypes_KC, return_distance=False), len(public_NC), samples_per_row)
+
+
+def with_faiss(prototypes_KC: Floats, public_NC: Floats, samples_per_row: int) -> Indices:
+    """Normalising and copying into the index is part of the work, as it is of ours."""
+    wanted = min(samples_per_row * len(prototypes_KC), len(public_NC))
+    unit_NC, unit_KC = public_NC.copy(), prototypes_KC.copy()
+    faiss.normalize_L2(unit_NC)
+    faiss.normalize_L2(unit_KC)
+    index = faiss.IndexFlatIP(public_NC.shape[1])
+    index.add(unit_NC)
+    return greedy(index.search(unit_KC, wanted)[1], len(public_NC), samples_per_row)
+
+
+def bare_product(prototypes_KC: Floats, public_NC: Floats, dtype: npt.DTypeLike, block: int = 512) -> None:
+    """The similarities and nothing else, in blocks that stay in cache: the rate that so short a product really has."""
+    left_KC = prototypes_KC.astype(dtype)
+    out_KB = np.empty((len(left_KC), block), dtype)
+    for start in range(0, len(public_NC) - block + 1, block):
+        np.matmul(left_KC, public_NC[start : start + block].astype(dtype, copy=False).T, out=out_KB)
+
+
+def main(
+    samples: int = 1_000_000,
+    prototypes: int = 300,
+    classes: int = 28,
+    samples_per_row: int = 10,
+    repeats: int = 5,
+    rivals: Annotated[bool, typer.Option(help="Also time scikit-learn and faiss (gigabytes of memory).")] = True,
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """Selection against its floors, scikit-learn and faiss."""
+    faiss.omp_set_num_threads(THREADS)
+    config = {"samples": samples, "prototypes": prototypes, "classes": classes, "samples_per_row": samples_per_row}
+    report = Report("selection", {**config, "repeats": repeats, "seed": 0}, ("scikit-learn", "faiss-cpu", "scipy"))
+    operations = 2.0 * samples * prototypes * classes
+    single, double, read = machine.product_rate(np.float32), machine.product_rate(np.float64), machine.read_rate()
+    report.floors = {
+        "float32 product, operations/s": single,
+        "float64 product, operations/s": double,
+        "memory read, bytes/s": read,
+        "operations over float32 rate, s": operations / single,
+        "operations over float64 rate, s": operations / double,
+        "bytes over bandwidth, s": samples * classes * 4 / read,
+    }
+    floor_s = max(operations / single, samples * classes * 4 / read)
+    for name, make in SETS.items():
+        rng = np.random.default_rng(0)
+        public_NC, prototypes_KC = make(rng, samples, classes), smooth(rng, prototypes, classes)
+        measure_set(report, name, prototypes_KC, public_NC, samples_per_row, repeats, rivals, floor_s)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "public set": lambda row: str(row["set"]),
+        "what": lambda row: str(row["what"]),
+        "CPU s, median (quartiles)": lambda row: shown(row["cpu_s"]),
+        "wall s": lambda row: shown(row["wall_s"]),
+        "times the float32 floor": lambda row: f"{row['times_floor']:.2f}",
+        "same picks as ours": lambda row: "" if row["same_as_ours"] is None else f"{row['same_as_ours']:.4f}",
+    }
+    report.finish(columns, out)
+
+
+def measure_set(
+    report: Report,
+    name: str,
+    prototypes_KC: Floats,
+    public_NC: Floats,
+    samples_per_row: int,
+    repeats: int,
+    rivals: bool,
+    floor_s: float,
+) -> None:
+    """Adds a row for each way to select from one public set."""
+    picks: dict[str, Indices] = {}
+
+    def picking(what: str, select: Callable[[Floats, Floats, int], Indices]) -> Callable[[], None]:
+        def run() -> None:
+            picks[what] = select(prototypes_KC, public_NC, samples_per_row)
+
+        return run
+
+    candidates: dict[str, Callable[[], object]] = {
+        "isthmus": picking("isthmus", select_cosine),
+        "bare float32 product": lambda: bare_product(prototypes_KC, public_NC, np.float32),
+        "bare float64 product": lambda: bare_product(prototypes_KC, public_NC, np.float64),
+    }
+    if rivals:
+        candidates["faiss"] = picking("faiss", with_faiss)
+        candidates["scikit-learn"] = picking("scikit-learn", with_scikit_learn)
+    timings: dict[str, Timing] = interleaved(candidates, repeats=repeats, warmups=min(1, repeats - 1))
+    for what, timing in timings.items():
+        same = np.isin(picks[what], picks["isthmus"]).mean() if what in picks else None
+        report.rows.append(
+            {
+                "set": name,
+                "what": what,
+                **timing.to_json(),
+                "times_floor": timing.cpu_s.median / floor_s,
+                "same_as_ours": None if same is None else float(same),
+            }
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
