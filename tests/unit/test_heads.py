@@ -30,7 +30,9 @@ def test_a_linear_fusion_starts_as_the_sum_of_its_branches(fusion):
     torch.testing.assert_close(head(audio_BD, visual_BD), audio(audio_BD) + visual(visual_BD))
     weights = head.linear()
     assert weights is not None
-    torch.testing.assert_close(audio_BD @ weights[0].T + visual_BD @ weights[1].T + weights[2], head(audio_BD, visual_BD))
+    torch.testing.assert_close(
+        audio_BD @ weights[0].T + visual_BD @ weights[1].T + weights[2], head(audio_BD, visual_BD)
+    )
 
 
 def test_an_unknown_fusion_is_refused():
