@@ -30,7 +30,9 @@ from tests.bench.untrained import served_release
 FEATURE_WIDTH = 512
 INFER = "/isthmus.v1.InferenceService/Infer"
 ECHO = Path(__file__).with_name("echo.py")
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
+"""Importing torch takes minutes where the machine is very busy."""
+
 CALL_TIMEOUT_S = 300.0
 
 Metadata = tuple[tuple[str, str], ...]

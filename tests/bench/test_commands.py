@@ -1,0 +1,21 @@
+"""``make bench``: every command at full size, in turn; JSON goes to runs/bench/. Nothing is asserted of speed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.bench import machine
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("name", ["selection", "encoder", "stream", "footprint"])
+def test_measure(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out = machine.ROOT / "runs" / "bench" / f"{name}.json"
+    with capfd.disabled():
+        done = subprocess.run(
+            [sys.executable, "-m", f"tests.bench.{name}", "--out", str(out)], cwd=machine.ROOT, check=False
+        )
+    assert done.returncode == 0
+    assert json.loads(out.read_text())["rows"]
