@@ -61,7 +61,6 @@ lint: $(INSTALLED)
 	$(BIN)/buf lint proto
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	for name in selection encoder stream footprint; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 proto: $(INSTALLED)

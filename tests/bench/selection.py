@@ -40,7 +40,8 @@ def near_one_hot(rng: np.random.Generator, samples: int, classes: int) -> Floats
     logits_NC = rng.standard_normal((samples, classes), np.float32)
     logits_NC[np.arange(samples), rng.integers(0, classes, samples)] += 20
     likelihood_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return likelihood_NC / likelihood_NC.sum(axis=1, keepdims=True)
+    probabilities_NC: Floats = likelihood_NC / likelihood_NC.sum(axis=1, keepdims=True)
+    return probabilities_NC
 
 
 SETS: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {

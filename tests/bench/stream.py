@@ -81,7 +81,7 @@ async def pass_through(channel: grpc.aio.Channel, metadata: Metadata, case: Case
             yield request
 
     began_s = time.perf_counter()
-    infer = channel.stream_stream(INFER)
+    infer: Any = channel.stream_stream(INFER)
     async for reply in infer(requests(), metadata=metadata, timeout=CALL_TIMEOUT_S):
         latencies_s.append(time.perf_counter() - sent_s[len(replies)])
         replies.append(reply)

@@ -28,7 +28,6 @@ def measured(out: Path, name: str, *options: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_selection(tmp_path: Path) -> None:
-    pytest.importorskip("faiss", reason="faiss comes with .[bench]")
     found = measured(tmp_path, "selection", "--samples", "3000", "--prototypes", "8", "--repeats", "1")
     assert {row["set"] for row in found["rows"]} == set(SETS)
     assert {"isthmus", "faiss", "scikit-learn"} <= {row["what"] for row in found["rows"]}
