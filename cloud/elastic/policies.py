@@ -1,0 +1,67 @@
+"""PURE: what decides which queries run next, together, and with which gamma. The engine around it is the same for all.
+
+A policy keeps its own view of the waiting queries, in whatever form it plans with: the engine tells it of each that
+comes and each that goes, and asks it what to run whenever the executor is free.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from isthmus.cloud.elastic.profile import Profile
+from isthmus.cloud.elastic.query import Query
+
+EPSILON: Final = 64
+"""Most queries of a batch, as in the paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to do now. ``queries`` empty: run nothing before ``wait_until_s`` (None: until something changes).
+
+    ``evict`` are queries the policy gives up: they are worth less than the time they would take, or cannot be in time.
+    """
+
+    queries: tuple[Query, ...] = ()
+    gamma: int = 0
+    evict: tuple[Query, ...] = ()
+    wait_until_s: float | None = None
+
+
+class Policy(Protocol):
+    """``gammas``: those it may pick. ``arrived`` and ``left`` are each called once for every query; ``left`` also for
+    queries that ``choose`` has handed out, and for those only after it returned."""
+
+    @property
+    def gammas(self) -> tuple[int, ...]: ...
+
+    def use(self, profile: Profile) -> None:
+        """From now on plan with ``profile``: tasks came or went, or the machine was measured anew."""
+
+    def arrived(self, query: Query) -> None: ...
+
+    def left(self, query: Query) -> None: ...
+
+    def choose(self, now_s: float) -> Choice:
+        """Which of the waiting queries to run at ``now_s``. Changes nothing that a second call would see."""
+
+
+class Fifo:
+    """First come, first served, at one gamma."""
+
+    def __init__(self, gamma: int = 0, epsilon: int = EPSILON) -> None:
+        self.gammas = (gamma,)
+        self._epsilon = epsilon
+        self._waiting: dict[int, Query] = {}
+
+    def use(self, profile: Profile) -> None:
+        """Nothing to learn: neither times nor accuracies matter here."""
+
+    def arrived(self, query: Query) -> None:
+        self._waiting[query.id] = query
+
+    def left(self, query: Query) -> None:
+        del self._waiting[query.id]
+
+    def choose(self, now_s: float) -> Choice:
+        first = zip(range(self._epsilon), self._waiting.values(), strict=False)
+        return Choice(tuple(query for _, query in first), self.gammas[0])
