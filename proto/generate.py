@@ -1,8 +1,9 @@
-"""Regenerates the protobuf code under proto/v1: ``python -m isthmus.proto.generate [--check]``.
+"""Regenerates the protobuf code under proto/: ``python -m isthmus.proto.generate [--check]``.
 
 The compiler is given the virtual path ``isthmus/proto=proto``, so that what it writes imports as
 ``isthmus.proto.v1.isthmus_pb2``. The output is committed; ``--check`` compares it with a fresh run and fails on any
-difference. Needs grpcio-tools (extra ``dev``), pinned because the oldest protobuf that can run the code depends on it.
+difference. The code of a published protocol is given a descriptor pool of its own: its clients bring the same names
+in the pool of the process, which takes every name once. Needs grpcio-tools (extra ``dev``), pinned because the oldest protobuf that can run the code depends on it.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from pathlib import Path
 
 PROTO_DIR = Path(__file__).resolve().parent
 IMPORT_ROOT = "isthmus/proto"
-SOURCES = ("v1/isthmus.proto",)
+SOURCES = ("v1/isthmus.proto", "v1/elastic.proto", "open_inference/inference.proto")
+OWN_POOL = ("open_inference/inference_pb2.py",)
 
 
 class GenerationError(Exception):
@@ -44,7 +46,15 @@ def compile_sources(out_dir: Path) -> dict[str, bytes]:
     if code != 0:
         raise GenerationError(f"protoc ended with {code}")
     root = out_dir / IMPORT_ROOT
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    made = {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return made | {name: _in_own_pool(made[name]) for name in OWN_POOL}
+
+
+def _in_own_pool(code: bytes) -> bytes:
+    shared = b"_descriptor_pool.Default()"
+    if code.count(shared) != 1:
+        raise GenerationError("the compiler writes its descriptor pool in another way than it did")
+    return code.replace(shared, b"_descriptor_pool.DescriptorPool()")
 
 
 def stale_files(fresh: dict[str, bytes], proto_dir: Path = PROTO_DIR) -> list[str]:
