@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from isthmus.cloud.elastic.policies import Policy
+from isthmus.cloud.elastic.policy import Policy
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.query import Batch, Outcome, Query
 from isthmus.proto.errors import Busy, InvalidInput
@@ -79,12 +79,9 @@ class Engine:
 
     def use(self, profile: Profile) -> None:
         """Plans with another profile from now on. Raises ValueError where it lacks a gamma of the policy."""
-        missing = set(self.policy.gammas) - set(profile.gammas)
-        if missing:
-            raise ValueError(f"the profile was not measured at gamma {sorted(missing)}")
+        self.policy.use(profile)
         self.profile = profile
         self._fastest_s = min(profile.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
-        self.policy.use(profile)
 
     @property
     def waiting(self) -> int:

@@ -1,67 +1,41 @@
-"""PURE: what decides which queries run next, together, and with which gamma. The engine around it is the same for all.
+"""PURE: the policies by name, for command lines and settings. All run in the same engine."""
 
-A policy keeps its own view of the waiting queries, in whatever form it plans with: the engine tells it of each that
-comes and each that goes, and asks it what to run whenever the executor is free.
-"""
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from dataclasses import dataclass
-from typing import Final, Protocol
-
+from isthmus.cloud.elastic.baselines import Clipper, Fifo, FixedGamma
+from isthmus.cloud.elastic.otas import Otas, Planner
+from isthmus.cloud.elastic.policy import Choice, Policy
+from isthmus.cloud.elastic.priced import Priced
 from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.elastic.query import Query
 
-EPSILON: Final = 64
-"""Most queries of a batch, as in the paper."""
+__all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "make_policy"]
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What to do now. ``queries`` empty: run nothing before ``wait_until_s`` (None: until something changes).
-
-    ``evict`` are queries the policy gives up: they are worth less than the time they would take, or cannot be in time.
-    """
-
-    queries: tuple[Query, ...] = ()
-    gamma: int = 0
-    evict: tuple[Query, ...] = ()
-    wait_until_s: float | None = None
+DEFAULT_POLICY: Final = "priced"
+POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+    "priced": Priced,
+    "exact": lambda: Otas(Planner.EXACT),
+    "otas": lambda: Otas(Planner.PAPER),
+    "pets": Fifo,
+    "clipper": Clipper,
+}
+"""``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
+exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
 
 
-class Policy(Protocol):
-    """``gammas``: those it may pick. ``arrived`` and ``left`` are each called once for every query; ``left`` also for
-    queries that ``choose`` has handed out, and for those only after it returned."""
-
-    @property
-    def gammas(self) -> tuple[int, ...]: ...
-
-    def use(self, profile: Profile) -> None:
-        """From now on plan with ``profile``: tasks came or went, or the machine was measured anew."""
-
-    def arrived(self, query: Query) -> None: ...
-
-    def left(self, query: Query) -> None: ...
-
-    def choose(self, now_s: float) -> Choice:
-        """Which of the waiting queries to run at ``now_s``. Changes nothing that a second call would see."""
-
-
-class Fifo:
-    """First come, first served, at one gamma."""
-
-    def __init__(self, gamma: int = 0, epsilon: int = EPSILON) -> None:
-        self.gammas = (gamma,)
-        self._epsilon = epsilon
-        self._waiting: dict[int, Query] = {}
-
-    def use(self, profile: Profile) -> None:
-        """Nothing to learn: neither times nor accuracies matter here."""
-
-    def arrived(self, query: Query) -> None:
-        self._waiting[query.id] = query
-
-    def left(self, query: Query) -> None:
-        del self._waiting[query.id]
-
-    def choose(self, now_s: float) -> Choice:
-        first = zip(range(self._epsilon), self._waiting.values(), strict=False)
-        return Choice(tuple(query for _, query in first), self.gammas[0])
+def make_policy(name: str, profile: Profile) -> Policy:
+    """A fresh policy that plans with ``profile``. Raises ValueError for a name that is none, with those that are, and
+    for a gamma that was not measured."""
+    policy: Policy
+    if name.startswith("fixed:"):
+        try:
+            gamma = int(name.removeprefix("fixed:"))
+        except ValueError as error:
+            raise ValueError(f"fixed:G needs a whole number, not {name!r}") from error
+        policy = FixedGamma(gamma)
+    elif name in POLICIES:
+        policy = POLICIES[name]()
+    else:
+        raise ValueError(f"no policy {name!r}; there are {', '.join(POLICIES)} and fixed:G")
+    policy.use(profile)
+    return policy

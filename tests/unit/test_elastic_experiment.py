@@ -1,0 +1,82 @@
+"""The grid of policies, loads and seeds, tiny; and `isthmus elastic replay`."""
+
+import json
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from isthmus.cloud.elastic.profile import Profile, paper_profile
+from isthmus.cloud.elastic.replay import replay
+from isthmus.experiments import elastic
+
+LLM = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:{17 + i // 60}:{i % 60:02d}.0000000,1,1\n" for i in range(0, 170, 7)
+)
+
+
+def test_a_grid_is_run_kept_and_told(tmp_path: Path) -> None:
+    (tmp_path / "llm.csv").write_text(LLM, encoding="utf-8")
+    told: list[str] = []
+
+    def once() -> dict[str, object]:
+        return elastic.run(
+            ["paper", "modelled"],
+            ["synthetic", str(tmp_path / "llm.csv")],
+            loads=[1.5],
+            seeds=[0],
+            out=tmp_path / "out",
+            told=told.append,
+            duration_s=2,
+            policies=["priced", "pets", "infaas", "fixed:0", "fixed:2"],
+        )
+
+    result = once()
+    assert len(told) == 4
+    page = (tmp_path / "out" / "result.md").read_text()
+    assert "priced over PetS" in page and "### modelled profile, llm" in page
+    for cell in json.loads((tmp_path / "out" / "result.json").read_text())["cells"]:
+        for row in cell["rows"]:
+            assert 0 <= row["of_bound"] <= 1
+    for path in (tmp_path / "out" / "cells").iterdir():
+        path.write_text(path.read_text().replace('"queries": ', '"queries": 1'))
+    assert once() != result, "finished cells are read back, not run again"
+
+
+def test_the_modelled_profile_merges_cheaply() -> None:
+    profile = elastic.modelled_profile()
+    assert Profile.from_json(profile.to_json()) == profile
+    assert 2.5 < profile.capacity_per_s(-16) / profile.capacity_per_s(0) < 3.2
+    assert profile.capacity_per_s(4) < profile.capacity_per_s(0)
+
+
+def replayed(*args: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(replay)
+    result = CliRunner().invoke(app, list(args))
+    return result.exit_code, result.output
+
+
+def test_replay_says_what_became_of_a_trace(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text(paper_profile().to_json(), encoding="utf-8")
+    out = tmp_path / "run.json"
+    args = ["synthetic", "--duration-s", "2", "--load", "2", "--policy", "exact", "--profile", str(profile)]
+    code, output = replayed(*args, "--out", str(out))
+    assert code == 0 and "no policy passes" in output and "correct in time" in output
+    found = json.loads(out.read_text())
+    assert found["expected_utility"] <= found["bound"]
+    assert len(found["each"]) == found["batches"]
+
+
+def test_replay_says_what_is_wrong(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_text("a,b\n", encoding="utf-8")
+    for args in (
+        [str(bad)],
+        [str(tmp_path / "none.csv")],
+        ["synthetic", "--policy", "best"],
+        ["synthetic", "--profile", str(bad)],
+    ):
+        code, output = replayed(*args)
+        assert code == 1 and "isthmus elastic replay:" in output

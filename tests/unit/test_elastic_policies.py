@@ -1,0 +1,134 @@
+"""What each policy does with the same few queries, and how they stand to each other under load."""
+
+import numpy as np
+import pytest
+
+from isthmus.cloud.elastic.engine import Engine
+from isthmus.cloud.elastic.infaas import SIZES, Infaas, loading_executor, sizes_profile
+from isthmus.cloud.elastic.policies import POLICIES, Policy, make_policy
+from isthmus.cloud.elastic.priced import Priced
+from isthmus.cloud.elastic.profile import paper_profile
+from isthmus.cloud.elastic.query import Outcome, Query
+from isthmus.cloud.elastic.simulate import draws, simulate
+from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+
+PROFILE = paper_profile()
+
+
+def queries(count: int, *, task: str = "CIFAR100", utility: float = 1.0, latency_s: float = 0.6) -> list[Query]:
+    return [Query(id, task, 0.0, latency_s, utility) for id in range(count)]
+
+
+def told(name: str, waiting: list[Query]) -> Policy:
+    policy = make_policy(name, PROFILE)
+    for query in waiting:
+        policy.arrived(query)
+    return policy
+
+
+@pytest.mark.parametrize("name", [*POLICIES, "fixed:-5"])
+def test_nothing_waits_nothing_runs(name: str) -> None:
+    assert make_policy(name, PROFILE).choose(0.0).queries == ()
+
+
+@pytest.mark.parametrize("name", ["priced", "exact"])
+def test_alone_a_query_gets_the_most_accurate_gamma(name: str) -> None:
+    assert told(name, queries(1)).choose(0.0).gamma == 8
+
+
+@pytest.mark.parametrize("name", ["priced", "exact", "otas"])
+def test_a_crowd_is_hurried(name: str) -> None:
+    crowd = [Query(id, "CIFAR10", 0.0, 0.6, 0.3) for id in range(500)]
+    choice = told(name, crowd).choose(0.1)
+    assert choice.gamma < 0
+    assert choice.queries
+
+
+def test_our_batches_hold_what_wants_one_gamma() -> None:
+    crowd = [Query(id, "CIFAR100" if id % 2 else "CIFAR10", 0.0, 0.6, 1.0 if id % 2 else 0.3) for id in range(300)]
+    policy = told("priced", crowd)
+    assert isinstance(policy, Priced) and policy.price_per_s(0.0) > 0
+    choice = policy.choose(0.0)
+    assert len({query.task for query in choice.queries}) == 1
+
+
+def test_our_batches_are_in_time_to_the_last_query() -> None:
+    crowd = [Query(id, "CIFAR100", 0.0, 0.02 + 0.001 * id, 1.0) for id in range(200)]
+    choice = told("priced", crowd).choose(0.0)
+    end_s = PROFILE.batch_time_s(choice.gamma, len(choice.queries))
+    assert all(query.deadline_s >= end_s for query in choice.queries)
+
+
+def test_a_deadline_too_near_for_the_best_gamma_gets_a_faster_one() -> None:
+    choice = told("priced", queries(1, latency_s=0.0085)).choose(0.0)
+    assert [query.id for query in choice.queries] == [0]
+    assert PROFILE.batch_time_s(choice.gamma, 1) <= 0.0085
+
+
+def test_what_is_worth_little_runs_when_nothing_else_waits() -> None:
+    policy = told("priced", queries(3, utility=0.0))
+    assert len(policy.choose(0.0).queries) == 3
+
+
+def test_many_different_utilities_stay_few_kinds() -> None:
+    policy = Priced()
+    policy.use(PROFILE)
+    for id, utility in enumerate(np.geomspace(1e-3, 1.0, 5_000).tolist()):
+        policy.arrived(Query(id, "CIFAR10", 0.0, 1.0, utility))
+    assert len(policy._kinds) < 40
+    assert len(policy.choose(0.0).queries) == 64
+
+
+def test_a_task_that_goes_leaves_its_queries_to_the_executor() -> None:
+    for name in ("priced", "exact", "otas"):
+        policy = told(name, queries(2))
+        policy.use(PROFILE.without_task("CIFAR100"))
+        assert policy.choose(0.0).queries or name != "priced"
+
+
+def test_unknown_names_and_gammas_are_told() -> None:
+    for name in ("best", "fixed:x", "fixed:3"):
+        with pytest.raises(ValueError):
+            make_policy(name, PROFILE)
+    with pytest.raises(ValueError, match="sizes_profile"):
+        Engine(PROFILE, Infaas())
+
+
+def test_infaas_pays_for_loading_and_keeps_to_one_task() -> None:
+    profile = sizes_profile(PROFILE)
+    assert profile.batch_time_s(0, 64) == pytest.approx(PROFILE.batch_time_s(0, 64))
+    assert profile.batch_time_s(-1, 64) < PROFILE.batch_time_s(0, 64) < profile.batch_time_s(1, 64)
+    engine, takes_s = Engine(profile, Infaas()), loading_executor()
+    for id, task in enumerate(["CIFAR10", "CIFAR100", "CIFAR10"]):
+        engine.submit(Query(id, task, 0.0, 10.0, 1.0), 0.0)
+    first = engine.next_work(0.0).work
+    assert first is not None and [query.task for query in first.batch.queries] == ["CIFAR10", "CIFAR10"]
+    base = next(size for size in SIZES if size.level == first.gamma)
+    assert takes_s(first) == pytest.approx(base.load_s + first.predicted_s)
+    assert takes_s(first) == pytest.approx(first.predicted_s)
+
+
+def test_under_overload_ours_comes_first() -> None:
+    rng = np.random.default_rng(5)
+    asked = queries_at_load(rng, wandering_rates(rng, 12), 1.6, PROFILE)
+    luck_N = draws(rng, len(asked))
+    earned = {
+        name: simulate(Engine(PROFILE, make_policy(name, PROFILE)), asked, luck_N).expected_utility
+        for name in ("priced", "exact", "otas", "pets", "fixed:0")
+    }
+    assert earned["priced"] == max(earned.values())
+    assert earned["priced"] > 1.18 * earned["pets"]
+    assert earned["priced"] > 1.18 * earned["fixed:0"]
+    assert earned["exact"] >= earned["otas"]
+
+
+def test_ten_times_overload_goes_on_doing_useful_work() -> None:
+    rng = np.random.default_rng(6)
+    asked = queries_at_load(rng, wandering_rates(rng, 3), 10, PROFILE)
+    engine = Engine(PROFILE, make_policy("priced", PROFILE), max_waiting=2_000)
+    run = simulate(engine, asked, draws(rng, len(asked)))
+    assert engine.waiting == 0
+    # Even the least accurate gamma earns this much on the dearest sixth of the queries.
+    dearest = sum(query.utility for query in asked if query.utility == 1.0)
+    assert run.expected_utility > 0.3 * dearest
+    assert run.share(Outcome.LATE) == 0
