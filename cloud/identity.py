@@ -47,7 +47,7 @@ def enrol(
     Raises Unauthenticated for a wrong key, TooLarge or InvalidInput for a name that cannot be shown, Busy when the
     server has all the devices that it takes.
     """
-    if gate.enrolment_key is not None and not _same(enrolment_key.encode(), gate.enrolment_key.encode()):
+    if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
         raise Unauthenticated("the enrolment key is missing or wrong; ask the operator for it")
     if len(device_name) > MAX_NAME_CHARS:
         raise TooLarge(f"device name: longer than {MAX_NAME_CHARS} characters")
@@ -83,6 +83,7 @@ def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def _same(given: bytes, wanted: bytes) -> bool:
+def same_secret(given: str, wanted: str) -> bool:
+    """Whether two secrets are the same, in a time that tells nothing of either."""
     # Hashed first, so that the time does not tell the key's length.
-    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(wanted).digest())
+    return hmac.compare_digest(_hash(given), _hash(wanted))

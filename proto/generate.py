@@ -3,7 +3,8 @@
 The compiler is given the virtual path ``isthmus/proto=proto``, so that what it writes imports as
 ``isthmus.proto.v1.isthmus_pb2``. The output is committed; ``--check`` compares it with a fresh run and fails on any
 difference. The code of a published protocol is given a descriptor pool of its own: its clients bring the same names
-in the pool of the process, which takes every name once. Needs grpcio-tools (extra ``dev``), pinned because the oldest protobuf that can run the code depends on it.
+in the pool of the process, which takes every name once. Needs grpcio-tools (extra ``dev``), pinned because the oldest
+protobuf that can run the code depends on it.
 """
 
 import argparse

@@ -18,3 +18,10 @@ MAX_STUDENT_FILES: Final = 64
 MAX_STUDENT_FILE_BYTES: Final = 1 << 30
 MAX_NAME_CHARS: Final = 64
 MAX_ROUNDS: Final = 100
+
+MAX_IMAGE_MESSAGE_BYTES: Final = 4 << 20
+"""Where elastic serving is on, a message may be this large: a picture, or 64 small ones."""
+
+MAX_IMAGES_PER_REQUEST: Final = 64
+MAX_TASK_WEIGHTS_BYTES: Final = 64 << 20
+MAX_TASKS: Final = 256

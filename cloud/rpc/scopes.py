@@ -27,8 +27,17 @@ log = logging.getLogger(__name__)
 
 Scope = Callable[[str, Any], AbstractAsyncContextManager[None]]
 
-_OURS: Final = "/isthmus.v1."
-_OPEN: Final = frozenset({"/isthmus.v1.PersonalisationService/Enrol"})
+_OPEN_INFERENCE: Final = "/inference.GRPCInferenceService/"
+_ELASTIC: Final = ("/isthmus.v1.ElasticService/", _OPEN_INFERENCE)
+_OURS: Final = ("/isthmus.v1.", _OPEN_INFERENCE)
+_OPEN: Final = frozenset(
+    {
+        "/isthmus.v1.PersonalisationService/Enrol",
+        # Asked by those who watch over a server; they say no more than that it is there.
+        f"{_OPEN_INFERENCE}ServerLive",
+        f"{_OPEN_INFERENCE}ServerReady",
+    }
+)
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _CALLER: ContextVar[Device] = ContextVar("caller")
 
@@ -76,18 +85,28 @@ def _scoped(handler: Any, scope: Callable[[Any], AbstractAsyncContextManager[Non
     return grpc.unary_unary_rpc_method_handler(single, **codec)
 
 
-def identity_scope(database: Database) -> Scope:
-    """Finds the device of the call's token. Raises Unauthenticated."""
+def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
+    """Finds the device of the call's token; elastic serving knows no devices, but may ask for one key of all.
+
+    Raises Unauthenticated.
+    """
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
-        if method in _OPEN:
+        elastic = method.startswith(_ELASTIC)
+        if method in _OPEN or (elastic and elastic_key is None):
             yield
             return
         metadata = dict(context.invocation_metadata() or ())
         scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Unauthenticated("no token: enrol first, then send 'authorization: Bearer <token>'")
+            first = "ask the operator for the key" if elastic else "enrol first"
+            raise Unauthenticated(f"no token: {first}, then send 'authorization: Bearer <token>'")
+        if elastic_key is not None and elastic:
+            if not identity.same_secret(token, elastic_key):
+                raise Unauthenticated("the key is wrong; ask the operator for it")
+            yield
+            return
         reset = _CALLER.set(await asyncio.to_thread(identity.authenticate, database, token))
         try:
             yield
@@ -98,11 +117,14 @@ def identity_scope(database: Database) -> Scope:
 
 
 def limit_scope(calls_per_device: int) -> Scope:
-    """Bounds the calls that one device has in progress. Raises Busy."""
+    """Bounds the calls that one device has in progress; elastic serving has its own bounds. Raises Busy."""
     in_progress: Counter[str] = Counter()
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
+        if method.startswith(_ELASTIC):
+            yield
+            return
         who = "" if method in _OPEN else caller().device_id
         if in_progress[who] >= calls_per_device:
             raise Busy(f"at most {calls_per_device} calls at a time; try again when one has ended")
@@ -125,12 +147,18 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
     except grpc.aio.BaseError:
         raise
     except Exception as error:
-        ours = translated(error)
-        if isinstance(ours, Internal):
-            reference = secrets.token_hex(4)
-            log.error("%s failed (reference %s)", method, reference, exc_info=error)
-            ours = Internal(f"the server failed; tell its operator reference {reference}")
+        ours = told(error, method)
         await context.abort(_STATUS[ours.code], str(ours))
+
+
+def told(error: Exception, method: str) -> IsthmusError:
+    """What a caller is told of an error: of our own faults a reference, under which the log has the rest."""
+    ours = translated(error)
+    if isinstance(ours, Internal):
+        reference = secrets.token_hex(4)
+        log.error("%s failed (reference %s)", method, reference, exc_info=error)
+        return Internal(f"the server failed; tell its operator reference {reference}")
+    return ours
 
 
 def translated(error: Exception) -> IsthmusError:

@@ -68,3 +68,13 @@ students = sa.Table(
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
 )
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("artefact_id", sa.String(64), nullable=False, index=True),
+    sa.Column("created_s", sa.Float, nullable=False),
+)

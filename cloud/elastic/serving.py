@@ -1,0 +1,80 @@
+"""Elastic serving as its clients ask for it, whatever protocol they speak. Plain functions that know no grpc."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from isthmus.cloud.elastic.decoding import Decoder
+from isthmus.cloud.elastic.executor import Image
+from isthmus.cloud.elastic.live import Answer, LiveEngine
+from isthmus.cloud.elastic.query import MAX_LATENCY_S, MAX_UTILITY
+from isthmus.cloud.elastic.registry import Registry
+from isthmus.cloud.elastic.tasks import ModelShape, Task
+from isthmus.proto.errors import InvalidInput, TooLate
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a caller asks for besides the answer. ``remaining_s``: until its call's own deadline, where it has one."""
+
+    latency_s: float | None = None
+    utility: float | None = None
+    remaining_s: float | None = None
+
+    def latency_for(self, task: Task) -> float:
+        """Seconds from arrival to answer: as asked, else the call's deadline, else the task's default; and never beyond
+        the call's deadline. Raises InvalidInput for what cannot be, TooLate where no time is left."""
+        if self.latency_s is not None and not 0 < self.latency_s <= MAX_LATENCY_S:
+            raise InvalidInput(f"latency must be above 0 and at most {MAX_LATENCY_S:g} s")
+        if self.remaining_s is None:
+            return task.spec.default_latency_s if self.latency_s is None else self.latency_s
+        if self.remaining_s <= 0:
+            raise TooLate("the deadline leaves no time to answer")
+        return min(self.remaining_s, MAX_LATENCY_S if self.latency_s is None else self.latency_s)
+
+    def utility_for(self, task: Task) -> float:
+        """Raises InvalidInput for a utility that cannot be."""
+        utility = task.spec.default_utility if self.utility is None else self.utility
+        if not 0 <= utility <= MAX_UTILITY:
+            raise InvalidInput(f"utility must be from 0 to {MAX_UTILITY:g}")
+        return utility
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What the servicers stand on."""
+
+    registry: Registry
+    live: LiveEngine
+    decoder: Decoder
+    model: ModelShape
+    clock: Callable[[], float] = time.monotonic
+
+    async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:
+        """The answer to one image: the bytes of a JPEG or PNG file, or an array as ``executor.Image`` says.
+
+        Raises InvalidInput, TooLarge, Busy, TooLate, Unavailable, Internal; of a bad request before anything is done.
+        """
+        arrival_s = self.clock()
+        latency_s, utility = terms.latency_for(task), terms.utility_for(task)
+        if isinstance(image, bytes):
+            image = await self.decoder.image(image, arrival_s + latency_s)
+        else:
+            check_pixels(image, self.model.image_px)
+        return await self.live.ask(task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility)
+
+
+def check_pixels(image: Image, image_px: int) -> None:
+    """Raises InvalidInput for an array that is not an image in the model's size, or holds NaN or infinity."""
+    if image.dtype == np.uint8 and image.shape == (image_px, image_px, 3):
+        return
+    if image.dtype != np.float32 or image.shape != (3, image_px, image_px):
+        raise InvalidInput(
+            f"image: {image_px} x {image_px} x 3 bytes, or 3 x {image_px} x {image_px} float32 are wanted"
+        )
+    # One pass: the sum of squares is finite unless an element is not, or is far beyond any pixel.
+    if not math.isfinite(float(np.vdot(image, image))):
+        raise InvalidInput("image: NaN, infinity or numbers far beyond any pixel")

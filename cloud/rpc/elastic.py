@@ -1,0 +1,166 @@
+"""ElasticService on the wire: tasks come in chunks, images one a call."""
+
+import asyncio
+import hashlib
+import logging
+import tempfile
+import time
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from isthmus.cloud.elastic.executor import Image
+from isthmus.cloud.elastic.serving import Elastic, Terms
+from isthmus.cloud.elastic.tasks import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
+from isthmus.proto.convert import identifier
+from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge
+from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES
+from isthmus.proto.v1 import elastic_pb2 as pb
+from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
+
+_MODES: Final[dict[int, PromptMode]] = {
+    pb.PROMPT_MODE_UNSPECIFIED: "append",
+    pb.PROMPT_MODE_APPEND: "append",
+    pb.PROMPT_MODE_REPLACE: "replace",
+}
+_MODES_TO_PB: Final = {"append": pb.PROMPT_MODE_APPEND, "replace": pb.PROMPT_MODE_REPLACE}
+_REGISTRATIONS: Final = 2
+"""At a time: each may hold a whole task in memory."""
+
+
+@dataclass(frozen=True)
+class ElasticServicer(pb_grpc.ElasticServiceServicer):
+    """``scratch``: folder for weights on their way in."""
+
+    elastic: Elastic
+    scratch: Path
+    _registering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_REGISTRATIONS))
+
+    async def RegisterTask(
+        self, requests: AsyncIterator[pb.RegisterTaskRequest], context: Any
+    ) -> pb.RegisterTaskResponse:
+        if self._registering.locked():
+            raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again when they are")
+        async with self._registering:
+            opening = await _opening(requests)
+            spec = spec_from_pb(opening.task)
+            await asyncio.to_thread(self.scratch.mkdir, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.scratch, suffix=".part") as file:
+                await _receive(requests, opening, file)
+                task = await asyncio.to_thread(self.elastic.registry.register, spec, Path(file.name), time.time())
+        log.info("task %s is registered, version %d", task.name, task.version)
+        return pb.RegisterTaskResponse(task=task_to_pb(task))
+
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
+        return pb.ListTasksResponse(tasks=[task_to_pb(task) for task in self.elastic.registry.listing()])
+
+    async def RemoveTask(self, request: pb.RemoveTaskRequest, context: Any) -> pb.RemoveTaskResponse:
+        await asyncio.to_thread(self.elastic.registry.remove, request.name)
+        log.info("task %s is removed", request.name)
+        return pb.RemoveTaskResponse()
+
+    async def MakeQuery(self, request: pb.MakeQueryRequest, context: Any) -> pb.MakeQueryResponse:
+        task = self.elastic.registry.get(request.task)
+        terms = Terms(
+            # 0 is what proto3 says for nothing; NaN is not 0, and is refused further on.
+            latency_s=request.latency_s if request.latency_s != 0 else None,
+            utility=request.utility if request.HasField("utility") else None,
+            remaining_s=context.time_remaining(),
+        )
+        answer = await self.elastic.ask(task, _image(request), terms)
+        best = int(answer.logits_C.argmax())
+        return pb.MakeQueryResponse(
+            class_index=best,
+            class_name=answer.task.spec.classes[best],
+            logits=answer.logits_C.tolist(),
+            gamma=answer.gamma,
+            queue_s=answer.queue_s,
+            run_s=answer.run_s,
+            in_time=answer.in_time,
+        )
+
+
+def spec_from_pb(message: pb.TaskDescription) -> TaskSpec:
+    """Raises InvalidInput or TooLarge."""
+    mode = _MODES.get(message.prompt_mode)
+    if mode is None:
+        raise InvalidInput("prompt mode: unknown; the other side is newer")
+    return TaskSpec(
+        name=identifier("task", message.name),
+        classes=tuple(message.classes),
+        prompt_mode=mode,
+        accuracy=dict(message.accuracy),
+        default_latency_s=message.default_latency_s or DEFAULT_LATENCY_S,
+        default_utility=message.default_utility or DEFAULT_UTILITY,
+    )
+
+
+def spec_to_pb(spec: TaskSpec) -> pb.TaskDescription:
+    return pb.TaskDescription(
+        name=spec.name,
+        classes=spec.classes,
+        prompt_mode=_MODES_TO_PB[spec.prompt_mode],
+        accuracy=dict(spec.accuracy),
+        default_latency_s=spec.default_latency_s,
+        default_utility=spec.default_utility,
+    )
+
+
+def task_to_pb(task: Task) -> pb.RegisteredTask:
+    return pb.RegisteredTask(
+        description=spec_to_pb(task.spec), version=task.version, prompted_gammas=task.prompted_gammas
+    )
+
+
+def _image(request: pb.MakeQueryRequest) -> bytes | Image:
+    which = request.WhichOneof("image")
+    if which == "encoded":
+        return request.encoded
+    if which != "pixels":
+        raise InvalidInput("image: none was sent")
+    pixels = request.pixels
+    if min(pixels.height, pixels.width) < 1 or len(pixels.rgb) != pixels.height * pixels.width * 3:
+        raise InvalidInput(f"image: {len(pixels.rgb)} bytes are not {pixels.height} x {pixels.width} x 3")
+    return np.frombuffer(pixels.rgb, np.uint8).reshape(pixels.height, pixels.width, 3)
+
+
+async def _opening(requests: AsyncIterator[pb.RegisterTaskRequest]) -> pb.RegisterTaskRequest.Opening:
+    async for request in requests:
+        if request.WhichOneof("part") == "opening":
+            opening = request.opening
+            if opening.weights_bytes > MAX_TASK_WEIGHTS_BYTES:
+                raise TooLarge(f"weights: at most {MAX_TASK_WEIGHTS_BYTES} bytes are accepted")
+            if opening.weights_bytes < 1 or len(opening.weights_sha256) != 32:
+                raise InvalidInput("weights: their length and SHA-256 are wanted")
+            return opening
+        break
+    raise OutOfOrder("the first message describes the task")
+
+
+async def _receive(
+    requests: AsyncIterator[pb.RegisterTaskRequest], opening: pb.RegisterTaskRequest.Opening, file: Any
+) -> None:
+    """Writes the chunks to ``file``, checked one by one and as a whole."""
+    digest, received = hashlib.sha256(), 0
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise OutOfOrder("after the opening come chunks")
+        chunk = request.chunk
+        if len(chunk.data) > CHUNK_BYTES or received + len(chunk.data) > opening.weights_bytes:
+            raise TooLarge("weights: a chunk that is too long, or more than was announced")
+        if chunk.offset_bytes != received or not chunk.data:
+            raise OutOfOrder(f"weights: the next chunk starts at {received}, and holds something")
+        if zlib.crc32(chunk.data) != chunk.crc32:
+            raise Corrupt(f"weights: the checksum at {received} does not match; send them again")
+        received += len(chunk.data)
+        digest.update(chunk.data)
+        await asyncio.to_thread(file.write, chunk.data)
+    if received != opening.weights_bytes or digest.digest() != opening.weights_sha256:
+        raise Corrupt("weights: they are not what was announced; send them again")
+    await asyncio.to_thread(file.flush)

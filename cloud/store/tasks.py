@@ -1,0 +1,73 @@
+"""Rows of the table ``tasks``: what is registered for elastic serving. The weights lie with the artefacts."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.schema import tasks
+from isthmus.proto.errors import Busy
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """``version`` counts the registrations of the name, from 1; ``artefact_id`` is where its weights lie."""
+
+    name: str
+    version: int
+    spec_json: str
+    artefact_id: str
+    created_s: float
+
+
+def put(
+    database: Database, name: str, spec_json: str, artefact_id: str, created_s: float, *, at_most: int
+) -> tuple[TaskRow, str | None]:
+    """Adds the task, or replaces the one of the same name. Also the artefact that no row names any more, if any.
+
+    Raises Busy where a new name would be one task too many.
+    """
+    with database.writing() as connection:
+        before = connection.execute(sa.select(tasks).where(tasks.c.name == name).with_for_update()).first()
+        if before is None:
+            count = connection.scalar(sa.select(sa.func.count()).select_from(tasks)) or 0
+            if count >= at_most:
+                raise Busy(f"{at_most} tasks are registered already; remove one first")
+        version = 1 if before is None else before.version + 1
+        row = TaskRow(name, version, spec_json, artefact_id, created_s)
+        connection.execute(tasks.delete().where(tasks.c.name == name))
+        connection.execute(
+            tasks.insert().values(
+                name=name, version=version, spec=spec_json, artefact_id=artefact_id, created_s=created_s
+            )
+        )
+        orphan = None if before is None else _unused(connection, before.artefact_id)
+    return row, orphan
+
+
+def remove(database: Database, name: str) -> tuple[bool, str | None]:
+    """Whether there was such a task, and the artefact that no row names any more, if any."""
+    with database.writing() as connection:
+        before = connection.execute(sa.select(tasks).where(tasks.c.name == name).with_for_update()).first()
+        if before is None:
+            return False, None
+        connection.execute(tasks.delete().where(tasks.c.name == name))
+        return True, _unused(connection, before.artefact_id)
+
+
+def listing(database: Database) -> list[TaskRow]:
+    """Every task, by name."""
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(tasks).order_by(tasks.c.name)).all()
+    return [TaskRow(row.name, row.version, row.spec, row.artefact_id, row.created_s) for row in rows]
+
+
+def named(database: Database, artefact_id: str) -> bool:
+    """Whether some task has these weights."""
+    with database.reading() as connection:
+        return _unused(connection, artefact_id) is None
+
+
+def _unused(connection: sa.Connection, artefact_id: str) -> str | None:
+    uses = connection.scalar(sa.select(sa.func.count()).select_from(tasks).where(tasks.c.artefact_id == artefact_id))
+    return None if uses else artefact_id

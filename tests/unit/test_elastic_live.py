@@ -1,0 +1,252 @@
+"""The engine in real time, with an executor that tests hold in their hand: each query is answered exactly once."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from isthmus.cloud.elastic.engine import Engine, Overloaded
+from isthmus.cloud.elastic.executor import Item
+from isthmus.cloud.elastic.live import Answer, LiveEngine
+from isthmus.cloud.elastic.policies import Choice, Fifo
+from isthmus.cloud.elastic.profile import MachineKey, Profile
+from isthmus.cloud.elastic.query import Outcome
+from isthmus.cloud.elastic.tasks import FloatArray, Task, TaskSpec, TaskWeights
+from isthmus.proto.errors import Internal, InvalidInput, TooLate, Unavailable
+
+WAIT_S = 20.0
+
+
+def task(name: str = "t", accuracy: float = 0.9) -> Task:
+    zeros = np.zeros((2, 4), np.float32)
+    return Task(TaskSpec(name, ("no", "yes"), accuracy={0: accuracy}), TaskWeights(zeros, zeros[:, 0], {}))
+
+
+def image(value: int) -> np.ndarray:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+@dataclass
+class HeldExecutor:
+    """Answers each image with its own first value. ``hold`` set: waits in ``run`` until it is let go."""
+
+    free: threading.Event = field(default_factory=threading.Event)
+    running: threading.Event = field(default_factory=threading.Event)
+    sizes: list[int] = field(default_factory=list)
+    breaks: Callable[[], None] = lambda: None
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
+        self.running.set()
+        assert self.free.wait(WAIT_S)
+        self.sizes.append(len(items))
+        self.breaks()
+        return [np.array([0, item.image.flat[0]], np.float32) for item in items]
+
+
+@dataclass
+class Rig:
+    live: LiveEngine
+    executor: HeldExecutor
+
+    def ask(self, value: int, latency_s: float = WAIT_S, of: Task | None = None) -> "asyncio.Task[Answer]":
+        ask = self.live.ask(of or TASK, image(value), arrival_s=clock(), latency_s=latency_s, utility=1.0)
+        return asyncio.create_task(ask)
+
+    async def until_running(self) -> None:
+        assert await asyncio.to_thread(self.executor.running.wait, WAIT_S)
+        self.executor.running.clear()
+
+
+TASK = task()
+
+
+def clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def rig(policy: Fifo | None = None, max_waiting: int = 8_192, held: bool = False) -> AsyncIterator[Rig]:
+    profile = Profile(MachineKey("p", "cpu", 1, "fp32", "m"), (0,), (1, 8), {}, {0: (1e-4, 2e-4)})
+    executor = HeldExecutor()
+    if not held:
+        executor.free.set()
+    live = LiveEngine(Engine(profile, policy or Fifo(), max_waiting=max_waiting), executor)
+    live.plan_for(TASK)
+    live.start()
+    try:
+        yield Rig(live, executor)
+    finally:
+        executor.free.set()
+        await asyncio.to_thread(live.stop)
+
+
+def test_a_thousand_at_once_each_get_their_own_answer() -> None:
+    async def scenario() -> tuple[list[Answer], int]:
+        async with rig() as on:
+            answers = await asyncio.gather(*(on.ask(value % 256) for value in range(1_000)))
+            return answers, sum(on.executor.sizes)
+
+    answers, ran = asyncio.run(scenario())
+    assert [int(answer.logits_C[1]) for answer in answers] == [value % 256 for value in range(1_000)]
+    assert ran == 1_000
+    assert all(answer.in_time and answer.gamma == 0 and answer.queue_s >= 0 for answer in answers)
+
+
+def test_what_waits_behind_a_long_batch_is_told_in_time_that_it_is_late() -> None:
+    async def scenario() -> tuple[Answer, dict[Outcome, int]]:
+        async with rig(held=True) as on:
+            first = on.ask(1)
+            await on.until_running()
+            with pytest.raises(TooLate, match="not computed"):
+                await asyncio.wait_for(on.ask(2, latency_s=0.02), WAIT_S)
+            assert not first.done()
+            on.executor.free.set()
+            return await first, on.live.statistics("t").outcomes
+
+    answer, outcomes = asyncio.run(scenario())
+    assert answer.logits_C[1] == 1
+    assert outcomes == {Outcome.EVICTED: 1, Outcome.ANSWERED_IN_TIME: 1}
+
+
+def test_an_answer_that_came_late_says_so() -> None:
+    async def scenario() -> Answer:
+        async with rig(held=True) as on:
+            asked = on.ask(1, latency_s=0.05)
+            await on.until_running()
+            await asyncio.sleep(0.06)
+            on.executor.free.set()
+            return await asked
+
+    answer = asyncio.run(scenario())
+    assert not answer.in_time
+    assert answer.logits_C[1] == 1
+
+
+def test_a_caller_who_leaves_frees_its_place_at_once_and_disturbs_nobody() -> None:
+    async def scenario() -> tuple[list[int], int]:
+        async with rig(held=True) as on:
+            first = on.ask(1)
+            await on.until_running()
+            waiting, leaving = on.ask(2), on.ask(3)
+            while on.live.waiting() < 2:
+                await asyncio.sleep(0)
+            leaving.cancel()
+            first.cancel()
+            await asyncio.wait([leaving, first])
+            assert on.live.waiting() == 1
+            on.executor.free.set()
+            assert (await waiting).logits_C[1] == 2
+            return on.executor.sizes, on.live.waiting()
+
+    sizes, waiting = asyncio.run(scenario())
+    assert (sizes, waiting) == ([1, 1], 0)
+
+
+def test_more_than_may_wait_are_refused_and_the_others_answered() -> None:
+    async def scenario() -> list[Answer | BaseException]:
+        async with rig(max_waiting=5, held=True) as on:
+            first = on.ask(0)
+            await on.until_running()
+            asked = [on.ask(value) for value in range(1, 21)]
+            refused, _ = await asyncio.wait(asked, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            assert refused
+            on.executor.free.set()
+            return await asyncio.gather(first, *asked, return_exceptions=True)
+
+    results = asyncio.run(scenario())
+    refused = [result for result in results if isinstance(result, Overloaded)]
+    answered = [result for result in results if isinstance(result, Answer)]
+    assert (len(answered), len(refused)) == (6, 15)
+    assert all(error.retryable for error in refused)
+
+
+def test_a_batch_that_breaks_fails_its_own_queries_only() -> None:
+    async def scenario() -> tuple[Answer, int]:
+        async with rig(held=True) as on:
+
+            def breaks() -> None:
+                on.executor.breaks = lambda: None
+                raise MemoryError
+
+            on.executor.breaks = breaks
+            broken = on.ask(1)
+            await on.until_running()
+            fine = on.ask(2)
+            on.executor.free.set()
+            with pytest.raises(Internal):
+                await broken
+            return await fine, on.live.statistics("t").refused
+
+    answer, refused = asyncio.run(scenario())
+    assert (answer.logits_C[1], refused) == (2, 1)
+
+
+def test_a_policy_that_breaks_ends_with_refusals_not_with_silence() -> None:
+    class Broken(Fifo):
+        def choose(self, now_s: float) -> Choice:
+            raise RuntimeError("no plan")
+
+    async def scenario() -> None:
+        async with rig(Broken()) as on:
+            for value in range(3):
+                with pytest.raises(Unavailable):
+                    await asyncio.wait_for(on.ask(value), WAIT_S)
+            assert not on.live.ready
+
+    asyncio.run(scenario())
+
+
+def test_stopping_lets_the_running_batch_end_and_refuses_the_rest() -> None:
+    async def scenario() -> list[Answer | BaseException]:
+        async with rig(held=True) as on:
+            first = on.ask(1)
+            await on.until_running()
+            rest = [on.ask(2), on.ask(3)]
+            while on.live.waiting() < 2:
+                await asyncio.sleep(0)
+            stopping = asyncio.create_task(asyncio.to_thread(on.live.stop))
+            while on.live.ready:
+                await asyncio.sleep(0)
+            on.executor.free.set()
+            await stopping
+            return await asyncio.gather(first, *rest, on.ask(4), return_exceptions=True)
+
+    first, *rest = asyncio.run(scenario())
+    assert isinstance(first, Answer)
+    assert [type(error) for error in rest] == [Unavailable] * 3
+
+
+@pytest.mark.parametrize("latency_s", [-1.0, 0.0, 1e9, float("nan"), float("inf")])
+def test_a_latency_that_cannot_be_is_refused(latency_s: float) -> None:
+    async def scenario() -> None:
+        async with rig() as on:
+            with pytest.raises(InvalidInput, match="latency"):
+                await on.ask(1, latency_s=latency_s)
+            assert (await on.ask(2)).logits_C[1] == 2
+
+    asyncio.run(scenario())
+
+
+def test_tasks_come_and_go_in_mid_traffic() -> None:
+    async def scenario() -> tuple[Answer, Answer]:
+        async with rig(held=True) as on:
+            first = on.ask(1)
+            await on.until_running()
+            late = task("late")
+            on.live.plan_for(late)
+            asked = on.ask(2, of=late)
+            while on.live.waiting() < 1:
+                await asyncio.sleep(0)
+            on.live.forget("late")
+            on.executor.free.set()
+            answers = await first, await asked
+            with pytest.raises(InvalidInput, match="no task 'late'"):
+                await on.ask(3, of=late)
+            return answers
+
+    first, second = asyncio.run(scenario())
+    assert (first.task.name, second.task.name, second.logits_C[1]) == ("t", "late", 2)
