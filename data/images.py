@@ -4,6 +4,7 @@ A set is a Parquet file with the columns ``image`` (a struct with the encoded pi
 image sets are published for CIFAR-10 and its like.
 """
 
+import hashlib
 import io
 import struct
 from collections.abc import Iterator
@@ -86,6 +87,13 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def digest(self) -> str:
+        """SHA-256 in hex over pictures and labels."""
+        digest = hashlib.sha256(repr(self.pictures_NHWC.shape).encode())
+        digest.update(np.ascontiguousarray(self.pictures_NHWC).data)
+        digest.update(np.ascontiguousarray(self.labels_N).data)
+        return digest.hexdigest()
 
     def only(self, positions_N: npt.NDArray[np.int64]) -> "LabelledImages":
         return LabelledImages(self.pictures_NHWC[positions_N], self.labels_N[positions_N])

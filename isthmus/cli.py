@@ -26,6 +26,11 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
     "distill": LazyCommand("isthmus.distill.cli", "Train the teacher, distil students, export, evaluate.", "train"),
     "cloud": LazyCommand("isthmus.cloud.cli", "The cloud service: personalise students, answer devices.", "cloud"),
     "edge": LazyCommand("isthmus.edge.cli", "The device: run the agent, see what would leave it.", "edge"),
+    "elastic": LazyCommand(
+        "isthmus.cloud.elastic.cli",
+        "Elastic ViT serving: learn prompts, search schedules, profile a machine.",
+        "elastic",
+    ),
     "experiment": LazyCommand(
         "isthmus.experiments.cli", "Measured comparisons over seeds, written as result files.", "train"
     ),

@@ -88,8 +88,19 @@ class ElasticViT(nn.Module):
         logits_BC: Tensor = self.vit.forward_head(self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd))
         return logits_BC
 
+    def layer_keys(self, images_BCHW: Tensor) -> list[Tensor]:
+        """What merging would compare at gamma 0: each layer's keys averaged over heads, (B, N, d)."""
+        keys: list[Tensor] = []
+        self._encode(images_BCHW, 0, None, None, keys)
+        return keys
+
     def _encode(
-        self, images_BCHW: Tensor, gamma: int, prompts_BLGD: Tensor | None, prompts_BLAHGd: Tensor | None
+        self,
+        images_BCHW: Tensor,
+        gamma: int,
+        prompts_BLGD: Tensor | None,
+        prompts_BLAHGd: Tensor | None,
+        keys_seen: list[Tensor] | None = None,
     ) -> Tensor:
         """The protected tokens (B, P, D) after all blocks and the last normalisation."""
         self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
@@ -102,6 +113,8 @@ class ElasticViT(nn.Module):
             keys_values = None if prompts_BLAHGd is None else prompts_BLAHGd[:, layer].expand(batch, -1, -1, -1, -1)
             asking = self.protected if layer == self.depth - 1 else tokens_BND.shape[1]
             attended_BND, keys_BHNd = _attend(block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values)
+            if keys_seen is not None:
+                keys_seen.append(keys_BHNd.mean(dim=1))
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
             if count and layer < self.depth - 1:
                 matching = match(keys_BHNd.mean(dim=1), count, self.protected)

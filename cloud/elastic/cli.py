@@ -1,0 +1,409 @@
+"""``isthmus elastic``: learn prompts, search merging schedules, measure a profile."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from isthmus.cloud.elastic import precision, profiler, prompts, schedules
+from isthmus.cloud.elastic.profile import Profile
+from isthmus.cloud.elastic.profile_figures import draw
+from isthmus.cloud.elastic.recipes import read_recipe, split
+from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType, ServedTask
+from isthmus.cloud.elastic.task_files import TaskFiles, load_tasks
+from isthmus.cloud.elastic.tasks import PROMPT_MODES, ModelShape, PromptMode, TaskSpec
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import load_vit, pixel_spec
+from isthmus.data.images import LabelledImages, PixelSpec, read_images
+from isthmus.distill.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.progress import EpochBars, bars, save_loss_curves
+from isthmus.distill.train import TrainingDiverged, pick_device
+from isthmus.proto.errors import IsthmusError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Elastic serving of one vision transformer to many image tasks.\n\n"
+    "'prompts' makes a task of labelled pictures, 'schedules' finds out where to merge, 'profile' measures this "
+    "machine; then 'isthmus cloud serve --elastic-model ... --elastic-profile ...' serves. What was stopped goes on "
+    "where it stood when the same command is run again.",
+)
+
+Model = Annotated[str, typer.Option(help="A safetensors file with timm's weight names, or a name that timm knows.")]
+Pixels = Annotated[
+    str | None,
+    typer.Option(help="Mean and deviation the model reads pictures with: cifar10, imagenet or half. Default: its own."),
+]
+Data = Annotated[Path, typer.Option(help="Labelled pictures: Parquet with the columns image and label.")]
+Held = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Share of the pictures held back to profile; 1 takes all.")
+]
+Limit = Annotated[int | None, typer.Option(min=2, help="Take so many pictures by chance.")]
+Gammas = Annotated[str, typer.Option(help="With commas between.")]
+Tasks = Annotated[Path, typer.Option(help="Folder of tasks, as 'isthmus elastic prompts' wrote it.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice, the split too.")]
+Device = Annotated[str, typer.Option(help="'auto' takes a GPU where there is one; or 'cpu', 'cuda'.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0 leaves torch's own choice.")]
+
+ALL_GAMMAS = ",".join(map(str, profiler.GAMMAS))
+ALL_SIZES = ",".join(map(str, profiler.SIZES))
+EXPECTED = (ValueError, CheckpointError, TrainingDiverged, IsthmusError, OSError)
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the errors a user can act on into one line and exit code 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except EXPECTED as error:
+            Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+@app.command("prompts")
+@_told
+def learn_prompts(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the task's files.")],
+    task: Annotated[
+        str, typer.Option(help="cifar10, animals-vehicles, animals, or a JSON file with name, classes, class_of_label.")
+    ] = "cifar10",
+    mode: Annotated[str, typer.Option(help="append or replace the prompts of the layer before.")] = "append",
+    gammas: Gammas = "2,4,8",
+    measured: Annotated[
+        str, typer.Option(help="Gammas up to 0 to measure accuracy at, with commas.")
+    ] = "-20,-15,-10,-5,0",
+    epochs: Annotated[int, typer.Option(min=1, help="For each number of prompts.")] = prompts.PROMPTS.epochs,
+    learning_rate: float = prompts.PROMPTS.learning_rate,
+    held: Held = 0.2,
+    limit: Limit = None,
+    pixels: Pixels = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Learn a task: a head, then prompts for one gamma after the other, more starting from fewer."""
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"mode {mode!r}: one of {', '.join(PROMPT_MODES)} is wanted")
+    chosen_mode: PromptMode = "append" if mode == "append" else "replace"
+    _set_threads(threads)
+    elastic, pixel = _opened(model, pixels)
+    recipe = read_recipe(task)
+    learning, profiling = _split(recipe.apply(_pictures(data, elastic, limit, seed)), held, seed)
+    config = prompts.PromptConfig(
+        _numbers(gammas),
+        chosen_mode,
+        prompts=dataclasses.replace(prompts.PROMPTS, epochs=epochs, learning_rate=learning_rate),
+        seed=seed,
+    )
+    where = pick_device(device)
+    work = out / f"{recipe.name}.learning"
+    losses: dict[str, list[float]] = {}
+    with bars() as progress:
+        watch = EpochBars(progress, len(learning))
+
+        def on_epoch(what: str, report: Any) -> None:
+            losses.setdefault(what, []).append(report.loss)
+            watch(what, report)
+
+        weights = prompts.learn_task(
+            elastic, pixel, learning, len(recipe.classes), config, folder=work, device=where, on_epoch=on_epoch
+        )
+    save_loss_curves(work, losses, recipe.name)
+    runner = ElasticRunner(elastic, pixel, device=str(where))
+    served = runner.prepare(weights, chosen_mode)
+    wanted = (*_numbers(measured), *config.gammas)
+    with _steps() as on_step:
+        shares = profiler.measure_accuracy(runner, {recipe.name: (served, profiling)}, wanted, on_step=on_step)
+    spec = TaskSpec(recipe.name, recipe.classes, chosen_mode, shares[recipe.name])
+    path = TaskFiles(recipe, spec, weights).save(out)
+    table = Table("gamma", "right", title=f"{recipe.name}, {len(profiling)} pictures held back", title_justify="left")
+    for gamma, share in spec.accuracy.items():
+        table.add_row(str(gamma), f"{share:.1%}")
+    Console().print(table)
+    Console().print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("schedules")
+@_told
+def search_schedules(
+    model: Model,
+    data: Data,
+    tasks: Tasks,
+    out: Annotated[Path, typer.Option(help="JSON file: what was tried, and the best schedule of each gamma.")],
+    gammas: Gammas = "-20,-15,-10,-5",
+    evaluations: Annotated[int, typer.Option(min=1, help="At most so many schedules for each gamma.")] = 40,
+    held: Held = 0.2,
+    limit: Limit = None,
+    pixels: Pixels = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Find at which layers to merge: the best mean accuracy over the tasks, at no more operations than alike layers."""
+    _set_threads(threads)
+    elastic, pixel = _opened(model, pixels)
+    where = str(pick_device(device))
+    labelled = _profiling_sets(elastic, tasks, data, held, limit, seed)
+    state = _read_state(out, key=[model, str(data), sorted(labelled), held, limit, seed])
+    table = Table("gamma", "alike layers", "found", "schedule", "tried", title="Schedules", title_justify="left")
+    with _steps() as on_step:
+        for gamma in _numbers(gammas):
+            tried = state["tried"].setdefault(str(gamma), [])
+            known = {tuple(schedule): share for schedule, share in tried}
+
+            def scheduled(schedule: schedules.Schedule, gamma: int = gamma) -> ElasticViT:
+                return ElasticViT(elastic.vit, {gamma: schedule})
+
+            def evaluate(schedule: schedules.Schedule, gamma: int = gamma) -> float:
+                runner = ElasticRunner(scheduled(schedule, gamma), pixel, device=where)
+                return float(
+                    np.mean(
+                        [
+                            profiler.accuracy(runner, runner.prepare(one.weights, one.spec.prompt_mode), some, gamma)
+                            for one, some in labelled.values()
+                        ]
+                    )
+                )
+
+            def operations(schedule: schedules.Schedule, gamma: int = gamma) -> int:
+                return scheduled(schedule, gamma).operations(gamma)
+
+            def keep(
+                schedule: schedules.Schedule,
+                share: float,
+                gamma: int = gamma,
+                tried: list[Any] = tried,
+                known: Mapping[schedules.Schedule, float] = known,
+            ) -> None:
+                if schedule not in known:
+                    tried.append([schedule, share])
+                    _write_state(out, state)
+                on_step(f"gamma {gamma}", min(len(tried), evaluations), evaluations)
+
+            found = schedules.search(
+                gamma,
+                elastic.depth,
+                evaluate,
+                operations,
+                most=elastic.tokens,
+                known=known,
+                max_evaluations=evaluations,
+                on_evaluated=keep,
+            )
+            state["schedules"][str(gamma)] = found.schedule
+            _write_state(out, state)
+            table.add_row(
+                str(gamma),
+                f"{found.uniform_accuracy:.2%}",
+                f"{found.accuracy:.2%}",
+                " ".join(map(str, found.schedule)),
+                str(found.tried),
+            )
+    Console().print(table)
+
+
+@app.command("profile")
+@_told
+def measure_profile(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The profile, JSON; a PNG with the same name is drawn beside it.")],
+    tasks: Annotated[Path | None, typer.Option(help="Folder of tasks to measure the accuracy of.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled pictures for the tasks: Parquet.")] = None,
+    schedule_file: Annotated[
+        Path | None, typer.Option("--schedules", help="What 'isthmus elastic schedules' wrote.")
+    ] = None,
+    gammas: Gammas = ALL_GAMMAS,
+    sizes: Annotated[str, typer.Option(help="Batch sizes, with commas between.")] = ALL_SIZES,
+    mode: Annotated[str, typer.Option(help="Whose times count above gamma 0: append or replace.")] = "append",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    number_type: Annotated[str, typer.Option(help="float32, bfloat16, or auto to measure which serves best.")] = "auto",
+    compiler: Annotated[str | None, typer.Option(help="A backend of torch.compile, such as inductor.")] = None,
+    random: Annotated[bool, typer.Option(help="A timm name without its weights: speed alone is measured.")] = False,
+    held: Held = 0.2,
+    limit: Limit = None,
+    pixels: Pixels = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Measure accuracy by task and gamma, time and memory by gamma and batch size, on this machine."""
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"mode {mode!r}: one of {', '.join(PROMPT_MODES)} is wanted")
+    if (tasks is None) != (data is None):
+        raise ValueError("--tasks and --data go together")
+    _set_threads(threads)
+    found = _read_schedules(schedule_file)
+    elastic, pixel = _opened(model, pixels, found, random=random)
+    where = str(pick_device(device))
+    labelled = {} if tasks is None or data is None else _profiling_sets(elastic, tasks, data, held, limit, seed)
+    chosen = _number_type(number_type, elastic, pixel, labelled, where, compiler)
+    runner = ElasticRunner(elastic, pixel, device=where, number_type=chosen, compiler=compiler)
+    served: dict[str, tuple[ServedTask, LabelledImages]] = {
+        name: (runner.prepare(one.weights, one.spec.prompt_mode), some) for name, (one, some) in labelled.items()
+    }
+    with _steps() as on_step:
+        profile = profiler.measure(
+            runner,
+            gammas=_numbers(gammas),
+            sizes=_numbers(sizes),
+            mode="append" if mode == "append" else "replace",
+            tasks=served,
+            repeats=repeats,
+            on_step=on_step,
+        )
+    write_atomically(out, profile.to_json().encode())
+    pictures = next((some for _, some in labelled.values()), None)
+    similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures))))) if pictures else ()
+    draw(profile, similarity_L, out.with_suffix(".png"))
+    Console().print(_table(profile))
+    if similarity_L:
+        Console().print("mean cosine of keys by layer: " + " ".join(f"{value:.2f}" for value in similarity_L))
+
+
+def _table(profile: Profile) -> Table:
+    key = profile.key
+    title = f"{key.processor}, {key.device}, {key.threads} threads, {key.number_type}"
+    largest = profile.sizes[-1]
+    rates = [f"images/s at {size}" for size in profile.sizes]
+    table = Table("gamma", *profile.accuracy, *rates, f"MB at {largest}", title=title, title_justify="left")
+    for gamma in profile.gammas:
+        table.add_row(
+            str(gamma),
+            *(f"{shares[gamma]:.1%}" if gamma <= 0 or shares[gamma] else "-" for shares in profile.accuracy.values()),
+            *(f"{profile.capacity_per_s(gamma, size):.4g}" for size in profile.sizes),
+            f"{profile.memory_bytes(gamma, largest) / 1e6:.1f}",
+        )
+    return table
+
+
+def _number_type(
+    wanted: str,
+    model: ElasticViT,
+    pixels: PixelSpec,
+    labelled: Mapping[str, tuple[TaskFiles, LabelledImages]],
+    device: str,
+    compiler: str | None,
+) -> NumberType:
+    for name in precision.NUMBER_TYPES:
+        if name == wanted:
+            return name
+    if wanted != "auto":
+        raise ValueError(f"number type {wanted!r}: one of auto, {', '.join(DTYPES)} is wanted")
+    pictures = next((some for _, some in labelled.values()), None) or _noise(model)
+    chosen = precision.choose(
+        model,
+        pixels,
+        pictures.only(np.arange(min(256, len(pictures)))),
+        labelled=False,
+        device=device,
+        compiler=compiler,
+    )
+    Console().print(chosen.said(), highlight=False, soft_wrap=True)
+    return chosen.number_type
+
+
+def _noise(model: ElasticViT) -> LabelledImages:
+    side = model.image_px
+    pictures = np.random.default_rng(0).integers(0, 256, (32, side, side, 3), np.uint8)
+    return LabelledImages(pictures, np.zeros(len(pictures), np.int64))
+
+
+def _opened(
+    source: str,
+    statistics: str | None,
+    found: Mapping[int, tuple[int, ...]] | None = None,
+    *,
+    random: bool = False,
+) -> tuple[ElasticViT, PixelSpec]:
+    vit = load_vit(source, random=random)
+    return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
+
+
+def _pictures(data: Path, model: ElasticViT, limit: int | None, seed: int) -> LabelledImages:
+    labelled = read_images(data, model.image_px)
+    if limit is None or limit >= len(labelled):
+        return labelled
+    chosen = np.random.default_rng(seed).choice(len(labelled), limit, replace=False)
+    return labelled.only(np.sort(chosen))
+
+
+def _split(labelled: LabelledImages, held: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    return (labelled, labelled) if held == 1.0 else split(labelled, held_share=held, seed=seed)
+
+
+def _profiling_sets(
+    model: ElasticViT, folder: Path, data: Path, held: float, limit: int | None, seed: int
+) -> dict[str, tuple[TaskFiles, LabelledImages]]:
+    """Each task with the pictures that 'prompts', given the same data, share and seed, held back from it."""
+    found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
+    if not found:
+        raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
+    labelled = _pictures(data, model, limit, seed)
+    return {one.spec.name: (one, _split(one.recipe.apply(labelled), held, seed)[1]) for one in found}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: whole numbers with commas between are wanted") from error
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _read_state(path: Path, key: list[Any]) -> dict[str, Any]:
+    """What an earlier search in this file tried. Raises ValueError where the file is of another search."""
+    if not path.exists():
+        return {"key": key, "tried": {}, "schedules": {}}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(state, dict) and state["key"] == key and {"tried", "schedules"} <= set(state):
+            return state
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
+        pass
+    raise ValueError(f"{path.name} is of another search, or damaged: remove it to begin anew, or name another file")
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(state, indent=1).encode())
+
+
+def _read_schedules(path: Path | None) -> dict[int, tuple[int, ...]]:
+    if path is None:
+        return {}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))["schedules"]
+        return {int(gamma): tuple(map(int, schedule)) for gamma, schedule in raw.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} holds no schedules: {error}") from error
+
+
+@contextmanager
+def _steps() -> Iterator[profiler.OnStep]:
+    """Progress bars for measurements, one for each kind."""
+    with bars() as progress:
+        shown: dict[str, Any] = {}
+
+        def on_step(what: str, done: int, every: int) -> None:
+            if what not in shown:
+                shown[what] = progress.add_task(what, total=every, note="")
+            progress.update(shown[what], completed=done, total=every)
+
+        yield on_step

@@ -1,0 +1,96 @@
+"""Which number type to serve in: the quickest on this machine that answers as well as float32 does.
+
+On a processor with bfloat16 units it doubles the throughput; on one without, it may halve it. So it is measured.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.data.images import LabelledImages, PixelSpec
+
+NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16")
+MAX_LOSS: Final = 0.005
+"""A number type that loses more accuracy than this is not taken, however quick."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``accuracy``: share of the labels that is right; without labels, of float32's answers that are the same."""
+
+    number_type: NumberType
+    images_per_s: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and all that was measured, float32 first."""
+
+    number_type: NumberType
+    measured: tuple[Measured, ...]
+    batch: int
+    labelled: bool
+
+    def said(self) -> str:
+        """One line for a log or a terminal."""
+        kind = "right" if self.labelled else "as float32"
+        each = "; ".join(
+            f"{one.number_type} {one.images_per_s:.4g} images/s, {one.accuracy:.1%} {kind}" for one in self.measured
+        )
+        return f"number type {self.number_type} (at batch {self.batch}: {each})"
+
+
+def choose(
+    model: ElasticViT,
+    pixels: PixelSpec,
+    pictures: LabelledImages,
+    *,
+    labelled: bool,
+    device: str = "cpu",
+    batch: int = 8,
+    repeats: int = 5,
+    compiler: str | None = None,
+    number_types: Sequence[NumberType] = NUMBER_TYPES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Measures each on a copy of the model at gamma 0, taking turns. ``labelled``: the labels are those of the model's
+    own head; otherwise pictures alone are looked at."""
+    types: tuple[NumberType, ...] = ("float32", *(name for name in number_types if name != "float32"))
+    runners = {
+        name: ElasticRunner(copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler)
+        for name in types
+    }
+    took_s: dict[str, list[float]] = {name: [] for name in types}
+    some = np.resize(pictures.pictures_NHWC, (batch, *pictures.pictures_NHWC.shape[1:]))
+    for repeat in range(repeats + 1):
+        for name, runner in runners.items():
+            began_s = clock()
+            runner.answer(some, 0, [runner.own_task()] * batch)
+            if repeat:
+                took_s[name].append(clock() - began_s)
+    answers = {name: _answers(runner, pictures, batch) for name, runner in runners.items()}
+    wanted = pictures.labels_N if labelled else answers["float32"]
+    measured = tuple(
+        Measured(name, batch / statistics.median(took_s[name]), float(np.mean(answers[name] == wanted)))
+        for name in types
+    )
+    good = [one for one in measured if one.accuracy >= measured[0].accuracy - MAX_LOSS]
+    best = max(good, key=lambda one: one.images_per_s)
+    return Choice(best.number_type, measured, batch, labelled)
+
+
+def _answers(runner: ElasticRunner, pictures: LabelledImages, batch: int) -> np.typing.NDArray[np.int64]:
+    found = []
+    task = runner.own_task()
+    for first in range(0, len(pictures), batch):
+        some = pictures.pictures_NHWC[first : first + batch]
+        found += [int(logits_C.argmax()) for logits_C in runner.answer(some, 0, [task] * len(some))]
+    return np.array(found, np.int64)
