@@ -13,7 +13,7 @@ from isthmus.distill.prepare import read_data, release_split
 from isthmus.distill.progress import EpochBars, bars
 from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.train import TrainingDiverged, pick_device
-from isthmus.experiments import table52
+from isthmus.experiments import elastic, table52
 from isthmus.experiments.offline import METHODS
 
 app = typer.Typer(
@@ -66,3 +66,42 @@ def table_5_2(
         raise typer.Exit(1) from error
     typer.echo(table52.markdown(result))
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'}")
+
+
+@app.command("elastic")
+def elastic_policies(
+    out: Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md and pictures.")],
+    trace: Annotated[
+        list[str] | None, typer.Option(help="'synthetic' or a recorded trace (CSV); may be given again.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="'paper', 'modelled' or a measured profile (JSON); may be given again.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
+    loads: Annotated[str, typer.Option(help="Comma-separated multiples of gamma 0's capacity.")] = "0.5,1,1.5,2",
+    duration_s: Annotated[float, typer.Option(help="Length of the synthetic trace.", min=1)] = 60.0,
+    window_s: Annotated[float, typer.Option(help="So much of a recorded trace is played as one second.")] = 60.0,
+    policies: Annotated[str, typer.Option(help="Comma-separated; empty: all.")] = "",
+) -> None:
+    """Utility of every policy of elastic serving, simulated, beside the clairvoyant bound."""
+    profiles, traces = profile or ["paper", "modelled"], trace or [elastic.SYNTHETIC]
+    names = [name.strip() for name in policies.split(",")] if policies else None
+    try:
+        result = elastic.run(
+            profiles,
+            traces,
+            loads=[float(load) for load in loads.split(",")],
+            seeds=[int(seed) for seed in seeds.split(",")],
+            out=out,
+            told=lambda line: typer.echo(line, err=True),
+            duration_s=duration_s,
+            window_s=window_s,
+            policies=names,
+        )
+        first = elastic.Workload(traces[0], result["loads"][-1], result["seeds"][0], duration_s, window_s)
+        pictures = elastic.draw(profiles[0], first, out / "pictures", names)
+    except (ValueError, OSError) as error:
+        typer.echo(f"isthmus experiment: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(elastic.markdown(result))
+    typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'} and {len(pictures)} pictures")

@@ -26,6 +26,7 @@ from isthmus.cloud.elastic.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.data.traces import read_trace
 from isthmus.distill.checkpoint import write_atomically
+from isthmus.experiments.elastic_figures import draw_all
 
 Floats = npt.NDArray[np.float64]
 Told = Callable[[str], None]
@@ -177,6 +178,15 @@ def run(
     write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "result.md", markdown(result).encode())
     return result
+
+
+def draw(profile_name: str, workload: Workload, out: Path, policies: Sequence[str] | None = None) -> list[Path]:
+    """Every picture of one workload, all policies in one run. Returns the files written under ``out``."""
+    profile = load_profile(profile_name)
+    queries = queries_of(workload, profile)
+    names = policies if policies is not None else [*POLICIES, "infaas"]
+    runs = {name: serve(name, profile, queries, workload.seed) for name in names}
+    return draw_all(out, profile, queries, runs, clairvoyant_bound(queries, profile, EPSILON), names[0])
 
 
 def _cell(

@@ -10,7 +10,7 @@ from tests.bench import machine
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("name", ["selection", "encoder", "stream", "footprint"])
+@pytest.mark.parametrize("name", ["selection", "encoder", "stream", "footprint", "planning"])
 def test_measure(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     out = machine.ROOT / "runs" / "bench" / f"{name}.json"
     with capfd.disabled():

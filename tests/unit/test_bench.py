@@ -62,6 +62,12 @@ def test_footprint(tmp_path: Path) -> None:
         assert sizes[f"memory, {who}, encoding, smoke"] > sizes[f"memory, {who}, imported, smoke"] > 1e7
 
 
+def test_planning(tmp_path: Path) -> None:
+    found = measured(tmp_path, "planning", "--batches", "6", "--size", "2", "--repeats", "1")
+    assert found["config"]["gammas"] == 8
+    assert any(row["what"].startswith("priced") for row in found["rows"])
+
+
 def test_candidates_take_turns() -> None:
     order: list[str] = []
     timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=3, warmups=1)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from isthmus.cloud.elastic.profile import Profile, paper_profile
 from isthmus.cloud.elastic.replay import replay
 from isthmus.experiments import elastic
+from isthmus.experiments.cli import app as experiment
 
 LLM = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:{17 + i // 60}:{i % 60:02d}.0000000,1,1\n" for i in range(0, 170, 7)
@@ -41,6 +42,29 @@ def test_a_grid_is_run_kept_and_told(tmp_path: Path) -> None:
     for path in (tmp_path / "out" / "cells").iterdir():
         path.write_text(path.read_text().replace('"queries": ', '"queries": 1'))
     assert once() != result, "finished cells are read back, not run again"
+
+
+def test_the_command_draws_every_picture(tmp_path: Path) -> None:
+    args = [
+        "elastic",
+        "--out",
+        str(tmp_path),
+        "--profile",
+        "paper",
+        "--seeds",
+        "0",
+        "--loads",
+        "2",
+        "--duration-s",
+        "1",
+    ]
+    result = CliRunner().invoke(experiment, [*args, "--policies", "priced,infaas"])
+    assert result.exit_code == 0, result.output
+    pictures = list((tmp_path / "pictures").iterdir())
+    assert len(pictures) == 12
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    broken = CliRunner().invoke(experiment, [*args, "--policies", "best"])
+    assert broken.exit_code == 1 and "no policy 'best'" in broken.output
 
 
 def test_the_modelled_profile_merges_cheaply() -> None:
