@@ -21,7 +21,7 @@ from isthmus.cloud.elastic.recipes import read_recipe, split
 from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType, ServedTask
 from isthmus.cloud.elastic.task_files import TaskFiles, load_tasks
 from isthmus.cloud.elastic.tasks import PROMPT_MODES, ModelShape, PromptMode, TaskSpec
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.vit import MAX_PROMPTS, ElasticViT
 from isthmus.cloud.elastic.weights import load_vit, pixel_spec
 from isthmus.data.images import LabelledImages, PixelSpec, read_images
 from isthmus.distill.checkpoint import CheckpointError, write_atomically
@@ -109,6 +109,7 @@ def learn_prompts(
         prompts=dataclasses.replace(prompts.PROMPTS, epochs=epochs, learning_rate=learning_rate),
         seed=seed,
     )
+    wanted = _fitting((*_numbers(measured), *config.gammas), elastic)
     where = pick_device(device)
     work = out / f"{recipe.name}.learning"
     losses: dict[str, list[float]] = {}
@@ -125,7 +126,6 @@ def learn_prompts(
     save_loss_curves(work, losses, recipe.name)
     runner = ElasticRunner(elastic, pixel, device=str(where))
     served = runner.prepare(weights, chosen_mode)
-    wanted = (*_numbers(measured), *config.gammas)
     with _steps() as on_step:
         shares = profiler.measure_accuracy(runner, {recipe.name: (served, profiling)}, wanted, on_step=on_step)
     spec = TaskSpec(recipe.name, recipe.classes, chosen_mode, shares[recipe.name])
@@ -161,7 +161,7 @@ def search_schedules(
     state = _read_state(out, key=[model, str(data), sorted(labelled), held, limit, seed])
     table = Table("gamma", "alike layers", "found", "schedule", "tried", title="Schedules", title_justify="left")
     with _steps() as on_step:
-        for gamma in _numbers(gammas):
+        for gamma in _fitting(_numbers(gammas), elastic):
             tried = state["tried"].setdefault(str(gamma), [])
             known = {tuple(schedule): share for schedule, share in tried}
 
@@ -258,7 +258,7 @@ def measure_profile(
     with _steps() as on_step:
         profile = profiler.measure(
             runner,
-            gammas=_numbers(gammas),
+            gammas=_fitting(_numbers(gammas), elastic),
             sizes=_numbers(sizes),
             mode="append" if mode == "append" else "replace",
             tasks=served,
@@ -361,6 +361,13 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
     except ValueError as error:
         raise ValueError(f"{text!r}: whole numbers with commas between are wanted") from error
+
+
+def _fitting(gammas: tuple[int, ...], model: ElasticViT) -> tuple[int, ...]:
+    """Raises ValueError, before anything is computed, for gammas that the model cannot run."""
+    if any(not -model.tokens <= gamma <= MAX_PROMPTS for gamma in gammas):
+        raise ValueError(f"gammas {gammas}: this model runs from {-model.tokens} to {MAX_PROMPTS}")
+    return gammas
 
 
 def _set_threads(threads: int) -> None:
