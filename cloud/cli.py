@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from isthmus.cloud import logs
+from isthmus.cloud.elastic.policies import DEFAULT_POLICY
 from isthmus.cloud.settings import CloudSettings, split_listen
 from isthmus.cloud.store import devices as device_rows
 from isthmus.cloud.store import jobs as job_rows
@@ -69,8 +70,39 @@ def serve(
         int | None, typer.Option(min=0, max=1, help="0: answer devices, but let personalisations wait [default: 1].")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [default: info].")] = None,
+    elastic_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve image tasks on this ViT: a safetensors file with timm's weights, or a name of timm's."
+        ),
+    ] = None,
+    elastic_pixels: Annotated[
+        str | None, typer.Option(help="Mean and deviation of its pictures, by name: cifar10, imagenet or half.")
+    ] = None,
+    elastic_profile: Annotated[Path | None, typer.Option(help="What 'isthmus elastic profile' wrote.")] = None,
+    elastic_measure: Annotated[
+        bool | None, typer.Option("--elastic-measure", help="Measure this machine first, and keep that as the profile.")
+    ] = None,
+    elastic_policy: Annotated[
+        str | None, typer.Option(help=f"priced, exact, otas, pets, clipper or fixed:G [default: {DEFAULT_POLICY}].")
+    ] = None,
+    elastic_device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
+    elastic_threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic [default: 1].")] = None,
+    elastic_number_type: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16 [default: auto, as the profile].")
+    ] = None,
+    elastic_compiler: Annotated[str | None, typer.Option(help="Backend of torch.compile, e.g. inductor.")] = None,
+    elastic_memory_bytes: Annotated[
+        int | None, typer.Option(help="Split a batch that is predicted to need more memory.")
+    ] = None,
+    elastic_max_waiting: Annotated[
+        int | None, typer.Option(help="Images that may wait; further ones are refused [default: 1024].")
+    ] = None,
+    elastic_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that clients of elastic serving must show.")
+    ] = None,
 ) -> None:
-    """Serve devices until interrupted.
+    """Serve devices, image tasks or both until interrupted.
 
     Every option may also stand in the environment as ISTHMUS_CLOUD_<NAME>. A server killed in the middle of a
     personalisation goes on with it when it is started again.

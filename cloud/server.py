@@ -10,13 +10,15 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
+from isthmus.cloud.elastic.serving import Elastic
 from isthmus.cloud.identity import Gate
 from isthmus.cloud.inference import HeadCache
 from isthmus.cloud.offer import Offer, offer_of
@@ -24,8 +26,10 @@ from isthmus.cloud.personalise import signing, students
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.personalise.supervisor import Supervisor
+from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.cloud.rpc.inference import InferenceServicer
 from isthmus.cloud.rpc.metrics import Metrics
+from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
 from isthmus.cloud.rpc.scopes import ScopeInterceptor, identity_scope, limit_scope, metrics_scope, status_scope
 from isthmus.cloud.settings import CloudSettings, split_listen
@@ -35,36 +39,52 @@ from isthmus.cloud.store.database import Database
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.proto.errors import InvalidInput
-from isthmus.proto.limits import MAX_MESSAGE_BYTES
+from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES
+from isthmus.proto.open_inference import inference_pb2 as inference_pb
+from isthmus.proto.open_inference import inference_pb2_grpc as inference_grpc
+from isthmus.proto.v1 import elastic_pb2 as elastic_pb
+from isthmus.proto.v1 import elastic_pb2_grpc as elastic_grpc
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 2.0
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_metadata_size", 8 << 10),
-    # Two servers on one port would share its devices at random.
-    ("grpc.so_reuseport", 0),
-    # A device that vanished is noticed, and one may ask every 10 s whether we are still here.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+
+
+def _options(message_bytes: int) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_send_message_length", message_bytes),
+        ("grpc.max_metadata_size", 8 << 10),
+        # Two servers on one port would share its devices at random.
+        ("grpc.so_reuseport", 0),
+        # A device that vanished is noticed, and one may ask every 10 s whether we are still here.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
 
 
 @dataclass(frozen=True)
-class _Ground:
-    """What the services stand on."""
+class _Release:
+    """What the services for devices stand on."""
 
-    shelf: Shelf
     signer: Signer
     offer: Offer
     gate: Gate
     base_student_id: str
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What the services stand on; those that are not offered have none of their own."""
+
+    shelf: Shelf
+    release: _Release | None
+    elastic: Elastic | None
+    elastic_key: str | None
 
 
 class Server:
@@ -75,6 +95,8 @@ class Server:
         self._stack = AsyncExitStack()
         self._supervisor: Supervisor | None = None
         self._metrics = Metrics()
+        self.elastic: Elastic | None = None
+        """Elastic serving, once started with ``elastic_model``."""
         self.metrics_port: int | None = None
         """Where metrics are served, once started with ``metrics_port``."""
 
@@ -102,9 +124,13 @@ class Server:
     async def _start(self) -> int:
         settings = self._settings
         ground = await asyncio.to_thread(self._open)
-        if settings.workers:
+        if settings.workers and ground.release is not None:
             self._supervisor = Supervisor(settings, self._metrics.worker_restarts.inc)
             self._stack.push_async_callback(self._supervisor.stop)
+        self.elastic = ground.elastic
+        if self.elastic is not None:
+            self.elastic.live.start()
+            self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
         server, health_servicer = self._wire(ground)
         port = await self._bind(server)
         await server.start()
@@ -119,7 +145,8 @@ class Server:
             self.metrics_port = httpd.server_port
         if settings.port_file is not None:
             _write_port(settings.port_file, f"{split_listen(settings.listen)[0]}:{port}")
-        log.info("listening on port %d, base student %s", port, ground.base_student_id)
+        base = "none" if ground.release is None else ground.release.base_student_id
+        log.info("listening on port %d, base student %s", port, base)
         return port
 
     def _open(self) -> _Ground:
@@ -129,49 +156,81 @@ class Server:
         self._stack.callback(database.close)
         self._stack.callback(lock.acquire(database, "server").release)
         database.migrate()
-        signer = signing.load_or_create(settings.signing_key_path)
-        offer = offer_of(Release.open(settings.release))
         shelf = Shelf(database, Artefacts(settings.artefacts_url))
-        base_student_id = students.publish_base(shelf, signer, offer, time.time())
         try:
             gate = Gate(settings.enrolment_key(), settings.max_devices)
+            elastic_key = settings.elastic_key()
         except (OSError, ValueError) as error:
-            raise InvalidInput(f"enrolment key: {error}") from error
-        return _Ground(shelf, signer, offer, gate, base_student_id)
+            raise InvalidInput(f"key file: {error}") from error
+        release = None if settings.release is None else self._open_release(settings.release, shelf, gate)
+        return _Ground(shelf, release, self._open_elastic(shelf), elastic_key)
+
+    def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
+        signer = signing.load_or_create(self._settings.signing_key_path)
+        offer = offer_of(Release.open(folder))
+        return _Release(signer, offer, gate, students.publish_base(shelf, signer, offer, time.time()))
+
+    def _open_elastic(self, shelf: Shelf) -> Elastic | None:
+        if self._settings.elastic_model is None:
+            return None
+        # A server for devices alone does without timm.
+        from isthmus.cloud.elastic.host import open_elastic
+
+        elastic = open_elastic(self._settings, shelf.database, shelf.artefacts)
+        self._stack.callback(elastic.decoder.close)
+        return elastic
 
     def _wire(self, ground: _Ground) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
         settings = self._settings
         scopes = (
             metrics_scope(self._metrics),
             status_scope,
-            identity_scope(ground.shelf.database),
+            identity_scope(ground.shelf.database, ground.elastic_key),
             limit_scope(settings.max_calls_per_device),
         )
         server = grpc.aio.server(
             interceptors=[ScopeInterceptor(scope) for scope in scopes],
-            options=_OPTIONS,
+            options=_options(MAX_MESSAGE_BYTES if ground.elastic is None else MAX_IMAGE_MESSAGE_BYTES),
             maximum_concurrent_rpcs=settings.max_calls,
         )
+        files: list[Any] = []
+        if ground.release is not None:
+            self._add_release(server, ground.shelf, ground.release)
+            files.append(pb.DESCRIPTOR)
+        if ground.elastic is not None:
+            self._add_elastic(server, ground.elastic)
+            files += [elastic_pb.DESCRIPTOR, inference_pb.DESCRIPTOR]
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        services = [service.full_name for file in files for service in file.services_by_name.values()]
+        # The protocols lie in pools of their own (see proto/generate.py); who asks is shown them as one.
+        pool = DescriptorPool()
+        for file in (*files, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            pool.AddSerializedFile(file.serialized_pb)
+        names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, server, pool=pool)
+        return server, health_servicer
+
+    def _add_release(self, server: grpc.aio.Server, shelf: Shelf, release: _Release) -> None:
+        settings = self._settings
         personalisation = PersonalisationServicer(
-            shelf=ground.shelf,
-            offer=ground.offer,
-            gate=ground.gate,
-            signing_public_key=ground.signer.public_key,
+            shelf=shelf,
+            offer=release.offer,
+            gate=release.gate,
+            signing_public_key=release.signer.public_key,
             metrics=self._metrics,
             tell_worker=self._tell_worker,
             max_queued_jobs=settings.max_queued_jobs,
             watch_interval_s=settings.watch_interval_s,
         )
-        cache = HeadCache(
-            ground.shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads
-        )
+        cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
-        pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(cache, ground.offer, self._metrics), server)
-        health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        services = [service.full_name for service in pb.DESCRIPTOR.services_by_name.values()]
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        return server, health_servicer
+        pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(cache, release.offer, self._metrics), server)
+
+    def _add_elastic(self, server: grpc.aio.Server, elastic: Elastic) -> None:
+        servicer = ElasticServicer(elastic, scratch=self._settings.state / "scratch")
+        elastic_grpc.add_ElasticServiceServicer_to_server(servicer, server)
+        inference_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceServicer(elastic), server)
 
     async def _bind(self, server: grpc.aio.Server) -> int:
         settings = self._settings

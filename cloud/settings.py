@@ -8,14 +8,16 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from isthmus.cloud.elastic.policies import DEFAULT_POLICY
+
 
 class CloudSettings(BaseSettings):
     """Checked when made: a server that would be unsafe to start never gets its settings (pydantic.ValidationError)."""
 
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_CLOUD_", frozen=True, extra="forbid")
 
-    release: Path
-    """Folder made by ``isthmus distill``."""
+    release: Path | None = None
+    """Folder made by ``isthmus distill``; without one the server has no devices, and needs ``elastic_model``."""
     state: Path
     """Folder for the signing key, the embedded database, students and unfinished jobs."""
     listen: str = "127.0.0.1:0"
@@ -49,8 +51,31 @@ class CloudSettings(BaseSettings):
     """How long a job waits for its device's next prototypes before it is given up."""
     watch_interval_s: float = Field(default=0.2, gt=0)
 
+    elastic_model: str | None = None
+    """Elastic serving: a safetensors file with timm's weights of a ViT, or a name that timm knows. None: none."""
+    elastic_pixels: str | None = None
+    """Mean and deviation with which the model reads pictures, by name; for a name of timm's they are known."""
+    elastic_profile: Path | None = None
+    """What ``isthmus elastic profile`` wrote; default: a file in ``state``."""
+    elastic_measure: bool = False
+    """Measure this machine at the start, and keep that as the profile."""
+    elastic_policy: str = DEFAULT_POLICY
+    elastic_device: str = "cpu"
+    elastic_threads: int = Field(default=1, ge=1)
+    elastic_number_type: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: the profile's; where the machine is measured, the quicker one that answers alike."""
+    elastic_compiler: str | None = None
+    elastic_memory_bytes: int | None = Field(default=None, ge=1)
+    """A batch that is predicted to need more is split."""
+    elastic_max_waiting: int = Field(default=1_024, ge=1)
+    """Images that may wait for a batch; further ones are refused."""
+    elastic_key_file: Path | None = None
+    """File with the key that clients of elastic serving show; without one, whoever reaches the server is served."""
+
     @model_validator(mode="after")
     def _safe(self) -> Self:
+        if self.release is None and self.elastic_model is None:
+            raise ValueError("nothing to serve: give --release, --elastic-model or both")
         host, port = split_listen(self.listen)
         if not 0 <= port <= 65_535:
             raise ValueError(f"listen: no such port: {port}")
@@ -60,10 +85,11 @@ class CloudSettings(BaseSettings):
             missing = [
                 option
                 for option, given in (
-                    ("--tls-cert and --tls-key", self.tls_cert),
-                    ("--enrolment-key-file", self.enrolment_key_file),
+                    ("--tls-cert and --tls-key", self.tls_cert is not None),
+                    ("--enrolment-key-file", self.enrolment_key_file or self.release is None),
+                    ("--elastic-key-file", self.elastic_key_file or self.elastic_model is None),
                 )
-                if given is None
+                if not given
             ]
             if missing:
                 raise ValueError(
@@ -99,12 +125,20 @@ class CloudSettings(BaseSettings):
 
     def enrolment_key(self) -> str | None:
         """Raises ValueError for an empty file, OSError for one that cannot be read."""
-        if self.enrolment_key_file is None:
-            return None
-        key = self.enrolment_key_file.read_text().strip()
-        if not key:
-            raise ValueError(f"{self.enrolment_key_file} holds no enrolment key")
-        return key
+        return _key(self.enrolment_key_file)
+
+    def elastic_key(self) -> str | None:
+        """Raises ValueError for an empty file, OSError for one that cannot be read."""
+        return _key(self.elastic_key_file)
+
+
+def _key(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    key = file.read_text().strip()
+    if not key:
+        raise ValueError(f"{file} holds no key")
+    return key
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -25,7 +25,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import jobs, lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
-from isthmus.proto.errors import IsthmusError, Locked
+from isthmus.proto.errors import InvalidInput, IsthmusError, Locked
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Worker:
         settings = self._settings
         if settings.worker_threads is not None:
             torch.set_num_threads(settings.worker_threads)
+        if settings.release is None:
+            raise InvalidInput("a worker needs a release")
         release = Release.open(settings.release)
         return Runner(
             shelf=Shelf(self._database, Artefacts(settings.artefacts_url)),

@@ -1,0 +1,147 @@
+"""Opens elastic serving from the service's settings: model, profile, policy, tasks. Importing this imports torch."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from isthmus.cloud.elastic.decoding import Decoder
+from isthmus.cloud.elastic.engine import Engine
+from isthmus.cloud.elastic.executor import Image, ModelExecutor
+from isthmus.cloud.elastic.live import LiveEngine
+from isthmus.cloud.elastic.policies import make_policy
+from isthmus.cloud.elastic.precision import NUMBER_TYPES, choose
+from isthmus.cloud.elastic.profile import MAX_PROFILE_CHARS, BadProfile, Profile
+from isthmus.cloud.elastic.profiler import machine_key, measure
+from isthmus.cloud.elastic.registry import Registry
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.serving import Elastic
+from isthmus.cloud.elastic.tasks import ModelShape, Task
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import ModelError, load_vit, pixel_spec
+from isthmus.cloud.settings import CloudSettings
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.data.images import ImageError, LabelledImages, PixelSpec, decode_image
+from isthmus.proto.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+PROFILE_FILE: Final = "elastic_profile.json"
+"""In the state folder, where none is named."""
+
+
+def open_elastic(settings: CloudSettings, database: Database, artefacts: Artefacts) -> Elastic:
+    """Everything but the threads' start. Blocks; for minutes where the machine is to be measured.
+
+    Raises InvalidInput, with the way out, for a model, profile or policy that cannot be had or do not belong together.
+    """
+    # The number of threads is the calling thread's own; heads on the event loop keep theirs.
+    torch.set_num_threads(settings.elastic_threads)
+    path = settings.elastic_profile or settings.state / PROFILE_FILE
+    before = read_profile(path) if path.is_file() or not settings.elastic_measure else None
+    runner = _runner(settings, before)
+    profile = _measured(runner, path, before) if settings.elastic_measure or before is None else before
+    for line in profile.key.differences(machine_key(runner)):
+        log.warning("the profile was measured elsewhere (%s); '--elastic-measure' measures this machine", line)
+    try:
+        policy = make_policy(settings.elastic_policy, profile)
+    except ValueError as error:
+        raise InvalidInput(f"--elastic-policy: {error}") from error
+    engine = Engine(
+        profile,
+        policy,
+        max_waiting=settings.elastic_max_waiting,
+        memory_limit_bytes=settings.elastic_memory_bytes,
+    )
+    executor = ModelExecutor(runner, runner.pixels)
+    live = LiveEngine(engine, executor, on_start=lambda: torch.set_num_threads(settings.elastic_threads))
+
+    def changed(name: str, task: Task | None) -> None:
+        if task is None:
+            live.forget(name)
+        else:
+            executor.prepare(task)
+            live.plan_for(task)
+
+    shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
+    registry = Registry(database, artefacts, shape, changed)
+    registry.load()
+    log.info("elastic serving of %s at gamma %s", settings.elastic_model, profile.gammas)
+    return Elastic(registry, live, Decoder(lambda data: decoded(data, runner.pixels)), shape)
+
+
+def decoded(data: bytes, pixels: PixelSpec) -> Image:
+    """A file's pixels as the model reads them. Raises InvalidInput for what is no picture, or too large a one."""
+    try:
+        return decode_image(data, pixels.size_px)
+    except ImageError as error:
+        raise InvalidInput(f"image: {error}") from error
+
+
+def read_profile(path: Path) -> Profile:
+    """Raises InvalidInput where there is none, or none that can be read."""
+    way_out = "measure one with 'isthmus elastic profile', or start with --elastic-measure"
+    try:
+        with path.open(encoding="utf-8") as file:
+            return Profile.from_json(file.read(MAX_PROFILE_CHARS + 1))
+    except FileNotFoundError as error:
+        raise InvalidInput(f"there is no profile of this model; {way_out}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the profile {path.name} cannot be read; {way_out}") from error
+    except BadProfile as error:
+        raise InvalidInput(f"{path.name}: {error}; {way_out}") from error
+
+
+def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
+    """The model on its device, merging by the profile's schedules."""
+    schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
+    source = str(settings.elastic_model)
+    try:
+        vit = load_vit(source)
+        model, pixels = ElasticViT(vit, schedules), pixel_spec(vit, source, settings.elastic_pixels)
+        return ElasticRunner(
+            model,
+            pixels,
+            device=settings.elastic_device,
+            number_type=_number_type(settings, profile, model, pixels),
+            compiler=settings.elastic_compiler,
+        )
+    except ModelError as error:
+        raise InvalidInput(f"--elastic-model: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise InvalidInput(f"the model cannot be served so: {error}") from error
+
+
+def _number_type(settings: CloudSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec) -> NumberType:
+    """As asked for; else that of the profile; else, or where the machine is measured, what serves best here."""
+    known = None if profile is None or settings.elastic_measure else profile.key.number_type
+    for number_type in NUMBER_TYPES:
+        if number_type == (known if settings.elastic_number_type == "auto" else settings.elastic_number_type):
+            return number_type
+    # Without labels a number type is judged by how often it answers as float32 does.
+    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, pixels.size_px, pixels.size_px, 3), np.uint8)
+    noise = LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
+    chosen = choose(
+        model, pixels, noise, labelled=False, device=settings.elastic_device, compiler=settings.elastic_compiler
+    )
+    log.info("%s", chosen.said())
+    return chosen.number_type
+
+
+def _measured(runner: ElasticRunner, path: Path, before: Profile | None) -> Profile:
+    """Measures this machine and keeps the result at ``path``. Accuracy is no matter of the machine: it stays."""
+    log.info("measuring this machine; that takes minutes")
+    try:
+        profile = measure(runner) if before is None else measure(runner, gammas=before.gammas, sizes=before.sizes)
+    except ValueError as error:
+        raise InvalidInput(f"the model cannot be measured: {error}") from error
+    for task, accuracy in ({} if before is None else before.accuracy).items():
+        profile = profile.with_task(task, accuracy)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(profile.to_json(), encoding="utf-8")
+    os.replace(part, path)
+    return profile

@@ -1,0 +1,82 @@
+"""The other end of ElasticService: what registers tasks and asks queries, for the command line and for measurements."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from isthmus.cloud.elastic.tasks import TaskSpec
+from isthmus.cloud.rpc.elastic import spec_to_pb
+from isthmus.proto.errors import from_status
+from isthmus.proto.limits import CHUNK_BYTES
+from isthmus.proto.v1 import elastic_pb2 as pb
+from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
+
+_TIMEOUT_S = 60.0
+
+
+def registration(spec: TaskSpec, weights: bytes) -> Iterator[pb.RegisterTaskRequest]:
+    """The messages of RegisterTask: the description, then the weights (a safetensors file) in chunks."""
+    opening = pb.RegisterTaskRequest.Opening(
+        task=spec_to_pb(spec), weights_bytes=len(weights), weights_sha256=hashlib.sha256(weights).digest()
+    )
+    yield pb.RegisterTaskRequest(opening=opening)
+    for start in range(0, len(weights), CHUNK_BYTES):
+        part = weights[start : start + CHUNK_BYTES]
+        yield pb.RegisterTaskRequest(chunk=pb.WeightsChunk(offset_bytes=start, data=part, crc32=zlib.crc32(part)))
+
+
+@dataclass(frozen=True)
+class ElasticClient:
+    """A connection to a server. Every call raises the IsthmusError that the server answered with, or Unavailable."""
+
+    stub: pb_grpc.ElasticServiceStub
+    key: str | None
+
+    def register(self, spec: TaskSpec, weights: bytes) -> pb.RegisteredTask:
+        messages = registration(spec, weights)
+        with _errors():
+            reply: pb.RegisterTaskResponse
+            reply = self.stub.RegisterTask(messages, metadata=self._metadata, timeout=_TIMEOUT_S)
+        return reply.task
+
+    def tasks(self) -> list[pb.RegisteredTask]:
+        with _errors():
+            return list(self.stub.ListTasks(pb.ListTasksRequest(), metadata=self._metadata, timeout=_TIMEOUT_S).tasks)
+
+    def remove(self, name: str) -> None:
+        with _errors():
+            self.stub.RemoveTask(pb.RemoveTaskRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_S)
+
+    def query(self, request: pb.MakeQueryRequest) -> pb.MakeQueryResponse:
+        with _errors():
+            reply: pb.MakeQueryResponse
+            reply = self.stub.MakeQuery(request, metadata=self._metadata, timeout=_TIMEOUT_S)
+        return reply
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return () if self.key is None else (("authorization", f"Bearer {self.key}"),)
+
+
+@contextmanager
+def connected(server: str, *, key: str | None = None, tls_cert: Path | None = None) -> Iterator[ElasticClient]:
+    """``server`` is HOST:PORT. With ``tls_cert``, the PEM certificate to trust, over TLS; else in the clear."""
+    if tls_cert is None:
+        channel = grpc.insecure_channel(server)
+    else:
+        channel = grpc.secure_channel(server, grpc.ssl_channel_credentials(tls_cert.read_bytes()))
+    with channel:
+        yield ElasticClient(pb_grpc.ElasticServiceStub(channel), key)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_status(error.code().value[0], error.details() or "the server cannot be reached") from error
