@@ -1,24 +1,38 @@
-"""PURE: the engine itself under a virtual clock. Batches take what the profile says, or what an executor model says.
+"""PURE: a list of queries served by the engine in some world: under a virtual clock here, in real time elsewhere.
 
-Whether an answer is right is drawn once for each query, not for each run: a query with draw v is right at every gamma
-whose accuracy passes v. So policies meet the very same luck, and differ by their choices alone.
+In the virtual world batches take what the profile says, or what an executor model says. Whether an answer is right is
+drawn once for each query, not for each run: a query with draw v is right at every gamma whose accuracy passes v. So
+policies meet the very same luck, and differ by their choices alone.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.cloud.elastic.engine import Engine, Overloaded, Work
+from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.query import IN_TIME, Outcome, Query
 
 ExecutorModel = Callable[[Work], float]
 """Seconds that a batch will take."""
 TICK_S: Final = 1e-6
-"""Least step of the clock where nothing is to be run: an engine that asks to be asked at once must not stop time."""
+"""Least wait where nothing is to be run: an engine that asks to be asked at once must not stop time."""
+
+
+class World(Protocol):
+    """A clock that starts at 0, and one executor."""
+
+    def now_s(self) -> float: ...
+
+    def wait(self, until_s: float) -> None:
+        """Lets time pass until then."""
+
+    def run(self, work: Work) -> Sequence[bool | None]:
+        """Runs a batch, which takes time, and says of each query whether the answer was right (None: not known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +71,68 @@ def draws(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
     return rng.random(count)
 
 
+class VirtualWorld:
+    """Time passes only as it is told to."""
+
+    def __init__(
+        self, profile: Profile, draws_N: npt.NDArray[np.float64], executor: ExecutorModel | None = None
+    ) -> None:
+        self._accuracy = profile.accuracy
+        self._luck: list[float] = draws_N.tolist()
+        self._executor = executor
+        self._now_s = 0.0
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def wait(self, until_s: float) -> None:
+        self._now_s = max(self._now_s, until_s)
+
+    def run(self, work: Work) -> list[bool | None]:
+        self._now_s += work.predicted_s if self._executor is None else self._executor(work)
+        return [self._luck[query.id] < self._accuracy[query.task][work.gamma] for query in work.batch.queries]
+
+
 def simulate(
     engine: Engine,
     queries: Sequence[Query],
     draws_N: npt.NDArray[np.float64],
     executor: ExecutorModel | None = None,
 ) -> Run:
-    """Serves ``queries`` (ascending arrivals, ids from 0 in that order) to the last one, and returns what happened."""
-    takes_s = executor if executor is not None else _predicted_s
-    luck: list[float] = draws_N.tolist()
+    """``serve`` under a virtual clock."""
+    return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
+
+
+def serve(engine: Engine, queries: Sequence[Query], world: World) -> Run:
+    """Serves ``queries`` (ascending arrivals, ids from 0 in that order) to the last one, and returns what happened.
+
+    Queries that arrive while a batch runs are submitted when it has ended, each with its own arrival: nothing is
+    decided before. A batch whose executor raises is told to the engine as failed, and the error goes on.
+    """
     run = Run([None] * len(queries), [])
     coming = 0
-    now_s = 0.0
     while True:
-        coming = _submit(engine, queries, coming, now_s)
-        decision = engine.next_work(now_s)
+        coming = _submit(engine, queries, coming, world.now_s())
+        decision = engine.next_work(world.now_s())
         for query in decision.evicted:
             run.outcomes[query.id] = Outcome.EVICTED
         if decision.work is not None:
-            end_s = now_s + takes_s(decision.work)
+            try:
+                answers = world.run(decision.work)
+            except BaseException:
+                engine.failed(decision.work, world.now_s())
+                raise
+            end_s = world.now_s()
             coming = _submit(engine, queries, coming, end_s)
-            _finish(engine, decision.work, luck, end_s, run)
-            now_s = end_s
+            _finish(engine, decision.work, answers, end_s, run)
             continue
-        times_s = [] if decision.wait_until_s is None else [max(decision.wait_until_s, now_s + TICK_S)]
+        times_s = [] if decision.wait_until_s is None else [max(decision.wait_until_s, world.now_s() + TICK_S)]
         if coming < len(queries):
             times_s.append(queries[coming].arrival_s)
         if not times_s:
-            run.end_s = now_s
+            run.end_s = world.now_s()
             return run
-        now_s = max(now_s, min(times_s))
-
-
-def _predicted_s(work: Work) -> float:
-    return work.predicted_s
+        world.wait(min(times_s))
 
 
 def _submit(engine: Engine, queries: Sequence[Query], coming: int, until_s: float) -> int:
@@ -103,11 +145,9 @@ def _submit(engine: Engine, queries: Sequence[Query], coming: int, until_s: floa
     return coming
 
 
-def _finish(engine: Engine, work: Work, luck: list[float], end_s: float, run: Run) -> None:
+def _finish(engine: Engine, work: Work, answers: Sequence[bool | None], end_s: float, run: Run) -> None:
     accuracy = engine.profile.accuracy
-    queries = work.batch.queries
-    shares = [accuracy[query.task][work.gamma] for query in queries]
-    answers = [luck[query.id] < share for query, share in zip(queries, shares, strict=True)]
+    shares = [accuracy[query.task][work.gamma] for query in work.batch.queries]
     expected = 0.0
     for (query, outcome), share in zip(engine.finished(work, answers, end_s), shares, strict=True):
         run.outcomes[query.id] = outcome
@@ -117,4 +157,4 @@ def _finish(engine: Engine, work: Work, luck: list[float], end_s: float, run: Ru
             if outcome is Outcome.CORRECT_IN_TIME:
                 run.utility += query.utility
     run.expected_utility += expected
-    run.batches.append(Ran(work.started_s, end_s, work.gamma, len(queries), sum(shares) / len(shares), expected))
+    run.batches.append(Ran(work.started_s, end_s, work.gamma, len(shares), sum(shares) / len(shares), expected))
