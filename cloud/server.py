@@ -130,6 +130,7 @@ class Server:
         self.elastic = ground.elastic
         if self.elastic is not None:
             self.elastic.live.start()
+            self._metrics.watch_elastic(self.elastic.live)
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
         server, health_servicer = self._wire(ground)
         port = await self._bind(server)

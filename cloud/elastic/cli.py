@@ -1,7 +1,6 @@
-"""``isthmus elastic``: learn prompts, search merging schedules, measure a profile."""
+"""``isthmus elastic``: learn prompts, search merging schedules, measure a profile; more commands are added to it."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -15,15 +14,18 @@ from rich.console import Console
 from rich.table import Table
 
 from isthmus.cloud.elastic import precision, profiler, prompts, schedules
+from isthmus.cloud.elastic.cli_inputs import fitting, noise, numbers, opened, pictures_of, profiling_sets, split_off
+from isthmus.cloud.elastic.client_cli import add_commands
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.profile_figures import draw
-from isthmus.cloud.elastic.recipes import read_recipe, split
+from isthmus.cloud.elastic.recipes import read_recipe
+from isthmus.cloud.elastic.replay import replay
 from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType, ServedTask
-from isthmus.cloud.elastic.task_files import TaskFiles, load_tasks
-from isthmus.cloud.elastic.tasks import PROMPT_MODES, ModelShape, PromptMode, TaskSpec
-from isthmus.cloud.elastic.vit import MAX_PROMPTS, ElasticViT
-from isthmus.cloud.elastic.weights import load_vit, pixel_spec
-from isthmus.data.images import LabelledImages, PixelSpec, read_images
+from isthmus.cloud.elastic.schedule_file import read_schedules, read_search, write_search
+from isthmus.cloud.elastic.task_files import TaskFiles
+from isthmus.cloud.elastic.tasks import PROMPT_MODES, PromptMode, TaskSpec
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import CheckpointError, write_atomically
 from isthmus.distill.progress import EpochBars, bars, save_loss_curves
 from isthmus.distill.train import TrainingDiverged, pick_device
@@ -36,6 +38,8 @@ app = typer.Typer(
     "machine; then 'isthmus cloud serve --elastic-model ... --elastic-profile ...' serves. What was stopped goes on "
     "where it stood when the same command is run again.",
 )
+app.command("replay")(replay)
+add_commands(app)
 
 Model = Annotated[str, typer.Option(help="A safetensors file with timm's weight names, or a name that timm knows.")]
 Pixels = Annotated[
@@ -100,16 +104,16 @@ def learn_prompts(
         raise ValueError(f"mode {mode!r}: one of {', '.join(PROMPT_MODES)} is wanted")
     chosen_mode: PromptMode = "append" if mode == "append" else "replace"
     _set_threads(threads)
-    elastic, pixel = _opened(model, pixels)
+    elastic, pixel = opened(model, pixels)
     recipe = read_recipe(task)
-    learning, profiling = _split(recipe.apply(_pictures(data, elastic, limit, seed)), held, seed)
+    learning, profiling = split_off(recipe.apply(pictures_of(data, elastic, limit, seed)), held, seed)
     config = prompts.PromptConfig(
-        _numbers(gammas),
+        numbers(gammas),
         chosen_mode,
         prompts=dataclasses.replace(prompts.PROMPTS, epochs=epochs, learning_rate=learning_rate),
         seed=seed,
     )
-    wanted = _fitting((*_numbers(measured), *config.gammas), elastic)
+    wanted = fitting((*numbers(measured), *config.gammas), elastic)
     where = pick_device(device)
     work = out / f"{recipe.name}.learning"
     losses: dict[str, list[float]] = {}
@@ -155,13 +159,13 @@ def search_schedules(
 ) -> None:
     """Find at which layers to merge: the best mean accuracy over the tasks, at no more operations than alike layers."""
     _set_threads(threads)
-    elastic, pixel = _opened(model, pixels)
+    elastic, pixel = opened(model, pixels)
     where = str(pick_device(device))
-    labelled = _profiling_sets(elastic, tasks, data, held, limit, seed)
-    state = _read_state(out, key=[model, str(data), sorted(labelled), held, limit, seed])
+    labelled = profiling_sets(elastic, tasks, data, held, limit, seed)
+    state = read_search(out, key=[model, str(data), sorted(labelled), held, limit, seed])
     table = Table("gamma", "alike layers", "found", "schedule", "tried", title="Schedules", title_justify="left")
     with _steps() as on_step:
-        for gamma in _fitting(_numbers(gammas), elastic):
+        for gamma in fitting(numbers(gammas), elastic):
             tried = state["tried"].setdefault(str(gamma), [])
             known = {tuple(schedule): share for schedule, share in tried}
 
@@ -191,7 +195,7 @@ def search_schedules(
             ) -> None:
                 if schedule not in known:
                     tried.append([schedule, share])
-                    _write_state(out, state)
+                    write_search(out, state)
                 on_step(f"gamma {gamma}", min(len(tried), evaluations), evaluations)
 
             found = schedules.search(
@@ -205,7 +209,7 @@ def search_schedules(
                 on_evaluated=keep,
             )
             state["schedules"][str(gamma)] = found.schedule
-            _write_state(out, state)
+            write_search(out, state)
             table.add_row(
                 str(gamma),
                 f"{found.uniform_accuracy:.2%}",
@@ -246,10 +250,10 @@ def measure_profile(
     if (tasks is None) != (data is None):
         raise ValueError("--tasks and --data go together")
     _set_threads(threads)
-    found = _read_schedules(schedule_file)
-    elastic, pixel = _opened(model, pixels, found, random=random)
+    found = read_schedules(schedule_file)
+    elastic, pixel = opened(model, pixels, found, random=random)
     where = str(pick_device(device))
-    labelled = {} if tasks is None or data is None else _profiling_sets(elastic, tasks, data, held, limit, seed)
+    labelled = {} if tasks is None or data is None else profiling_sets(elastic, tasks, data, held, limit, seed)
     chosen = _number_type(number_type, elastic, pixel, labelled, where, compiler)
     runner = ElasticRunner(elastic, pixel, device=where, number_type=chosen, compiler=compiler)
     served: dict[str, tuple[ServedTask, LabelledImages]] = {
@@ -258,8 +262,8 @@ def measure_profile(
     with _steps() as on_step:
         profile = profiler.measure(
             runner,
-            gammas=_fitting(_numbers(gammas), elastic),
-            sizes=_numbers(sizes),
+            gammas=fitting(numbers(gammas), elastic),
+            sizes=numbers(sizes),
             mode="append" if mode == "append" else "replace",
             tasks=served,
             repeats=repeats,
@@ -303,7 +307,7 @@ def _number_type(
             return name
     if wanted != "auto":
         raise ValueError(f"number type {wanted!r}: one of auto, {', '.join(DTYPES)} is wanted")
-    pictures = next((some for _, some in labelled.values()), None) or _noise(model)
+    pictures = next((some for _, some in labelled.values()), None) or noise(model)
     chosen = precision.choose(
         model,
         pixels,
@@ -316,90 +320,9 @@ def _number_type(
     return chosen.number_type
 
 
-def _noise(model: ElasticViT) -> LabelledImages:
-    side = model.image_px
-    pictures = np.random.default_rng(0).integers(0, 256, (32, side, side, 3), np.uint8)
-    return LabelledImages(pictures, np.zeros(len(pictures), np.int64))
-
-
-def _opened(
-    source: str,
-    statistics: str | None,
-    found: Mapping[int, tuple[int, ...]] | None = None,
-    *,
-    random: bool = False,
-) -> tuple[ElasticViT, PixelSpec]:
-    vit = load_vit(source, random=random)
-    return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
-
-
-def _pictures(data: Path, model: ElasticViT, limit: int | None, seed: int) -> LabelledImages:
-    labelled = read_images(data, model.image_px)
-    if limit is None or limit >= len(labelled):
-        return labelled
-    chosen = np.random.default_rng(seed).choice(len(labelled), limit, replace=False)
-    return labelled.only(np.sort(chosen))
-
-
-def _split(labelled: LabelledImages, held: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    return (labelled, labelled) if held == 1.0 else split(labelled, held_share=held, seed=seed)
-
-
-def _profiling_sets(
-    model: ElasticViT, folder: Path, data: Path, held: float, limit: int | None, seed: int
-) -> dict[str, tuple[TaskFiles, LabelledImages]]:
-    """Each task with the pictures that 'prompts', given the same data, share and seed, held back from it."""
-    found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
-    if not found:
-        raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
-    labelled = _pictures(data, model, limit, seed)
-    return {one.spec.name: (one, _split(one.recipe.apply(labelled), held, seed)[1]) for one in found}
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
-    except ValueError as error:
-        raise ValueError(f"{text!r}: whole numbers with commas between are wanted") from error
-
-
-def _fitting(gammas: tuple[int, ...], model: ElasticViT) -> tuple[int, ...]:
-    """Raises ValueError, before anything is computed, for gammas that the model cannot run."""
-    if any(not -model.tokens <= gamma <= MAX_PROMPTS for gamma in gammas):
-        raise ValueError(f"gammas {gammas}: this model runs from {-model.tokens} to {MAX_PROMPTS}")
-    return gammas
-
-
 def _set_threads(threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
-
-
-def _read_state(path: Path, key: list[Any]) -> dict[str, Any]:
-    """What an earlier search in this file tried. Raises ValueError where the file is of another search."""
-    if not path.exists():
-        return {"key": key, "tried": {}, "schedules": {}}
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(state, dict) and state["key"] == key and {"tried", "schedules"} <= set(state):
-            return state
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
-        pass
-    raise ValueError(f"{path.name} is of another search, or damaged: remove it to begin anew, or name another file")
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(state, indent=1).encode())
-
-
-def _read_schedules(path: Path | None) -> dict[int, tuple[int, ...]]:
-    if path is None:
-        return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))["schedules"]
-        return {int(gamma): tuple(map(int, schedule)) for gamma, schedule in raw.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} holds no schedules: {error}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What runs a batch: images of any tasks together, all at one gamma."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,16 +40,21 @@ class Runner(Protocol):
 
 
 class ModelExecutor:
-    """An executor around the model. A task is prepared once, and let go when nobody holds it any more."""
+    """An executor around the model. A task is prepared once, and let go when nobody holds it any more.
+
+    Preparing and running take turns: the runner is for one thread at a time.
+    """
 
     def __init__(self, runner: Runner, pixels: PixelSpec) -> None:
         self._runner = runner
         self._pixels = pixels
+        self._turn = threading.Lock()
         self._prepared: WeakKeyDictionary[Task, Any] = WeakKeyDictionary()
 
     def prepare(self, task: Task) -> None:
         """Puts a task's weights where the model can use them, so that its first query need not wait for it."""
-        self._prepared[task] = self._runner.prepare(task.weights, task.spec.prompt_mode)
+        with self._turn:
+            self._prepared[task] = self._runner.prepare(task.weights, task.spec.prompt_mode)
 
     def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
         for item in items:
@@ -59,4 +65,5 @@ class ModelExecutor:
             images = [
                 image if image.dtype == np.float32 else self._pixels.standardise(image[None])[0] for image in images
             ]
-        return self._runner.answer(np.stack(images), gamma, [self._prepared[item.task] for item in items])
+        with self._turn:
+            return self._runner.answer(np.stack(images), gamma, [self._prepared[item.task] for item in items])

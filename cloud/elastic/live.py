@@ -145,6 +145,11 @@ class LiveEngine:
             known = self._statistics.get(task, TaskStatistics())
             return replace(known, outcomes=dict(known.outcomes))
 
+    def all_statistics(self) -> dict[str, TaskStatistics]:
+        """Of every task that was asked, as of now."""
+        with self._wake:
+            return {name: replace(known, outcomes=dict(known.outcomes)) for name, known in self._statistics.items()}
+
     def waiting(self) -> int:
         """Queries that wait for a batch."""
         with self._wake:

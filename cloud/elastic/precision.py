@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask
+from isthmus.cloud.elastic.tasks import TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import LabelledImages, PixelSpec
 
@@ -61,22 +62,26 @@ def choose(
     number_types: Sequence[NumberType] = NUMBER_TYPES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Measures each on a copy of the model at gamma 0, taking turns. ``labelled``: the labels are those of the model's
-    own head; otherwise pictures alone are looked at."""
+    """Measures each on a copy of the model at gamma 0, taking turns.
+
+    ``labelled``: the labels are those of the model's own head, and ValueError is raised where it has none. Otherwise
+    pictures alone are looked at, through a head made by chance where there is no own one.
+    """
     types: tuple[NumberType, ...] = ("float32", *(name for name in number_types if name != "float32"))
     runners = {
         name: ElasticRunner(copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler)
         for name in types
     }
+    heads = {name: _head(runner, labelled=labelled) for name, runner in runners.items()}
     took_s: dict[str, list[float]] = {name: [] for name in types}
     some = np.resize(pictures.pictures_NHWC, (batch, *pictures.pictures_NHWC.shape[1:]))
     for repeat in range(repeats + 1):
         for name, runner in runners.items():
             began_s = clock()
-            runner.answer(some, 0, [runner.own_task()] * batch)
+            runner.answer(some, 0, [heads[name]] * batch)
             if repeat:
                 took_s[name].append(clock() - began_s)
-    answers = {name: _answers(runner, pictures, batch) for name, runner in runners.items()}
+    answers = {name: _answers(runner, heads[name], pictures, batch) for name, runner in runners.items()}
     wanted = pictures.labels_N if labelled else answers["float32"]
     measured = tuple(
         Measured(name, batch / statistics.median(took_s[name]), float(np.mean(answers[name] == wanted)))
@@ -87,9 +92,21 @@ def choose(
     return Choice(best.number_type, measured, batch, labelled)
 
 
-def _answers(runner: ElasticRunner, pictures: LabelledImages, batch: int) -> np.typing.NDArray[np.int64]:
+def _head(runner: ElasticRunner, *, labelled: bool) -> ServedTask:
+    try:
+        return runner.own_task()
+    except ValueError:
+        if labelled:
+            raise
+    width = runner.model.width
+    weight_CD = np.random.default_rng(0).standard_normal((10, width), np.float32)
+    return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}))
+
+
+def _answers(
+    runner: ElasticRunner, task: ServedTask, pictures: LabelledImages, batch: int
+) -> np.typing.NDArray[np.int64]:
     found = []
-    task = runner.own_task()
     for first in range(0, len(pictures), batch):
         some = pictures.pictures_NHWC[first : first + batch]
         found += [int(logits_C.argmax()) for logits_C in runner.answer(some, 0, [task] * len(some))]

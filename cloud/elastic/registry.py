@@ -48,7 +48,7 @@ class Registry:
                 with self._artefacts.open(row.artefact_id, WEIGHTS_FILE) as file:
                     data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
                 self._serve(self._task(TaskSpec.from_json(row.spec_json), data, row.version))
-            except (IsthmusError, OSError) as error:
+            except (IsthmusError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("task %s is not served: %s", row.name, error)
 
     def get(self, name: str) -> Task:

@@ -1,8 +1,9 @@
-"""``isthmus elastic replay``: a trace, or the synthetic one, served by a policy under a virtual clock."""
+"""``isthmus elastic replay``: a trace, or the synthetic one, served by a policy, simulated or live."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -13,9 +14,12 @@ from isthmus.cloud.elastic.policies import DEFAULT_POLICY, POLICIES, make_policy
 from isthmus.cloud.elastic.policy import EPSILON
 from isthmus.cloud.elastic.profile import Profile, paper_profile
 from isthmus.cloud.elastic.query import Outcome
-from isthmus.cloud.elastic.simulate import draws, simulate
+from isthmus.cloud.elastic.replay_live import LiveWorld, open_live
+from isthmus.cloud.elastic.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.data.traces import read_trace
+from isthmus.distill.train import pick_device
+from isthmus.proto.errors import IsthmusError
 
 SYNTHETIC = "synthetic"
 
@@ -35,11 +39,39 @@ def replay(
     duration_s: Annotated[float, typer.Option(help="Length of the synthetic trace.", min=1, max=36_000)] = 60.0,
     window_s: Annotated[float, typer.Option(help="So much of a file's time is played as one second.", min=0.01)] = 60.0,
     out: Annotated[Path | None, typer.Option(help="Write every batch and the sums to this JSON file.")] = None,
+    margin: Annotated[
+        float, typer.Option(help="Plan as if batches took this share longer than the profile says.", min=0, max=10)
+    ] = 0.0,
+    live: Annotated[
+        bool, typer.Option("--live/--simulate", help="In real time with the model, or a virtual clock and the profile.")
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Live: the model's safetensors file, or timm's name of it.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Live: folder of tasks of 'isthmus elastic prompts'.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Live: labelled pictures to ask about, Parquet.")] = None,
+    pixels: Annotated[str | None, typer.Option(help="Live: cifar10, imagenet or half; else the model's own.")] = None,
+    device: Annotated[str, typer.Option(help="Live: 'auto' takes a GPU where there is one.")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Live: read so many pictures.", min=2)] = 2_000,
 ) -> None:
-    """Serve a trace in simulation and say what became of its queries, beside what a clairvoyant could have earned."""
+    """Serve a trace and say what became of its queries, beside what a clairvoyant could have earned."""
     try:
         measured = Profile.from_json(profile.read_text(encoding="utf-8")) if profile is not None else paper_profile()
-        chosen = make_policy(policy, measured)
+        world: LiveWorld | None = None
+        if live:
+            if model is None or tasks is None or data is None or profile is None:
+                raise ValueError("--live needs --profile, --model, --tasks and --data")
+            world, measured, differences = open_live(
+                measured,
+                model=model,
+                tasks=tasks,
+                data=data,
+                pixels=pixels,
+                device=str(pick_device(device)),
+                limit=limit,
+            )
+            for difference in differences:
+                typer.echo(f"the profile is of another machine or model: {difference}", err=True)
+        planned = measured.slowed(1 + margin)
+        chosen = make_policy(policy, planned)
         rng = np.random.default_rng(seed)
         rates_T = (
             wandering_rates(rng, duration_s)
@@ -47,25 +79,20 @@ def replay(
             else rates_of_counts(read_trace(Path(trace)), window_s)
         )
         queries = queries_at_load(rng, rates_T, load, measured)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, IsthmusError) as error:
         typer.echo(f"isthmus elastic replay: {error}", err=True)
         raise typer.Exit(1) from error
-    run = simulate(Engine(measured, chosen), queries, draws(np.random.default_rng([seed, 1]), len(queries)))
+    engine = Engine(planned, chosen)
+    if world is not None:
+        world.begin(chosen.gammas)
+        run = serve(engine, queries, world)
+    else:
+        luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
+        run = simulate(engine, queries, luck_N, lambda work: measured.batch_time_s(work.gamma, len(work.batch)))
     bound = clairvoyant_bound(queries, measured, EPSILON)
-    sums = {
-        "policy": policy,
-        "queries": len(queries),
-        "expected_utility": run.expected_utility,
-        "utility": run.utility,
-        "bound": bound,
-        "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
-        "batches": len(run.batches),
-        "mean_batch_size": sum(batch.size for batch in run.batches) / max(1, len(run.batches)),
-        "gammas": {
-            str(gamma): sum(batch.size for batch in run.batches if batch.gamma == gamma) for gamma in measured.gammas
-        },
-    }
-    typer.echo(f"{policy} on {trace}, load {load:g}, seed {seed}: {len(queries)} queries in {run.end_s:.0f} s")
+    sums = {"policy": policy, "live": live, "margin": margin, "bound": bound, **_sums(run, measured.gammas)}
+    how = "live" if live else "simulated"
+    typer.echo(f"{policy} on {trace}, {how}, load {load:g}, seed {seed}: {len(queries)} queries in {run.end_s:.0f} s")
     typer.echo(f"utility {run.utility:.1f} (expected {run.expected_utility:.1f}; no policy passes {bound:.1f})")
     for outcome in Outcome:
         if run.share(outcome):
@@ -76,3 +103,16 @@ def replay(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({**sums, "each": batches}) + "\n", encoding="utf-8")
         typer.echo(f"written: {out}")
+
+
+def _sums(run: Run, gammas: Sequence[int]) -> dict[str, Any]:
+    sizes = [batch.size for batch in run.batches]
+    return {
+        "queries": len(run.outcomes),
+        "expected_utility": run.expected_utility,
+        "utility": run.utility,
+        "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
+        "batches": len(sizes),
+        "mean_batch_size": sum(sizes) / max(1, len(sizes)),
+        "gammas": {str(gamma): sum(batch.size for batch in run.batches if batch.gamma == gamma) for gamma in gammas},
+    }

@@ -23,6 +23,8 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {"float32": torch.float32, "bfloat16"
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 """Batch sizes for which code is compiled and graphs are captured; a batch is filled up to the next of them."""
 
+MAX_COMPILED: Final = 4_096
+
 Prompts = tuple[Tensor | None, Tensor | None]
 """To append (B, L, G, D), to replace (B, L, 2, H, G, d); at most one of them."""
 
@@ -62,6 +64,9 @@ class ElasticRunner:
         self.dtype = DTYPES[number_type]
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         self.pixels = pixels
+        deviation_C = torch.tensor(pixels.deviation, device=self.device)
+        self._scale_C = 1 / (255 * deviation_C)
+        self._offset_C = torch.tensor(pixels.mean, device=self.device) / deviation_C
         self._compiler = compiler
         self._graphs = graphs and self.device.type == "cuda"
         self._ready: dict[tuple[int, int, PromptMode | None], Callable[[Tensor, Prompts], Tensor]] = {}
@@ -98,9 +103,7 @@ class ElasticRunner:
         """uint8 (B, H, W, 3) standardised on the device, or float (B, 3, H, W) that already is; in the number type."""
         tensor = torch.as_tensor(pictures).to(self.device, non_blocking=True)
         if tensor.dtype == torch.uint8:
-            mean_C = torch.tensor(self.pixels.mean, device=self.device)
-            deviation_C = torch.tensor(self.pixels.deviation, device=self.device)
-            tensor = ((tensor.float() / 255 - mean_C) / deviation_C).permute(0, 3, 1, 2)
+            tensor = (tensor * self._scale_C - self._offset_C).permute(0, 3, 1, 2)
         return tensor.to(self.dtype).contiguous()
 
     @torch.inference_mode()
@@ -154,7 +157,9 @@ class ElasticRunner:
 
         run = plain
         if self._compiler:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1_024)
+            limits = torch._dynamo.config  # each gamma and bucket is one more compilation of the same function
+            limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILED)
+            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_COMPILED)
             run = torch.compile(plain, dynamic=False, fullgraph=True, backend=self._compiler)
         return _captured(run, images_BCHW, given) if self._graphs else run
 

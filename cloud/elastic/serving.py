@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from isthmus.cloud.elastic.live import Answer, LiveEngine
 from isthmus.cloud.elastic.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.cloud.elastic.registry import Registry
 from isthmus.cloud.elastic.tasks import ModelShape, Task
-from isthmus.proto.errors import InvalidInput, TooLate
+from isthmus.proto.errors import Busy, InvalidInput, TooLate
+
+MAX_REQUEST_BYTES: Final = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,34 @@ class Terms:
         return utility
 
 
+class Room:
+    """Bounds the bytes of all requests that are being answered. For one event loop."""
+
+    def __init__(self, limit_bytes: int = MAX_REQUEST_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self.taken_bytes = 0
+
+    @contextmanager
+    def of(self, size_bytes: int) -> Iterator[None]:
+        """Raises Busy where it would be too much."""
+        if self.taken_bytes + size_bytes > self._limit_bytes:
+            raise Busy("too many bytes of images are waiting; try again later")
+        self.taken_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self.taken_bytes -= size_bytes
+
+
 @dataclass(frozen=True)
 class Elastic:
-    """What the servicers stand on."""
+    """What the servicers stand on. Each holds ``room`` for a request from its receipt to its answer."""
 
     registry: Registry
     live: LiveEngine
     decoder: Decoder
     model: ModelShape
+    room: Room = field(default_factory=Room)
     clock: Callable[[], float] = time.monotonic
 
     async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:

@@ -93,7 +93,10 @@ def _from_file(path: Path, heads: int | None) -> VisionTransformer:
 def _architecture(shapes: Shapes, heads: int | None) -> dict[str, Any]:
     """The options of timm's VisionTransformer that these weights belong to. Raises KeyError where one is missing."""
     width, channels, patch_px, _ = shapes["patch_embed.proj.weight"]
-    depth = 1 + max((int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    blocks = {int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name))}
+    depth = len(blocks)
+    if blocks != set(range(depth)):  # else a name alone could ask for any number of them
+        raise KeyError("blocks are missing")
     prefix = sum(shapes[name][-2] for name in ("cls_token", "dist_token", "reg_token") if name in shapes)
     positions = shapes["pos_embed"][-2]
     covers_prefix = math.isqrt(positions - prefix) ** 2 == positions - prefix

@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.executor import Image
 from isthmus.cloud.elastic.serving import Elastic, Terms
 from isthmus.cloud.elastic.tasks import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
 from isthmus.proto.convert import identifier
-from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge
+from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge, TooLate
 from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
@@ -36,10 +36,12 @@ _REGISTRATIONS: Final = 2
 
 @dataclass(frozen=True)
 class ElasticServicer(pb_grpc.ElasticServiceServicer):
-    """``scratch``: folder for weights on their way in."""
+    """``scratch``: folder for weights on their way in. An upload that takes longer than its timeout is given up, so
+    that a client that stalls keeps nobody from registering."""
 
     elastic: Elastic
     scratch: Path
+    upload_timeout_s: float = 120.0
     _registering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_REGISTRATIONS))
 
     async def RegisterTask(
@@ -48,11 +50,15 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
         if self._registering.locked():
             raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again when they are")
         async with self._registering:
-            opening = await _opening(requests)
-            spec = spec_from_pb(opening.task)
             await asyncio.to_thread(self.scratch.mkdir, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.scratch, suffix=".part") as file:
-                await _receive(requests, opening, file)
+                try:
+                    async with asyncio.timeout(self.upload_timeout_s):
+                        opening = await _opening(requests)
+                        spec = spec_from_pb(opening.task)
+                        await _receive(requests, opening, file)
+                except TimeoutError as error:
+                    raise TooLate(f"the task did not come within {self.upload_timeout_s:g} s") from error
                 task = await asyncio.to_thread(self.elastic.registry.register, spec, Path(file.name), time.time())
         log.info("task %s is registered, version %d", task.name, task.version)
         return pb.RegisterTaskResponse(task=task_to_pb(task))
@@ -73,7 +79,8 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
             utility=request.utility if request.HasField("utility") else None,
             remaining_s=context.time_remaining(),
         )
-        answer = await self.elastic.ask(task, _image(request), terms)
+        with self.elastic.room.of(request.ByteSize()):
+            answer = await self.elastic.ask(task, _image(request), terms)
         best = int(answer.logits_C.argmax())
         return pb.MakeQueryResponse(
             class_index=best,

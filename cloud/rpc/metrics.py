@@ -1,6 +1,12 @@
 """What Prometheus may read, in a registry of the server's own."""
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from isthmus.cloud.elastic.live import LiveEngine
 
 
 class Metrics:
@@ -24,3 +30,27 @@ class Metrics:
         )
         self.bytes_sent = Counter("isthmus_student_bytes", "Bytes of students sent.", registry=self.registry)
         self.worker_restarts = Counter("isthmus_worker_restarts", "Workers that died.", registry=self.registry)
+
+    def watch_elastic(self, live: LiveEngine) -> None:
+        """From now on also what elastic serving counts."""
+        self.registry.register(_Elastic(live))
+
+
+class _Elastic(Collector):
+    """Reads the engine's own counts whenever metrics are asked for."""
+
+    def __init__(self, live: LiveEngine) -> None:
+        self._live = live
+
+    def collect(self) -> Iterable[Metric]:
+        queries = CounterMetricFamily(
+            "isthmus_elastic_queries", "Images by task, and how they ended.", labels=["task", "outcome"]
+        )
+        batches = CounterMetricFamily("isthmus_elastic_batches", "Batches in which a task ran.", labels=["task"])
+        for task, counted in self._live.all_statistics().items():
+            for outcome, count in counted.outcomes.items():
+                queries.add_metric([task, outcome.value], count)
+            batches.add_metric([task], counted.batches)
+        yield queries
+        yield batches
+        yield GaugeMetricFamily("isthmus_elastic_waiting", "Images that wait for a batch.", value=self._live.waiting())

@@ -153,12 +153,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         task = self._task(request.model_name, request.model_version)
         terms = terms_of(request, task, remaining_s, of_call=of_call)
         wanted = wanted_outputs(request, task)
-        images = images_of(request, self.elastic.model)
         answers: list[Answer]
-        if len(images) == 1:
-            answers = [await self.elastic.ask(task, images[0], terms)]
-        else:
-            answers = await _all([self.elastic.ask(task, image, terms) for image in images])
+        with self.elastic.room.of(request.ByteSize()):
+            images = images_of(request, self.elastic.model)
+            if len(images) == 1:
+                answers = [await self.elastic.ask(task, images[0], terms)]
+            else:
+                answers = await _all([self.elastic.ask(task, image, terms) for image in images])
         response = pb.ModelInferResponse(model_name=task.name, model_version=str(task.version), id=request.id)
         gammas = [answer.gamma for answer in answers]
         if len(set(gammas)) == 1:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from isthmus import __version__
 from isthmus.cloud.elastic.bound import clairvoyant_bound
 from isthmus.cloud.elastic.engine import Engine
 from isthmus.cloud.elastic.infaas import Infaas, loading_executor, sizes_profile
@@ -127,14 +128,14 @@ def row_of(name: str, run: Run, bound: float) -> Row:
     sizes = [batch.size for batch in run.batches]
     return Row(
         policy=name,
-        expected_utility=run.expected_utility,
-        utility=run.utility,
-        of_bound=run.expected_utility / bound if bound else 1.0,
-        shares={outcome.value: run.share(outcome) for outcome in Outcome},
-        batch_accuracy=float(np.average([batch.accuracy for batch in run.batches], weights=sizes)) if sizes else 0.0,
-        batch_size=statistics.mean(sizes) if sizes else 0.0,
-        wait_s=statistics.median(run.waits_s) if run.waits_s else 0.0,
-        run_s=statistics.median(batch.end_s - batch.start_s for batch in run.batches) if run.batches else 0.0,
+        expected_utility=round(run.expected_utility, 4),
+        utility=round(run.utility, 4),
+        of_bound=round(run.expected_utility / bound, 6) if bound else 1.0,
+        shares={outcome.value: round(run.share(outcome), 6) for outcome in Outcome if run.share(outcome)},
+        batch_accuracy=round(np.average([batch.accuracy for batch in run.batches], weights=sizes), 5) if sizes else 0.0,
+        batch_size=round(statistics.mean(sizes), 3) if sizes else 0.0,
+        wait_s=round(statistics.median(run.waits_s), 5) if run.waits_s else 0.0,
+        run_s=round(statistics.median(batch.end_s - batch.start_s for batch in run.batches), 5) if sizes else 0.0,
     )
 
 
@@ -166,6 +167,7 @@ def run(
                     )
     result = {
         "what": "utility of every policy, simulated",
+        "versions": {"isthmus": __version__, "numpy": np.__version__},
         "profiles": [_short(name) for name in profiles],
         "traces": [_short(trace) for trace in traces],
         "loads": list(loads),
@@ -175,7 +177,7 @@ def run(
         "epsilon": EPSILON,
         "cells": cells,
     }
-    write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "result.json", json.dumps(result).encode())
     write_atomically(out / "result.md", markdown(result).encode())
     return result
 

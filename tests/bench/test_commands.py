@@ -10,7 +10,9 @@ from tests.bench import machine
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("name", ["selection", "encoder", "stream", "footprint", "planning"])
+@pytest.mark.parametrize(
+    "name", ["selection", "encoder", "stream", "footprint", "planning", "elastic_front", "elastic_engine"]
+)
 def test_measure(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     out = machine.ROOT / "runs" / "bench" / f"{name}.json"
     with capfd.disabled():

@@ -2,13 +2,17 @@
 
 import asyncio
 import dataclasses
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import numpy as np
 import pytest
 
+from isthmus.cloud.rpc.elastic import ElasticServicer
+from isthmus.proto.errors import TooLate
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.integration.elastic_rig import SIDE, THREE, ElasticRig, Made, huge_png, pixels, png, refusal
@@ -226,5 +230,46 @@ def test_with_a_key_only_those_who_show_it_are_served(rig: ElasticRig, tmp_path:
                 assert "operator" in found[1]
             granted = (("authorization", "Bearer sesame"),)
             assert not (await stub.ListTasks(pb.ListTasksRequest(), metadata=granted)).tasks
+
+    asyncio.run(scenario())
+
+
+def test_metrics_count_queries_by_task_and_outcome(rig: ElasticRig) -> None:
+    async def scenario() -> str:
+        async with rig.running(THREE[0], metrics_port=0) as (server, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            for _ in range(3):
+                await stub.MakeQuery(query(THREE[0]))
+            await refusal(stub.MakeQuery(query(THREE[0], latency_s=1e-4)))
+            url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+            return (await asyncio.to_thread(lambda: urlopen(url).read())).decode()
+
+    text = asyncio.run(scenario())
+    assert 'isthmus_elastic_queries_total{outcome="answered_in_time",task="ten"} 3.0' in text
+    assert 'isthmus_elastic_queries_total{outcome="evicted",task="ten"} 1.0' in text
+    assert "isthmus_elastic_waiting 0.0" in text
+    assert 'isthmus_calls_total{method="MakeQuery",status="OK"} 3.0' in text
+
+
+def test_a_registration_that_stalls_is_given_up(rig: ElasticRig) -> None:
+    made = Made.random("task", 3)
+
+    async def scenario() -> None:
+        async with rig.running() as (server, _):
+            assert server.elastic is not None
+            servicer = ElasticServicer(server.elastic, rig.folder / "scratch", upload_timeout_s=0.05)
+            with pytest.raises(TooLate, match="did not come within"):
+                await servicer.RegisterTask(stalling(), None)
+            assert list((rig.folder / "scratch").iterdir()) == []
+            task = (await servicer.RegisterTask(each(made.messages()), None)).task
+            assert task.version == 1
+
+    async def stalling() -> AsyncIterator[pb.RegisterTaskRequest]:
+        yield next(made.messages())
+        await asyncio.Event().wait()
+
+    async def each(messages: Iterator[pb.RegisterTaskRequest]) -> AsyncIterator[pb.RegisterTaskRequest]:
+        for message in messages:
+            yield message
 
     asyncio.run(scenario())

@@ -68,6 +68,21 @@ def test_planning(tmp_path: Path) -> None:
     assert any(row["what"].startswith("priced") for row in found["rows"])
 
 
+@pytest.mark.timeout(600)
+def test_elastic_front(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "elastic_front", "--queries", "3", "--repeats", "1")["rows"]
+    ways = {"echo, same bytes", "MakeQuery, pixels", "MakeQuery, JPEG", "ModelInfer, pixels"}
+    assert {row["way"] for row in rows} == ways
+    assert all(0 < row["added_p50_s"]["median"] <= row["wall_p50_s"]["median"] for row in rows)
+
+
+@pytest.mark.timeout(600)
+def test_elastic_engine(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "elastic_engine", "--images", "16", "--repeats", "1", "--batches", "1,4")["rows"]
+    assert [row["batch"] for row in rows] == [1, 4]
+    assert all(row["share"]["median"] > 0 and 1 <= row["mean_batch_made"] <= row["batch"] for row in rows)
+
+
 def test_candidates_take_turns() -> None:
     order: list[str] = []
     timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=3, warmups=1)

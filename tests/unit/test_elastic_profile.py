@@ -102,3 +102,11 @@ def test_tasks_come_and_go() -> None:
     assert profile.without_task("vehicles") == small()
     with pytest.raises(BadProfile):
         small().with_task("vehicles", {0: 0.75})
+
+
+def test_a_margin_slows_every_batch_alike() -> None:
+    slowed = small().slowed(1.1)
+    assert slowed.batch_time_s(0, 6) == pytest.approx(1.1 * small().batch_time_s(0, 6))
+    assert slowed.accuracy == small().accuracy and slowed.memory == small().memory
+    with pytest.raises(BadProfile):
+        small().slowed(0.0)

@@ -103,6 +103,14 @@ def test_live_bytes_counts_what_is_alive_together() -> None:
     assert second.sum() == 2_000
 
 
+def test_a_model_without_a_head_is_judged_by_another() -> None:
+    vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=0)
+    headless = ElasticViT(vit.eval())
+    assert choose(headless, PIXELS, LABELLED, labelled=False, batch=2, repeats=1).measured[0].accuracy == 1.0
+    with pytest.raises(ValueError, match="no head of its own"):
+        choose(headless, PIXELS, LABELLED, labelled=True)
+
+
 def test_the_quickest_number_type_that_answers_alike_is_taken() -> None:
     model = runner().model
     with torch.no_grad():

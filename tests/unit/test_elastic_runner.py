@@ -133,6 +133,10 @@ def test_models_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     save_file({name: value for name, value in state.items() if "norm1" not in name}, tmp_path / "part.safetensors")
     with pytest.raises(ModelError, match="norm1"):
         load_vit(tmp_path / "part.safetensors")
+    far = {name.replace("blocks.2.", "blocks.999999."): value for name, value in state.items()}
+    save_file(far, tmp_path / "far.safetensors")
+    with pytest.raises(ModelError, match="blocks are missing"):
+        load_vit(tmp_path / "far.safetensors")
     with pytest.raises(ModelError, match="timm has no model"):
         load_vit("no_such_model_of_theirs", random=True)
     with pytest.raises(ModelError, match="no vision transformer"):

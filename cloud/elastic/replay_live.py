@@ -1,0 +1,104 @@
+"""A replay in real time: the real model runs every batch, on pictures whose labels are known."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from isthmus.cloud.elastic.engine import Work
+from isthmus.cloud.elastic.precision import NUMBER_TYPES
+from isthmus.cloud.elastic.profile import Profile
+from isthmus.cloud.elastic.profiler import machine_key
+from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.task_files import load_tasks
+from isthmus.cloud.elastic.tasks import ModelShape
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import load_vit, pixel_spec
+from isthmus.data.images import LabelledImages, read_images
+
+WARM_UP_SIZES = (1, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTask:
+    """What a task's queries ask about, and what answers them."""
+
+    served: ServedTask
+    labelled: LabelledImages
+
+
+class LiveWorld:
+    """The world of ``simulate.serve`` with a real clock and a real model. Query i asks about the i-th picture of its
+    task, counted round."""
+
+    def __init__(
+        self,
+        runner: ElasticRunner,
+        tasks: Mapping[str, LiveTask],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._runner = runner
+        self._tasks = tasks
+        self._clock = clock
+        self._sleep = sleep
+        self._began_s = clock()
+
+    def begin(self, gammas: Sequence[int]) -> None:
+        """Runs a small and a full batch of every task at every gamma, then sets the clock to 0."""
+        for task in self._tasks.values():
+            for size in WARM_UP_SIZES:
+                pictures_NHWC = np.resize(task.labelled.pictures_NHWC, (size, *task.labelled.pictures_NHWC.shape[1:]))
+                for gamma in gammas:
+                    self._runner.answer(pictures_NHWC, gamma, [task.served] * size)
+        self._began_s = self._clock()
+
+    def now_s(self) -> float:
+        return self._clock() - self._began_s
+
+    def wait(self, until_s: float) -> None:
+        self._sleep(max(0.0, until_s - self.now_s()))
+
+    def run(self, work: Work) -> list[bool | None]:
+        asked = [(self._tasks[query.task], query.id) for query in work.batch.queries]
+        places = [id % len(task.labelled) for task, id in asked]
+        pictures = [task.labelled.pictures_NHWC[place] for (task, _), place in zip(asked, places, strict=True)]
+        logits = self._runner.answer(np.stack(pictures), work.gamma, [task.served for task, _ in asked])
+        return [
+            bool(logits_C.argmax() == task.labelled.labels_N[place])
+            for logits_C, (task, _), place in zip(logits, asked, places, strict=True)
+        ]
+
+
+def open_live(
+    profile: Profile, *, model: str, tasks: Path, data: Path, pixels: str | None, device: str, limit: int | None
+) -> tuple[LiveWorld, Profile, tuple[str, ...]]:
+    """The world, the profile with just the tasks that the folder holds, and what differs from the machine it was
+    measured on. Torch gets the threads that the profile was measured with.
+
+    Raises ValueError where the profile knows none of the tasks, or was measured with a number type there is not;
+    and what loading model, tasks and pictures raises: ValueError, OSError.
+    """
+    number_type = next((name for name in NUMBER_TYPES if name == profile.key.number_type), None)
+    if number_type is None:
+        raise ValueError(f"the profile was measured in {profile.key.number_type!r}, which cannot be run here")
+    if profile.key.device == "cpu" and profile.key.threads > 0:
+        torch.set_num_threads(profile.key.threads)
+    vit = load_vit(model)
+    elastic = ElasticViT(vit, profile.schedules)
+    runner = ElasticRunner(elastic, pixel_spec(vit, model, pixels), device=device, number_type=number_type)
+    labelled = read_images(data, elastic.image_px, limit=limit)
+    found = {
+        one.spec.name: LiveTask(runner.prepare(one.weights, one.spec.prompt_mode), one.recipe.apply(labelled))
+        for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))
+        if one.spec.name in profile.accuracy
+    }
+    if not found:
+        raise ValueError(f"{tasks.name} holds no task that the profile knows: {', '.join(profile.accuracy) or 'none'}")
+    for task in profile.accuracy.keys() - found.keys():
+        profile = profile.without_task(task)
+    return LiveWorld(runner, found), profile, profile.key.differences(machine_key(runner))

@@ -1,0 +1,178 @@
+"""The elastic ViT by gamma and batch size, against timm eager, timm compiled and ONNX Runtime; all take turns.
+
+Floor: the operations of all matrix products over the measured rate of a square float32 product. Beside it, the share of
+the speed-up that the operation count promises: time at gamma 0 over time at gamma, over the same ratio of operations.
+Weights of a timm name are random: speed does not hang on them, and of accuracy nothing is said here.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+import typer
+from torch import Tensor, nn
+
+from isthmus.cloud.elastic.profiler import blank_weights
+from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import load_vit
+from isthmus.data.images import PixelSpec
+from tests.bench import THREADS, machine
+from tests.bench.harness import Report, interleaved, shown
+
+RIVALS = ("timm eager", "timm compiled", "ONNX Runtime")
+
+
+def main(
+    model: Annotated[
+        str, typer.Option(help="A timm name (random weights) or a safetensors file.")
+    ] = "vit_base_patch16_224",
+    batches: Annotated[str, typer.Option(help="With commas between.")] = "1,8,32",
+    gammas: Annotated[str, typer.Option(help="With commas between.")] = "-20,-15,-10,-5,0,2,4,8",
+    number_types: Annotated[
+        str, typer.Option(help="With commas between. auto: bfloat16 too where its product is quicker than float32's.")
+    ] = "auto",
+    rivals: Annotated[str, typer.Option(help="Of timm eager, timm compiled, ONNX Runtime.")] = ",".join(RIVALS),
+    compiled: Annotated[bool, typer.Option(help="Ours compiled as well as eager; takes minutes to compile.")] = False,
+    repeats: int = 7,
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """Ours by gamma, number type and batch size, against timm and ONNX Runtime in float32."""
+    torch.set_num_threads(THREADS)
+    chosen = _words(rivals)
+    if not set(chosen) <= set(RIVALS):
+        raise typer.BadParameter(f"rivals: some of {', '.join(RIVALS)}")
+    rates = {"float32": machine.product_rate(np.float32), "bfloat16": _product_rate(torch.bfloat16)}
+    types = [name for name, rate in rates.items() if rate >= rates["float32"]]
+    if number_types != "auto":
+        types = _words(number_types)
+    config = {
+        "model": Path(model).name,
+        "batches": _numbers(batches),
+        "gammas": _numbers(gammas),
+        "number_types": types,
+        "compiled": compiled,
+        "repeats": repeats,
+    }
+    report = Report("elastic_vit", config, ("torch", "timm", "onnxruntime"))
+    report.floors = {f"{name} product, operations/s": rate for name, rate in rates.items()}
+    for batch in _numbers(batches):
+        _measure(report, model, batch, _numbers(gammas), types, chosen, compiled, repeats, rates)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "batch": lambda row: str(row["batch"]),
+        "on": lambda row: str(row["engine"]),
+        "gamma": lambda row: str(row["gamma"]),
+        "CPU ms, median (quartiles)": lambda row: shown(row["cpu_s"], 1e3),
+        "images/CPU s": lambda row: f"{row['batch'] / row['cpu_s']['median']:.4g}",
+        "Gop": lambda row: f"{row['operations'] / 1e9:.2f}",
+        "times the floor": lambda row: f"{row['times_floor']:.2f}",
+        "of the promised speed-up": lambda row: "" if row["of_promised"] is None else f"{row['of_promised']:.3f}",
+        "times the best rival": lambda row: "" if row["over_rival"] is None else f"{row['over_rival']:.2f}",
+    }
+    report.finish(columns, out)
+
+
+def _measure(
+    report: Report,
+    source: str,
+    batch: int,
+    gammas: list[int],
+    number_types: list[str],
+    rivals: list[str],
+    compiled: bool,
+    repeats: int,
+    rates: dict[str, float],
+) -> None:
+    """One batch size."""
+    runs: dict[str, Callable[[], object]] = {}
+    meant: dict[str, tuple[str, int | None, str]] = {}  # engine, gamma, number type
+    model = ElasticViT(load_vit(source, random=True))
+    images_BCHW = torch.randn(batch, 3, model.image_px, model.image_px)
+    for name in number_types:
+        for compiler in (None, "inductor") if compiled else (None,):
+            engine = f"ours, {name}" + (", compiled" if compiler else "")
+            for gamma in gammas:
+                key = f"{engine}, {gamma}"
+                runs[key] = _ours(source, name, compiler, gamma, images_BCHW)
+                meant[key] = (engine, gamma, name)
+    with tempfile.TemporaryDirectory() as folder:
+        for rival in rivals:
+            runs[rival] = _rival(rival, load_vit(source, random=True), images_BCHW, Path(folder))
+            meant[rival] = (rival, None, "float32")
+        timings = interleaved(runs, repeats=repeats, warmups=2)
+    took_s = {key: timing.cpu_s.median for key, timing in timings.items()}
+    best_rival_s = min((took_s[rival] for rival in rivals), default=None)
+    for key, (engine, gamma, name) in meant.items():
+        operations = batch * model.operations(gamma or 0, "append")
+        zero = took_s.get(f"{engine}, 0")
+        promised = None if gamma is None else batch * model.operations(0) / operations
+        gained = None if zero is None else zero / took_s[key]
+        report.rows.append(
+            {
+                "batch": batch,
+                "engine": engine,
+                "gamma": "" if gamma is None else gamma,
+                **timings[key].to_json(),
+                "operations": operations,
+                "times_floor": took_s[key] / (operations / rates[name]),
+                "of_promised": None if promised is None or gained is None else gained / promised,
+                "over_rival": best_rival_s / took_s[key] if gamma == 0 and best_rival_s else None,
+            }
+        )
+
+
+def _ours(source: str, number_type: str, compiler: str | None, gamma: int, images_BCHW: Tensor) -> Callable[[], object]:
+    """Features at ``gamma``, prompts appended where it is above 0."""
+    model = ElasticViT(load_vit(source, random=True))
+    kind: NumberType = "bfloat16" if number_type == "bfloat16" else "float32"
+    pixels = PixelSpec(model.image_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    runner = ElasticRunner(model, pixels, number_type=kind, compiler=compiler)
+    images = images_BCHW.to(DTYPES[number_type])
+    prompts = None
+    if gamma > 0:
+        prompts = runner.prepare(blank_weights(model, [gamma])).prompts[gamma][None]
+    return lambda: runner.features(images, gamma, prompts, "append" if gamma > 0 else None)
+
+
+def _rival(name: str, vit: nn.Module, images_BCHW: Tensor, folder: Path) -> Callable[[], object]:
+    if name == "ONNX Runtime":
+        path = folder / "vit.onnx"
+        with torch.inference_mode():
+            torch.onnx.export(vit, (images_BCHW,), str(path), input_names=["images"], opset_version=18, dynamo=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = THREADS
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feed: dict[str, npt.NDArray[np.float32]] = {"images": images_BCHW.numpy()}
+        return lambda: session.run(None, feed)
+    run: Callable[[Tensor], Tensor] = torch.compile(vit, dynamic=False) if name == "timm compiled" else vit
+
+    def on_torch() -> Tensor:
+        with torch.inference_mode():
+            return run(images_BCHW)
+
+    return on_torch
+
+
+def _product_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations per CPU second of a square product in torch."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    timings = interleaved({"product": lambda: left @ right}, repeats=5)
+    return 2 * size**3 / timings["product"].cpu_s.median
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    typer.run(main)

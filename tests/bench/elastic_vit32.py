@@ -1,0 +1,33 @@
+"""The ViT of the measurements of serving: 32 x 32 images, 65 tokens, 6 layers of width 192, random weights."""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from isthmus.cloud.elastic.profile import MachineKey, Profile
+from isthmus.cloud.elastic.tasks import TaskWeights
+from isthmus.cloud.elastic.timm_import import VisionTransformer
+
+SIDE, WIDTH, DEPTH, CLASSES = 32, 192, 6, 10
+GAMMAS = (-16, -8, 0)
+
+
+def save_vit(path: Path) -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=SIDE, patch_size=4, embed_dim=WIDTH, depth=DEPTH, num_heads=WIDTH // 64, num_classes=CLASSES
+    )
+    safetensors.torch.save_file(vit.state_dict(), path)
+
+
+def head_only() -> TaskWeights:
+    rng = np.random.default_rng(0)
+    return TaskWeights(rng.standard_normal((CLASSES, WIDTH), np.float32), rng.standard_normal(CLASSES, np.float32), {})
+
+
+def profile_of_nothing() -> Profile:
+    """Times of no machine: with one query in flight the plan does not hang on them."""
+    latency_s = dict.fromkeys(GAMMAS, (0.003, 0.1))
+    return Profile(MachineKey("none", "cpu", 1, "float32", "none"), GAMMAS, (1, 64), {}, latency_s)

@@ -1,0 +1,109 @@
+"""A replay in real time, with a clock of the test's own and a runner that answers by rule; and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from isthmus.cloud.elastic.engine import Engine
+from isthmus.cloud.elastic.policies import make_policy
+from isthmus.cloud.elastic.profile import paper_profile
+from isthmus.cloud.elastic.query import Outcome, Query
+from isthmus.cloud.elastic.replay import replay
+from isthmus.cloud.elastic.replay_live import LiveTask, LiveWorld, open_live
+from isthmus.cloud.elastic.simulate import serve
+from isthmus.data.images import LabelledImages
+
+PROFILE = paper_profile()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now_s += seconds
+
+
+class RuleRunner:
+    """Takes what the profile says, and calls every bright picture class 1."""
+
+    def __init__(self, clock: Clock, slowness: float = 1.0) -> None:
+        self.clock = clock
+        self.slowness = slowness
+        self.ran: list[tuple[int, int]] = []
+
+    def answer(self, pictures: np.ndarray, gamma: int, tasks: list[object]) -> list[np.ndarray]:
+        self.clock.sleep(self.slowness * PROFILE.batch_time_s(gamma, len(pictures)))
+        self.ran.append((gamma, len(tasks)))
+        return [np.array([0.5, float(picture.mean() > 100)]) for picture in pictures]
+
+
+def world(clock: Clock, runner: RuleRunner) -> LiveWorld:
+    pictures = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200, 200)])
+    labelled = LabelledImages(pictures, np.array([0, 1, 0]))
+    tasks = {task: LiveTask(object(), labelled) for task in PROFILE.accuracy}
+    return LiveWorld(runner, tasks, clock=clock, sleep=clock.sleep)
+
+
+def queries(count: int, each_s: float) -> list[Query]:
+    return [Query(id, "CIFAR10", id * each_s, id * each_s + 0.6, 1.0) for id in range(count)]
+
+
+def test_labels_say_what_was_right_and_the_clock_what_was_in_time() -> None:
+    clock = Clock()
+    runner = RuleRunner(clock)
+    live = world(clock, runner)
+    live.begin(PROFILE.gammas)
+    assert live.now_s() == 0 and {gamma for gamma, _ in runner.ran} == set(PROFILE.gammas)
+    run = serve(Engine(PROFILE, make_policy("priced", PROFILE)), queries(9, 0.1), live)
+    right, wrong = Outcome.CORRECT_IN_TIME, Outcome.WRONG_IN_TIME
+    assert run.outcomes == [right, right, wrong] * 3
+    assert run.utility == 6
+
+
+def test_a_machine_slower_than_its_profile_answers_late_and_goes_on() -> None:
+    clock = Clock()
+    live = world(clock, RuleRunner(clock, slowness=30.0))
+    run = serve(Engine(PROFILE, make_policy("priced", PROFILE)), queries(200, 0.002), live)
+    assert None not in run.outcomes
+    assert run.share(Outcome.LATE) > 0.1 and run.share(Outcome.EVICTED) > 0.1
+
+
+def test_an_executor_that_breaks_fails_its_batch_and_is_heard() -> None:
+    class Broken(RuleRunner):
+        def answer(self, pictures: np.ndarray, gamma: int, tasks: list[object]) -> list[np.ndarray]:
+            raise MemoryError("out of memory")
+
+    clock = Clock()
+    engine = Engine(PROFILE, make_policy("priced", PROFILE))
+    with pytest.raises(MemoryError):
+        serve(engine, queries(3, 0.0), world(clock, Broken(clock)))
+    assert engine.outcomes[Outcome.FAILED] == 3 and engine.running == 0
+
+
+def test_a_number_type_that_cannot_be_run_is_told() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        open_live(PROFILE, model="x", tasks=Path(), data=Path(), pixels=None, device="cpu", limit=None)
+
+
+def test_live_asks_for_all_it_needs(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(replay)
+    profile = tmp_path / "profile.json"
+    key = replace(PROFILE.key, number_type="float32", threads=0)
+    profile.write_text(replace(PROFILE, key=key).to_json(), encoding="utf-8")
+    for args in (
+        ["--live"],
+        ["--live", "--profile", str(profile), "--model", str(tmp_path / "none.safetensors")],
+        ["--live", "--profile", str(profile), "--model", "none.safetensors", "--tasks", ".", "--data", "."],
+    ):
+        result = CliRunner().invoke(app, ["synthetic", *args])
+        assert result.exit_code == 1 and "isthmus elastic replay:" in result.output
