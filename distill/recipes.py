@@ -178,7 +178,7 @@ def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
         ),
         teacher=TeacherConfig(
             audio=dataclasses.replace(quick, epochs=16),
-            visual=dataclasses.replace(quick, epochs=32),
+            visual=dataclasses.replace(quick, epochs=24),
             head=dataclasses.replace(base.teacher.head, epochs=10),
         ),
         all_distill=dataclasses.replace(base.all_distill, epochs=10, batch_size=16),

@@ -37,7 +37,7 @@ LEAST_CLIPS: Final = 6
 ACTORS: Final = 8
 TAKES: Final = 6
 """8 actors x 6 classes x 6 takes = 288 clips."""
-DIFFICULTY: Final = 0.5
+DIFFICULTY: Final = 0.4
 SYNTHETIC_PRIVATE_SHARE: Final = 0.2
 """More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
 PRIVATE_SHARE: Final = 0.1
