@@ -38,16 +38,35 @@ def decode(ref: ClipRef, spec: InputSpec) -> DecodedClip:
     Raises ClipError naming the clip and the reason: missing, empty, truncated, damaged, without sound, or without
     picture.
     """
-    try:
-        if ref.audio_path is None:
-            raise _Unusable("it has no sound file")
+    with _naming(ref):
         if ref.video_path is None:
             raise _Unusable("it has no video file")
-        waveform_T = _sound(ref.audio_path, spec, ref.start_s or 0.0, ref.end_s)
+        waveform_T = _sound_of(ref, spec)
         frames_KHWC = _pictures(ref.video_path, spec, ref.start_s, ref.end_s)
         return DecodedClip(spectrogram(waveform_T, spec), frames_KHWC)
+
+
+def decode_sound(ref: ClipRef, spec: InputSpec) -> npt.NDArray[np.float32]:
+    """The clip's mono samples (T,) at the spec's rate, at most its duration; what ``decode``'s spectrogram is made of.
+
+    Raises ClipError naming the clip and the reason.
+    """
+    with _naming(ref):
+        return _sound_of(ref, spec)
+
+
+@contextmanager
+def _naming(ref: ClipRef) -> Iterator[None]:
+    try:
+        yield
     except (_Unusable, ValueError) as error:
         raise ClipError(ref.name, str(error)) from error
+
+
+def _sound_of(ref: ClipRef, spec: InputSpec) -> npt.NDArray[np.float32]:
+    if ref.audio_path is None:
+        raise _Unusable("it has no sound file")
+    return _sound(ref.audio_path, spec, ref.start_s or 0.0, ref.end_s)
 
 
 @contextmanager

@@ -131,8 +131,7 @@ def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Reci
 def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
     """The paper's networks on 64-pixel frames and spectrograms of 64 x 75 (AVE: 64 x 251), from random weights.
 
-    AdamW and more AllDistill epochs than the paper's one, since there are no ImageNet weights to start from; crops
-    keep at least half of the picture, since less of a 64-pixel face shows no expression.
+    AdamW and more AllDistill epochs than the paper's one, since there are no ImageNet weights to start from.
     """
     base = thesis(dataset, classes)
     columns = 251 if dataset == "ave" else 75
@@ -145,7 +144,6 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
         schedule="cosine",
         warmup_epochs=2,
         label_smoothing=0.1,
-        crop_scale=(0.5, 1.0),
     )
     return dataclasses.replace(
         base,
@@ -180,7 +178,7 @@ def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
         ),
         teacher=TeacherConfig(
             audio=dataclasses.replace(quick, epochs=16),
-            visual=dataclasses.replace(quick, epochs=32),
+            visual=dataclasses.replace(quick, epochs=24),
             head=dataclasses.replace(base.teacher.head, epochs=10),
         ),
         all_distill=dataclasses.replace(base.all_distill, epochs=10, batch_size=16),

@@ -50,7 +50,8 @@ def select_cosine(
 ) -> Indices:
     """SelectData: each prototype in turn takes the n most cosine-similar public samples not yet taken.
 
-    Returns min(K * n, N) indices in the order taken, ties to the lower index, whatever ``block_rows``.
+    Returns min(K * n, N) indices in the order taken, ties to the lower index, whatever ``block_rows``. Similarities are
+    told apart down to about 1e-7 (decision 0007); nearer ones are ordered by their rounding, the same everywhere.
     ``probabilities_NC`` may be memory-mapped; at most ``GROUP_ROWS`` x ``block_rows`` similarities exist at a time.
     Raises ValueError for shapes that do not match, non-finite values, or zero rows.
 

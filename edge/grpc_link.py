@@ -13,7 +13,7 @@ import grpc
 
 from isthmus.edge.link import Traffic
 from isthmus.proto import convert
-from isthmus.proto.errors import Internal, InvalidInput, IsthmusError, TooLate, Unavailable, from_status
+from isthmus.proto.errors import NAME_KEY, Internal, InvalidInput, IsthmusError, TooLate, Unavailable, from_status
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -208,4 +208,5 @@ def _mapped(error: grpc.RpcError) -> IsthmusError:
         return Unavailable("the cloud cannot be reached")
     if code is grpc.StatusCode.CANCELLED:
         return Unavailable("the call was cancelled")
-    return from_status(code.value[0], details or code.name.lower().replace("_", " "))
+    name = next((value for key, value in call.trailing_metadata() or () if key == NAME_KEY), "")
+    return from_status(code.value[0], details or code.name.lower().replace("_", " "), str(name))

@@ -20,7 +20,8 @@
 Messages are short and say what to do. They never hold a secret, a path of the server or a stack trace.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import ClassVar, Final
 
 
 class IsthmusError(Exception):
@@ -94,17 +95,32 @@ class Internal(IsthmusError):
     code = 13
 
 
-def from_status(code: int, message: str) -> IsthmusError:
-    """The error of the tree that stands for a status code received over the wire."""
+NAME_KEY: Final = "isthmus-error"
+"""Key of the trailing metadata that names the error's class, since several share a status code."""
+
+
+def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:
+    for error in root.__subclasses__():
+        yield error
+        yield from _all_below(error)
+
+
+def from_status(code: int, message: str, name: str = "") -> IsthmusError:
+    """The error of the tree that stands for a status received over the wire.
+
+    ``name`` is the value of ``NAME_KEY``; empty where gRPC itself refused the call, or a proxy on the way. Then
+    RESOURCE_EXHAUSTED is a message over gRPC's bound, which no retry helps.
+    """
+    named = {error.__name__: error for error in _all_below(IsthmusError) if error.code == code}
     by_code: dict[int, type[IsthmusError]] = {
         3: InvalidInput,
         4: TooLate,
         5: NotYours,
-        8: Busy,
+        8: TooLarge,
         9: WrongState,
         13: Internal,
         14: Unavailable,
         15: Corrupt,
         16: Unauthenticated,
     }
-    return by_code.get(code, Internal)(message)
+    return named.get(name, by_code.get(code, Internal))(message)

@@ -21,7 +21,7 @@ from isthmus.cloud import identity
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.store.database import Database, as_ours, disk_is_full
 from isthmus.cloud.store.devices import Device
-from isthmus.proto.errors import Busy, Internal, IsthmusError, StorageFull, Unauthenticated
+from isthmus.proto.errors import NAME_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
         raise
     except Exception as error:
         ours = told(error, method)
-        await context.abort(_STATUS[ours.code], str(ours))
+        await context.abort(_STATUS[ours.code], str(ours), ((NAME_KEY, type(ours).__name__),))
 
 
 def told(error: Exception, method: str) -> IsthmusError:

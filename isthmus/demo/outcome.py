@@ -63,6 +63,16 @@ class ClientOutcome:
 
 
 @dataclass(frozen=True)
+class KeptClip:
+    """One of a device's clips, for a person to look at; it never left. Axes: T samples, K pictures in time order."""
+
+    name: str
+    waveform_T: npt.NDArray[np.float32]
+    sample_rate_hz: int
+    pictures_KHWC: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class DemoOutcome:
     data_name: str
     synthetic: bool
@@ -72,6 +82,8 @@ class DemoOutcome:
     public_clips: int
     skipped_clips: int
     clients: tuple[ClientOutcome, ...]
+    kept: tuple[KeptClip, ...]
+    """One clip of each client."""
     teacher_accuracy: dict[str, dict[str, float]]
     """Per client, the teacher's share of right answers: jointly, and by each branch alone."""
     losses: dict[str, tuple[float, ...]]

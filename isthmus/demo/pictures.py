@@ -4,12 +4,14 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import librosa
+import librosa.display
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from isthmus.demo.outcome import ClientOutcome, readable_bytes
+from isthmus.demo.outcome import ClientOutcome, KeptClip, readable_bytes
 from isthmus.demo.stages import StageRecord
 
 COLOURS: Final = ("#94a3b8", "#1d4ed8", "#60a5fa", "#15803d", "#b45309", "#7c3aed")
@@ -93,6 +95,29 @@ def prototypes(client: ClientOutcome, classes: Sequence[str]) -> bytes:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_title(f"{client.name}: {count} prototypes", fontsize=10)
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
+    return _png(figure)
+
+
+def kept(clip: KeptClip, shown: int = 5) -> bytes:
+    """A clip that stayed on its device: some of its pictures above, its sound as a mel spectrogram below."""
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3), squeeze=False).flat
+    places = np.linspace(0, len(clip.pictures_KHWC) - 1, shown).astype(int)
+    for axes, place in zip(above.subplots(1, shown), places, strict=True):
+        axes.imshow(clip.pictures_KHWC[place])
+        axes.set_axis_off()
+    power_MT = librosa.feature.melspectrogram(y=clip.waveform_T, sr=clip.sample_rate_hz, n_mels=80)
+    axes = below.subplots()
+    librosa.display.specshow(
+        librosa.power_to_db(power_MT, ref=np.max),
+        sr=clip.sample_rate_hz,
+        x_axis="time",
+        y_axis="mel",
+        cmap="magma",
+        ax=axes,
+    )
+    axes.set(xlabel="seconds", ylabel="hertz (mel scale)")
+    above.suptitle(clip.name, fontsize=10, parse_math=False)
     return _png(figure)
 
 

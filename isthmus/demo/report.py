@@ -23,6 +23,7 @@ def render_report(outcome: DemoOutcome) -> str:
         traffic=pictures.bytes_per_clip(outcome.clients),
         selected=pictures.selected(outcome.clients, outcome.classes),
         prototypes=[pictures.prototypes(client, outcome.classes) for client in outcome.clients],
+        kept=[pictures.kept(clip) for clip in outcome.kept],
         losses=pictures.losses({name: values for name, values in outcome.losses.items() if values}),
         wall_times=pictures.wall_times(outcome.stages),
     )

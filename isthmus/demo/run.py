@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from isthmus import __version__
-from isthmus.data.clip import Listing
+from isthmus.data.clip import ClipError, ClipRef, Listing
 from isthmus.data.layouts import read_listing
+from isthmus.data.media import decode, decode_sound
 from isthmus.data.splits import Split, stratified
 from isthmus.data.synthetic import make_crema_d
+from isthmus.data.transforms import InputSpec
 from isthmus.demo.loop import Loop
-from isthmus.demo.outcome import ClientOutcome, DemoOutcome, readable_seconds
+from isthmus.demo.outcome import ClientOutcome, DemoOutcome, KeptClip, readable_seconds
 from isthmus.demo.processes import Family, termination_unwinds
 from isthmus.demo.stages import StageLedger, key_of, only_one
 from isthmus.distill.prepare import recipe_for
@@ -35,7 +37,7 @@ LEAST_CLIPS: Final = 6
 ACTORS: Final = 8
 TAKES: Final = 6
 """8 actors x 6 classes x 6 takes = 288 clips."""
-DIFFICULTY: Final = 0.5
+DIFFICULTY: Final = 0.4
 SYNTHETIC_PRIVATE_SHARE: Final = 0.2
 """More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
 PRIVATE_SHARE: Final = 0.1
@@ -90,6 +92,7 @@ class Demo:
             public_clips=len(release.split.public),
             skipped_clips=len(listing.damaged),
             clients=clients,
+            kept=_kept(listing, release.split),
             teacher_accuracy=teacher,
             losses=_losses(release.root),
             stages=tuple(self._ledger.records),
@@ -233,6 +236,20 @@ def _write_private(path: Path, listing: Listing, private: tuple[str, ...]) -> No
         for name in private:
             label = label_of[name]
             rows.writerow([name, "" if label is None else listing.classes[label]])
+
+
+def _kept(listing: Listing, split: Split) -> tuple[KeptClip, ...]:
+    """The first clip of each client that decodes, at the size of the paper's inputs."""
+    ref_of = {ref.name: ref for ref in listing.refs}
+    found = (next(_decoded(ref_of[name] for name in clips), None) for clips in split.clients.values())
+    return tuple(clip for clip in found if clip is not None)
+
+
+def _decoded(refs: Iterable[ClipRef]) -> Iterator[KeptClip]:
+    spec = InputSpec()
+    for ref in refs:
+        with suppress(ClipError):  # The devices' own reports name and count the clips that do not decode.
+            yield KeptClip(ref.name, decode_sound(ref, spec), spec.sample_rate_hz, decode(ref, spec).frames_KHWC)
 
 
 def _losses(release: Path) -> dict[str, tuple[float, ...]]:

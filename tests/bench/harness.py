@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.bench import machine
@@ -85,7 +86,7 @@ class Report:
         title = f"{self.name}: {facts['processor']}, {facts['cores']} cores, {facts['threads']} thread, {quiet}"
         table = Table(*columns, title=title, title_justify="left")
         for row in self.rows:
-            table.add_row(*(show(row) for show in columns.values()))
+            table.add_row(*(escape(show(row)) for show in columns.values()))
         console = Console(width=None if Console().is_terminal else 160)
         console.print(table)
         for name, value in self.floors.items():

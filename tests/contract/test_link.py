@@ -16,6 +16,7 @@ from isthmus.edge.link import Link, MemoryCloud, MemoryLink
 from isthmus.proto import convert
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (
+    NAME_KEY,
     InvalidInput,
     IsthmusError,
     NotYours,
@@ -94,6 +95,7 @@ class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer)
         try:
             return call(link)
         except IsthmusError as error:
+            context.set_trailing_metadata(((NAME_KEY, type(error).__name__),))
             context.abort(STATUS[error.code], str(error))
 
 

@@ -8,18 +8,26 @@ from hypothesis import strategies as st
 from isthmus.distill import selection
 from isthmus.distill.selection import STRATEGIES, select_cosine
 
+RESOLUTION = 1e-7
+"""Similarities nearer than this may be taken in either order: the grid of 2**-26 tells them not apart (0007)."""
 
-def greedy_reference(prototypes_KC, probabilities_NC, samples_per_row):
-    """SelectData as printed: each row in turn, the n most similar not yet taken, ties to the lower index."""
-    taken: list[int] = []
+
+def assert_follows_the_printed_algorithm(chosen_S, prototypes_KC, probabilities_NC, samples_per_row):
+    """SelectData: each row in turn takes the n most similar samples not yet taken; equal samples in order of index."""
+    wide_NC = probabilities_NC.astype(np.float64)
+    unit_NC = wide_NC / np.linalg.norm(wide_NC, axis=1, keepdims=True)
+    left = set(range(len(probabilities_NC)))
+    picks = iter(chosen_S.tolist())
     for prototype_C in prototypes_KC.astype(np.float64):
-        similarity_N = [
-            float(np.dot(prototype_C, sample_C) / max(np.linalg.norm(prototype_C) * np.linalg.norm(sample_C), 1e-12))
-            for sample_C in probabilities_NC.astype(np.float64)
-        ]
-        order = sorted(range(len(similarity_N)), key=lambda index: (-round(similarity_N[index], 9), index))
-        taken += [index for index in order if index not in taken][:samples_per_row]
-    return taken
+        similarity_N = unit_NC @ (prototype_C / np.linalg.norm(prototype_C))
+        for _ in range(min(samples_per_row, len(left))):
+            pick = next(picks)
+            assert pick in left, "taken twice"
+            assert similarity_N[pick] >= max(similarity_N[index] for index in left) - RESOLUTION
+            equal = [index for index in left if (probabilities_NC[index] == probabilities_NC[pick]).all()]
+            assert pick == min(equal), "equal samples go by index"
+            left.remove(pick)
+    assert next(picks, None) is None, "more than asked for"
 
 
 @st.composite
@@ -41,7 +49,8 @@ def problems(draw):
 def test_equals_the_printed_algorithm_whatever_the_blocks(problem, block_rows):
     prototypes_KC, probabilities_NC, samples_per_row = problem
     chosen = select_cosine(prototypes_KC, probabilities_NC, samples_per_row, block_rows=block_rows)
-    assert chosen.tolist() == greedy_reference(prototypes_KC, probabilities_NC, samples_per_row)
+    assert_follows_the_printed_algorithm(chosen, prototypes_KC, probabilities_NC, samples_per_row)
+    assert chosen.tolist() == exact_reference(prototypes_KC, probabilities_NC, samples_per_row)
 
 
 @pytest.fixture(params=[(4, 2), (7, 3)], ids=["groups of 2", "groups of 3"])
@@ -57,7 +66,8 @@ def small_passes(request, monkeypatch):
 def test_guessed_floors_and_groups_of_rows_change_nothing(small_passes, problem, block_rows):
     prototypes_KC, probabilities_NC, samples_per_row = problem
     chosen = select_cosine(prototypes_KC, probabilities_NC, samples_per_row, block_rows=block_rows)
-    assert chosen.tolist() == greedy_reference(prototypes_KC, probabilities_NC, samples_per_row)
+    assert_follows_the_printed_algorithm(chosen, prototypes_KC, probabilities_NC, samples_per_row)
+    assert chosen.tolist() == exact_reference(prototypes_KC, probabilities_NC, samples_per_row)
 
 
 def exact_reference(prototypes_KC, probabilities_NC, samples_per_row):

@@ -13,6 +13,7 @@ from isthmus.demo.outcome import (
     Answering,
     ClientOutcome,
     DemoOutcome,
+    KeptClip,
     readable_bytes,
     readable_seconds,
 )
@@ -52,6 +53,12 @@ def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientO
     )
 
 
+def _kept(name: str) -> KeptClip:
+    rng = np.random.default_rng(8)
+    tone_T = np.sin(np.arange(16_000) / 5).astype(np.float32)
+    return KeptClip(name, tone_T, 16_000, rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8))
+
+
 @pytest.fixture
 def outcome() -> DemoOutcome:
     return DemoOutcome(
@@ -63,6 +70,7 @@ def outcome() -> DemoOutcome:
         public_clips=576,
         skipped_clips=0,
         clients=(_client("client_1", CLASSES[:3], 10), _client("client_2", CLASSES[3:], 9)),
+        kept=(_kept("1013_a<b>"), _kept("1014_second")),
         teacher_accuracy={name: {"teacher": 0.81, "sound alone": 0.7} for name in ("client_1", "client_2")},
         losses={"teacher, audio": (1.7, 1.1), "teacher, visual": (1.8, 1.2), "base student": (0.8, 0.6)},
         stages=(StageRecord("data", "k", 12.0, reused=True), StageRecord("teacher", "k", 90.0)),
@@ -89,7 +97,7 @@ def test_the_page_needs_no_other_file(outcome: DemoOutcome, tmp_path: Path) -> N
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     links = _Links()
     links.feed(page)
-    assert len(links.targets) == 7
+    assert len(links.targets) == 9
     assert all(target.startswith("data:image/png;base64,") for target in links.targets)
     assert not {"script", "link", "iframe"} & set(links.tags)
 
@@ -117,6 +125,7 @@ def test_noise_is_told_with_its_budget(outcome: DemoOutcome) -> None:
 
 
 def test_names_of_the_data_set_are_escaped(outcome: DemoOutcome) -> None:
+    assert "1013_a&lt;b&gt;" in render_report(outcome)
     page = render_report(dataclasses.replace(outcome, data_name="<script>alert(1)</script>"))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

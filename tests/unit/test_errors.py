@@ -1,0 +1,34 @@
+"""What crosses the wire as a status comes back as the error that it was."""
+
+import pytest
+
+from isthmus.proto import errors
+from isthmus.proto.errors import Busy, Internal, IsthmusError, StorageFull, TooLarge, from_status
+
+EVERY = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, IsthmusError)]
+
+
+@pytest.mark.parametrize("error", [error for error in EVERY if error is not IsthmusError])
+def test_every_error_is_known_again_by_its_name(error):
+    again = from_status(error.code, "told", error.__name__)
+    assert type(again) is error
+    assert str(again) == "told"
+
+
+def test_what_shares_a_code_differs_in_whether_a_retry_helps():
+    assert {TooLarge.code} == {Busy.code} == {StorageFull.code}
+    assert not from_status(8, "", "TooLarge").retryable
+    assert from_status(8, "", "Busy").retryable
+
+
+def test_a_status_without_a_name_is_grpcs_own():
+    assert type(from_status(8, "message larger than max")) is TooLarge
+
+
+@pytest.mark.parametrize(("code", "name"), [(16, "Busy"), (16, "IsthmusError"), (16, "Exception"), (16, "no such")])
+def test_a_name_never_overrules_the_code(code, name):
+    assert type(from_status(code, "", name)) is errors.Unauthenticated
+
+
+def test_an_unknown_code_is_internal():
+    assert type(from_status(99, "")) is Internal
