@@ -13,6 +13,7 @@ from isthmus.cloud.elastic.precision import NUMBER_TYPES
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.profiler import machine_key
 from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.simulate import TICK_S
 from isthmus.cloud.elastic.task_files import load_tasks
 from isthmus.cloud.elastic.tasks import ModelShape
 from isthmus.cloud.elastic.vit import ElasticViT
@@ -61,7 +62,7 @@ class LiveWorld:
         return self._clock() - self._began_s
 
     def wait(self, until_s: float) -> None:
-        self._sleep(max(0.0, until_s - self.now_s()))
+        self._sleep(max(TICK_S, until_s - self.now_s()))  # a clock's rounding may leave less than it can be moved by
 
     def run(self, work: Work) -> list[bool | None]:
         asked = [(self._tasks[query.task], query.id) for query in work.batch.queries]

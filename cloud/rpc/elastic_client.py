@@ -11,7 +11,7 @@ import grpc
 
 from isthmus.cloud.elastic.tasks import TaskSpec
 from isthmus.cloud.rpc.elastic import spec_to_pb
-from isthmus.proto.errors import from_status
+from isthmus.proto.errors import NAME_KEY, from_status
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
@@ -79,4 +79,5 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise from_status(error.code().value[0], error.details() or "the server cannot be reached") from error
+        name = next((value for key, value in error.trailing_metadata() or () if key == NAME_KEY), "")
+        raise from_status(error.code().value[0], error.details() or "the server cannot be reached", name) from error
