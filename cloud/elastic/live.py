@@ -139,6 +139,12 @@ class LiveEngine:
             self._forgotten.add(task)
             self._drop_forgotten(task)
 
+    def count_evicted(self, task: Task, arrival_s: float) -> None:
+        """A query of ``task`` was given up before it could be submitted, since its time was over."""
+        with self._wake:
+            queue_s = max(0.0, self._clock() - arrival_s)
+            self._of(task.name).note(Outcome.EVICTED, queue_s=queue_s, run_s=0.0, unix_s=time.time())
+
     def statistics(self, task: str) -> TaskStatistics:
         """A copy, as of now."""
         with self._wake:

@@ -85,7 +85,11 @@ class Elastic:
         arrival_s = self.clock()
         latency_s, utility = terms.latency_for(task), terms.utility_for(task)
         if isinstance(image, bytes):
-            image = await self.decoder.image(image, arrival_s + latency_s)
+            try:
+                image = await self.decoder.image(image, arrival_s + latency_s)
+            except TooLate:
+                self.live.count_evicted(task, arrival_s)
+                raise
         else:
             check_pixels(image, self.model.image_px)
         return await self.live.ask(task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility)

@@ -79,5 +79,6 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        name = next((value for key, value in error.trailing_metadata() or () if key == NAME_KEY), "")
-        raise from_status(error.code().value[0], error.details() or "the server cannot be reached", name) from error
+        names: list[str] = [str(one.value) for one in error.trailing_metadata() or () if one.key == NAME_KEY]
+        what = error.details() or "the server cannot be reached"
+        raise from_status(error.code().value[0], what, "".join(names[:1])) from error
