@@ -89,7 +89,7 @@ def serve(
     elastic_device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
     elastic_threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic [default: 1].")] = None,
     elastic_number_type: Annotated[
-        str | None, typer.Option(help="auto, float32 or bfloat16 [default: auto, as the profile].")
+        str | None, typer.Option(help="auto, float32, bfloat16 or int8 [default: auto, as the profile].")
     ] = None,
     elastic_compiler: Annotated[str | None, typer.Option(help="Backend of torch.compile, e.g. inductor.")] = None,
     elastic_memory_bytes: Annotated[

@@ -62,7 +62,7 @@ class CloudSettings(BaseSettings):
     elastic_policy: str = DEFAULT_POLICY
     elastic_device: str = "cpu"
     elastic_threads: int = Field(default=1, ge=1)
-    elastic_number_type: Literal["auto", "float32", "bfloat16"] = "auto"
+    elastic_number_type: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """auto: the profile's; where the machine is measured, the quicker one that answers alike."""
     elastic_compiler: str | None = None
     elastic_memory_bytes: int | None = Field(default=None, ge=1)

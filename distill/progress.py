@@ -43,15 +43,16 @@ def bars() -> Iterator[Progress]:
 class EpochBars:
     """Turns epoch reports into one bar per stage; where there is no terminal, into one line per stage and epoch."""
 
-    def __init__(self, progress: Progress, samples: int):
+    def __init__(self, progress: Progress, samples: int, unit: str = "clips"):
         self._progress = progress
         self._samples = samples
+        self._unit = unit
         self._tasks: dict[str, TaskID] = {}
         self._lines = Console(stderr=True)
 
     def __call__(self, stage: str, report: EpochReport) -> None:
         rate = self._samples / max(report.seconds, 1e-9)
-        note = f"loss {report.loss:.4f}, {rate:.0f} clips/s"
+        note = f"loss {report.loss:.4f}, {rate:.0f} {self._unit}/s"
         if self._progress.disable:
             left_s = report.seconds * (report.epochs - report.epoch)
             self._lines.print(

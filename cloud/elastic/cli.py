@@ -31,6 +31,9 @@ from isthmus.distill.progress import EpochBars, bars, save_loss_curves
 from isthmus.distill.train import TrainingDiverged, pick_device
 from isthmus.proto.errors import IsthmusError
 
+PRECISION_PICTURES = 1_000
+"""At most so many pictures of the first task judge number types."""
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Elastic serving of one vision transformer to many image tasks.\n\n"
@@ -118,7 +121,7 @@ def learn_prompts(
     work = out / f"{recipe.name}.learning"
     losses: dict[str, list[float]] = {}
     with bars() as progress:
-        watch = EpochBars(progress, len(learning))
+        watch = EpochBars(progress, len(learning), "pictures")
 
         def on_epoch(what: str, report: Any) -> None:
             losses.setdefault(what, []).append(report.loss)
@@ -234,7 +237,9 @@ def measure_profile(
     sizes: Annotated[str, typer.Option(help="Batch sizes, with commas between.")] = ALL_SIZES,
     mode: Annotated[str, typer.Option(help="Whose times count above gamma 0: append or replace.")] = "append",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    number_type: Annotated[str, typer.Option(help="float32, bfloat16, or auto to measure which serves best.")] = "auto",
+    number_type: Annotated[
+        str, typer.Option(help="float32, bfloat16, int8, or auto to measure which serves best.")
+    ] = "auto",
     compiler: Annotated[str | None, typer.Option(help="A backend of torch.compile, such as inductor.")] = None,
     random: Annotated[bool, typer.Option(help="A timm name without its weights: speed alone is measured.")] = False,
     held: Held = 0.2,
@@ -307,12 +312,12 @@ def _number_type(
             return name
     if wanted != "auto":
         raise ValueError(f"number type {wanted!r}: one of auto, {', '.join(DTYPES)} is wanted")
-    pictures = next((some for _, some in labelled.values()), None) or noise(model)
+    task, pictures = next(((one.weights, some) for one, some in labelled.values()), (None, noise(model)))
     chosen = precision.choose(
         model,
         pixels,
-        pictures.only(np.arange(min(256, len(pictures)))),
-        labelled=False,
+        pictures.only(np.arange(min(PRECISION_PICTURES, len(pictures)))),
+        task=task,
         device=device,
         compiler=compiler,
     )

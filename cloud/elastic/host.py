@@ -125,9 +125,7 @@ def _number_type(settings: CloudSettings, profile: Profile | None, model: Elasti
     # Without labels a number type is judged by how often it answers as float32 does.
     pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, pixels.size_px, pixels.size_px, 3), np.uint8)
     noise = LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
-    chosen = choose(
-        model, pixels, noise, labelled=False, device=settings.elastic_device, compiler=settings.elastic_compiler
-    )
+    chosen = choose(model, pixels, noise, device=settings.elastic_device, compiler=settings.elastic_compiler)
     log.info("%s", chosen.said())
     return chosen.number_type
 

@@ -1,6 +1,7 @@
 """Which number type to serve in: the quickest on this machine that answers as well as float32 does.
 
-On a processor with bfloat16 units it doubles the throughput; on one without, it may halve it. So it is measured.
+On a processor with bfloat16 units that type doubles the throughput; on one without, it may halve it. int8 costs some
+accuracy, more with one model than with another. So both are measured.
 """
 
 import copy
@@ -12,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask, runs_int8
 from isthmus.cloud.elastic.tasks import TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import LabelledImages, PixelSpec
 
-NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16")
+NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16", "int8")
 MAX_LOSS: Final = 0.005
 """A number type that loses more accuracy than this is not taken, however quick."""
 
@@ -54,7 +55,7 @@ def choose(
     pixels: PixelSpec,
     pictures: LabelledImages,
     *,
-    labelled: bool,
+    task: TaskWeights | None = None,
     device: str = "cpu",
     batch: int = 8,
     repeats: int = 5,
@@ -62,17 +63,18 @@ def choose(
     number_types: Sequence[NumberType] = NUMBER_TYPES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Measures each on a copy of the model at gamma 0, taking turns.
+    """Measures each that the device can run on a copy of the model at gamma 0, taking turns.
 
-    ``labelled``: the labels are those of the model's own head, and ValueError is raised where it has none. Otherwise
-    pictures alone are looked at, through a head made by chance where there is no own one.
+    ``task``: the one whose classes the labels are; a number type is judged by them. Without one it is judged by how
+    often it answers as float32 does, through the model's own head, or one made by chance where there is none.
     """
-    types: tuple[NumberType, ...] = ("float32", *(name for name in number_types if name != "float32"))
+    able = [name for name in number_types if name != "int8" or runs_int8(device, compiler)]
+    types: tuple[NumberType, ...] = ("float32", *(name for name in able if name != "float32"))
     runners = {
         name: ElasticRunner(copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler)
         for name in types
     }
-    heads = {name: _head(runner, labelled=labelled) for name, runner in runners.items()}
+    heads = {name: _head(runner) if task is None else runner.prepare(task) for name, runner in runners.items()}
     took_s: dict[str, list[float]] = {name: [] for name in types}
     some = np.resize(pictures.pictures_NHWC, (batch, *pictures.pictures_NHWC.shape[1:]))
     for repeat in range(repeats + 1):
@@ -82,25 +84,22 @@ def choose(
             if repeat:
                 took_s[name].append(clock() - began_s)
     answers = {name: _answers(runner, heads[name], pictures, batch) for name, runner in runners.items()}
-    wanted = pictures.labels_N if labelled else answers["float32"]
+    wanted = answers["float32"] if task is None else pictures.labels_N
     measured = tuple(
         Measured(name, batch / statistics.median(took_s[name]), float(np.mean(answers[name] == wanted)))
         for name in types
     )
     good = [one for one in measured if one.accuracy >= measured[0].accuracy - MAX_LOSS]
     best = max(good, key=lambda one: one.images_per_s)
-    return Choice(best.number_type, measured, batch, labelled)
+    return Choice(best.number_type, measured, batch, task is not None)
 
 
-def _head(runner: ElasticRunner, *, labelled: bool) -> ServedTask:
+def _head(runner: ElasticRunner) -> ServedTask:
     try:
         return runner.own_task()
     except ValueError:
-        if labelled:
-            raise
-    width = runner.model.width
-    weight_CD = np.random.default_rng(0).standard_normal((10, width), np.float32)
-    return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}))
+        weight_CD = np.random.default_rng(0).standard_normal((10, runner.model.width), np.float32)
+        return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}))
 
 
 def _answers(

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.cloud.elastic.int8 import to_int8
 from isthmus.cloud.elastic.tasks import FloatArray, PromptMode, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import PixelSpec
 
-NumberType = Literal["float32", "bfloat16"]
-DTYPES: Final[Mapping[str, torch.dtype]] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NumberType = Literal["float32", "bfloat16", "int8"]
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""What images, prompts and heads are in. int8 is for the linear layers of the blocks alone."""
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 """Batch sizes for which code is compiled and graphs are captured; a batch is filled up to the next of them."""
 
@@ -42,11 +48,18 @@ class ServedTask:
         return self.mode if gamma in self.prompts else None
 
 
+def runs_int8(device: str, compiler: str | None) -> bool:
+    """Whether a runner so made could be one of int8."""
+    return torch.device(device).type == "cpu" and compiler is None and torch.backends.mkldnn.is_available()
+
+
 class ElasticRunner:
     """Not thread-safe: one thread at a time calls ``answer``. Moves and converts ``model`` in place.
 
     ``compiler`` names a backend of torch.compile ("inductor"), which makes code of its own for each (gamma, bucket) at
     its first batch and takes up to a minute for it. On a GPU each is captured as a graph, unless ``graphs`` is False.
+
+    Raises ValueError for int8 on a GPU or with a compiler.
     """
 
     def __init__(
@@ -62,7 +75,11 @@ class ElasticRunner:
         self.device = torch.device(device)
         self.number_type: NumberType = number_type
         self.dtype = DTYPES[number_type]
+        if number_type == "int8" and not runs_int8(device, compiler):
+            raise ValueError("int8 runs on a processor, without a compiler")
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        if number_type == "int8":
+            to_int8(self.model)
         self.pixels = pixels
         deviation_C = torch.tensor(pixels.deviation, device=self.device)
         self._scale_C = 1 / (255 * deviation_C)

@@ -177,18 +177,24 @@ def _project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, T
     """Queries of the first ``asking`` tokens, keys and values of all: each (B, H, N, d)."""
     batch, tokens, width = normed_BND.shape
     heads = attention.num_heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
     if asking == tokens:
         qkv = attention.qkv(normed_BND).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = qkv.unbind(0)
     else:
-        kv_bias = None if bias is None else bias[width:]
-        keys_values = functional.linear(normed_BND, weight[width:], kv_bias).view(batch, tokens, 2, heads, -1)
+        keys_values = _channels(attention.qkv, normed_BND, width, 3 * width).view(batch, tokens, 2, heads, -1)
         keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
-        q_bias = None if bias is None else bias[:width]
-        queries = functional.linear(normed_BND[:, :asking], weight[:width], q_bias)
+        queries = _channels(attention.qkv, normed_BND[:, :asking], 0, width)
         queries = queries.view(batch, asking, heads, width // heads).transpose(1, 2)
     return attention.q_norm(queries), attention.k_norm(keys), values
+
+
+def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
+    """The outputs ``first`` to ``last`` - 1 of a linear layer, alone."""
+    if isinstance(linear, nn.Linear):
+        bias: Tensor | None = linear.bias
+        return functional.linear(inputs, linear.weight[first:last], bias if bias is None else bias[first:last])
+    some: Tensor = linear.channels(inputs, first, last)
+    return some
 
 
 def _attend(

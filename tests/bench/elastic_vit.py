@@ -17,6 +17,8 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from isthmus.cloud.elastic.int8 import Int8Linear
+from isthmus.cloud.elastic.precision import NUMBER_TYPES
 from isthmus.cloud.elastic.profiler import blank_weights
 from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType
 from isthmus.cloud.elastic.vit import ElasticViT
@@ -25,6 +27,7 @@ from isthmus.data.images import PixelSpec
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, interleaved, shown
 
+SIDE = 1_024
 RIVALS = ("timm eager", "timm compiled", "ONNX Runtime")
 
 
@@ -35,7 +38,7 @@ def main(
     batches: Annotated[str, typer.Option(help="With commas between.")] = "1,8,32",
     gammas: Annotated[str, typer.Option(help="With commas between.")] = "-20,-15,-10,-5,0,2,4,8",
     number_types: Annotated[
-        str, typer.Option(help="With commas between. auto: bfloat16 too where its product is quicker than float32's.")
+        str, typer.Option(help="With commas between. auto: float32, and others whose product is quicker than its.")
     ] = "auto",
     rivals: Annotated[str, typer.Option(help="Of timm eager, timm compiled, ONNX Runtime.")] = ",".join(RIVALS),
     compiled: Annotated[bool, typer.Option(help="Ours compiled as well as eager; takes minutes to compile.")] = False,
@@ -47,10 +50,14 @@ def main(
     chosen = _words(rivals)
     if not set(chosen) <= set(RIVALS):
         raise typer.BadParameter(f"rivals: some of {', '.join(RIVALS)}")
-    rates = {"float32": machine.product_rate(np.float32), "bfloat16": _product_rate(torch.bfloat16)}
-    types = [name for name, rate in rates.items() if rate >= rates["float32"]]
+    rates = {
+        "float32": machine.product_rate(np.float32),
+        "bfloat16": _product_rate(nn.Linear(SIDE, SIDE).bfloat16(), torch.bfloat16),
+        "int8": _product_rate(Int8Linear(nn.Linear(SIDE, SIDE)), torch.float32),
+    }
+    types = [name for name in NUMBER_TYPES if rates[name] >= rates["float32"]]
     if number_types != "auto":
-        types = _words(number_types)
+        types = [name for name in NUMBER_TYPES if name in _words(number_types)]
     config = {
         "model": Path(model).name,
         "batches": _numbers(batches),
@@ -82,7 +89,7 @@ def _measure(
     source: str,
     batch: int,
     gammas: list[int],
-    number_types: list[str],
+    number_types: list[NumberType],
     rivals: list[str],
     compiled: bool,
     repeats: int,
@@ -94,7 +101,7 @@ def _measure(
     model = ElasticViT(load_vit(source, random=True))
     images_BCHW = torch.randn(batch, 3, model.image_px, model.image_px)
     for name in number_types:
-        for compiler in (None, "inductor") if compiled else (None,):
+        for compiler in (None, "inductor") if compiled and name != "int8" else (None,):
             engine = f"ours, {name}" + (", compiled" if compiler else "")
             for gamma in gammas:
                 key = f"{engine}, {gamma}"
@@ -126,12 +133,13 @@ def _measure(
         )
 
 
-def _ours(source: str, number_type: str, compiler: str | None, gamma: int, images_BCHW: Tensor) -> Callable[[], object]:
+def _ours(
+    source: str, number_type: NumberType, compiler: str | None, gamma: int, images_BCHW: Tensor
+) -> Callable[[], object]:
     """Features at ``gamma``, prompts appended where it is above 0."""
     model = ElasticViT(load_vit(source, random=True))
-    kind: NumberType = "bfloat16" if number_type == "bfloat16" else "float32"
     pixels = PixelSpec(model.image_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    runner = ElasticRunner(model, pixels, number_type=kind, compiler=compiler)
+    runner = ElasticRunner(model, pixels, number_type=number_type, compiler=compiler)
     images = images_BCHW.to(DTYPES[number_type])
     prompts = None
     if gamma > 0:
@@ -159,11 +167,12 @@ def _rival(name: str, vit: nn.Module, images_BCHW: Tensor, folder: Path) -> Call
     return on_torch
 
 
-def _product_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations per CPU second of a square product in torch."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    timings = interleaved({"product": lambda: left @ right}, repeats=5)
-    return 2 * size**3 / timings["product"].cpu_s.median
+@torch.inference_mode()
+def _product_rate(linear: nn.Module, dtype: torch.dtype) -> float:
+    """Operations per CPU second of a square layer; in int8 with the rounding of its input."""
+    inputs = torch.randn(SIDE, SIDE).to(dtype)
+    timings = interleaved({"product": lambda: linear(inputs)}, repeats=5)
+    return 2 * SIDE**3 / timings["product"].cpu_s.median
 
 
 def _numbers(text: str) -> list[int]:

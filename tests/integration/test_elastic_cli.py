@@ -109,7 +109,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
         ("prompts", {"data": data, "out": tmp_path, "pixels": "svhn"}, "known are"),
         ("schedules", {"data": data, "tasks": tmp_path / "empty", "out": out}, "holds no tasks"),
         ("profile", {"out": out, "schedules": tmp_path / "foreign.json"}, "holds no schedules"),
-        ("profile", {"out": out, "number_type": "int4"}, "auto, float32, bfloat16"),
+        ("profile", {"out": out, "number_type": "int4"}, "auto, float32, bfloat16, int8"),
         ("profile", {"out": out, "data": data}, "go together"),
         ("profile", {"out": out, "model": tmp_path / "none.safetensors"}, "there is no file"),
     ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask
 from isthmus.cloud.elastic.tasks import PromptMode, TaskWeights
 from isthmus.cloud.elastic.timm_import import create_model
 from isthmus.cloud.elastic.vit import ElasticViT
@@ -70,8 +70,9 @@ def test_compiled_code_answers_the_same() -> None:
     torch.testing.assert_close(compiled.features(images_BCHW, -3), expected_BD, rtol=1e-3, atol=1e-3)
 
 
-def test_bfloat16_answers_nearly_the_same() -> None:
-    exact, rough = ElasticRunner(model(), PIXELS), ElasticRunner(model(), PIXELS, number_type="bfloat16")
+@pytest.mark.parametrize("number_type", ["bfloat16", "int8"])
+def test_fewer_bits_answer_nearly_the_same(number_type: NumberType) -> None:
+    exact, rough = ElasticRunner(model(), PIXELS), ElasticRunner(model(), PIXELS, number_type=number_type)
     for gamma in (0, 2):
         pairs = zip(
             exact.answer(PICTURES_BHWC, gamma, some_tasks(exact)),
@@ -80,7 +81,20 @@ def test_bfloat16_answers_nearly_the_same() -> None:
         )
         for one, other in pairs:
             assert other.dtype == np.float32
-            np.testing.assert_allclose(other, one, atol=0.03 * np.abs(one).max() + 0.3)
+            assert np.linalg.norm(other - one) < 0.1 * np.linalg.norm(one)
+
+
+def test_int8_needs_a_processor_and_no_compiler() -> None:
+    with pytest.raises(ValueError, match="int8 runs on a processor"):
+        ElasticRunner(model(), PIXELS, number_type="int8", compiler="eager")
+
+
+def test_a_model_made_int8_stays_as_it_is() -> None:
+    runner = ElasticRunner(model(), PIXELS, number_type="int8")
+    tasks = [runner.own_task()] * 6
+    pairs = zip(runner.answer(PICTURES_BHWC, -2, tasks), runner.plain().answer(PICTURES_BHWC, -2, tasks), strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
 
 
 def test_pictures_and_what_the_model_reads_are_both_taken() -> None:
