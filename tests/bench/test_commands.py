@@ -11,7 +11,18 @@ from tests.bench import machine
 
 @pytest.mark.bench
 @pytest.mark.parametrize(
-    "name", ["selection", "encoder", "stream", "footprint", "planning", "elastic_front", "elastic_engine"]
+    "name",
+    [
+        "selection",
+        "encoder",
+        "stream",
+        "footprint",
+        "planning",
+        "model_sizes",
+        "elastic_front",
+        "elastic_engine",
+        "elastic_vit",
+    ],
 )
 def test_measure(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     out = machine.ROOT / "runs" / "bench" / f"{name}.json"

@@ -83,6 +83,14 @@ def test_elastic_engine(tmp_path: Path) -> None:
     assert all(row["share"]["median"] > 0 and 1 <= row["mean_batch_made"] <= row["batch"] for row in rows)
 
 
+@pytest.mark.timeout(600)
+def test_model_sizes(tmp_path: Path) -> None:
+    small = "vit_tiny_patch16_224,vit_small_patch16_224"
+    rows = measured(tmp_path, "model_sizes", "--models", small, "--batch", "1", "--repeats", "1")["rows"]
+    assert [row["model"] for row in rows] == small.split(",")
+    assert 0 < rows[0]["cost"] < 1 == rows[1]["cost"] and all(row["load_bytes_per_s"] > 0 for row in rows)
+
+
 def test_candidates_take_turns() -> None:
     order: list[str] = []
     timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=3, warmups=1)
