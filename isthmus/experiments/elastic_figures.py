@@ -33,7 +33,7 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str, *, legend: bo
     draw(axes)
     axes.set(title=title, xlabel=x, ylabel=y)
     if legend:
-        axes.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
