@@ -50,7 +50,7 @@ def replay(
     data: Annotated[Path | None, typer.Option(help="Live: labelled pictures to ask about, Parquet.")] = None,
     pixels: Annotated[str | None, typer.Option(help="Live: cifar10, imagenet or half; else the model's own.")] = None,
     device: Annotated[str, typer.Option(help="Live: 'auto' takes a GPU where there is one.")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Live: read so many pictures.", min=2)] = 2_000,
+    limit: Annotated[int | None, typer.Option(help="Live: ask about so many pictures, by chance.", min=2)] = 2_000,
 ) -> None:
     """Serve a trace and say what became of its queries, beside what a clairvoyant could have earned."""
     try:
@@ -67,6 +67,7 @@ def replay(
                 pixels=pixels,
                 device=str(pick_device(device)),
                 limit=limit,
+                seed=seed,
             )
             for difference in differences:
                 typer.echo(f"the profile is of another machine or model: {difference}", err=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from isthmus.cloud.elastic.cli_inputs import pictures_of
 from isthmus.cloud.elastic.engine import Work
 from isthmus.cloud.elastic.precision import NUMBER_TYPES
 from isthmus.cloud.elastic.profile import Profile
@@ -18,7 +19,7 @@ from isthmus.cloud.elastic.task_files import load_tasks
 from isthmus.cloud.elastic.tasks import ModelShape
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import load_vit, pixel_spec
-from isthmus.data.images import LabelledImages, read_images
+from isthmus.data.images import LabelledImages
 
 WARM_UP_SIZES = (1, 64)
 
@@ -76,10 +77,18 @@ class LiveWorld:
 
 
 def open_live(
-    profile: Profile, *, model: str, tasks: Path, data: Path, pixels: str | None, device: str, limit: int | None
+    profile: Profile,
+    *,
+    model: str,
+    tasks: Path,
+    data: Path,
+    pixels: str | None,
+    device: str,
+    limit: int | None,
+    seed: int,
 ) -> tuple[LiveWorld, Profile, tuple[str, ...]]:
     """The world, the profile with just the tasks that the folder holds, and what differs from the machine it was
-    measured on. Torch gets the threads that the profile was measured with.
+    measured on. Torch gets the threads that the profile was measured with; pictures are chosen by chance.
 
     Raises ValueError where the profile knows none of the tasks, or was measured with a number type there is not;
     and what loading model, tasks and pictures raises: ValueError, OSError.
@@ -92,7 +101,7 @@ def open_live(
     vit = load_vit(model)
     elastic = ElasticViT(vit, profile.schedules)
     runner = ElasticRunner(elastic, pixel_spec(vit, model, pixels), device=device, number_type=number_type)
-    labelled = read_images(data, elastic.image_px, limit=limit)
+    labelled = pictures_of(data, elastic, limit, seed)
     found = {
         one.spec.name: LiveTask(runner.prepare(one.weights, one.spec.prompt_mode), one.recipe.apply(labelled))
         for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))

@@ -91,7 +91,7 @@ def test_an_executor_that_breaks_fails_its_batch_and_is_heard() -> None:
 
 def test_a_number_type_that_cannot_be_run_is_told() -> None:
     with pytest.raises(ValueError, match="unknown"):
-        open_live(PROFILE, model="x", tasks=Path(), data=Path(), pixels=None, device="cpu", limit=None)
+        open_live(PROFILE, model="x", tasks=Path(), data=Path(), pixels=None, device="cpu", limit=None, seed=0)
 
 
 def test_live_asks_for_all_it_needs(tmp_path: Path) -> None:
