@@ -14,7 +14,7 @@ MLP: the same logits for a block's cost less.
 Axes: B batch, N tokens, D width, H heads, L layers, G prompts a layer, A = 2 (key, value), d width of a head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -91,8 +91,14 @@ class ElasticViT(nn.Module):
     def layer_keys(self, images_BCHW: Tensor) -> list[Tensor]:
         """What merging would compare at gamma 0: each layer's keys averaged over heads, (B, N, d)."""
         keys: list[Tensor] = []
-        self._encode(images_BCHW, 0, None, None, keys)
+        self._encode(images_BCHW, 0, None, None, lambda _tokens_BND, keys_BHNd: keys.append(keys_BHNd.mean(dim=1)))
         return keys
+
+    def layer_tokens(self, images_BCHW: Tensor) -> list[Tensor]:
+        """What goes into each layer at gamma 0 beside the protected tokens, (B, N, D)."""
+        tokens: list[Tensor] = []
+        self._encode(images_BCHW, 0, None, None, lambda tokens_BND, _: tokens.append(tokens_BND[:, self.protected :]))
+        return tokens
 
     def _encode(
         self,
@@ -100,9 +106,10 @@ class ElasticViT(nn.Module):
         gamma: int,
         prompts_BLGD: Tensor | None,
         prompts_BLAHGd: Tensor | None,
-        keys_seen: list[Tensor] | None = None,
+        on_layer: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """The protected tokens (B, P, D) after all blocks and the last normalisation."""
+        """The protected tokens (B, P, D) after all blocks and the last normalisation. ``on_layer`` sees each layer's
+        tokens as they come in, and their keys."""
         self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
         batch, vit = len(images_BCHW), self.vit
         tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(images_BCHW)))
@@ -113,8 +120,8 @@ class ElasticViT(nn.Module):
             keys_values = None if prompts_BLAHGd is None else prompts_BLAHGd[:, layer].expand(batch, -1, -1, -1, -1)
             asking = self.protected if layer == self.depth - 1 else tokens_BND.shape[1]
             attended_BND, keys_BHNd = _attend(block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values)
-            if keys_seen is not None:
-                keys_seen.append(keys_BHNd.mean(dim=1))
+            if on_layer is not None:
+                on_layer(tokens_BND, keys_BHNd)
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
             if count and layer < self.depth - 1:
                 matching = match(keys_BHNd.mean(dim=1), count, self.protected)

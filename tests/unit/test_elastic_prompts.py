@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.cloud.elastic.prompts import HEAD, PROMPTS, PromptConfig, first_prompts, learn_task
+from isthmus.cloud.elastic.prompts import HEAD, PROMPTS, PromptConfig, first_prompts, learn_task, mean_tokens
 from isthmus.cloud.elastic.recipes import RECIPES, TaskRecipe, read_recipe, split
 from isthmus.cloud.elastic.runner import ElasticRunner
 from isthmus.cloud.elastic.tasks import PromptMode, TaskWeights
@@ -64,14 +64,26 @@ def test_a_task_is_learned_and_prompts_lower_the_loss(tmp_path: Path, mode: Prom
         assert np.mean(answers == data.labels_N) > 0.9
 
 
-def test_more_prompts_start_from_fewer() -> None:
-    vit = model()
-    two = first_prompts(vit, 2, None, seed=0)
-    four = first_prompts(vit, 4, two, seed=0)
-    assert torch.equal(four[:, :2], two)
-    assert four[:, 2:].abs().min() > 0
+def test_prompts_start_as_averages_of_tokens_and_more_from_fewer() -> None:
+    tokens_LND = torch.arange(12.0).reshape(1, 6, 2)
+    two = first_prompts(tokens_LND, 2, None)
+    torch.testing.assert_close(two, torch.tensor([[[4.0, 5.0], [6.0, 7.0]]]))
+    four = first_prompts(tokens_LND, 4, two + 1)
+    assert torch.equal(four[:, :2], two + 1)
+    torch.testing.assert_close(four[:, 2:], tokens_LND[:, 2:4])
+    assert first_prompts(tokens_LND, 8, four).shape == (1, 8, 2)
     with pytest.raises(ValueError, match="cannot begin"):
-        first_prompts(vit, 2, four, seed=0)
+        first_prompts(tokens_LND, 2, four)
+
+
+def test_the_tokens_are_those_that_go_into_each_layer() -> None:
+    vit, one = model(), bright_or_dark(1)
+    tokens_LND = mean_tokens(vit, PIXELS, one, CPU)
+    images_BCHW = torch.from_numpy(PIXELS.standardise(one.pictures_NHWC))
+    with torch.inference_mode():
+        first_BND = vit.vit._pos_embed(vit.vit.patch_embed(images_BCHW))
+        second_BND = vit.vit.blocks[0](first_BND)
+    torch.testing.assert_close(tokens_LND, torch.stack((first_BND[0, 1:], second_BND[0, 1:])))
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
