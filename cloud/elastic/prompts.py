@@ -26,8 +26,8 @@ from isthmus.distill.train import EpochReport, SeededDataset, fit
 
 HEAD: Final = TrainConfig(epochs=30, batch_size=256, optimizer="adamw", learning_rate=0.01, schedule="cosine")
 PROMPTS: Final = TrainConfig(epochs=50, batch_size=32, optimizer="adamw", learning_rate=0.001, schedule="cosine")
-"""The paper's batch and epochs; of its rate, 0.002, it does not say with which optimiser. With AdamW that unlearned more
-than it taught on the CIFAR-10 ViT (docs/log.md)."""
+"""The paper's batch and epochs; of its rate, 0.002, it does not say with which optimiser. With AdamW that unlearned
+more than it taught on the CIFAR-10 ViT (docs/log.md)."""
 CROP_PADDING_SHARE: Final = 1 / 8
 """Of a picture's side, by which training crops may be shifted."""
 FEATURES_BATCH: Final = 64
