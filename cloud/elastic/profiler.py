@@ -202,17 +202,21 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = {
-            arg.untyped_storage().data_ptr() for arg in torch.utils._pytree.tree_leaves(args) if isinstance(arg, Tensor)
-        }
+        given = {tensor.untyped_storage().data_ptr() for tensor in _stored(args)}
         out = func(*args, **(kwargs or {}))
         self._alive = {address: held for address, held in self._alive.items() if not held[0].expired()}
-        for made in torch.utils._pytree.tree_leaves(out):
-            if isinstance(made, Tensor) and made.untyped_storage().data_ptr() not in given:
-                storage = made.untyped_storage()
+        for made in _stored(out):
+            storage = made.untyped_storage()
+            if storage.data_ptr() not in given:
                 self._alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return out
+
+
+def _stored(tree: Any) -> list[Tensor]:
+    """The tensors in it whose memory can be seen. oneDNN hides that of packed weights, which no batch makes."""
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
 
 
 def _processor() -> str:

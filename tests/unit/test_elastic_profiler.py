@@ -103,6 +103,13 @@ def test_live_bytes_counts_what_is_alive_together() -> None:
     assert second.sum() == 2_000
 
 
+def test_int8_is_measured_like_the_others() -> None:
+    made = ElasticRunner(runner().model, PIXELS, number_type="int8")
+    profile = measure(made, gammas=(-4, 0), sizes=(1, 2), repeats=1)
+    assert profile.key.number_type == "int8"
+    assert all(one < two for one, two in profile.memory.values())
+
+
 def test_a_model_without_a_head_is_judged_by_another() -> None:
     vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=0)
     headless = ElasticViT(vit.eval())
