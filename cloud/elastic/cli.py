@@ -278,7 +278,7 @@ def measure_profile(
     pictures = next((some for _, some in labelled.values()), None)
     similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures))))) if pictures else ()
     draw(profile, similarity_L, out.with_suffix(".png"))
-    Console().print(_table(profile))
+    Console(width=None if Console().is_terminal else 160).print(_table(profile))
     if similarity_L:
         Console().print("mean cosine of keys by layer: " + " ".join(f"{value:.2f}" for value in similarity_L))
 
@@ -287,13 +287,13 @@ def _table(profile: Profile) -> Table:
     key = profile.key
     title = f"{key.processor}, {key.device}, {key.threads} threads, {key.number_type}"
     largest = profile.sizes[-1]
-    rates = [f"images/s at {size}" for size in profile.sizes]
+    rates = [f"img/s at {size}" for size in profile.sizes]
     table = Table("gamma", *profile.accuracy, *rates, f"MB at {largest}", title=title, title_justify="left")
     for gamma in profile.gammas:
         table.add_row(
             str(gamma),
             *(f"{shares[gamma]:.1%}" if gamma <= 0 or shares[gamma] else "-" for shares in profile.accuracy.values()),
-            *(f"{profile.capacity_per_s(gamma, size):.4g}" for size in profile.sizes),
+            *(f"{profile.capacity_per_s(gamma, size):.0f}" for size in profile.sizes),
             f"{profile.memory_bytes(gamma, largest) / 1e6:.1f}",
         )
     return table
