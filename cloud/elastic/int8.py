@@ -46,14 +46,19 @@ class Int8Linear(nn.Module):
         if (first, last) not in self._packed:
             # The packed form hangs on the rows of the input in speed alone.
             self._packed[first, last] = torch.ops.onednn.qlinear_prepack(self.weight[first:last], None)
-        if not inputs.numel():
+        width = inputs.shape[-1]
+        rows = inputs.numel() // width
+        if not rows:
             return inputs.new_empty(*inputs.shape[:-1], last - first)
-        largest = torch.maximum(inputs.amax(dim=-1, keepdim=True), -inputs.amin(dim=-1, keepdim=True))
-        steps = largest.clamp_(min=SMALLEST).div_(MIDDLE - 1)
+        inputs_NK = inputs.reshape(rows, width)
+        largest_N1 = torch.maximum(inputs_NK.amax(dim=1, keepdim=True), -inputs_NK.amin(dim=1, keepdim=True))
+        steps_N1 = largest_N1.clamp_(min=SMALLEST).div_(MIDDLE - 1)
+        rounded_MK = torch.empty((padded(rows), width), dtype=torch.int8)
         # Cutting off the fraction rounds, after the half; and all is positive, so its bits mean the same without sign.
-        rounded = (inputs * steps.reciprocal()).add_(MIDDLE + 0.5).to(torch.int8).view(torch.uint8)
-        outputs: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded,
+        rounded_MK[:rows] = (inputs_NK * steps_N1.reciprocal()).add_(MIDDLE + 0.5)
+        rounded_MK[rows:] = MIDDLE
+        outputs_MC: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded_MK.view(torch.uint8),
             1.0,
             MIDDLE,
             self._packed[first, last],
@@ -67,8 +72,17 @@ class Int8Linear(nn.Module):
             [],
             "",
         )
-        outputs = outputs.mul_(steps)
-        return outputs if self.bias is None else outputs.add_(self.bias[first:last])
+        outputs_NC = outputs_MC[:rows].mul_(steps_N1)
+        if self.bias is not None:
+            outputs_NC.add_(self.bias[first:last])
+        return outputs_NC.view(*inputs.shape[:-1], last - first)
+
+
+def padded(rows: int) -> int:
+    """The rows that a product is computed with. oneDNN makes code for every number of rows, which takes longer than the
+    product, and keeps some thousand of them: few numbers have to do for all batch sizes and gammas."""
+    step = 16 if rows <= 256 else 64
+    return -(-rows // step) * step
 
 
 def to_int8(model: ElasticViT) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from isthmus.cloud.elastic.int8 import Int8Linear
+from isthmus.cloud.elastic.int8 import Int8Linear, padded
 
 
 def reference(linear: nn.Linear, inputs_NK: torch.Tensor) -> torch.Tensor:
@@ -59,6 +59,13 @@ def test_rows_of_zeros_and_no_rows_at_all() -> None:
     assert made.bias is not None
     torch.testing.assert_close(made(torch.zeros(2, 4)), made.bias.expand(2, 3))
     assert made(torch.zeros(1, 0, 4)).shape == (1, 0, 3)
+
+
+def test_few_numbers_of_rows_do_for_all_batches() -> None:
+    taken = [padded(rows) for rows in range(1, 5_000)]
+    assert all(rows <= more for rows, more in enumerate(taken, start=1))
+    assert taken == sorted(taken) and len(set(taken)) < 100
+    assert all(more <= 1.25 * rows for rows, more in enumerate(taken, start=1) if rows > 64)
 
 
 def test_some_channels_are_those_of_all() -> None:
