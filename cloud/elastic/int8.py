@@ -81,7 +81,7 @@ class Int8Linear(nn.Module):
 def padded(rows: int) -> int:
     """The rows that a product is computed with. oneDNN makes code for every number of rows, which takes longer than the
     product, and keeps some thousand of them: few numbers have to do for all batch sizes and gammas."""
-    step = 16 if rows <= 256 else 64
+    step = next((step for most, step in ((256, 16), (1_024, 32), (2_048, 64)) if rows <= most), 128)
     return -(-rows // step) * step
 
 
