@@ -36,6 +36,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", (weight_CK / scale_C[:, None]).round().to(torch.int8))
         self.register_buffer("scale_C", scale_C)
         self.register_buffer("bias", linear.bias.detach().float() if biased else None)
+        self._zeros_C = torch.zeros(len(self.weight), dtype=torch.int32)
         self._packed: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Int8Linear(nn.Module):
             MIDDLE,
             self._packed[first, last],
             self.scale_C[first:last],
-            torch.zeros(last - first, dtype=torch.int32),
+            self._zeros_C[first:last],
             None,
             1.0,  # scale and zero of outputs that are rounded too, which these are not
             0,
