@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isthmus.cloud.elastic import precision, profiler, prompts, schedules
-from isthmus.cloud.elastic.cli_inputs import fitting, noise, numbers, opened, pictures_of, profiling_sets, split_off
+from isthmus.cloud.elastic.cli_inputs import fitting, numbers, opened, pictures_of, profiling_sets, split_off
 from isthmus.cloud.elastic.client_cli import add_commands
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.profile_figures import draw
@@ -26,7 +26,7 @@ from isthmus.cloud.elastic.task_files import TaskFiles
 from isthmus.cloud.elastic.tasks import PROMPT_MODES, PromptMode, TaskSpec
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.checkpoint import CheckpointError, state_hash, write_atomically
 from isthmus.distill.progress import EpochBars, bars, save_loss_curves
 from isthmus.distill.train import TrainingDiverged, pick_device
 from isthmus.proto.errors import IsthmusError
@@ -165,7 +165,8 @@ def search_schedules(
     elastic, pixel = opened(model, pixels)
     where = str(pick_device(device))
     labelled = profiling_sets(elastic, tasks, data, held, limit, seed)
-    state = read_search(out, key=[model, str(data), sorted(labelled), held, limit, seed])
+    pictures = {name: some.digest() for name, (_, some) in labelled.items()}
+    state = read_search(out, key=[state_hash([elastic]), pictures])
     table = Table("gamma", "alike layers", "found", "schedule", "tried", title="Schedules", title_justify="left")
     with _steps() as on_step:
         for gamma in fitting(numbers(gammas), elastic):
@@ -307,12 +308,14 @@ def _number_type(
     device: str,
     compiler: str | None,
 ) -> NumberType:
-    for name in precision.NUMBER_TYPES:
-        if name == wanted:
-            return name
+    asked = precision.named(wanted)
+    if asked is not None:
+        return asked
     if wanted != "auto":
         raise ValueError(f"number type {wanted!r}: one of auto, {', '.join(DTYPES)} is wanted")
-    task, pictures = next(((one.weights, some) for one, some in labelled.values()), (None, noise(model)))
+    task, pictures = next(
+        ((one.weights, some) for one, some in labelled.values()), (None, precision.noise(model.image_px))
+    )
     chosen = precision.choose(
         model,
         pixels,

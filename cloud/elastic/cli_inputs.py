@@ -53,13 +53,6 @@ def profiling_sets(
     return {one.spec.name: (one, split_off(one.recipe.apply(labelled), held, seed)[1]) for one in found}
 
 
-def noise(model: ElasticViT) -> LabelledImages:
-    """Pictures of nothing, where there are no others to measure with."""
-    side = model.image_px
-    pictures = np.random.default_rng(0).integers(0, 256, (32, side, side, 3), np.uint8)
-    return LabelledImages(pictures, np.zeros(len(pictures), np.int64))
-
-
 def numbers(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between, ascending, each once. Raises ValueError."""
     try:

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 
 from isthmus.cloud.elastic.decoding import Decoder
@@ -13,7 +12,7 @@ from isthmus.cloud.elastic.engine import Engine
 from isthmus.cloud.elastic.executor import Image, ModelExecutor
 from isthmus.cloud.elastic.live import LiveEngine
 from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.precision import NUMBER_TYPES, choose
+from isthmus.cloud.elastic.precision import choose, named, noise
 from isthmus.cloud.elastic.profile import MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.profiler import machine_key, measure
 from isthmus.cloud.elastic.registry import Registry
@@ -25,7 +24,7 @@ from isthmus.cloud.elastic.weights import ModelError, load_vit, pixel_spec
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
-from isthmus.data.images import ImageError, LabelledImages, PixelSpec, decode_image
+from isthmus.data.images import ImageError, PixelSpec, decode_image
 from isthmus.proto.errors import InvalidInput
 
 log = logging.getLogger(__name__)
@@ -119,13 +118,12 @@ def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
 def _number_type(settings: CloudSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec) -> NumberType:
     """As asked for; else that of the profile; else, or where the machine is measured, what serves best here."""
     known = None if profile is None or settings.elastic_measure else profile.key.number_type
-    for number_type in NUMBER_TYPES:
-        if number_type == (known if settings.elastic_number_type == "auto" else settings.elastic_number_type):
-            return number_type
+    asked = named(known if settings.elastic_number_type == "auto" else settings.elastic_number_type)
+    if asked is not None:
+        return asked
     # Without labels a number type is judged by how often it answers as float32 does.
-    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, pixels.size_px, pixels.size_px, 3), np.uint8)
-    noise = LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
-    chosen = choose(model, pixels, noise, device=settings.elastic_device, compiler=settings.elastic_compiler)
+    pictures = noise(pixels.size_px)
+    chosen = choose(model, pixels, pictures, device=settings.elastic_device, compiler=settings.elastic_compiler)
     log.info("%s", chosen.said())
     return chosen.number_type
 

@@ -23,6 +23,17 @@ MAX_LOSS: Final = 0.005
 """A number type that loses more accuracy than this is not taken, however quick."""
 
 
+def named(name: str | None) -> NumberType | None:
+    """The number type of this name; None where there is none."""
+    return next((number_type for number_type in NUMBER_TYPES if number_type == name), None)
+
+
+def noise(size_px: int) -> LabelledImages:
+    """Pictures of nothing, where there are no others to measure with."""
+    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, size_px, size_px, 3), np.uint8)
+    return LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
+
+
 @dataclass(frozen=True)
 class Measured:
     """``accuracy``: share of the labels that is right; without labels, of float32's answers that are the same."""

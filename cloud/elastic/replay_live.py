@@ -10,7 +10,7 @@ import torch
 
 from isthmus.cloud.elastic.cli_inputs import pictures_of
 from isthmus.cloud.elastic.engine import Work
-from isthmus.cloud.elastic.precision import NUMBER_TYPES
+from isthmus.cloud.elastic.precision import named
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.profiler import machine_key
 from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
@@ -93,7 +93,7 @@ def open_live(
     Raises ValueError where the profile knows none of the tasks, or was measured with a number type there is not;
     and what loading model, tasks and pictures raises: ValueError, OSError.
     """
-    number_type = next((name for name in NUMBER_TYPES if name == profile.key.number_type), None)
+    number_type = named(profile.key.number_type)
     if number_type is None:
         raise ValueError(f"the profile was measured in {profile.key.number_type!r}, which cannot be run here")
     if profile.key.device == "cpu" and profile.key.threads > 0:
