@@ -81,6 +81,8 @@ def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
             while decoder.pending < 4:
                 await asyncio.sleep(0)
             left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left  # only then has the pool been told
             held.free.set()
             await first
             with pytest.raises(TooLate):
