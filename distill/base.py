@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from isthmus.distill.export import export_student
+from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.personalise import all_distill, train_heads
 from isthmus.distill.release import Release, save_weights
+from isthmus.distill.selection import Selection
 from isthmus.distill.train import OnEpoch, ignore_epochs
 
 
@@ -28,6 +30,20 @@ def make_student(
     checkpoint.unlink()
 
 
+def base_heads(
+    release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs
+) -> HeadBank:
+    """Heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the release."""
+    path = release.heads_path(seed)
+    if not path.exists():
+        everything = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
+        heads = train_heads(release, release.student(seed), everything, seed=seed, on_epoch=on_epoch, device=device)
+        part = path.with_name(f"{path.name}.part")
+        heads.save(part)
+        part.replace(path)
+    return HeadBank.load(path)
+
+
 def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> None:
     """Heads of the seed-0 student on all public clips, and its ONNX files: what a device gets before anything else.
 
@@ -35,9 +51,7 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     """
     if release.base_dir.exists():
         return
-    student = release.student(0)
-    everything = np.arange(len(release.public.names), dtype=np.int64)
-    heads = train_heads(release, student, everything, seed=0, on_epoch=on_epoch, device=device)
+    heads = base_heads(release, 0, device, on_epoch)
     part = release.base_dir.with_name("base.part")
-    export_student(release, student, heads, part)
+    export_student(release, release.student(0), heads, part)
     part.replace(release.base_dir)

@@ -4,7 +4,7 @@ recipe.json                     the whole configuration, and the hash of the dat
 public/                         the decoded public clips (data/arrays.py)
 teacher/teacher.safetensors     and history.json, loss.png
 teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
-students/<seed>.safetensors     AllDistill students, one per seed
+students/<seed>.safetensors     AllDistill students, one per seed; <seed>-heads.safetensors their heads on all public clips
 base/                           the student a new device gets: ONNX files and heads.safetensors
 """
 
@@ -84,6 +84,9 @@ class Release:
 
     def student_path(self, seed: int) -> Path:
         return self.root / "students" / f"{seed}.safetensors"
+
+    def heads_path(self, seed: int) -> Path:
+        return self.root / "students" / f"{seed}-heads.safetensors"
 
     @cached_property
     def public(self) -> ClipArrays:

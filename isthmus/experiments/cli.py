@@ -1,20 +1,12 @@
 """``isthmus experiment``: measured comparisons, each writing a JSON result and a Markdown table."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from isthmus.data.arrays import CacheFull
-from isthmus.distill.checkpoint import CheckpointError
-from isthmus.distill.prepare import read_data, release_split
-from isthmus.distill.progress import EpochBars, bars
-from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.train import TrainingDiverged, pick_device
-from isthmus.experiments import elastic, table52
-from isthmus.experiments.offline import METHODS
+from isthmus.experiments import elastic
+from isthmus.experiments.personal_cli import paper_command, people_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,45 +19,8 @@ def group() -> None:
     """Measured comparisons over seeds."""
 
 
-@app.command("table-5.2")
-def table_5_2(
-    data: Annotated[Path, typer.Option(help="The data set that the release was begun with.")],
-    release: Annotated[Path, typer.Option(help="A release whose teacher is trained.")],
-    out: Annotated[Path, typer.Option(help="Folder of cells, result.json and result.md.")],
-    seeds: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated. Processes with different seeds may share --out: one a core, then one for all."
-        ),
-    ] = "0,1,2",
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
-    layout: Annotated[str, typer.Option(help="'auto', 'crema-d' or 'ave'.")] = "auto",
-    device: Annotated[str, typer.Option(help="'auto' takes a GPU where there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves torch's own choice.")] = 0,
-) -> None:
-    """Accuracy of each client's student by method, latency-sensitive scenario (the paper's Table 5.2, right half)."""
-    logging.basicConfig(level=logging.WARNING)
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        opened = Release.open(release)
-        with bars() as progress:
-            result = table52.run(
-                opened,
-                read_data(data, layout),
-                release_split(opened),
-                seeds=[int(seed) for seed in seeds.split(",")],
-                methods=[method.strip() for method in methods.split(",")],
-                out=out,
-                device=pick_device(device),
-                told=lambda line: typer.echo(line, err=True),
-                watch=EpochBars(progress, len(opened.public.names)),
-            )
-    except (ReleaseError, CheckpointError, TrainingDiverged, CacheFull, ValueError, OSError) as error:
-        typer.echo(f"isthmus experiment: {error}", err=True)
-        raise typer.Exit(1) from error
-    typer.echo(table52.markdown(result))
-    typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'}")
+app.command("paper")(paper_command)
+app.command("people")(people_command)
 
 
 @app.command("elastic")

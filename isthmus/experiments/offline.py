@@ -1,121 +1,172 @@
 """The device's half and the cloud's half of one personalisation, in one process, by the functions both shores use."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from isthmus.data.stored import ClipArrays
-from isthmus.distill.evaluate import student_outputs
+from isthmus.distill.evaluate import StudentOutputs, student_outputs
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
-from isthmus.distill.personalise import distil_round, select_round, train_heads
+from isthmus.distill.personalise import distil_own, distil_round, select_round, train_heads, train_own_heads
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection, Strategy, Wanted, class_oracle
 from isthmus.edge.prototypes import each_clip, make_prototypes
+from isthmus.experiments.methods import Method, Sent
+from isthmus.proto.convert import prototypes_to_pb
+from isthmus.proto.messages import Prototypes, UploadMode
 
-METHODS: Final = ("all", "random", "select", "cluster")
+STAGES: Final = ("prototypes", "select", "distil", "heads")
+
+
+@dataclass
+class Trace:
+    """What happened on the way to a student. ``stage_s``: wall seconds by stage. ``losses``: per epoch of distilling.
+
+    ``selections``: one a round. ``sent``: the upload of the last round.
+    """
+
+    stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    losses: list[float] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+    sent: Prototypes | None = None
+    upload_bytes: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_s[stage] += time.perf_counter() - began_s
+
+    @property
+    def overlap(self) -> tuple[float, ...]:
+        """Jaccard index of each round's selection with that of the round before."""
+        return tuple(
+            len(np.intersect1d(before.indices_S, after.indices_S)) / len(np.union1d(before.indices_S, after.indices_S))
+            for before, after in zip(self.selections, self.selections[1:], strict=False)
+        )
 
 
 @dataclass(frozen=True)
-class Personalised:
-    """A finished student, and how it came about. ``stage_s``: seconds by stage. ``losses``: per epoch."""
+class Setting:
+    """What of the recipe a cell changes. ``rounds`` 0 leaves it to the recipe."""
 
-    student: EncoderPair
-    heads: HeadBank
-    stage_s: dict[str, float]
-    losses: tuple[float, ...]
-    selected_per_class: tuple[int, ...]
-    smallest_cluster: int
+    seed: int
+    clips_per_cluster: int = 3
+    rounds: int = 0
 
 
 def personalise(
     release: Release,
-    selection_clips: ClipArrays,
-    method: str,
+    clips: ClipArrays,
+    method: Method,
+    setting: Setting,
     *,
-    seed: int,
     start: EncoderPair,
     work_dir: Path,
     device: torch.device,
-) -> Personalised:
-    """One cell of the paper's tables (Alg. 7 and 8) for one client.
+) -> tuple[EncoderPair, HeadBank, Trace]:
+    """One student for the person of ``clips`` (Alg. 7 and 8), which begins as ``start``.
 
-    ``all`` is the AllDistill student with heads trained on all public clips. The others select about as
-    many public clips as one another: ``cluster`` and ``random`` take the recipe's n for each prototype, ``select``
-    takes n divided by the clips per cluster for each clip. Labels of ``selection_clips`` are not read.
+    Labels of ``clips`` are read by the controls ``oracle`` and ``own`` alone. All methods that select take about as
+    many public clips: n for each prototype, or n divided by the clips per cluster for each clip.
 
-    Raises ValueError for an unknown method.
+    Raises TrainingDiverged, CheckpointError, BadPrototypes (too few clips), ValueError.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    config = release.recipe.personalise
-    rounds = config.rounds
-    stage_s = dict.fromkeys(("prototypes", "select", "distil", "heads"), 0.0)
-    losses: list[float] = []
-    smallest = 0
-    clock = _Stopwatch(stage_s)
-    student = start
-    if method == "all":
-        indices_S = np.arange(len(release.public.names), dtype=np.int64)
+    trace = Trace()
+    if method.sent is Sent.CLIPS:
+        return _own(release, clips, setting, start, work_dir, device, trace)
+    rounds = setting.rounds or release.recipe.personalise.rounds
+    if method.sent is Sent.NOTHING:
         rounds = 0
+        trace.selections.append(Selection.of(np.arange(len(release.public.names), dtype=np.int64)))
+    student = start
     for number in range(rounds):
-        with clock.running("prototypes"):
-            outputs = student_outputs(student, release.teacher_head, selection_clips, device)
-            if method == "select":
-                sent = each_clip(outputs.probabilities_NC)
-                samples_per_row = max(1, round(config.samples_per_row / config.clips_per_cluster))
-            else:
-                sent = make_prototypes(
-                    outputs.probabilities_NC,
-                    seed=seed,
-                    min_cluster=config.min_cluster,
-                    clip_per_cluster=config.clips_per_cluster,
-                )
-                samples_per_row = config.samples_per_row
-                smallest = int(sent.sizes_K.min())
-        with clock.running("select"):
-            indices_S = select_round(
-                release,
-                sent.values_KC,
-                sent.sizes_K,
-                round=number,
-                seed=seed,
-                strategy="random" if method == "random" else "cosine",
-                samples_per_row=samples_per_row,
-            )
-        with clock.running("distil"):
+        with trace.timed("prototypes"):
+            outputs = student_outputs(student, release.teacher_head, clips, device)
+            trace.sent = upload(outputs, method.sent, release, setting)
+        if method.sent not in (Sent.LABELS, Sent.CLIPS):
+            trace.upload_bytes += prototypes_to_pb(trace.sent).ByteSize()
+        with trace.timed("select"):
+            trace.selections.append(_select(release, clips, method, trace.sent, setting, number))
+        with trace.timed("distil"):
             student = distil_round(
                 release,
-                indices_S,
+                trace.selections[-1],
                 round=number,
                 rounds=rounds,
-                seed=seed,
+                seed=setting.seed,
                 checkpoint=work_dir / "checkpoint.safetensors",
-                on_epoch=lambda report: losses.append(report.loss),
+                on_epoch=lambda report: trace.losses.append(report.loss),
                 start=start,
                 device=device,
             )
-    with clock.running("heads"):
-        heads = train_heads(release, student, indices_S, seed=seed, device=device)
-    counts: npt.NDArray[np.int64] = np.bincount(release.labels()[indices_S], minlength=len(release.recipe.classes))
-    return Personalised(student, heads, stage_s, tuple(losses), tuple(map(int, counts)), smallest)
+    with trace.timed("heads"):
+        heads = train_heads(release, student, trace.selections[-1], seed=setting.seed, device=device)
+    return student, heads, trace
 
 
-class _Stopwatch:
-    def __init__(self, totals_s: dict[str, float]):
-        self._totals_s = totals_s
-        self._name, self._began_s = "", 0.0
+def upload(outputs: StudentOutputs, sent: Sent, release: Release, setting: Setting) -> Prototypes:
+    """What the device would send of these outputs. Controls make prototypes too, so that they select as many."""
+    if sent is Sent.PROBABILITIES:
+        return each_clip(outputs.probabilities_NC)
+    return make_prototypes(
+        outputs.probabilities_NC,
+        seed=setting.seed,
+        min_cluster=release.recipe.personalise.min_cluster,
+        clip_per_cluster=setting.clips_per_cluster,
+        features_NE=np.hstack([outputs.audio_ND, outputs.visual_ND]) if sent is Sent.FEATURES else None,
+    )
 
-    def running(self, name: str) -> "_Stopwatch":
-        self._name = name
-        return self
 
-    def __enter__(self) -> None:
-        self._began_s = time.perf_counter()
+def _select(
+    release: Release, clips: ClipArrays, method: Method, sent: Prototypes, setting: Setting, number: int
+) -> Selection:
+    config = release.recipe.personalise
+    samples_per_row = config.samples_per_row
+    if sent.mode is UploadMode.PROBABILITIES:
+        samples_per_row = max(1, round(samples_per_row / config.clips_per_cluster))
+    strategy: str | Strategy = method.strategy
+    if method.sent is Sent.LABELS:
+        strategy = class_oracle(np.bincount(clips.labels_N, minlength=len(release.recipe.classes)).astype(np.int64))
+    return select_round(
+        release,
+        Wanted(sent.values_KC, sent.sizes_K, sent.features_KE),
+        round=number,
+        seed=setting.seed,
+        strategy=strategy,
+        samples_per_row=samples_per_row,
+    )
 
-    def __exit__(self, *_: object) -> None:
-        self._totals_s[self._name] += time.perf_counter() - self._began_s
+
+def _own(
+    release: Release,
+    clips: ClipArrays,
+    setting: Setting,
+    start: EncoderPair,
+    work_dir: Path,
+    device: torch.device,
+    trace: Trace,
+) -> tuple[EncoderPair, HeadBank, Trace]:
+    """The upper bound: no cloud may do this, since it needs the clips themselves and their labels."""
+    with trace.timed("distil"):
+        student = distil_own(
+            release,
+            clips,
+            seed=setting.seed,
+            start=start,
+            checkpoint=work_dir / "checkpoint.safetensors",
+            on_epoch=lambda report: trace.losses.append(report.loss),
+            device=device,
+        )
+    with trace.timed("heads"):
+        heads = train_own_heads(release, student, clips, seed=setting.seed, device=device)
+    return student, heads, trace

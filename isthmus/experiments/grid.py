@@ -1,0 +1,72 @@
+"""Runs what is missing of a list of tasks in processes of one compute thread each, so that every core has work."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+import torch
+from rich.progress import Progress
+
+Task = TypeVar("Task")
+Told = Callable[[str], None]
+
+
+class CellsFailed(Exception):
+    """Some tasks failed; the others were finished and are kept. Says which, and why."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    work: Callable[[Task], str],
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    told: Told,
+    progress: Progress | None = None,
+    what: str = "cells",
+) -> None:
+    """``work`` (importable, as are its tasks) runs once for every task; what it returns is told as a line.
+
+    With one worker everything runs in this process. A task that fails is told at once and does not stop the others;
+    at the end CellsFailed names them. Ctrl-C stops after the tasks that run; what is finished is kept.
+    """
+    if not tasks:
+        return
+    bar = progress.add_task(what, total=len(tasks), note="") if progress is not None else None
+    failed: list[str] = []
+
+    def finished(task: Task, result: Callable[[], str]) -> None:
+        try:
+            told(result())
+        except Exception as error:
+            failed.append(f"{task}: {error}")
+            told(f"FAILED {task}: {type(error).__name__}: {error}")
+        if progress is not None and bar is not None:
+            progress.advance(bar)
+
+    if workers <= 1:
+        for task in tasks:
+            finished(task, lambda task=task: work(task))  # type: ignore[misc]
+    else:
+        with ProcessPoolExecutor(
+            min(workers, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread
+        ) as pool:
+            futures: dict[Future[str], Task] = {pool.submit(work, task): task for task in tasks}
+            try:
+                for future in as_completed(futures):
+                    finished(futures[future], future.result)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+    if failed:
+        raise CellsFailed(f"{len(failed)} of {len(tasks)} {what} failed; run again to retry them: " + "; ".join(failed))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,58 @@
+"""The ways to personalise that are compared: what the device sends, and what the cloud makes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+
+class Sent(Enum):
+    """What the cloud learns of the device's clips, most private first."""
+
+    NOTHING = "nothing"
+    PROTOTYPES = "prototypes"
+    PROBABILITIES = "probabilities"
+    FEATURES = "features of the clusters"
+    LABELS = "labels"
+    CLIPS = "clips"
+
+
+@dataclass(frozen=True)
+class Method:
+    """``strategy`` is a name of ``distill.selection``; empty where nothing is selected.
+
+    A control is no way to serve anybody: it knows what no cloud may know, or ignores the device on purpose.
+    """
+
+    sent: Sent
+    strategy: str
+    what: str
+    control: bool = False
+
+
+METHODS: Final[Mapping[str, Method]] = {
+    "all": Method(Sent.NOTHING, "", "no personalisation: AllDistill on the whole public set", control=True),
+    "random": Method(Sent.PROTOTYPES, "random", "as many public clips, at random", control=True),
+    "select": Method(Sent.PROBABILITIES, "cosine", "the paper's Select: cosine to each clip's probabilities"),
+    "cluster": Method(Sent.PROTOTYPES, "cosine", "the paper's Cluster: cosine to each prototype in turn"),
+    "round-robin": Method(Sent.PROTOTYPES, "round_robin", "prototypes take turns"),
+    "quota": Method(Sent.PROTOTYPES, "quota", "class quotas by prior matching, nearest inside each class"),
+    "transport": Method(Sent.PROTOTYPES, "transport", "optimal transport from prototypes weighted by size"),
+    "density-ratio": Method(Sent.PROTOTYPES, "density_ratio", "weights in the loss instead of a pick"),
+    "round-robin+features": Method(Sent.FEATURES, "round_robin", "turns, by probability times feature"),
+    "quota+features": Method(Sent.FEATURES, "quota", "class quotas, nearest by feature"),
+    "transport+features": Method(Sent.FEATURES, "transport", "optimal transport on probability and feature"),
+    "oracle": Method(Sent.LABELS, "", "the user's true class counts, filled at random", control=True),
+    "own": Method(Sent.CLIPS, "", "upper bound: distilled on the user's own labelled clips", control=True),
+}
+
+PAPER: Final = ("all", "random", "select", "cluster")
+"""The four methods of the paper's tables."""
+
+
+def named(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names, in this order. Raises ValueError for an unknown one."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"unknown method {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    return {name: METHODS[name] for name in names}
