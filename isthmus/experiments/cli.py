@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from isthmus.experiments import elastic
-from isthmus.experiments.personal_cli import paper_command, people_command
+from isthmus.experiments.personal_cli import cost_command, paper_command, people_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ def group() -> None:
 
 app.command("paper")(paper_command)
 app.command("people")(people_command)
+app.command("cost")(cost_command)
 
 
 @app.command("elastic")

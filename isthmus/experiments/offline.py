@@ -27,12 +27,14 @@ STAGES: Final = ("prototypes", "select", "distil", "heads")
 
 @dataclass
 class Trace:
-    """What happened on the way to a student. ``stage_s``: wall seconds by stage. ``losses``: per epoch of distilling.
+    """What happened on the way to a student. ``stage_s``: wall seconds by stage, ``compute_s``: processor seconds of
+    this process. ``losses``: per epoch of distilling.
 
     ``selections``: one a round. ``sent``: the upload of the last round.
     """
 
     stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    compute_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     losses: list[float] = field(default_factory=list)
     selections: list[Selection] = field(default_factory=list)
     sent: Prototypes | None = None
@@ -40,11 +42,12 @@ class Trace:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        began_s = time.perf_counter()
+        began_s, worked_s = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.stage_s[stage] += time.perf_counter() - began_s
+            self.compute_s[stage] += time.process_time() - worked_s
 
     @property
     def overlap(self) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from isthmus.distill.progress import bars
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.train import TrainingDiverged
-from isthmus.experiments import cells, paper, people, report, study
+from isthmus.experiments import cells, cost, paper, people, report, study
 from isthmus.experiments.cells import SCENARIOS, Cell
 from isthmus.experiments.grid import CellsFailed, cores
 from isthmus.experiments.methods import METHODS, PAPER, named
@@ -140,6 +140,40 @@ def people_command(
     made = _run(parts, out, workers, device)
     found = people.sections(made, chosen, _outputs(out, made))
     _write(out, "Leave one person out", [part.release for part in parts], listing, made, found, workers)
+
+
+@told
+def cost_command(
+    data: Data,
+    release: Annotated[Path, typer.Option(help="A release whose teacher is trained.")],
+    out: Out,
+    layout: Layout = "auto",
+    clients: Annotated[str, typer.Option(help="Comma-separated; empty: all of the release's.")] = "",
+    seeds: Seeds = 1,
+    plain_rounds: Annotated[int, typer.Option(help="Rounds of the plain loop; the paper has 15.", min=1)] = 15,
+    plain_epochs: Annotated[int, typer.Option(help="Its epochs; the paper has 150.", min=1)] = 150,
+) -> None:
+    """Processor time of one personalisation: the paper's loop with the teacher in it, and ours, in one run."""
+    torch.set_num_threads(1)
+    listing, opened = read_data(data, layout), Release.open(release)
+    split = release_split(opened)
+    chosen = _known(clients, tuple(split.clients)) if clients else tuple(split.clients)
+    folders = study.decoded(opened, listing, {client: split.clients[client] for client in chosen})
+    found = cost.measure(
+        opened,
+        folders,
+        seeds=range(seeds),
+        plain_rounds=plain_rounds,
+        plain_epochs=plain_epochs,
+        out=out,
+        told=lambda line: typer.echo(line, err=True),
+    )
+    made = cost.table(found, cost.cache_compute_s(opened))
+    result = {"what": "cost of one personalisation", "preset": opened.recipe.name, "runs": [asdict(run) for run in found]}
+    write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "result.md", made.markdown().encode())
+    typer.echo(made.markdown())
+    typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'}")
 
 
 def _release(

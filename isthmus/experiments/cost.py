@@ -1,0 +1,226 @@
+"""What one personalisation costs: the paper's loop as a reader would first write it, and ours, in one run.
+
+The plain loop runs the teacher on every batch of every epoch, and selects anew in each of its rounds. Ours reads the
+teacher's cached outputs, and takes the recipe's rounds and epochs. Both begin with the same student, learn from the same
+device, train the same heads and are measured on the same clips. Compute is processor time, in one process of one
+thread; the teacher's cache is built once for all devices and stands beside, not in, the cost of a personalisation.
+"""
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isthmus.data.stored import ClipArrays
+from isthmus.data.transforms import all_frames
+from isthmus.distill.base import base_heads
+from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.evaluate import accuracy, bank_probabilities, student_outputs
+from isthmus.distill.losses import feature_distillation_loss
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.personalise import select_round, train_heads
+from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection, Wanted
+from isthmus.distill.teacher_cache import encode_clips
+from isthmus.distill.train import SeededDataset, fit
+from isthmus.experiments.cells import Asked
+from isthmus.experiments.methods import METHODS
+from isthmus.experiments.offline import Setting, personalise, upload
+from isthmus.experiments.paired import difference, spread
+from isthmus.experiments.tables import Table, points
+from isthmus.experiments.work import halves
+
+CPU = torch.device("cpu")
+METHOD = METHODS["cluster"]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One personalisation: processor seconds by part, student downloads and accuracy on the test clips."""
+
+    loop: str
+    client: str
+    seed: int
+    rounds: int
+    epochs: int
+    downloads: int
+    compute_s: dict[str, float]
+    accuracy: float
+    before: float
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.compute_s.values())
+
+
+class _ClipsAlone(SeededDataset[Sequence[Tensor]]):
+    """(spectrogram_FT, frames_KCHW) of the selected clips, drawn and prepared as for the cached targets."""
+
+    def __init__(self, clips: ClipArrays, selection: Selection, seed: int):
+        super().__init__(len(selection), seed)
+        self._clips = clips
+        self._indices_S = selection.indices_S
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
+        clip, spec = int(self._indices_S[index]), self._clips.spec
+        drawn = np.sort(rng.choice(spec.frames_stored, size=spec.frames_used, replace=False))
+        return (
+            torch.from_numpy(np.array(self._clips.spectrograms_NFT[clip], dtype=np.float32)),
+            torch.from_numpy(all_frames(self._clips.frames_NKHWC[clip][drawn], spec)),
+        )
+
+
+def plain_loop(
+    release: Release, clips: ClipArrays, setting: Setting, *, start: EncoderPair, rounds: int, epochs: int
+) -> tuple[EncoderPair, HeadBank, dict[str, float]]:
+    """Alg. 7 with the teacher in the loop: ``epochs`` over ``rounds`` rounds, one optimiser state a round."""
+    teacher = release.teacher.encoders
+    student = copy.deepcopy(start)
+    spent = dict.fromkeys(("prototypes", "select", "distil", "heads"), 0.0)
+    config = dataclasses.replace(release.recipe.personalise.train, epochs=epochs)
+    selection = Selection.of(np.zeros(0, np.int64))
+
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        spectrogram_BFT, frames_BKCHW = batch
+        teacher.eval()
+        with torch.no_grad():
+            audio_BD, visual_BD = teacher.audio(spectrogram_BFT), teacher.visual(frames_BKCHW).mean(dim=1)
+        return feature_distillation_loss(student.audio(spectrogram_BFT), audio_BD) + feature_distillation_loss(
+            student.visual(frames_BKCHW).mean(dim=1), visual_BD
+        )
+
+    for number in range(rounds):
+        with _timed(spent, "prototypes"):
+            sent = upload(student_outputs(student, release.teacher_head, clips, CPU), METHOD.sent, release, setting)
+        with _timed(spent, "select"):
+            selection = select_round(
+                release,
+                Wanted(sent.values_KC, sent.sizes_K),
+                round=number,
+                seed=setting.seed,
+                strategy=METHOD.strategy,
+            )
+        with _timed(spent, "distil"):
+            fit(
+                student,
+                _ClipsAlone(release.public, selection, setting.seed + 1),
+                loss,
+                config,
+                seed=setting.seed + 1,
+                run="plain loop",
+                from_epoch=epochs * number // rounds,
+                until_epoch=epochs * (number + 1) // rounds,
+                device=CPU,
+            )
+    with _timed(spent, "heads"):
+        heads = train_heads(release, student, selection, seed=setting.seed, device=CPU)
+    return student, heads, spent
+
+
+def measure(
+    release: Release,
+    clients: dict[str, str],
+    *,
+    seeds: Sequence[int],
+    plain_rounds: int,
+    plain_epochs: int,
+    out: Path,
+    told: Callable[[str], None],
+) -> list[Spent]:
+    """Both loops for every client and seed, ours and the plain one in turn; what was measured before is kept."""
+    found = []
+    for seed in seeds:
+        start, start_heads = release.student(seed), base_heads(release, seed, CPU)
+        for client, folder in clients.items():
+            everyone = ClipArrays.open(Path(folder))
+            chosen, tested = halves(everyone, Asked(client, "sensitive", "cluster", seed))
+            own, test_clips = everyone.subset(chosen), everyone.subset(tested)
+            labels_T = np.asarray(test_clips.labels_N)
+            before = accuracy(
+                bank_probabilities(start_heads, student_outputs(start, release.teacher_head, test_clips, CPU), 1.0),
+                labels_T,
+            )
+            setting = Setting(seed)
+            for loop in ("ours", "plain"):
+                path = out / "runs" / f"{loop}-{client}-{seed}-{plain_rounds}x{plain_epochs}.json"
+                if not path.exists():
+                    if loop == "plain":
+                        rounds, epochs = plain_rounds, plain_epochs
+                        student, heads, spent = plain_loop(
+                            release, own, setting, start=start, rounds=rounds, epochs=epochs
+                        )
+                    else:
+                        epochs = release.recipe.personalise.train.epochs
+                        student, heads, trace = personalise(
+                            release, own, METHOD, setting, start=start, work_dir=out / "work" / path.stem, device=CPU
+                        )
+                        rounds, spent = len(trace.selections), trace.compute_s
+                    right = accuracy(
+                        bank_probabilities(heads, student_outputs(student, release.teacher_head, test_clips, CPU), 1.0),
+                        labels_T,
+                    )
+                    done = Spent(loop, client, seed, rounds, epochs, rounds, spent, right, before)
+                    write_atomically(path, json.dumps(asdict(done), indent=1).encode())
+                found.append(Spent(**json.loads(path.read_text())))
+                told(
+                    f"{loop}, client {client}, seed {seed}: {found[-1].total_s:.0f} s of processor time, "
+                    f"{100 * found[-1].accuracy:.1f} %"
+                )
+    return found
+
+
+def cache_compute_s(release: Release) -> float:
+    """Processor seconds of running the teacher once over the public clips, measured now on a part of them."""
+    part = release.public.subset(np.arange(min(64, len(release.public.names))))
+    began_s = time.process_time()
+    encode_clips(release.teacher.encoders, part, CPU)
+    return (time.process_time() - began_s) * len(release.public.names) / len(part)
+
+
+def table(found: Sequence[Spent], cache_s: float) -> Table:
+    rows = []
+    for loop in ("plain", "ours"):
+        own = [each for each in found if each.loop == loop]
+        totals, shares = spread([each.total_s for each in own]), spread([100 * each.accuracy for each in own])
+        parts = [f"{spread([each.compute_s[part] for each in own]).mean:.1f}" for part in own[0].compute_s]
+        rows.append(
+            (
+                f"{loop}, {own[0].rounds} rounds, {own[0].epochs} epochs",
+                f"{totals.mean:.0f} ± {totals.deviation:.0f}",
+                *parts,
+                f"{spread([float(each.downloads) for each in own]).mean:.1f}",
+                f"{shares.mean:.1f} ± {shares.deviation:.1f}",
+            )
+        )
+    ours = {(each.client, each.seed): each for each in found if each.loop == "ours"}
+    plain = {(each.client, each.seed): each for each in found if each.loop == "plain"}
+    ratios = spread([plain[key].total_s / ours[key].total_s for key in ours])
+    gap = difference({k: v.accuracy for k, v in ours.items()}, {k: v.accuracy for k, v in plain.items()})
+    header = (
+        "loop", "processor s", *(f"{part}, s" for part in found[0].compute_s), "students down", "accuracy, %",
+    )  # fmt: skip
+    note = (
+        f"Ours costs {ratios.mean:.1f} ± {ratios.deviation:.1f} times less; accuracy, ours less plain: {points(gap)} "
+        f"points over {gap.pairs} pairs. The teacher's cache costs {cache_s:.0f} s once, for all devices."
+    )
+    return Table("Processor time of one personalisation", header, tuple(rows), note)
+
+
+
+@contextmanager
+def _timed(totals_s: dict[str, float], part: str) -> Iterator[None]:
+    """Adds processor seconds to one part."""
+    began_s = time.process_time()
+    try:
+        yield
+    finally:
+        totals_s[part] += time.process_time() - began_s

@@ -1,0 +1,89 @@
+"""Paired differences, their noise, the knee, and the tables made of them."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from isthmus.experiments import tables
+from isthmus.experiments.cells import Asked, Cell
+from isthmus.experiments.knee import knee
+from isthmus.experiments.paired import by_group, difference, spread
+
+SIZES = {"fp32": {"1": 100, "2": 60}, "int8": {"1": 40, "2": 20}}
+
+
+def cell(client: str, method: str, seed: int, plain: float, **changes: object) -> Cell:
+    accuracy = {"1": {"fp32": plain, "int8": plain}, "2": {"fp32": plain, "int8": plain - 0.2}}
+    made = Cell(
+        asked=Asked(client, "sensitive", method, seed),
+        selection_clips=20,
+        test_clips=20,
+        before=0.5,
+        accuracy=accuracy,
+        teacher_head=0.5,
+        teacher=0.6,
+        selected=30,
+        selected_per_class=(10, 20),
+        effective_samples=30.0,
+        rows_sent=5,
+        smallest_cluster=3,
+        upload_bytes=100,
+        overlap=(0.5,),
+        a_distance={"public": 1.0, "selection": 0.5},
+        stage_s={"select": 1.0, "distil": 2.0},
+        losses=(1.0, 0.5),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_a_difference_is_paired_and_says_how_many_pairs_would_tell() -> None:
+    ours = {"a": 0.72, "b": 0.70, "c": 0.75, "alone": 0.0}
+    theirs = {"a": 0.70, "b": 0.71, "c": 0.70}
+    found = difference(ours, theirs)
+    deltas = np.array([0.02, -0.01, 0.05])
+    assert found.pairs == 3
+    assert found.mean == pytest.approx(deltas.mean())
+    assert found.standard_error == pytest.approx(deltas.std(ddof=1) / math.sqrt(3))
+    assert (found.better, found.worse) == (2, 1)
+    assert found.needed == math.ceil(((1.959964 + 0.841621) * deltas.std(ddof=1) / deltas.mean()) ** 2)
+    assert not found.beyond_noise
+    sure = difference({i: 0.1 + 0.001 * (i % 2) for i in range(8)}, dict.fromkeys(range(8), 0.0))
+    assert sure.beyond_noise and sure.needed == 2
+    with pytest.raises(ValueError, match="no unit"):
+        difference({"a": 1.0}, {"b": 1.0})
+
+
+def test_seeds_of_one_person_are_no_independent_people() -> None:
+    assert by_group({("a", 0): 0.2, ("a", 1): 0.4, ("b", 0): 1.0}) == pytest.approx({"a": 0.3, "b": 1.0})
+    assert spread([0.5]).deviation == 0
+    with pytest.raises(ValueError, match="no values"):
+        spread([])
+
+
+def test_the_knee_is_the_fewest_bytes_that_lose_nothing_beyond_noise() -> None:
+    cells = [cell("a", "cluster", seed, 0.7 + 0.01 * seed) for seed in range(4)]
+    assert knee(cells, SIZES) == ("1", "int8")  # 20 bytes lose 20 points, 40 bytes nothing
+    free = [dataclasses.replace(each, accuracy={r: dict.fromkeys(SIZES, 0.7) for r in ("1", "2")}) for each in cells]
+    assert knee(free, SIZES) == ("2", "int8")
+    with pytest.raises(ValueError, match="no cells"):
+        knee([], SIZES)
+
+
+def test_tables_compare_the_same_client_and_seed() -> None:
+    cells = [cell("a", "all", s, 0.5) for s in range(3)] + [cell("a", "cluster", s, 0.6 + 0.01 * s) for s in range(3)]
+    first = tables.accuracy_by_method(cells, "sensitive", "t")
+    assert first.header == ("method", "a (20 clips)")
+    assert first.rows[0] == ("all", "50.0 ± 0.0")
+    assert first.rows[-1][1] == "60.0 ± 0.0"  # the teacher, counted once a seed
+    paired = tables.differences(cells, "sensitive", ("all",), "t")
+    assert paired.rows[1][:3] == ("cluster", "**+11.0 ± 0.6**", "3 / 0")
+    worse = tables.made_worse(cells + [cell("a", "random", 0, 0.4)], "t")
+    assert worse.rows[2][1:4] == ("1", "100 %", "0 %")
+    people = tables.by_person(cells, "all", ("all", "cluster"), "t")
+    assert people.rows[0] == ("a", "20", "50.0", "61.0")
+    assert people.rows[-1][0] == "less all"
+    assert "| all |" in first.markdown()
+    assert tables.cost(cells, "t").rows[0][1] == "30"
+    assert tables.by_compression(cells, "cluster", SIZES, "t").rows[0][:3] == ("fp32", "1", "100")
