@@ -8,6 +8,7 @@ import torch
 from isthmus.distill.export import export_student
 from isthmus.distill.personalise import all_distill, train_heads
 from isthmus.distill.release import Release, save_weights
+from isthmus.distill.selection import Selection
 from isthmus.distill.train import OnEpoch, ignore_epochs
 
 
@@ -36,7 +37,7 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     if release.base_dir.exists():
         return
     student = release.student(0)
-    everything = np.arange(len(release.public.names), dtype=np.int64)
+    everything = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
     heads = train_heads(release, student, everything, seed=0, on_epoch=on_epoch, device=device)
     part = release.base_dir.with_name("base.part")
     export_student(release, student, heads, part)

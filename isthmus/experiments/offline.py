@@ -15,6 +15,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection, Wanted
 from isthmus.edge.prototypes import each_clip, make_prototypes
 
 METHODS: Final = ("all", "random", "select", "cluster")
@@ -60,7 +61,7 @@ def personalise(
     clock = _Stopwatch(stage_s)
     student = start
     if method == "all":
-        indices_S = np.arange(len(release.public.names), dtype=np.int64)
+        selection = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
         rounds = 0
     for number in range(rounds):
         with clock.running("prototypes"):
@@ -78,10 +79,9 @@ def personalise(
                 samples_per_row = config.samples_per_row
                 smallest = int(sent.sizes_K.min())
         with clock.running("select"):
-            indices_S = select_round(
+            selection = select_round(
                 release,
-                sent.values_KC,
-                sent.sizes_K,
+                Wanted(sent.values_KC, sent.sizes_K),
                 round=number,
                 seed=seed,
                 strategy="random" if method == "random" else "cosine",
@@ -90,7 +90,7 @@ def personalise(
         with clock.running("distil"):
             student = distil_round(
                 release,
-                indices_S,
+                selection,
                 round=number,
                 rounds=rounds,
                 seed=seed,
@@ -100,8 +100,10 @@ def personalise(
                 device=device,
             )
     with clock.running("heads"):
-        heads = train_heads(release, student, indices_S, seed=seed, device=device)
-    counts: npt.NDArray[np.int64] = np.bincount(release.labels()[indices_S], minlength=len(release.recipe.classes))
+        heads = train_heads(release, student, selection, seed=seed, device=device)
+    counts: npt.NDArray[np.int64] = np.bincount(
+        release.labels()[selection.indices_S], minlength=len(release.recipe.classes)
+    )
     return Personalised(student, heads, stage_s, tuple(losses), tuple(map(int, counts)), smallest)
 
 
