@@ -21,7 +21,7 @@ def chosen(name: str, wanted: Wanted, public: Public, samples_per_row: int) -> S
 
 
 @st.composite
-def problems(draw, with_features=st.booleans()):
+def problems(draw, with_features=None):
     """Coarse probabilities with ties by the dozen, labels that mostly agree, features on a coarse grid or none."""
     classes = draw(st.integers(2, 6))
     rows, samples = draw(st.integers(1, 6)), draw(st.integers(1, 60))
@@ -30,7 +30,7 @@ def problems(draw, with_features=st.booleans()):
     pool = (levels / levels.sum(axis=1, keepdims=True)).astype(np.float32)
     of_row, of_sample = rng.integers(0, len(pool), rows), rng.integers(0, len(pool), samples)
     features_NE = features_KE = None
-    if draw(with_features):
+    if draw(st.booleans()) if with_features is None else with_features:
         grid = rng.integers(-2, 3, size=(len(pool), 4)).astype(np.float32)
         features_NE = grid[of_sample] + rng.integers(0, 2, size=(samples, 4)).astype(np.float32)
         features_KE = grid[of_row] + np.float32(0.25)
@@ -219,7 +219,7 @@ def test_sinkhorn_solves_its_problem():
     np.testing.assert_allclose(plan.mass_KM.ravel(), found.x, atol=2e-3)
 
 
-@given(problems(with_features=st.just(False)))
+@given(problems(with_features=False))
 @settings(max_examples=60, deadline=None)
 def test_transport_gives_each_row_its_share_and_never_a_worse_sample_than_a_free_one(problem):
     wanted, public, samples_per_row = problem
