@@ -25,7 +25,7 @@ from isthmus.distill.prepare import begin_release, choose_split, decode, read_da
 from isthmus.distill.progress import EpochBars, bars, save_loss_curves
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, ReleaseError, load_weights, save_weights
-from isthmus.distill.selection import STRATEGIES
+from isthmus.distill.selection import STRATEGIES, Selection, Wanted
 from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
 from isthmus.distill.train import EpochReport, TrainingDiverged, pick_device
 
@@ -47,7 +47,7 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="ImageNet weights of the trunk: safetensors in torchvision's names. Default: random."),
 ]
-Selection = Annotated[Path, typer.Option("--selection", help="What 'isthmus distill select' wrote.")]
+SelectionFile = Annotated[Path, typer.Option("--selection", help="What 'isthmus distill select' wrote.")]
 
 EXPECTED = (ReleaseError, CheckpointError, TrainingDiverged, ExportError, CacheFull, ValueError, KeyError, OSError)
 
@@ -172,35 +172,46 @@ def student(
 @_told
 def select(
     release: ReleaseDir,
-    prototypes: Annotated[Path, typer.Option(help="JSON with 'values' (rows of class probabilities) and 'sizes'.")],
+    prototypes: Annotated[
+        Path, typer.Option(help="JSON with 'values' (rows of class probabilities), 'sizes' and perhaps 'features'.")
+    ],
     out: Annotated[Path, typer.Option(help="Where to write the selection, as JSON.")],
     strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "cosine",
     samples_per_row: Annotated[int, typer.Option(help="Public clips per prototype; 0: the recipe's.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Choose the public clips whose predicted probabilities resemble a device's prototypes."""
+    """Choose the public clips that resemble a device's prototypes, and say how much each counts."""
     opened = Release.open(release)
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
     raw = json.loads(prototypes.read_text())
-    indices_S = select_round(
+    features = raw.get("features")
+    selected = select_round(
         opened,
-        np.asarray(raw["values"], dtype=np.float32),
-        np.asarray(raw["sizes"], dtype=np.int32),
+        Wanted(
+            np.asarray(raw["values"], dtype=np.float32),
+            np.asarray(raw["sizes"], dtype=np.int32),
+            None if features is None else np.asarray(features, dtype=np.float32),
+        ),
         round=0,
         seed=seed,
         strategy=strategy,
         samples_per_row=samples_per_row or None,
     )
-    counts = np.bincount(opened.labels()[indices_S], minlength=len(opened.recipe.classes))
+    for note in selected.notes:
+        typer.echo(note, err=True)
+    indices_S = selected.indices_S
+    labels_S = opened.labels()[indices_S]
+    counts = np.bincount(labels_S[labels_S >= 0], minlength=len(opened.recipe.classes))
     document = {
         "release": opened.outputs_key(),
         "indices": indices_S.tolist(),
+        "weights": selected.weights_S.tolist(),
+        "effective_size": selected.effective_size,
         "clips": [opened.public.names[index] for index in indices_S],
         "per_class": dict(zip(opened.recipe.classes, counts.tolist(), strict=True)),
     }
     write_atomically(out, json.dumps(document, indent=1).encode())
-    table = Table(title=f"{len(indices_S)} of {len(opened.public.names)} public clips")
+    worth = f", worth {selected.effective_size:.0f} of equal weight" if selected.weighted else ""
+    table = Table(title=f"{len(indices_S)} of {len(opened.public.names)} public clips{worth}")
     for name in ("class", "selected"):
         table.add_column(name)
     for name, count in zip(opened.recipe.classes, counts.tolist(), strict=True):
@@ -212,7 +223,7 @@ def select(
 @_told
 def compress(
     release: ReleaseDir,
-    selection: Selection,
+    selection: SelectionFile,
     student_file: Annotated[Path, typer.Option("--student", help="student.safetensors.")],
     out: Annotated[Path, typer.Option(help="Where to write heads.safetensors.")],
     seed: Seed = 0,
@@ -223,11 +234,11 @@ def compress(
     target = _compute(device, threads)
     opened = Release.open(release)
     encoders = load_weights(opened.new_student(), student_file, "isthmus distill student")
-    indices_S = _read_selection(selection, opened)
+    selected = _read_selection(selection, opened)
     with bars() as progress:
-        watch = EpochBars(progress, len(indices_S))
+        watch = EpochBars(progress, len(selected))
         bank = train_heads(
-            opened, encoders, indices_S, seed=seed, on_epoch=lambda report: watch("heads", report), device=target
+            opened, encoders, selected, seed=seed, on_epoch=lambda report: watch("heads", report), device=target
         )
     bank.save(out)
     typer.echo(f"heads for ratios {', '.join(f'{ratio:g}' for ratio in bank.ratios)}: {out}")
@@ -298,8 +309,8 @@ def evaluate(
         )
 
 
-def _read_selection(path: Path, opened: Release) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _read_selection(path: Path, opened: Release) -> Selection:
     raw = json.loads(path.read_text())
     if raw.get("release") != opened.outputs_key():
         raise ValueError(f"{path} was selected from another release: run 'isthmus distill select' again")
-    return np.asarray(raw["indices"], dtype=np.int64)
+    return Selection(np.asarray(raw["indices"], dtype=np.int64), np.asarray(raw["weights"], dtype=np.float32))

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from isthmus.data.stored import ClipArrays
 from isthmus.data.transforms import CROP_SCALE, all_frames, evaluation_frames, training_frames
+from isthmus.distill.selection import Selection
 from isthmus.distill.teacher_cache import TeacherOutputs
 from isthmus.distill.train import SeededDataset
-
-Indices = npt.NDArray[np.int64]
 
 
 def masked_spectrogram(spectrogram_FT: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -79,17 +78,19 @@ class LabelledClips(SeededDataset[Sequence[Tensor]]):
 
 
 class DistillationClips(SeededDataset[Sequence[Tensor]]):
-    """(spectrogram_FT, frames_KCHW, teacher audio_D, teacher visual_D) for chosen public clips.
+    """(spectrogram_FT, frames_KCHW, teacher audio_D, teacher visual_D) for chosen public clips; where they do not
+    all count alike, also the clip's weight.
 
     Frames are drawn at random but prepared as in evaluation, so that the cached per-frame teacher features, averaged
     over the very frames drawn, are the exact target of Eq. 5.4 (spec 1, section 10).
     """
 
-    def __init__(self, clips: ClipArrays, teacher: TeacherOutputs, indices_S: Indices, seed: int):
-        super().__init__(len(indices_S), seed)
+    def __init__(self, clips: ClipArrays, teacher: TeacherOutputs, selection: Selection, seed: int):
+        super().__init__(len(selection), seed)
         self._clips = clips
         self._teacher = teacher
-        self._indices_S = indices_S
+        self._indices_S = selection.indices_S
+        self._weights_S = selection.weights_S if selection.weighted else None
 
     def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
         clip = int(self._indices_S[index])
@@ -102,11 +103,15 @@ class DistillationClips(SeededDataset[Sequence[Tensor]]):
             torch.from_numpy(frames_KCHW),
             torch.from_numpy(np.array(self._teacher.audio_features_ND[clip])),
             torch.from_numpy(visual_D),
+            *(() if self._weights_S is None else (torch.tensor(self._weights_S[index]),)),
         )
 
 
 class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
-    """(audio_D, visual_D, label) from features computed once; visual is a mean of ``frames_used`` drawn frames."""
+    """(audio_D, visual_D, label) from features computed once; visual is a mean of ``frames_used`` drawn frames.
+
+    With ``weights_N`` also the sample's weight.
+    """
 
     def __init__(
         self,
@@ -115,8 +120,10 @@ class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
         labels_N: npt.NDArray[np.int64],
         frames_used: int,
         seed: int,
+        weights_N: npt.NDArray[np.float32] | None = None,
     ):
         super().__init__(len(labels_N), seed)
+        self._weights_N = weights_N
         self._audio_ND = audio_ND
         self._visual_NKD = visual_NKD
         self._labels_N = labels_N
@@ -128,4 +135,5 @@ class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
             torch.from_numpy(np.array(self._audio_ND[index])),
             torch.from_numpy(np.asarray(self._visual_NKD[index])[frames].mean(axis=0)),
             torch.tensor(self._labels_N[index]),
+            *(() if self._weights_N is None else (torch.tensor(self._weights_N[index]),)),
         )

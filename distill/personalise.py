@@ -21,20 +21,19 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.release import Release
-from isthmus.distill.selection import STRATEGIES
-from isthmus.distill.teacher_cache import encode_clips
+from isthmus.distill.selection import STRATEGIES, Public, Selection, Strategy, Wanted
+from isthmus.distill.teacher_cache import TeacherFeatures, encode_clips
 from isthmus.distill.train import OnEpoch, ignore_epochs, pick_device
 from isthmus.distill.train import fit as fit_module
 
 Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 StudentEncoders = EncoderPair
 
 
 def distil(
     release: Release,
     student: EncoderPair,
-    indices_S: Indices,
+    selection: Selection,
     config: TrainConfig,
     *,
     seed: int,
@@ -47,18 +46,20 @@ def distil(
 ) -> tuple[float, ...]:
     """Eq. 5.4 on the chosen public clips, both modalities at once: they share no weights, so each is on its own.
 
-    Trains ``student`` in place; returns the loss of each epoch. Arguments as in ``train.fit``.
+    Clips count by their weight in the loss, not in batch normalisation, whose statistics know no weights. Trains
+    ``student`` in place; returns the loss of each epoch. Arguments as in ``train.fit``.
     """
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
-        spectrogram_BFT, frames_BKCHW, audio_BD, visual_BD = batch
-        return feature_distillation_loss(student.audio(spectrogram_BFT), audio_BD) + feature_distillation_loss(
-            student.visual(frames_BKCHW).mean(dim=1), visual_BD
-        )
+        spectrogram_BFT, frames_BKCHW, audio_BD, visual_BD, *weighted = batch
+        weights_B = weighted[0] if weighted else None
+        return feature_distillation_loss(
+            student.audio(spectrogram_BFT), audio_BD, weights_B
+        ) + feature_distillation_loss(student.visual(frames_BKCHW).mean(dim=1), visual_BD, weights_B)
 
     progress = fit_module(
         student,
-        DistillationClips(release.public, release.teacher_outputs, indices_S, seed),
+        DistillationClips(release.public, release.teacher_outputs, selection, seed),
         loss,
         config,
         seed=seed,
@@ -84,7 +85,7 @@ def all_distill(
     """Alg. 6: the student that every device begins with, distilled on the whole public set."""
     torch.manual_seed(seed)
     student = release.new_student(weights)
-    everything = np.arange(len(release.public.names), dtype=np.int64)
+    everything = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
     run = release.recipe.hash(release.outputs_key(), f"all-distill seed {seed}")
     distil(
         release,
@@ -102,28 +103,31 @@ def all_distill(
 
 def select_round(
     release: Release,
-    prototypes_KC: Floats,
-    sizes_K: npt.NDArray[np.int32],
+    wanted: Wanted,
     *,
     round: int,
     seed: int,
-    strategy: str | None = None,
+    strategy: str | Strategy | None = None,
     samples_per_row: int | None = None,
-) -> Indices:
-    """SelectData of one round: indices of public clips in the order taken. Raises ValueError on bad prototypes."""
+) -> Selection:
+    """SelectData of one round, by the recipe's strategy or another: a name, or for experiments a function.
+
+    Raises ValueError for an unknown name, and on what the strategy refuses.
+    """
     config = release.recipe.personalise
-    return STRATEGIES[strategy or config.strategy](
-        prototypes_KC,
-        sizes_K,
-        release.teacher_outputs.probabilities_NC,
-        samples_per_row or config.samples_per_row,
-        np.random.default_rng((seed, round)),
-    )
+    strategy = strategy or config.strategy
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+        strategy = STRATEGIES[strategy]
+    outputs = release.teacher_outputs
+    public = Public(outputs.probabilities_NC, release.labels(), TeacherFeatures(outputs, release.public.spec))
+    return strategy(wanted, public, samples_per_row or config.samples_per_row, np.random.default_rng((seed, round)))
 
 
 def distil_round(
     release: Release,
-    indices_S: Indices,
+    selection: Selection,
     *,
     round: int,
     rounds: int,
@@ -145,7 +149,7 @@ def distil_round(
     distil(
         release,
         student,
-        indices_S,
+        selection,
         config,
         seed=seed + 1,  # not the draws that made the base student
         run=run,
@@ -160,7 +164,7 @@ def distil_round(
 def train_heads(
     release: Release,
     student: EncoderPair,
-    indices_S: Indices,
+    selection: Selection,
     *,
     seed: int,
     on_epoch: OnEpoch = ignore_epochs,
@@ -168,23 +172,27 @@ def train_heads(
 ) -> HeadBank:
     """Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
 
-    Features of the selected clips are computed once. Where the teacher's fusion is linear, a ratio's compressor starts
-    as the leading principal directions of those features and its head as the teacher's head seen through them, so
-    that training begins at the uncompressed student's own accuracy instead of at chance (beyond the paper).
+    Features of the selected clips are computed once, and each clip counts by its weight. Where the teacher's fusion
+    is linear, a ratio's compressor starts as the leading principal directions of those features and its head as the
+    teacher's head seen through them, so that training begins at the uncompressed student's own accuracy instead of at
+    chance (beyond the paper).
     """
     recipe = release.recipe
     device = device or pick_device()
-    clips = release.public.subset(np.sort(indices_S))
+    order_S = np.argsort(selection.indices_S, kind="stable")
+    clips = release.public.subset(selection.indices_S[order_S])
+    weights_S = selection.weights_S[order_S] if selection.weighted else None
     audio_SD, visual_SKD = encode_clips(student, clips, device)
-    data = LabelledFeatures(audio_SD, visual_SKD, np.asarray(clips.labels_N), recipe.input.frames_used, seed)
+    data = LabelledFeatures(audio_SD, visual_SKD, np.asarray(clips.labels_N), recipe.input.frames_used, seed, weights_S)
     torch.manual_seed(seed)
     bank = HeadBank(recipe.feature_width, len(recipe.classes), recipe.ratios)
     _start_from_teacher(bank, release, audio_SD, visual_SKD.reshape(-1, visual_SKD.shape[2]))
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
-        audio_BD, visual_BD, labels_B = batch
+        audio_BD, visual_BD, labels_B, *weighted = batch
+        weights_B = weighted[0] if weighted else None
         losses = [
-            classification_loss(bank[ratio](audio_BD, visual_BD), labels_B, recipe.heads.label_smoothing)
+            classification_loss(bank[ratio](audio_BD, visual_BD), labels_B, recipe.heads.label_smoothing, weights_B)
             for ratio in bank.ratios
         ]
         return torch.stack(losses).sum()  # no weights are shared: each ratio trains on its own

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from isthmus.data.transforms import CROP_SCALE, InputSpec
 from isthmus.distill.models.heads import Fusion
+from isthmus.distill.selection import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ class PersonaliseConfig:
     train: TrainConfig
     rounds: int = 15
     strategy: str = "cosine"
+    """One of ``selection.STRATEGIES``."""
     samples_per_row: int = 10
     """n of SelectData; the paper does not give it (spec 1, section 6)."""
     clips_per_cluster: int = 3
     min_cluster: int = 3
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
 
 
 @dataclass(frozen=True)

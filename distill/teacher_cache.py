@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress
 
 from isthmus.data.stored import ClipArrays
-from isthmus.data.transforms import all_frames, frame_positions
+from isthmus.data.transforms import InputSpec, all_frames, frame_positions
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.trunk import EncoderPair
 
@@ -66,6 +66,27 @@ def evaluation_mean(visual_NKD: npt.NDArray[np.float32], clips: ClipArrays) -> n
     """A clip's visual feature as in evaluation: the mean over the fixed, evenly spaced frames. (N, D)."""
     mean_ND: npt.NDArray[np.float32] = visual_NKD[:, list(frame_positions(clips.spec))].mean(axis=1)
     return mean_ND
+
+
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """Both modalities' features of each public clip as one row (E = 2 D): audio, then visual as in evaluation.
+
+    Rows are read when asked for, by a slice or by indices.
+    """
+
+    outputs: TeacherOutputs
+    spec: InputSpec
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        clips, width = self.outputs.audio_features_ND.shape
+        return clips, 2 * width
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64], /) -> npt.NDArray[np.float32]:
+        visual_RKD = np.asarray(self.outputs.visual_features_NKD[rows])
+        visual_RD = visual_RKD[:, list(frame_positions(self.spec))].mean(axis=1)
+        return np.concatenate([self.outputs.audio_features_ND[rows], visual_RD], axis=1)
 
 
 def save_outputs(folder: Path, outputs: TeacherOutputs) -> None:

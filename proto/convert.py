@@ -32,6 +32,7 @@ from isthmus.proto.limits import (
 from isthmus.proto.messages import (
     Chunk,
     Enrolment,
+    FloatArray,
     InferReply,
     JobStatus,
     Prototypes,
@@ -59,6 +60,7 @@ _KINDS: Final = ("base", "interim", "final")
 _MODE_TO_PB: Final = {
     UploadMode.PROTOTYPES: pb.Prototypes.MODE_PROTOTYPES,
     UploadMode.PROBABILITIES: pb.Prototypes.MODE_PROBABILITIES,
+    UploadMode.FEATURES: pb.Prototypes.MODE_FEATURES,
 }
 _MODE_FROM_PB: Final = {number: mode for mode, number in _MODE_TO_PB.items()}
 _STAGE_TO_PB: Final = {
@@ -93,6 +95,7 @@ def file_name(text: str) -> str:
 
 def prototypes_to_pb(prototypes: Prototypes) -> pb.Prototypes:
     rows, classes = prototypes.values_KC.shape
+    features_KE = prototypes.features_KE
     return pb.Prototypes(
         values=np.ascontiguousarray(prototypes.values_KC, dtype="<f4").tobytes(),
         rows=rows,
@@ -101,14 +104,24 @@ def prototypes_to_pb(prototypes: Prototypes) -> pb.Prototypes:
         mode=_MODE_TO_PB[prototypes.mode],
         min_cluster=prototypes.min_cluster,
         epsilon=prototypes.epsilon or 0.0,
+        features=b"" if features_KE is None else np.ascontiguousarray(features_KE, dtype="<f4").tobytes(),
+        feature_values=0 if features_KE is None else features_KE.shape[1],
     )
 
 
 def prototypes_from_pb(message: pb.Prototypes) -> Prototypes:
-    """Raises TooLarge over a bound; BadPrototypes where sizes disagree with the floor, or a row is no distribution."""
-    rows, classes = message.rows, message.classes
-    if rows > MAX_PROTOTYPE_ROWS or classes > MAX_CLASSES or rows * classes > MAX_PROTOTYPE_VALUES:
-        raise TooLarge(f"prototypes: {rows} x {classes} is over the bound of {MAX_PROTOTYPE_VALUES} values")
+    """Raises TooLarge over a bound; BadPrototypes where sizes disagree with the floor, a row is no distribution, or
+    features come in another mode than FEATURES, not at all in that, or with noise."""
+    rows, classes, feature_values = message.rows, message.classes, message.feature_values
+    if (
+        rows > MAX_PROTOTYPE_ROWS
+        or classes > MAX_CLASSES
+        or feature_values > 2 * MAX_FEATURE_WIDTH
+        or rows * (classes + feature_values) > MAX_PROTOTYPE_VALUES
+    ):
+        raise TooLarge(
+            f"prototypes: {rows} x ({classes} + {feature_values}) is over the bound of {MAX_PROTOTYPE_VALUES} values"
+        )
     if rows < 1 or classes < 2:
         raise BadPrototypes(f"prototypes: {rows} rows of {classes} classes; wanted at least 1 row of 2")
     if len(message.values) != rows * classes * 4:
@@ -121,7 +134,7 @@ def prototypes_from_pb(message: pb.Prototypes) -> Prototypes:
     if message.min_cluster < 1:
         raise BadPrototypes(f"prototypes: min_cluster {message.min_cluster}; it is at least 1")
     sizes_K = np.array(message.sizes, dtype=np.int32)
-    if mode is UploadMode.PROTOTYPES and int(sizes_K.min()) < message.min_cluster:
+    if mode is not UploadMode.PROBABILITIES and int(sizes_K.min()) < message.min_cluster:
         raise BadPrototypes(f"prototypes: one stands for fewer than {message.min_cluster} clips, the stated floor")
     if mode is UploadMode.PROBABILITIES and (sizes_K != 1).any():
         raise BadPrototypes("prototypes: in mode probabilities each row stands for 1 clip")
@@ -132,7 +145,28 @@ def prototypes_from_pb(message: pb.Prototypes) -> Prototypes:
         raise BadPrototypes("prototypes: NaN or infinity")
     if (values_KC < 0).any() or (np.abs(values_KC.sum(axis=1, dtype=np.float64) - 1) > ROW_SUM_TOLERANCE).any():
         raise BadPrototypes("prototypes: a row is not a distribution (no negative values, sum 1)")
-    return Prototypes(values_KC, sizes_K, mode, message.min_cluster, message.epsilon or None)
+    features_KE = _features_from_pb(message, mode)
+    return Prototypes(values_KC, sizes_K, mode, message.min_cluster, message.epsilon or None, features_KE)
+
+
+def _features_from_pb(message: pb.Prototypes, mode: UploadMode) -> FloatArray | None:
+    """Of prototypes whose bounds and rows have been checked."""
+    if mode is not UploadMode.FEATURES:
+        if message.features or message.feature_values:
+            raise BadPrototypes("prototypes: features come in mode features alone")
+        return None
+    width = message.feature_values
+    if width < 2 or width % 2 or len(message.features) != message.rows * width * 4:
+        raise BadPrototypes(
+            f"prototypes: {len(message.features)} bytes of features; {message.rows} x {width} float32, both modalities "
+            "of one width, are wanted"
+        )
+    if message.epsilon:
+        raise BadPrototypes("prototypes: noise is promised for probabilities alone, not in mode features")
+    features_KE = np.frombuffer(message.features, dtype="<f4").reshape(message.rows, width).astype(np.float32)
+    if not np.isfinite(features_KE).all():
+        raise BadPrototypes("prototypes: NaN or infinity in the features")
+    return features_KE
 
 
 def enrolment_to_pb(enrolment: Enrolment) -> pb.EnrolResponse:

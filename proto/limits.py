@@ -11,7 +11,7 @@ CHUNK_BYTES: Final = 512 << 10
 MAX_CLASSES: Final = 1_000
 MAX_PROTOTYPE_ROWS: Final = 10_000
 MAX_PROTOTYPE_VALUES: Final = 200_000
-"""rows x classes; 800 kB of float32, so that a whole upload stays within one message."""
+"""rows x (classes + feature values); 800 kB of float32, so that a whole upload stays within one message."""
 
 MAX_FEATURE_WIDTH: Final = 4_096
 MAX_STUDENT_FILES: Final = 64

@@ -17,6 +17,7 @@ class UploadMode(Enum):
 
     PROTOTYPES = "prototypes"
     PROBABILITIES = "probabilities"
+    FEATURES = "features"
 
 
 class Stage(Enum):
@@ -44,13 +45,18 @@ class NumberType(Enum):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Centroids of class probabilities. ``values_KC`` rows sum to 1; ``sizes_K`` counts the clips behind each."""
+    """Centroids of class probabilities. ``values_KC`` rows sum to 1; ``sizes_K`` counts the clips behind each.
+
+    ``features_KE``, in mode FEATURES alone, are the means of the student's features over the same clips: E = 2 D,
+    audio then visual.
+    """
 
     values_KC: FloatArray
     sizes_K: npt.NDArray[np.int32]
     mode: UploadMode
     min_cluster: int
     epsilon: float | None = None
+    features_KE: FloatArray | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from isthmus.cloud.personalise.learning import Indices, OnEpoch, RoundWork
+from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.distill import personalise
 from isthmus.distill.export import export_student
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection, Wanted
 from isthmus.proto.messages import Prototypes
 
 
@@ -18,11 +19,12 @@ class DistillLearning:
     def __init__(self, release: Release) -> None:
         self._release = release
 
-    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Indices:
-        return personalise.select_round(self._release, prototypes.values_KC, prototypes.sizes_K, round=round, seed=seed)
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
+        wanted = Wanted(prototypes.values_KC, prototypes.sizes_K, prototypes.features_KE)
+        return personalise.select_round(self._release, wanted, round=round, seed=seed)
 
-    def per_class(self, indices_S: Indices) -> tuple[int, ...]:
-        labels_S = self._release.public.labels_N[indices_S]
+    def per_class(self, selection: Selection) -> tuple[int, ...]:
+        labels_S = self._release.public.labels_N[selection.indices_S]
         return tuple(int(n) for n in np.bincount(labels_S[labels_S >= 0], minlength=len(self._release.recipe.classes)))
 
     def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
@@ -32,7 +34,7 @@ class DistillLearning:
         bank = personalise.train_heads(
             self._release,
             self._student(work),
-            work.indices_S,
+            work.selection,
             seed=work.seed,
             on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
         )
@@ -47,7 +49,7 @@ class DistillLearning:
     def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
         return personalise.distil_round(
             self._release,
-            work.indices_S,
+            work.selection,
             round=work.round,
             rounds=work.rounds,
             seed=work.seed,

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from isthmus.distill.selection import Selection
 from isthmus.proto.messages import Prototypes
 
-Indices = npt.NDArray[np.int64]
 OnEpoch = Callable[[int, int], None]
 """Told (epochs done, epochs in all) after each epoch; may raise to stop the work."""
 
@@ -19,7 +16,7 @@ OnEpoch = Callable[[int, int], None]
 class RoundWork:
     """One round of a job: the public clips chosen for it, and the checkpoint that all rounds share."""
 
-    indices_S: Indices
+    selection: Selection
     round: int
     rounds: int
     seed: int
@@ -29,11 +26,11 @@ class RoundWork:
 class Learning(Protocol):
     """The learning steps of a job. Each is deterministic in its arguments and may be repeated after a kill."""
 
-    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Indices:
-        """Indices of public clips in the order taken."""
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
+        """Public clips in the order taken, and how much each counts."""
         ...
 
-    def per_class(self, indices_S: Indices) -> tuple[int, ...]:
+    def per_class(self, selection: Selection) -> tuple[int, ...]:
         """How many of the clips are of each class."""
         ...
 

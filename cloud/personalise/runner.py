@@ -1,6 +1,6 @@
 """Carries out what the state machine asks for, one action at a time; each outcome is stored before the next begins.
 
-A job's working files stand in ``<work>/<job id>/``: ``selection-<round>.npy``, ``checkpoint.safetensors`` and
+A job's working files stand in ``<work>/<job id>/``: ``selection-<round>.npz``, ``checkpoint.safetensors`` and
 ``heads.safetensors``. Every action is safe to repeat, so a killed worker's job is simply taken again.
 """
 
@@ -33,10 +33,11 @@ from isthmus.cloud.personalise.job import (
     Taken,
     TrainHeads,
 )
-from isthmus.cloud.personalise.learning import Indices, Learning, RoundWork
+from isthmus.cloud.personalise.learning import Learning, RoundWork
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import disk_is_full
+from isthmus.distill.selection import Selection
 from isthmus.proto.errors import IsthmusError, StorageFull
 
 log = logging.getLogger(__name__)
@@ -89,17 +90,19 @@ class Runner:
         folder = self.work_dir / job.job_id
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint, heads = folder / "checkpoint.safetensors", folder / students.HEADS_FILE
-        selection = folder / f"selection-{action.round}.npy"
+        chosen = folder / f"selection-{action.round}.npz"
 
         def on_epoch(epoch: int, epochs: int) -> None:
             jobs.apply(self.shelf.database, job.job_id, EpochDone(epoch, epochs), self.now_s())
 
         if isinstance(action, Select):
             prototypes = service.from_payload(jobs.payload(self.shelf.database, job.job_id, action.round))
-            indices_S = self.learning.select(prototypes, round=action.round, seed=job.seed)
-            _keep(selection, indices_S)
-            return Selected(self.learning.per_class(indices_S))
-        work = RoundWork(np.load(selection, allow_pickle=False), action.round, job.rounds, job.seed, checkpoint)
+            selection = self.learning.select(prototypes, round=action.round, seed=job.seed)
+            for note in selection.notes:
+                log.info("job %s: %s", job.job_id, note)
+            _keep(chosen, selection)
+            return Selected(self.learning.per_class(selection))
+        work = RoundWork(_kept(chosen), action.round, job.rounds, job.seed, checkpoint)
         match action:
             case Distil():
                 self.learning.distil(work, on_epoch)
@@ -135,13 +138,18 @@ def discard(work_dir: Path, job_id: str) -> None:
     shutil.rmtree(work_dir / job_id, ignore_errors=True)
 
 
-def _keep(path: Path, indices_S: Indices) -> None:
+def _keep(path: Path, selection: Selection) -> None:
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
-        np.save(file, indices_S, allow_pickle=False)
+        np.savez(file, indices_S=selection.indices_S, weights_S=selection.weights_S)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def _kept(path: Path) -> Selection:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Selection(arrays["indices_S"], arrays["weights_S"])
 
 
 def _full(error: BaseException) -> bool:

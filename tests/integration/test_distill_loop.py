@@ -9,17 +9,22 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
 from isthmus.distill.base import make_base, make_student
 from isthmus.distill.checkpoint import state_hash
 from isthmus.distill.cli import app
+from isthmus.distill.datasets import DistillationClips
 from isthmus.distill.evaluate import bank_probabilities, student_outputs
 from isthmus.distill.export import export_student
+from isthmus.distill.losses import classification_loss, feature_distillation_loss
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
+from isthmus.distill.selection import STRATEGIES, Selection, Wanted
 from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
+from isthmus.distill.teacher_cache import TeacherFeatures, head_probabilities
 from isthmus.distill.train import EpochReport
 
 CPU = torch.device("cpu")
@@ -56,10 +61,56 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
     return release
 
 
-def some_selection(release: Release) -> np.ndarray:
+def some_selection(release: Release) -> Selection:
     prototypes_KC = np.eye(3, dtype=np.float32)[:2] * 0.9 + 0.1 / 3
-    return select_round(
-        release, prototypes_KC / prototypes_KC.sum(1, keepdims=True), np.full(2, 3, np.int32), round=0, seed=0
+    return select_round(release, Wanted(prototypes_KC, np.full(2, 3, np.int32)), round=0, seed=0)
+
+
+def test_every_strategy_selects_from_a_release_with_features_and_without(taught: Release) -> None:
+    outputs = taught.teacher_outputs
+    features_NE = TeacherFeatures(outputs, taught.public.spec)[:]
+    np.testing.assert_allclose(
+        head_probabilities(taught.teacher_head, *np.split(features_NE, 2, axis=1)), outputs.probabilities_NC, atol=1e-5
+    )
+    rows = np.array([3, 8])
+    for strategy in STRATEGIES:
+        for features_KE in (None, features_NE[rows]):
+            wanted = Wanted(outputs.probabilities_NC[rows], np.full(2, 3, np.int32), features_KE)
+            chosen = select_round(taught, wanted, round=0, seed=0, strategy=strategy, samples_per_row=4)
+            assert len(set(chosen.indices_S.tolist())) == len(chosen) > 0
+            assert chosen.weights_S.mean() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="unknown strategy 'class_oracle'"):
+        select_round(taught, wanted, round=0, seed=0, strategy="class_oracle")
+    with pytest.raises(ValueError, match="wide"):
+        narrow = Wanted(outputs.probabilities_NC[rows], np.full(2, 3, np.int32), features_NE[rows, :7])
+        select_round(taught, narrow, round=0, seed=0, strategy="round_robin")
+
+
+def test_weights_move_what_is_learned_and_weights_of_one_change_nothing(taught: Release) -> None:
+    selection = some_selection(taught)
+    weights_S = np.linspace(0.1, 1.9, len(selection), dtype=np.float32)
+    made = [
+        state_hash([train_heads(taught, taught.student(0), chosen, seed=0)])
+        for chosen in (selection, Selection.of(selection.indices_S), Selection(selection.indices_S, weights_S))
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+def test_a_clip_of_no_weight_teaches_nothing(taught: Release) -> None:
+    """Distilled on clips of which one has weight 0, the loss does not hang on that one's target."""
+    indices_S = np.arange(4)
+    weights_S = np.array([2, 2, 0, 0], np.float32)
+    data = DistillationClips(taught.public, taught.teacher_outputs, Selection(indices_S, weights_S), seed=0)
+    _, _, audio_BD, _, weights_B = default_collate([data[index] for index in range(4)])
+    student_BD = torch.randn(audio_BD.shape)
+    loss = feature_distillation_loss(student_BD, audio_BD, weights_B)
+    assert loss == pytest.approx(float((student_BD[:2] - audio_BD[:2]).square().mean()), rel=1e-5)
+    logits_BC, labels_B = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    weighted = classification_loss(logits_BC, labels_B, 0.1, weights_B)
+    assert weighted == pytest.approx(float(classification_loss(logits_BC[:2], labels_B[:2], 0.1)), rel=1e-5)
+    ones = torch.ones(4)
+    assert classification_loss(logits_BC, labels_B, 0.0, ones) == pytest.approx(
+        float(classification_loss(logits_BC, labels_B)), rel=1e-6
     )
 
 
@@ -78,7 +129,7 @@ def test_teacher_outputs_are_the_teachers_and_are_found_again(taught: Release) -
 
 
 def test_a_job_stopped_in_mid_round_ends_with_the_same_student(taught: Release, tmp_path: Path) -> None:
-    indices_S = some_selection(taught)
+    selection = some_selection(taught)
 
     def job(checkpoint: Path, stop_after: int | None) -> str:
         def on_epoch(report: EpochReport) -> None:
@@ -88,7 +139,7 @@ def test_a_job_stopped_in_mid_round_ends_with_the_same_student(taught: Release, 
         student = taught.student(0)
         for number in range(2):
             student = distil_round(
-                taught, indices_S, round=number, rounds=2, seed=5, checkpoint=checkpoint, on_epoch=on_epoch
+                taught, selection, round=number, rounds=2, seed=5, checkpoint=checkpoint, on_epoch=on_epoch
             )
         return state_hash([student])
 
@@ -103,22 +154,22 @@ def test_a_job_stopped_in_mid_round_ends_with_the_same_student(taught: Release, 
 
 
 def test_heads_start_at_the_teachers_own_answer_and_training_moves_them(taught: Release) -> None:
-    student, indices_S = taught.student(0), some_selection(taught)
+    student, selection = taught.student(0), some_selection(taught)
     recipe = taught.recipe
     untrained = dataclasses.replace(recipe, heads=dataclasses.replace(recipe.heads, epochs=0), ratios=(1.0, 1.5, 3.0))
     still = Release(taught.root, untrained)
-    bank = train_heads(still, student, indices_S, seed=0)
-    seen = student_outputs(student, taught.teacher_head, taught.public.subset(np.sort(indices_S)), CPU)
+    bank = train_heads(still, student, selection, seed=0)
+    seen = student_outputs(student, taught.teacher_head, taught.public.subset(np.sort(selection.indices_S)), CPU)
     np.testing.assert_allclose(bank_probabilities(bank, seen, 1.0), seen.probabilities_NC, atol=1e-4)
     # The selected clips span fewer directions than any compressor keeps, so nothing of them is lost.
     np.testing.assert_allclose(bank_probabilities(bank, seen, 3.0), seen.probabilities_NC, atol=1e-3)
-    trained = train_heads(taught, student, indices_S, seed=0)
+    trained = train_heads(taught, student, selection, seed=0)
     assert np.abs(bank_probabilities(trained, seen, 1.0) - seen.probabilities_NC).max() > 1e-4
 
 
 def test_exported_files_answer_as_torch_does(taught: Release, tmp_path: Path) -> None:
-    student, indices_S = taught.student(0), some_selection(taught)
-    bank = train_heads(taught, student, indices_S, seed=0)
+    student, selection = taught.student(0), some_selection(taught)
+    bank = train_heads(taught, student, selection, seed=0)
     files = export_student(taught, student, bank, tmp_path)
     assert [path.name for path in files] == [
         "audio_encoder.onnx",
@@ -168,6 +219,13 @@ def test_selecting_by_hand_and_distilling_on_it(taught: Release, tmp_path: Path)
     chosen = runner.invoke(app, ["select", *at, "--prototypes", str(prototypes), "--out", str(selection)])
     assert chosen.exit_code == 0, chosen.output
     assert len(json.loads(selection.read_text())["clips"]) == 6
+    by_density = [*at, "--prototypes", str(prototypes), "--out", str(tmp_path / "soft.json")]
+    assert runner.invoke(app, ["select", *by_density, "--strategy", "density_ratio"]).exit_code == 0
+    soft = json.loads((tmp_path / "soft.json").read_text())
+    assert len(soft["weights"]) == len(soft["indices"])
+    assert 0 < soft["effective_size"] <= len(soft["weights"])
+    unknown = runner.invoke(app, ["select", *by_density, "--strategy", "class_oracle"])
+    assert (unknown.exit_code, "unknown strategy" in unknown.output) == (1, True)
     made = runner.invoke(app, ["student", *at, "--selection", str(selection), "--out", str(out)])
     assert made.exit_code == 0, made.output
     assert len(json.loads((out / "history.json").read_text())["distillation"]) == taught.recipe.personalise.train.epochs

@@ -1,12 +1,11 @@
-"""Selection against a plain reference, on any input."""
+"""The paper's selection against a plain reference, on any input."""
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isthmus.distill import selection
-from isthmus.distill.selection import STRATEGIES, select_cosine
+from isthmus.distill.selection import nearest, select_cosine, turns
 
 RESOLUTION = 1e-7
 """Similarities nearer than this may be taken in either order: the grid of 2**-26 tells them not apart (0007)."""
@@ -57,8 +56,9 @@ def test_equals_the_printed_algorithm_whatever_the_blocks(problem, block_rows):
 def small_passes(request, monkeypatch):
     """Guessed floors, groups of rows and the sieve at work on inputs of a size that a test can afford."""
     sample, group = request.param
-    monkeypatch.setattr(selection, "_SAMPLE", sample)
-    monkeypatch.setattr(selection, "GROUP_ROWS", group)
+    monkeypatch.setattr(nearest, "_SAMPLE", sample)
+    monkeypatch.setattr(nearest, "GROUP_ROWS", group)
+    monkeypatch.setattr(turns, "GROUP_ROWS", group)
 
 
 @given(problem=problems(), block_rows=st.integers(8, 64))
@@ -72,7 +72,7 @@ def test_guessed_floors_and_groups_of_rows_change_nothing(small_passes, problem,
 
 def exact_reference(prototypes_KC, probabilities_NC, samples_per_row):
     """The greedy choice on the whole matrix of exact similarities, without blocks, floors or sieve."""
-    exact_KN = selection._rounded_unit(prototypes_KC) @ selection._rounded_unit(probabilities_NC).T
+    exact_KN = nearest.rounded_unit(prototypes_KC) @ nearest.rounded_unit(probabilities_NC).T
     taken_N = np.zeros(len(probabilities_NC), bool)
     picked = []
     for exact_N in exact_KN:
@@ -86,7 +86,7 @@ def exact_reference(prototypes_KC, probabilities_NC, samples_per_row):
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_sieve_loses_nothing_however_near_one_hot(sharpness, clustered, monkeypatch):
     """From smooth over differences that float32 cannot tell from a tie to exact ties by the thousand."""
-    monkeypatch.setattr(selection, "_SAMPLE", 1_000)
+    monkeypatch.setattr(nearest, "_SAMPLE", 1_000)
     rng = np.random.default_rng(int(sharpness))
     classes_N = rng.integers(0, 7, 20_000)
     if clustered:  # The sample stands for the whole all the same, or its guess is found too high and dropped.
@@ -100,25 +100,12 @@ def test_the_sieve_loses_nothing_however_near_one_hot(sharpness, clustered, monk
 
 def test_a_guess_that_was_too_high_is_made_good(monkeypatch):
     """Every sample that the guess looks at is the row's best; hardly any other is."""
-    monkeypatch.setattr(selection, "_SAMPLE", 1_000)
+    monkeypatch.setattr(nearest, "_SAMPLE", 1_000)
     probabilities_NC = np.tile(np.float32([0.5, 0.5]), (21_000, 1))
     probabilities_NC[::21] = [1, 0]
     prototypes_KC = np.float32([[1, 0]] * 300)
     chosen = select_cosine(prototypes_KC, probabilities_NC, 10)
     assert chosen.tolist() == exact_reference(prototypes_KC, probabilities_NC, 10)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
-def test_takes_the_promised_number_without_duplicates(seed, rows, samples_per_row):
-    rng = np.random.default_rng(seed)
-    prototypes_KC = rng.dirichlet(np.ones(6), rows).astype(np.float32)
-    probabilities_NC = rng.dirichlet(np.full(6, 0.1), 100).astype(np.float32)
-    for name in ("cosine", "random"):
-        chosen = STRATEGIES[name](
-            prototypes_KC, np.ones(rows, np.int32), probabilities_NC, samples_per_row, np.random.default_rng(0)
-        )
-        assert len(chosen) == min(rows * samples_per_row, 100) == len(set(chosen.tolist()))
 
 
 def test_large_blocks_and_small_blocks_agree_on_real_valued_input():

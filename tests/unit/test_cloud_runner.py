@@ -11,13 +11,14 @@ import pytest
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, signing, students
 from isthmus.cloud.personalise.job import Job
-from isthmus.cloud.personalise.learning import Indices, OnEpoch, RoundWork
+from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.runner import Runner
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.store import devices, jobs
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
+from isthmus.distill.selection import Selection
 from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.messages import Prototypes, Stage, UploadMode
 
@@ -34,18 +35,20 @@ class CountedLearning:
     def __init__(self, before: Callable[[str], None] = lambda step: None) -> None:
         self._before = before
 
-    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Indices:
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
         self._before(f"select {round}")
-        return np.arange(len(prototypes.sizes_K) + round, dtype=np.int64)
+        indices_S = np.arange(len(prototypes.sizes_K) + round, dtype=np.int64)
+        return Selection(indices_S, np.linspace(0.5, 1.5, len(indices_S), dtype=np.float32), ("a note",))
 
-    def per_class(self, indices_S: Indices) -> tuple[int, ...]:
-        return (len(indices_S), 0)
+    def per_class(self, selection: Selection) -> tuple[int, ...]:
+        return (len(selection), 0)
 
     def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
         lines = work.checkpoint.read_text().splitlines() if work.checkpoint.exists() else []
         for epoch in range(len(lines), EPOCHS * (work.round + 1) // work.rounds):
             self._before(f"epoch {epoch}")
-            lines.append(f"epoch {epoch} on {work.indices_S.tolist()} seed {work.seed}")
+            chosen = f"{work.selection.indices_S.tolist()} by {work.selection.weights_S.tolist()}"
+            lines.append(f"epoch {epoch} on {chosen} seed {work.seed}")
             work.checkpoint.write_text("\n".join(lines))
             on_epoch(epoch + 1, EPOCHS)
 
