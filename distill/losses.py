@@ -1,5 +1,8 @@
 """One function per equation of the paper (chapter 5). Axes: B batch, D feature width, C classes."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -7,6 +10,27 @@ from torch.nn import functional
 def classification_loss(logits_BC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Eq. 5.3 (teacher) and Eq. 5.9 (heads): cross-entropy, mean over the batch. Smoothing is ours, 0 as printed."""
     return functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing)
+
+
+def masked_loss(
+    logits_of: Callable[[Tensor | None], Tensor], labels_B: Tensor, dropout: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """The expectation of ``classification_loss`` when the sound is absent with probability ``dropout``, and the picture
+    with as much, never both.
+
+    All three cases are computed and weighted, so nothing is drawn and the gradient has no noise from the masks.
+    ``logits_of`` maps present_B2 (None: all there) to logits_BC.
+    """
+    both = classification_loss(logits_of(None), labels_B, label_smoothing)
+    if dropout == 0:
+        return both
+    alone = [
+        classification_loss(
+            logits_of(torch.tensor([mask], device=labels_B.device).expand(len(labels_B), 2)), labels_B, label_smoothing
+        )
+        for mask in ((1.0, 0.0), (0.0, 1.0))
+    ]
+    return (1 - 2 * dropout) * both + dropout * (alone[0] + alone[1])
 
 
 def feature_distillation_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
