@@ -87,6 +87,14 @@ def teacher(
         Path | None,
         typer.Option(help="Published list of private clips: AVE's testSet.txt, or a CSV of clip and label."),
     ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of the public clips kept for weighing the two branches; default: the preset's."),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="'unimodal' (each branch alone) or 'ogm-ge' (at once, balanced); default: the preset's."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = 0,
@@ -101,7 +109,7 @@ def teacher(
     listing = read_data(data, layout)
     actors = [actor.strip() for actor in private_actors.split(",") if actor.strip()]
     split = choose_split(listing, private_actors=actors, private_list=private_list, seed=seed)
-    begun = begin_release(release, listing, recipe_for(listing, preset), split)
+    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance), split)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     with bars() as progress:
         watch = EpochBars(progress, len(begun.public.names))

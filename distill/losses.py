@@ -5,6 +5,9 @@ is learned from, so a batch's loss is divided by its size and not by its weights
 for the company it is drawn with. Without them the loss is the equation as printed.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +20,34 @@ def classification_loss(
         return functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing)
     losses_B = functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing, reduction="none")
     return (weights_B * losses_B).mean()
+
+
+def masked_loss(
+    logits_of: Callable[[Tensor | None], Tensor],
+    labels_B: Tensor,
+    dropout: float,
+    label_smoothing: float = 0.0,
+    weights_B: Tensor | None = None,
+) -> Tensor:
+    """The expectation of ``classification_loss`` when the sound is absent with probability ``dropout``, and the picture
+    with as much, never both.
+
+    All three cases are computed and weighted, so nothing is drawn and the gradient has no noise from the masks.
+    ``logits_of`` maps present_B2 (None: all there) to logits_BC.
+    """
+    both = classification_loss(logits_of(None), labels_B, label_smoothing, weights_B)
+    if dropout == 0:
+        return both
+    alone = [
+        classification_loss(
+            logits_of(torch.tensor([mask], device=labels_B.device).expand(len(labels_B), 2)),
+            labels_B,
+            label_smoothing,
+            weights_B,
+        )
+        for mask in ((1.0, 0.0), (0.0, 1.0))
+    ]
+    return (1 - 2 * dropout) * both + dropout * (alone[0] + alone[1])
 
 
 def feature_distillation_loss(student_BD: Tensor, teacher_BD: Tensor, weights_B: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ wire equals one made offline from the same seed.
 import copy
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from isthmus.distill.checkpoint import state_hash
 from isthmus.distill.datasets import DistillationClips, LabelledFeatures
-from isthmus.distill.losses import classification_loss, feature_distillation_loss
+from isthmus.distill.losses import feature_distillation_loss, masked_loss
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import TrainConfig
@@ -192,7 +193,13 @@ def train_heads(
         audio_BD, visual_BD, labels_B, *weighted = batch
         weights_B = weighted[0] if weighted else None
         losses = [
-            classification_loss(bank[ratio](audio_BD, visual_BD), labels_B, recipe.heads.label_smoothing, weights_B)
+            masked_loss(
+                partial(bank[ratio], audio_BD, visual_BD),
+                labels_B,
+                recipe.modality_dropout,
+                recipe.heads.label_smoothing,
+                weights_B,
+            )
             for ratio in bank.ratios
         ]
         return torch.stack(losses).sum()  # no weights are shared: each ratio trains on its own

@@ -1,8 +1,9 @@
 """From a data folder to a begun release: which clips are public, which belong to whom, and both decoded."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from isthmus.data.arrays import build_arrays
 from isthmus.data.clip import Listing
@@ -30,13 +31,19 @@ def choose_split(
     return by_class(listing, seed=seed)
 
 
-def recipe_for(listing: Listing, preset: str) -> Recipe:
-    """Raises ValueError for an unknown preset or layout."""
+def recipe_for(listing: Listing, preset: str, held_out: float | None = None, balance: str | None = None) -> Recipe:
+    """The preset, with the teacher's share held out and balance changed where given.
+
+    Raises ValueError for an unknown preset, layout or balance, and for a share outside [0, 1).
+    """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     if listing.layout not in ("crema-d", "ave"):
         raise ValueError(f"no recipe for layout {listing.layout!r}")
-    return PRESETS[preset](cast(Literal["crema-d", "ave"], listing.layout), listing.classes)
+    recipe = PRESETS[preset](cast(Literal["crema-d", "ave"], listing.layout), listing.classes)
+    changes: dict[str, Any] = {"held_out": held_out, "balance": balance}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **changed))
 
 
 def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *, progress: bool = True) -> Release:

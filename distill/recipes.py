@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from isthmus.data.transforms import CROP_SCALE, InputSpec
 from isthmus.distill.models.heads import Fusion
@@ -37,15 +37,34 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Uni-modal pre-training of each branch, then the head on their features, then joint epochs if any.
+    """How the teacher comes about; ``balance`` says what keeps one branch from starving the other (spec 1, section 8).
 
-    Joint training from the start is known to starve one branch on this task (spec 1, section 8).
+    "unimodal": each branch alone, then the head on their features. "ogm-ge": both branches and the head at once by
+    ``joint``, gradients modulated with ``alpha`` (distill/balance.py), then the head again on features.
     """
 
     audio: TrainConfig
     visual: TrainConfig
     head: TrainConfig
-    joint: TrainConfig | None = None
+    joint: TrainConfig
+    balance: Literal["unimodal", "ogm-ge"] = "unimodal"
+    alpha: float = 0.8
+    """Strength of the modulation; the paper takes 0.8 for CREMA-D."""
+    held_out: float = 0.1
+    """Share of the public clips that no branch is trained on, and a linear head is fitted on instead of being trained
+    by ``head`` (distill/held_out.py)."""
+
+    def __post_init__(self) -> None:
+        if self.balance not in ("unimodal", "ogm-ge"):
+            raise ValueError(f"balance {self.balance!r} is unknown; known: unimodal, ogm-ge")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"a held-out share of {self.held_out:g} is not in [0, 1)")
+        if self.balance == "ogm-ge" and self.joint.optimizer != "sgd":
+            raise ValueError("ogm-ge scales gradients, which AdamW divides out again: its joint stage needs sgd")
+
+
+SGD: Final[dict[str, Any]] = {"optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 1e-4}
+"""From random weights, ten times the paper's rate: its 1e-3 is for ImageNet weights."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,8 @@ class Recipe:
     feature_width: int = 512
     fusion: Fusion = "concat"
     ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    modality_dropout: float = 0.15
+    """Probability with which a head in training misses the sound, and as much again the picture; never both."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=1)
@@ -90,7 +111,7 @@ class Recipe:
         """Raises ValueError where the text is not a recipe of this version."""
         try:
             raw: dict[str, Any] = json.loads(text)
-            stages = {key: None if value is None else _train_config(value) for key, value in raw["teacher"].items()}
+            stages = {key: _train_config(raw["teacher"][key]) for key in ("audio", "visual", "head", "joint")}
             teacher: dict[str, Any] = {**raw.pop("teacher"), **stages}
             personalise = raw.pop("personalise")
             return Recipe(
@@ -126,7 +147,10 @@ def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Reci
         classes=classes,
         input=spec,
         teacher=TeacherConfig(
-            audio=TrainConfig(epochs=100), visual=TrainConfig(epochs=100), head=TrainConfig(epochs=20)
+            audio=TrainConfig(epochs=100),
+            visual=TrainConfig(epochs=100),
+            head=TrainConfig(epochs=20),
+            joint=TrainConfig(epochs=100),
         ),
         all_distill=TrainConfig(epochs=1),
         personalise=PersonaliseConfig(train=TrainConfig(epochs=150), rounds=15),
@@ -161,6 +185,7 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
             audio=dataclasses.replace(adamw, epochs=14),
             visual=dataclasses.replace(adamw, epochs=22),
             head=dataclasses.replace(adamw, epochs=20, learning_rate=3e-4, warmup_epochs=0),
+            joint=dataclasses.replace(adamw, epochs=30, **SGD),
         ),
         all_distill=dataclasses.replace(adamw, epochs=10, warmup_epochs=1),
         personalise=PersonaliseConfig(
@@ -186,6 +211,7 @@ def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
             audio=dataclasses.replace(quick, epochs=16),
             visual=dataclasses.replace(quick, epochs=24),
             head=dataclasses.replace(base.teacher.head, epochs=10),
+            joint=dataclasses.replace(quick, epochs=24, **SGD),
         ),
         all_distill=dataclasses.replace(base.all_distill, epochs=10, batch_size=16),
         personalise=dataclasses.replace(

@@ -1,17 +1,23 @@
-"""Training the teacher: each branch alone, then the head, then joint epochs if the recipe has any (Eq. 5.3)."""
+"""Training the teacher (Eq. 5.3): the branches, each alone or balanced, then the head that weighs them."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.progress import Progress as Bars
 from torch import Tensor, nn
 
 from isthmus.data.stored import ClipArrays
+from isthmus.distill.balance import OgmGe
 from isthmus.distill.datasets import LabelledClips, LabelledFeatures, LabelledFrames, LabelledSpectrograms
-from isthmus.distill.losses import classification_loss
+from isthmus.distill.held_out import CrossFit, Held, cross_fit, fit_weights, held_out_clips, temperature
+from isthmus.distill.losses import classification_loss, masked_loss
+from isthmus.distill.models.heads import FusionHead, RatioHead
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teacher_cache import (
@@ -21,8 +27,11 @@ from isthmus.distill.teacher_cache import (
     head_probabilities,
     save_outputs,
 )
-from isthmus.distill.train import EpochReport, SeededDataset, fit
+from isthmus.distill.train import EpochReport, OnGradients, SeededDataset, fit
 
+log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
 Losses = dict[str, tuple[float, ...]]
 Watch = Callable[[str, EpochReport], None]
 
@@ -41,10 +50,11 @@ def train_teacher(
 
     Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError.
     """
-    recipe, clips = release.recipe, release.public
+    recipe = release.recipe
+    clips, held_out = teaching_clips(release, seed)
     torch.manual_seed(seed)
     teacher = release.new_teacher(weights)
-    run = recipe.hash(clips.content_hash, f"seed {seed}")
+    run = recipe.hash(release.public.content_hash, f"seed {seed}")
     folder = release.teacher_path.parent
     losses: Losses = {}
 
@@ -53,6 +63,7 @@ def train_teacher(
         module: nn.Module,
         data: SeededDataset[Sequence[Tensor]],
         loss: Callable[[Sequence[Tensor]], Tensor],
+        on_gradients: OnGradients | None = None,
     ) -> None:
         config = getattr(recipe.teacher, name)
         done = fit(
@@ -66,6 +77,7 @@ def train_teacher(
             device=device,
             workers=workers,
             on_epoch=lambda report: watch(name, report),
+            on_gradients=on_gradients,
         )
         losses[name] = done.losses
 
@@ -82,33 +94,84 @@ def train_teacher(
         logits_BC = teacher.visual_classifier(teacher.encoders.visual(frames_BKCHW).mean(dim=1))
         return classification_loss(logits_BC, labels_B, recipe.teacher.visual.label_smoothing)
 
-    def joint_loss(batch: Sequence[Tensor]) -> Tensor:
-        spectrogram_BFT, frames_BKCHW, labels_B = batch
-        return classification_loss(teacher(spectrogram_BFT, frames_BKCHW), labels_B)
-
-    stage("audio", audio, LabelledSpectrograms(clips, seed, augment=recipe.teacher.audio.augment), audio_loss)
-    looks = recipe.teacher.visual
-    frames = LabelledFrames(clips, seed, augment=looks.augment, crop_scale=looks.crop_scale)
-    stage("visual", visual, frames, visual_loss)
-    teacher.head.start_from_branches(teacher.audio_classifier, teacher.visual_classifier)
-    if recipe.teacher.head.epochs:
-        audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device, bars, "features for the head")
-        data = LabelledFeatures(audio_ND, visual_NKD, release.labels(), recipe.input.frames_used, seed)
-        stage("head", teacher.head, data, head_loss(teacher, recipe.teacher.head.label_smoothing))
-    if recipe.teacher.joint is not None:
+    if recipe.teacher.balance == "ogm-ge":
         both = recipe.teacher.joint
+        balance = OgmGe(teacher, recipe.teacher.alpha, both.label_smoothing, seed)
         whole = LabelledClips(clips, seed, augment=both.augment, crop_scale=both.crop_scale)
-        stage("joint", teacher, whole, joint_loss)
+        stage("joint", teacher, whole, balance.loss, balance.on_gradients)
+        teacher.branches_from_head()
+    else:
+        stage("audio", audio, LabelledSpectrograms(clips, seed, augment=recipe.teacher.audio.augment), audio_loss)
+        looks = recipe.teacher.visual
+        frames = LabelledFrames(clips, seed, augment=looks.augment, crop_scale=looks.crop_scale)
+        stage("visual", visual, frames, visual_loss)
+        teacher.head.start_from_branches(teacher.audio_classifier, teacher.visual_classifier)
+    fusion, dropout = teacher.head, recipe.modality_dropout
+    if held_out is not None:
+        unseen = encode_clips(teacher.encoders, held_out, device, bars, "features of held-out clips")
+    if held_out is not None and fusion.linear() is not None:
+        fit_on_held_out(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out, dropout, seed)
+    elif recipe.teacher.head.epochs:
+        audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device, bars, "features for the head")
+        data = LabelledFeatures(audio_ND, visual_NKD, clips.labels_N, recipe.input.frames_used, seed)
+        stage("head", fusion, data, head_loss(fusion, dropout, recipe.teacher.head.label_smoothing))
+        if held_out is not None:
+            calibrate(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out.labels_N)
     save_weights(teacher, release.teacher_path)
     return losses
 
 
-def head_loss(teacher: Teacher, label_smoothing: float) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Cross-entropy of the fusion head alone on (audio_BD, visual_BD, labels_B)."""
+def teaching_clips(release: Release, seed: int) -> tuple[ClipArrays, ClipArrays | None]:
+    """The public clips that the branches are trained on, and those held out (None where the recipe holds out none)."""
+    public = release.public
+    held = held_out_clips(public.actors, public.labels_N, release.recipe.teacher.held_out, seed)
+    if held.size == 0:
+        return public, None
+    return public.subset(np.setdiff1d(np.arange(len(public)), held)), public.subset(held)
+
+
+def fit_on_held_out(
+    head: FusionHead, audio_ND: Floats, visual_ND: Floats, clips: ClipArrays, dropout: float, seed: int
+) -> CrossFit:
+    """Fits a linear head from where it is, on features of clips that the branches have not seen, and calibrates it.
+
+    Raises ValueError for a fusion that is not linear.
+    """
+    head.cpu().eval()
+    weights = head.linear()
+    if weights is None:
+        raise ValueError(f"fusion {head.fusion!r} is not linear: it is trained by its stage instead")
+    audio_CD, visual_CD, bias_C = (each.detach().double().numpy() for each in weights)
+    persons_N = np.unique(np.asarray(clips.actors), return_inverse=True)[1]
+    held = Held(np.stack([audio_ND, visual_ND], axis=1).astype(np.float64), np.asarray(clips.labels_N), persons_N)
+    start_MCD = np.stack([audio_CD, visual_CD])
+    crossed = cross_fit(held, start_MCD, bias_C, dropout, seed)
+    fitted_MCD = torch.from_numpy(fit_weights(held, start_MCD, bias_C, dropout)).float()
+    head.set_weights(fitted_MCD[0], fitted_MCD[1], crossed.temperature)
+    both, sound, picture = crossed.accuracy_3
+    log.info(
+        f"head fitted on {len(clips)} held-out clips (cross-fitted: {both:.0%} right, {sound:.0%} by sound alone, "
+        f"{picture:.0%} by picture alone), temperature {crossed.temperature:.2f}"
+    )
+    return crossed
+
+
+@torch.no_grad()
+def calibrate(head: FusionHead, audio_ND: Floats, visual_ND: Floats, labels_N: npt.NDArray[np.int64]) -> None:
+    """Sets the temperature of a head that was fitted on other clips than these."""
+    head.cpu().eval()
+    logits_NC = head(torch.from_numpy(audio_ND), torch.from_numpy(visual_ND)).double().numpy()
+    head.temperature.fill_(temperature(logits_NC, np.asarray(labels_N)))
+
+
+def head_loss(
+    head: FusionHead | RatioHead, dropout: float, label_smoothing: float
+) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Cross-entropy of a head alone on (audio_BD, visual_BD, labels_B), expected under modality dropout."""
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
         audio_BD, visual_BD, labels_B = batch
-        return classification_loss(teacher.head(audio_BD, visual_BD), labels_B, label_smoothing)
+        return masked_loss(partial(head, audio_BD, visual_BD), labels_B, dropout, label_smoothing)
 
     return loss
 

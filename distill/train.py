@@ -41,6 +41,10 @@ class EpochReport:
 OnEpoch = Callable[[EpochReport], None]
 
 
+OnGradients = Callable[[int, int], None]
+"""Called with epoch and step between the backward pass and the optimiser's step."""
+
+
 def ignore_epochs(_: EpochReport) -> None:
     """An ``on_epoch`` for callers who do not watch."""
 
@@ -98,13 +102,15 @@ def fit(
     device: torch.device | None = None,
     workers: int = 0,
     on_epoch: OnEpoch = ignore_epochs,
+    on_gradients: OnGradients | None = None,
 ) -> Progress:
     """Trains ``module`` in place from ``from_epoch`` (or the checkpoint's) to ``until_epoch`` (default: all).
 
     ``loss`` maps a batch, already on the device, to a scalar. ``run`` names configuration and data: a checkpoint of
     another run is refused. The rate follows ``config.schedule`` over all ``config.epochs``, whichever part is run.
     The checkpoint is written after the first epoch, then as often as keeps writing below a tenth of the time, and
-    after the last; ``on_epoch`` is called after that, and may raise to stop.
+    after the last; ``on_epoch`` is called after that, and may raise to stop. ``on_gradients`` may change the gradients
+    of a batch before they are applied.
 
     Raises TrainingDiverged, CheckpointError.
     """
@@ -143,6 +149,8 @@ def fit(
                 )
             optimizer.zero_grad(set_to_none=True)
             value.backward()
+            if on_gradients is not None:
+                on_gradients(epoch, step)
             optimizer.step()
             total, seen = total + value.item() * size, seen + size
         progress = Progress(run, epoch + 1, (*progress.losses, total / max(seen, 1)))

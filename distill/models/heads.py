@@ -16,11 +16,18 @@ Fusion = Literal["concat", "sum", "film", "gated"]
 
 
 class FusionHead(nn.Module):
-    """Fuses audio_BD and visual_BD into logits_BC: concat (default), sum, FiLM or gated, as OGM-GE names them."""
+    """Fuses audio_BD and visual_BD into logits_BC: concat (default), sum, FiLM or gated, as OGM-GE names them.
+
+    ``present_B2`` (1 or 0 for sound, for picture) says what each clip has; None: all have both. What is absent counts
+    as zeros. Logits come divided by ``temperature``, which is 1 until the head is calibrated.
+    """
+
+    temperature: Tensor
 
     def __init__(self, width: int, classes: int, fusion: Fusion = "concat"):
         super().__init__()
         self.fusion = fusion
+        self.register_buffer("temperature", torch.ones(()))
         match fusion:
             case "concat":
                 self.classifier = nn.Linear(2 * width, classes)
@@ -37,7 +44,8 @@ class FusionHead(nn.Module):
             case _:
                 raise ValueError(f"unknown fusion {fusion!r}")
 
-    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor | None = None) -> Tensor:
+        audio_BD, visual_BD = masked(audio_BD, visual_BD, present_B2)
         logits: Tensor
         match self.fusion:
             case "concat":
@@ -50,17 +58,45 @@ class FusionHead(nn.Module):
             case "gated":
                 gate_BD = torch.sigmoid(self.audio_projection(audio_BD))
                 logits = self.classifier(gate_BD * self.visual_projection(visual_BD))
-        return logits
+        return logits / self.temperature
 
     def linear(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """(W_audio_CD, W_visual_CD, bias_C) where the fusion is linear in the features, else None."""
         if self.fusion == "concat":
             audio_CD, visual_CD = self.classifier.weight.chunk(2, dim=1)
-            return audio_CD, visual_CD, self.classifier.bias
-        if self.fusion == "sum":
-            audio, visual = self.audio_classifier, self.visual_classifier
-            return audio.weight, visual.weight, audio.bias + visual.bias
-        return None
+            bias_C: Tensor = self.classifier.bias
+        elif self.fusion == "sum":
+            audio_CD, visual_CD = torch.clone(self.audio_classifier.weight), torch.clone(self.visual_classifier.weight)
+            bias_C = self.audio_classifier.bias + self.visual_classifier.bias
+        else:
+            return None
+        return audio_CD / self.temperature, visual_CD / self.temperature, bias_C / self.temperature
+
+    def shares(self, audio_BD: Tensor, visual_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Each modality's part of the logits, (B, C) both: they sum to them, the bias being halved between them.
+
+        Raises ValueError for a fusion that is not linear.
+        """
+        weights = self.linear()
+        if weights is None:
+            raise ValueError(f"fusion {self.fusion!r} is not linear: its logits are no sum of the modalities' parts")
+        audio_CD, visual_CD, bias_C = weights
+        return audio_BD @ audio_CD.T + bias_C / 2, visual_BD @ visual_CD.T + bias_C / 2
+
+    @torch.no_grad()
+    def set_weights(self, audio_CD: Tensor, visual_CD: Tensor, temperature: float) -> None:
+        """Replaces the weights that ``linear`` gives at temperature 1, keeps the bias, and sets the temperature.
+
+        Raises ValueError for a fusion that is not linear.
+        """
+        if self.fusion == "concat":
+            self.classifier.weight.copy_(torch.cat([audio_CD, visual_CD], dim=1))
+        elif self.fusion == "sum":
+            self.audio_classifier.weight.copy_(audio_CD)
+            self.visual_classifier.weight.copy_(visual_CD)
+        else:
+            raise ValueError(f"fusion {self.fusion!r} is not linear: it has no weights of one modality alone")
+        self.temperature.fill_(temperature)
 
     @torch.no_grad()
     def start_from_branches(self, audio: nn.Linear, visual: nn.Linear) -> None:
@@ -76,8 +112,18 @@ class FusionHead(nn.Module):
             self.visual_classifier.load_state_dict(visual.state_dict())
 
 
+def masked(audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both, with zeros where ``present_B2`` says 0; as they are where it is None."""
+    if present_B2 is None:
+        return audio_BD, visual_BD
+    return audio_BD * present_B2[:, :1], visual_BD * present_B2[:, 1:]
+
+
 class RatioHead(nn.Module):
-    """One compression ratio: a linear compressor D -> W for each modality and a classifier on the pair (Eq. 5.9)."""
+    """One compression ratio: a linear compressor D -> W for each modality and a classifier on the pair (Eq. 5.9).
+
+    ``present_B2`` as in ``FusionHead``. An absent modality is zeros after compression: compressors have biases.
+    """
 
     def __init__(self, feature_width: int, classes: int, ratio: float):
         super().__init__()
@@ -89,12 +135,12 @@ class RatioHead(nn.Module):
     def compress(self, audio_BD: Tensor, visual_BD: Tensor) -> tuple[Tensor, Tensor]:
         return self.compress_audio(audio_BD), self.compress_visual(visual_BD)
 
-    def classify(self, audio_BW: Tensor, visual_BW: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(torch.cat([audio_BW, visual_BW], dim=1))
+    def classify(self, audio_BW: Tensor, visual_BW: Tensor, present_B2: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.classifier(torch.cat(masked(audio_BW, visual_BW, present_B2), dim=1))
         return logits
 
-    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
-        return self.classify(*self.compress(audio_BD, visual_BD))
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor | None = None) -> Tensor:
+        return self.classify(*self.compress(audio_BD, visual_BD), present_B2)
 
 
 class HeadBank(nn.Module):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.distill.models.heads import Fusion, FusionHead
@@ -24,6 +25,17 @@ class Teacher(nn.Module):
         self.audio_classifier = nn.Linear(feature_width, classes)
         self.visual_classifier = nn.Linear(feature_width, classes)
         self.head = FusionHead(feature_width, classes, fusion)
+
+    @torch.no_grad()
+    def branches_from_head(self) -> None:
+        """Each branch's classifier becomes its share of the head, half of the bias to each. Linear fusions only."""
+        weights = self.head.linear()
+        if weights is None:
+            raise ValueError(f"fusion {self.head.fusion!r} is not linear: the branches have no share of it")
+        audio_CD, visual_CD, bias_C = weights
+        for classifier, weight_CD in ((self.audio_classifier, audio_CD), (self.visual_classifier, visual_CD)):
+            classifier.weight.copy_(weight_CD)
+            classifier.bias.copy_(bias_C / 2)
 
     def forward(self, spectrogram_BFT: Tensor, frames_BKCHW: Tensor) -> Tensor:
         """logits_BC of the fused pair."""
