@@ -86,7 +86,9 @@ def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
         raise BadPrototypes(f"prototypes: one stands for fewer than {offer.min_cluster} clips, the server's floor")
     if prototypes.features_KE is not None and prototypes.features_KE.shape[1] != 2 * offer.feature_width:
         values = prototypes.features_KE.shape[1]
-        raise BadPrototypes(f"prototypes: {values} feature values a row; this server's students have 2 x {offer.feature_width}")
+        raise BadPrototypes(
+            f"prototypes: {values} feature values a row; this server's students have 2 x {offer.feature_width}"
+        )
 
 
 def to_payload(prototypes: Prototypes) -> bytes:

@@ -32,15 +32,17 @@ class EnrolResponse(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., token: _Optional[str] = ..., signing_public_key: _Optional[bytes] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ...) -> None: ...
 
 class Prototypes(_message.Message):
-    __slots__ = ("values", "rows", "classes", "sizes", "mode", "min_cluster", "epsilon")
+    __slots__ = ("values", "rows", "classes", "sizes", "mode", "min_cluster", "epsilon", "features", "feature_values")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[Prototypes.Mode]
         MODE_PROTOTYPES: _ClassVar[Prototypes.Mode]
         MODE_PROBABILITIES: _ClassVar[Prototypes.Mode]
+        MODE_FEATURES: _ClassVar[Prototypes.Mode]
     MODE_UNSPECIFIED: Prototypes.Mode
     MODE_PROTOTYPES: Prototypes.Mode
     MODE_PROBABILITIES: Prototypes.Mode
+    MODE_FEATURES: Prototypes.Mode
     VALUES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +50,8 @@ class Prototypes(_message.Message):
     MODE_FIELD_NUMBER: _ClassVar[int]
     MIN_CLUSTER_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_VALUES_FIELD_NUMBER: _ClassVar[int]
     values: bytes
     rows: int
     classes: int
@@ -55,7 +59,9 @@ class Prototypes(_message.Message):
     mode: Prototypes.Mode
     min_cluster: int
     epsilon: float
-    def __init__(self, values: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., sizes: _Optional[_Iterable[int]] = ..., mode: _Optional[_Union[Prototypes.Mode, str]] = ..., min_cluster: _Optional[int] = ..., epsilon: _Optional[float] = ...) -> None: ...
+    features: bytes
+    feature_values: int
+    def __init__(self, values: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., sizes: _Optional[_Iterable[int]] = ..., mode: _Optional[_Union[Prototypes.Mode, str]] = ..., min_cluster: _Optional[int] = ..., epsilon: _Optional[float] = ..., features: _Optional[bytes] = ..., feature_values: _Optional[int] = ...) -> None: ...
 
 class StartPersonalisationRequest(_message.Message):
     __slots__ = ("idempotency_key", "prototypes", "rounds", "seed")
