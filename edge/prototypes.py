@@ -92,8 +92,8 @@ def assign_clusters(
 ) -> _Counts:
     """Which prototype stands for each clip: labels_N from 0 without gaps, small clusters folded.
 
-    No more clusters than a message can carry with ``feature_values`` features each. Row k of ``make_prototypes`` with the same arguments is the mean of the clips with label k. Raises BadPrototypes
-    as it does.
+    No more clusters than a message can carry with ``feature_values`` features each. Row k of ``make_prototypes`` with
+    the same arguments is the mean of the clips with label k. Raises BadPrototypes as it does.
     """
     _check(probabilities_NC, min_cluster, clip_per_cluster, None)
     wide_NC = _distributions(probabilities_NC)

@@ -78,7 +78,10 @@ def get(database: Database, device_id: str, job_id: str) -> Job:
 
 
 def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
-    """Beyond what the message itself must hold: label set and feature width are ours, and the floor is kept. Raises BadPrototypes."""
+    """Beyond what the message itself must hold: label set and feature width are ours, and the floor is kept.
+
+    Raises BadPrototypes.
+    """
     classes = prototypes.values_KC.shape[1]
     if classes != len(offer.classes):
         raise BadPrototypes(f"prototypes: {classes} classes; this server knows {len(offer.classes)}")
