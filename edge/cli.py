@@ -63,7 +63,12 @@ NoiseOption = Annotated[
     float | None, typer.Option("--noise", help="Add Laplace noise worth this epsilon to every upload.")
 ]
 ModeOption = Annotated[
-    UploadMode, typer.Option("--mode", help="prototypes (averages), or probabilities (each clip's own: less private).")
+    UploadMode,
+    typer.Option(
+        "--mode",
+        help="prototypes (averages), probabilities (each clip's own: less private), or features (averages of features "
+        "too: tells most of a clip, lets the cloud choose best).",
+    ),
 ]
 TlsOption = Annotated[bool, typer.Option("--tls", help="Use TLS with the system's authorities.")]
 TlsCaOption = Annotated[Path | None, typer.Option("--tls-ca", help="Use TLS with the authorities in this PEM file.")]
@@ -218,7 +223,9 @@ def prototypes(
         disclosure = disclose(made, enrolment.classes, raw_bytes(plan.selection))
         if as_json:
             values = [[float(value) for value in row_C] for row_C in made.values_KC]
-            typer.echo(json.dumps({**asdict(disclosure), "values": values}))
+            features = None if made.features_KE is None else made.features_KE.tolist()
+            sizes = made.sizes_K.tolist()
+            typer.echo(json.dumps({**asdict(disclosure), "values": values, "sizes": sizes, "features": features}))
         else:
             print_disclosure(output, disclosure)
 

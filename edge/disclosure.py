@@ -57,6 +57,14 @@ def _what(prototypes: Prototypes, clips: int, smallest: int) -> str:
             f"For each of your {clips} clips, {classes} numbers: how likely the student finds each class. "
             "The cloud sees every clip's own numbers. Mode 'prototypes' tells less."
         )
+    if prototypes.features_KE is not None:
+        return (
+            f"{rows} averages of {classes} numbers (how likely the student finds each class), with each the average of "
+            f"the {prototypes.features_KE.shape[1]} numbers that the student makes of a clip's sound and picture, and "
+            f"how many of your {clips} clips it stands for: never fewer than {prototypes.min_cluster}, at the least "
+            f"{smallest}. Those further numbers can tell of more than classes, such as a voice or a face. "
+            "Mode 'prototypes' tells less."
+        )
     return (
         f"{rows} averages of {classes} numbers (how likely the student finds each class), and how many of your "
         f"{clips} clips each average stands for: never fewer than {prototypes.min_cluster}, at the least {smallest}."

@@ -7,7 +7,7 @@ What this protects, honestly: the floor keeps any one clip's own output from bei
 not privacy in the formal sense: a centroid of three near-identical clips says much about each of them. The optional
 noise adds a stated guarantee, within limits told at ``noisy``.
 
-Axes: N clips, K prototypes, C classes.
+Axes: N clips, K prototypes, C classes, E feature values (both modalities, audio then visual).
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.proto.errors import BadPrototypes
-from isthmus.proto.limits import MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES
+from isthmus.proto.limits import MAX_FEATURE_WIDTH, MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES
 from isthmus.proto.messages import FloatArray, Prototypes, UploadMode
 
 _SUM_TOLERANCE = 1e-3
@@ -34,6 +34,7 @@ def make_prototypes(
     clip_per_cluster: int = 3,
     noise: float | None = None,
     noise_seed: int | None = None,
+    features_NE: FloatArray | None = None,
 ) -> Prototypes:
     """Centroids of ``probabilities_NC`` (rows are distributions) with the sizes of their clusters, which sum to N.
 
@@ -41,23 +42,37 @@ def make_prototypes(
     seeds. ``seed`` may be known to the cloud; ``noise_seed``, wanted with noise, may not: whoever knows it can take
     the noise off. It is fresh entropy (``secrets.randbits(128)``) and is kept nowhere.
 
-    Raises ValueError for noise without its seed, BadPrototypes for rows that are no distributions and for fewer than
-    ``min_cluster`` clips.
+    With ``features_NE``, the student's features of the same clips, each prototype also carries the mean of its
+    cluster's (mode FEATURES): more is told, of no fewer clips. Clusters are made of the probabilities alone.
+
+    Raises ValueError for noise without its seed, BadPrototypes for rows that are no distributions, for fewer than
+    ``min_cluster`` clips, for features that are not one finite row a clip, and for features with noise: its promise
+    stands on outputs being distributions, and features have no such bound.
     """
     if noise is not None and noise_seed is None:
         raise ValueError("noise needs a noise_seed of its own, unknown to the cloud")
+    if features_NE is not None:
+        _check_features(features_NE, len(probabilities_NC), noise)
     _check(probabilities_NC, min_cluster, clip_per_cluster, noise)
-    labels_N = assign_clusters(probabilities_NC, seed=seed, min_cluster=min_cluster, clip_per_cluster=clip_per_cluster)
+    labels_N = assign_clusters(
+        probabilities_NC,
+        seed=seed,
+        min_cluster=min_cluster,
+        clip_per_cluster=clip_per_cluster,
+        feature_values=0 if features_NE is None else features_NE.shape[1],
+    )
     values_KC, sizes_K = _means(_distributions(probabilities_NC), labels_N)
     if noise is not None:
         values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(noise_seed))
     values_KC = values_KC / values_KC.sum(axis=1, keepdims=True)
+    features_KE = None if features_NE is None else _means(features_NE, labels_N)[0].astype(np.float32)
     return Prototypes(
         values_KC=values_KC.astype(np.float32),
         sizes_K=sizes_K.astype(np.int32),
-        mode=UploadMode.PROTOTYPES,
+        mode=UploadMode.PROTOTYPES if features_KE is None else UploadMode.FEATURES,
         min_cluster=min_cluster,
         epsilon=noise,
+        features_KE=features_KE,
     )
 
 
@@ -73,17 +88,17 @@ def each_clip(probabilities_NC: FloatArray) -> Prototypes:
 
 
 def assign_clusters(
-    probabilities_NC: FloatArray, *, seed: int, min_cluster: int = 3, clip_per_cluster: int = 3
+    probabilities_NC: FloatArray, *, seed: int, min_cluster: int = 3, clip_per_cluster: int = 3, feature_values: int = 0
 ) -> _Counts:
     """Which prototype stands for each clip: labels_N from 0 without gaps, small clusters folded.
 
-    Row k of ``make_prototypes`` with the same arguments is the mean of the clips with label k. Raises BadPrototypes
-    as it does.
+    No more clusters than a message can carry with ``feature_values`` features each. Row k of ``make_prototypes`` with
+    the same arguments is the mean of the clips with label k. Raises BadPrototypes as it does.
     """
     _check(probabilities_NC, min_cluster, clip_per_cluster, None)
     wide_NC = _distributions(probabilities_NC)
     clips, classes = wide_NC.shape
-    most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // classes)
+    most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // (classes + feature_values))
     clusters = min(math.ceil(clips / clip_per_cluster), len(np.unique(wide_NC, axis=0)), most)
     _, labels_N = np.unique(_cluster(wide_NC, clusters, seed), return_inverse=True)  # a cluster can be empty
     folded_K = fold_small(*_means(wide_NC, labels_N), min_cluster)
@@ -157,6 +172,17 @@ def project_to_simplex(values_KC: _Wide) -> _Wide:
     shift_K1 = np.take_along_axis(excess_KC, last_K[:, np.newaxis], axis=1) / (last_K + 1)[:, np.newaxis]
     projected_KC: _Wide = np.maximum(values_KC - shift_K1, 0.0)
     return projected_KC
+
+
+def _check_features(features_NE: FloatArray, clips: int, noise: float | None) -> None:
+    if noise is not None:
+        raise BadPrototypes("noise is promised for probabilities alone: choose mode prototypes, or no noise")
+    if features_NE.ndim != 2 or len(features_NE) != clips or features_NE.shape[1] < 2 or features_NE.shape[1] % 2:
+        raise BadPrototypes(f"features of shape {features_NE.shape} for {clips} clips")
+    if features_NE.shape[1] > 2 * MAX_FEATURE_WIDTH:
+        raise BadPrototypes(f"{features_NE.shape[1]} feature values a clip; at most {2 * MAX_FEATURE_WIDTH} are sent")
+    if not np.isfinite(features_NE).all():
+        raise BadPrototypes("features hold an undefined value")
 
 
 def _check(probabilities_NC: FloatArray, min_cluster: int, clip_per_cluster: int, noise: float | None) -> None:

@@ -12,17 +12,25 @@ from isthmus.edge.capture import Clock, replay
 from isthmus.edge.encoder import StudentEncoder
 from isthmus.edge.inference import encode
 from isthmus.edge.prototypes import each_clip, make_prototypes
+from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.messages import Prototypes, UploadMode
 
 
 @dataclass(frozen=True)
 class PrototypeChoices:
-    """``noise`` is the epsilon of one upload; None adds no noise."""
+    """``noise`` is the epsilon of one upload; None adds no noise.
+
+    Raises BadPrototypes for noise in mode FEATURES, before any clip is read.
+    """
 
     min_cluster: int = 3
     clip_per_cluster: int = 3
     mode: UploadMode = UploadMode.PROTOTYPES
     noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is UploadMode.FEATURES and self.noise is not None:
+            raise BadPrototypes("noise is promised for probabilities alone: choose mode prototypes, or no noise")
 
 
 def prototypes_of(
@@ -48,6 +56,9 @@ def prototypes_of(
     probabilities_NC = encoder.teacher_probabilities(features) if features else np.zeros((0, classes), np.float32)
     if choices.mode is UploadMode.PROBABILITIES:
         return each_clip(probabilities_NC)
+    features_NE = None
+    if choices.mode is UploadMode.FEATURES and features:
+        features_NE = np.stack([np.concatenate([each.audio_D, each.visual_D]) for each in features])
     return make_prototypes(
         probabilities_NC,
         seed=seed,
@@ -55,4 +66,5 @@ def prototypes_of(
         clip_per_cluster=choices.clip_per_cluster,
         noise=choices.noise,
         noise_seed=None if choices.noise is None else secrets.randbits(128),
+        features_NE=features_NE,
     )

@@ -78,7 +78,10 @@ def get(database: Database, device_id: str, job_id: str) -> Job:
 
 
 def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
-    """Beyond what the message itself must hold: label set and feature width are ours, and the floor is kept. Raises BadPrototypes."""
+    """Beyond what the message itself must hold: label set and feature width are ours, and the floor is kept.
+
+    Raises BadPrototypes.
+    """
     classes = prototypes.values_KC.shape[1]
     if classes != len(offer.classes):
         raise BadPrototypes(f"prototypes: {classes} classes; this server knows {len(offer.classes)}")
@@ -86,7 +89,9 @@ def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
         raise BadPrototypes(f"prototypes: one stands for fewer than {offer.min_cluster} clips, the server's floor")
     if prototypes.features_KE is not None and prototypes.features_KE.shape[1] != 2 * offer.feature_width:
         values = prototypes.features_KE.shape[1]
-        raise BadPrototypes(f"prototypes: {values} feature values a row; this server's students have 2 x {offer.feature_width}")
+        raise BadPrototypes(
+            f"prototypes: {values} feature values a row; this server's students have 2 x {offer.feature_width}"
+        )
 
 
 def to_payload(prototypes: Prototypes) -> bytes:

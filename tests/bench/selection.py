@@ -1,4 +1,5 @@
-"""Selection over a large public set, against its floors and against scikit-learn and faiss doing the same.
+"""Selection over a large public set, against its floors and against scikit-learn and faiss doing the same; and every
+other strategy beside the paper's (``isthmus``), without features.
 
 Neither library selects greedily; both give each row's k nearest. A row may be robbed by all rows before it, so the last
 of K rows needs its n * K best, and since both take one k for all rows, every row gets n * K. (faiss on the CPU has no
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import typer
 from sklearn.neighbors import NearestNeighbors
 
-from isthmus.distill.selection import select_cosine
+from isthmus.distill.selection import STRATEGIES, Public, Wanted, select_cosine
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, Timing, interleaved, shown
 
@@ -93,6 +94,7 @@ def main(
     classes: int = 28,
     samples_per_row: int = 10,
     repeats: int = 5,
+    strategies: Annotated[bool, typer.Option(help="Time every other strategy beside the paper's.")] = True,
     rivals: Annotated[bool, typer.Option(help="Also time scikit-learn and faiss (gigabytes of memory).")] = True,
     out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
 ) -> None:
@@ -114,13 +116,14 @@ def main(
     for name, make in SETS.items():
         rng = np.random.default_rng(0)
         public_NC, prototypes_KC = make(rng, samples, classes), smooth(rng, prototypes, classes)
-        measure_set(report, name, prototypes_KC, public_NC, samples_per_row, repeats, rivals, floor_s)
+        measure_set(report, name, prototypes_KC, public_NC, samples_per_row, repeats, strategies, rivals, floor_s)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "public set": lambda row: str(row["set"]),
         "what": lambda row: str(row["what"]),
         "CPU s, median (quartiles)": lambda row: shown(row["cpu_s"]),
         "wall s": lambda row: shown(row["wall_s"]),
         "times the float32 floor": lambda row: f"{row['times_floor']:.2f}",
+        "times cosine": lambda row: f"{row['times_cosine']:.2f}",
         "same picks as ours": lambda row: "" if row["same_as_ours"] is None else f"{row['same_as_ours']:.4f}",
     }
     report.finish(columns, out)
@@ -133,6 +136,7 @@ def measure_set(
     public_NC: Floats,
     samples_per_row: int,
     repeats: int,
+    strategies: bool,
     rivals: bool,
     floor_s: float,
 ) -> None:
@@ -150,6 +154,18 @@ def measure_set(
         "bare float32 product": lambda: bare_product(prototypes_KC, public_NC, np.float32),
         "bare float64 product": lambda: bare_product(prototypes_KC, public_NC, np.float64),
     }
+    if strategies:
+        # Three clips behind each prototype; the labels are what the teacher says.
+        wanted = Wanted(prototypes_KC, np.full(len(prototypes_KC), 3, np.int32))
+        public = Public(public_NC, public_NC.argmax(axis=1))
+
+        def selecting(what: str) -> Callable[[], None]:
+            def run() -> None:
+                picks[what] = STRATEGIES[what](wanted, public, samples_per_row, np.random.default_rng(0)).indices_S
+
+            return run
+
+        candidates.update({what: selecting(what) for what in STRATEGIES if what != "cosine"})
     if rivals:
         candidates["faiss"] = picking("faiss", with_faiss)
         candidates["scikit-learn"] = picking("scikit-learn", with_scikit_learn)
@@ -161,6 +177,7 @@ def measure_set(
                 "set": name,
                 "what": what,
                 **timing.to_json(),
+                "times_cosine": timing.cpu_s.median / timings["isthmus"].cpu_s.median,
                 "times_floor": timing.cpu_s.median / floor_s,
                 "same_as_ours": None if same is None else float(same),
             }

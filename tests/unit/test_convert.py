@@ -40,6 +40,40 @@ def message(**changes: object) -> pb.Prototypes:
     return sound
 
 
+WITH_FEATURES = Prototypes(
+    PROTOTYPES.values_KC, PROTOTYPES.sizes_K, UploadMode.FEATURES, 3, None, np.arange(8, dtype=np.float32).reshape(2, 4)
+)
+
+
+def test_prototypes_with_features_pair() -> None:
+    read = convert.prototypes_from_pb(convert.prototypes_to_pb(WITH_FEATURES))
+    assert (read.mode, read.epsilon) == (UploadMode.FEATURES, None)
+    np.testing.assert_array_equal(read.features_KE, WITH_FEATURES.features_KE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"features": b"1234"}, BadPrototypes, "bytes of features"),
+        ({"features": b"", "feature_values": 0}, BadPrototypes, "bytes of features"),
+        ({"features": b"1234" * 6, "feature_values": 3}, BadPrototypes, "both modalities"),
+        ({"feature_values": -4}, BadPrototypes, "bytes of features"),
+        ({"features": np.full(8, np.nan, np.float32).tobytes()}, BadPrototypes, "NaN"),
+        ({"epsilon": 1.0}, BadPrototypes, "noise"),
+        ({"min_cluster": 4}, BadPrototypes, "floor"),
+        ({"mode": pb.Prototypes.MODE_PROTOTYPES}, BadPrototypes, "mode features alone"),
+        ({"feature_values": 9_000}, TooLarge, "over the bound"),
+        ({"rows": 100, "feature_values": 4_000}, TooLarge, "over the bound"),
+    ],
+)
+def test_features_out_of_bounds_are_refused(changes: dict[str, object], error: type[IsthmusError], told: str) -> None:
+    sent = convert.prototypes_to_pb(WITH_FEATURES)
+    for name, value in changes.items():
+        setattr(sent, name, value)
+    with pytest.raises(error, match=told):
+        convert.prototypes_from_pb(sent)
+
+
 def test_prototypes_pair() -> None:
     read = convert.prototypes_from_pb(convert.prototypes_to_pb(PROTOTYPES))
     np.testing.assert_array_equal(read.values_KC, PROTOTYPES.values_KC)

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
+from isthmus.edge.disclosure import disclose
 from isthmus.edge.prototypes import assign_clusters, each_clip, fold_small, make_prototypes, noisy, project_to_simplex
+from isthmus.edge.selection_pass import PrototypeChoices
+from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.errors import BadPrototypes
+from isthmus.proto.limits import MAX_MESSAGE_BYTES, MAX_PROTOTYPE_VALUES
 from isthmus.proto.messages import UploadMode
 
 
@@ -73,6 +77,55 @@ def test_bad_probabilities_are_refused(probabilities_NC: np.ndarray, message: st
 def test_each_clip_is_the_less_private_mode() -> None:
     sent = each_clip(three_groups())
     assert (sent.mode, sent.min_cluster, sent.sizes_K.tolist()) == (UploadMode.PROBABILITIES, 1, [1] * 9)
+
+
+def test_features_are_averaged_over_the_very_clusters() -> None:
+    rng = np.random.default_rng(2)
+    probabilities_NC, features_NE = rng.dirichlet(np.ones(5), 40).astype(np.float32), rng.random((40, 6), np.float32)
+    plain = make_prototypes(probabilities_NC, seed=4, min_cluster=6)
+    made = make_prototypes(probabilities_NC, seed=4, min_cluster=6, features_NE=features_NE)
+    assert (made.mode, plain.features_KE) == (UploadMode.FEATURES, None)
+    np.testing.assert_array_equal(made.values_KC, plain.values_KC)
+    labels_N = assign_clusters(probabilities_NC, seed=4, min_cluster=6)
+    for row, features_E in enumerate(made.features_KE):
+        np.testing.assert_allclose(features_NE[labels_N == row].mean(axis=0), features_E, atol=1e-6)
+    assert made.sizes_K.min() >= 6
+
+
+def test_clusters_with_features_stay_within_one_message() -> None:
+    rng = np.random.default_rng(0)
+    probabilities_NC = rng.dirichlet(np.ones(8), 150).astype(np.float32)
+    made = make_prototypes(probabilities_NC, seed=0, features_NE=np.zeros((150, 8_000), np.float32))
+    assert len(made.sizes_K) * (8 + 8_000) <= MAX_PROTOTYPE_VALUES < 50 * (8 + 8_000)
+    assert prototypes_to_pb(made).ByteSize() < MAX_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("features_NE", "noise", "message"),
+    [
+        (np.ones((9, 4)), 1.0, "noise is promised for probabilities alone"),
+        (np.ones((8, 4)), None, "features of shape"),
+        (np.ones((9, 3)), None, "features of shape"),
+        (np.full((9, 4), np.nan), None, "undefined"),
+        (np.ones((9, 10_000)), None, "at most"),
+    ],
+)
+def test_features_that_may_not_be_sent(features_NE: np.ndarray, noise: float | None, message: str) -> None:
+    with pytest.raises(BadPrototypes, match=message):
+        make_prototypes(three_groups(), seed=0, noise=noise, noise_seed=1, features_NE=features_NE.astype(np.float32))
+
+
+def test_features_with_noise_are_refused_before_any_clip_is_read() -> None:
+    with pytest.raises(BadPrototypes, match="noise"):
+        PrototypeChoices(mode=UploadMode.FEATURES, noise=1.0)
+
+
+def test_what_features_tell_is_said_in_plain_words() -> None:
+    made = make_prototypes(three_groups(), seed=0, features_NE=np.ones((9, 4), np.float32))
+    told = disclose(made, ("a", "b", "c"), 1_000)
+    assert "average of the 4 numbers" in told.sentences[0]
+    assert "Mode 'prototypes' tells less" in told.sentences[0]
+    assert told.message_bytes == prototypes_to_pb(made).ByteSize()
 
 
 def test_noise_needs_a_seed_the_cloud_does_not_know() -> None:
