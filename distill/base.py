@@ -30,9 +30,7 @@ def make_student(
     checkpoint.unlink()
 
 
-def base_heads(
-    release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs
-) -> HeadBank:
+def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> HeadBank:
     """Heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the release."""
     path = release.heads_path(seed)
     if not path.exists():

@@ -4,7 +4,7 @@ recipe.json                     the whole configuration, and the hash of the dat
 public/                         the decoded public clips (data/arrays.py)
 teacher/teacher.safetensors     and history.json, loss.png
 teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
-students/<seed>.safetensors     AllDistill students, one per seed; <seed>-heads.safetensors their heads on all public clips
+students/<seed>.safetensors     AllDistill students, one per seed; <seed>-heads.safetensors: their heads, likewise
 base/                           the student a new device gets: ONNX files and heads.safetensors
 """
 
@@ -131,6 +131,17 @@ class Release:
                 f"{self.root}: teacher outputs and public clips differ in number; remove teacher_outputs/."
             )
         return outputs
+
+    def over(self, clips: ClipArrays, outputs: TeacherOutputs) -> "Release":
+        """This release with other clips in the place of the public ones: recipe, teacher and students are the same.
+
+        Raises ValueError where the outputs are not of as many clips.
+        """
+        if len(outputs.probabilities_NC) != len(clips):
+            raise ValueError(f"teacher outputs of {len(outputs.probabilities_NC)} clips for {len(clips)}")
+        other = Release(self.root, self.recipe)
+        vars(other).update(public=clips, teacher_outputs=outputs, teacher=self.teacher)
+        return other
 
     def outputs_key(self) -> str:
         """Hash of the teacher's weights and of the public data."""

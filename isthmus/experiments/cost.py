@@ -1,8 +1,8 @@
 """What one personalisation costs: the paper's loop as a reader would first write it, and ours, in one run.
 
 The plain loop runs the teacher on every batch of every epoch, and selects anew in each of its rounds. Ours reads the
-teacher's cached outputs, and takes the recipe's rounds and epochs. Both begin with the same student, learn from the same
-device, train the same heads and are measured on the same clips. Compute is processor time, in one process of one
+teacher's cached outputs, and takes the recipe's rounds and epochs. Both begin with the same student, learn from the
+same device, train the same heads and are measured on the same clips. Compute is processor time, in one process of one
 thread; the teacher's cache is built once for all devices and stands beside, not in, the cost of a personalisation.
 """
 
@@ -213,7 +213,6 @@ def table(found: Sequence[Spent], cache_s: float) -> Table:
         f"points over {gap.pairs} pairs. The teacher's cache costs {cache_s:.0f} s once, for all devices."
     )
     return Table("Processor time of one personalisation", header, tuple(rows), note)
-
 
 
 @contextmanager

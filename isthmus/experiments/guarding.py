@@ -11,9 +11,9 @@ from isthmus.edge import guard
 from isthmus.edge.guard import DEFAULT_ESTIMATOR, Estimator
 from isthmus.experiments import figures
 from isthmus.experiments.cells import Cell, Outputs
+from isthmus.experiments.paired import difference
 from isthmus.experiments.report import Section
 from isthmus.experiments.tables import Table, points
-from isthmus.experiments.paired import difference
 
 NO_UPDATE: Final = ("all", "own", "oracle")
 """Methods that are no update a device could be offered."""

@@ -30,9 +30,7 @@ def accuracy_on_the_wire(
     for ratio in bank.ratios:
         audio_NW, visual_NW = (side.numpy() for side in bank[ratio].compress(audio, visual))
         table[f"{ratio:g}"] = {
-            number_type.value: accuracy(
-                _answers(bank, audio_NW, visual_NW, ratio, number_type), labels_N
-            )
+            number_type.value: accuracy(_answers(bank, audio_NW, visual_NW, ratio, number_type), labels_N)
             for number_type in NumberType
         }
     return table
@@ -58,7 +56,7 @@ def a_distances(release: Release, trace: Trace, seed: int) -> dict[str, float]:
     public_NC = np.asarray(release.teacher_outputs.probabilities_NC)
     selected_SC = public_NC[trace.selections[-1].indices_S]
     return {
-        name: proxy_a_distance(sent.values_KC, rows, seed=seed, ours_weights_N=sent.sizes_K)
+        name: proxy_a_distance(sent.values_KC, rows, seed=seed, ours_weights_N=sent.sizes_K.astype(np.float64))
         for name, rows in (("public", public_NC), ("selection", selected_SC))
         if len(rows) >= _LEAST_ROWS
     }

@@ -14,9 +14,10 @@ from isthmus.data.stored import ClipArrays
 from isthmus.distill.evaluate import StudentOutputs, student_outputs
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
-from isthmus.distill.personalise import distil_own, distil_round, select_round, train_heads, train_own_heads
+from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Strategy, Wanted, class_oracle
+from isthmus.distill.teacher_cache import TeacherOutputs, encode_clips, evaluation_mean, head_probabilities
 from isthmus.edge.prototypes import each_clip, make_prototypes
 from isthmus.experiments.methods import Method, Sent
 from isthmus.proto.convert import prototypes_to_pb
@@ -160,16 +161,23 @@ def _own(
     trace: Trace,
 ) -> tuple[EncoderPair, HeadBank, Trace]:
     """The upper bound: no cloud may do this, since it needs the clips themselves and their labels."""
+    teacher = release.teacher
+    audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)
+    taught_NC = head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, clips))
+    own = release.over(clips, TeacherOutputs(audio_ND, visual_NKD, taught_NC))
+    everything = Selection.of(np.arange(len(clips), dtype=np.int64))
     with trace.timed("distil"):
-        student = distil_own(
-            release,
-            clips,
+        student = distil_round(
+            own,
+            everything,
+            round=0,
+            rounds=1,
             seed=setting.seed,
-            start=start,
             checkpoint=work_dir / "checkpoint.safetensors",
             on_epoch=lambda report: trace.losses.append(report.loss),
+            start=start,
             device=device,
         )
     with trace.timed("heads"):
-        heads = train_own_heads(release, student, clips, seed=setting.seed, device=device)
+        heads = train_heads(own, student, everything, seed=setting.seed, device=device)
     return student, heads, trace

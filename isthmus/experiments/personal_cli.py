@@ -31,8 +31,16 @@ from isthmus.experiments.wire import bytes_per_clip
 from isthmus.proto.errors import IsthmusError
 
 EXPECTED = (
-    ReleaseError, CheckpointError, TrainingDiverged, CacheFull, CellsFailed, IsthmusError, ValueError, KeyError, OSError,
-)  # fmt: skip
+    ReleaseError,
+    CheckpointError,
+    TrainingDiverged,
+    CacheFull,
+    CellsFailed,
+    IsthmusError,
+    ValueError,
+    KeyError,
+    OSError,
+)
 
 Data = Annotated[Path, typer.Option(help="A data set in CREMA-D's or AVE's published layout.")]
 Out = Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md, pictures and report.html.")]
@@ -117,7 +125,9 @@ def people_command(
     out: Out,
     preset: Preset = "small",
     layout: Layout = "auto",
-    methods: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}.")] = "all,random,cluster,quota",
+    methods: Annotated[
+        str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}.")
+    ] = "all,random,cluster,quota",
     seeds: Seeds = 1,
     together: Annotated[
         int,
@@ -169,16 +179,18 @@ def cost_command(
         told=lambda line: typer.echo(line, err=True),
     )
     made = cost.table(found, cost.cache_compute_s(opened))
-    result = {"what": "cost of one personalisation", "preset": opened.recipe.name, "runs": [asdict(run) for run in found]}
+    result = {
+        "what": "cost of one personalisation",
+        "preset": opened.recipe.name,
+        "runs": [asdict(run) for run in found],
+    }
     write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
     write_atomically(out / "result.md", made.markdown().encode())
     typer.echo(made.markdown())
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'}")
 
 
-def _release(
-    root: Path, listing: Listing, preset: str, private_actors: str, private_list: Path | None
-) -> Release:
+def _release(root: Path, listing: Listing, preset: str, private_actors: str, private_list: Path | None) -> Release:
     """The release at ``root``, begun where there is none."""
     if (root / "recipe.json").exists():
         return Release.open(root)

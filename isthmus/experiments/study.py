@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
@@ -39,12 +40,12 @@ def run(
 
     Raises CellsFailed where some could not be made.
     """
-    running = {"workers": workers, "told": told, "progress": progress}
+    everywhere = partial(run_all, workers=workers, told=told, progress=progress)
     untaught = [TeachTask(str(part.release.root), 0) for part in parts if not part.release.teacher_path.exists()]
-    run_all(teach, untaught, what="teachers", **running)
+    everywhere(teach, untaught, what="teachers")
     seeds = {(str(part.release.root), asked.seed) for part in parts for asked in part.asked}
     wanted = [StudentTask(root, seed) for root, seed in sorted(seeds) if not _has_student(Path(root), seed)]
-    run_all(make_seed, wanted, what="base students", **running)
+    everywhere(make_seed, wanted, what="base students")
     tasks = [
         CellTask(
             asked, str(part.release.root), part.clients[asked.client], str(out / "cells"), str(out / "work"), device
@@ -53,7 +54,7 @@ def run(
         for asked in part.asked
         if not cells.done(out / "cells", asked)
     ]
-    run_all(make_cell, tasks, what="cells", **running)
+    everywhere(make_cell, tasks, what="cells")
     return [cells.load(out / "cells", asked) for part in parts for asked in part.asked]
 
 

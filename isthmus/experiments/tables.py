@@ -141,6 +141,7 @@ def made_worse(cells: Sequence[Cell], title: str) -> Table:
 def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Mapping[str, int]], title: str) -> Table:
     """Table 5.3 with every number type: accuracy against bytes."""
     own = pick(cells, method=method, scenario="sensitive")
+    clients = in_order(c.asked.client for c in own)
     rows = []
     for number_type, by_ratio in bytes_of.items():
         for ratio, size in by_ratio.items():
@@ -148,10 +149,9 @@ def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Ma
             loss = difference(
                 {i: c.accuracy[ratio][number_type] for i, c in enumerate(own)}, {i: c.plain for i, c in enumerate(own)}
             )
-            clients = in_order(c.asked.client for c in own)
             each = [percent([c.accuracy[ratio][number_type] for c in pick(own, client=x)]) for x in clients]
             rows.append((number_type, ratio, str(size), *each, percent(values), points(loss)))
-    header = ("number type", "ratio", "bytes a clip", *in_order(c.asked.client for c in own), "all", "less fp32 ratio 1")
+    header = ("number type", "ratio", "bytes a clip", *clients, "all", "less fp32 ratio 1")
     return Table(title, header, tuple(rows), "Bytes: the inference message with its gRPC prefix.")
 
 
@@ -175,7 +175,7 @@ def cost(cells: Sequence[Cell], title: str) -> Table:
     rows = []
     for method in in_order(c.asked.method for c in cells):
         own = pick(cells, method=method)
-        stages = [f"{spread([c.stage_s[stage] for c in own]).mean:.1f}" for stage in own[0].stage_s]
+        seconds = [f"{spread([c.stage_s[stage] for c in own]).mean:.1f}" for stage in own[0].stage_s]
         rows.append(
             (
                 method,
@@ -185,14 +185,15 @@ def cost(cells: Sequence[Cell], title: str) -> Table:
                 _mean_or_blank([c.overlap[-1] for c in own if c.overlap], "{:.2f}"),
                 _mean_or_blank([c.a_distance["public"] for c in own if "public" in c.a_distance], "{:.2f}"),
                 _mean_or_blank([c.a_distance["selection"] for c in own if "selection" in c.a_distance], "{:.2f}"),
-                *stages,
+                *seconds,
             )
         )
     stages = tuple(f"{stage}, s" for stage in cells[0].stage_s)
     header = ("method", "selected", "effective", "bytes up", "overlap", "A-dist. public", "A-dist. selection", *stages)
     note = (
-        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the last two rounds' "
-        "selections. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the selection."
+        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the selections of the "
+        "last two rounds. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the "
+        "selection."
     )
     return Table(title, header, tuple(rows), note)
 

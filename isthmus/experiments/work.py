@@ -20,7 +20,7 @@ from isthmus.distill.teach import cache_teacher_outputs, train_teacher
 from isthmus.distill.teacher_cache import encode_clips, evaluation_mean, head_probabilities
 from isthmus.experiments import cells, measure
 from isthmus.experiments.cells import Asked, Cell, Outputs
-from isthmus.experiments.methods import METHODS, Sent
+from isthmus.experiments.methods import METHODS
 from isthmus.experiments.offline import Setting, personalise
 
 CPU = torch.device("cpu")
@@ -123,7 +123,9 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         np.asarray(selection_clips.labels_N),
     )
     last = trace.selections[-1] if trace.selections else None
-    sizes_K = trace.sent.sizes_K if trace.sent is not None and method.sent is not Sent.NOTHING else np.zeros(0, np.int32)
+    sizes_K = (
+        trace.sent.sizes_K if trace.sent is not None and method.sent is not Sent.NOTHING else np.zeros(0, np.int32)
+    )
     cell = Cell(
         asked=asked,
         selection_clips=len(chosen),
