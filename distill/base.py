@@ -1,11 +1,14 @@
 """AllDistill students of a release, and the base student that every new device gets."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from isthmus.distill.export import export_student
+from isthmus.distill.measure import measure_public
 from isthmus.distill.personalise import all_distill, train_heads
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.train import OnEpoch, ignore_epochs
@@ -40,4 +43,6 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     heads = train_heads(release, student, everything, seed=0, on_epoch=on_epoch, device=device)
     part = release.base_dir.with_name("base.part")
     export_student(release, student, heads, part)
+    measured = measure_public(release, student, heads, everything, device)
+    (part / "measured.json").write_text(json.dumps(asdict(measured)))
     part.replace(release.base_dir)

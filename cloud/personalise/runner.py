@@ -37,6 +37,7 @@ from isthmus.cloud.personalise.learning import Indices, Learning, RoundWork
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import disk_is_full
+from isthmus.distill.settling import settled
 from isthmus.proto.errors import IsthmusError, StorageFull
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,10 @@ class Runner:
             prototypes = service.from_payload(jobs.payload(self.shelf.database, job.job_id, action.round))
             indices_S = self.learning.select(prototypes, round=action.round, seed=job.seed)
             _keep(selection, indices_S)
-            return Selected(self.learning.per_class(indices_S))
-        work = RoundWork(np.load(selection, allow_pickle=False), action.round, job.rounds, job.seed, checkpoint)
+            return Selected(self.learning.per_class(indices_S), self._settled(folder, action.round, indices_S))
+        # A settled round trains what the rounds that are cut would have trained.
+        through = job.rounds - 1 if job.settled else action.round
+        work = RoundWork(np.load(selection, allow_pickle=False), through, job.rounds, job.seed, checkpoint)
         match action:
             case Distil():
                 self.learning.distil(work, on_epoch)
@@ -109,6 +112,12 @@ class Runner:
                 return HeadsTrained()
             case Export():
                 return self._export(job, work, heads if action.final else None)
+
+    def _settled(self, folder: Path, round: int, indices_S: Indices) -> bool:
+        before = folder / f"selection-{round - 1}.npy"
+        if round == 0 or self.offer.settled_at is None or not before.is_file():
+            return False
+        return settled(np.load(before, allow_pickle=False), indices_S, self.offer.settled_at)
 
     def _export(self, job: Job, work: RoundWork, heads: Path | None) -> Exported:
         student_id = job.job_id if heads is not None else f"{job.job_id}-r{work.round}"

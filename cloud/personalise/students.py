@@ -4,6 +4,7 @@ A device sees its own students and the base student; anything else does not exis
 """
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Internal, InvalidInput, NotYours
 from isthmus.proto.limits import CHUNK_BYTES
-from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
+from isthmus.proto.messages import Chunk, PublicMeasure, SignedManifest, StudentFile, StudentManifest
 
 HEADS_FILE = "heads.safetensors"
 """Beside the device's files, in no manifest: the heads stay in the cloud."""
+
+MEASURED_FILE = "measured.json"
+"""Beside the heads: what they do on public clips (PublicMeasure), which the manifest tells the device."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def publish(
         input_spec_json=offer.input_spec_json,
         feature_width=offer.feature_width,
         created_s=now_s,
+        measured=_measured(heads),
     )
     content = manifest_to_bytes(manifest)
     signed = SignedManifest(content, signer.sign(content))
@@ -140,6 +145,11 @@ def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) 
                 raise Internal(f"{student_id}/{file.name} ends at {offset_bytes} of {file.size_bytes} bytes")
             yield Chunk(offset_bytes, data, zlib.crc32(data))
             offset_bytes += len(data)
+
+
+def _measured(heads: Path | None) -> PublicMeasure | None:
+    path = None if heads is None else heads.with_name(MEASURED_FILE)
+    return PublicMeasure(**json.loads(path.read_text())) if path is not None and path.is_file() else None
 
 
 def _described(path: Path) -> StudentFile:

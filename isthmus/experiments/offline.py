@@ -15,6 +15,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.release import Release
+from isthmus.distill.settling import settled
 from isthmus.edge.prototypes import each_clip, make_prototypes
 
 METHODS: Final = ("all", "random", "select", "cluster")
@@ -30,6 +31,8 @@ class Personalised:
     losses: tuple[float, ...]
     selected_per_class: tuple[int, ...]
     smallest_cluster: int
+    rounds: int
+    """Rounds of selection that were run: fewer than the recipe's where the selection settled."""
 
 
 def personalise(
@@ -59,6 +62,8 @@ def personalise(
     smallest = 0
     clock = _Stopwatch(stage_s)
     student = start
+    rounds_done = 0
+    before_S: npt.NDArray[np.int64] = np.zeros(0, np.int64)
     if method == "all":
         indices_S = np.arange(len(release.public.names), dtype=np.int64)
         rounds = 0
@@ -87,11 +92,14 @@ def personalise(
                 strategy="random" if method == "random" else "cosine",
                 samples_per_row=samples_per_row,
             )
+        # As in a job of the cloud: where the selection has settled, this round trains what is left, and is the last.
+        last = config.settled_at is not None and number > 0 and settled(before_S, indices_S, config.settled_at)
+        before_S = indices_S
         with clock.running("distil"):
             student = distil_round(
                 release,
                 indices_S,
-                round=number,
+                round=rounds - 1 if last else number,
                 rounds=rounds,
                 seed=seed,
                 checkpoint=work_dir / "checkpoint.safetensors",
@@ -99,10 +107,13 @@ def personalise(
                 start=start,
                 device=device,
             )
+        rounds_done = number + 1
+        if last:
+            break
     with clock.running("heads"):
         heads = train_heads(release, student, indices_S, seed=seed, device=device)
     counts: npt.NDArray[np.int64] = np.bincount(release.labels()[indices_S], minlength=len(release.recipe.classes))
-    return Personalised(student, heads, stage_s, tuple(losses), tuple(map(int, counts)), smallest)
+    return Personalised(student, heads, stage_s, tuple(losses), tuple(map(int, counts)), smallest, rounds_done)
 
 
 class _Stopwatch:
