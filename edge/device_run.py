@@ -134,7 +134,7 @@ class DeviceRun:
             uploads=tuple(self._device.ledger()),
             up_bytes=dict(traffic.up_bytes),
             down_bytes=dict(traffic.down_bytes),
-            downloaded_bytes=dict(record.downloaded_bytes),
+            downloads=record.downloads,
             raw_selection_bytes=raw_bytes(self._plan.selection),
             raw_test_bytes=raw_bytes(self._plan.test),
             job=record.job,

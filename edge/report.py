@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.edge.device_state import LedgerEntry, StoredVerdict
+from isthmus.edge.download import Tally
 from isthmus.edge.inference import Answer, Encoded, accuracy
 from isthmus.edge.student_slot import disk_errors
 from isthmus.proto.messages import JobStatus, ratio_name
@@ -50,7 +51,7 @@ class RunFacts:
     uploads: tuple[LedgerEntry, ...]
     up_bytes: dict[str, int]
     down_bytes: dict[str, int]
-    downloaded_bytes: dict[str, int]
+    downloads: dict[str, Tally]
     raw_selection_bytes: int
     raw_test_bytes: int
     job: JobStatus | None
@@ -121,7 +122,8 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
                 "inference_all": facts.up_bytes.get("inference", 0),
             },
             "down": facts.down_bytes,
-            "student_files": facts.downloaded_bytes,
+            "student_files": {stage: tally.came_bytes for stage, tally in facts.downloads.items()},
+            "student_files_whole": {stage: tally.whole_bytes for stage, tally in facts.downloads.items()},
             "up_per_clip": {
                 name: total / max(1, sum(a is not None and a.up_bytes > 0 for a in cloud_of[name]))
                 for name, total in inference_bytes.items()

@@ -7,7 +7,7 @@ process may be killed at any point and goes on when it is started again.
 import random
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from isthmus.edge import agent
 from isthmus.edge.capture import Clock
 from isthmus.edge.compression import LinkEstimate, observe_transfer
 from isthmus.edge.device_state import DeviceState, LedgerEntry, StoredVerdict
-from isthmus.edge.download import fetch_student
+from isthmus.edge.download import Tally, fetch_student
 from isthmus.edge.encoder import StudentEncoder, load_test
 from isthmus.edge.guard import Outputs, judge
 from isthmus.edge.link import Link
@@ -70,7 +70,7 @@ class Record:
     job: JobStatus | None = None
     interim_ids: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
-    downloaded_bytes: Counter[str] = field(default_factory=Counter)
+    downloads: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, stage: str, seconds: float) -> None:
         self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
@@ -282,10 +282,12 @@ class Runtime:
             return agent.Fetched(student_id)
         stage = f"student_{self.state.purpose.value}"
         began_s = self.clock()
-        fetched_id, fetched_bytes = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes)
+        tally = self.record.downloads.setdefault(stage, Tally())
+        before_bytes = tally.came_bytes
+        fetched_id = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes, tally)
+        fetched_bytes = tally.came_bytes - before_bytes
         # The one bulk transfer a device makes. It goes down, and stands for the way up until there is better.
         self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
-        self.record.downloaded_bytes[stage] += fetched_bytes
         return agent.Fetched(fetched_id)
 
     def _verify(self, student_id: str) -> agent.Event:
@@ -316,10 +318,10 @@ class Runtime:
             pairs = [(before, after) for before, after in self._encode_selection((old, new)).values()]
         if not pairs:
             return agent.Judged(new_id, False, "no selection clip could be used to compare the new student by")
-        of_old = self._outputs(old_id, old, [before for before, _ in pairs])
-        of_new = self._outputs(new_id, new, [after for _, after in pairs])
+        outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
+        outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
         try:
-            verdict = judge(of_old, of_new)
+            verdict = judge(outputs_old, outputs_new)
         except ValueError as error:
             return agent.Judged(new_id, False, f"the new student cannot be judged: {error}")
         self._device.save_verdict(

@@ -188,6 +188,12 @@ def patch_name(file_name: str) -> str:
     return f"{file_name}.patch"
 
 
+def patch_file(file: StudentFile) -> StudentFile | None:
+    """The file's patch as a file to be fetched; None where there is no patch."""
+    patch = file.patch
+    return None if patch is None else StudentFile(patch_name(file.name), patch.size_bytes, patch.sha256)
+
+
 def ratio_name(ratio: float) -> str:
     """How a compression ratio stands in file names: 1 -> "1", 1.5 -> "1.5"."""
     return f"{ratio:g}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.cloud.personalise.learning import Indices, OnEpoch, RoundWork
+from isthmus.cloud.personalise.patching import patch_student
 from isthmus.cloud.personalise.students import MEASURED_FILE
 from isthmus.distill import personalise
 from isthmus.distill.checkpoint import write_atomically
@@ -51,7 +52,8 @@ class DistillLearning:
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         bank = HeadBank.load(heads) if heads is not None else None
-        return export_student(self._release, self._student(work), bank, out_dir)
+        files = export_student(self._release, self._student(work), bank, out_dir)
+        return patch_student(files, self._release.base_dir, self._release.public.subset(np.sort(work.indices_S)))
 
     def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
         return personalise.distil_round(

@@ -52,5 +52,8 @@ class Learning(Protocol):
         ...
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
-        """Writes the device's files of the round's student to ``out_dir``; without heads an interim one."""
+        """Writes the device's files of the round's student to ``out_dir``; without heads an interim one.
+
+        A file ``<name>.patch`` among them makes ``<name>`` of the base student's file of that name.
+        """
         ...
