@@ -1,12 +1,14 @@
 """A student's files as patches against the base student's, built at export: kept only where the student stays as it is.
 
-What a patch gives is what the device will run, so it is what is published; the exact weights stay in the cloud. The
-cheapest coding of ``LADDER`` is taken with which the patched student, on public clips of its selection, agrees with the
-exported one (which agrees with torch, see distill/export.py); where none does, whole files are published.
+What a patch gives is what the device will run, so it is what is published. Each file gets the cheapest coding of
+``LADDER`` with which it agrees, on public clips of the selection, with the exported one (which agrees with torch, see
+distill/export.py); where none does, the whole file is published.
 """
 
+import functools
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,13 +27,15 @@ from isthmus.proto.patch import Span, apply_patch, make_patch
 log = logging.getLogger(__name__)
 
 MOST_ERROR: Final = 0.01
-"""Relative error, |patched - exported| / |exported| over all clips, of every encoder and compressor."""
+"""Relative error of a file's outputs: |patched - exported| / |exported| over all clips."""
 LEAST_AGREEMENT: Final = 0.99
 """Share of clips to which every head gives the same class."""
 MOST_CLIPS: Final = 128
 """More clips would say little more, and every personalisation waits for it."""
 LEAST_VALUES: Final = 256
 """Smaller tensors travel as they are."""
+
+ENCODERS: Final = ("audio_encoder.onnx", "visual_encoder.onnx")
 
 _BATCH_CLIPS: Final = 16
 
@@ -56,49 +60,45 @@ LADDER: Final = (
 """Cheapest first."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Of a patched student with the exported one: the largest relative error, the least share of same answers."""
-
-    error: float
-    same_class: float
-
-    @property
-    def good(self) -> bool:
-        return self.error <= MOST_ERROR and self.same_class >= LEAST_AGREEMENT
-
-
 def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays) -> list[Path]:
     """Replaces each file that has a patch by what the patch gives; returns all files, with the patches beside them.
 
-    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``.
+    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``. Each file
+    gets the cheapest coding with which it is near enough to what was exported, on the same inputs; where the student
+    as a whole then answers otherwise, the cheapest codings are given up one after the other.
     """
     exported = {path.name: path.read_bytes() for path in files}
     bases = {name: found for name, content in exported.items() if (found := _against(base_dir / name, content))}
     if not bases:
         log.info("no patch: no file of the student has the layout of the base student's")
         return list(files)
-    subset = clips.subset(np.unique(np.linspace(0, len(clips.names) - 1, MOST_CLIPS).astype(np.int64)))
-    expected = answers(exported, subset)
-    for coding in LADDER:
-        patches, patched = {}, dict(exported)
-        for name, (base, weights) in bases.items():
-            patch = make_patch(base, exported[name], weights, coding=coding.number_type, levels=coding.levels)
-            if len(patch) < len(exported[name]):
-                patches[name], patched[name] = patch, apply_patch(base, patch)
-        agreement = compare(expected, answers(patched, subset))
-        log.info(
-            "patches in %s: %d bytes for files of %d; error %.2g, same class %.1f %%: %s",
-            coding,
-            sum(map(len, patches.values())),
-            sum(len(exported[name]) for name in patches),
-            agreement.error,
-            100 * agreement.same_class,
-            "taken" if agreement.good else "not good enough",
-        )
-        if agreement.good:
-            return _write(files, patches, patched)
-    log.info("no patch: none agrees well enough with the exported student")
+    world = _World(exported, clips.subset(np.unique(np.linspace(0, len(clips.names) - 1, MOST_CLIPS).astype(np.int64))))
+
+    @functools.cache
+    def coded(name: str, coding: Coding) -> tuple[bytes, bytes, float]:
+        base, weights = bases[name]
+        patch = make_patch(base, exported[name], weights, coding=coding.number_type, levels=coding.levels)
+        content = apply_patch(base, patch)
+        return patch, content, world.error(name, content)
+
+    for first in range(len(LADDER)):
+        chosen: dict[str, Coding] = {}
+        for name in bases:
+            for coding in LADDER[first:]:
+                patch, _, error = coded(name, coding)
+                if error <= MOST_ERROR and len(patch) < len(exported[name]):
+                    chosen[name] = coding
+                    break
+        patched = {name: coded(name, coding)[1] for name, coding in chosen.items()}
+        same_class = world.same_class({**exported, **patched})
+        if chosen and same_class >= LEAST_AGREEMENT:
+            for name, coding in chosen.items():
+                patch, _, error = coded(name, coding)
+                sizes = len(patch), len(exported[name])
+                log.info("%s: a patch in %s, %d bytes for %d, relative error %.2g", name, coding, *sizes, error)
+            log.info("the patched student gives %.1f %% of the clips the same class", 100 * same_class)
+            return _write(files, {name: coded(name, coding)[0] for name, coding in chosen.items()}, patched)
+    log.info("no patch: none is near enough to the exported student")
     return list(files)
 
 
@@ -123,34 +123,50 @@ def weight_spans(content: bytes) -> list[Span]:
     return spans
 
 
-def answers(files: Mapping[str, bytes], clips: ClipArrays) -> dict[str, FloatArray]:
-    """What each file gives on the clips, by its name and output: heads and compressors get these encoders' features."""
-    rows = range(len(clips.names))
-    spectrograms = (clips.spectrograms_NFT[row] for row in rows)
-    frames = (evaluation_frames(clips.frames_NKHWC[row], clips.spec) for row in rows)
-    encoded = {
-        "audio_encoder.onnx": _encoded(files["audio_encoder.onnx"], spectrograms),
-        "visual_encoder.onnx": _encoded(files["visual_encoder.onnx"], frames),
-    }
-    made = dict(encoded)
-    for name in sorted(files.keys() - encoded.keys()):
-        session = _session(files[name])
-        feed = dict(zip([node.name for node in session.get_inputs()], encoded.values(), strict=True))
-        for node, values in zip(session.get_outputs(), session.run(None, feed), strict=True):
-            made[f"{name}/{node.name}"] = values
-    return made
+class _World:
+    """The clips, and what the exported student gives on them."""
 
+    def __init__(self, exported: Mapping[str, bytes], clips: ClipArrays) -> None:
+        self._clips = clips
+        self._encoded: dict[bytes, FloatArray] = {}
+        self._features = [self._encode(name, exported[name]) for name in ENCODERS]
+        self._expected = {name: self._run(name, content, self._features) for name, content in exported.items()}
 
-def compare(expected: Mapping[str, FloatArray], got: Mapping[str, FloatArray]) -> Agreement:
-    """Of two students' ``answers`` on the same clips."""
-    errors, same = [0.0], [1.0]
-    for name, expected_NX in expected.items():
-        if "_head.onnx" in name:
-            same.append(float((expected_NX.argmax(axis=1) == got[name].argmax(axis=1)).mean()))
-        else:
-            scale = float(np.linalg.norm(expected_NX))
-            errors.append(float(np.linalg.norm(got[name] - expected_NX)) / (scale or 1.0))
-    return Agreement(max(errors), min(same))
+    def error(self, name: str, content: bytes) -> float:
+        """|this - exported| / |exported| of a file's outputs, on the exported student's inputs; the largest of them."""
+        pairs = zip(self._expected[name], self._run(name, content, self._features), strict=True)
+        return max(float(np.linalg.norm(got - known) / (np.linalg.norm(known) or 1.0)) for known, got in pairs)
+
+    def same_class(self, files: Mapping[str, bytes]) -> float:
+        """Share of clips to which a student gives the exported one's class; the least over its heads."""
+        features = [self._encode(name, files[name]) for name in ENCODERS]
+        heads = [name for name in files if name.endswith("_head.onnx")]
+        answers = {name: self._run(name, files[name], features)[0].argmax(axis=1) for name in heads}
+        return min(float((answers[name] == self._expected[name][0].argmax(axis=1)).mean()) for name in heads)
+
+    def _run(self, name: str, content: bytes, features: Sequence[FloatArray]) -> list[FloatArray]:
+        if name in ENCODERS:
+            return [self._encode(name, content)]
+        session = _session(content)
+        feed = dict(zip([node.name for node in session.get_inputs()], features, strict=True))
+        outputs: list[FloatArray] = session.run(None, feed)
+        return outputs
+
+    def _encode(self, name: str, content: bytes) -> FloatArray:
+        key = hashlib.sha256(content).digest()
+        if key not in self._encoded:
+            clips, session = self._clips, _session(content)
+            (node,) = session.get_inputs()
+            outputs = []
+            for start in range(0, len(clips.names), _BATCH_CLIPS):
+                rows = range(start, min(start + _BATCH_CLIPS, len(clips.names)))
+                if name == ENCODERS[0]:
+                    batch = np.stack([np.asarray(clips.spectrograms_NFT[row], np.float32) for row in rows])
+                else:
+                    batch = np.stack([evaluation_frames(clips.frames_NKHWC[row], clips.spec) for row in rows])
+                outputs.append(session.run(None, {node.name: batch})[0])
+            self._encoded[key] = np.concatenate(outputs)
+        return self._encoded[key]
 
 
 def _against(base_path: Path, content: bytes) -> tuple[bytes, list[Span]] | None:
@@ -174,24 +190,6 @@ def _write(files: Sequence[Path], patches: Mapping[str, bytes], patched: Mapping
             beside.write_bytes(patches[path.name])
             written.append(beside)
     return sorted(written)
-
-
-def _encoded(content: bytes, clips: Iterable[FloatArray]) -> FloatArray:
-    session = _session(content)
-    (node,) = session.get_inputs()
-    outputs = [session.run(None, {node.name: np.stack(batch)})[0] for batch in _batches(clips)]
-    return np.concatenate(outputs)
-
-
-def _batches(clips: Iterable[FloatArray]) -> Iterator[list[FloatArray]]:
-    batch: list[FloatArray] = []
-    for clip in clips:
-        batch.append(np.asarray(clip, np.float32))
-        if len(batch) == _BATCH_CLIPS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _session(content: bytes) -> Any:

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isthmus.data.encode import write_flv, write_wav
 from isthmus.edge.agent import Answering, Phase, answering
 from isthmus.edge.capture import replay
 from isthmus.edge.cli import app
-from isthmus.edge.clips import ClipPlan, plan_clips
+from isthmus.edge.clips import ClipPlan
 from isthmus.edge.device_run import DeviceRun, InferConfig
 from isthmus.edge.device_state import DeviceState
 from isthmus.edge.link import MemoryCloud, MemoryLink
@@ -26,31 +25,6 @@ from isthmus.edge.report import write_report
 from isthmus.edge.runtime import Observer, RunConfig, Runtime, Stopped
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage
-
-EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
-TAKES = 4
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen short synthetic clips in CREMA-D's layout."""
-    root = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for folder in ("AudioWAV", "VideoFlash"):
-        (root / folder).mkdir()
-    for number in range(TAKES):
-        for index, emotion in enumerate(EMOTIONS):
-            name = f"1001_A{number:02}_{emotion}_XX"
-            sound_T = (0.3 * np.sin(np.arange(8_000) * (0.05 + 0.05 * index))).astype(np.float32)
-            pictures = rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
-            write_wav(root / "AudioWAV" / f"{name}.wav", sound_T, 16_000)
-            write_flv(root / "VideoFlash" / f"{name}.flv", pictures, 12, sound_T, 16_000)
-    return root
-
-
-@pytest.fixture
-def plan(clips: Path) -> ClipPlan:
-    return plan_clips(clips, seed=1)
 
 
 class Clock:
