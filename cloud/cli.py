@@ -179,7 +179,7 @@ def jobs(state: _State = None, database: _DatabaseUrl = None) -> None:
                     job.job_id,
                     job.device_id,
                     job.stage.value,
-                    f"{job.round + 1}/{job.rounds}",
+                    f"{job.round + 1}/{job.rounds}{' settled' if job.settled else ''}",
                     f"{job.progress:.0%}",
                     f"{sum(job.stage_seconds.values()):.1f}",
                     _when(job.created_s),

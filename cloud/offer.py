@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Offer:
-    """``rounds`` is the recipe's own number; ``epochs`` bounds what a device may ask for instead."""
+    """``rounds`` is the recipe's own number; ``epochs`` bounds what a device may ask for instead.
+
+    ``settled_at``: the overlap of two rounds' selections from which on no more rounds are asked for; None: never.
+    """
 
     release_hash: str
     classes: tuple[str, ...]
@@ -21,6 +24,7 @@ class Offer:
     epochs: int
     min_cluster: int
     base_dir: Path
+    settled_at: float | None = None
 
 
 def offer_of(release: "Release") -> Offer:
@@ -36,4 +40,5 @@ def offer_of(release: "Release") -> Offer:
         epochs=recipe.personalise.train.epochs,
         min_cluster=recipe.personalise.min_cluster,
         base_dir=release.base_dir,
+        settled_at=recipe.personalise.settled_at,
     )

@@ -1,11 +1,14 @@
 """AllDistill students of a release, and the base student that every new device gets."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from isthmus.distill.export import export_student
+from isthmus.distill.measure import measure_public
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.personalise import all_distill, train_heads
 from isthmus.distill.release import Release, save_weights
@@ -51,5 +54,9 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
         return
     heads = base_heads(release, 0, device, on_epoch)
     part = release.base_dir.with_name("base.part")
-    export_student(release, release.student(0), heads, part)
+    student = release.student(0)
+    export_student(release, student, heads, part)
+    everything = np.arange(len(release.public.names), dtype=np.int64)
+    measured = measure_public(release, student, heads, everything, device)
+    (part / "measured.json").write_text(json.dumps(asdict(measured)))
     part.replace(release.base_dir)

@@ -89,7 +89,7 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
     ]
     if heads is not None:
         heads = heads.cpu().eval()
-        local = _Probabilities(heads[1.0] if 1.0 in heads.ratios else heads[min(heads.ratios)])
+        local = _Probabilities(heads[heads.local_ratio])
         files.append(_export(local, pair, names, ("probabilities_BC",), out_dir / "local_head.onnx"))
         for ratio in heads.ratios:
             path = out_dir / f"compressor_r{ratio_name(ratio)}.onnx"

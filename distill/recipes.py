@@ -79,8 +79,13 @@ class PersonaliseConfig:
     """n of SelectData; the paper does not give it (spec 1, section 6)."""
     clips_per_cluster: int = 3
     min_cluster: int = 3
+    settled_at: float | None = None
+    """Overlap (Jaccard) of two rounds' selections from which on the job trains to its end without another round;
+    None asks for every round (distill/settling.py)."""
 
     def __post_init__(self) -> None:
+        if self.settled_at is not None and not 0 < self.settled_at <= 1:
+            raise ValueError(f"settled_at is {self.settled_at:g}; an overlap is above 0 and at most 1, or None")
         if self.strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}")
 

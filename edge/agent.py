@@ -4,12 +4,15 @@ The runtime performs actions and reports what happened as events; it never decid
 the present phase changes nothing, so late, doubled or reordered events are harmless. The state is small and is
 written to disk after every step: a device that restarts says ``Started`` and goes on where it was.
 
-    ENROL -> FETCH base -> VERIFY -> SWAP -> ENCODE -> UPLOAD -> WATCH -> FETCH final -> VERIFY -> SWAP -> SERVE
-                                               ^                   |
-                                               +- VERIFY <- FETCH interim (a later round)
+    ENROL -> FETCH base -> VERIFY -> SWAP -> ENCODE -> UPLOAD -> WATCH -> FETCH final -> VERIFY -> JUDGE
+                                               ^                   |                                 |  |
+                                               +- VERIFY <- FETCH interim (a later round)     refused|  +-> SWAP
+                                                                                                     v       v
+                                                                                                     SERVE <-+
 
 A student becomes the current one only by ``Swap``, and ``Swap`` is asked for only after ``Verified`` for that very
-student. An interim student makes prototypes and is never swapped in: it cannot answer.
+student, and for a final one after ``Judged`` accepted it: a refused student stays installed, and the present one goes
+on. An interim student makes prototypes and is never swapped in: it cannot answer.
 """
 
 from collections.abc import Sequence
@@ -29,6 +32,7 @@ class Phase(Enum):
     ENROL = "enrol"
     FETCH = "fetch"
     VERIFY = "verify"
+    JUDGE = "judge"
     SWAP = "swap"
     ENCODE = "encode"
     UPLOAD = "upload"
@@ -58,7 +62,8 @@ class State:
     """``wanted_id``: the student being fetched ("" = the newest). ``active_id``: the one in use. ``base_id``: the one
     that personalisation began with. ``round``: of the prototypes being made or last sent. ``uploaded_round``: the
     last one the cloud has acknowledged. ``attempt`` counts tries since the link last worked, ``refusals`` those that
-    failed for another reason than the link."""
+    failed for another reason than the link. ``verdict``: what came of comparing the last final student with the one
+    in use; ``refused_id``: that student, where it was refused."""
 
     phase: Phase = Phase.ENROL
     purpose: Purpose = Purpose.BASE
@@ -73,6 +78,8 @@ class State:
     refusals: int = 0
     retry_at_s: float | None = None
     failure: str = ""
+    verdict: str = ""
+    refused_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,15 @@ class Fetched:
 @dataclass(frozen=True)
 class Verified:
     student_id: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verified student was compared with the one in use."""
+
+    student_id: str
+    accept: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,7 @@ Event = (
     | Enrolled
     | Fetched
     | Verified
+    | Judged
     | Swapped
     | Encoded
     | Accepted
@@ -178,6 +195,14 @@ class Verify:
     """Check sizes, hashes and signature of the fetched student, and that it runs."""
 
     student_id: str
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compare the verified student with the one in use, on the device's own clips."""
+
+    old_id: str
+    new_id: str
 
 
 @dataclass(frozen=True)
@@ -229,7 +254,7 @@ class Stop:
     reason: str
 
 
-Action = Enrol | Fetch | Verify | Swap | MakePrototypes | Upload | Watch | Wait | Serve | Stop
+Action = Enrol | Fetch | Verify | Judge | Swap | MakePrototypes | Upload | Watch | Wait | Serve | Stop
 
 
 def answering(state: State) -> Answering:
@@ -282,6 +307,8 @@ def _due(state: State) -> Action:
             return Fetch(state.wanted_id)
         case Phase.VERIFY:
             return Verify(state.wanted_id)
+        case Phase.JUDGE:
+            return Judge(state.active_id, state.wanted_id)
         case Phase.SWAP:
             return Swap(state.wanted_id)
         case Phase.ENCODE:
@@ -295,6 +322,9 @@ def _due(state: State) -> Action:
             return Serve()
         case Phase.STOPPED:
             return Stop(state.failure)
+
+
+_AFTER_VERIFY = {Purpose.BASE: Phase.SWAP, Purpose.INTERIM: Phase.ENCODE, Purpose.FINAL: Phase.JUDGE}
 
 
 def _enter(state: State, phase: Phase, **changes: object) -> tuple[State, Sequence[Action]]:
@@ -312,7 +342,11 @@ def _finished(state: State, event: Event) -> tuple[State, Sequence[Action]]:
             verifying = replace(_link_works(state), phase=Phase.VERIFY, wanted_id=student_id)
             return verifying, (_due(verifying),)
         case Phase.VERIFY, Verified(student_id) if student_id == state.wanted_id:
-            return _enter(state, Phase.ENCODE if state.purpose is Purpose.INTERIM else Phase.SWAP)
+            return _enter(state, _AFTER_VERIFY[state.purpose])
+        case Phase.JUDGE, Judged(student_id, accept, reason) if student_id == state.wanted_id:
+            if accept:
+                return _enter(state, Phase.SWAP, verdict=reason, refused_id="")
+            return _enter(state, Phase.SERVE, verdict=reason, refused_id=student_id)
         case Phase.SWAP, Swapped(student_id) if student_id == state.wanted_id:
             if state.purpose is Purpose.BASE:
                 return _enter(state, Phase.ENCODE, active_id=student_id, base_id=student_id)

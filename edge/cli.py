@@ -110,6 +110,14 @@ def run(
     camera: Annotated[
         int | None, typer.Option("--camera", help="Afterwards answer this camera and the microphone, not new files.")
     ] = None,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard/--no-guard",
+            help="Compare a new student with the present one on the selection clips, without labels, and refuse it "
+            "where it would not pay. Without the guard a worse student is taken like a better one.",
+        ),
+    ] = True,
     again: Annotated[bool, typer.Option("--again", help="Personalise anew, from the present student.")] = False,
     name: NameOption = THIS_MACHINE,
     enrolment_key_file: KeyFileOption = None,
@@ -119,9 +127,9 @@ def run(
     """Personalise this device's student and answer clips with it.
 
     Enrols, fetches the base student, sends prototypes of the selection clips, follows the cloud's work, fetches and
-    verifies the finished student, swaps it in, and answers the test clips: through the cloud at each ratio, and
-    alone. A run that was interrupted goes on where it was. Without --once the device then keeps answering clips that
-    come into the data folder (or the camera's), until it is interrupted.
+    verifies the finished student, swaps it in if it pays, and answers the test clips: through the cloud at each ratio,
+    and alone. A run that was interrupted goes on where it was. Without --once the device then keeps answering clips
+    that come into the data folder (or the camera's), until it is interrupted.
     """
     infer = InferConfig(_ratios(ratios), number_type, latency_budget_ms / 1000)
     with clear_errors(), ending_on_sigterm():
@@ -140,6 +148,7 @@ def run(
             enrolment_key=_key(enrolment_key_file),
             seed=seed,
             rounds=rounds,
+            guard=guard,
             choices=PrototypeChoices(min_cluster, clips_per_cluster, mode, noise),
         )
         link = GrpcLink(open_channel(cloud, tls=tls, tls_ca=tls_ca))
@@ -246,6 +255,8 @@ def status(
             "job_id": agent_state.job_id,
             "student": agent_state.active_id,
             "base_student": agent_state.base_id,
+            "verdict": agent_state.verdict,
+            "refused_student": agent_state.refused_id,
             "failure": agent_state.failure,
             "uploads": len(ledger),
             "uploaded_bytes": sum(entry.message_bytes for entry in ledger),

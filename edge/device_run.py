@@ -9,7 +9,8 @@ from isthmus.edge.agent import Answered, State
 from isthmus.edge.capture import raw_bytes, replay
 from isthmus.edge.clips import ClipPlan
 from isthmus.edge.compression import Setting, choose, make_policy
-from isthmus.edge.device_state import DeviceState
+from isthmus.edge.device_state import DeviceState, StoredVerdict
+from isthmus.edge.encoder import StudentEncoder
 from isthmus.edge.inference import CloudAnswers, answer_locally, encode
 from isthmus.edge.report import ClipResult, RunFacts, build_report
 from isthmus.edge.runtime import Runtime
@@ -83,6 +84,8 @@ class DeviceRun:
             offered = ", ".join(ratio_name(ratio) for ratio in manifest.ratios)
             raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
         encoder = runtime.encoder(state.active_id)
+        # Only to tell whether refusing it was right, on clips whose label is known.
+        refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
         number_type = self._config.number_type
         settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]
         answers = CloudAnswers(
@@ -95,6 +98,9 @@ class DeviceRun:
                 result = self._result(encoded.name, encoded.label)
                 result.encoded = encoded
                 result.local = answer_locally(encoder, encoded.features, runtime.clock)
+                if refused is not None and encoded.label is not None:
+                    of_refused = encode(refused, taken, runtime.spec, runtime.clock).features
+                    result.refused = answer_locally(refused, of_refused, runtime.clock)
                 for setting in settings:
                     result.cloud[setting.ratio] = answers.ask(encoded.features, setting)
                     if result.cloud[setting.ratio].probabilities_C is not None:
@@ -128,16 +134,23 @@ class DeviceRun:
             uploads=tuple(self._device.ledger()),
             up_bytes=dict(traffic.up_bytes),
             down_bytes=dict(traffic.down_bytes),
-            downloaded_bytes=dict(record.downloaded_bytes),
+            downloads=record.downloads,
             raw_selection_bytes=raw_bytes(self._plan.selection),
             raw_test_bytes=raw_bytes(self._plan.test),
             job=record.job,
             stage_s=record.stage_s,
             wall_s=wall_s,
             failure=state.failure,
+            verdict=state.verdict,
+            refused_id=state.refused_id,
+            compared=self._compared(state),
             link=self._link_facts(ratios),
         )
         return build_report(facts, [self._results[name] for name in sorted(self._results)])
+
+    def _compared(self, state: State) -> StoredVerdict | None:
+        stored = self._device.verdict()
+        return stored if stored is not None and stored.reason == state.verdict else None
 
     def _link_facts(self, ratios: tuple[float, ...]) -> dict[str, float | str | None]:
         estimate = self.runtime.estimate

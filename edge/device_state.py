@@ -3,6 +3,7 @@
     <root>/credentials.json   the enrolment with its secret token; readable by the owner only
     <root>/agent.json         the agent's state after its last step
     <root>/ledger.json        every upload of prototypes: what left the device, and the privacy budget it spent
+    <root>/verdict.json       the last comparison of a new student with the one in use
 
 Each file is replaced as a whole by one rename, so a kill leaves the old or the new one.
 """
@@ -34,6 +35,22 @@ class LedgerEntry:
     message_bytes: int
     epsilon: float | None
     sent_s: float
+
+
+@dataclass(frozen=True)
+class StoredVerdict:
+    """What the guard said of ``new_id`` in place of ``old_id``. ``old``, ``new``: estimates of accuracy by name."""
+
+    old_id: str
+    new_id: str
+    accept: bool
+    reason: str
+    estimator: str
+    margin: float
+    clips: int
+    changed: int
+    old: dict[str, float]
+    new: dict[str, float]
 
 
 class DeviceState:
@@ -88,6 +105,19 @@ class DeviceState:
         if any(known.idempotency_key == entry.idempotency_key for known in self.ledger()):
             return
         self._write("ledger.json", {"uploads": [asdict(known) for known in (*self.ledger(), entry)]})
+
+    def verdict(self) -> StoredVerdict | None:
+        """The last comparison of two students; None before the first."""
+        raw = self._read("verdict.json")
+        if raw is None:
+            return None
+        try:
+            return StoredVerdict(**raw)
+        except TypeError as error:
+            raise self._corrupt("verdict.json") from error
+
+    def save_verdict(self, verdict: StoredVerdict) -> None:
+        self._write("verdict.json", asdict(verdict))
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.root / name

@@ -73,8 +73,12 @@ class StudentEncoder:
 
     def local_probabilities(self, features: Features) -> FloatArray:
         """(C,): the device's own answer, without the cloud. Interim students cannot give one (Corrupt)."""
-        probabilities_C: FloatArray = self._probabilities(LOCAL_HEAD, (features,))[0]
+        probabilities_C: FloatArray = self.local_probabilities_of((features,))[0]
         return probabilities_C
+
+    def local_probabilities_of(self, features: Sequence[Features]) -> FloatArray:
+        """(N, C): the device's own answers to many clips."""
+        return self._probabilities(LOCAL_HEAD, features)
 
     def compress(self, features: Features, ratio: float) -> Features:
         """To width floor(D / ratio), by the student's module of that ratio."""

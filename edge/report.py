@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.edge.device_state import LedgerEntry
+from isthmus.edge.device_state import LedgerEntry, StoredVerdict
+from isthmus.edge.download import Tally
 from isthmus.edge.inference import Answer, Encoded, accuracy
 from isthmus.edge.student_slot import disk_errors
 from isthmus.proto.messages import JobStatus, ratio_name
@@ -19,13 +20,15 @@ FORMAT = 1
 @dataclass
 class ClipResult:
     """One test clip. ``before``: the student that personalisation began with, on the device alone; ``local``: the
-    finished student, likewise; ``cloud``: the finished student's features answered by the cloud, by ratio."""
+    finished student, likewise; ``cloud``: the finished student's features answered by the cloud, by ratio; ``refused``:
+    the student that was not taken, on the device alone, where the clip's label is known."""
 
     name: str
     label: int | None
     before: Answer | None = None
     local: Answer | None = None
     cloud: dict[float, Answer] = field(default_factory=dict)
+    refused: Answer | None = None
     encoded: Encoded | None = None
 
 
@@ -48,13 +51,16 @@ class RunFacts:
     uploads: tuple[LedgerEntry, ...]
     up_bytes: dict[str, int]
     down_bytes: dict[str, int]
-    downloaded_bytes: dict[str, int]
+    downloads: dict[str, Tally]
     raw_selection_bytes: int
     raw_test_bytes: int
     job: JobStatus | None
     stage_s: dict[str, float]
     wall_s: float
     failure: str
+    verdict: str
+    refused_id: str
+    compared: StoredVerdict | None
     link: dict[str, float | str | None]
 
 
@@ -70,8 +76,14 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         "device": {"name": facts.device_name, "id": facts.device_id, "cloud": facts.cloud},
         "settings": {"seed": facts.seed, "number_type": facts.number_type, "ratios": list(facts.ratios)},
         "classes": list(facts.classes),
-        "students": {"base": facts.base_id, "interim": list(facts.interim_ids), "final": facts.final_id},
+        "students": {
+            "base": facts.base_id,
+            "interim": list(facts.interim_ids),
+            "final": facts.final_id,
+            "refused": facts.refused_id,
+        },
         "failure": facts.failure,
+        "guard": _guard(facts, clips),
         "clips": {
             "selection": list(facts.selection_names),
             "test": [clip.name for clip in clips],
@@ -110,7 +122,8 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
                 "inference_all": facts.up_bytes.get("inference", 0),
             },
             "down": facts.down_bytes,
-            "student_files": facts.downloaded_bytes,
+            "student_files": {stage: tally.came_bytes for stage, tally in facts.downloads.items()},
+            "student_files_whole": {stage: tally.whole_bytes for stage, tally in facts.downloads.items()},
             "up_per_clip": {
                 name: total / max(1, sum(a is not None and a.up_bytes > 0 for a in cloud_of[name]))
                 for name, total in inference_bytes.items()
@@ -126,6 +139,8 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
             "id": job.job_id,
             "stage": job.stage.value,
             "rounds": job.rounds,
+            "rounds_done": job.round + 1,
+            "settled": job.settled,
             "selected_per_class": list(job.selected_per_class),
             "stage_seconds": job.stage_seconds,
             "error": job.error,
@@ -155,6 +170,27 @@ def rss_bytes() -> int:
     return resident_pages * resource.getpagesize()
 
 
+def _guard(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any] | None:
+    """How the new student came to be taken or refused; ``right`` where the labels of the test clips can tell."""
+    if not facts.verdict:
+        return None
+    compared, accepted = facts.compared, not facts.refused_id
+    labels = [clip.label for clip in clips]
+    old = accuracy([_predicted(clip.before) for clip in clips], labels)
+    new = accuracy([_predicted(clip.local if accepted else clip.refused) for clip in clips], labels)
+    return {
+        "accepted": accepted,
+        "reason": facts.verdict,
+        "estimator": compared.estimator if compared else None,
+        "margin": compared.margin if compared else None,
+        "clips": compared.clips if compared else 0,
+        "changed": compared.changed if compared else 0,
+        "estimates": {"old": compared.old, "new": compared.new} if compared else None,
+        "true_accuracy": {"old": old, "new": new},
+        "right": accepted == (new >= old) if old is not None and new is not None and compared else None,
+    }
+
+
 def _predicted(answer: Answer | None) -> int | None:
     return None if answer is None else answer.predicted
 
@@ -166,6 +202,7 @@ def _prediction(clip: ClipResult) -> dict[str, Any]:
         "label": clip.label,
         "before": _predicted(clip.before),
         "local": _predicted(clip.local),
+        "refused": _predicted(clip.refused),
         "cloud": {ratio_name(ratio): answer.predicted for ratio, answer in clip.cloud.items()},
         "cloud_errors": {ratio_name(ratio): answer.error for ratio, answer in clip.cloud.items() if answer.error},
         "probabilities": {

@@ -7,7 +7,7 @@ process may be killed at any point and goes on when it is started again.
 import random
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,16 +16,17 @@ from isthmus.data.transforms import InputSpec
 from isthmus.edge import agent
 from isthmus.edge.capture import Clock
 from isthmus.edge.compression import LinkEstimate, observe_transfer
-from isthmus.edge.device_state import DeviceState, LedgerEntry
-from isthmus.edge.download import fetch_student
+from isthmus.edge.device_state import DeviceState, LedgerEntry, StoredVerdict
+from isthmus.edge.download import Tally, fetch_student
 from isthmus.edge.encoder import StudentEncoder, load_test
+from isthmus.edge.guard import Outputs, judge
 from isthmus.edge.link import Link
 from isthmus.edge.outbox import Entry, Outbox
-from isthmus.edge.selection_pass import PrototypeChoices, prototypes_of
+from isthmus.edge.selection_pass import PrototypeChoices, encode_selection, prototypes_from
 from isthmus.edge.student_slot import StudentSlot
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.errors import InvalidInput, IsthmusError, WrongState
-from isthmus.proto.messages import Enrolment, JobStatus, Prototypes
+from isthmus.proto.messages import Enrolment, Features, JobStatus, Prototypes
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 
@@ -35,12 +36,13 @@ class Stopped(IsthmusError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a person chooses. ``rounds`` 0 leaves it to the cloud."""
+    """What a person chooses. ``rounds`` 0 leaves it to the cloud. ``guard``: only a new student that pays is taken."""
 
     device_name: str
     enrolment_key: str = ""
     seed: int = 0
     rounds: int = 0
+    guard: bool = True
     choices: PrototypeChoices = field(default_factory=PrototypeChoices)
 
 
@@ -68,7 +70,7 @@ class Record:
     job: JobStatus | None = None
     interim_ids: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
-    downloaded_bytes: Counter[str] = field(default_factory=Counter)
+    downloads: dict[str, Tally] = field(default_factory=dict)
 
     def add(self, stage: str, seconds: float) -> None:
         self.stage_s[stage] = self.stage_s.get(stage, 0.0) + seconds
@@ -107,6 +109,7 @@ class Runtime:
         self._slot: StudentSlot | None = None
         self._enrolment: Enrolment | None = None
         self._encoder: tuple[str, StudentEncoder] | None = None
+        self._encoded: tuple[str, dict[str, Features]] = ("", {})
         self.state = device.agent()
         enrolment = device.enrolment()
         if enrolment is not None:
@@ -182,13 +185,23 @@ class Runtime:
 
     def make_prototypes(self, student_id: str) -> Prototypes:
         """Encodes the selection clips with the student. Raises BadPrototypes where too few can be used."""
-        return prototypes_of(
-            self._selection,
-            self.encoder(student_id),
-            self.spec,
+        encoder = self.encoder(student_id)
+        encoded = {name: features for name, (features,) in self._encode_selection((encoder,)).items()}
+        if student_id == self.state.active_id:
+            self._encoded = (student_id, encoded)  # Kept for the guard: a later student is compared with this one.
+        return prototypes_from(
+            tuple(encoded.values()),
+            encoder,
             self.config.choices,
             classes=len(self.enrolment.classes),
             seed=self.config.seed,
+        )
+
+    def _encode_selection(self, encoders: Sequence[StudentEncoder]) -> dict[str, tuple[Features, ...]]:
+        return encode_selection(
+            self._selection,
+            encoders,
+            self.spec,
             clock=self.clock,
             on_clip=self.observer.on_clip,
             on_damage=self.damage,
@@ -233,6 +246,8 @@ class Runtime:
                 return self._fetch(student_id)
             case agent.Verify(student_id):
                 return self._verify(student_id)
+            case agent.Judge(old_id, new_id):
+                return self._judge(old_id, new_id)
             case agent.Swap(student_id):
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
@@ -267,10 +282,12 @@ class Runtime:
             return agent.Fetched(student_id)
         stage = f"student_{self.state.purpose.value}"
         began_s = self.clock()
-        fetched_id, fetched_bytes = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes)
+        tally = self.record.downloads.setdefault(stage, Tally())
+        before_bytes = tally.came_bytes
+        fetched_id = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes, tally)
+        fetched_bytes = tally.came_bytes - before_bytes
         # The one bulk transfer a device makes. It goes down, and stands for the way up until there is better.
         self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
-        self.record.downloaded_bytes[stage] += fetched_bytes
         return agent.Fetched(fetched_id)
 
     def _verify(self, student_id: str) -> agent.Event:
@@ -287,6 +304,49 @@ class Runtime:
         elif manifest.kind == "interim":
             raise InvalidInput("the cloud offers an unfinished student as a finished one")
         return agent.Verified(student_id)
+
+    def _judge(self, old_id: str, new_id: str) -> agent.Event:
+        """Both students on the selection clips, each decoded once; none where the present student's are still known."""
+        if not self.config.guard:
+            return agent.Judged(new_id, True, "not compared with the student before: the guard is off")
+        old, new = self.encoder(old_id), StudentEncoder(self.slot.installed(new_id).folder)
+        known_id, known = self._encoded
+        if known_id == old_id:
+            of_new = {name: features for name, (features,) in self._encode_selection((new,)).items()}
+            pairs = [(known[name], features) for name, features in of_new.items() if name in known]
+        else:
+            pairs = [(before, after) for before, after in self._encode_selection((old, new)).values()]
+        if not pairs:
+            return agent.Judged(new_id, False, "no selection clip could be used to compare the new student by")
+        outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
+        outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
+        try:
+            verdict = judge(outputs_old, outputs_new)
+        except ValueError as error:
+            return agent.Judged(new_id, False, f"the new student cannot be judged: {error}")
+        self._device.save_verdict(
+            StoredVerdict(
+                old_id,
+                new_id,
+                verdict.accept,
+                verdict.reason,
+                verdict.rule.estimator.value,
+                verdict.rule.margin,
+                verdict.clips,
+                verdict.changed,
+                verdict.old,
+                verdict.new,
+            )
+        )
+        return agent.Judged(new_id, verdict.accept, verdict.reason)
+
+    def _outputs(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> Outputs:
+        measured = self.slot.installed(student_id).manifest.measured
+        return Outputs(
+            encoder.local_probabilities_of(features),
+            encoder.teacher_probabilities(features),
+            None if measured is None else measured.atc_threshold,
+        )
 
     def _fill_outbox(self, student_id: str, round: int) -> agent.Event:
         """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""

@@ -13,7 +13,7 @@ from isthmus.edge.encoder import StudentEncoder
 from isthmus.edge.inference import encode
 from isthmus.edge.prototypes import each_clip, make_prototypes
 from isthmus.proto.errors import BadPrototypes
-from isthmus.proto.messages import Prototypes, UploadMode
+from isthmus.proto.messages import Features, Prototypes, UploadMode
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,33 @@ def prototypes_of(
     on_clip: Callable[[int, int], None],
     on_damage: Callable[[Damage], None],
 ) -> Prototypes:
-    """Labels are never read. Raises BadPrototypes where too few clips can be used, Corrupt for a student that fails.
+    """Labels are never read. Raises BadPrototypes where too few clips can be used, Corrupt for a student that fails."""
+    encoded = encode_selection(refs, (encoder,), spec, clock=clock, on_clip=on_clip, on_damage=on_damage)
+    features = [of_student for (of_student,) in encoded.values()]
+    return prototypes_from(features, encoder, choices, classes=classes, seed=seed)
 
-    Of each clip only its two feature vectors stay in memory.
-    """
-    features = []
+
+def encode_selection(
+    refs: Sequence[ClipRef],
+    encoders: Sequence[StudentEncoder],
+    spec: InputSpec,
+    *,
+    clock: Clock,
+    on_clip: Callable[[int, int], None],
+    on_damage: Callable[[Damage], None],
+) -> dict[str, tuple[Features, ...]]:
+    """By a clip's name, its features from each of the students; every clip is decoded once, and then forgotten."""
+    encoded: dict[str, tuple[Features, ...]] = {}
     for taken in replay(refs, spec, clock, on_damage):
-        features.append(encode(encoder, taken, spec, clock).features)
-        on_clip(len(features), len(refs))
+        encoded[taken.ref.name] = tuple(encode(encoder, taken, spec, clock).features for encoder in encoders)
+        on_clip(len(encoded), len(refs))
+    return encoded
+
+
+def prototypes_from(
+    features: Sequence[Features], encoder: StudentEncoder, choices: PrototypeChoices, *, classes: int, seed: int
+) -> Prototypes:
+    """What may leave of these clips. Raises BadPrototypes where they are too few."""
     probabilities_NC = encoder.teacher_probabilities(features) if features else np.zeros((0, classes), np.float32)
     if choices.mode is UploadMode.PROBABILITIES:
         return each_clip(probabilities_NC)

@@ -1,6 +1,7 @@
 """The versions of the student on this device: staged, verified, swapped in, rolled back.
 
-    <root>/staging/<student id>/        manifest, signature and files as they arrive (``.part`` until whole)
+    <root>/staging/<student id>/        manifest, signature and files as they arrive (``.part`` until whole);
+                                        ``<file>.whole`` where a patch did not give the file, which then comes whole
     <root>/versions/<student id>/       verified, and seen to run
     <root>/current, <root>/previous     symbolic links into versions/, replaced by one rename
 
@@ -22,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from isthmus.proto.convert import identifier, manifest_from_bytes
 from isthmus.proto.errors import Corrupt, IsthmusError, StorageFull, WrongState
-from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
+from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
+from isthmus.proto.patch import apply_patch
 
 MANIFEST = "manifest.pb"
 SIGNATURE = "manifest.sig"
@@ -53,6 +55,7 @@ class StudentSlot:
         self._previous = root / "previous"
         self._public_key = Ed25519PublicKey.from_public_bytes(public_key)
         self._load_test = load_test
+        self._bases: dict[bytes, Path] = {}
         with disk_errors():
             self._staging.mkdir(parents=True, exist_ok=True)
             self._versions.mkdir(exist_ok=True)
@@ -60,8 +63,9 @@ class StudentSlot:
     def begin(self, signed: SignedManifest, expected_id: str = "") -> StudentManifest:
         """Opens staging for a student, keeping what an earlier try has brought of the same manifest.
 
-        Files that an installed student holds already (same SHA-256) are copied from it. Raises Corrupt for a wrong
-        signature or another student than ``expected_id``, StorageFull where the disk cannot hold the rest.
+        Files that an installed student holds already (same SHA-256) are copied from it; where it holds, intact, what a
+        file's patch is against, the patch is fetched in the file's place. Raises Corrupt for a wrong signature or
+        another student than ``expected_id``, StorageFull where the disk cannot hold the rest.
         """
         self._verify_signature(signed)
         manifest = manifest_from_bytes(signed.manifest_bytes)
@@ -73,8 +77,13 @@ class StudentSlot:
             if staged.exists() and staged.read_bytes() != signed.manifest_bytes:
                 shutil.rmtree(folder)
             folder.mkdir(exist_ok=True)
-            self._reuse_installed(folder, manifest)
+            held = self._held()
+            self._reuse_installed(folder, manifest, held)
+            self._bases = _sound_bases(manifest, held)
             missing_bytes = sum(file.size_bytes - offset for file, offset in self.missing(manifest))
+            # What a patch makes needs its room too, and the patch lies beside it until it is applied.
+            wanted = {file.name for file, _ in self.missing(manifest)}
+            missing_bytes += sum(file.size_bytes for file in manifest.files if patch_name(file.name) in wanted)
             if shutil.disk_usage(folder).free < missing_bytes + SPARE_BYTES:
                 raise StorageFull(f"the disk cannot hold {missing_bytes} more bytes of student {manifest.student_id}")
             _write_durably(folder / SIGNATURE, signed.signature)
@@ -82,18 +91,22 @@ class StudentSlot:
         return manifest
 
     def missing(self, manifest: StudentManifest) -> list[tuple[StudentFile, int]]:
-        """The files that are not whole yet, each with the offset in bytes from which to go on."""
+        """What is to be fetched: files that are not whole yet, or their patches, each with the offset in bytes from
+        which to go on."""
         folder = self._staging / manifest.student_id
         incomplete = []
         for file in manifest.files:
             if not (folder / file.name).is_file():
-                part = _part(folder, file)
+                wanted = self._cheapest(folder, file)
+                part = _part(folder, wanted)
                 offset = part.stat().st_size if part.is_file() else 0
-                incomplete.append((file, offset if offset < file.size_bytes else 0))
+                incomplete.append((wanted, offset if offset < wanted.size_bytes else 0))
         return incomplete
 
     def receive(self, manifest: StudentManifest, file: StudentFile, chunks: Iterable[Chunk]) -> int:
-        """Appends the chunks to the file from where it stands and returns how many bytes came.
+        """Appends the chunks to the file (one that is ``missing``) from where it stands; returns how many bytes came.
+
+        A whole patch is applied at once. If it does not give the manifest's bytes, the file is ``missing`` as a whole.
 
         A stream that ends early leaves the part for a later try. Raises Corrupt for a chunk that does not follow
         the last, for more bytes than the manifest says, and for a whole file with another hash (the part is then
@@ -116,7 +129,11 @@ class StudentSlot:
                 stream.flush()
                 os.fsync(stream.fileno())
             if position == file.size_bytes:
-                self._accept(part, folder / file.name, file)
+                patched = next((each for each in manifest.files if patch_name(each.name) == file.name), None)
+                if patched is None:
+                    self._accept(part, folder / file.name, file)
+                else:
+                    self._accept_patch(part, folder, file, patched)
         return position - start
 
     def verify(self, student_id: str) -> Installed:
@@ -220,8 +237,14 @@ class StudentSlot:
             raise Corrupt(f"the manifest in {student_id} is that of {manifest.student_id}")
         return manifest
 
-    def _reuse_installed(self, folder: Path, manifest: StudentManifest) -> None:
-        """Copies what stands in an installed version already: what did not change is not downloaded again."""
+    def _cheapest(self, folder: Path, file: StudentFile) -> StudentFile:
+        """The patch, where this device can apply it and it has not failed before; else the file."""
+        patch = patch_file(file)
+        usable = file.patch is not None and file.patch.base_sha256 in self._bases
+        return patch if patch is not None and usable and not _came_whole(folder, file).exists() else file
+
+    def _held(self) -> dict[bytes, Path]:
+        """Where each file of the installed versions lies, by its SHA-256 as their manifests say."""
         held: dict[bytes, Path] = {}
         for version in sorted(self._versions.iterdir()):
             try:
@@ -229,6 +252,10 @@ class StudentSlot:
             except IsthmusError:
                 continue  # A damaged version has nothing to offer; using it reports the damage.
             held.update({file.sha256: version / file.name for file in known.files})
+        return held
+
+    def _reuse_installed(self, folder: Path, manifest: StudentManifest, held: dict[bytes, Path]) -> None:
+        """Copies what stands in an installed version already: what did not change is not downloaded again."""
         for file in manifest.files:
             source = held.get(file.sha256)
             if source is None or (folder / file.name).exists() or not source.is_file():
@@ -245,6 +272,23 @@ class StudentSlot:
             part.unlink()
             raise Corrupt(f"{file.name}: the hash does not match the manifest; it will be fetched again")
         os.replace(part, target)
+
+    def _accept_patch(self, part: Path, folder: Path, patch: StudentFile, file: StudentFile) -> None:
+        if _sha256(part) != patch.sha256:
+            part.unlink()
+            raise Corrupt(f"{patch.name}: the hash does not match the manifest; it will be fetched again")
+        assert file.patch is not None
+        try:
+            made = apply_patch(self._bases[file.patch.base_sha256].read_bytes(), part.read_bytes())
+        except Corrupt:
+            made = b""
+        if hashlib.sha256(made).digest() == file.sha256:
+            _write_durably(_part(folder, file), made)
+            os.replace(_part(folder, file), folder / file.name)
+        else:
+            _part(folder, file).unlink(missing_ok=True)
+            _write_durably(_came_whole(folder, file), b"")
+        part.unlink()
 
     def _check_files(self, installed: Installed) -> None:
         for file in installed.manifest.files:
@@ -267,6 +311,20 @@ def disk_errors() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull("the disk is full; free some space and it goes on") from error
         raise
+
+
+def _sound_bases(manifest: StudentManifest, held: dict[bytes, Path]) -> dict[bytes, Path]:
+    """Of what the manifest's patches are against: the files that are here, their bytes as they should be."""
+    wanted = {file.patch.base_sha256 for file in manifest.files if file.patch is not None}
+    return {
+        sha256: held[sha256]
+        for sha256 in wanted & held.keys()
+        if held[sha256].is_file() and _sha256(held[sha256]) == sha256
+    }
+
+
+def _came_whole(folder: Path, file: StudentFile) -> Path:
+    return folder / f"{file.name}.whole"
 
 
 def _part(folder: Path, file: StudentFile) -> Path:

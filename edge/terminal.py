@@ -20,6 +20,7 @@ _STAGES = {
     "fetch_final": "fetching the finished student",
     "make_prototypes": "encoding selection clips",
     "make_prototypes_again": "encoding selection clips again",
+    "judge": "comparing the new student with the present one",
     "upload": "sending prototypes",
     "watch": "the cloud is at work",
     "infer_before": "answering with the base student",
@@ -51,6 +52,8 @@ def _observer(console: Console, progress: Progress, task: TaskID) -> Observer:
 
     def job(status: JobStatus) -> None:
         detail = f"{status.stage.value.replace('_', ' ')}, round {status.round + 1} of {status.rounds}"
+        if status.settled:
+            detail += " (the selection has settled: the last)"
         if status.eta_s > 0:
             detail += f", {status.eta_s:.0f} s left"
         progress.update(task, total=1.0, completed=status.progress, detail=detail)
@@ -78,11 +81,14 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "answered by" else "right")
     table.add_row("base student, on the device", _percent(accuracy["before"]), "0", "")
     local = _median(ms["encode"]), _median(ms["local_head"])
-    table.add_row("finished student, on the device", _percent(accuracy["local"]), "0", _sum_ms(*local))
+    finished = "base student again (the new one was refused)" if report["students"]["refused"] else "finished student"
+    table.add_row(f"{finished}, on the device", _percent(accuracy["local"]), "0", _sum_ms(*local))
     for ratio, value in accuracy["cloud"].items():
         parts = _median(ms["encode"]), _median(ms["compress"][ratio]), _median(ms["round_trip"][ratio])
         table.add_row(f"through the cloud, ratio {ratio}", _percent(value), f"{sent[ratio]:,.0f}", _sum_ms(*parts))
     console.print(table)
+    if report["guard"] is not None:
+        console.print(_verdict(report["guard"]), markup=False)
     prototypes = report["prototypes"]
     console.print(
         f"What left: {report['bytes']['up']['prototypes']:,} bytes of prototypes "
@@ -104,6 +110,16 @@ def print_disclosure(console: Console, disclosure: Disclosure) -> None:
     console.print(table)
     if len(disclosure.rows) > _SHOWN_ROWS:
         console.print(f"and {len(disclosure.rows) - _SHOWN_ROWS} more; --json prints every number")
+
+
+def _verdict(guard: Mapping[str, Any]) -> str:
+    said = f"The new student was {'taken' if guard['accepted'] else 'refused'}: {guard['reason']}."
+    if guard["right"] is None:
+        return said
+    measured = f"{_percent(guard['true_accuracy']['old'])} before, {_percent(guard['true_accuracy']['new'])} after"
+    return (
+        f"{said} On the labelled test clips, alone: {measured}; the guard was {'right' if guard['right'] else 'wrong'}."
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -11,6 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
@@ -36,10 +37,12 @@ from isthmus.proto.messages import (
     InferReply,
     JobStatus,
     Prototypes,
+    PublicMeasure,
     SignedManifest,
     Stage,
     StudentFile,
     StudentManifest,
+    StudentPatch,
     UploadMode,
 )
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -210,6 +213,7 @@ def job_status_to_pb(status: JobStatus) -> pb.JobStatus:
         selected_per_class=status.selected_per_class,
         stage_seconds=status.stage_seconds,
         error=status.error[:_MAX_TEXT_CHARS],
+        settled=status.settled,
     )
 
 
@@ -238,25 +242,47 @@ def job_status_from_pb(message: pb.JobStatus) -> JobStatus:
         selected_per_class=tuple(message.selected_per_class),
         stage_seconds={_text("stage", name): seconds for name, seconds in message.stage_seconds.items()},
         error=_text("error", message.error),
+        settled=message.settled,
     )
 
 
 def student_file_to_pb(file: StudentFile) -> pb.StudentFile:
-    return pb.StudentFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256)
+    message = pb.StudentFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256)
+    if file.patch is not None:
+        message.patch.base_sha256 = file.patch.base_sha256
+        message.patch.size_bytes = file.patch.size_bytes
+        message.patch.sha256 = file.patch.sha256
+    return message
 
 
 def student_file_from_pb(message: pb.StudentFile) -> StudentFile:
     """Raises InvalidInput for a name or hash that cannot be, TooLarge for a size over the bound."""
-    if message.size_bytes > MAX_STUDENT_FILE_BYTES:
-        raise TooLarge(f"student file: {message.size_bytes} bytes; at most {MAX_STUDENT_FILE_BYTES} are accepted")
-    if message.size_bytes < 1:
+    _file_facts(message.size_bytes, message.sha256)
+    patch = None
+    if message.HasField("patch"):
+        _file_facts(message.patch.size_bytes, message.patch.base_sha256, message.patch.sha256)
+        patch = StudentPatch(message.patch.base_sha256, message.patch.size_bytes, message.patch.sha256)
+    return StudentFile(file_name(message.name), message.size_bytes, message.sha256, patch)
+
+
+def _file_facts(size_bytes: int, *hashes: bytes) -> None:
+    if size_bytes > MAX_STUDENT_FILE_BYTES:
+        raise TooLarge(f"student file: {size_bytes} bytes; at most {MAX_STUDENT_FILE_BYTES} are accepted")
+    if size_bytes < 1:
         raise InvalidInput("student file: empty")
-    if len(message.sha256) != _SHA256_BYTES:
+    if any(len(sha256) != _SHA256_BYTES for sha256 in hashes):
         raise InvalidInput("student file: the hash is not a SHA-256")
-    return StudentFile(file_name(message.name), message.size_bytes, message.sha256)
+
+
+def public_measure_from_pb(message: pb.PublicMeasure) -> PublicMeasure:
+    """Raises InvalidInput for a share or a threshold outside 0 to 1, or of no clips."""
+    if message.clips < 1 or not (0 <= message.accuracy <= 1 and 0 <= message.atc_threshold <= 1):
+        raise InvalidInput("student: what was measured on public clips is out of bounds")
+    return PublicMeasure(message.clips, message.accuracy, message.atc_threshold)
 
 
 def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
+    known = manifest.measured
     return pb.StudentManifest(
         student_id=manifest.student_id,
         kind=manifest.kind,
@@ -266,6 +292,7 @@ def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
         input_spec_json=manifest.input_spec_json,
         feature_width=manifest.feature_width,
         created_s=manifest.created_s,
+        measured=None if known is None else pb.PublicMeasure(**asdict(known)),
     )
 
 
@@ -290,6 +317,7 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         input_spec_json=_text("input spec", message.input_spec_json),
         feature_width=_feature_width(message.feature_width),
         created_s=message.created_s,
+        measured=public_measure_from_pb(message.measured) if message.HasField("measured") else None,
     )
 
 

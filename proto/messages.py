@@ -103,13 +103,39 @@ class JobStatus:
     selected_per_class: tuple[int, ...] = ()
     stage_seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    settled: bool = False
+    """The selection settled before the last round, so that the rounds that were left are not asked for."""
+
+
+@dataclass(frozen=True)
+class StudentPatch:
+    """What makes a student's file of the file whose SHA-256 is ``base_sha256`` (see patch.py)."""
+
+    base_sha256: bytes
+    size_bytes: int
+    sha256: bytes
 
 
 @dataclass(frozen=True)
 class StudentFile:
+    """``patch``: the cheaper way to the same bytes, for who has the base; fetched as ``patch_name(name)``."""
+
     name: str
     size_bytes: int
     sha256: bytes
+    patch: StudentPatch | None = None
+
+
+@dataclass(frozen=True)
+class PublicMeasure:
+    """What the cloud measured of a student's local head on ``clips`` labelled public clips.
+
+    ``atc_threshold``: the confidence above which the share of those clips equals ``accuracy`` (edge/guard.py).
+    """
+
+    clips: int
+    accuracy: float
+    atc_threshold: float
 
 
 @dataclass(frozen=True)
@@ -133,6 +159,7 @@ class StudentManifest:
     input_spec_json: str
     feature_width: int
     created_s: float
+    measured: PublicMeasure | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +187,17 @@ class InferReply:
     error_message: str = ""
     retryable: bool = False
     server_ms: float = 0.0
+
+
+def patch_name(file_name: str) -> str:
+    """Under which name the patch of a student's file is fetched."""
+    return f"{file_name}.patch"
+
+
+def patch_file(file: StudentFile) -> StudentFile | None:
+    """The file's patch as a file to be fetched; None where there is no patch."""
+    patch = file.patch
+    return None if patch is None else StudentFile(patch_name(file.name), patch.size_bytes, patch.sha256)
 
 
 def ratio_name(ratio: float) -> str:

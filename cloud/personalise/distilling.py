@@ -1,15 +1,22 @@
 """The learning steps of a job, done by ``isthmus.distill``. Importing this imports torch."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
+from isthmus.cloud.personalise.patching import patch_student
+from isthmus.cloud.personalise.students import MEASURED_FILE
 from isthmus.distill import personalise
+from isthmus.distill.checkpoint import write_atomically
 from isthmus.distill.export import export_student
+from isthmus.distill.measure import measure_public
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
+from isthmus.distill.train import pick_device
 from isthmus.proto.messages import Prototypes
 
 
@@ -31,20 +38,26 @@ class DistillLearning:
         self._student(work, on_epoch)
 
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
+        student = self._student(work)
         bank = personalise.train_heads(
             self._release,
-            self._student(work),
+            student,
             work.selection,
             seed=work.seed,
             on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
         )
+        measured = measure_public(self._release, student, bank, work.selection.indices_S, pick_device())
+        write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)).encode())
         part = heads.with_name(f"{heads.name}.part")
         bank.save(part)
         part.replace(heads)
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         bank = HeadBank.load(heads) if heads is not None else None
-        return export_student(self._release, self._student(work), bank, out_dir)
+        files = export_student(self._release, self._student(work), bank, out_dir)
+        return patch_student(
+            files, self._release.base_dir, self._release.public.subset(np.sort(work.selection.indices_S))
+        )
 
     def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
         return personalise.distil_round(

@@ -6,7 +6,9 @@
                                                                                               ready <──Exported────┘
     any stage but ready ──Failed | Expired──> failed
 
-After every round but the last the interim student is exported and the device is asked for new prototypes.
+After every round but the last the interim student is exported and the device is asked for new prototypes. A round whose
+selection is that of the round before, nearly enough (``Selected.settled``), is the last one: it trains all the epochs
+that are left, so that only downloads and prototypes are saved.
 ``step`` is the only place where a job changes. It reads no clock and does no I/O: what is to be done comes back as
 actions, and the outcome returns as the next event. A worker that died in mid-stage takes the job again (``Taken``) and
 gets the action of that stage anew, so every action must be safe to repeat.
@@ -57,10 +59,12 @@ class Job:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     student_id: str = ""
     error: str = ""
+    settled: bool = False
+    """The present round is the last, though ``rounds`` were planned: its selection has settled."""
 
     @property
     def last_round(self) -> bool:
-        return self.round + 1 >= self.rounds
+        return self.settled or self.round + 1 >= self.rounds
 
 
 # ---- events: what happened
@@ -73,9 +77,10 @@ class Taken:
 
 @dataclass(frozen=True)
 class Selected:
-    """The round's public clips are chosen and kept."""
+    """The round's public clips are chosen and kept. ``settled``: nearly the same as those of the round before."""
 
     per_class: tuple[int, ...]
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +191,11 @@ def step(job: Job, event: Event, now_s: float) -> Step:
     match event:
         case Taken():
             return _taken(job, now_s)
-        case Selected(per_class):
+        case Selected(per_class, settled):
             _require(job, Stage.SELECTING, event)
-            job = _enter(job, Stage.DISTILLING, now_s, selected_per_class=per_class)
+            # In round 0 there is nothing to compare with, and in the last planned round nothing to cut.
+            cut = settled and job.round > 0 and not job.last_round
+            job = replace(_enter(job, Stage.DISTILLING, now_s, selected_per_class=per_class), settled=cut)
             return job, (Distil(job.round),)
         case EpochDone(epoch, epochs):
             _require(job, (Stage.DISTILLING, Stage.COMPRESSING), event)
@@ -245,6 +252,7 @@ def status(job: Job) -> JobStatus:
         selected_per_class=job.selected_per_class,
         stage_seconds=dict(job.stage_seconds),
         error=job.error,
+        settled=job.settled,
     )
 
 

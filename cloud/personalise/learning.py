@@ -14,7 +14,10 @@ OnEpoch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RoundWork:
-    """One round of a job: the public clips chosen for it, and the checkpoint that all rounds share."""
+    """One round of a job: the public clips chosen for it, and the checkpoint that all rounds share.
+
+    ``round``: through the end of which (from 0, of ``rounds``) to train; a settled job goes through to the last one.
+    """
 
     selection: Selection
     round: int
@@ -39,9 +42,15 @@ class Learning(Protocol):
         ...
 
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
-        """Trains compressors and heads on the finished student of the checkpoint and writes them to ``heads``."""
+        """Trains compressors and heads on the finished student of the checkpoint and writes them to ``heads``.
+
+        What they do on public clips goes to ``students.MEASURED_FILE`` beside, before ``heads`` is there.
+        """
         ...
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
-        """Writes the device's files of the round's student to ``out_dir``; without heads an interim one."""
+        """Writes the device's files of the round's student to ``out_dir``; without heads an interim one.
+
+        A file ``<name>.patch`` among them makes ``<name>`` of the base student's file of that name.
+        """
         ...

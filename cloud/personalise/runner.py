@@ -38,6 +38,7 @@ from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import disk_is_full
 from isthmus.distill.selection import Selection
+from isthmus.distill.settling import settled
 from isthmus.proto.errors import IsthmusError, StorageFull
 
 log = logging.getLogger(__name__)
@@ -101,8 +102,10 @@ class Runner:
             for note in selection.notes:
                 log.info("job %s: %s", job.job_id, note)
             _keep(chosen, selection)
-            return Selected(self.learning.per_class(selection))
-        work = RoundWork(_kept(chosen), action.round, job.rounds, job.seed, checkpoint)
+            return Selected(self.learning.per_class(selection), self._settled(folder, action.round, selection))
+        # A settled round trains what the rounds that are cut would have trained.
+        through = job.rounds - 1 if job.settled else action.round
+        work = RoundWork(_kept(chosen), through, job.rounds, job.seed, checkpoint)
         match action:
             case Distil():
                 self.learning.distil(work, on_epoch)
@@ -112,6 +115,12 @@ class Runner:
                 return HeadsTrained()
             case Export():
                 return self._export(job, work, heads if action.final else None)
+
+    def _settled(self, folder: Path, round: int, selection: Selection) -> bool:
+        before = folder / f"selection-{round - 1}.npz"
+        if round == 0 or self.offer.settled_at is None or not before.is_file():
+            return False
+        return settled(_kept(before).indices_S, selection.indices_S, self.offer.settled_at)
 
     def _export(self, job: Job, work: RoundWork, heads: Path | None) -> Exported:
         student_id = job.job_id if heads is not None else f"{job.job_id}-r{work.round}"

@@ -4,9 +4,10 @@ A device sees its own students and the base student; anything else does not exis
 """
 
 import hashlib
+import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isthmus.cloud.offer import Offer
@@ -18,10 +19,23 @@ from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Internal, InvalidInput, NotYours
 from isthmus.proto.limits import CHUNK_BYTES
-from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
+from isthmus.proto.messages import (
+    Chunk,
+    PublicMeasure,
+    SignedManifest,
+    StudentFile,
+    StudentManifest,
+    StudentPatch,
+    patch_file,
+    patch_name,
+)
+from isthmus.proto.patch import base_sha256
 
 HEADS_FILE = "heads.safetensors"
 """Beside the device's files, in no manifest: the heads stay in the cloud."""
+
+MEASURED_FILE = "measured.json"
+"""Beside the heads: what they do on public clips (PublicMeasure), which the manifest tells the device."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +62,22 @@ def publish(
     heads: Path | None,
     now_s: float,
 ) -> StudentManifest:
-    """Stores a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull."""
+    """Stores a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull.
+
+    ``files``: the manifest's, and patches under the names that ``patch_name`` gives.
+    """
     for path in (*files, *([heads] if heads is not None else [])):
         shelf.artefacts.put(student_id, path.name, path)
     manifest = StudentManifest(
         student_id=student_id,
         kind=kind,
-        files=tuple(_described(path) for path in sorted(files)),
+        files=_all_described(files),
         ratios=offer.ratios if heads is not None else (),
         classes=offer.classes,
         input_spec_json=offer.input_spec_json,
         feature_width=offer.feature_width,
         created_s=now_s,
+        measured=_measured(heads),
     )
     content = manifest_to_bytes(manifest)
     signed = SignedManifest(content, signer.sign(content))
@@ -78,7 +96,7 @@ def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> st
     if not heads.is_file() or not files:
         raise InvalidInput("the release has no exported base student; run 'isthmus distill student' on it first")
     known = students.get(shelf.database, student_id)
-    if known is None or manifest_from_bytes(known.signed.manifest_bytes).files != tuple(map(_described, files)):
+    if known is None or manifest_from_bytes(known.signed.manifest_bytes).files != _all_described(files):
         publish(
             shelf,
             signer,
@@ -117,12 +135,14 @@ def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> Sig
 
 
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
-    """The manifest's entry of the file to be read.
+    """The manifest's entry of the file, or of the patch, to be read.
 
     Raises NotYours for another's student or a file outside the manifest, InvalidInput for an impossible offset.
     """
     manifest = manifest_from_bytes(reachable(shelf, device_id, student_id).signed.manifest_bytes)
-    file = next((file for file in manifest.files if file.name == file_name), None)
+    offered = {file.name: file for file in manifest.files}
+    offered |= {patch.name: patch for patch in map(patch_file, manifest.files) if patch is not None}
+    file = offered.get(file_name)
     if file is None:
         raise NotYours("no such file in this student")
     if not 0 <= offset_bytes <= file.size_bytes:
@@ -140,6 +160,24 @@ def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) 
                 raise Internal(f"{student_id}/{file.name} ends at {offset_bytes} of {file.size_bytes} bytes")
             yield Chunk(offset_bytes, data, zlib.crc32(data))
             offset_bytes += len(data)
+
+
+def _measured(heads: Path | None) -> PublicMeasure | None:
+    path = None if heads is None else heads.with_name(MEASURED_FILE)
+    return PublicMeasure(**json.loads(path.read_text())) if path is not None and path.is_file() else None
+
+
+def _all_described(paths: Sequence[Path]) -> tuple[StudentFile, ...]:
+    patches = {path.name: path for path in paths if path.suffix == ".patch"}
+    described = []
+    for path in sorted(set(paths) - set(patches.values())):
+        file, patch = _described(path), patches.get(patch_name(path.name))
+        if patch is not None:
+            against = base_sha256(patch.read_bytes())
+            as_file = _described(patch)
+            file = replace(file, patch=StudentPatch(against, as_file.size_bytes, as_file.sha256))
+        described.append(file)
+    return tuple(described)
 
 
 def _described(path: Path) -> StudentFile:

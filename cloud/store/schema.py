@@ -42,6 +42,7 @@ jobs = sa.Table(
     sa.Column("stage_seconds", sa.JSON, nullable=False),
     sa.Column("student_id", sa.String(64), nullable=False),
     sa.Column("error", sa.String(300), nullable=False),
+    sa.Column("settled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("updated_s", sa.Float, nullable=False),
     sa.UniqueConstraint("device_id", "idempotency_key"),

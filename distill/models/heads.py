@@ -153,6 +153,11 @@ class HeadBank(nn.Module):
         self.ratios = tuple(ratios)
         self._heads = nn.ModuleList(RatioHead(feature_width, classes, ratio) for ratio in self.ratios)
 
+    @property
+    def local_ratio(self) -> float:
+        """The least compressed: its head is the one that the device has a copy of."""
+        return min(self.ratios)
+
     def __getitem__(self, ratio: float) -> RatioHead:
         """The head of a ratio. Raises KeyError for one that the bank was not made for."""
         for known, head in zip(self.ratios, self._heads, strict=True):

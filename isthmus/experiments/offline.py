@@ -17,6 +17,7 @@ from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Strategy, Wanted, class_oracle
+from isthmus.distill.settling import overlap, settled
 from isthmus.distill.teacher_cache import TeacherOutputs, encode_clips, evaluation_mean, head_probabilities
 from isthmus.edge.prototypes import each_clip, make_prototypes
 from isthmus.experiments.methods import Method, Sent
@@ -54,9 +55,15 @@ class Trace:
     def overlap(self) -> tuple[float, ...]:
         """Jaccard index of each round's selection with that of the round before."""
         return tuple(
-            len(np.intersect1d(before.indices_S, after.indices_S)) / len(np.union1d(before.indices_S, after.indices_S))
+            overlap(before.indices_S, after.indices_S)
             for before, after in zip(self.selections, self.selections[1:], strict=False)
         )
+
+    def settled(self, threshold: float | None) -> bool:
+        """Whether the last selection is that of the round before, up to ``threshold``; None: never."""
+        if threshold is None or len(self.selections) < 2:
+            return False
+        return settled(self.selections[-2].indices_S, self.selections[-1].indices_S, threshold)
 
 
 @dataclass(frozen=True)
@@ -101,11 +108,13 @@ def personalise(
             trace.upload_bytes += prototypes_to_pb(trace.sent).ByteSize()
         with trace.timed("select"):
             trace.selections.append(_select(release, clips, method, trace.sent, setting, number))
+        # As in a job of the cloud: where the selection has settled, this round trains what is left, and is the last.
+        last = trace.settled(release.recipe.personalise.settled_at)
         with trace.timed("distil"):
             student = distil_round(
                 release,
                 trace.selections[-1],
-                round=number,
+                round=rounds - 1 if last else number,
                 rounds=rounds,
                 seed=setting.seed,
                 checkpoint=work_dir / "checkpoint.safetensors",
@@ -113,6 +122,8 @@ def personalise(
                 start=start,
                 device=device,
             )
+        if last:
+            break
     with trace.timed("heads"):
         heads = train_heads(release, student, trace.selections[-1], seed=setting.seed, device=device)
     return student, heads, trace

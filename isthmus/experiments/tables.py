@@ -191,8 +191,8 @@ def cost(cells: Sequence[Cell], title: str) -> Table:
     stages = tuple(f"{stage}, s" for stage in cells[0].stage_s)
     header = ("method", "selected", "effective", "bytes up", "overlap", "A-dist. public", "A-dist. selection", *stages)
     note = (
-        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the selections of the "
-        "last two rounds. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the "
+        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the last two "
+        "rounds' selections. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the "
         "selection."
     )
     return Table(title, header, tuple(rows), note)

@@ -123,9 +123,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         np.asarray(selection_clips.labels_N),
     )
     last = trace.selections[-1] if trace.selections else None
-    sizes_K = (
-        trace.sent.sizes_K if trace.sent is not None and method.sent is not Sent.NOTHING else np.zeros(0, np.int32)
-    )
+    sizes_K = trace.sent.sizes_K if trace.sent is not None else np.zeros(0, np.int32)
     cell = Cell(
         asked=asked,
         selection_clips=len(chosen),

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eisthmus/proto/v1/isthmus.proto\x12\nisthmus.v1\":\n\x0c\x45nrolRequest\x12\x13\n\x0b\x64\x65vice_name\x18\x01 \x01(\t\x12\x15\n\renrolment_key\x18\x02 \x01(\t\"\x8e\x01\n\rEnrolResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63lasses\x18\x04 \x03(\t\x12\x17\n\x0finput_spec_json\x18\x05 \x01(\t\x12\x15\n\rfeature_width\x18\x06 \x01(\x05\"\xa3\x02\n\nPrototypes\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\x05\x12\r\n\x05sizes\x18\x04 \x03(\x05\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.isthmus.v1.Prototypes.Mode\x12\x13\n\x0bmin_cluster\x18\x06 \x01(\x05\x12\x0f\n\x07\x65psilon\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0c\x12\x16\n\x0e\x66\x65\x61ture_values\x18\t \x01(\x05\"\\\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODE_PROTOTYPES\x10\x01\x12\x16\n\x12MODE_PROBABILITIES\x10\x02\x12\x11\n\rMODE_FEATURES\x10\x03\"\x80\x01\n\x1bStartPersonalisationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12*\n\nprototypes\x18\x02 \x01(\x0b\x32\x16.isthmus.v1.Prototypes\x12\x0e\n\x06rounds\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\"B\n\x1cStartPersonalisationResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"d\n\x17UploadPrototypesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12*\n\nprototypes\x18\x03 \x01(\x0b\x32\x16.isthmus.v1.Prototypes\">\n\x18UploadPrototypesResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"\xa6\x04\n\tJobStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.isthmus.v1.JobStatus.Stage\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x0e\n\x06rounds\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0e\n\x06\x65pochs\x18\x06 \x01(\x05\x12\x10\n\x08progress\x18\x07 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x08 \x01(\x01\x12\x12\n\nstudent_id\x18\t \x01(\t\x12\x1a\n\x12selected_per_class\x18\n \x03(\x05\x12>\n\rstage_seconds\x18\x0b \x03(\x0b\x32\'.isthmus.v1.JobStatus.StageSecondsEntry\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc9\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x13\n\x0fSTAGE_SELECTING\x10\x02\x12\x14\n\x10STAGE_DISTILLING\x10\x03\x12\x1d\n\x19STAGE_AWAITING_PROTOTYPES\x10\x04\x12\x15\n\x11STAGE_COMPRESSING\x10\x05\x12\x13\n\x0fSTAGE_EXPORTING\x10\x06\x12\x0f\n\x0bSTAGE_READY\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\",\n\x16\x44\x65scribeStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\"?\n\x0bStudentFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\xbf\x01\n\x0fStudentManifest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.isthmus.v1.StudentFile\x12\x0e\n\x06ratios\x18\x04 \x03(\x01\x12\x0f\n\x07\x63lasses\x18\x05 \x03(\t\x12\x17\n\x0finput_spec_json\x18\x06 \x01(\t\x12\x15\n\rfeature_width\x18\x07 \x01(\x05\x12\x11\n\tcreated_s\x18\x08 \x01(\x01\">\n\x17\x44\x65scribeStudentResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"R\n\x13\x46\x65tchStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"I\n\x14\x46\x65tchStudentResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"/\n\x0cInferRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\">\n\nInferError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"r\n\rInferResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.isthmus.v1.InferError\x12\x11\n\tserver_ms\x18\x04 \x01(\x02\x32\x9a\x04\n\x16PersonalisationService\x12<\n\x05\x45nrol\x12\x18.isthmus.v1.EnrolRequest\x1a\x19.isthmus.v1.EnrolResponse\x12i\n\x14StartPersonalisation\x12\'.isthmus.v1.StartPersonalisationRequest\x1a(.isthmus.v1.StartPersonalisationResponse\x12]\n\x10UploadPrototypes\x12#.isthmus.v1.UploadPrototypesRequest\x1a$.isthmus.v1.UploadPrototypesResponse\x12G\n\x08WatchJob\x12\x1b.isthmus.v1.WatchJobRequest\x1a\x1c.isthmus.v1.WatchJobResponse0\x01\x12Z\n\x0f\x44\x65scribeStudent\x12\".isthmus.v1.DescribeStudentRequest\x1a#.isthmus.v1.DescribeStudentResponse\x12S\n\x0c\x46\x65tchStudent\x12\x1f.isthmus.v1.FetchStudentRequest\x1a .isthmus.v1.FetchStudentResponse0\x01\x32T\n\x10InferenceService\x12@\n\x05Infer\x12\x18.isthmus.v1.InferRequest\x1a\x19.isthmus.v1.InferResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eisthmus/proto/v1/isthmus.proto\x12\nisthmus.v1\":\n\x0c\x45nrolRequest\x12\x13\n\x0b\x64\x65vice_name\x18\x01 \x01(\t\x12\x15\n\renrolment_key\x18\x02 \x01(\t\"\x8e\x01\n\rEnrolResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63lasses\x18\x04 \x03(\t\x12\x17\n\x0finput_spec_json\x18\x05 \x01(\t\x12\x15\n\rfeature_width\x18\x06 \x01(\x05\"\xa3\x02\n\nPrototypes\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x0f\n\x07\x63lasses\x18\x03 \x01(\x05\x12\r\n\x05sizes\x18\x04 \x03(\x05\x12)\n\x04mode\x18\x05 \x01(\x0e\x32\x1b.isthmus.v1.Prototypes.Mode\x12\x13\n\x0bmin_cluster\x18\x06 \x01(\x05\x12\x0f\n\x07\x65psilon\x18\x07 \x01(\x01\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0c\x12\x16\n\x0e\x66\x65\x61ture_values\x18\t \x01(\x05\"\\\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODE_PROTOTYPES\x10\x01\x12\x16\n\x12MODE_PROBABILITIES\x10\x02\x12\x11\n\rMODE_FEATURES\x10\x03\"\x80\x01\n\x1bStartPersonalisationRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12*\n\nprototypes\x18\x02 \x01(\x0b\x32\x16.isthmus.v1.Prototypes\x12\x0e\n\x06rounds\x18\x03 \x01(\x05\x12\x0c\n\x04seed\x18\x04 \x01(\x03\"B\n\x1cStartPersonalisationResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"d\n\x17UploadPrototypesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x05\x12*\n\nprototypes\x18\x03 \x01(\x0b\x32\x16.isthmus.v1.Prototypes\">\n\x18UploadPrototypesResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.isthmus.v1.JobStatus\"\xb7\x04\n\tJobStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.isthmus.v1.JobStatus.Stage\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x0e\n\x06rounds\x18\x04 \x01(\x05\x12\r\n\x05\x65poch\x18\x05 \x01(\x05\x12\x0e\n\x06\x65pochs\x18\x06 \x01(\x05\x12\x10\n\x08progress\x18\x07 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x08 \x01(\x01\x12\x12\n\nstudent_id\x18\t \x01(\t\x12\x1a\n\x12selected_per_class\x18\n \x03(\x05\x12>\n\rstage_seconds\x18\x0b \x03(\x0b\x32\'.isthmus.v1.JobStatus.StageSecondsEntry\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12\x0f\n\x07settled\x18\r \x01(\x08\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xc9\x01\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x13\n\x0fSTAGE_SELECTING\x10\x02\x12\x14\n\x10STAGE_DISTILLING\x10\x03\x12\x1d\n\x19STAGE_AWAITING_PROTOTYPES\x10\x04\x12\x15\n\x11STAGE_COMPRESSING\x10\x05\x12\x13\n\x0fSTAGE_EXPORTING\x10\x06\x12\x0f\n\x0bSTAGE_READY\x10\x07\x12\x10\n\x0cSTAGE_FAILED\x10\x08\",\n\x16\x44\x65scribeStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\"h\n\x0bStudentFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\'\n\x05patch\x18\x04 \x01(\x0b\x32\x18.isthmus.v1.StudentPatch\"G\n\x0cStudentPatch\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"G\n\rPublicMeasure\x12\r\n\x05\x63lips\x18\x01 \x01(\x05\x12\x10\n\x08\x61\x63\x63uracy\x18\x02 \x01(\x01\x12\x15\n\ratc_threshold\x18\x03 \x01(\x01\"\xec\x01\n\x0fStudentManifest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.isthmus.v1.StudentFile\x12\x0e\n\x06ratios\x18\x04 \x03(\x01\x12\x0f\n\x07\x63lasses\x18\x05 \x03(\t\x12\x17\n\x0finput_spec_json\x18\x06 \x01(\t\x12\x15\n\rfeature_width\x18\x07 \x01(\x05\x12\x11\n\tcreated_s\x18\x08 \x01(\x01\x12+\n\x08measured\x18\t \x01(\x0b\x32\x19.isthmus.v1.PublicMeasure\">\n\x17\x44\x65scribeStudentResponse\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"R\n\x13\x46\x65tchStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x03 \x01(\x03\"I\n\x14\x46\x65tchStudentResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"/\n\x0cInferRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\">\n\nInferError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"r\n\rInferResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x16.isthmus.v1.InferError\x12\x11\n\tserver_ms\x18\x04 \x01(\x02\x32\x9a\x04\n\x16PersonalisationService\x12<\n\x05\x45nrol\x12\x18.isthmus.v1.EnrolRequest\x1a\x19.isthmus.v1.EnrolResponse\x12i\n\x14StartPersonalisation\x12\'.isthmus.v1.StartPersonalisationRequest\x1a(.isthmus.v1.StartPersonalisationResponse\x12]\n\x10UploadPrototypes\x12#.isthmus.v1.UploadPrototypesRequest\x1a$.isthmus.v1.UploadPrototypesResponse\x12G\n\x08WatchJob\x12\x1b.isthmus.v1.WatchJobRequest\x1a\x1c.isthmus.v1.WatchJobResponse0\x01\x12Z\n\x0f\x44\x65scribeStudent\x12\".isthmus.v1.DescribeStudentRequest\x1a#.isthmus.v1.DescribeStudentResponse\x12S\n\x0c\x46\x65tchStudent\x12\x1f.isthmus.v1.FetchStudentRequest\x1a .isthmus.v1.FetchStudentResponse0\x01\x32T\n\x10InferenceService\x12@\n\x05Infer\x12\x18.isthmus.v1.InferRequest\x1a\x19.isthmus.v1.InferResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,31 +54,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHJOBRESPONSE']._serialized_start=945
   _globals['_WATCHJOBRESPONSE']._serialized_end=999
   _globals['_JOBSTATUS']._serialized_start=1002
-  _globals['_JOBSTATUS']._serialized_end=1552
-  _globals['_JOBSTATUS_STAGESECONDSENTRY']._serialized_start=1297
-  _globals['_JOBSTATUS_STAGESECONDSENTRY']._serialized_end=1348
-  _globals['_JOBSTATUS_STAGE']._serialized_start=1351
-  _globals['_JOBSTATUS_STAGE']._serialized_end=1552
-  _globals['_DESCRIBESTUDENTREQUEST']._serialized_start=1554
-  _globals['_DESCRIBESTUDENTREQUEST']._serialized_end=1598
-  _globals['_STUDENTFILE']._serialized_start=1600
-  _globals['_STUDENTFILE']._serialized_end=1663
-  _globals['_STUDENTMANIFEST']._serialized_start=1666
-  _globals['_STUDENTMANIFEST']._serialized_end=1857
-  _globals['_DESCRIBESTUDENTRESPONSE']._serialized_start=1859
-  _globals['_DESCRIBESTUDENTRESPONSE']._serialized_end=1921
-  _globals['_FETCHSTUDENTREQUEST']._serialized_start=1923
-  _globals['_FETCHSTUDENTREQUEST']._serialized_end=2005
-  _globals['_FETCHSTUDENTRESPONSE']._serialized_start=2007
-  _globals['_FETCHSTUDENTRESPONSE']._serialized_end=2080
-  _globals['_INFERREQUEST']._serialized_start=2082
-  _globals['_INFERREQUEST']._serialized_end=2129
-  _globals['_INFERERROR']._serialized_start=2131
-  _globals['_INFERERROR']._serialized_end=2193
-  _globals['_INFERRESPONSE']._serialized_start=2195
-  _globals['_INFERRESPONSE']._serialized_end=2309
-  _globals['_PERSONALISATIONSERVICE']._serialized_start=2312
-  _globals['_PERSONALISATIONSERVICE']._serialized_end=2850
-  _globals['_INFERENCESERVICE']._serialized_start=2852
-  _globals['_INFERENCESERVICE']._serialized_end=2936
+  _globals['_JOBSTATUS']._serialized_end=1569
+  _globals['_JOBSTATUS_STAGESECONDSENTRY']._serialized_start=1314
+  _globals['_JOBSTATUS_STAGESECONDSENTRY']._serialized_end=1365
+  _globals['_JOBSTATUS_STAGE']._serialized_start=1368
+  _globals['_JOBSTATUS_STAGE']._serialized_end=1569
+  _globals['_DESCRIBESTUDENTREQUEST']._serialized_start=1571
+  _globals['_DESCRIBESTUDENTREQUEST']._serialized_end=1615
+  _globals['_STUDENTFILE']._serialized_start=1617
+  _globals['_STUDENTFILE']._serialized_end=1721
+  _globals['_STUDENTPATCH']._serialized_start=1723
+  _globals['_STUDENTPATCH']._serialized_end=1794
+  _globals['_PUBLICMEASURE']._serialized_start=1796
+  _globals['_PUBLICMEASURE']._serialized_end=1867
+  _globals['_STUDENTMANIFEST']._serialized_start=1870
+  _globals['_STUDENTMANIFEST']._serialized_end=2106
+  _globals['_DESCRIBESTUDENTRESPONSE']._serialized_start=2108
+  _globals['_DESCRIBESTUDENTRESPONSE']._serialized_end=2170
+  _globals['_FETCHSTUDENTREQUEST']._serialized_start=2172
+  _globals['_FETCHSTUDENTREQUEST']._serialized_end=2254
+  _globals['_FETCHSTUDENTRESPONSE']._serialized_start=2256
+  _globals['_FETCHSTUDENTRESPONSE']._serialized_end=2329
+  _globals['_INFERREQUEST']._serialized_start=2331
+  _globals['_INFERREQUEST']._serialized_end=2378
+  _globals['_INFERERROR']._serialized_start=2380
+  _globals['_INFERERROR']._serialized_end=2442
+  _globals['_INFERRESPONSE']._serialized_start=2444
+  _globals['_INFERRESPONSE']._serialized_end=2558
+  _globals['_PERSONALISATIONSERVICE']._serialized_start=2561
+  _globals['_PERSONALISATIONSERVICE']._serialized_end=3099
+  _globals['_INFERENCESERVICE']._serialized_start=3101
+  _globals['_INFERENCESERVICE']._serialized_end=3185
 # @@protoc_insertion_point(module_scope)

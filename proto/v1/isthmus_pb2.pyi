@@ -110,7 +110,7 @@ class WatchJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[JobStatus, _Mapping]] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job_id", "stage", "round", "rounds", "epoch", "epochs", "progress", "eta_s", "student_id", "selected_per_class", "stage_seconds", "error")
+    __slots__ = ("job_id", "stage", "round", "rounds", "epoch", "epochs", "progress", "eta_s", "student_id", "selected_per_class", "stage_seconds", "error", "settled")
     class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STAGE_UNSPECIFIED: _ClassVar[JobStatus.Stage]
@@ -150,6 +150,7 @@ class JobStatus(_message.Message):
     SELECTED_PER_CLASS_FIELD_NUMBER: _ClassVar[int]
     STAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     stage: JobStatus.Stage
     round: int
@@ -162,7 +163,8 @@ class JobStatus(_message.Message):
     selected_per_class: _containers.RepeatedScalarFieldContainer[int]
     stage_seconds: _containers.ScalarMap[str, float]
     error: str
-    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[JobStatus.Stage, str]] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., progress: _Optional[float] = ..., eta_s: _Optional[float] = ..., student_id: _Optional[str] = ..., selected_per_class: _Optional[_Iterable[int]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ...) -> None: ...
+    settled: bool
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[JobStatus.Stage, str]] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., progress: _Optional[float] = ..., eta_s: _Optional[float] = ..., student_id: _Optional[str] = ..., selected_per_class: _Optional[_Iterable[int]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., settled: _Optional[bool] = ...) -> None: ...
 
 class DescribeStudentRequest(_message.Message):
     __slots__ = ("student_id",)
@@ -171,17 +173,39 @@ class DescribeStudentRequest(_message.Message):
     def __init__(self, student_id: _Optional[str] = ...) -> None: ...
 
 class StudentFile(_message.Message):
-    __slots__ = ("name", "size_bytes", "sha256")
+    __slots__ = ("name", "size_bytes", "sha256", "patch")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    PATCH_FIELD_NUMBER: _ClassVar[int]
     name: str
     size_bytes: int
     sha256: bytes
-    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    patch: StudentPatch
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ..., patch: _Optional[_Union[StudentPatch, _Mapping]] = ...) -> None: ...
+
+class StudentPatch(_message.Message):
+    __slots__ = ("base_sha256", "size_bytes", "sha256")
+    BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    base_sha256: bytes
+    size_bytes: int
+    sha256: bytes
+    def __init__(self, base_sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class PublicMeasure(_message.Message):
+    __slots__ = ("clips", "accuracy", "atc_threshold")
+    CLIPS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ATC_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    clips: int
+    accuracy: float
+    atc_threshold: float
+    def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ...) -> None: ...
 
 class StudentManifest(_message.Message):
-    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s")
+    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured")
     STUDENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +214,7 @@ class StudentManifest(_message.Message):
     INPUT_SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     student_id: str
     kind: str
     files: _containers.RepeatedCompositeFieldContainer[StudentFile]
@@ -198,7 +223,8 @@ class StudentManifest(_message.Message):
     input_spec_json: str
     feature_width: int
     created_s: float
-    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ...) -> None: ...
+    measured: PublicMeasure
+    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ...) -> None: ...
 
 class DescribeStudentResponse(_message.Message):
     __slots__ = ("manifest", "signature")

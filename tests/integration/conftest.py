@@ -15,12 +15,14 @@ import torch
 
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings
+from isthmus.data.encode import write_flv, write_wav
 from isthmus.data.stored import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.recipes import Recipe, TrainConfig, smoke
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teach import cache_teacher_outputs
+from isthmus.edge.clips import ClipPlan, plan_clips
 from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -81,6 +83,32 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     HeadBank(recipe.feature_width, len(CLASSES), recipe.ratios).save(release.base_dir / "heads.safetensors")
     yield root
     shutil.rmtree(root)
+
+
+EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
+TAKES = 4
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen short synthetic clips in CREMA-D's layout."""
+    root = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for folder in ("AudioWAV", "VideoFlash"):
+        (root / folder).mkdir()
+    for number in range(TAKES):
+        for index, emotion in enumerate(EMOTIONS):
+            name = f"1001_A{number:02}_{emotion}_XX"
+            sound_T = (0.3 * np.sin(np.arange(8_000) * (0.05 + 0.05 * index))).astype(np.float32)
+            pictures = rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
+            write_wav(root / "AudioWAV" / f"{name}.wav", sound_T, 16_000)
+            write_flv(root / "VideoFlash" / f"{name}.flv", pictures, 12, sound_T, 16_000)
+    return root
+
+
+@pytest.fixture
+def plan(clips: Path) -> ClipPlan:
+    return plan_clips(clips, seed=1)
 
 
 @dataclasses.dataclass(frozen=True)

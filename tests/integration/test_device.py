@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from isthmus.data.encode import write_flv, write_wav
 from isthmus.edge.agent import Answering, Phase, answering
 from isthmus.edge.capture import replay
-from isthmus.edge.clips import ClipPlan, plan_clips
+from isthmus.edge.cli import app
+from isthmus.edge.clips import ClipPlan
 from isthmus.edge.device_run import DeviceRun, InferConfig
 from isthmus.edge.device_state import DeviceState
 from isthmus.edge.link import MemoryCloud, MemoryLink
@@ -24,31 +25,6 @@ from isthmus.edge.report import write_report
 from isthmus.edge.runtime import Observer, RunConfig, Runtime, Stopped
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage
-
-EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
-TAKES = 4
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen short synthetic clips in CREMA-D's layout."""
-    root = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for folder in ("AudioWAV", "VideoFlash"):
-        (root / folder).mkdir()
-    for number in range(TAKES):
-        for index, emotion in enumerate(EMOTIONS):
-            name = f"1001_A{number:02}_{emotion}_XX"
-            sound_T = (0.3 * np.sin(np.arange(8_000) * (0.05 + 0.05 * index))).astype(np.float32)
-            pictures = rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
-            write_wav(root / "AudioWAV" / f"{name}.wav", sound_T, 16_000)
-            write_flv(root / "VideoFlash" / f"{name}.flv", pictures, 12, sound_T, 16_000)
-    return root
-
-
-@pytest.fixture
-def plan(clips: Path) -> ClipPlan:
-    return plan_clips(clips, seed=1)
 
 
 class Clock:
@@ -71,7 +47,8 @@ def device(
     folder: Path, cloud: MemoryCloud, plan: ClipPlan, *, link: MemoryLink | None = None, **changes: Any
 ) -> tuple[Runtime, DeviceState, Clock]:
     clock, state = Clock(), DeviceState(folder)
-    config = changes.pop("config", RunConfig("kiosk", seed=1))
+    # These students are random: the guard, which has tests of its own, would take or refuse them by chance.
+    config = replace(changes.pop("config", RunConfig("kiosk", seed=1)), guard=changes.pop("guard", False))
     runtime = Runtime(
         config,
         state,
@@ -92,7 +69,7 @@ def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: P
     runtime.close()
     write_report(tmp_path / "report.json", report)
     read = json.loads((tmp_path / "report.json").read_text())
-    assert read["students"] == {"base": "base", "interim": ["interim"], "final": "final"}
+    assert read["students"] == {"base": "base", "interim": ["interim"], "final": "final", "refused": ""}
     assert (read["failure"], read["job"]["stage"]) == ("", "ready")
     assert [each["round"] for each in read["prototypes"]["rounds"]] == [0, 1]
     assert read["prototypes"]["min_size"] >= 3
@@ -214,6 +191,84 @@ def test_a_student_of_other_classes_is_refused(students: Any, plan: ClipPlan, tm
     runtime, _, _ = device(tmp_path, cloud, plan)
     with pytest.raises(Stopped, match="not those this device enrolled with"):
         runtime.run()
+
+
+def answering_well_or_badly(students: Any, *, before: bool, after: bool) -> MemoryCloud:
+    """A cloud whose students answer by the teacher's own head (well) or by a random one (badly); all of them verify."""
+    cloud: MemoryCloud = students.cloud()
+    for student_id, well in (("base", before), ("final", after)):
+        files = students.files(student_id, 0)
+        if well:
+            files["local_head.onnx"] = files["teacher_head.onnx"]
+        cloud.students[student_id] = students.signed(student_id, student_id, files)
+        cloud.files.update({(student_id, name): data for name, data in files.items()})
+    return cloud
+
+
+def test_a_student_that_would_answer_worse_is_refused(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = answering_well_or_badly(students, before=True, after=False)
+    decoded: list[int] = []
+    watch = Observer(on_clip=lambda done, total: decoded.append(done))
+    runtime, state, _ = device(tmp_path, cloud, plan, guard=True, observer=watch)
+    agent_state = runtime.run()
+    assert (agent_state.phase, agent_state.active_id, agent_state.refused_id) == (Phase.SERVE, "base", "final")
+    assert "would not pay" in agent_state.verdict
+    assert agent_state.failure == ""
+    assert decoded.count(1) == 3, "base and interim made prototypes; the guard decoded once more, for the new student"
+    current = runtime.slot.current()
+    assert current is not None
+    assert current.manifest.student_id == "base"
+    assert runtime.slot.is_sound("final"), "it stays installed"
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
+    guard = report["guard"]
+    assert (report["students"]["final"], report["students"]["refused"]) == ("", "final")
+    assert (guard["accepted"], guard["clips"], guard["reason"]) == (False, 8, agent_state.verdict)
+    assert guard["estimates"]["old"]["joint"] > guard["estimates"]["new"]["joint"]
+    truth = guard["true_accuracy"]
+    assert guard["right"] == (truth["new"] < truth["old"])
+    told = CliRunner().invoke(app, ["status", "--state", str(tmp_path), "--json"])
+    assert json.loads(told.output)["refused_student"] == "final"
+    assert "would not pay" in json.loads(told.output)["verdict"]
+
+
+def test_a_student_that_pays_is_taken_wherever_the_process_dies(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = answering_well_or_badly(students, before=False, after=True)
+
+    class Killed(Exception):
+        pass
+
+    def die(stage: str) -> None:
+        if stage in deadly:
+            deadly.remove(stage)
+            raise Killed
+
+    for deadly in (["judge", "swap_final"], []):
+        folder = tmp_path / str(len(deadly))
+        while True:
+            runtime, state, _ = device(folder, cloud, plan, guard=True, observer=Observer(on_stage=die))
+            try:
+                agent_state = runtime.run()
+            except Killed:
+                continue
+            break
+        assert (agent_state.active_id, agent_state.refused_id) == ("final", "")
+        verdict = state.verdict()
+        assert verdict is not None
+        assert verdict.accept
+        assert verdict.new["agreement"] == 1.0 > verdict.old["agreement"]
+
+
+def test_without_the_guard_any_student_is_taken_and_the_state_says_so(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = answering_well_or_badly(students, before=True, after=False)
+    runtime, state, _ = device(tmp_path, cloud, plan, guard=False)
+    agent_state = runtime.run()
+    assert (agent_state.active_id, agent_state.verdict) == (
+        "final",
+        "not compared with the student before: the guard is off",
+    )
+    assert state.verdict() is None
 
 
 def test_a_failed_job(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Whatever happens in whatever order: no unverified student is swapped in, and the agent is never lost."""
+"""Whatever happens in whatever order: no unverified or refused student is swapped in, and the agent is never lost."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.edge import agent
-from isthmus.edge.agent import Phase, State, step
+from isthmus.edge.agent import Phase, Purpose, State, step
 from isthmus.proto import errors
 from isthmus.proto.messages import JobStatus, Stage
 
@@ -37,6 +37,7 @@ events = st.one_of(
     st.just(agent.Answered()),
     st.builds(agent.Fetched, ids),
     st.builds(agent.Verified, ids),
+    st.builds(agent.Judged, ids, st.booleans(), st.just("why")),
     st.builds(agent.Swapped, ids),
     st.builds(agent.Encoded, rounds),
     st.builds(agent.Accepted, rounds, statuses),
@@ -46,7 +47,7 @@ events = st.one_of(
 )
 
 
-def fitting(action: agent.Action, status: JobStatus) -> agent.Event:
+def fitting(action: agent.Action, status: JobStatus, accept: bool = True) -> agent.Event:
     """What a willing world answers, so that random runs get far."""
     match action:
         case agent.Enrol():
@@ -55,6 +56,8 @@ def fitting(action: agent.Action, status: JobStatus) -> agent.Event:
             return agent.Fetched(student_id or "base")
         case agent.Verify(student_id):
             return agent.Verified(student_id)
+        case agent.Judge(_, new_id):
+            return agent.Judged(new_id, accept, "why")
         case agent.Swap(student_id):
             return agent.Swapped(student_id)
         case agent.MakePrototypes(_, round):
@@ -68,30 +71,38 @@ def fitting(action: agent.Action, status: JobStatus) -> agent.Event:
 
 
 @settings(max_examples=150)
-@given(st.lists(st.tuples(st.booleans(), events, statuses, st.floats(0, 100)), max_size=60))
-def test_random_lives(moments: list[tuple[bool, agent.Event, JobStatus, float]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), events, statuses, st.floats(0, 100), st.booleans()), max_size=60))
+def test_random_lives(moments: list[tuple[bool, agent.Event, JobStatus, float, bool]]) -> None:
     state, now_s = State(), 0.0
     last: agent.Action = agent.Enrol()
     fetched_since_verified: dict[str, bool] = {}
     swapped: set[str] = set()
-    for random_event, event, status, elapsed_s in moments:
+    accepted: dict[str, bool] = {}
+    for random_event, event, status, elapsed_s, accept in moments:
         now_s += elapsed_s
-        happened = event if random_event else fitting(last, status)
+        happened = event if random_event else fitting(last, status, accept)
         before = state
         state, actions = step(state, happened, now_s)
         if isinstance(happened, agent.Verified) and before.phase is Phase.VERIFY:
             fetched_since_verified[happened.student_id] = True
         if isinstance(happened, agent.Fetched) and before.phase is Phase.FETCH:
             fetched_since_verified[happened.student_id] = False
+            accepted.pop(happened.student_id, None)
+        if isinstance(happened, agent.Judged) and before.phase is Phase.JUDGE:
+            accepted[happened.student_id] = happened.accept
         for action in actions:
             last = action
             if isinstance(action, agent.Swap):
                 assert fetched_since_verified.get(action.student_id) is True
                 assert action.student_id
+                assert state.purpose is Purpose.BASE or accepted.get(action.student_id) is True
                 swapped.add(action.student_id)
             if isinstance(action, agent.Wait):
                 assert now_s < action.until_s <= now_s + agent.BACKOFF_MOST_S or isinstance(happened, agent.Tick)
+            if isinstance(action, agent.Judge):
+                assert action.old_id == state.active_id != ""
         assert state.active_id == "" or state.active_id in swapped
+        assert not (state.refused_id and state.refused_id == state.active_id and before.active_id != state.active_id)
         assert state.active_id == before.active_id or isinstance(happened, agent.Swapped)
         if state.phase is Phase.STOPPED:
             assert not state.active_id

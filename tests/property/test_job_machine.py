@@ -31,7 +31,7 @@ from isthmus.proto.messages import Stage
 
 events = st.one_of(
     st.just(Taken()),
-    st.builds(Selected, st.tuples(st.integers(0, 9), st.integers(0, 9))),
+    st.builds(Selected, st.tuples(st.integers(0, 9), st.integers(0, 9)), st.booleans()),
     st.builds(EpochDone, st.integers(1, 9), st.integers(9, 9)),
     st.just(Distilled()),
     st.just(HeadsTrained()),
@@ -59,6 +59,10 @@ def test_any_order_of_events_stays_on_the_graph(rounds: int, history: list[tuple
         assert 0.0 <= job.progress <= after.progress <= 1.0
         assert 0 <= after.round < rounds
         assert after.round in (job.round, job.round + 1)
+        assert not (job.settled and not after.settled), "what has settled stays so"
+        if after.settled:
+            assert 0 < after.round < rounds - 1, "only rounds that are left are cut"
+            assert after.stage is not Stage.AWAITING_PROTOTYPES
         assert len(after.error) <= 300
         assert all(seconds >= 0 for seconds in after.stage_seconds.values())
         assert len(actions) <= 1
@@ -100,8 +104,12 @@ def test_from_wherever_a_job_is_it_can_still_be_brought_to_its_end(
     assert job.stage.ended
 
 
-@given(st.integers(1, 3), st.lists(st.integers(0, MAX_ATTEMPTS - 1), min_size=20, max_size=20))
-def test_crashes_in_any_stage_lead_to_the_same_student(rounds: int, crashes: list[int]) -> None:
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(0, MAX_ATTEMPTS - 1), min_size=20, max_size=20),
+    st.lists(st.booleans(), min_size=5, max_size=5),
+)
+def test_crashes_in_any_stage_lead_to_the_same_student(rounds: int, crashes: list[int], settle: list[bool]) -> None:
     job, done, turn = a_job(rounds), [], iter(crashes)
     while not job.stage.ended:
         if job.stage is Stage.AWAITING_PROTOTYPES:
@@ -112,10 +120,15 @@ def test_crashes_in_any_stage_lead_to_the_same_student(rounds: int, crashes: lis
             for _ in range(min(next(turn, 0), MAX_ATTEMPTS - 1 - job.attempts)):
                 job, actions = step(job, Taken(), 0.0)
             done.append(actions[0])
-            job, actions = step(job, outcome(actions[0]), 0.0)
+            if isinstance(actions[0], Select):
+                job, actions = step(job, Selected((1, 2), settle[actions[0].round]), 0.0)
+            else:
+                job, actions = step(job, outcome(actions[0]), 0.0)
+    # The first round after round 0 whose selection had settled is the last one; else the last that was planned.
+    rounds_done = next((round + 1 for round in range(1, rounds) if settle[round]), rounds)
     expected: list[object] = []
-    for round in range(rounds):
-        last = round == rounds - 1
+    for round in range(rounds_done):
+        last = round == rounds_done - 1
         expected += [Select(round), Distil(round), *([TrainHeads(round)] if last else []), Export(round, final=last)]
     assert done == expected
-    assert job.stage is Stage.READY
+    assert (job.stage, job.settled) == (Stage.READY, rounds_done < rounds)

@@ -45,7 +45,9 @@ def test_the_whole_life() -> None:
         (job(Stage.AWAITING_PROTOTYPES, 1, "interim"), []),
         (job(Stage.READY, 1, "final"), [agent.Fetch("final")]),
         (agent.Fetched("final"), [agent.Verify("final")]),
-        (agent.Verified("final"), [agent.Swap("final")]),
+        (agent.Verified("final"), [agent.Judge("base", "final")]),
+        (agent.Judged("other", True, "not this one"), []),
+        (agent.Judged("final", True, "better"), [agent.Swap("final")]),
         (agent.Swapped("final"), [agent.Serve()]),
     ]
     state = State()
@@ -53,7 +55,20 @@ def test_the_whole_life() -> None:
         state, actions = step(state, event, 0.0)
         assert list(actions) == expected, event
     assert (state.active_id, state.base_id, state.failure) == ("final", "base", "")
+    assert (state.verdict, state.refused_id) == ("better", "")
     assert agent.answering(state) is agent.Answering.CLOUD
+
+
+def test_a_refused_student_is_not_swapped_in_and_the_present_one_serves() -> None:
+    judging = State(phase=Phase.JUDGE, purpose=Purpose.FINAL, wanted_id="new", active_id="base", base_id="base")
+    judging, actions = step(judging, agent.Started(), 0.0)
+    assert actions == (agent.Judge("base", "new"),)
+    state, actions = step(judging, agent.Judged("new", False, "it would not pay"), 0.0)
+    assert actions == (agent.Serve(),)
+    assert (state.active_id, state.refused_id, state.verdict) == ("base", "new", "it would not pay")
+    assert state.failure == "", "a refusal is no failure"
+    again = agent.personalise_again(state)
+    assert (again.active_id, again.refused_id, again.verdict) == ("base", "", "")
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STOPPED])

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
     assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
     assert bench.student("job").count(b"\n") == EPOCHS - 1
     assert not list(bench.work_dir.iterdir())
+
+
+def test_a_settled_selection_saves_rounds_and_not_epochs(bench: Bench) -> None:
+    class Settling(CountedLearning):
+        def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
+            return Selection.of(np.arange([4, 10, 11, 12][round], dtype=np.int64))
+
+    bench.start(rounds=4)
+    runner = bench.runner(Settling(), replace(bench.offer, settled_at=0.9))
+    assert runner.run("job").round == 1
+    bench.upload(1)
+    assert runner.run("job").round == 2, "4 of 10 clips are no settled selection"
+    bench.upload(2)
+    ready = runner.run("job")
+    assert (ready.stage, ready.round, ready.rounds, ready.settled) == (Stage.READY, 2, 4, True)
+    epochs = bench.student("job").decode().splitlines()
+    assert [line.split(" on ")[0] for line in epochs] == [f"epoch {epoch}" for epoch in range(EPOCHS)]
+    assert all(f"on {list(range(11))}" in line for line in epochs[2:]), "what is left is trained on the settled clips"
 
 
 def test_a_kill_before_any_step_changes_nothing_in_the_end(tmp_path: Path) -> None:

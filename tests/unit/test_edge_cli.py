@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from isthmus.edge.agent import Phase, State
 from isthmus.edge.cli import app
 from isthmus.edge.device_state import DeviceState, LedgerEntry
-from isthmus.edge.download import fetch_student
+from isthmus.edge.download import Tally, fetch_student
 from isthmus.edge.encoder import load_test
 from isthmus.edge.link import MemoryLink
 from isthmus.edge.student_slot import StudentSlot
@@ -32,7 +32,7 @@ def state(students: Any, tmp_path: Path) -> Path:
     link = MemoryLink(cloud)
     link.authenticate("token-1")
     for student_id in ("base", "final"):
-        fetch_student(link, slot, student_id, lambda here, total: None)
+        fetch_student(link, slot, student_id, lambda here, total: None, Tally())
         slot.verify(student_id)
         slot.activate(student_id)
     return device.root

@@ -61,6 +61,24 @@ def test_between_rounds_the_interim_student_is_exported_and_prototypes_awaited()
     assert (job.stage, actions) == (Stage.SELECTING, (Select(1),))
 
 
+def test_a_round_whose_selection_has_settled_is_the_last() -> None:
+    second = after(a_job(rounds=4), Taken(), Selected((1,), settled=True), Distilled(), Exported("s"), Uploaded(1))
+    assert not second.settled, "in round 0 there is nothing to compare with"
+    settled, actions = step(second, Selected((2,), settled=True), 120.0)
+    assert (settled.stage, settled.settled, actions) == (Stage.DISTILLING, True, (Distil(1),))
+    assert (status(settled).settled, status(settled).round, status(settled).rounds) == (True, 1, 4)
+    compressing, actions = step(settled, Distilled(), 130.0)
+    assert (compressing.stage, actions) == (Stage.COMPRESSING, (TrainHeads(1),))
+    ready = after(compressing, HeadsTrained(), Exported("final"), start_s=140.0)
+    assert (ready.stage, ready.student_id, ready.progress, ready.round) == (Stage.READY, "final", 1.0, 1)
+
+
+def test_the_last_planned_round_cuts_nothing() -> None:
+    last = after(a_job(rounds=2), Taken(), Selected((1,)), Distilled(), Exported("s"), Uploaded(1))
+    job, _ = step(last, Selected((1,), settled=True), 200.0)
+    assert not job.settled
+
+
 def test_an_upload_of_another_round_or_in_another_stage_is_refused() -> None:
     awaiting = after(a_job(rounds=3), Taken(), Selected((1,)), Distilled(), Exported("s"))
     for wrong in (0, 2):

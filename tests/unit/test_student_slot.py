@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from isthmus.edge.encoder import load_test
 from isthmus.edge.student_slot import StudentSlot
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
-from isthmus.proto.messages import Chunk, SignedManifest
+from isthmus.proto.messages import Chunk, SignedManifest, StudentPatch
+from isthmus.proto.patch import make_patch
 
 CHUNK = 256
 
@@ -219,6 +221,83 @@ def test_what_did_not_change_is_not_fetched_again(used: StudentSlot, students: A
     unchanged = {name for name in new if old.get(name) == new[name]}
     assert unchanged == {"teacher_head.onnx", "local_head.onnx"}
     assert {file.name for file, _ in used.missing(manifest)} == set(new) - unchanged
+
+
+def patched_student(students: Any, old: dict[str, bytes]) -> tuple[SignedManifest, dict[str, bytes]]:
+    """Student "new", whose visual encoder can also be had as a patch against "old"; and all that can be fetched."""
+    files = students.files("final", 2)
+    name = "visual_encoder.onnx"
+    patch = make_patch(old[name], files[name], [])
+    manifest = manifest_from_bytes(students.signed("new", "final", files).manifest_bytes)
+    against = StudentPatch(sha256(old[name]).digest(), len(patch), sha256(patch).digest())
+    entries = tuple(replace(file, patch=against) if file.name == name else file for file in manifest.files)
+    manifest_bytes = manifest_to_bytes(replace(manifest, files=entries))
+    return SignedManifest(manifest_bytes, students.key.sign(manifest_bytes)), {**files, f"{name}.patch": patch}
+
+
+def test_a_file_comes_as_a_patch_where_its_base_is_here(used: StudentSlot, students: Any, tmp_path: Path) -> None:
+    signed, files = patched_student(students, students.files("base", 1))
+    manifest = used.begin(signed)
+    missing = {file.name: file for file, _ in used.missing(manifest)}
+    assert "visual_encoder.onnx.patch" in missing
+    assert "visual_encoder.onnx" not in missing
+    patch = missing["visual_encoder.onnx.patch"]
+    content = files[patch.name]
+
+    def breaking() -> Iterator[Chunk]:
+        yield Chunk(0, content[:7], zlib.crc32(content[:7]))
+        raise ConnectionResetError("the link is gone")
+
+    with pytest.raises(ConnectionResetError):
+        used.receive(manifest, patch, breaking())
+    assert dict(used.missing(used.begin(signed)))[patch] == 7, "a restart goes on where the link broke"
+    assert used.receive(manifest, patch, chunks(content, 7)) == len(content) - 7
+    install(used, signed, files)
+    assert (tmp_path / "current" / "visual_encoder.onnx").read_bytes() == files["visual_encoder.onnx"]
+    assert not [path.name for path in (tmp_path / "current").iterdir() if "patch" in path.name]
+
+
+def test_a_damaged_patch_is_fetched_again(used: StudentSlot, students: Any) -> None:
+    signed, files = patched_student(students, students.files("base", 1))
+    manifest = used.begin(signed)
+    patch = next(file for file, _ in used.missing(manifest) if file.name.endswith(".patch"))
+    with pytest.raises(Corrupt, match="hash does not match"):
+        used.receive(manifest, patch, chunks(bytes(patch.size_bytes)))
+    assert (patch, 0) in used.missing(manifest)
+    install(used, signed, files)
+    assert in_use(used) == "new"
+
+
+def test_a_patch_that_does_not_give_the_file_is_not_tried_twice(used: StudentSlot, students: Any) -> None:
+    signed, files = patched_student(students, students.files("base", 1))
+    base = students.files("base", 1)["visual_encoder.onnx"]
+    wrong = make_patch(base, base, [])
+    manifest = manifest_from_bytes(signed.manifest_bytes)
+    entries = tuple(
+        replace(file, patch=replace(file.patch, size_bytes=len(wrong), sha256=sha256(wrong).digest()))
+        if file.patch is not None
+        else file
+        for file in manifest.files
+    )
+    manifest_bytes = manifest_to_bytes(replace(manifest, files=entries))
+    signed = SignedManifest(manifest_bytes, students.key.sign(manifest_bytes))
+    manifest = used.begin(signed)
+    patch = next(file for file, _ in used.missing(manifest) if file.name.endswith(".patch"))
+    used.receive(manifest, patch, chunks(wrong))
+    for again in (manifest, used.begin(signed)):
+        names = [file.name for file, _ in used.missing(again)]
+        assert "visual_encoder.onnx" in names
+        assert patch.name not in names
+    install(used, signed, files)
+    assert in_use(used) == "new"
+
+
+def test_without_a_sound_base_the_whole_file_comes(used: StudentSlot, students: Any, tmp_path: Path) -> None:
+    signed, files = patched_student(students, students.files("base", 1))
+    (tmp_path / "versions" / "old" / "visual_encoder.onnx").write_bytes(b"x")
+    assert "visual_encoder.onnx" in [file.name for file, _ in used.missing(used.begin(signed))]
+    install(used, signed, files)
+    assert in_use(used) == "new"
 
 
 def test_a_damaged_version_is_noticed_and_not_rolled_back_to(used: StudentSlot, students: Any, tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""A student's files as patches against the base student's, built at export: kept only where the student stays as it is.
+
+What a patch gives is what the device will run, so it is what is published. Each file gets the cheapest coding of
+``LADDER`` with which it agrees, on public clips of the selection, with the exported one (which agrees with torch, see
+distill/export.py); where none does, the whole file is published.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+
+from isthmus.data.stored import ClipArrays
+from isthmus.data.transforms import evaluation_frames
+from isthmus.proto.errors import InvalidInput
+from isthmus.proto.messages import FloatArray, NumberType, patch_name
+from isthmus.proto.patch import Span, apply_patch, make_patch
+
+log = logging.getLogger(__name__)
+
+MOST_ERROR: Final = 0.01
+"""Relative error of a file's outputs: |patched - exported| / |exported| over all clips."""
+LEAST_AGREEMENT: Final = 0.99
+"""Share of clips to which every head gives the same class."""
+MOST_CLIPS: Final = 128
+"""More clips would say little more, and every personalisation waits for it."""
+LEAST_VALUES: Final = 256
+"""Smaller tensors travel as they are."""
+
+ENCODERS: Final = ("audio_encoder.onnx", "visual_encoder.onnx")
+
+_BATCH_CLIPS: Final = 16
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How differences are coded; ``levels`` counts for int8 alone."""
+
+    number_type: NumberType
+    levels: int = 127
+
+    def __str__(self) -> str:
+        return f"int8 of {self.levels} levels" if self.number_type is NumberType.INT8 else self.number_type.value
+
+
+LADDER: Final = (
+    Coding(NumberType.INT8, 15),
+    Coding(NumberType.INT8, 31),
+    Coding(NumberType.INT8, 127),
+    Coding(NumberType.FP16),
+)
+"""Cheapest first."""
+
+
+def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays) -> list[Path]:
+    """Replaces each file that has a patch by what the patch gives; returns all files, with the patches beside them.
+
+    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``. Each
+    file gets the cheapest coding with which it is near enough to what was exported, on the same inputs; where the student
+    as a whole then answers otherwise, the cheapest codings are given up one after the other.
+    """
+    exported = {path.name: path.read_bytes() for path in files}
+    bases = {name: found for name, content in exported.items() if (found := _against(base_dir / name, content))}
+    if not bases:
+        log.info("no patch: no file of the student has the layout of the base student's")
+        return list(files)
+    world = _World(exported, clips.subset(np.unique(np.linspace(0, len(clips.names) - 1, MOST_CLIPS).astype(np.int64))))
+
+    @functools.cache
+    def coded(name: str, coding: Coding) -> tuple[bytes, bytes, float]:
+        base, weights = bases[name]
+        patch = make_patch(base, exported[name], weights, coding=coding.number_type, levels=coding.levels)
+        content = apply_patch(base, patch)
+        return patch, content, world.error(name, content)
+
+    for first in range(len(LADDER)):
+        chosen: dict[str, Coding] = {}
+        for name in bases:
+            for coding in LADDER[first:]:
+                patch, _, error = coded(name, coding)
+                if error <= MOST_ERROR and len(patch) < len(exported[name]):
+                    chosen[name] = coding
+                    break
+        patched = {name: coded(name, coding)[1] for name, coding in chosen.items()}
+        same_class = world.same_class({**exported, **patched})
+        if chosen and same_class >= LEAST_AGREEMENT:
+            for name, coding in chosen.items():
+                patch, _, error = coded(name, coding)
+                sizes = len(patch), len(exported[name])
+                log.info("%s: a patch in %s, %d bytes for %d, relative error %.2g", name, coding, *sizes, error)
+            log.info("the patched student gives %.1f %% of the clips the same class", 100 * same_class)
+            return _write(files, {name: coded(name, coding)[0] for name, coding in chosen.items()}, patched)
+    log.info("no patch: none is near enough to the exported student")
+    return list(files)
+
+
+def weight_spans(content: bytes) -> list[Span]:
+    """Where an ONNX file holds float32 initialisers of some size, rising; a row is an output channel (the first axis).
+
+    Raises InvalidInput for what is no ONNX file.
+    """
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise InvalidInput("not an ONNX file") from error
+    spans, position = [], 0
+    for tensor in model.graph.initializer:
+        values = len(tensor.raw_data) // 4
+        if tensor.data_type != onnx.TensorProto.FLOAT or values < LEAST_VALUES:
+            continue
+        # protobuf writes the initialisers in their order, so the next one stands after the last.
+        offset = content.find(tensor.raw_data, position)
+        spans.append(Span(offset, values, tensor.dims[0] if len(tensor.dims) > 1 else 1))
+        position = offset + 4 * values
+    return spans
+
+
+class _World:
+    """The clips, and what the exported student gives on them."""
+
+    def __init__(self, exported: Mapping[str, bytes], clips: ClipArrays) -> None:
+        self._clips = clips
+        self._encoded: dict[bytes, FloatArray] = {}
+        self._features = [self._encode(name, exported[name]) for name in ENCODERS]
+        self._expected = {name: self._run(name, content, self._features) for name, content in exported.items()}
+
+    def error(self, name: str, content: bytes) -> float:
+        """|this - exported| / |exported| of a file's outputs, on the exported student's inputs; the largest of them."""
+        pairs = zip(self._expected[name], self._run(name, content, self._features), strict=True)
+        return max(float(np.linalg.norm(got - known) / (np.linalg.norm(known) or 1.0)) for known, got in pairs)
+
+    def same_class(self, files: Mapping[str, bytes]) -> float:
+        """Share of clips to which a student gives the exported one's class; the least over its heads."""
+        features = [self._encode(name, files[name]) for name in ENCODERS]
+        heads = [name for name in files if name.endswith("_head.onnx")]
+        answers = {name: self._run(name, files[name], features)[0].argmax(axis=1) for name in heads}
+        return min(float((answers[name] == self._expected[name][0].argmax(axis=1)).mean()) for name in heads)
+
+    def _run(self, name: str, content: bytes, features: Sequence[FloatArray]) -> list[FloatArray]:
+        if name in ENCODERS:
+            return [self._encode(name, content)]
+        session = _session(content)
+        feed = dict(zip([node.name for node in session.get_inputs()], features, strict=True))
+        outputs: list[FloatArray] = session.run(None, feed)
+        return outputs
+
+    def _encode(self, name: str, content: bytes) -> FloatArray:
+        key = hashlib.sha256(content).digest()
+        if key not in self._encoded:
+            clips, session = self._clips, _session(content)
+            (node,) = session.get_inputs()
+            outputs = []
+            for start in range(0, len(clips.names), _BATCH_CLIPS):
+                rows = range(start, min(start + _BATCH_CLIPS, len(clips.names)))
+                if name == ENCODERS[0]:
+                    batch = np.stack([np.asarray(clips.spectrograms_NFT[row], np.float32) for row in rows])
+                else:
+                    batch = np.stack([evaluation_frames(clips.frames_NKHWC[row], clips.spec) for row in rows])
+                outputs.append(session.run(None, {node.name: batch})[0])
+            self._encoded[key] = np.concatenate(outputs)
+        return self._encoded[key]
+
+
+def _against(base_path: Path, content: bytes) -> tuple[bytes, list[Span]] | None:
+    """The base's file and the spans of weights, where the two have the same layout and are not the same."""
+    base = base_path.read_bytes() if base_path.is_file() else b""
+    if len(base) != len(content) or base == content:
+        return None
+    try:
+        spans = weight_spans(content)
+        return (base, spans) if spans and spans == weight_spans(base) else None
+    except InvalidInput:
+        return None
+
+
+def _write(files: Sequence[Path], patches: Mapping[str, bytes], patched: Mapping[str, bytes]) -> list[Path]:
+    written = list(files)
+    for path in files:
+        if path.name in patches:
+            path.write_bytes(patched[path.name])
+            beside = path.with_name(patch_name(path.name))
+            beside.write_bytes(patches[path.name])
+            written.append(beside)
+    return sorted(written)
+
+
+def _session(content: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,26 @@
+"""PURE: when rounds of selection have nothing more to tell, because the selection no longer changes."""
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+def overlap(before_S: Indices, after_S: Indices) -> float:
+    """Jaccard index of two selections of public clips: |A and B| / |A or B|, 0 to 1. Order and repeats do not count.
+
+    Two empty selections are the same one: 1.
+    """
+    before, after = np.unique(before_S), np.unique(after_S)
+    shared = len(np.intersect1d(before, after, assume_unique=True))
+    united = len(before) + len(after) - shared
+    return shared / united if united else 1.0
+
+
+def settled(before_S: Indices, after_S: Indices, threshold: float) -> bool:
+    """Whether the selection of a round is that of the round before, up to ``threshold`` of overlap (0 to 1).
+
+    The paper selects anew every 10 epochs whatever comes of it (Alg. 7). Where the answer no longer changes, asking
+    costs a download and prototypes and brings nothing, so the epochs that are left are trained on this selection.
+    """
+    return overlap(before_S, after_S) >= threshold

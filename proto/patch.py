@@ -1,0 +1,228 @@
+"""A file of a student as a patch against the same file of another: a few bits a weight. No I/O.
+
+Two ONNX files of one architecture have the same layout: only weights differ. A patch lists spans of float32 weights
+with the coded difference of each, and the few other bytes that differ, verbatim. Little endian:
+
+    magic "ISP1" | coding u8 | 3 zero bytes | base SHA-256 | file size u64 | spans u32 | pieces u32 | body size u64
+    body, compressed by zlib:
+        for each span    offset u64 | values u32 | rows u32
+        for each piece   offset u64 | length u32
+        the spans' scales, float32, one a row (int8 only)
+        the spans' differences, int8 or float16
+        the pieces' bytes
+    CRC-32 of all before it, u32
+
+Where the difference d = target - base is coded in int8, row r (an output channel) has scale_r = max |d| / levels, and a
+weight becomes base + q * scale with q = round(d / scale): two float32 operations, so every machine gets the same bytes.
+The result is not the target but close to it; who publishes the *result* can sign its hash. Fewer levels cost accuracy
+and save bytes, since the entropy coder needs fewer bits for smaller numbers.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.proto.errors import Corrupt, InvalidInput
+from isthmus.proto.limits import MAX_PATCH_PARTS, MAX_STUDENT_FILE_BYTES
+from isthmus.proto.messages import NumberType
+
+_MAGIC: Final = b"ISP1"
+_HEADER: Final = struct.Struct("<4sB3s32sQIIQ")
+_SPAN: Final = np.dtype([("offset", "<u8"), ("values", "<u4"), ("rows", "<u4")])
+_PIECE: Final = np.dtype([("offset", "<u8"), ("length", "<u4")])
+_CRC: Final = struct.Struct("<I")
+_CODING_TO_BYTE: Final = {NumberType.INT8: 1, NumberType.FP16: 2}
+_BYTE_TO_CODING: Final = {number: coding for coding, number in _CODING_TO_BYTE.items()}
+_VALUE_BYTES: Final = {NumberType.INT8: 1, NumberType.FP16: 2}
+MOST_LEVELS: Final = 127
+
+
+@dataclass(frozen=True)
+class Span:
+    """``values`` float32 weights at ``offset_bytes``, in ``rows`` equal rows (output channels of one tensor)."""
+
+    offset_bytes: int
+    values: int
+    rows: int = 1
+
+
+def make_patch(
+    base: bytes,
+    target: bytes,
+    spans: Sequence[Span],
+    *,
+    coding: NumberType = NumberType.INT8,
+    levels: int = MOST_LEVELS,
+) -> bytes:
+    """The patch that brings ``base`` near ``target``: exactly so outside the spans, within half a step inside.
+
+    ``levels``: int8 differences reach from minus to plus this (1 to 127). Raises InvalidInput for files of different
+    size, spans outside the file or over one another, or weights that are no finite numbers.
+    """
+    if coding not in _CODING_TO_BYTE or not 1 <= levels <= MOST_LEVELS:
+        raise InvalidInput("patch: differences are coded in int8 with 1 to 127 levels, or in fp16")
+    if len(base) != len(target) or not 0 < len(base) <= MAX_STUDENT_FILE_BYTES:
+        raise InvalidInput("patch: the two files do not have the same layout")
+    ordered = sorted(spans, key=lambda span: span.offset_bytes)
+    span_table = np.array([(span.offset_bytes, span.values, span.rows) for span in ordered], _SPAN)
+    if not _in_order(span_table, np.zeros(0, _PIECE), len(base)):
+        raise InvalidInput("patch: a span lies outside the file or over another")
+    scales, differences = [], []
+    for span in ordered:
+        difference_RV = _floats(target, span).astype(np.float64) - _floats(base, span)
+        if not np.isfinite(difference_RV).all():
+            raise InvalidInput("patch: a weight is no finite number")
+        scale_R, coded_RV = _code(difference_RV, coding, levels)
+        scales.append(scale_R.tobytes())
+        differences.append(coded_RV.tobytes())
+    pieces = list(_pieces(base, target, ordered))
+    piece_table = np.array([(offset, length) for offset, length in pieces], _PIECE)
+    if len(ordered) + len(pieces) > MAX_PATCH_PARTS:
+        raise InvalidInput("patch: the two files differ in too many places")
+    verbatim = [target[offset : offset + length] for offset, length in pieces]
+    body = b"".join([span_table.tobytes(), piece_table.tobytes(), *scales, *differences, *verbatim])
+    header = _HEADER.pack(
+        _MAGIC,
+        _CODING_TO_BYTE[coding],
+        bytes(3),
+        hashlib.sha256(base).digest(),
+        len(base),
+        len(ordered),
+        len(pieces),
+        len(body),
+    )
+    # Coded differences do not repeat, they only favour small numbers: Huffman codes alone are as small, and quicker.
+    packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    sealed = header + packer.compress(body) + packer.flush()
+    return sealed + _CRC.pack(zlib.crc32(sealed))
+
+
+def base_sha256(patch: bytes) -> bytes:
+    """SHA-256 of the file that the patch is against. Raises Corrupt for what is no whole patch."""
+    return _opened(patch)[1]
+
+
+def coding_of(patch: bytes) -> NumberType:
+    """How the patch codes differences. Raises Corrupt for what is no whole patch."""
+    return _opened(patch)[0]
+
+
+def apply_patch(base: bytes, patch: bytes) -> bytes:
+    """The file that the patch makes of ``base``: always the same bytes, on every machine.
+
+    Raises Corrupt for a patch that was cut or changed, or that is against another file. Sizes are checked before
+    anything is unpacked.
+    """
+    coding, wanted, size_bytes, span_count, piece_count, body_bytes = _opened(patch)
+    if len(base) != size_bytes or hashlib.sha256(base).digest() != wanted:
+        raise Corrupt("patch: it is not against this file")
+    body = _unpacked(patch, body_bytes)
+    spans = np.frombuffer(body, _SPAN, span_count)
+    pieces = np.frombuffer(body, _PIECE, piece_count, span_count * _SPAN.itemsize)
+    position = span_count * _SPAN.itemsize + piece_count * _PIECE.itemsize
+    scale_count = int(spans["rows"].sum(dtype=np.uint64)) if coding is NumberType.INT8 else 0
+    value_bytes = int(spans["values"].sum(dtype=np.uint64)) * _VALUE_BYTES[coding]
+    verbatim_bytes = int(pieces["length"].sum(dtype=np.uint64))
+    if body_bytes != position + 4 * scale_count + value_bytes + verbatim_bytes:
+        raise Corrupt("patch: its parts do not add up")
+    if not _in_order(spans, pieces, size_bytes):
+        raise Corrupt("patch: a part lies outside the file or over another")
+    scales = np.frombuffer(body, "<f4", scale_count, position)
+    position += 4 * scale_count
+    if not np.isfinite(scales).all():
+        raise Corrupt("patch: a scale is no finite number")
+    made = bytearray(base)
+    row = 0
+    for offset, values, rows in spans.tolist():
+        span = Span(offset, values, rows)
+        if coding is NumberType.INT8:
+            coded_RV = np.frombuffer(body, np.int8, values, position).reshape(rows, -1)
+            difference_RV = coded_RV.astype(np.float32) * scales[row : row + rows, np.newaxis]
+            row += rows
+        else:
+            difference_RV = np.frombuffer(body, "<f2", values, position).reshape(rows, -1).astype(np.float32)
+        position += values * _VALUE_BYTES[coding]
+        made[offset : offset + 4 * values] = (_floats(base, span) + difference_RV).astype("<f4").tobytes()
+    for offset, length in pieces.tolist():
+        made[offset : offset + length] = body[position : position + length]
+        position += length
+    return bytes(made)
+
+
+def _code(
+    difference_RV: npt.NDArray[np.float64], coding: NumberType, levels: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]:
+    if coding is NumberType.FP16:
+        return np.zeros(0, np.float32), difference_RV.clip(-65_504, 65_504).astype("<f2")
+    scale_R = (np.abs(difference_RV).max(axis=1) / levels).astype("<f4")
+    if not np.isfinite(scale_R).all():
+        raise InvalidInput("patch: a difference is too large for float32")
+    divisor_R1 = np.where(scale_R > 0, scale_R, 1).astype(np.float64)[:, np.newaxis]
+    return scale_R, np.rint(difference_RV / divisor_R1).clip(-levels, levels).astype(np.int8)
+
+
+def _floats(content: bytes, span: Span) -> npt.NDArray[np.float32]:
+    return np.frombuffer(content, "<f4", span.values, span.offset_bytes).reshape(span.rows, -1)
+
+
+def _in_order(spans: npt.NDArray[np.void], pieces: npt.NDArray[np.void], size_bytes: int) -> bool:
+    """Whether spans and pieces lie inside the file, none empty, each kind rising, and none over another."""
+    if (spans["values"] == 0).any() or (spans["rows"] == 0).any() or (pieces["length"] == 0).any():
+        return False
+    if (spans["values"] % np.maximum(spans["rows"], 1) != 0).any():
+        return False
+    starts = np.concatenate([spans["offset"], pieces["offset"]])
+    if (starts > size_bytes).any():
+        return False
+    lengths = np.concatenate([4 * spans["values"].astype(np.uint64), pieces["length"].astype(np.uint64)])
+    order = np.argsort(starts, kind="stable")
+    starts, ends = starts[order], (starts + lengths)[order]
+    return bool((ends <= size_bytes).all() and (starts[1:] >= ends[:-1]).all())
+
+
+def _pieces(base: bytes, target: bytes, spans: Sequence[Span]) -> Iterator[tuple[int, int]]:
+    """Stretches outside the (rising) spans that differ; stretches a few bytes apart are told as one."""
+    start = 0
+    for end, after in [*((s.offset_bytes, s.offset_bytes + 4 * s.values) for s in spans), (len(base), len(base))]:
+        one, other = (np.frombuffer(each, np.uint8, end - start, start) for each in (base, target))
+        changed = np.flatnonzero(one != other)
+        if len(changed):
+            for run in np.split(changed, np.flatnonzero(np.diff(changed) > _PIECE.itemsize) + 1):
+                yield start + int(run[0]), int(run[-1] - run[0]) + 1
+        start = after
+
+
+def _opened(patch: bytes) -> tuple[NumberType, bytes, int, int, int, int]:
+    if len(patch) < _HEADER.size + _CRC.size:
+        raise Corrupt("patch: cut short")
+    if zlib.crc32(patch[: -_CRC.size]) != _CRC.unpack(patch[-_CRC.size :])[0]:
+        raise Corrupt("patch: the checksum does not match")
+    magic, coding, zeros, sha256, size_bytes, spans, pieces, body_bytes = _HEADER.unpack_from(patch)
+    if magic != _MAGIC or coding not in _BYTE_TO_CODING or zeros != bytes(3):
+        raise Corrupt("patch: not a patch of this version")
+    tables = spans * _SPAN.itemsize + pieces * _PIECE.itemsize
+    # A span of v weights costs at most a scale and a difference for each: never more than 5 bytes for 4.
+    if (
+        not 0 < size_bytes <= MAX_STUDENT_FILE_BYTES
+        or spans + pieces > MAX_PATCH_PARTS
+        or not tables <= body_bytes <= tables + 2 * size_bytes
+    ):
+        raise Corrupt("patch: its sizes cannot be")
+    return _BYTE_TO_CODING[coding], sha256, size_bytes, spans, pieces, body_bytes
+
+
+def _unpacked(patch: bytes, body_bytes: int) -> bytes:
+    unpacker = zlib.decompressobj()
+    try:
+        body = unpacker.decompress(patch[_HEADER.size : -_CRC.size], body_bytes + 1)
+    except zlib.error as error:
+        raise Corrupt("patch: its body does not unpack") from error
+    if len(body) != body_bytes or not unpacker.eof or unpacker.unused_data:
+        raise Corrupt("patch: its body has another size than it says")
+    return body

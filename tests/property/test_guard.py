@@ -1,0 +1,108 @@
+"""The guard's estimates against loops over clips, and its verdicts where they can be known beforehand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.distill.measure import atc_threshold, measured_rows
+from isthmus.edge.guard import DEFAULT_ESTIMATOR, Estimator, Outputs, Rule, estimates, judge
+
+
+def random_outputs(seed: int, clips: int, classes: int, threshold: float | None = 0.5) -> Outputs:
+    rng = np.random.default_rng(seed)
+    local_NC, teacher_NC = (rng.dirichlet(np.ones(classes), clips).astype(np.float32) for _ in range(2))
+    return Outputs(local_NC, teacher_NC, threshold)
+
+
+shapes = st.tuples(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 5))
+
+
+@given(shapes, st.floats(0, 1))
+def test_estimates_as_by_hand(shape: tuple[int, int, int], threshold: float) -> None:
+    seed, clips, classes = shape
+    one, other = random_outputs(seed, clips, classes, threshold), random_outputs(seed + 1, clips, classes)
+    totals = dict.fromkeys(Estimator, 0.0)
+    for n in range(clips):
+        answer = int(np.argmax(one.local_NC[n]))
+        totals[Estimator.CONFIDENCE] += float(one.local_NC[n, answer])
+        totals[Estimator.ATC] += one.local_NC[n, answer] >= threshold
+        totals[Estimator.AGREEMENT] += answer == int(np.argmax(one.teacher_NC[n]))
+        totals[Estimator.TEACHER] += float(one.teacher_NC[n, answer])
+        totals[Estimator.JOINT] += float((one.teacher_NC[n, answer] + other.teacher_NC[n, answer]) / 2)
+        totals[Estimator.CROSS] += float(other.teacher_NC[n, answer])
+    made = estimates(one, other)
+    assert set(made) == set(Estimator)
+    for estimator, total in totals.items():
+        assert made[estimator] == pytest.approx(total / clips, abs=1e-6)
+        assert 0 <= made[estimator] <= 1 + 1e-6
+
+
+@given(shapes, st.sampled_from(Estimator), st.floats(-0.5, 0.5))
+def test_a_verdict_follows_its_estimates_and_margin(
+    shape: tuple[int, int, int], estimator: Estimator, margin: float
+) -> None:
+    old, new = random_outputs(*shape), random_outputs(shape[0] + 1, *shape[1:])
+    verdict = judge(old, new, Rule(estimator, margin))
+    assert verdict.accept == (verdict.new[estimator.value] >= verdict.old[estimator.value] + margin)
+    assert ("would not pay" in verdict.reason) != verdict.accept
+    assert (verdict.clips, verdict.rule.margin) == (shape[1], margin)
+    assert 0 <= verdict.changed <= verdict.clips
+
+
+@given(shapes, st.sampled_from(Estimator))
+def test_the_same_student_again_is_taken_and_gains_nothing(shape: tuple[int, int, int], estimator: Estimator) -> None:
+    same = random_outputs(*shape)
+    assert judge(same, same, Rule(estimator)).accept
+    assert judge(same, same).changed == 0
+    assert not judge(same, same, Rule(estimator, margin=1e-6)).accept
+
+
+@given(st.integers(1, 20), st.integers(2, 6))
+def test_a_sure_student_that_is_wrong_is_refused(clips: int, classes: int) -> None:
+    """All clips alike, down to a single one: the new student is sure of what nobody else believes."""
+    truth_NC = np.tile(np.eye(classes, dtype=np.float32)[0] * 0.6 + 0.4 / classes, (clips, 1))
+    wrong_NC = np.tile(np.eye(classes, dtype=np.float32)[1], (clips, 1))
+    verdict = judge(Outputs(truth_NC, truth_NC), Outputs(wrong_NC, truth_NC))
+    assert not verdict.accept
+    assert verdict.changed == clips
+    assert judge(Outputs(wrong_NC, truth_NC), Outputs(truth_NC, truth_NC)).accept
+
+
+def test_what_cannot_be_judged_is_said() -> None:
+    good = random_outputs(0, 3, 4)
+    none = np.zeros((0, 4), np.float32)
+    with pytest.raises(ValueError, match="no clip"):
+        judge(Outputs(none, none), Outputs(none, none))
+    with pytest.raises(ValueError, match="same clips"):
+        judge(good, random_outputs(0, 2, 4))
+    with pytest.raises(ValueError, match="not numbers"):
+        judge(good, Outputs(good.local_NC, np.full((3, 4), np.nan, np.float32)))
+    unmeasured = random_outputs(1, 3, 4, threshold=None)
+    assert Estimator.ATC not in estimates(unmeasured, good)
+    with pytest.raises(ValueError, match="no threshold"):
+        judge(good, unmeasured, Rule(Estimator.ATC))
+    assert DEFAULT_ESTIMATOR is not Estimator.ATC, "older students have no threshold, and must still be judged"
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30, unique_by=lambda pair: pair[0]))
+def test_above_the_threshold_are_as_many_as_are_right(clips: list[tuple[float, bool]]) -> None:
+    confidence_N, right_N = np.array([c for c, _ in clips]), np.array([r for _, r in clips])
+    threshold = atc_threshold(confidence_N, right_N)
+    assert 0 <= threshold <= 1
+    if right_N.any() or confidence_N.max() < 1:
+        assert (confidence_N >= threshold).mean() == right_N.mean()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 100))
+def test_measured_on_what_was_not_selected_where_there_is_enough(seed: int, clips: int, at_most: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels_N = rng.integers(-1, 4, clips)
+    selected_S = rng.permutation(clips)[: rng.integers(0, clips)]
+    rows = measured_rows(labels_N, selected_S, at_most=at_most)
+    labelled = set(np.flatnonzero(labels_N >= 0).tolist())
+    outside = labelled - set(selected_S.tolist())
+    allowed = outside if len(outside) >= 50 else labelled
+    assert set(rows.tolist()) <= allowed
+    assert len(set(rows.tolist())) == len(rows) == min(at_most, len(allowed))
+    assert list(rows) == sorted(rows)
