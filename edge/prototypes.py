@@ -47,17 +47,10 @@ def make_prototypes(
     if noise is not None and noise_seed is None:
         raise ValueError("noise needs a noise_seed of its own, unknown to the cloud")
     _check(probabilities_NC, min_cluster, clip_per_cluster, noise)
-    clips, classes = probabilities_NC.shape
-    wide_NC = np.clip(probabilities_NC.astype(np.float64), 0.0, None)
-    wide_NC /= wide_NC.sum(axis=1, keepdims=True)
-    most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // classes)
-    clusters = min(math.ceil(clips / clip_per_cluster), len(np.unique(wide_NC, axis=0)), most)
-    labels_N = _cluster(wide_NC, clusters, seed)
-    sums_KC = np.zeros((clusters, classes))
-    np.add.at(sums_KC, labels_N, wide_NC)
-    sizes_K = np.bincount(labels_N, minlength=clusters)
-    occupied = sizes_K > 0
-    values_KC, sizes_K = fold_small(sums_KC[occupied] / sizes_K[occupied, np.newaxis], sizes_K[occupied], min_cluster)
+    labels_N = assign_clusters(
+        probabilities_NC, seed=seed, min_cluster=min_cluster, clip_per_cluster=clip_per_cluster
+    )
+    values_KC, sizes_K = _means(_distributions(probabilities_NC), labels_N)
     if noise is not None:
         values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(noise_seed))
     values_KC = values_KC / values_KC.sum(axis=1, keepdims=True)
@@ -81,6 +74,37 @@ def each_clip(probabilities_NC: FloatArray) -> Prototypes:
     )
 
 
+def assign_clusters(
+    probabilities_NC: FloatArray, *, seed: int, min_cluster: int = 3, clip_per_cluster: int = 3
+) -> _Counts:
+    """Which prototype stands for each clip: labels_N from 0 without gaps, small clusters folded.
+
+    Row k of ``make_prototypes`` with the same arguments is the mean of the clips with label k. Raises BadPrototypes
+    as it does.
+    """
+    _check(probabilities_NC, min_cluster, clip_per_cluster, None)
+    wide_NC = _distributions(probabilities_NC)
+    clips, classes = wide_NC.shape
+    most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // classes)
+    clusters = min(math.ceil(clips / clip_per_cluster), len(np.unique(wide_NC, axis=0)), most)
+    _, labels_N = np.unique(_cluster(wide_NC, clusters, seed), return_inverse=True)  # a cluster can be empty
+    folded_K = fold_small(*_means(wide_NC, labels_N), min_cluster)
+    return folded_K[labels_N]
+
+
+def _distributions(probabilities_NC: FloatArray) -> _Wide:
+    wide_NC: _Wide = np.clip(probabilities_NC.astype(np.float64), 0.0, None)
+    wide_NC /= wide_NC.sum(axis=1, keepdims=True)
+    return wide_NC
+
+
+def _means(wide_NC: _Wide, labels_N: _Counts) -> tuple[_Wide, _Counts]:
+    sizes_K = np.bincount(labels_N)
+    sums_KC = np.zeros((len(sizes_K), wide_NC.shape[1]))
+    np.add.at(sums_KC, labels_N, wide_NC)
+    return sums_KC / sizes_K[:, np.newaxis], sizes_K
+
+
 def _cluster(wide_NC: _Wide, clusters: int, seed: int) -> _Counts:
     from sklearn.cluster import KMeans  # Here, because its import is slower than the rest of the device together.
 
@@ -88,12 +112,14 @@ def _cluster(wide_NC: _Wide, clusters: int, seed: int) -> _Counts:
     return labels_N
 
 
-def fold_small(centroids_KC: _Wide, sizes_K: _Counts, min_cluster: int) -> tuple[_Wide, _Counts]:
+def fold_small(centroids_KC: _Wide, sizes_K: _Counts, min_cluster: int) -> _Counts:
     """Folds the smallest cluster into its nearest neighbour until none is under ``min_cluster`` or one is left.
 
-    A folded centroid is the mean weighted by size, so it stays the mean of its clips. Ties go to the lower index.
+    Returns the folded cluster of each cluster, numbered without gaps. A folded centroid is the mean weighted by size,
+    so it stays the mean of its clips. Ties go to the lower index.
     """
     centroids_KC, sizes_K = centroids_KC.copy(), sizes_K.copy()
+    folded_K: _Counts = np.arange(len(sizes_K), dtype=np.int64)
     while len(sizes_K) > 1 and sizes_K.min() < min_cluster:
         small = int(sizes_K.argmin())
         distances_K = np.square(centroids_KC - centroids_KC[small]).sum(axis=1)
@@ -104,7 +130,9 @@ def fold_small(centroids_KC: _Wide, sizes_K: _Counts, min_cluster: int) -> tuple
         sizes_K[near] = total
         centroids_KC = np.delete(centroids_KC, small, axis=0)
         sizes_K = np.delete(sizes_K, small)
-    return centroids_KC, sizes_K
+        folded_K[folded_K == small] = near
+        folded_K[folded_K > small] -= 1
+    return folded_K
 
 
 def noisy(centroids_KC: _Wide, sizes_K: _Counts, *, epsilon: float, rng: np.random.Generator) -> _Wide:

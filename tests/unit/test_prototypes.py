@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isthmus.edge.prototypes import each_clip, fold_small, make_prototypes, noisy, project_to_simplex
+from isthmus.edge.prototypes import assign_clusters, each_clip, fold_small, make_prototypes, noisy, project_to_simplex
 from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.messages import UploadMode
 
@@ -35,10 +35,23 @@ def test_identical_clips_make_one_prototype() -> None:
     np.testing.assert_allclose(made.values_KC, [[0.2, 0.8]], atol=1e-6)
 
 
-def test_folding_keeps_the_weighted_mean() -> None:
-    centroids_KC, sizes_K = fold_small(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([3, 1, 4]), 3)
-    assert sizes_K.tolist() == [4, 4]
-    np.testing.assert_allclose(centroids_KC, [[0.875, 0.125], [0.0, 1.0]])
+def test_folding_goes_to_the_nearest_and_renumbers() -> None:
+    folded_K = fold_small(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([3, 1, 4]), 3)
+    assert folded_K.tolist() == [0, 0, 1]
+    # The first goes to the third, and both together then take in the second.
+    centroids_KC = np.array([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.0, 1.0]])
+    assert fold_small(centroids_KC, np.array([1, 3, 5, 9]), 5).tolist() == [0, 0, 0, 1]
+
+
+def test_clusters_are_those_that_the_prototypes_are_means_of() -> None:
+    probabilities_NC = np.random.default_rng(2).dirichlet(np.ones(5), 40).astype(np.float32)
+    labels_N = assign_clusters(probabilities_NC, seed=4, min_cluster=6)
+    made = make_prototypes(probabilities_NC, seed=4, min_cluster=6)
+    assert np.bincount(labels_N).tolist() == made.sizes_K.tolist()
+    for row, values_C in enumerate(made.values_KC):
+        np.testing.assert_allclose(probabilities_NC[labels_N == row].mean(axis=0), values_C, atol=1e-6)
+    with pytest.raises(BadPrototypes, match="3 clips are too few"):
+        assign_clusters(probabilities_NC[:3], seed=0, min_cluster=4)
 
 
 @pytest.mark.parametrize(
