@@ -47,9 +47,7 @@ def make_prototypes(
     if noise is not None and noise_seed is None:
         raise ValueError("noise needs a noise_seed of its own, unknown to the cloud")
     _check(probabilities_NC, min_cluster, clip_per_cluster, noise)
-    labels_N = assign_clusters(
-        probabilities_NC, seed=seed, min_cluster=min_cluster, clip_per_cluster=clip_per_cluster
-    )
+    labels_N = assign_clusters(probabilities_NC, seed=seed, min_cluster=min_cluster, clip_per_cluster=clip_per_cluster)
     values_KC, sizes_K = _means(_distributions(probabilities_NC), labels_N)
     if noise is not None:
         values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(noise_seed))
