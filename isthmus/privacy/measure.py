@@ -403,11 +403,14 @@ def evaluated_frames_alone(clips: ClipArrays) -> ClipArrays:
     return replace(clips, frames_NKHWC=frames_NKHWC, spec=spec, source=None)
 
 
-def _inversion(made: Scenes, client: Client) -> dict[str, float]:
-    """Likeness of each clip's reconstruction, mean over clips, and whether it points to its clip."""
+def _inversion(made: Scenes, client: Client) -> dict[str, float | None]:
+    """Likeness of each clip's reconstruction, mean over clips, and whether it points to its clip.
+
+    None where no class has two clips to be told apart.
+    """
     sound, picture = zip(made.flat(), client.scenes.flat(), strict=True)
     spectrograms = made.spectrograms_NFT[..., np.newaxis], client.scenes.spectrograms_NFT[..., np.newaxis]
-    result = {
+    result: dict[str, float | None] = {
         "sound_mse": float(np.square(sound[0] - sound[1]).mean()),
         "picture_mse": float(np.square(picture[0] - picture[1]).mean()),
         "sound_ssim": float(ssim(*spectrograms, SPECTROGRAM_RANGE).mean()),
@@ -415,7 +418,8 @@ def _inversion(made: Scenes, client: Client) -> dict[str, float]:
     }
     for what, (drawn_NP, true_NP) in (("sound", sound), ("picture", picture)):
         distances_NN = squared_distances(drawn_NP, true_NP)
-        result[f"{what}_same_class"] = same_class_rate(distances_NN, client.labels_N)
+        rate = same_class_rate(distances_NN, client.labels_N)
+        result[f"{what}_same_class"] = None if np.isnan(rate) else rate
         result[f"{what}_retrieval"] = retrieval_rate(distances_NN)
     return result
 
@@ -451,6 +455,6 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 
 def _line(cell: dict[str, Any]) -> str:
     area = cell["membership"]["distance, same person"]["auc"]["value"]
-    drawn = cell["inversion"]
-    picture = "" if drawn is None else f", picture told from its class {100 * drawn['picture_same_class']:.0f} %"
+    rate = (cell["inversion"] or {}).get("picture_same_class")
+    picture = "" if rate is None else f", picture told from its class {100 * rate:.0f} %"
     return f"seed {cell['seed']}, client {cell['client']}, {cell['mode']}: membership AUC {area:.2f}{picture}"

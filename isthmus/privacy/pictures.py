@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -52,23 +51,27 @@ def _load(path: Path) -> dict[str, Any]:
 def _grid(rows: dict[str, tuple[Any, Any]]) -> bytes:
     """A line for each entry: pictures to the left, spectrograms to the right."""
     count = len(next(iter(rows.values()))[0])
-    figure = Figure(figsize=(1.02 * 2 * count + 1.6, 1.15 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), 2 * count, squeeze=False)
-    for line, (name, (frames_EHWC, spectrograms_EFT)) in zip(grid, rows.items(), strict=True):
-        for axes, frame_HWC, spectrogram_FT in zip(line[:count], frames_EHWC, spectrograms_EFT, strict=False):
-            _bare(axes).imshow(np.clip(frame_HWC, 0, 1))
-            place = line[count + list(line[:count]).index(axes)]
-            _bare(place).imshow(spectrogram_FT, origin="lower", aspect="auto", cmap="magma", vmin=-2.5, vmax=2.5)
-        label = name.replace(", ", ",\n").replace(": ", ":\n")
-        line[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+    figure = Figure(figsize=(1.02 * 2 * count + 1.8, 1.05 * len(rows) + 0.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    frames = _mosaic([np.clip(frames_EHWC, 0, 1) for frames_EHWC, _ in rows.values()], blank=1.0)
+    left.imshow(frames, aspect="auto")
+    spectrograms = _mosaic([each[:, ::-1, :, np.newaxis] for _, each in rows.values()], blank=np.nan)
+    right.imshow(spectrograms[..., 0], aspect="auto", cmap="magma", vmin=-2.5, vmax=2.5)
+    for axes in (left, right):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    labels = [name.replace(", ", ",\n").replace(": ", ":\n") for name in rows]
+    left.set_yticks((np.arange(len(rows)) + 0.5) * frames.shape[0] / len(rows), labels, fontsize=7)
+    left.tick_params(length=0)
     return _png(figure)
 
 
-def _bare(axes: Axes) -> Axes:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    return axes
+def _mosaic(lines: Sequence[Any], blank: float) -> Any:
+    """Pictures (E, H, W, C) of each line side by side, lines below one another, a thin gap around each."""
+    gap = ((0, 0), (1, 1), (1, 1), (0, 0))
+    padded = [np.pad(np.asarray(line, np.float32), gap, constant_values=blank) for line in lines]
+    return np.concatenate([np.concatenate(list(line), axis=1) for line in padded], axis=0)
 
 
 def _membership(summaries: Sequence["ModeSummary"]) -> bytes:
@@ -97,7 +100,7 @@ def _dots(rows: Sequence[tuple[str, Sequence[Any]]], kinds: Sequence[str], label
         colour, marker = styles[index % len(styles)]
         for place, (_, values) in enumerate(rows):
             value = values[index]
-            if value is not None:
+            if value is not None and value.count:
                 axes.errorbar(
                     value.mean,
                     place + 0.13 * (index - (len(kinds) - 1) / 2),

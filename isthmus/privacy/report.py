@@ -17,7 +17,8 @@ from isthmus.privacy.measure import BASELINES
 SURE = 0.9
 """From here on an attack is said to succeed nearly always."""
 BETTER = 0.6
-"""From here on an attack is said to do better than guessing; its interval must leave out one half as well."""
+"""From here on an attack is said to do better than guessing; below, a little better. Either way two standard errors
+must leave out one half."""
 
 Cell = dict[str, Any]
 
@@ -33,9 +34,11 @@ class Spread:
     @property
     def low(self) -> float:
         """Two standard errors below the mean. Cells of one client share clips, so this is narrower than it should."""
-        return self.mean - 2 * self.deviation / math.sqrt(self.count)
+        return self.mean - 2 * self.deviation / math.sqrt(self.count) if self.count else math.nan
 
     def text(self, scale: float = 1.0, digits: int = 2) -> str:
+        if not self.count:
+            return "not measurable"
         return f"{scale * self.mean:.{digits}f} ± {scale * self.deviation:.{digits}f}"
 
 
@@ -62,11 +65,11 @@ class ModeSummary:
         return max((value for key, value in self.membership.items() if "same person" in key), key=lambda s: s.mean)
 
 
-def spread(values: list[float]) -> Spread:
-    """NaN (nothing to measure) is left out; all NaN gives NaN."""
-    kept = [value for value in values if not math.isnan(value)]
+def spread(values: list[float | None]) -> Spread:
+    """None (nothing to measure) is left out."""
+    kept = [value for value in values if value is not None]
     if not kept:
-        return Spread(float("nan"), float("nan"), 0)
+        return Spread(math.nan, math.nan, 0)
     return Spread(statistics.mean(kept), statistics.stdev(kept) if len(kept) > 1 else 0.0, len(kept))
 
 
@@ -80,7 +83,7 @@ def summarise(result: dict[str, Any]) -> list[ModeSummary]:
 def _summary(cells: list[Cell]) -> ModeSummary:
     first = cells[0]
 
-    def over(part: str, value: Callable[[Any], float] = float) -> dict[str, Spread] | None:
+    def over(part: str, value: Callable[[Any], float | None] = lambda each: each) -> dict[str, Spread] | None:
         if first[part] is None:
             return None
         keys = [key for key in first[part] if all(key in cell[part] for cell in cells)]
@@ -118,26 +121,43 @@ def words(summary: ModeSummary, chance_retrieval: float) -> list[str]:
             "What it scores above that here is chance, not knowledge.",
         ]
     said = []
-    for what, thing in (("sound", "sound"), ("picture", "picture")):
+    for what in ("sound", "picture"):
         rate, found = summary.inversion[f"{what}_same_class"], summary.inversion[f"{what}_retrieval"]
         verdict = _verdict(
             rate,
-            f"The {thing} drawn from the upload nearly always points to the right clip among those of its class",
-            f"The {thing} drawn from the upload points to the right clip of its class more often than chance",
-            f"The {thing} drawn from the upload was not shown to say more of a clip than its class",
+            f"The {what} drawn from the upload nearly always points to the right clip of its class",
+            f"The {what} drawn from the upload points to the right clip of its class more often than chance",
+            f"The {what} drawn from the upload says a little more of a clip than its class",
+            f"The {what} drawn from the upload was not shown to say more of a clip than its class",
         )
+        if not rate.count:
+            verdict = f"Whether the {what} drawn from the upload says more of a clip than its class cannot be measured"
+        against = f"{rate.text(100, 1)} % against one other clip, chance 50; " if rate.count else ""
         said.append(
-            f"{verdict} ({rate.text(100, 0)} % against one other clip, chance 50; the very clip out of all in "
-            f"{found.text(100, 1)} % of cases, chance {100 * chance_retrieval:.1f})."
+            f"{verdict} ({against}the very clip out of all in {found.text(100, 1)} % of cases, "
+            f"chance {100 * chance_retrieval:.1f})."
         )
     member = summary.best_membership
+    whether = "whether it was among yours that were sent"
     verdict = _verdict(
         member,
-        "Someone who already has a clip can nearly always tell whether it was among yours that were sent",
-        "Someone who already has a clip can tell better than by guessing whether it was among yours that were sent",
-        "Someone who already has a clip was not shown to tell whether it was among yours that were sent",
+        f"Someone who already has a clip of yours can nearly always tell {whether}",
+        f"Someone who already has a clip of yours can tell better than by guessing {whether}",
+        f"Someone who already has a clip of yours can tell a little better than by guessing {whether}",
+        f"Someone who already has a clip of yours was not shown to tell {whether}",
     )
     said.append(f"{verdict} (area under the curve {member.text()}, guessing 0.5).")
+    strangers = [value for key, value in summary.membership.items() if key.endswith("others")]
+    if strangers:
+        area = max(strangers, key=lambda each: each.mean)
+        verdict = _verdict(
+            area,
+            "Your clips are nearly always told from those of other people",
+            "Your clips are told from those of other people better than by guessing",
+            "Your clips are told from those of other people a little better than by guessing",
+            "Your clips were not shown to be told from those of other people",
+        )
+        said.append(f"{verdict} ({area.text()}).")
     error, uniform = summary.selection["prior_error"], summary.selection["prior_error_uniform"]
     knows = (
         "It tells how often each class occurs in your clips"
@@ -152,10 +172,10 @@ def words(summary: ModeSummary, chance_retrieval: float) -> list[str]:
     return said
 
 
-def _verdict(rate: Spread, sure: str, better: str, neither: str) -> str:
-    if rate.mean >= SURE:
-        return sure
-    return better if rate.mean >= BETTER and rate.low > 0.5 else neither
+def _verdict(rate: Spread, sure: str, better: str, little: str, neither: str) -> str:
+    if not rate.low > 0.5:
+        return neither
+    return sure if rate.mean >= SURE else better if rate.mean >= BETTER else little
 
 
 def _guarantee(summary: ModeSummary) -> str:

@@ -314,7 +314,8 @@ def test_words_follow_the_figures_and_promise_nothing_of_k_means() -> None:
     assert "nearly always points to the right clip" in told
     assert "can nearly always tell whether it was among yours" in told
     assert "every clip has a row of its own" in told
-    plain = " ".join(words(summary("prototypes", 0.52, 0.7), 0.02))
+    assert "a little better than by guessing" in " ".join(words(summary("prototypes", 0.55, 0.55), 0.02))
+    plain = " ".join(words(summary("prototypes", 0.5, 0.7), 0.02))
     assert "was not shown to say more of a clip than its class" in plain
     assert "can tell better than by guessing" in plain
     assert "That is no formal guarantee" in plain
