@@ -57,7 +57,7 @@ def scenes_of(clips: ClipArrays) -> Scenes:
     position = frame_positions(clips.spec)[0]
     spectrograms = [_shrunk(np.asarray(clips.spectrograms_NFT[row], np.float32)) for row in range(len(clips))]
     frames = [
-        _shrunk(np.asarray(clips.frames_NKHWC[row][position], np.float32) / 255, clips.spec.frame_px)
+        _shrunk(np.asarray(clips.frames_NKHWC[row][position], np.float32) / np.float32(255), clips.spec.frame_px)
         for row in range(len(clips))
     ]
     return Scenes(np.stack(spectrograms), np.stack(frames))
@@ -156,7 +156,8 @@ def network_decoder(
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
         rows_BV, targets_BP = batch
-        return (network(rows_BV) - targets_BP).square().sum(dim=1).mean()
+        error_BP: Tensor = network(rows_BV) - targets_BP
+        return error_BP.square().sum(dim=1).mean()
 
     pairs = _Pairs(standard(rows_NV), targets_NP, seed)
     fit(network, pairs, loss, config, seed=seed, run="decoder", device=device)

@@ -173,7 +173,9 @@ class _Seed:
         self.selection_sizes = {name: len(halves[0]) for name, halves in self._halves.items()}
         pools = pools_of(release.public, by_person=by_person)
         wanted = round(float(np.mean(list(self.selection_sizes.values()))))
-        self._drawn: Drawn = draw(pools, len(release.public), size=wanted, seed=hash_seed(seed, "shadows"))
+        self._drawn: Drawn = draw(
+            pools, len(release.public), size=wanted, seed=hash_seed(seed, "shadows"), shadows=SHADOWS
+        )
         self.shadow_size = int(self._drawn.member_SN.sum(axis=1).min())
         self._outputs: dict[str, StudentOutputs] = {}
         self._uploads: ShadowUploads | None = None

@@ -118,7 +118,8 @@ def _dots(rows: Sequence[tuple[str, Sequence[Any]]], kinds: Sequence[str], label
     axes.set_xlim(0.3, 1.03)
     axes.set_xlabel(f"{label} (dashed: chance)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _png(figure)
 
 

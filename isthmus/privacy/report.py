@@ -291,7 +291,9 @@ def render(result: dict[str, Any], out: Path) -> str:
 
 
 def _chance_retrieval(result: dict[str, Any]) -> float:
-    return statistics.mean(cell["chance"]["retrieval"] for cell in result["cells"] if cell["kind"] == "baselines")
+    return statistics.mean(
+        float(cell["chance"]["retrieval"]) for cell in result["cells"] if cell["kind"] == "baselines"
+    )
 
 
 def _false_positive_rates(result: dict[str, Any], kinds: list[str]) -> list[float]:

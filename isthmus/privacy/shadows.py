@@ -36,7 +36,7 @@ def pools_of(public: ClipArrays, *, by_person: bool) -> list[Indices]:
     return [np.flatnonzero(actors == person) for person in people]
 
 
-def draw(pools: list[Indices], clips: int, *, size: int, seed: int, shadows: int = SHADOWS) -> Drawn:
+def draw(pools: list[Indices], clips: int, *, size: int, seed: int, shadows: int) -> Drawn:
     """Pools in turn; of each at most half is drawn, so that others remain. Raises ValueError where none has two."""
     pools = [pool_N for pool_N in pools if len(pool_N) >= 2]
     if not pools:

@@ -280,7 +280,7 @@ def test_shadow_uploads_leave_half_of_a_person_out() -> None:
     alone = draw([np.arange(16)], 16, size=4, seed=0, shadows=4)
     np.testing.assert_array_equal(alone.stranger_SN, ~alone.member_SN)
     with pytest.raises(ValueError, match="too few public clips"):
-        draw([np.arange(1)], 1, size=4, seed=0)
+        draw([np.arange(1)], 1, size=4, seed=0, shadows=4)
     assert hash_seed(1, "a", "b") != hash_seed(1, "a", "c")
 
 
