@@ -34,6 +34,9 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
     "experiment": LazyCommand(
         "isthmus.experiments.cli", "Measured comparisons over seeds, written as result files.", "train"
     ),
+    "privacy": LazyCommand(
+        "isthmus.privacy.cli", "Attack what a device would send, and tell what it gives away.", "demo"
+    ),
 }
 
 

@@ -1,0 +1,304 @@
+"""What was measured, told: means over clients and seeds, plain words made of them, a table and one HTML page."""
+
+import base64
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from isthmus import __version__
+from isthmus.privacy import pictures
+from isthmus.privacy.measure import BASELINES
+
+SURE = 0.9
+"""From here on an attack is said to succeed nearly always."""
+BETTER = 0.6
+"""From here on an attack is said to do better than guessing; below, a little better. Either way two standard errors
+must leave out one half."""
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over cells (clients and seeds), and how many there were."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        """Two standard errors below the mean. Cells of one client share clips, so this is narrower than it should."""
+        return self.mean - 2 * self.deviation / math.sqrt(self.count) if self.count else math.nan
+
+    def text(self, scale: float = 1.0, digits: int = 2) -> str:
+        if not self.count:
+            return "not measurable"
+        return f"{scale * self.mean:.{digits}f} ± {scale * self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class ModeSummary:
+    """One mode over all clients and seeds. What does not apply to it is None."""
+
+    name: str
+    kind: str
+    floor: int
+    epsilon: float | None
+    message_bytes: Spread
+    rows: Spread
+    inversion: dict[str, Spread] | None
+    membership: dict[str, Spread]
+    """Area under the curve by '<score>, <against>'."""
+    found: dict[str, Spread]
+    """True positive rate, likewise."""
+    selection: dict[str, Spread] | None
+
+    @property
+    def best_membership(self) -> Spread:
+        """Of the attacks against the same person's other clips, the one that does best on average."""
+        return max((value for key, value in self.membership.items() if "same person" in key), key=lambda s: s.mean)
+
+
+def spread(values: list[float | None]) -> Spread:
+    """None (nothing to measure) is left out."""
+    kept = [value for value in values if value is not None]
+    if not kept:
+        return Spread(math.nan, math.nan, 0)
+    return Spread(statistics.mean(kept), statistics.stdev(kept) if len(kept) > 1 else 0.0, len(kept))
+
+
+def summarise(result: dict[str, Any]) -> list[ModeSummary]:
+    """In the order measured, which is from the least to the most private."""
+    cells = [cell for cell in result["cells"] if cell["kind"] == "mode"]
+    slugs = dict.fromkeys(cell["slug"] for cell in cells)
+    return [_summary([cell for cell in cells if cell["slug"] == slug]) for slug in slugs]
+
+
+def _summary(cells: list[Cell]) -> ModeSummary:
+    first = cells[0]
+
+    def over(part: str, value: Callable[[Any], float | None] = lambda each: each) -> dict[str, Spread] | None:
+        if first[part] is None:
+            return None
+        keys = [key for key in first[part] if all(key in cell[part] for cell in cells)]
+        return {key: spread([value(cell[part][key]) for cell in cells]) for key in keys}
+
+    return ModeSummary(
+        name=first["mode"],
+        kind=first["upload"],
+        floor=first["floor"],
+        epsilon=first["epsilon"],
+        message_bytes=spread([float(cell["message_bytes"]) for cell in cells]),
+        rows=spread([float(cell["rows"]) for cell in cells]),
+        inversion=over("inversion"),
+        membership=over("membership", lambda row: float(row["auc"]["value"])) or {},
+        found=over("membership", lambda row: float(row["true_positive_rate"]["value"])) or {},
+        selection=over("selection"),
+    )
+
+
+def baselines(result: dict[str, Any]) -> dict[str, dict[str, Spread]]:
+    """What needs no upload at all, and the best that the decoder could draw."""
+    cells = [cell for cell in result["cells"] if cell["kind"] == "baselines"]
+    return {
+        name: {key: spread([cell["inversion"][name][key] for cell in cells]) for key in cells[0]["inversion"][name]}
+        for name in BASELINES
+    }
+
+
+def words(summary: ModeSummary, chance_retrieval: float) -> list[str]:
+    """What someone who holds this upload can and cannot learn, as far as these attacks show."""
+    if summary.inversion is None or summary.selection is None:
+        return [
+            "The control: an upload made of somebody else's clips.",
+            f"The better membership attack scores {summary.best_membership.text()} on it; 0.5 is guessing.",
+            "What it scores above that here is chance, not knowledge.",
+        ]
+    said = []
+    for what in ("sound", "picture"):
+        rate, found = summary.inversion[f"{what}_same_class"], summary.inversion[f"{what}_retrieval"]
+        verdict = _verdict(
+            rate,
+            f"The {what} drawn from the upload nearly always points to the right clip of its class",
+            f"The {what} drawn from the upload points to the right clip of its class more often than chance",
+            f"The {what} drawn from the upload says a little more of a clip than its class",
+            f"The {what} drawn from the upload was not shown to say more of a clip than its class",
+        )
+        if not rate.count:
+            verdict = f"Whether the {what} drawn from the upload says more of a clip than its class cannot be measured"
+        against = f"{rate.text(100, 1)} % against one other clip, chance 50; " if rate.count else ""
+        said.append(
+            f"{verdict} ({against}the very clip out of all in {found.text(100, 1)} % of cases, "
+            f"chance {100 * chance_retrieval:.1f})."
+        )
+    member = summary.best_membership
+    whether = "whether it was among yours that were sent"
+    verdict = _verdict(
+        member,
+        f"Someone who already has a clip of yours can nearly always tell {whether}",
+        f"Someone who already has a clip of yours can tell better than by guessing {whether}",
+        f"Someone who already has a clip of yours can tell a little better than by guessing {whether}",
+        f"Someone who already has a clip of yours was not shown to tell {whether}",
+    )
+    said.append(f"{verdict} (area under the curve {member.text()}, guessing 0.5).")
+    strangers = [value for key, value in summary.membership.items() if key.endswith("others")]
+    if strangers:
+        area = max(strangers, key=lambda each: each.mean)
+        verdict = _verdict(
+            area,
+            "Your clips are nearly always told from those of other people",
+            "Your clips are told from those of other people better than by guessing",
+            "Your clips are told from those of other people a little better than by guessing",
+            "Your clips were not shown to be told from those of other people",
+        )
+        said.append(f"{verdict} ({area.text()}).")
+    error, uniform = summary.selection["prior_error"], summary.selection["prior_error_uniform"]
+    knows = (
+        "It tells how often each class occurs in your clips"
+        if error.mean < 0.75 * uniform.mean
+        else "It tells hardly more of how often each class occurs in your clips than assuming all equal"
+    )
+    said.append(
+        f"{knows}: the shares read from it are off by {error.text()} in all "
+        f"(0 is exact, {uniform.mean:.2f} is assuming all equal)."
+    )
+    said.append(_guarantee(summary))
+    return said
+
+
+def _verdict(rate: Spread, sure: str, better: str, little: str, neither: str) -> str:
+    if not rate.low > 0.5:
+        return neither
+    return sure if rate.mean >= SURE else better if rate.mean >= BETTER else little
+
+
+def _guarantee(summary: ModeSummary) -> str:
+    if summary.kind in ("features", "probabilities"):
+        return "There is no floor and no noise: every clip has a row of its own."
+    if summary.epsilon is None:
+        return (
+            f"No row stands for fewer than {summary.floor} clips. That is no formal guarantee: averaging alike clips "
+            "hides little, and stronger attacks may find more."
+        )
+    return (
+        f"The noise has a formal guarantee of epsilon {summary.epsilon:g} for one upload and as much again for every "
+        "later round. It covers the averages alone: which clips are averaged together, and how many, is not hidden."
+        + (" An epsilon above 5 promises little." if summary.epsilon > 5 else "")
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Tables for a person: mean ± standard deviation over clients and seeds."""
+    summaries, base = summarise(result), baselines(result)
+    chance = _chance_retrieval(result)
+    clips = sorted({cell["clips"] for cell in result["cells"]})
+    lines = [
+        (
+            f"Clients {', '.join(result['clients'])}; seeds {', '.join(map(str, result['seeds']))}; "
+            f"{' or '.join(map(str, clips))} clips behind an upload. Mean ± standard deviation over clients and seeds."
+        ),
+        "",
+        "### Inversion: a decoder trained on public clips",
+        "",
+        (
+            "| upload | sound SSIM | picture SSIM | sound MSE | picture MSE | sound: told from its class % | "
+            "picture: told from its class % | sound: the very clip % | picture: the very clip % |"
+        ),
+        "| --- |" + " --- |" * 8,
+    ]
+    rows = [(summary.name, summary.inversion) for summary in summaries if summary.inversion is not None]
+    for name, row in [*((f"({key})", value) for key, value in base.items()), *rows]:
+        lines.append(
+            f"| {name} | {row['sound_ssim'].text()} | {row['picture_ssim'].text()} | {row['sound_mse'].text(1, 3)} | "
+            f"{row['picture_mse'].text(1, 3)} | {row['sound_same_class'].text(100, 1)} | "
+            f"{row['picture_same_class'].text(100, 1)} | {row['sound_retrieval'].text(100, 1)} | "
+            f"{row['picture_retrieval'].text(100, 1)} |"
+        )
+    lines.append(f"| (chance) | | | | | 50 | 50 | {100 * chance:.1f} | {100 * chance:.1f} |")
+    lines += ["", "### Membership: area under the curve", ""]
+    kinds = list(dict.fromkeys(key for summary in summaries for key in summary.membership))
+    lines += [f"| upload | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}"]
+    for summary in summaries:
+        cells = [summary.membership[kind].text() if kind in summary.membership else "" for kind in kinds]
+        lines.append(f"| {summary.name} | {' | '.join(cells)} |")
+    lines += [f"| (chance) |{' 0.50 |' * len(kinds)}", "", "### Membership: members found, %", ""]
+    rates = _false_positive_rates(result, kinds)
+    heads = " | ".join(f"{kind}, at {100 * rate:g} % false" for kind, rate in zip(kinds, rates, strict=True))
+    lines += [f"| upload | {heads} |", f"| --- |{' --- |' * len(kinds)}"]
+    for summary in summaries:
+        cells = [summary.found[kind].text(100, 1) if kind in summary.found else "" for kind in kinds]
+        lines.append(f"| {summary.name} | {' | '.join(cells)} |")
+    lines.append(f"| (chance) | {' | '.join(f'{100 * rate:g}' for rate in rates)} |")
+    lines += [
+        "",
+        "### What the cloud can still do with it",
+        "",
+        (
+            "| upload | bytes | rows | error of class shares | overlap with the exact selection % | by chance % | "
+            "error of selected classes |"
+        ),
+        "| --- |" + " --- |" * 6,
+    ]
+    for summary in summaries:
+        if summary.selection is not None:
+            row = summary.selection
+            lines.append(
+                f"| {summary.name} | {summary.message_bytes.mean:,.0f} | {summary.rows.mean:.1f} | "
+                f"{row['prior_error'].text()} | {row['overlap'].text(100, 1)} | "
+                f"{100 * row['overlap_chance'].mean:.1f} | {row['selected_class_error'].text()} |"
+            )
+    uniform = next(summary.selection for summary in summaries if summary.selection is not None)["prior_error_uniform"]
+    lines += ["", f"Assuming all classes equal would err by {uniform.text()}.", "", "### In plain words", ""]
+    for summary in summaries:
+        lines += [f"**{summary.name}**", "", *[f"- {said}" for said in words(summary, chance)], ""]
+    if result["skipped"]:
+        lines += [f"Skipped: {len(result['skipped'])} cells.", "", *[f"- {why}" for why in result["skipped"]], ""]
+    return "\n".join(lines)
+
+
+def render(result: dict[str, Any], out: Path) -> str:
+    """The page as text; pictures are inline PNG, and are written below ``out/pictures`` as well."""
+    summaries = summarise(result)
+    drawn = pictures.draw(result, summaries, out)
+    for name, png in drawn.items():
+        path = out / "pictures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("isthmus.privacy", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(inline=lambda png: "data:image/png;base64," + base64.b64encode(png).decode())
+    chance = _chance_retrieval(result)
+    slugs = {cell["mode"]: cell["slug"] for cell in result["cells"] if cell["kind"] == "mode"}
+    return environment.get_template("report.html").render(
+        version=__version__,
+        result=result,
+        summaries=summaries,
+        baselines=baselines(result),
+        chance=chance,
+        words={summary.name: words(summary, chance) for summary in summaries},
+        drawn=drawn,
+        slugs=slugs,
+        sure=SURE,
+        better=BETTER,
+    )
+
+
+def _chance_retrieval(result: dict[str, Any]) -> float:
+    return statistics.mean(
+        float(cell["chance"]["retrieval"]) for cell in result["cells"] if cell["kind"] == "baselines"
+    )
+
+
+def _false_positive_rates(result: dict[str, Any], kinds: list[str]) -> list[float]:
+    rates = []
+    for kind in kinds:
+        rows = [cell["membership"].get(kind) for cell in result["cells"] if cell["kind"] == "mode"]
+        rates.append(max(row["at_false_positive_rate"] for row in rows if row is not None))
+    return rates
