@@ -65,7 +65,9 @@ def make_prototypes(
     if noise is not None:
         values_KC = noisy(values_KC, sizes_K, epsilon=noise, rng=np.random.default_rng(noise_seed))
     values_KC = values_KC / values_KC.sum(axis=1, keepdims=True)
-    features_KE = None if features_NE is None else _means(features_NE, labels_N)[0].astype(np.float32)
+    features_KE = (
+        None if features_NE is None else _means(features_NE.astype(np.float64), labels_N)[0].astype(np.float32)
+    )
     return Prototypes(
         values_KC=values_KC.astype(np.float32),
         sizes_K=sizes_K.astype(np.int32),
