@@ -15,7 +15,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.release import Release
-from isthmus.distill.selection import Selection, Wanted
+from isthmus.distill.selection import Selection, Strategy, Wanted
 from isthmus.edge.prototypes import each_clip, make_prototypes
 
 METHODS: Final = ("all", "random", "select", "cluster")
@@ -42,12 +42,15 @@ def personalise(
     start: EncoderPair,
     work_dir: Path,
     device: torch.device,
+    strategy: str | Strategy = "cosine",
+    features: bool = False,
 ) -> Personalised:
     """One cell of the paper's tables (Alg. 7 and 8) for one client.
 
     ``all`` is the AllDistill student with heads trained on all public clips. The others select about as
     many public clips as one another: ``cluster`` and ``random`` take the recipe's n for each prototype, ``select``
     takes n divided by the clips per cluster for each clip. Labels of ``selection_clips`` are not read.
+    ``strategy`` is that of ``select`` and ``cluster``; with ``features``, ``cluster`` sends its clusters' features too.
 
     Raises ValueError for an unknown method.
     """
@@ -75,16 +78,17 @@ def personalise(
                     seed=seed,
                     min_cluster=config.min_cluster,
                     clip_per_cluster=config.clips_per_cluster,
+                    features_NE=np.concatenate([outputs.audio_ND, outputs.visual_ND], axis=1) if features else None,
                 )
                 samples_per_row = config.samples_per_row
                 smallest = int(sent.sizes_K.min())
         with clock.running("select"):
             selection = select_round(
                 release,
-                Wanted(sent.values_KC, sent.sizes_K),
+                Wanted(sent.values_KC, sent.sizes_K, sent.features_KE),
                 round=number,
                 seed=seed,
-                strategy="random" if method == "random" else "cosine",
+                strategy="random" if method == "random" else strategy,
                 samples_per_row=samples_per_row,
             )
         with clock.running("distil"):
