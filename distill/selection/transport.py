@@ -53,18 +53,19 @@ def transport(wanted: Wanted, public: Public, samples_per_row: int, rng: np.rand
     its share of S by mass, and pairs are taken by falling mass, ties to the lower index. The order of the rows
     matters only between pairs of equal mass.
 
-    Candidates are each row's S nearest by exact similarity, so that even rows that are all alike find room; with so
-    many rows that these exceed ``CANDIDATES`` pairs they are fewer, and what a row then lacks it takes from the
-    nearest that are free. ``rng`` is not used. Raises ValueError as ``cosine``, and for features that the public set
-    cannot match. After Cuturi, "Sinkhorn distances" (NIPS 2013), with upper bounds on the columns as in Benamou et
-    al., "Iterative Bregman projections for regularized transportation problems" (2015), section 4.
+    Candidates are each row's 2 S nearest by exact similarity, so that even rows that are all alike have a choice;
+    where a certain teacher makes thousands equal, these are the first of them. With so many rows that they exceed
+    ``CANDIDATES`` pairs there are fewer, and what a row then lacks it takes from the nearest that are free. ``rng``
+    is not used. Raises ValueError as ``cosine``, and for features that the public set cannot match. After Cuturi,
+    "Sinkhorn distances" (NIPS 2013), with upper bounds on the columns as in Benamou et al., "Iterative Bregman
+    projections for regularized transportation problems" (2015), section 4.
     """
     check(wanted, public, samples_per_row)
     total = wanted_count(wanted, public, samples_per_row)
     rows = len(wanted.prototypes_KC)
     space = by_probability(wanted, public) if wanted.features_KE is None else by_both(wanted, public)
     counts_K = largest_remainder(wanted.shares_K, total)
-    keep = min(total, max(2 * -(-total // rows), CANDIDATES // rows))
+    keep = min(2 * total, len(public), max(2 * -(-total // rows), CANDIDATES // rows))
     pool = space.pool()
     found = best(space.queries_KV, pool, np.full(rows, keep))
     index_KM = np.stack([index_M for _, index_M in found])

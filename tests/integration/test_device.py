@@ -24,7 +24,7 @@ from isthmus.edge.live import LiveAnswers
 from isthmus.edge.report import write_report
 from isthmus.edge.runtime import Observer, RunConfig, Runtime, Stopped
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
-from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage
+from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
 
 
 class Clock:
@@ -314,6 +314,23 @@ def test_noise_is_in_the_ledger(students: Any, plan: ClipPlan, tmp_path: Path) -
     report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
     assert report["prototypes"]["epsilon_spent"] == 4.0
     assert [entry.epsilon for entry in state.ledger()] == [2.0, 2.0]
+
+
+def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    config = RunConfig("kiosk", seed=1)
+    config = replace(config, choices=replace(config.choices, mode=UploadMode.FEATURES))
+    runtime, state, _ = device(tmp_path / "told", students.cloud(), plan, config=config)
+    runtime.run(until=Phase.ENCODE)
+    made = runtime.make_prototypes(runtime.state.active_id)
+    assert made.features_KE is not None
+    assert made.features_KE.shape == (len(made.sizes_K), 2 * runtime.enrolment.feature_width)
+    assert int(made.sizes_K.min()) >= 3
+    runtime.run()
+    assert {entry.mode for entry in state.ledger()} == {"features"}
+    silent, state, _ = device(tmp_path / "silent", students.cloud(), plan)
+    silent.run()
+    assert {entry.mode for entry in state.ledger()} == {"prototypes"}
+    assert silent.make_prototypes(silent.state.active_id).features_KE is None
 
 
 def test_secrets_are_for_the_owner_only(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

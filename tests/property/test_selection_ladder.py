@@ -11,7 +11,7 @@ from isthmus.distill.selection.density import MOST, NEGLIGIBLE
 from isthmus.distill.selection.prior import class_prior, client_prior, own_prior
 from isthmus.distill.selection.quota import largest_remainder, quotas
 from isthmus.distill.selection.space import by_both, by_probability
-from isthmus.distill.selection.transport import EPSILON, sinkhorn
+from isthmus.distill.selection.transport import EPSILON, _round, sinkhorn
 
 PICKING = ("cosine", "random", "round_robin", "quota", "transport")
 
@@ -219,26 +219,45 @@ def test_sinkhorn_solves_its_problem():
     np.testing.assert_allclose(plan.mass_KM.ravel(), found.x, atol=2e-3)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_rounding_takes_pairs_by_falling_mass(seed, rows, width):
+    rng = np.random.default_rng(seed)
+    index_KM = np.stack([rng.permutation(15)[:width] for _ in range(rows)])
+    mass_KM = rng.integers(0, 4, (rows, width)) / 4
+    counts_K = rng.integers(0, 4, rows)
+    pairs = sorted((-mass_KM[k, m], index_KM[k, m], k) for k in range(rows) for m in range(width))
+    expected: list[list[int]] = [[] for _ in range(rows)]
+    for _, index, row in pairs:
+        if len(expected[row]) < counts_K[row] and not any(index in taken for taken in expected):
+            expected[row].append(index)
+    assert _round(mass_KM, index_KM, counts_K) == expected
+
+
 @given(problems(with_features=False))
 @settings(max_examples=60, deadline=None)
-def test_transport_gives_each_row_its_share_and_never_a_worse_sample_than_a_free_one(problem):
-    wanted, public, samples_per_row = problem
-    selection = chosen("transport", wanted, public, samples_per_row)
-    if len(wanted.sizes_K) == 1:
-        # One row: the picks are its nearest, but for near-duplicates, which come last among equals in cost.
-        exact_N = by_probability(wanted, public).vectors(slice(None)) @ by_probability(wanted, public).queries_KV[0]
-        assert set(exact_N[selection.indices_S]) <= set(np.sort(exact_N)[::-1][: len(selection)])
+def test_transport_gives_each_prototype_its_share(problem):
+    """Rows that are the only ones of their kind, far apart: each gets its share by size from its own kind."""
+    wanted, _, samples_per_row = problem
+    classes = wanted.prototypes_KC.shape[1]
+    sizes_C = np.resize(wanted.sizes_K, classes)
+    corners = Wanted(np.eye(classes, dtype=np.float32), sizes_C)
+    labels_N = np.repeat(np.arange(classes), 2 * classes * samples_per_row)
+    public = Public(np.eye(classes, dtype=np.float32)[labels_N], labels_N)
+    picks = chosen("transport", corners, public, samples_per_row).indices_S
+    shares_C = largest_remainder(sizes_C / sizes_C.sum(), classes * samples_per_row)
+    assert np.bincount(labels_N[picks], minlength=classes).tolist() == shares_C.tolist()
 
 
 def test_transport_prefers_one_of_each_kind_to_many_of_one():
-    """Two kinds equally far from the prototype: 30 copies of one, 6 different ones of the other."""
-    rng = np.random.default_rng(0)
-    copies = np.tile(np.float32([0.6, 0.4, 0.0]), (30, 1))
-    others = np.float32([0.6, 0.0, 0.4]) + rng.uniform(0, 0.12, (6, 3)).astype(np.float32) * np.float32([0, 1, 0])
-    probabilities_NC = np.concatenate([copies, others])
+    """18 copies of the nearest sample and 6 different ones a little farther, 12 to be picked."""
+    copies = np.tile(np.float32([0.6, 0.4, 0.0]), (18, 1))
+    step_N = 0.015 * np.arange(6, dtype=np.float32)
+    others = np.stack([0.6 - step_N, 0 * step_N, 0.4 + step_N], axis=1)
     wanted = Wanted(np.float32([[0.6, 0.2, 0.2]]), np.int32([9]))
-    picks = chosen("transport", wanted, Public(probabilities_NC, np.zeros(36, np.int64)), 12)
-    assert np.isin(np.arange(30, 36), picks.indices_S).all()
+    public = Public(np.concatenate([copies, others]), np.zeros(24, np.int64))
+    assert np.isin(np.arange(18, 24), chosen("transport", wanted, public, 12).indices_S).all()
+    assert np.isin(np.arange(18, 24), chosen("cosine", wanted, public, 12).indices_S).sum() <= 1
 
 
 @given(problems())
