@@ -63,9 +63,9 @@ LADDER: Final = (
 def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays) -> list[Path]:
     """Replaces each file that has a patch by what the patch gives; returns all files, with the patches beside them.
 
-    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``. Each file
-    gets the cheapest coding with which it is near enough to what was exported, on the same inputs; where the student
-    as a whole then answers otherwise, the cheapest codings are given up one after the other.
+    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``. Each
+    file gets the cheapest coding with which it is near enough to what was exported, on the same inputs; where the
+    student as a whole then answers otherwise, the cheapest codings are given up one after the other.
     """
     exported = {path.name: path.read_bytes() for path in files}
     bases = {name: found for name, content in exported.items() if (found := _against(base_dir / name, content))}
