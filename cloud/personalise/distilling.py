@@ -1,10 +1,12 @@
 """The learning steps of a job, done by ``isthmus.distill``. Importing this imports torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.patching import patch_student
@@ -17,7 +19,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.train import pick_device
-from isthmus.proto.messages import Prototypes
+from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 
 
 class DistillLearning:
@@ -55,9 +57,16 @@ class DistillLearning:
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         bank = HeadBank.load(heads) if heads is not None else None
         files = export_student(self._release, self._student(work), bank, out_dir)
-        return patch_student(
-            files, self._release.base_dir, self._release.public.subset(np.sort(work.selection.indices_S))
-        )
+
+        @torch.inference_mode()
+        def classify(name: str, outputs: Sequence[FloatArray]) -> Indices:
+            assert bank is not None  # Only a student with heads has compressors.
+            ratio = next(ratio for ratio in bank.ratios if name == f"compressor_r{ratio_name(ratio)}.onnx")
+            classes_N: Indices = bank[ratio].classify(*map(torch.from_numpy, outputs)).argmax(dim=1).numpy()
+            return classes_N
+
+        selected = self._release.public.subset(np.sort(work.selection.indices_S))
+        return patch_student(files, self._release.base_dir, selected, classify=classify)
 
     def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
         return personalise.distil_round(

@@ -33,7 +33,9 @@ def client_outcome(
             for ratio in names
         ),
         Answering(
-            "own student, on the device",
+            "base student again (its own was refused)"
+            if report["students"]["refused"]
+            else "own student, on the device",
             _right(clips, "local"),
             len(clips),
             _median(clip["ms"]["local"] for clip in clips),
@@ -68,11 +70,21 @@ def client_outcome(
         selected_per_class=tuple(job["selected_per_class"]),
         cloud_seconds=job["stage_seconds"],
         rss_bytes=report["rss_peak_bytes"],
+        verdict=_verdict(report["guard"]),
+        student_bytes=sum(report["bytes"]["student_files"].values()),
+        whole_student_bytes=sum(report["bytes"]["student_files_whole"].values()),
     )
 
 
 def _right(clips: Sequence[Mapping[str, Any]], way: str) -> int:
     return sum(clip[way] == clip["label"] for clip in clips)
+
+
+def _verdict(guard: Mapping[str, Any] | None) -> str:
+    if guard is None:
+        return "no new student came"
+    right = {True: ", which the test clips bear out", False: ", which the test clips do not bear out", None: ""}
+    return f"{'taken' if guard['accepted'] else 'refused'}{right[guard['right']]}: {guard['reason']}"
 
 
 def _median(values_ms: Any) -> float | None:

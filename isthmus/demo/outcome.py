@@ -51,6 +51,11 @@ class ClientOutcome:
     """How often prototypes were sent: once a round, of this form each time. Those of the first are kept here."""
     cloud_seconds: dict[str, float]
     rss_bytes: int
+    verdict: str
+    """What the device's guard said of the new student, and whether the labels bear it out."""
+    student_bytes: int
+    """What came down of students, as patches where there are any; and what the same files are whole."""
+    whole_student_bytes: int
 
     @property
     def before(self) -> Answering:

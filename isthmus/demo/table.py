@@ -25,5 +25,13 @@ def closing_table(outcome: DemoOutcome) -> Table:
             )
     raw = ", ".join(f"{client.name} {readable_bytes(client.raw_bytes_per_clip)}" for client in outcome.clients)
     sent = ", ".join(f"{c.name} {len(c.sizes_K)} ({readable_bytes(c.prototype_bytes)})" for c in outcome.clients)
-    table.caption = f"Bytes and milliseconds are of one clip. A raw clip: {raw}. Prototypes sent: {sent}."
+    down = ", ".join(
+        f"{c.name} {readable_bytes(c.student_bytes)} (whole files: {readable_bytes(c.whole_student_bytes)})"
+        for c in outcome.clients
+    )
+    verdicts = "".join(f"\nThe new student of {client.name} was {client.verdict}." for client in outcome.clients)
+    table.caption = (
+        f"Bytes and milliseconds are of one clip. A raw clip: {raw}. Prototypes sent: {sent}. Students fetched: {down}."
+        f"{verdicts}"
+    )
     return table

