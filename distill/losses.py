@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from isthmus.distill.models.heads import present
+from isthmus.proto.messages import Captured
 
 
 def classification_loss(logits_BC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -25,10 +27,8 @@ def masked_loss(
     if dropout == 0:
         return both
     alone = [
-        classification_loss(
-            logits_of(torch.tensor([mask], device=labels_B.device).expand(len(labels_B), 2)), labels_B, label_smoothing
-        )
-        for mask in ((1.0, 0.0), (0.0, 1.0))
+        classification_loss(logits_of(present(captured, len(labels_B)).to(labels_B.device)), labels_B, label_smoothing)
+        for captured in (Captured.SOUND, Captured.PICTURE)
     ]
     return (1 - 2 * dropout) * both + dropout * (alone[0] + alone[1])
 

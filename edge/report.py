@@ -11,7 +11,7 @@ from typing import Any
 from isthmus.edge.device_state import LedgerEntry
 from isthmus.edge.inference import Answer, Encoded, accuracy
 from isthmus.edge.student_slot import disk_errors
-from isthmus.proto.messages import JobStatus, ratio_name
+from isthmus.proto.messages import Captured, JobStatus, ratio_name
 
 FORMAT = 1
 
@@ -27,6 +27,11 @@ class ClipResult:
     local: Answer | None = None
     cloud: dict[float, Answer] = field(default_factory=dict)
     encoded: Encoded | None = None
+
+    @property
+    def captured(self) -> str:
+        """What the clip has; "" where it could not be encoded at all."""
+        return "" if self.encoded is None else self.encoded.features.captured.value
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
             "selection": list(facts.selection_names),
             "test": [clip.name for clip in clips],
             "skipped": facts.damaged,
+            "captured": {each.value: sum(clip.captured == each.value for clip in clips) for each in Captured},
         },
         "prototypes": {
             "count": latest.rows if latest else 0,
@@ -101,6 +107,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
                 name: accuracy([_predicted(answer) for answer in answers], labels) for name, answers in cloud_of.items()
             },
             "clips_with_label": sum(label is not None for label in labels),
+            "captured": {each.value: _accuracy_of(each, clips, facts.ratios) for each in Captured},
         },
         "bytes": {
             "up": {
@@ -159,11 +166,27 @@ def _predicted(answer: Answer | None) -> int | None:
     return None if answer is None else answer.predicted
 
 
+def _accuracy_of(captured: Captured, clips: Sequence[ClipResult], ratios: Sequence[float]) -> dict[str, Any]:
+    """As in the report's accuracy, of the clips that have just this."""
+    some = [clip for clip in clips if clip.captured == captured.value]
+    labels = [clip.label for clip in some]
+    return {
+        "before": accuracy([_predicted(clip.before) for clip in some], labels),
+        "local": accuracy([_predicted(clip.local) for clip in some], labels),
+        "cloud": {
+            ratio_name(ratio): accuracy([_predicted(clip.cloud.get(ratio)) for clip in some], labels)
+            for ratio in ratios
+        },
+        "clips_with_label": sum(label is not None for label in labels),
+    }
+
+
 def _prediction(clip: ClipResult) -> dict[str, Any]:
     encoded = clip.encoded
     return {
         "name": clip.name,
         "label": clip.label,
+        "captured": clip.captured,
         "before": _predicted(clip.before),
         "local": _predicted(clip.local),
         "cloud": {ratio_name(ratio): answer.predicted for ratio, answer in clip.cloud.items()},

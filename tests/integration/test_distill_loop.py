@@ -16,11 +16,14 @@ from isthmus.distill.checkpoint import state_hash
 from isthmus.distill.cli import app
 from isthmus.distill.evaluate import bank_probabilities, student_outputs
 from isthmus.distill.export import export_student
+from isthmus.distill.models.heads import present
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
+from isthmus.distill.teacher_cache import head_probabilities
 from isthmus.distill.train import EpochReport
+from isthmus.proto.messages import Captured
 
 CPU = torch.device("cpu")
 
@@ -49,6 +52,9 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
     with pytest.raises(Stopped):
         train_teacher(release, seed=0, device=CPU, watch=stop_in_the_second_stage)
     losses = train_teacher(release, seed=0, device=CPU)  # goes on where it was stopped
+    held_out = json.loads((release.teacher_path.parent / "held_out.json").read_text())
+    assert held_out["clips"] == 3  # a tenth of each class's eight, rounded up
+    assert release.teacher_head.temperature.item() == pytest.approx(held_out["temperature"])
     assert {stage: len(values) for stage, values in losses.items()} == {"audio": 1, "visual": 1}
     cache_teacher_outputs(release, CPU)
     make_student(release, 0, CPU)
@@ -133,8 +139,13 @@ def test_exported_files_answer_as_torch_does(taught: Release, tmp_path: Path) ->
     pair = {"audio_BD": outputs.audio_ND, "visual_BD": outputs.visual_ND}
     (audio_ND,) = run["audio_encoder"](None, {"spectrogram_BFT": np.asarray(taught.public.spectrograms_NFT)})
     np.testing.assert_allclose(audio_ND, outputs.audio_ND, atol=1e-3)
-    (local_NC,) = run["local_head"](None, pair)
-    np.testing.assert_allclose(local_NC, bank_probabilities(bank, outputs, 1.0), atol=1e-4)
+    for captured in Captured:
+        masked = {**pair, "present_B2": present(captured, len(outputs.audio_ND)).numpy()}
+        (local_NC,) = run["local_head"](None, masked)
+        np.testing.assert_allclose(local_NC, bank_probabilities(bank, outputs, 1.0, captured), atol=1e-4)
+        (teacher_NC,) = run["teacher_head"](None, masked)
+        expected_NC = head_probabilities(taught.teacher_head, outputs.audio_ND, outputs.visual_ND, captured)
+        np.testing.assert_allclose(teacher_NC, expected_NC, atol=1e-4)
     audio_NW, visual_NW = run["compressor_r2"](None, pair)
     np.testing.assert_allclose(
         bank.probabilities(audio_NW[0], visual_NW[0], 2.0), bank_probabilities(bank, outputs, 2.0)[0], atol=1e-4
