@@ -62,6 +62,43 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
     return release
 
 
+def another(taught: Release, root: Path, **changes: object) -> Release:
+    """The same public clips, and a recipe whose teacher comes about otherwise; nothing trained yet."""
+    root.mkdir()
+    shutil.copytree(taught.public_dir, root / "public")
+    shutil.copy(taught.root / "public.json", root)
+    fusion = changes.pop("fusion", "concat")
+    teacher = dataclasses.replace(taught.recipe.teacher, **changes)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(taught.recipe, fusion=fusion, teacher=teacher)  # type: ignore[arg-type]
+    (root / "recipe.json").write_text(recipe.to_json())
+    return Release.open(root)
+
+
+def test_a_balanced_teacher_stopped_in_between_ends_as_the_undisturbed_one(taught: Release, tmp_path: Path) -> None:
+    twice = dataclasses.replace(taught.recipe.teacher.joint, epochs=2, batch_size=8)
+    ways = {"joint": twice, "balance": "ogm-ge"}
+    whole, stopped = another(taught, tmp_path / "whole", **ways), another(taught, tmp_path / "stopped", **ways)
+
+    def stop(stage: str, _: EpochReport) -> None:
+        assert stage == "joint"
+        raise Stopped
+
+    assert list(train_teacher(whole, seed=0, device=CPU)) == ["joint"]
+    with pytest.raises(Stopped):
+        train_teacher(stopped, seed=0, device=CPU, watch=stop)
+    train_teacher(stopped, seed=0, device=CPU)
+    assert state_hash([whole.teacher]) == state_hash([stopped.teacher])
+
+
+def test_a_fusion_that_is_not_linear_is_trained_on_the_rest_and_calibrated_on_what_was_held_out(
+    taught: Release, tmp_path: Path
+) -> None:
+    gated = another(taught, tmp_path / "gated", fusion="gated")
+    assert list(train_teacher(gated, seed=0, device=CPU)) == ["audio", "visual", "head"]
+    assert gated.teacher_head.temperature.item() != 1
+    assert not (gated.teacher_path.parent / "held_out.json").exists()
+
+
 def some_selection(release: Release) -> np.ndarray:
     prototypes_KC = np.eye(3, dtype=np.float32)[:2] * 0.9 + 0.1 / 3
     return select_round(
@@ -157,6 +194,13 @@ def test_recipes_survive_their_json_and_strangers_are_refused() -> None:
         for dataset in ("crema-d", "ave"):
             recipe = preset(dataset, ("a", "b"))
             assert Recipe.from_json(recipe.to_json()) == recipe
+    teacher = PRESETS["smoke"]("crema-d", ("a", "b")).teacher
+    with pytest.raises(ValueError, match="needs sgd"):
+        dataclasses.replace(teacher, balance="ogm-ge", joint=teacher.audio)
+    with pytest.raises(ValueError, match="balance 'pmr' is unknown"):
+        dataclasses.replace(teacher, balance="pmr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="held-out share"):
+        dataclasses.replace(teacher, held_out=1.0)
     for text in ("{}", "[]", '{"teacher": {"audio": 3}}'):
         with pytest.raises(ValueError, match="not a recipe"):
             Recipe.from_json(text)
