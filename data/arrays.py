@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from isthmus.data.clip import ClipError, ClipRef, Damage, DecodedClip, Listing
+from isthmus.data.clip import ClipError, ClipRef, Damage, Listing
 from isthmus.data.content import ContentHasher, digest, preparation
 from isthmus.data.media import decode
 from isthmus.data.progress import progress_bar
@@ -48,6 +49,10 @@ _JOURNAL: Final = "journal.jsonl"
 
 class CacheFull(Exception):
     """The disk under the cache is full. What was decoded so far is kept; says how much more is needed."""
+
+
+_Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""A clip's spectrogram_FT and frames_KHWC."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,10 @@ def _fill(plan: _Plan, *, progress: bool, workers: int) -> None:
                 batch = range(start, min(start + BATCH, len(plan.refs)))
                 lines: list[dict[str, Any]] = []
                 for position, outcome in zip(batch, pool.map(lambda i: _obtain(plan, i, known), batch), strict=True):
-                    if isinstance(outcome, DecodedClip):
-                        spectrograms.write(np.ascontiguousarray(outcome.spectrogram_FT).data)
-                        frames.write(np.ascontiguousarray(outcome.frames_KHWC).data)
+                    if not isinstance(outcome, str):
+                        spectrogram_FT, frames_KHWC = outcome
+                        spectrograms.write(np.ascontiguousarray(spectrogram_FT).data)
+                        frames.write(np.ascontiguousarray(frames_KHWC).data)
                     reason = outcome if isinstance(outcome, str) else None
                     lines.append({"key": plan.keys[position], "reason": reason})
                     bar.advance(task)
@@ -160,15 +166,18 @@ def _fill(plan: _Plan, *, progress: bool, workers: int) -> None:
         raise _full(plan, len(plan.refs) - len(done)) from error
 
 
-def _obtain(plan: _Plan, position: int, known: dict[str, tuple[ClipArrays, int]]) -> DecodedClip | str:
+def _obtain(plan: _Plan, position: int, known: dict[str, tuple[ClipArrays, int]]) -> _Rows | str:
     """The clip's rows, from another folder of the cache where it has them; or the reason why it cannot be had."""
     if plan.keys[position] in known:
         source, row = known[plan.keys[position]]
-        return DecodedClip(source.spectrograms_NFT[row], source.frames_NKHWC[row])
+        return source.spectrograms_NFT[row], source.frames_NKHWC[row]
     try:
-        return decode(plan.refs[position], plan.spec)
+        clip = decode(plan.refs[position], plan.spec)
     except ClipError as error:
         return error.reason
+    if clip.spectrogram_FT is None or clip.frames_KHWC is None:
+        return f"it has no {'sound' if clip.spectrogram_FT is None else 'picture'}: the cache holds whole clips"
+    return clip.spectrogram_FT, clip.frames_KHWC
 
 
 def _finish(plan: _Plan, partial: Path, done: list[dict[str, Any]]) -> None:

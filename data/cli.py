@@ -103,6 +103,14 @@ def _show(report: CheckReport, *, decoding: bool) -> None:
         console.print(
             f"{len(actors)} actors: " + ", ".join(f"{name} ({count})" for name, count in sorted(actors.items()))
         )
+    lacking = [f"{ref.name} ({'picture' if ref.audio_path is None else 'sound'} alone)" for ref in listing.incomplete]
+    if lacking:
+        shown = ", ".join(lacking[:SHOWN_DAMAGE]) + (" ..." if len(lacking) > SHOWN_DAMAGE else "")
+        console.print(
+            f"{len(lacking)} clips lack one of their files (devices answer them, training leaves them out): {shown}",
+            markup=False,
+            soft_wrap=True,
+        )
     for damage in report.damaged[:SHOWN_DAMAGE]:
         console.print(f"damaged: {damage.name}: {damage.reason}", markup=False, soft_wrap=True)
     if len(report.damaged) > SHOWN_DAMAGE:

@@ -39,10 +39,11 @@ class DecodedClip:
 
     ``spectrogram_FT``: float32 (spec.spectrogram_bins, spec.spectrogram_columns), log power, standardised.
     ``frames_KHWC``: uint8 (spec.frames_stored, spec.stored_px, spec.stored_px, 3), RGB, in time order.
+    None for what was not captured; never for both.
     """
 
-    spectrogram_FT: npt.NDArray[np.float32]
-    frames_KHWC: npt.NDArray[np.uint8]
+    spectrogram_FT: npt.NDArray[np.float32] | None
+    frames_KHWC: npt.NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ class Damage:
 class Listing:
     """A data set's clips as its layout declares them; nothing is decoded yet.
 
-    ``refs`` are sorted by name, names are unique, and every ref has both its files. What has not is in ``damaged``.
+    ``refs`` are sorted by name, names are unique, and every ref has both its files. ``incomplete``, sorted likewise,
+    have one of the two, the other path being None: a device answers them, training leaves them out. What has neither
+    file is in ``damaged``.
     """
 
     layout: str
     classes: tuple[str, ...]
     refs: tuple[ClipRef, ...]
     damaged: tuple[Damage, ...]
+    incomplete: tuple[ClipRef, ...] = ()

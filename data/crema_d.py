@@ -31,12 +31,13 @@ def parse_name(name: str) -> tuple[str, int]:
 def read(root: Path) -> Listing:
     """Lists every clip below ``root``, sorted by name, without opening the files.
 
-    Names that do not parse and clips with only one of their two files are listed as damaged.
+    Names that do not parse are listed as damaged, clips with only one of their two files as incomplete.
     Raises ValueError where one of the two folders is missing.
     """
     audio = _files(root / AUDIO_FOLDER, ".wav")
     video = _files(root / VIDEO_FOLDER, ".flv")
     refs: list[ClipRef] = []
+    incomplete: list[ClipRef] = []
     damaged: list[Damage] = []
     for name in sorted(audio.keys() | video.keys()):
         try:
@@ -44,13 +45,9 @@ def read(root: Path) -> Listing:
         except ValueError as error:
             damaged.append(Damage(name, str(error)))
             continue
-        if name not in audio:
-            damaged.append(Damage(name, f"no sound: {AUDIO_FOLDER}/{name}.wav is missing"))
-        elif name not in video:
-            damaged.append(Damage(name, f"no picture: {VIDEO_FOLDER}/{name}.flv is missing"))
-        else:
-            refs.append(ClipRef(name, audio[name], video[name], label, actor))
-    return Listing(LAYOUT, CLASSES, tuple(refs), tuple(damaged))
+        whole = name in audio and name in video
+        (refs if whole else incomplete).append(ClipRef(name, audio.get(name), video.get(name), label, actor))
+    return Listing(LAYOUT, CLASSES, tuple(refs), tuple(damaged), tuple(incomplete))
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:

@@ -35,15 +35,17 @@ def decode(ref: ClipRef, spec: InputSpec) -> DecodedClip:
 
     The event between ref.start_s and ref.end_s (the whole file where None) gives both: its sound tiled or cut to the
     spec's duration, and spec.frames_stored frames from the middles of as many equal stretches, in time order.
-    Raises ClipError naming the clip and the reason: missing, empty, truncated, damaged, without sound, or without
-    picture.
+    A path that is None gives None: that was not captured. A file that is there must hold what it is there for.
+    Raises ClipError naming the clip and the reason: missing, empty, truncated, damaged, without sound, without
+    picture, or neither file.
     """
     with _naming(ref):
-        if ref.video_path is None:
-            raise _Unusable("it has no video file")
-        waveform_T = _sound_of(ref, spec)
-        frames_KHWC = _pictures(ref.video_path, spec, ref.start_s, ref.end_s)
-        return DecodedClip(spectrogram(waveform_T, spec), frames_KHWC)
+        if ref.audio_path is None and ref.video_path is None:
+            raise _Unusable("it has neither a sound nor a video file")
+        return DecodedClip(
+            None if ref.audio_path is None else spectrogram(_sound_of(ref, spec), spec),
+            None if ref.video_path is None else _pictures(ref.video_path, spec, ref.start_s, ref.end_s),
+        )
 
 
 def decode_sound(ref: ClipRef, spec: InputSpec) -> npt.NDArray[np.float32]:

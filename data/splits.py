@@ -81,7 +81,7 @@ def by_class(
     """
     drawn = stratified(listing.refs, share=share, seed=seed) if private is None else tuple(private)
     of_name = {ref.name: ref for ref in listing.refs}
-    gone = {damage.name for damage in listing.damaged}
+    gone = _left_out(listing)
     missing = [name for name in drawn if name not in of_name and name not in gone]
     if missing:
         raise ValueError(f"{len(missing)} private clips are not in the data set, as {', '.join(missing[:3])}")
@@ -161,6 +161,11 @@ def _draw(names: Sequence[str], count: int, rng: np.random.Generator) -> list[st
     return [ordered[position] for position in rng.permutation(len(ordered))[:count]]
 
 
+def _left_out(listing: Listing) -> set[str]:
+    """Names of the clips that are there but no split has: damaged, or with one modality alone."""
+    return {damage.name for damage in listing.damaged} | {ref.name for ref in listing.incomplete}
+
+
 def _names(refs: Iterable[ClipRef]) -> tuple[str, ...]:
     return tuple(sorted(ref.name for ref in refs))
 
@@ -176,7 +181,7 @@ def _checked(split: Split) -> Split:
 
 def _csv_names(listing: Listing, path: Path) -> tuple[str, ...]:
     label_of = {ref.name: ref.label for ref in listing.refs}
-    known = label_of.keys() | {damage.name for damage in listing.damaged}
+    known = label_of.keys() | _left_out(listing)
     names: list[str] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), start=1):

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from isthmus.data.arrays import CacheFull
 from isthmus.distill import release as releases
 from isthmus.distill.base import make_base, make_student
 from isthmus.distill.checkpoint import CheckpointError, write_atomically
-from isthmus.distill.evaluate import accuracy, bank_probabilities, student_outputs
+from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilities, by_captured, student_outputs
 from isthmus.distill.export import ExportError, export_student
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.personalise import distil_round, select_round, train_heads
@@ -28,6 +28,7 @@ from isthmus.distill.release import Release, ReleaseError, load_weights, save_we
 from isthmus.distill.selection import STRATEGIES, Selection, Wanted
 from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
 from isthmus.distill.train import EpochReport, TrainingDiverged, pick_device
+from isthmus.proto.messages import Captured
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,6 +109,8 @@ def teacher(
     target = _compute(device, threads)
     listing = read_data(data, layout)
     actors = [actor.strip() for actor in private_actors.split(",") if actor.strip()]
+    if listing.incomplete:
+        typer.echo(f"{len(listing.incomplete)} clips have sound or picture alone: training leaves them out", err=True)
     split = choose_split(listing, private_actors=actors, private_list=private_list, seed=seed)
     begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance), split)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
@@ -281,7 +284,7 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Measure teacher (jointly and each branch alone) and student (each way of answering) on every client's clips."""
+    """Measure teacher and student on every client's clips: each way of answering, and with sound or picture absent."""
     target = _compute(device, threads)
     opened = Release.open(release)
     listing = read_data(data, layout)
@@ -298,11 +301,15 @@ def evaluate(
         figures[client] = {
             "clips": taught.clips,
             "teacher": taught.joint,
-            "teacher, sound alone": taught.audio,
-            "teacher, picture alone": taught.visual,
+            "teacher, no picture": taught.no_visual,
+            "teacher, no sound": taught.no_audio,
+            "teacher, sound branch": taught.audio,
+            "teacher, picture branch": taught.visual,
             "student, teacher head": accuracy(outputs.probabilities_NC, labels_N),
-            **{f"student, ratio {r:g}": accuracy(bank_probabilities(bank, outputs, r), labels_N) for r in bank.ratios},
         }
+        for ratio in bank.ratios:
+            told = partial(_told_right, bank, outputs, ratio, labels_N)
+            figures[client] |= by_captured(f"student, ratio {ratio:g}", told)
     table = Table(title="accuracy, %")
     table.add_column("")
     for client in figures:
@@ -315,6 +322,16 @@ def evaluate(
         write_atomically(
             out, json.dumps({"release": releases.Release.open(release).recipe.name, **figures}, indent=1).encode()
         )
+
+
+def _told_right(
+    bank: HeadBank,
+    outputs: StudentOutputs,
+    ratio: float,
+    labels_N: np.ndarray[tuple[int], np.dtype[np.int64]],
+    captured: Captured,
+) -> float:
+    return accuracy(bank_probabilities(bank, outputs, ratio, captured), labels_N)
 
 
 def _read_selection(path: Path, opened: Release) -> Selection:

@@ -1,5 +1,6 @@
 """How right a student is on labelled clips, by each way of answering."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,9 +8,10 @@ import numpy.typing as npt
 import torch
 
 from isthmus.data.stored import ClipArrays
-from isthmus.distill.models.heads import FusionHead, HeadBank
+from isthmus.distill.models.heads import FusionHead, HeadBank, present
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+from isthmus.proto.messages import Captured
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,11 +35,20 @@ def student_outputs(
 
 
 @torch.inference_mode()
-def bank_probabilities(bank: HeadBank, outputs: StudentOutputs, ratio: float) -> Floats:
-    """Probabilities (N, C) of one ratio's compressor and head."""
-    logits_NC = bank[ratio](torch.from_numpy(outputs.audio_ND), torch.from_numpy(outputs.visual_ND))
+def bank_probabilities(
+    bank: HeadBank, outputs: StudentOutputs, ratio: float, captured: Captured = Captured.BOTH
+) -> Floats:
+    """Probabilities (N, C) of one ratio's compressor and head, as if ``captured`` were all that the clips have."""
+    audio_ND, visual_ND = torch.from_numpy(outputs.audio_ND), torch.from_numpy(outputs.visual_ND)
+    logits_NC = bank[ratio](audio_ND, visual_ND, present(captured, len(audio_ND)))
     probabilities: Floats = torch.softmax(logits_NC, dim=1).numpy()
     return probabilities
+
+
+def by_captured(name: str, accuracy_of: Callable[[Captured], float]) -> dict[str, float]:
+    """Rows of a table: one for both modalities, one for each alone."""
+    rows = {Captured.BOTH: name, Captured.SOUND: f"{name}, no picture", Captured.PICTURE: f"{name}, no sound"}
+    return {row: accuracy_of(captured) for captured, row in rows.items()}
 
 
 def accuracy(probabilities_NC: Floats, labels_N: npt.NDArray[np.int64]) -> float:

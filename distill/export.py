@@ -47,8 +47,8 @@ class _Probabilities(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, audio_BD: Tensor, visual_BD: Tensor) -> Tensor:
-        return torch.softmax(self.head(audio_BD, visual_BD), dim=1)
+    def forward(self, audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor) -> Tensor:
+        return torch.softmax(self.head(audio_BD, visual_BD, present_B2), dim=1)
 
 
 class _Compressor(nn.Module):
@@ -72,8 +72,10 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
     teacher_head = release.teacher_head.cpu().eval()
     spectrogram = torch.randn(2, spec.spectrogram_bins, spec.spectrogram_columns)
     frames = torch.randn(2, spec.frames_used, 3, spec.frame_px, spec.frame_px)
-    pair = (torch.rand(2, width), torch.rand(2, width))
+    pair = (torch.rand(3, width), torch.rand(3, width))
+    masked = (*pair, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
     names = ("audio_BD", "visual_BD")
+    head_names = (*names, "present_B2")
     files = [
         _export(
             _AudioEncoder(student),
@@ -85,12 +87,12 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
         _export(
             _VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / "visual_encoder.onnx"
         ),
-        _export(_Probabilities(teacher_head), pair, names, ("probabilities_BC",), out_dir / "teacher_head.onnx"),
+        _export(_Probabilities(teacher_head), masked, head_names, ("probabilities_BC",), out_dir / "teacher_head.onnx"),
     ]
     if heads is not None:
         heads = heads.cpu().eval()
         local = _Probabilities(heads[heads.local_ratio])
-        files.append(_export(local, pair, names, ("probabilities_BC",), out_dir / "local_head.onnx"))
+        files.append(_export(local, masked, head_names, ("probabilities_BC",), out_dir / "local_head.onnx"))
         for ratio in heads.ratios:
             path = out_dir / f"compressor_r{ratio_name(ratio)}.onnx"
             files.append(_export(_Compressor(heads[ratio]), pair, names, ("audio_BW", "visual_BW"), path))

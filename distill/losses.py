@@ -7,9 +7,11 @@ for the company it is drawn with. Without them the loss is the equation as print
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from isthmus.distill.models.heads import present
+from isthmus.proto.messages import Captured
 
 
 def classification_loss(
@@ -40,12 +42,9 @@ def masked_loss(
         return both
     alone = [
         classification_loss(
-            logits_of(torch.tensor([mask], device=labels_B.device).expand(len(labels_B), 2)),
-            labels_B,
-            label_smoothing,
-            weights_B,
+            logits_of(present(captured, len(labels_B)).to(labels_B.device)), labels_B, label_smoothing, weights_B
         )
-        for mask in ((1.0, 0.0), (0.0, 1.0))
+        for captured in (Captured.SOUND, Captured.PICTURE)
     ]
     return (1 - 2 * dropout) * both + dropout * (alone[0] + alone[1])
 

@@ -1,6 +1,7 @@
 """Training the teacher (Eq. 5.3): the branches, each alone or balanced, then the head that weighs them."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from isthmus.data.stored import ClipArrays
 from isthmus.distill.balance import OgmGe
+from isthmus.distill.checkpoint import write_atomically
 from isthmus.distill.datasets import LabelledClips, LabelledFeatures, LabelledFrames, LabelledSpectrograms
 from isthmus.distill.held_out import CrossFit, Held, cross_fit, fit_weights, held_out_clips, temperature
 from isthmus.distill.losses import classification_loss, masked_loss
-from isthmus.distill.models.heads import FusionHead, RatioHead
+from isthmus.distill.models.heads import FusionHead, RatioHead, present
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teacher_cache import (
@@ -28,6 +30,7 @@ from isthmus.distill.teacher_cache import (
     save_outputs,
 )
 from isthmus.distill.train import EpochReport, OnGradients, SeededDataset, fit
+from isthmus.proto.messages import Captured
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +113,9 @@ def train_teacher(
     if held_out is not None:
         unseen = encode_clips(teacher.encoders, held_out, device, bars, "features of held-out clips")
     if held_out is not None and fusion.linear() is not None:
-        fit_on_held_out(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out, dropout, seed)
+        crossed = fit_on_held_out(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out, dropout, seed)
+        facts = {"clips": len(held_out), "actors": sorted({*held_out.actors} - {""}), **dataclasses.asdict(crossed)}
+        write_atomically(folder / "held_out.json", json.dumps(facts, indent=1).encode())
     elif recipe.teacher.head.epochs:
         audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device, bars, "features for the head")
         data = LabelledFeatures(audio_ND, visual_NKD, clips.labels_N, recipe.input.frames_used, seed)
@@ -190,11 +195,14 @@ def cache_teacher_outputs(release: Release, device: torch.device, bars: Bars | N
 
 @dataclasses.dataclass(frozen=True)
 class TeacherAccuracy:
-    """Shares of clips told right, jointly and by each branch's own classifier."""
+    """Shares of clips told right: by the head with both modalities and with one of them absent (``no_visual``,
+    ``no_audio``), and by each branch's own classifier (``audio``, ``visual``)."""
 
     joint: float
     audio: float
     visual: float
+    no_visual: float
+    no_audio: float
     clips: int
 
 
@@ -214,6 +222,8 @@ def teacher_accuracy(teacher: Teacher, clips: ClipArrays, device: torch.device) 
     audio, visual = torch.from_numpy(audio_ND), torch.from_numpy(visual_ND)
     return TeacherAccuracy(
         joint=share(teacher.head(audio, visual)),
+        no_visual=share(teacher.head(audio, visual, present(Captured.SOUND, len(audio)))),
+        no_audio=share(teacher.head(audio, visual, present(Captured.PICTURE, len(audio)))),
         audio=share(teacher.audio_classifier(audio)),
         visual=share(teacher.visual_classifier(visual)),
         clips=len(labels_N),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from isthmus.data.stored import ClipArrays
 from isthmus.data.transforms import InputSpec, all_frames, frame_positions
-from isthmus.distill.models.heads import FusionHead
+from isthmus.distill.models.heads import FusionHead, present
 from isthmus.distill.models.trunk import EncoderPair
+from isthmus.proto.messages import Captured
 
 BATCH_CLIPS = 16
 
@@ -35,29 +38,45 @@ def encode_clips(
     progress: Progress | None = None,
     what: str = "encode",
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame."""
+    """Features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame.
+
+    The next batch is read and normalised in a thread while the encoders work on this one.
+    """
     encoders.to(device).eval()
     task = progress.add_task(what, total=len(clips.names), note="") if progress is not None else None
     audio: list[npt.NDArray[np.float32]] = []
     visual: list[npt.NDArray[np.float32]] = []
-    for start in range(0, len(clips.names), BATCH_CLIPS):
-        rows = range(start, min(start + BATCH_CLIPS, len(clips.names)))
-        frames = torch.from_numpy(np.stack([all_frames(clips.frames_NKHWC[row], clips.spec) for row in rows]))
-        spectrograms = torch.from_numpy(np.array(clips.spectrograms_NFT[rows.start : rows.stop], dtype=np.float32))
-        audio.append(encoders.audio(spectrograms.to(device)).float().cpu().numpy())
-        visual.append(encoders.visual(frames.to(device)).float().cpu().numpy())
-        if progress is not None and task is not None:
-            progress.advance(task, len(rows))
+    batches = [range(first, min(first + BATCH_CLIPS, len(clips))) for first in range(0, len(clips), BATCH_CLIPS)]
+    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
+        ahead = pool.submit(prepared_batch, clips, batches[0]) if batches else None
+        for rows, following in zip(batches, [*batches[1:], None], strict=True):
+            assert ahead is not None
+            spectrograms, frames = ahead.result()
+            ahead = None if following is None else pool.submit(prepared_batch, clips, following)
+            audio.append(encoders.audio(spectrograms.to(device)).float().cpu().numpy())
+            visual.append(encoders.visual(frames.to(device)).float().cpu().numpy())
+            if progress is not None and task is not None:
+                progress.advance(task, len(rows))
     return np.concatenate(audio), np.concatenate(visual)
+
+
+def prepared_batch(clips: ClipArrays, rows: range) -> tuple[Tensor, Tensor]:
+    """spectrograms_BFT and frames_BKCHW of some rows, prepared as in evaluation."""
+    frames = torch.from_numpy(np.stack([all_frames(clips.frames_NKHWC[row], clips.spec) for row in rows]))
+    return torch.from_numpy(np.array(clips.spectrograms_NFT[rows.start : rows.stop], dtype=np.float32)), frames
 
 
 @torch.inference_mode()
 def head_probabilities(
-    head: FusionHead, audio_ND: npt.NDArray[np.float32], visual_ND: npt.NDArray[np.float32]
+    head: FusionHead,
+    audio_ND: npt.NDArray[np.float32],
+    visual_ND: npt.NDArray[np.float32],
+    captured: Captured = Captured.BOTH,
 ) -> npt.NDArray[np.float32]:
-    """softmax of the teacher head: beta_p on teacher features, beta_c on a student's."""
+    """softmax of the teacher head: beta_p on teacher features, beta_c on a student's; as if ``captured`` were all."""
     device = next(head.parameters()).device
-    logits_NC = head.eval()(torch.from_numpy(audio_ND).to(device), torch.from_numpy(visual_ND).to(device))
+    audio, visual = torch.from_numpy(audio_ND).to(device), torch.from_numpy(visual_ND).to(device)
+    logits_NC = head.eval()(audio, visual, present(captured, len(audio_ND)).to(device))
     probabilities: npt.NDArray[np.float32] = torch.softmax(logits_NC, dim=1).cpu().numpy()
     return probabilities
 

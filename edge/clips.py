@@ -44,12 +44,14 @@ def plan_clips(
     """From files of names where given; else the device's clips (of the actors, of the list, or all), halved by class.
 
     The halves use labels where file names carry them, only to be balanced and reproducible; labels are never sent.
-    Clips without a label count as one class. Raises ValueError, naming the clips or actors that are not there.
+    Clips without a label count as one class; those with sound or picture alone are clips like any other. Raises
+    ValueError, naming the clips or actors that are not there.
     """
     if (selection_clips is None) != (test_clips is None):
         raise ValueError("--selection-clips and --test-clips go together")
     listing = read_listing(data, layout)
-    known = {ref.name: ref for ref in listing.refs}
+    everything = sorted((*listing.refs, *listing.incomplete), key=lambda ref: ref.name)
+    known = {ref.name: ref for ref in everything}
     # A damaged clip is known too: it is reported as skipped, not as missing.
     damaged = {damage.name for damage in listing.damaged}
     if selection_clips is not None and test_clips is not None:
@@ -58,12 +60,12 @@ def plan_clips(
         if both:
             raise ValueError(f"{len(both)} clips are in both lists, such as {min(both)}")
     else:
-        names = [ref.name for ref in listing.refs]
+        names = [ref.name for ref in everything]
         if actors:
-            unknown = set(actors) - {ref.actor for ref in listing.refs}
+            unknown = set(actors) - {ref.actor for ref in everything}
             if unknown:
                 raise ValueError(f"no clips of {', '.join(sorted(unknown))} in {data}")
-            names = [ref.name for ref in listing.refs if ref.actor in actors]
+            names = [ref.name for ref in everything if ref.actor in actors]
         if clips is not None:
             wanted = set(_known(read_names(clips), known, damaged, clips))
             names = [name for name in names if name in wanted]

@@ -27,6 +27,8 @@ class LinkEstimate:
 
 @dataclass(frozen=True)
 class Setting:
+    """``frame_bytes`` are those of a clip with both modalities: the most. One that lacks either takes about half."""
+
     ratio: float
     number_type: NumberType
     frame_bytes: int

@@ -61,11 +61,14 @@ class StudentEncoder:
         self._threads = threads
         self._sessions: dict[str, Any] = {}
 
-    def features(self, spectrogram_FT: FloatArray, frames_KCHW: FloatArray) -> Features:
-        """Of one clip, uncompressed. ``frames_KCHW`` are normalised; the visual feature is the mean over K."""
-        (audio_BD,) = self._run(AUDIO_ENCODER, spectrogram_FT[np.newaxis])
-        (visual_BD,) = self._run(VISUAL_ENCODER, frames_KCHW[np.newaxis])
-        return Features(audio_D=audio_BD[0], visual_D=visual_BD[0])
+    def features(self, spectrogram_FT: FloatArray | None, frames_KCHW: FloatArray | None) -> Features:
+        """Of one clip, uncompressed. ``frames_KCHW`` are normalised; the visual feature is the mean over K.
+
+        None for what was not captured: its encoder does not run. Raises ValueError where both are None.
+        """
+        audio_D = None if spectrogram_FT is None else self._run(AUDIO_ENCODER, spectrogram_FT[np.newaxis])[0][0]
+        visual_D = None if frames_KCHW is None else self._run(VISUAL_ENCODER, frames_KCHW[np.newaxis])[0][0]
+        return Features(audio_D, visual_D)
 
     def teacher_probabilities(self, features: Sequence[Features]) -> FloatArray:
         """(N, C): the teacher head on the student's features, from which prototypes are made."""
@@ -81,16 +84,20 @@ class StudentEncoder:
         return self._probabilities(LOCAL_HEAD, features)
 
     def compress(self, features: Features, ratio: float) -> Features:
-        """To width floor(D / ratio), by the student's module of that ratio."""
+        """To width floor(D / ratio), by the student's module of that ratio. What is absent stays absent."""
+        audio_D, visual_D = features.filled()
         audio_BW, visual_BW = self._run(
-            f"compressor_r{ratio_name(ratio)}.onnx", features.audio_D[np.newaxis], features.visual_D[np.newaxis]
+            f"compressor_r{ratio_name(ratio)}.onnx", audio_D[np.newaxis], visual_D[np.newaxis]
         )
-        return Features(audio_D=audio_BW[0], visual_D=visual_BW[0])
+        return Features(
+            audio_D=None if features.audio_D is None else audio_BW[0],
+            visual_D=None if features.visual_D is None else visual_BW[0],
+        )
 
     def _probabilities(self, file: str, features: Sequence[Features]) -> FloatArray:
-        (probabilities_NC,) = self._run(
-            file, np.stack([each.audio_D for each in features]), np.stack([each.visual_D for each in features])
-        )
+        audio, visual = zip(*(each.filled() for each in features), strict=True)
+        present_N2 = np.stack([each.present_2() for each in features])
+        (probabilities_NC,) = self._run(file, np.stack(audio), np.stack(visual), present_N2)
         return probabilities_NC
 
     def _run(self, file: str, *inputs: FloatArray) -> list[FloatArray]:
@@ -126,7 +133,7 @@ class StudentEncoder:
 
 
 def load_test(folder: Path, manifest: StudentManifest) -> None:
-    """Runs every model of a student once on an empty clip and checks widths and values.
+    """Runs every model of a student once on an empty clip, whole and with one modality, and checks widths and values.
 
     Raises Corrupt where one does not load, or gives another width, a NaN or no distribution.
     """
@@ -140,9 +147,10 @@ def load_test(folder: Path, manifest: StudentManifest) -> None:
         np.zeros((spec.frames_used, 3, spec.frame_px, spec.frame_px), np.float32),
     )
     _check_width("encoders", features, manifest.feature_width)
-    answers = [encoder.teacher_probabilities((features,))[0]]
+    clips = (features, Features(features.audio_D, None), Features(None, features.visual_D))
+    answers = list(encoder.teacher_probabilities(clips))
     if manifest.kind != "interim":
-        answers.append(encoder.local_probabilities(features))
+        answers += [encoder.local_probabilities(each) for each in clips]
         for ratio in manifest.ratios:
             width = compressed_width(manifest.feature_width, ratio)
             _check_width(f"compressor {ratio:g}", encoder.compress(features, ratio), width)
@@ -154,7 +162,7 @@ def load_test(folder: Path, manifest: StudentManifest) -> None:
 
 
 def _check_width(what: str, features: Features, width: int) -> None:
-    for vector in (features.audio_D, features.visual_D):
+    for vector in features.filled():
         if vector.shape != (width,) or not np.isfinite(vector).all():
             raise Corrupt(f"{what}: shape {vector.shape} or an undefined value, where width {width} was expected")
 

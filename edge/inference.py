@@ -57,7 +57,9 @@ OnFailure = Callable[[IsthmusError], None]
 
 def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock) -> Encoded:
     began_s = clock()
-    features = encoder.features(taken.clip.spectrogram_FT, evaluation_frames(taken.clip.frames_KHWC, spec))
+    frames_KHWC = taken.clip.frames_KHWC
+    frames_KCHW = None if frames_KHWC is None else evaluation_frames(frames_KHWC, spec)
+    features = encoder.features(taken.clip.spectrogram_FT, frames_KCHW)
     return Encoded(taken.ref.name, taken.ref.label, features, taken.decode_ms, (clock() - began_s) * 1000)
 
 

@@ -84,7 +84,7 @@ class Pause(Protocol):
 def appearing_clips(data: Path, layout: str, seen: set[str], pause: Pause, every_s: float = 1.0) -> Iterator[ClipRef]:
     """Clips that come into the folder and are not in ``seen``, for ever. Raises ValueError where the folder goes."""
     while True:
-        for ref in read_listing(data, layout).refs:
+        for ref in read_listing(data, layout).refs:  # not the incomplete: their other file may still be on its way
             if ref.name not in seen:
                 seen.add(ref.name)
                 yield ref

@@ -12,7 +12,7 @@ from isthmus.edge.device_state import LedgerEntry, StoredVerdict
 from isthmus.edge.download import Tally
 from isthmus.edge.inference import Answer, Encoded, accuracy
 from isthmus.edge.student_slot import disk_errors
-from isthmus.proto.messages import JobStatus, ratio_name
+from isthmus.proto.messages import Captured, JobStatus, ratio_name
 
 FORMAT = 1
 
@@ -30,6 +30,11 @@ class ClipResult:
     cloud: dict[float, Answer] = field(default_factory=dict)
     refused: Answer | None = None
     encoded: Encoded | None = None
+
+    @property
+    def captured(self) -> str:
+        """What the clip has; "" where it could not be encoded at all."""
+        return "" if self.encoded is None else self.encoded.features.captured.value
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
             "selection": list(facts.selection_names),
             "test": [clip.name for clip in clips],
             "skipped": facts.damaged,
+            "captured": {each.value: sum(clip.captured == each.value for clip in clips) for each in Captured},
         },
         "prototypes": {
             "count": latest.rows if latest else 0,
@@ -113,6 +119,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
                 name: accuracy([_predicted(answer) for answer in answers], labels) for name, answers in cloud_of.items()
             },
             "clips_with_label": sum(label is not None for label in labels),
+            "captured": {each.value: _accuracy_of(each, clips, facts.ratios) for each in Captured},
         },
         "bytes": {
             "up": {
@@ -195,11 +202,27 @@ def _predicted(answer: Answer | None) -> int | None:
     return None if answer is None else answer.predicted
 
 
+def _accuracy_of(captured: Captured, clips: Sequence[ClipResult], ratios: Sequence[float]) -> dict[str, Any]:
+    """As in the report's accuracy, of the clips that have just this."""
+    some = [clip for clip in clips if clip.captured == captured.value]
+    labels = [clip.label for clip in some]
+    return {
+        "before": accuracy([_predicted(clip.before) for clip in some], labels),
+        "local": accuracy([_predicted(clip.local) for clip in some], labels),
+        "cloud": {
+            ratio_name(ratio): accuracy([_predicted(clip.cloud.get(ratio)) for clip in some], labels)
+            for ratio in ratios
+        },
+        "clips_with_label": sum(label is not None for label in labels),
+    }
+
+
 def _prediction(clip: ClipResult) -> dict[str, Any]:
     encoded = clip.encoded
     return {
         "name": clip.name,
         "label": clip.label,
+        "captured": clip.captured,
         "before": _predicted(clip.before),
         "local": _predicted(clip.local),
         "refused": _predicted(clip.refused),

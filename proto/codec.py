@@ -4,13 +4,14 @@ Layout, little-endian:
 
     offset  size  field
          0     4  magic "ISTF"
-         4     1  version (1)
+         4     1  version (2)
          5     1  number type: 0 fp32, 1 fp16, 2 int8
          6     2  compression ratio in thousandths
-         8     2  width of the audio vector
-        10     2  width of the visual vector
-        12     8  int8 only: the two vectors' scales, float32
-         -     -  audio values, then visual values
+         8     2  width of a vector
+        10     1  presence: bit 0 the audio vector, bit 1 the visual vector; never neither
+        11     1  zero
+        12     -  int8 only: the scale of each vector that is present, float32
+         -     -  audio values if present, then visual values if present
       last     4  CRC-32 of everything before it
 
 Error of a value x, at most: fp32 0; fp16 ``max(|x| 2^-11, 2^-25)``; int8 ``scale / 2`` with ``scale`` the vector's
@@ -31,9 +32,11 @@ from isthmus.proto.limits import MAX_FEATURE_WIDTH
 from isthmus.proto.messages import FeatureFrame, Features, FloatArray, NumberType, compressed_width
 
 MAGIC: Final = b"ISTF"
-VERSION: Final = 1
-_HEADER: Final = struct.Struct("<4sBBHHH")
-_SCALES: Final = struct.Struct("<ff")
+VERSION: Final = 2
+_HEADER: Final = struct.Struct("<4sBBHHBB")
+_SCALE: Final = struct.Struct("<f")
+_AUDIO: Final = 1
+_VISUAL: Final = 2
 _CHECKSUM: Final = struct.Struct("<I")
 _RATIO_UNIT: Final = 1_000
 _INT8_LIMIT: Final = 127
@@ -48,31 +51,38 @@ _DTYPES: Final[dict[NumberType, npt.DTypeLike]] = {
 _VALUE_BYTES: Final = {NumberType.FP32: 4, NumberType.FP16: 2, NumberType.INT8: 1}
 
 
-def frame_bytes(feature_width: int, ratio: float, number_type: NumberType) -> int:
-    """Size in bytes of the frame of one clip, both modalities, before anything is packed."""
-    return _frame_bytes(compressed_width(feature_width, ratio) * 2, number_type)
+def frame_bytes(feature_width: int, ratio: float, number_type: NumberType, *, vectors: int = 2) -> int:
+    """Size in bytes of the frame of one clip before anything is packed: both modalities, or ``vectors`` of them."""
+    return _frame_bytes(compressed_width(feature_width, ratio), vectors, number_type)
 
 
 def pack_frame(frame: FeatureFrame) -> bytes:
-    """The frame's bytes.
+    """The frame's bytes. A modality that was not captured takes none.
 
-    Raises BadFrame for vectors that are not one-dimensional, are empty or too wide, hold NaN or infinity, or hold a
-    value too large for the number type; and for a ratio that thousandths cannot hold.
+    Raises BadFrame for vectors that are not one-dimensional, are empty or too wide, differ in width, hold NaN or
+    infinity, or hold a value too large for the number type; and for a ratio that thousandths cannot hold.
     """
     ratio_fixed = _ratio_fixed(frame.ratio)
-    audio_W = _checked("audio", frame.features.audio_D)
-    visual_W = _checked("visual", frame.features.visual_D)
-    header = _HEADER.pack(MAGIC, VERSION, _CODES[frame.number_type], ratio_fixed, audio_W.shape[0], visual_W.shape[0])
-    scales = b""
+    present = 0
+    vectors: list[FloatArray] = []
+    for bit, modality, values_W in (
+        (_AUDIO, "audio", frame.features.audio_D),
+        (_VISUAL, "visual", frame.features.visual_D),
+    ):
+        if values_W is not None:
+            vectors.append(_checked(modality, values_W))
+            present |= bit
+    width = vectors[0].shape[0]
+    if vectors[-1].shape[0] != width:
+        raise BadFrame(f"audio and visual features are {width} and {vectors[-1].shape[0]} wide: one ratio gives one")
+    header = _HEADER.pack(MAGIC, VERSION, _CODES[frame.number_type], ratio_fixed, width, present, 0)
     match frame.number_type:
         case NumberType.FP32 | NumberType.FP16:
-            payload = _narrowed(audio_W, frame.number_type) + _narrowed(visual_W, frame.number_type)
+            payload = b"".join(_narrowed(values_W, frame.number_type) for values_W in vectors)
         case NumberType.INT8:
-            audio_scale, audio = _quantised(audio_W)
-            visual_scale, visual = _quantised(visual_W)
-            scales = _SCALES.pack(audio_scale, visual_scale)
-            payload = audio + visual
-    body = header + scales + payload
+            scaled = [_quantised(values_W) for values_W in vectors]
+            payload = b"".join([*(_SCALE.pack(scale) for scale, _ in scaled), *(values for _, values in scaled)])
+    body = header + payload
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
@@ -80,12 +90,12 @@ def unpack_frame(data: bytes, *, feature_width: int, ratios: Collection[float]) 
     """The frame that ``data`` holds. Features come back as float32, the ratio as the very member of ``ratios``.
 
     Raises BadFrame for anything but exactly one sound frame: wrong magic, version, number type or checksum, a ratio
-    outside ``ratios``, a width other than ``compressed_width(feature_width, ratio)``, missing or trailing bytes, NaN
-    or infinity. Nothing larger than ``data`` (times four, from int8) is allocated.
+    outside ``ratios``, a width other than ``compressed_width(feature_width, ratio)``, no modality or an unknown one,
+    missing or trailing bytes, NaN or infinity. Nothing larger than ``data`` (times four, from int8) is allocated.
     """
     if len(data) < _HEADER.size + _CHECKSUM.size:
         raise BadFrame(f"frame of {len(data)} bytes is too short")
-    magic, version, code, ratio_fixed, audio_width, visual_width = _HEADER.unpack_from(data)
+    magic, version, code, ratio_fixed, given_width, present, zero = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise BadFrame("not a feature frame")
     if version != VERSION:
@@ -99,19 +109,23 @@ def unpack_frame(data: bytes, *, feature_width: int, ratios: Collection[float]) 
         raise BadFrame(f"ratio {ratio_fixed / _RATIO_UNIT:g} is unknown; this student has {offered}")
     ratio = known[ratio_fixed]
     width = compressed_width(feature_width, ratio)
-    if audio_width != width or visual_width != width:
-        raise BadFrame(f"widths {audio_width} and {visual_width} are wrong; ratio {ratio:g} gives {width}")
-    expected = _frame_bytes(audio_width + visual_width, number_type)
+    if given_width != width:
+        raise BadFrame(f"width {given_width} is wrong; ratio {ratio:g} gives {width}")
+    if present == 0:
+        raise BadFrame("the frame has neither sound nor picture: there is nothing to answer")
+    if present > _AUDIO | _VISUAL or zero != 0:
+        raise BadFrame(f"presence {present:#x} or the byte after it ({zero:#x}) is unknown")
+    expected = _frame_bytes(width, present.bit_count(), number_type)
     if len(data) != expected:
         raise BadFrame(f"frame of {len(data)} bytes; its header says {expected}")
     if zlib.crc32(data[: -_CHECKSUM.size]) != _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0]:
         raise BadFrame("checksum does not match")
-    return FeatureFrame(_features(data, number_type, width), ratio, number_type)
+    return FeatureFrame(_features(data, number_type, width, present), ratio, number_type)
 
 
-def _frame_bytes(values: int, number_type: NumberType) -> int:
-    scales = _SCALES.size if number_type is NumberType.INT8 else 0
-    return _HEADER.size + scales + values * _VALUE_BYTES[number_type] + _CHECKSUM.size
+def _frame_bytes(width: int, vectors: int, number_type: NumberType) -> int:
+    scale = _SCALE.size if number_type is NumberType.INT8 else 0
+    return _HEADER.size + vectors * (scale + width * _VALUE_BYTES[number_type]) + _CHECKSUM.size
 
 
 def _ratio_fixed(ratio: float) -> int:
@@ -152,19 +166,23 @@ def _quantised(values_W: FloatArray) -> tuple[float, bytes]:
     return float(scale), quotients_W.astype(np.int8).tobytes()
 
 
-def _features(data: bytes, number_type: NumberType, width: int) -> Features:
-    offset = _HEADER.size
-    scales = (1.0, 1.0)
+def _features(data: bytes, number_type: NumberType, width: int, present: int) -> Features:
+    offset, count = _HEADER.size, present.bit_count()
+    scales_M = np.ones(count, np.float32)
     if number_type is NumberType.INT8:
-        scales = _SCALES.unpack_from(data, offset)
-        offset += _SCALES.size
-        if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+        scales_M = np.frombuffer(data, "<f4", count, offset).astype(np.float32)
+        offset += count * _SCALE.size
+        if not (np.isfinite(scales_M).all() and (scales_M >= 0).all()):
             raise BadFrame("scale is not a finite, positive number")
-    values_2W = np.frombuffer(data, dtype=_DTYPES[number_type], count=2 * width, offset=offset).astype(np.float32)
-    values_MW = values_2W.reshape(2, width)
+    values_MW = (
+        np.frombuffer(data, _DTYPES[number_type], count * width, offset).astype(np.float32).reshape(count, width)
+    )
     if number_type is NumberType.INT8:
         with np.errstate(over="ignore", invalid="ignore"):
-            values_MW = values_MW * np.asarray(scales, dtype=np.float32)[:, np.newaxis]
+            values_MW = values_MW * scales_M[:, np.newaxis]
     if not np.isfinite(values_MW).all():
         raise BadFrame("feature holds NaN or infinity")
-    return Features(audio_D=values_MW[0], visual_D=values_MW[1])
+    return Features(
+        audio_D=values_MW[0] if present & _AUDIO else None,
+        visual_D=values_MW[-1] if present & _VISUAL else None,
+    )

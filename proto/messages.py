@@ -59,12 +59,46 @@ class Prototypes:
     features_KE: FloatArray | None = None
 
 
+class Captured(Enum):
+    """Which modalities a clip has."""
+
+    BOTH = "both"
+    SOUND = "sound"
+    PICTURE = "picture"
+
+
 @dataclass(frozen=True)
 class Features:
-    """A clip's features, one vector a modality. Width is floor(D / ratio) after compression."""
+    """A clip's features, one vector a modality; None where that modality was not captured, never for both.
 
-    audio_D: FloatArray
-    visual_D: FloatArray
+    Width is floor(D / ratio) after compression. Raises ValueError where both are None.
+    """
+
+    audio_D: FloatArray | None
+    visual_D: FloatArray | None
+
+    def __post_init__(self) -> None:
+        if self.audio_D is None and self.visual_D is None:
+            raise ValueError("a clip without sound and without picture has no features")
+
+    @property
+    def captured(self) -> Captured:
+        if self.visual_D is None:
+            return Captured.SOUND
+        return Captured.PICTURE if self.audio_D is None else Captured.BOTH
+
+    def filled(self) -> tuple[FloatArray, FloatArray]:
+        """Both vectors, zeros in place of the absent one: what a head is given beside ``present_2``."""
+        known = self.audio_D if self.audio_D is not None else self.visual_D
+        zeros = np.zeros_like(known, np.float32)
+        return (
+            zeros if self.audio_D is None else self.audio_D,
+            zeros if self.visual_D is None else self.visual_D,
+        )
+
+    def present_2(self) -> FloatArray:
+        """1 for each modality that is there, 0 for the absent: sound, picture."""
+        return np.array([self.audio_D is not None, self.visual_D is not None], np.float32)
 
 
 @dataclass(frozen=True)
@@ -145,8 +179,9 @@ class StudentManifest:
     File names (all float32 ONNX, batch axis B free):
       audio_encoder.onnx    spectrogram_BFT -> features_BD
       visual_encoder.onnx   frames_BKCHW (K frames, normalised) -> features_BD, the mean over frames
-      teacher_head.onnx     audio_BD, visual_BD -> probabilities_BC   (makes the prototypes)
-      local_head.onnx       audio_BD, visual_BD -> probabilities_BC   (answers without a link; "base" and "final")
+      teacher_head.onnx     audio_BD, visual_BD, present_B2 -> probabilities_BC   (makes the prototypes)
+      local_head.onnx       audio_BD, visual_BD, present_B2 -> probabilities_BC   (answers without a link; "base" and
+                            "final"); present_B2 is 1 or 0 for sound and picture, an absent one's features are zeros
       compressor_r<ratio>.onnx   audio_BD, visual_BD -> audio_BW, visual_BW with W = floor(D / ratio); <ratio> as
                             in ``ratio_name``
     """

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
@@ -59,10 +60,12 @@ class DistillLearning:
         files = export_student(self._release, self._student(work), bank, out_dir)
 
         @torch.inference_mode()
-        def classify(name: str, outputs: Sequence[FloatArray]) -> Indices:
+        def classify(name: str, outputs: Sequence[FloatArray]) -> npt.NDArray[np.int64]:
             assert bank is not None  # Only a student with heads has compressors.
             ratio = next(ratio for ratio in bank.ratios if name == f"compressor_r{ratio_name(ratio)}.onnx")
-            classes_N: Indices = bank[ratio].classify(*map(torch.from_numpy, outputs)).argmax(dim=1).numpy()
+            classes_N: npt.NDArray[np.int64] = (
+                bank[ratio].classify(*map(torch.from_numpy, outputs)).argmax(dim=1).numpy()
+            )
             return classes_N
 
         selected = self._release.public.subset(np.sort(work.selection.indices_S))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from isthmus.proto.messages import compressed_width, ratio_name
+from isthmus.proto.messages import Captured, Features, compressed_width, ratio_name
 
 Fusion = Literal["concat", "sum", "film", "gated"]
 
@@ -112,6 +112,11 @@ class FusionHead(nn.Module):
             self.visual_classifier.load_state_dict(visual.state_dict())
 
 
+def present(captured: Captured, count: int) -> Tensor:
+    """present_B2 of ``count`` clips that all have just this."""
+    return torch.tensor([captured is not Captured.PICTURE, captured is not Captured.SOUND]).float().expand(count, 2)
+
+
 def masked(audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both, with zeros where ``present_B2`` says 0; as they are where it is None."""
     if present_B2 is None:
@@ -168,10 +173,14 @@ class HeadBank(nn.Module):
 
     @torch.inference_mode()
     def probabilities(
-        self, audio_W: npt.NDArray[np.float32], visual_W: npt.NDArray[np.float32], ratio: float
+        self, audio_W: npt.NDArray[np.float32] | None, visual_W: npt.NDArray[np.float32] | None, ratio: float
     ) -> npt.NDArray[np.float32]:
-        """Class probabilities (C,) of one clip's compressed pair. Raises KeyError for an unknown ratio."""
+        """Class probabilities (C,) of one clip's compressed pair; None for a modality that is absent.
+
+        Raises KeyError for an unknown ratio, ValueError where both are absent.
+        """
         head = self[ratio]
+        audio_W, visual_W = Features(audio_W, visual_W).filled()
         pair = torch.from_numpy(np.concatenate([audio_W, visual_W]).astype(np.float32))
         probabilities: npt.NDArray[np.float32] = torch.softmax(head.classifier(pair), dim=0).numpy()
         return probabilities

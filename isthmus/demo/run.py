@@ -249,7 +249,9 @@ def _decoded(refs: Iterable[ClipRef]) -> Iterator[KeptClip]:
     spec = InputSpec()
     for ref in refs:
         with suppress(ClipError):  # The devices' own reports name and count the clips that do not decode.
-            yield KeptClip(ref.name, decode_sound(ref, spec), spec.sample_rate_hz, decode(ref, spec).frames_KHWC)
+            frames_KHWC = decode(ref, spec).frames_KHWC
+            if frames_KHWC is not None:
+                yield KeptClip(ref.name, decode_sound(ref, spec), spec.sample_rate_hz, frames_KHWC)
 
 
 def _losses(release: Path) -> dict[str, tuple[float, ...]]:

@@ -15,6 +15,7 @@ from tests.bench import machine
     [
         "selection",
         "encoder",
+        "teacher_cache",
         "stream",
         "footprint",
         "planning",

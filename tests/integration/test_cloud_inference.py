@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 
+from isthmus.distill.models.heads import HeadBank
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.messages import FeatureFrame, Features, NumberType
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -74,6 +76,38 @@ def test_a_bad_frame_is_answered_with_its_error_and_the_stream_goes_on(rig: Any)
     assert {name: error.code for name, error in told.items()} == dict.fromkeys(bad, 3), "INVALID_ARGUMENT"
     assert len({error.message for error in told.values()}) >= 6, "each says what is wrong with it"
     assert not any(reply.probabilities for reply in refused)
+
+
+def test_a_clip_with_one_modality_is_answered_by_the_head_that_was_told_so(rig: Any) -> None:
+    rng = np.random.default_rng(4)
+    audio_D, visual_D = rng.random((2, D), np.float32)
+    given = [Features(audio_D, visual_D), Features(audio_D, None), Features(None, visual_D)]
+    frames = [pack_frame(FeatureFrame(features, 1.0, NumberType.FP32)) for features in given]
+    neither = bytearray(frames[1])
+    neither[10] = 0
+    frames.append(sealed(bytes(neither)))
+    assert len(frames[1]) == len(frames[2]) < 0.51 * len(frames[0])
+
+    async def scenario() -> list[pb.InferResponse]:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel)
+            student_id = (await device.describe()).student_id
+            requests = [pb.InferRequest(sequence=i, frame=frame) for i, frame in enumerate(frames)]
+            return await infer(device, student_id, requests)
+
+    *answered, refused = asyncio.run(scenario())
+    bank = HeadBank.load(rig.release / "base" / "heads.safetensors")
+    for features, reply in zip(given, answered, strict=True):
+        expected_C = torch.softmax(
+            bank[1.0].classify(
+                *(torch.from_numpy(vector)[None] for vector in features.filled()),
+                torch.from_numpy(features.present_2())[None],
+            ),
+            dim=1,
+        )[0]
+        np.testing.assert_allclose(reply.probabilities, expected_C.detach().numpy(), rtol=1e-4)
+    assert len({tuple(reply.probabilities) for reply in answered}) == 3
+    assert "neither sound nor picture" in refused.error.message
 
 
 def test_one_devices_rubbish_does_not_touch_anothers_stream(rig: Any) -> None:

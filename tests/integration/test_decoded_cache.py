@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,13 @@ def test_opening_what_is_no_cache_or_is_cut(listing: Listing, tmp_path: Path) ->
     (folder / "clips.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="another format"):
         ClipArrays.open(folder)
+
+
+def test_a_clip_with_one_modality_gets_no_row_and_the_cache_says_why(listing: Listing, tmp_path: Path) -> None:
+    healthy = listing.refs[0]
+    heard = replace(healthy, name="heard", video_path=None)
+    built = build_arrays([heard, healthy], ("NEU",), SPEC, tmp_path / "cache", progress=False)
+    assert built.names == (healthy.name,)
+    assert [(each.name, each.reason) for each in built.skipped] == [
+        ("heard", "it has no picture: the cache holds whole clips")
+    ]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import threading
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from isthmus.edge.agent import Answering, Phase, answering
 from isthmus.edge.capture import replay
 from isthmus.edge.cli import app
-from isthmus.edge.clips import ClipPlan
+from isthmus.edge.clips import ClipPlan, plan_clips
 from isthmus.edge.device_run import DeviceRun, InferConfig
 from isthmus.edge.device_state import DeviceState
 from isthmus.edge.link import MemoryCloud, MemoryLink
@@ -25,6 +26,7 @@ from isthmus.edge.report import write_report
 from isthmus.edge.runtime import Observer, RunConfig, Runtime, Stopped
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
+from tests.integration.conftest import TAKES
 
 
 class Clock:
@@ -93,6 +95,43 @@ def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: P
     )
     # Nothing that leaves says what a clip is called or labelled: only rows of numbers went up.
     assert all(upload.values_KC.shape[1] == 3 for upload in cloud.uploads.values())
+
+
+def test_clips_with_sound_or_picture_alone_are_answered_and_told_apart(
+    students: Any, clips: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clips, data)
+    heard = [f"1001_A{number:02}_NEU_XX" for number in range(TAKES)]
+    seen = [f"1001_A{number:02}_HAP_XX" for number in range(TAKES)]
+    broken = "1001_A00_SAD_XX"  # its sound is fine, its picture is there and cannot be read: damage, not sound alone
+    for name in heard:
+        (data / "VideoFlash" / f"{name}.flv").unlink()
+    for name in seen:
+        (data / "AudioWAV" / f"{name}.wav").unlink()
+    (data / "VideoFlash" / f"{broken}.flv").write_bytes(b"no film")
+    plan = plan_clips(data, seed=1)
+    runtime, state, _ = device(tmp_path / "device", students.cloud(), plan)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0, 1.5)), cloud="memory").execute()
+    runtime.close()
+    assert list(report["clips"]["skipped"]) == [broken]
+    tested = {each["name"]: each for each in report["predictions"]}
+    counted = report["clips"]["captured"]
+    assert counted == {
+        "both": len(tested.keys() - {*heard, *seen}),
+        "sound": len(tested.keys() & {*heard}),
+        "picture": len(tested.keys() & {*seen}),
+    }
+    assert min(counted.values()) > 0
+    for name, prediction in tested.items():
+        assert prediction["captured"] == ("sound" if name in heard else "picture" if name in seen else "both")
+        assert None not in (prediction["before"], prediction["local"], *prediction["cloud"].values())
+    by_captured = report["accuracy"]["captured"]
+    assert by_captured["sound"]["clips_with_label"] == counted["sound"]
+    assert by_captured["sound"]["local"] == np.mean([tested[name]["local"] == 0 for name in heard if name in tested])
+    assert by_captured["picture"]["cloud"]["1.5"] == np.mean(
+        [tested[name]["cloud"]["1.5"] == 1 for name in seen if name in tested]
+    )
 
 
 def test_a_kill_at_any_moment_is_only_a_pause(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from isthmus.distill.datasets import DistillationClips
 from isthmus.distill.evaluate import bank_probabilities, student_outputs
 from isthmus.distill.export import export_student
 from isthmus.distill.losses import classification_loss, feature_distillation_loss
+from isthmus.distill.models.heads import present
 from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
@@ -26,6 +27,7 @@ from isthmus.distill.selection import STRATEGIES, Selection, Wanted
 from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
 from isthmus.distill.teacher_cache import TeacherFeatures, head_probabilities
 from isthmus.distill.train import EpochReport
+from isthmus.proto.messages import Captured
 
 CPU = torch.device("cpu")
 
@@ -54,11 +56,51 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
     with pytest.raises(Stopped):
         train_teacher(release, seed=0, device=CPU, watch=stop_in_the_second_stage)
     losses = train_teacher(release, seed=0, device=CPU)  # goes on where it was stopped
+    held_out = json.loads((release.teacher_path.parent / "held_out.json").read_text())
+    assert held_out["clips"] == 3  # a tenth of each class's eight, rounded up
+    assert release.teacher_head.temperature.item() == pytest.approx(held_out["temperature"])
     assert {stage: len(values) for stage, values in losses.items()} == {"audio": 1, "visual": 1}
     cache_teacher_outputs(release, CPU)
     make_student(release, 0, CPU)
     make_base(release, CPU)
     return release
+
+
+def another(taught: Release, root: Path, **changes: object) -> Release:
+    """The same public clips, and a recipe whose teacher comes about otherwise; nothing trained yet."""
+    root.mkdir()
+    shutil.copytree(taught.public_dir, root / "public")
+    shutil.copy(taught.root / "public.json", root)
+    fusion = changes.pop("fusion", "concat")
+    teacher = dataclasses.replace(taught.recipe.teacher, **changes)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(taught.recipe, fusion=fusion, teacher=teacher)  # type: ignore[arg-type]
+    (root / "recipe.json").write_text(recipe.to_json())
+    return Release.open(root)
+
+
+def test_a_balanced_teacher_stopped_in_between_ends_as_the_undisturbed_one(taught: Release, tmp_path: Path) -> None:
+    twice = dataclasses.replace(taught.recipe.teacher.joint, epochs=2, batch_size=8)
+    ways = {"joint": twice, "balance": "ogm-ge"}
+    whole, stopped = another(taught, tmp_path / "whole", **ways), another(taught, tmp_path / "stopped", **ways)
+
+    def stop(stage: str, _: EpochReport) -> None:
+        assert stage == "joint"
+        raise Stopped
+
+    assert list(train_teacher(whole, seed=0, device=CPU)) == ["joint"]
+    with pytest.raises(Stopped):
+        train_teacher(stopped, seed=0, device=CPU, watch=stop)
+    train_teacher(stopped, seed=0, device=CPU)
+    assert state_hash([whole.teacher]) == state_hash([stopped.teacher])
+
+
+def test_a_fusion_that_is_not_linear_is_trained_on_the_rest_and_calibrated_on_what_was_held_out(
+    taught: Release, tmp_path: Path
+) -> None:
+    gated = another(taught, tmp_path / "gated", fusion="gated")
+    assert list(train_teacher(gated, seed=0, device=CPU)) == ["audio", "visual", "head"]
+    assert gated.teacher_head.temperature.item() != 1
+    assert not (gated.teacher_path.parent / "held_out.json").exists()
 
 
 def some_selection(release: Release) -> Selection:
@@ -184,8 +226,13 @@ def test_exported_files_answer_as_torch_does(taught: Release, tmp_path: Path) ->
     pair = {"audio_BD": outputs.audio_ND, "visual_BD": outputs.visual_ND}
     (audio_ND,) = run["audio_encoder"](None, {"spectrogram_BFT": np.asarray(taught.public.spectrograms_NFT)})
     np.testing.assert_allclose(audio_ND, outputs.audio_ND, atol=1e-3)
-    (local_NC,) = run["local_head"](None, pair)
-    np.testing.assert_allclose(local_NC, bank_probabilities(bank, outputs, 1.0), atol=1e-4)
+    for captured in Captured:
+        masked = {**pair, "present_B2": present(captured, len(outputs.audio_ND)).numpy()}
+        (local_NC,) = run["local_head"](None, masked)
+        np.testing.assert_allclose(local_NC, bank_probabilities(bank, outputs, 1.0, captured), atol=1e-4)
+        (teacher_NC,) = run["teacher_head"](None, masked)
+        expected_NC = head_probabilities(taught.teacher_head, outputs.audio_ND, outputs.visual_ND, captured)
+        np.testing.assert_allclose(teacher_NC, expected_NC, atol=1e-4)
     audio_NW, visual_NW = run["compressor_r2"](None, pair)
     np.testing.assert_allclose(
         bank.probabilities(audio_NW[0], visual_NW[0], 2.0), bank_probabilities(bank, outputs, 2.0)[0], atol=1e-4
@@ -197,6 +244,13 @@ def test_recipes_survive_their_json_and_strangers_are_refused() -> None:
         for dataset in ("crema-d", "ave"):
             recipe = preset(dataset, ("a", "b"))
             assert Recipe.from_json(recipe.to_json()) == recipe
+    teacher = PRESETS["smoke"]("crema-d", ("a", "b")).teacher
+    with pytest.raises(ValueError, match="needs sgd"):
+        dataclasses.replace(teacher, balance="ogm-ge", joint=teacher.audio)
+    with pytest.raises(ValueError, match="balance 'pmr' is unknown"):
+        dataclasses.replace(teacher, balance="pmr")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="held-out share"):
+        dataclasses.replace(teacher, held_out=1.0)
     for text in ("{}", "[]", '{"teacher": {"audio": 3}}'):
         with pytest.raises(ValueError, match="not a recipe"):
             Recipe.from_json(text)

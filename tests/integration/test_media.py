@@ -159,10 +159,14 @@ def test_wav_of_zero_bytes_and_of_zero_samples(tmp_path: Path) -> None:
 
 def test_without_sound_and_without_picture(tmp_path: Path) -> None:
     clip = _clip(tmp_path)
-    with pytest.raises(ClipError, match="c: it has no sound file"):
-        decode(replace(clip, audio_path=None), SPEC)
-    with pytest.raises(ClipError, match="c: it has no video file"):
-        decode(replace(clip, video_path=None), SPEC)
+    whole = decode(clip, SPEC)
+    seen, heard = decode(replace(clip, audio_path=None), SPEC), decode(replace(clip, video_path=None), SPEC)
+    assert seen.spectrogram_FT is None
+    assert heard.frames_KHWC is None
+    np.testing.assert_array_equal(seen.frames_KHWC, whole.frames_KHWC)
+    np.testing.assert_array_equal(heard.spectrogram_FT, whole.spectrogram_FT)
+    with pytest.raises(ClipError, match="c: it has neither a sound nor a video file"):
+        decode(replace(clip, audio_path=None, video_path=None), SPEC)
     with pytest.raises(ClipError, match=r"c\.wav holds no picture"):
         decode(replace(clip, video_path=clip.audio_path), SPEC)
     silent = tmp_path / "silent.mp4"

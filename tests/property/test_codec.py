@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from isthmus.proto.codec import pack_frame, unpack_frame
+from isthmus.proto.codec import frame_bytes, pack_frame, unpack_frame
 from isthmus.proto.errors import BadFrame
-from isthmus.proto.messages import FeatureFrame, Features, NumberType, compressed_width
+from isthmus.proto.messages import Captured, FeatureFrame, Features, NumberType, compressed_width
 
 WIDTH = 24
 RATIOS = (1.0, 1.5, 2.0, 3.0)
@@ -25,7 +25,11 @@ def frames(draw: st.DrawFn) -> FeatureFrame:
     largest = LARGEST[number_type]
     values = st.floats(-largest, largest, width=32)
     width = compressed_width(WIDTH, ratio)
-    audio_W, visual_W = (draw(hnp.arrays(np.float32, width, elements=values)) for _ in range(2))
+    captured = draw(st.sampled_from(Captured))
+    audio_W, visual_W = (
+        None if captured is absent_in else draw(hnp.arrays(np.float32, width, elements=values))
+        for absent_in in (Captured.PICTURE, Captured.SOUND)
+    )
     return FeatureFrame(Features(audio_W, visual_W), ratio, number_type)
 
 
@@ -46,12 +50,21 @@ def bound_W(values_W: npt.NDArray[np.float32], number_type: NumberType) -> npt.N
 def test_round_trip_is_within_the_bound(frame: FeatureFrame) -> None:
     read = unpack_frame(pack_frame(frame), feature_width=WIDTH, ratios=RATIOS)
     assert (read.ratio, read.number_type) == (frame.ratio, frame.number_type)
+    assert read.features.captured is frame.features.captured
     for sent_W, read_W in (
         (frame.features.audio_D, read.features.audio_D),
         (frame.features.visual_D, read.features.visual_D),
     ):
+        if sent_W is None or read_W is None:
+            continue
         error_W = np.abs(sent_W.astype(np.float64) - read_W)
         assert (error_W <= bound_W(sent_W, frame.number_type)).all()
+
+
+@given(frames())
+def test_a_frame_is_as_long_as_foretold_and_an_absent_vector_takes_no_bytes(frame: FeatureFrame) -> None:
+    vectors = 2 if frame.features.captured is Captured.BOTH else 1
+    assert len(pack_frame(frame)) == frame_bytes(WIDTH, frame.ratio, frame.number_type, vectors=vectors)
 
 
 @given(frames(), st.data())
@@ -72,4 +85,4 @@ def test_arbitrary_bytes_never_do_worse_than_bad_frame(noise: bytes) -> None:
     read = None
     with contextlib.suppress(BadFrame):
         read = unpack_frame(b"ISTF" + noise, feature_width=WIDTH, ratios=RATIOS)
-    assert read is None or np.isfinite(read.features.audio_D).all()
+    assert read is None or np.isfinite(read.features.filled()).all()

@@ -38,6 +38,14 @@ def test_selection(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_teacher_cache(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "teacher_cache", "--presets", "smoke", "--clips", "18", "--repeats", "1")["rows"]
+    assert [row["what"] for row in rows] == ["bare forward", "cache"]
+    assert rows[0]["share_of_bare"] == 1
+    assert all(row["clips_s"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(600)
 def test_encoder(tmp_path: Path) -> None:
     rows = measured(tmp_path, "encoder", "--presets", "smoke", "--repeats", "1")["rows"]
     engines = {"torch eager", "ONNX Runtime float32", "ONNX Runtime int8"}

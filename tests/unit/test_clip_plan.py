@@ -41,12 +41,22 @@ def test_labels_follow_the_clouds_order_and_unknown_ones_go(data: Path) -> None:
     assert {ref.label for ref in plan.test if "_NEU_" in ref.name} == {None}
 
 
-def test_given_lists_and_a_damaged_clip(data: Path) -> None:
-    selection = names_file(data, "selection.txt", "1001_AAA_NEU_XX", "1002_DDD_HAP_XX")
+def test_given_lists_a_damaged_clip_and_one_with_sound_alone(data: Path) -> None:
+    (data / "AudioWAV" / "1002_DDD_JOY_XX.wav").touch()
+    selection = names_file(data, "selection.txt", "1001_AAA_NEU_XX", "1002_DDD_HAP_XX", "1002_DDD_JOY_XX")
     test = names_file(data, "test.txt", "1001_BBB_NEU_XX")
     plan = plan_clips(data, selection_clips=selection, test_clips=test)
-    assert [ref.name for ref in plan.selection] == ["1001_AAA_NEU_XX"]
-    assert [damage.name for damage in plan.damaged] == ["1002_DDD_HAP_XX"]
+    assert [(ref.name, ref.video_path is None) for ref in plan.selection] == [
+        ("1001_AAA_NEU_XX", False),
+        ("1002_DDD_HAP_XX", True),
+    ]
+    assert [damage.name for damage in plan.damaged] == ["1002_DDD_JOY_XX"]
+
+
+def test_clips_with_one_modality_are_a_persons_clips_too(data: Path) -> None:
+    plan = plan_clips(data, actors=["1002"])
+    assert "1002_DDD_HAP_XX" in {ref.name for ref in (*plan.selection, *plan.test)}
+    assert len(plan.selection) + len(plan.test) == 8
 
 
 def test_what_is_wrong_is_named(data: Path) -> None:

@@ -46,11 +46,15 @@ def test_frame_size_at_the_papers_width(ratio: float, number_type: NumberType, e
     ("position", "value", "message"),
     [
         (slice(0, 1), b"X", "not a feature frame"),
-        (slice(4, 5), b"\x02", "version 2 is unknown"),
+        (slice(4, 5), b"\x01", "version 1 is unknown"),
         (slice(5, 6), b"\x09", "number type 9 is unknown"),
         (slice(6, 8), struct.pack("<H", 2500), "ratio 2.5 is unknown; this student has 1, 1.5, 2"),
-        (slice(6, 8), struct.pack("<H", 2000), "widths 8 and 8 are wrong; ratio 2 gives 6"),
-        (slice(8, 10), struct.pack("<H", 7), "widths 7 and 8 are wrong"),
+        (slice(6, 8), struct.pack("<H", 2000), "width 8 is wrong; ratio 2 gives 6"),
+        (slice(8, 10), struct.pack("<H", 7), "width 7 is wrong"),
+        (slice(10, 11), b"\x00", "neither sound nor picture"),
+        (slice(10, 11), b"\x07", "presence 0x7"),
+        (slice(10, 11), b"\x01", "its header says"),
+        (slice(11, 12), b"\x01", "the byte after it"),
     ],
 )
 def test_a_wrong_header_is_named_even_with_a_right_checksum(position: slice, value: bytes, message: str) -> None:
@@ -101,5 +105,9 @@ def test_what_cannot_be_packed() -> None:
         pack_frame(FeatureFrame(Features(largest, fine), 1.0, NumberType.INT8))
     with pytest.raises(BadFrame, match="one vector"):
         pack_frame(FeatureFrame(Features(np.zeros((2, 4), np.float32), fine), 1.0, NumberType.FP32))
+    with pytest.raises(BadFrame, match="8 and 6 wide"):
+        pack_frame(FeatureFrame(Features(fine, fine[:6]), 1.0, NumberType.FP32))
+    with pytest.raises(ValueError, match="without sound and without picture"):
+        Features(None, None)
     with pytest.raises(BadFrame, match="ratio"):
         pack_frame(FeatureFrame(Features(fine, fine), 0.5, NumberType.FP32))

@@ -10,6 +10,7 @@ import pytest
 
 from isthmus.edge.encoder import RuntimeUnusable, StudentEncoder, probe_runtime
 from isthmus.proto.errors import Corrupt
+from isthmus.proto.messages import Captured, Features
 
 
 @pytest.fixture
@@ -33,6 +34,26 @@ def test_from_a_clip_to_probabilities(folder: Path) -> None:
     assert encoder.compress(features[0], 1.5).visual_D.shape == (8,)
 
 
+def test_one_modality_is_answered_without_the_other(folder: Path) -> None:
+    encoder = StudentEncoder(folder)
+    rng = np.random.default_rng(0)
+    spectrogram_FT, frames_KCHW = rng.random((16, 16), np.float32), rng.random((2, 3, 16, 16), np.float32)
+    whole = encoder.features(spectrogram_FT, frames_KCHW)
+    sound, picture = encoder.features(spectrogram_FT, None), encoder.features(None, frames_KCHW)
+    assert (sound.captured, picture.captured) == (Captured.SOUND, Captured.PICTURE)
+    np.testing.assert_array_equal(sound.audio_D, whole.audio_D)
+    np.testing.assert_array_equal(picture.visual_D, whole.visual_D)
+    answers_NC = encoder.teacher_probabilities([whole, sound, picture])
+    assert len({row.tobytes() for row in answers_NC}) == 3
+    # A batch of mixed clips is answered as each of them alone.
+    np.testing.assert_allclose(answers_NC[1], encoder.teacher_probabilities([sound])[0], rtol=1e-5)
+    for part in (sound, picture):
+        assert encoder.local_probabilities(part).sum() == pytest.approx(1, abs=1e-5)
+        assert encoder.compress(part, 1.5).captured is part.captured
+    with pytest.raises(ValueError, match="no features"):
+        encoder.features(None, None)
+
+
 def test_what_is_absent_or_broken_is_named(folder: Path) -> None:
     (folder / "local_head.onnx").write_bytes(b"\x00\x01")
     (folder / "visual_encoder.onnx").unlink()
@@ -42,7 +63,7 @@ def test_what_is_absent_or_broken_is_named(folder: Path) -> None:
         encoder.features(*blank)
     with pytest.raises(Corrupt, match=r"audio_encoder\.onnx does not run"):
         encoder.features(np.zeros((5, 5), np.float32), blank[1])
-    features = type("Pair", (), {"audio_D": np.zeros(12, np.float32), "visual_D": np.zeros(12, np.float32)})()
+    features = Features(np.zeros(12, np.float32), np.zeros(12, np.float32))
     with pytest.raises(Corrupt, match=r"local_head\.onnx does not load"):
         encoder.local_probabilities(features)
 

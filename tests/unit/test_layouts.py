@@ -51,17 +51,18 @@ def test_crema_d_names_that_do_not_parse_are_damage(tmp_path: Path, name: str, r
     assert reason in listing.damaged[0].reason
 
 
-def test_crema_d_clips_without_sound_or_picture_are_damage(tmp_path: Path) -> None:
+def test_crema_d_clips_with_one_file_are_kept_apart_from_the_whole_and_the_damaged(tmp_path: Path) -> None:
     root = _crema_d(tmp_path, "1001_DFA_ANG_XX", "1001_DFA_SAD_XX", "1001_DFA_NEU_XX")
     (root / "AudioWAV/1001_DFA_SAD_XX.wav").unlink()
     (root / "VideoFlash/1001_DFA_NEU_XX.flv").unlink()
     (root / "AudioWAV/.hidden.wav").write_bytes(b"x")
     listing = read_listing(root)
-    reasons = {damage.name: damage.reason for damage in listing.damaged}
-    assert reasons == {
-        "1001_DFA_NEU_XX": "no picture: VideoFlash/1001_DFA_NEU_XX.flv is missing",
-        "1001_DFA_SAD_XX": "no sound: AudioWAV/1001_DFA_SAD_XX.wav is missing",
-    }
+    assert [ref.name for ref in listing.refs] == ["1001_DFA_ANG_XX"]
+    assert listing.damaged == ()
+    neutral, sad = listing.incomplete
+    assert (neutral.name, neutral.video_path, neutral.label) == ("1001_DFA_NEU_XX", None, 0)
+    assert (sad.name, sad.audio_path, sad.actor) == ("1001_DFA_SAD_XX", None, "1001")
+    assert neutral.audio_path == root / "AudioWAV/1001_DFA_NEU_XX.wav"
 
 
 def test_crema_d_without_one_of_its_folders(tmp_path: Path) -> None:
