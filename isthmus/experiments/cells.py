@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,7 @@ class Cell:
     ``teacher_head``: the teacher head on the student's features. ``teacher``: the teacher itself on the same clips.
     ``before``: the base student of the same seed on the same clips. ``a_distance``: the proxy A-distance of the
     client's upload to the public set and to the selection; absent where nothing was sent or too little.
+    ``masks``: what was captured of each clip (both, sound, picture) -> share told right.
     ``overlap``: Jaccard index of each round's selection with that of the round before.
     """
 
@@ -64,7 +65,7 @@ class Cell:
     a_distance: Mapping[str, float]
     stage_s: Mapping[str, float]
     losses: Sequence[float]
-    masks: Mapping[str, float] = field(default_factory=dict)
+    masks: Mapping[str, float]
 
     @property
     def plain(self) -> float:

@@ -7,12 +7,12 @@ import numpy.typing as npt
 import torch
 
 from isthmus.distill.discrepancy import proxy_a_distance
-from isthmus.distill.evaluate import StudentOutputs, accuracy
+from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.experiments.offline import Trace
 from isthmus.proto.codec import pack_frame, unpack_frame
-from isthmus.proto.messages import FeatureFrame, Features, NumberType
+from isthmus.proto.messages import Captured, FeatureFrame, Features, NumberType
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,6 +43,13 @@ def _answers(bank: HeadBank, audio_NW: Floats, visual_NW: Floats, ratio: float, 
         got = unpack_frame(packed, feature_width=bank.feature_width, ratios=bank.ratios).features
         rows.append(bank.probabilities(got.audio_D, got.visual_D, ratio))
     return np.stack(rows)
+
+
+def accuracy_by_mask(bank: HeadBank, outputs: StudentOutputs, labels_N: npt.NDArray[np.int64]) -> dict[str, float]:
+    """What was captured -> share told right at ratio 1, as if the clips had nothing else."""
+    return {
+        captured.value: accuracy(bank_probabilities(bank, outputs, 1.0, captured), labels_N) for captured in Captured
+    }
 
 
 def a_distances(release: Release, trace: Trace, seed: int) -> dict[str, float]:

@@ -67,6 +67,7 @@ def sections(
                 (
                     tables.accuracy_by_method(own, scenario, f"Accuracy by method, {named}"),
                     tables.differences(own, scenario, ("all", "random", SERVED), f"Paired differences, {named}"),
+                    tables.by_mask(own, f"Clips that lack one modality, {named}"),
                     tables.cost(own, f"What was selected, and what it took, {named}"),
                 ),
                 {

@@ -30,6 +30,7 @@ def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str
             (
                 tables.by_person(cells, baseline, methods, "Accuracy on each person, % at ratio 1 in fp32"),
                 tables.differences(cells, "sensitive", ("all", "random", "cluster"), "Paired over persons and seeds"),
+                tables.by_mask(cells, "Clips that lack one modality"),
                 tables.cost(cells, "What was selected, and what it took"),
             ),
             {"people": figures.gain_by_client(cells, [m for m in methods if m != baseline], baseline)},

@@ -138,6 +138,17 @@ def made_worse(cells: Sequence[Cell], title: str) -> Table:
     return Table(title, ("method", "updates", "worse", "better", "mean change, points"), tuple(rows))
 
 
+def by_mask(cells: Sequence[Cell], title: str) -> Table:
+    """Accuracy of each method where every clip lacks its sound, or its picture, or nothing."""
+    masks = list(cells[0].masks)
+    rows = [
+        (method, *(percent([c.masks[mask] for c in pick(cells, method=method)]) for mask in masks))
+        for method in in_order(c.asked.method for c in cells)
+    ]
+    note = "% told right at ratio 1, mean ± standard deviation over clients and seeds."
+    return Table(title, ("method", *(f"{mask} captured" for mask in masks)), tuple(rows), note)
+
+
 def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Mapping[str, int]], title: str) -> Table:
     """Table 5.3 with every number type: accuracy against bytes."""
     own = pick(cells, method=method, scenario="sensitive")

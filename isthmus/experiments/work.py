@@ -142,6 +142,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         a_distance=measure.a_distances(release, trace, asked.seed),
         stage_s=trace.stage_s,
         losses=tuple(trace.losses),
+        masks=measure.accuracy_by_mask(heads, after, labels_T),
     )
     cells.save(folder, cell, on_selection, on_test)
     shutil.rmtree(work_dir, ignore_errors=True)

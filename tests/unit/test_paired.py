@@ -34,6 +34,7 @@ def cell(client: str, method: str, seed: int, plain: float, **changes: object) -
         a_distance={"public": 1.0, "selection": 0.5},
         stage_s={"select": 1.0, "distil": 2.0},
         losses=(1.0, 0.5),
+        masks={"both": plain, "sound": 0.5, "picture": 0.4},
     )
     return dataclasses.replace(made, **changes)
 
