@@ -1,4 +1,4 @@
-"""``isthmus experiment paper`` and ``people``: personalisation compared, over methods, clients and seeds."""
+"""`isthmus experiment paper`, `people` and `cost`: personalisation compared, over methods, clients and seeds."""
 
 import json
 import logging
