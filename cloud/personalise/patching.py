@@ -167,7 +167,8 @@ class _World:
         if name in ENCODERS:
             return [self._encode(name, content)]
         session = _session(content)
-        feed = dict(zip([node.name for node in session.get_inputs()], features, strict=True))
+        given = [*features, np.ones((len(features[0]), 2), np.float32)]  # heads are told what is present: both
+        feed = dict(zip([node.name for node in session.get_inputs()], given, strict=False))
         outputs: list[FloatArray] = session.run(None, feed)
         return outputs
 
