@@ -32,7 +32,7 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
         "elastic",
     ),
     "experiment": LazyCommand(
-        "isthmus.experiments.cli", "Measured comparisons over seeds, written as result files.", "train"
+        "isthmus.experiments.cli", "Measured comparisons over seeds, written as result files.", "demo"
     ),
     "privacy": LazyCommand(
         "isthmus.privacy.cli", "Attack what a device would send, and tell what it gives away.", "demo"
