@@ -107,11 +107,9 @@ def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
                 raise Unauthenticated("the key is wrong; ask the operator for it")
             yield
             return
-        reset = _CALLER.set(await asyncio.to_thread(identity.authenticate, database, token))
-        try:
-            yield
-        finally:
-            _CALLER.reset(reset)
+        # Never reset: every call has a context of its own, and a stream that its client left is closed in another.
+        _CALLER.set(await asyncio.to_thread(identity.authenticate, database, token))
+        yield
 
     return scope
 
