@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     invoke(*killed)
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     oracle = load(tmp_path / "whole" / "cells", Asked("1003", "sensitive", "oracle", 0))
-    assert len(set(oracle.selected_per_class)) == 1, "the client has every class alike"
+    assert max(oracle.selected_per_class) - min(oracle.selected_per_class) <= 1, "the client has every class alike"
 
 
 def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: Path, tmp_path: Path) -> None:
