@@ -22,8 +22,8 @@ POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
     "throughput": ThroughputRule,
 }
 """``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
-exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the arrival rate
-allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
+exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the
+arrival rate allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
 
 
 def make_policy(name: str, profile: Profile) -> Policy:

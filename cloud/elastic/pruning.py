@@ -73,9 +73,7 @@ class Pruning(nn.Module):
     def staying(self, gamma: int) -> tuple[int, ...]:
         """How many unprotected tokens are left after each stage; at least one."""
         share = 1 - min(max(-gamma, 0), MAX_PERCENT) / 100
-        return tuple(
-            max(1, math.ceil(self._free * share ** (stage + 1) - 1e-9)) for stage in range(len(self.stages))
-        )
+        return tuple(max(1, math.ceil(self._free * share ** (stage + 1) - 1e-9)) for stage in range(len(self.stages)))
 
     def counts(self, gamma: int) -> tuple[int, ...]:
         before = (self._free, *self.staying(gamma))
@@ -92,9 +90,7 @@ class Pruning(nn.Module):
         return torch.cat((tokens_BND[:, : self._protected], free_BND[samples_B1, staying_BK]), dim=1), None
 
     def operations(self, layer: int, tokens: int, count: int) -> int:
-        weights = sum(
-            linear.weight.numel() for linear in self.predictors[0].modules() if isinstance(linear, nn.Linear)
-        )
+        weights = sum(linear.weight.numel() for linear in self.predictors[0].modules() if isinstance(linear, nn.Linear))
         return weights * (tokens - self._protected)
 
 

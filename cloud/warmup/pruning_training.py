@@ -81,7 +81,7 @@ def masked_forward(model: ElasticViT, images_BCHW: Tensor, noise_BSN2: Tensor) -
 
 def masked_attention(attention: torch.nn.Module, normed_BTD: Tensor, staying_BN: Tensor, protected: int) -> Tensor:
     """Attention in which a token that has gone is seen by none but itself, differentiable in who stays:
-    weight_ij = exp(l_ij) g_ij / sum_k exp(l_ik) g_ik, g_ij = 1 where i = j, else 1 or 0 as token j stays or has gone."""
+    weight_ij = exp(l_ij) g_ij / sum_k exp(l_ik) g_ik; g_ij is 1 where i = j or token j stays, else 0."""
     batch, tokens, _ = normed_BTD.shape
     queries, keys, values = project(attention, normed_BTD, tokens)
     logits_BHTT = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5

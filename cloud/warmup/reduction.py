@@ -46,8 +46,8 @@ def warmed_profile(profile: Profile, task: str, table: Table) -> Profile:
     missing = [gamma for gamma in profile.gammas if gamma <= 0 and gamma not in warmed]
     if missing:
         raise ValueError(
-            f"the warmed models were not profiled at {', '.join(str(-gamma) for gamma in missing)}, and the profile has "
-            f"gamma {', '.join(map(str, missing))}: run 'isthmus elastic warmup run' with these among its numbers"
+            f"the warmed models were not profiled at {', '.join(str(-gamma) for gamma in missing)}, and the profile "
+            f"has gamma {', '.join(map(str, missing))}: run 'isthmus elastic warmup run' with these among its numbers"
         )
     best = best_models(table)
     before = profile.accuracy.get(task, dict.fromkeys(profile.gammas, 0.0))

@@ -61,6 +61,8 @@ class Residency(Generic[Model]):
         self.broken: dict[str, str] = {}
         """Models whose files turned out to be damaged, and how."""
         self.loads = 0
+        self.peak_bytes = 0
+        """The most that was ever taken, loads under way included."""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="warm-loader", daemon=True)
         self._thread.start()
@@ -112,11 +114,11 @@ class Residency(Generic[Model]):
                     found.users -= 1
                     self._changed.notify_all()
 
-    def wait(self, names: Sequence[str], timeout_s: float | None = None) -> bool:
-        """Waits until each of ``names`` is in memory, or broken. For a start, and for measurements."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until what was announced last is in memory, or broken. For a start, and for measurements."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._closed or all(name in self._resident or name in self.broken for name in names), timeout_s
+                lambda: self._closed or all(name in self._resident for name in self._wanted), timeout_s
             )
 
     def close(self) -> None:
@@ -164,6 +166,7 @@ class Residency(Generic[Model]):
                 return False
             self._forget(idle)
         self._reserved = self._missing(card)
+        self.peak_bytes = max(self.peak_bytes, self._taken())
         return True
 
     def _load(self, card: Card) -> None:

@@ -1,8 +1,9 @@
 """Serves batches on the warmed model that is best for their gamma, and has the next ones loaded before they are needed.
 
 A query never waits for a file: where the best model is not in memory, the best of those that are answers, and where
-none is, the vanilla model with the task's own head (unreduced, where the store's models prune: it cannot). After every batch the models of its gamma and of those nearest to
-it are announced, as many as fit: load rises and falls step by step.
+none is, the vanilla model with the task's own head (with all tokens, where the store's models prune: it cannot). After
+every batch the models of its gamma and of those nearest to it are announced, as many as fit: load rises and falls step
+by step.
 """
 
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus.cloud.elastic.executor import Item, ModelExecutor, stacked
+from isthmus.cloud.elastic.executor import Image, Item, ModelExecutor, stacked
 from isthmus.cloud.elastic.pruning import pruning_of
 from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, ServedTask
 from isthmus.cloud.elastic.tasks import FloatArray, Task
@@ -22,6 +23,7 @@ from isthmus.cloud.elastic.weights import vit_of_shapes
 from isthmus.cloud.warmup.reduction import Table, ranked, warmed_accuracy
 from isthmus.cloud.warmup.residency import Residency
 from isthmus.cloud.warmup.store import Card, Common, Stored, StoreError, WarmStore
+from isthmus.data.images import PixelSpec
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,24 @@ def model_of(
         raise StoreError(f"model {card.name} does not hold the weights of one of timm's plain ViTs: {error}") from error
 
 
+def table_of(store: WarmStore) -> Table:
+    """Accuracy by model and number, of all models that can be used. Raises StoreError where there are none."""
+    good, bad = store.usable()
+    table = {name: card.accuracy for name, card in good.items() if card.accuracy}
+    if not table:
+        raise StoreError(f"{store.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
+    return table
+
+
+def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
+    """The model whose times are those of the store's: ``base`` itself, which merges as they do, or where they prune one
+    of them. Raises StoreError."""
+    if store.common().reducer == "merging":
+        return base
+    name = min(table_of(store))
+    return model_of(store.card(name), store.load(name))
+
+
 class WarmModels:
     """The warmed models of a store, kept in memory within a bound, beside the vanilla model that ``base`` runs.
 
@@ -79,6 +99,11 @@ class WarmModels:
         if not good:
             raise StoreError(f"{path} holds no model that can be used: {'; '.join(bad.values()) or 'it is empty'}")
         self.left_out = bad
+        self.switches = 0
+        """Batches that ran on another model than the one before."""
+        self.missed = 0
+        """Batches whose best model was not in memory, and which another answered."""
+        self.latest: str | None = None
         self.cards = good
         self.table: Table = {name: card.accuracy for name, card in good.items() if card.accuracy}
         dtype = DTYPES[base.number_type]
@@ -93,9 +118,16 @@ class WarmModels:
             self.store, good, self._built, limit_bytes=limit_bytes, placed=placed, bytes_of=bytes_of
         )
 
+    @property
+    def pixels(self) -> PixelSpec:
+        return self._base.pixels
+
     def serves(self, task: Task) -> bool:
         """Whether the models are of this very task: its name and classes."""
-        return task.name == self.common.task and task.spec.classes == self.common.classes
+        return self.fits(task.name, task.spec.classes)
+
+    def fits(self, name: str, classes: Sequence[str]) -> bool:
+        return (name, tuple(classes)) == (self.common.task, self.common.classes)
 
     def accuracy(self, task: Task, gammas: Collection[int]) -> dict[int, float]:
         """What to plan with, by gamma; empty for another task."""
@@ -110,16 +142,21 @@ class WarmModels:
                 wanted.append(best)
         self.residency.announce(self.residency.fitting(wanted))
 
-    def answer(self, items: Sequence[Item], gamma: int) -> list[FloatArray] | None:
-        """The logits of each item by the best model in memory; None where none is. Waits for no file."""
-        resident = set(self.residency.resident())
-        for name in ranked(self.table, -gamma):
-            if name in resident:
-                with self.residency.using(name) as ready:
-                    if ready is not None:
-                        images = stacked(items, self._base.pixels)
-                        return ready.runner.answer(images, gamma, [ready.task] * len(items))
+    def answer(self, images: Image, gamma: int) -> list[FloatArray] | None:
+        """The logits of each image by the best model in memory; None where none is. Waits for no file."""
+        for place, name in enumerate(ranked(self.table, -gamma)):
+            with self.residency.using(name) as ready:
+                if ready is not None:
+                    self.missed += place > 0
+                    self.switches += name != self.latest
+                    self.latest = name
+                    return ready.runner.answer(images, gamma, [ready.task] * len(images))
+        self.missed += 1
         return None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until what was announced is in memory: for a start, never while queries wait."""
+        return self.residency.wait(timeout_s=timeout_s)
 
     def close(self) -> None:
         self.residency.close()
@@ -166,7 +203,7 @@ class WarmExecutor:
         warmed = [index for index, item in enumerate(items) if gamma <= 0 and self._warm.serves(item.task)]
         answers: list[FloatArray | None] = [None] * len(items)
         if warmed:
-            found = self._warm.answer([items[index] for index in warmed], gamma)
+            found = self._warm.answer(stacked([items[index] for index in warmed], self._warm.pixels), gamma)
             for index, logits_C in zip(warmed, found or (), strict=found is not None):
                 answers[index] = logits_C
             self._warm.announce_near(gamma, self._gammas)

@@ -130,9 +130,9 @@ def average(states: Mapping[str, Mapping[str, Tensor]], shares: Shares) -> dict[
     mixed: dict[str, Tensor] = {}
     for key, tensor in first.items():
         members = [states[name].get(key) for name in names]
-        if any(
-            one is None or one.shape != tensor.shape or one.dtype != tensor.dtype for one in members
-        ) or any(states[name].keys() != first.keys() for name in names):
+        if any(one is None or one.shape != tensor.shape or one.dtype != tensor.dtype for one in members) or any(
+            states[name].keys() != first.keys() for name in names
+        ):
             raise ValueError(f"models {', '.join(names)} cannot be averaged: {key} differs in shape or type")
         given = [one for one in members if one is not None]
         if all(one.data_ptr() == tensor.data_ptr() for one in given):

@@ -135,7 +135,9 @@ class WarmStore:
                 seconds=float(raw["seconds"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise error if isinstance(error, StoreError) else StoreError(f"{path.name} is damaged: {error!r}") from error
+            raise (
+                error if isinstance(error, StoreError) else StoreError(f"{path.name} is damaged: {error!r}")
+            ) from error
 
     def usable(self) -> tuple[dict[str, Card], dict[str, str]]:
         """The cards whose files are all there in their right size, and for each other model what is wrong with it."""

@@ -56,6 +56,9 @@ class TuneConfig:
     seed: int = 0
 
 
+DEFAULT: Final = TuneConfig()
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """What is warmed: the vanilla model with a head for the task's classes, and pictures to learn from and to profile
@@ -237,7 +240,9 @@ def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], 
     return step
 
 
-def predicted_seconds(subject: Subject, measured: Probe, numbers: Sequence[int], config: TuneConfig) -> dict[int, float]:
+def predicted_seconds(
+    subject: Subject, measured: Probe, numbers: Sequence[int], config: TuneConfig
+) -> dict[int, float]:
     """What tuning at each of ``numbers`` will take: between the probed numbers a step's seconds lie on the line through
     their operation counts, and there are as many steps as pictures and epochs make."""
     model = start(subject, config)

@@ -25,6 +25,7 @@ from isthmus.cloud.warmup.reduction import Table
 from isthmus.cloud.warmup.serving import model_of
 from isthmus.cloud.warmup.store import Card, Common, WarmStore
 from isthmus.cloud.warmup.tuning import (
+    DEFAULT,
     GivenUp,
     Subject,
     TuneConfig,
@@ -61,7 +62,7 @@ class Warming:
     folder: Path
     subject: Subject
     numbers: tuple[int, ...]
-    config: TuneConfig = TuneConfig()
+    config: TuneConfig = DEFAULT
 
     @property
     def store(self) -> WarmStore:
@@ -133,7 +134,7 @@ class Warming:
                     self.config,
                     folder=self.folder / "tuning",
                     allowance_s=plan.allowance_s,
-                    on_epoch=_named(f"number {number}", on_epoch),
+                    on_epoch=named(f"number {number}", on_epoch),
                 )
             except GivenUp as error:
                 told(str(error))
@@ -274,7 +275,7 @@ def find_ratio(
     *,
     task: str = "task",
     numbers: Sequence[int] | None = None,
-    config: TuneConfig = TuneConfig(),
+    config: TuneConfig = DEFAULT,
     middle: int | None = None,
     time_budget_s: float = math.inf,
     storage_budget_bytes: float = math.inf,
@@ -315,7 +316,8 @@ def nearest(numbers: Sequence[int], wanted: int) -> int:
     return min(sorted(numbers)[:-1], key=lambda number: (abs(number - wanted), -number))
 
 
-def _named(what: str, on_epoch: OnEpoch) -> Callable[[EpochReport], None]:
+def named(what: str, on_epoch: OnEpoch) -> Callable[[EpochReport], None]:
+    """``on_epoch`` as training calls it, for one of several runs."""
     return lambda report: on_epoch(what, report)
 
 

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from isthmus.cloud.warmup.knapsack import Item, pack
 
-ITEMS = st.lists(
-    st.builds(Item, st.floats(-0.1, 0.3), st.integers(0, 30)), min_size=0, max_size=8
-)
+ITEMS = st.lists(st.builds(Item, st.floats(-0.1, 0.3), st.integers(0, 30)), min_size=0, max_size=8)
 
 
 @given(ITEMS, st.integers(0, 120))

@@ -1,4 +1,4 @@
-"""The fine-tuning planner (Alg. 4): budgets, termination, the exhaustive limit, and a reference written apart from it."""
+"""The fine-tuning planner (Alg. 4): budgets, termination, the exhaustive limit, and a reference of its own writing."""
 
 import math
 from dataclasses import replace
