@@ -39,7 +39,7 @@ from isthmus.cloud.elastic.tasks import PROMPT_MODES, PromptMode, TaskSpec
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup.cli import app as warmup_app
 from isthmus.cloud.warmup.reduction import warmed_profile
-from isthmus.cloud.warmup.serving import table_of, timed_model
+from isthmus.cloud.warmup.serving import timed_model
 from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import state_hash, write_atomically
@@ -269,7 +269,7 @@ def measure_profile(
             on_step=on_step,
         )
     if store is not None:
-        profile = warmed_profile(profile, store.common().task, table_of(store))
+        profile = warmed_profile(profile, store.common().task, store.table())
     if reduced is not elastic:  # the model that is served beside the pruning ones is what a server knows itself by
         vanilla = ElasticRunner(elastic, pixel, device=where, number_type=chosen)
         profile = dataclasses.replace(profile, key=profiler.machine_key(vanilla))

@@ -18,7 +18,6 @@ from isthmus.cloud.elastic.replay_live import LiveWorld, open_live
 from isthmus.cloud.elastic.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.cloud.warmup.reduction import warmed_profile
-from isthmus.cloud.warmup.serving import table_of
 from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.traces import read_trace
 from isthmus.distill.train import pick_device
@@ -64,7 +63,7 @@ def replay(
         measured = Profile.from_json(profile.read_text(encoding="utf-8")) if profile is not None else paper_profile()
         if warm is not None:
             store = WarmStore(warm)
-            measured = warmed_profile(measured, store.common().task, table_of(store))
+            measured = warmed_profile(measured, store.common().task, store.table())
         world: LiveWorld | None = None
         if live:
             if model is None or tasks is None or data is None or profile is None:

@@ -55,21 +55,12 @@ def model_of(
         raise StoreError(f"model {card.name} does not hold the weights of one of timm's plain ViTs: {error}") from error
 
 
-def table_of(store: WarmStore) -> Table:
-    """Accuracy by model and number, of all models that can be used. Raises StoreError where there are none."""
-    good, bad = store.usable()
-    table = {name: card.accuracy for name, card in good.items() if card.accuracy}
-    if not table:
-        raise StoreError(f"{store.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
-    return table
-
-
 def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
     """The model whose times are those of the store's: ``base`` itself, which merges as they do, or where they prune one
     of them. Raises StoreError."""
     if store.common().reducer == "merging":
         return base
-    name = min(table_of(store))
+    name = min(store.table())
     return model_of(store.card(name), store.load(name))
 
 

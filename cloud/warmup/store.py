@@ -34,6 +34,8 @@ TYPES: Final[dict[str, torch.dtype]] = {
 }
 Kind = Literal["vanilla", "tuned", "soup"]
 ReducerName = Literal["merging", "pruning"]
+VANILLA: Final = "vanilla"
+"""The name of the model that was warmed."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -152,6 +154,14 @@ class WarmStore:
                 bad[name] = str(error)
         return good, bad
 
+    def table(self) -> dict[str, Mapping[int, float]]:
+        """Accuracy by model and number, of all profiled models that can be used. Raises StoreError for none."""
+        good, bad = self.usable()
+        found = {name: card.accuracy for name, card in good.items() if card.accuracy}
+        if not found:
+            raise StoreError(f"{self.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
+        return found
+
     def save(
         self,
         name: str,
@@ -247,7 +257,7 @@ class WarmStore:
         dtype, shape = _description(plain)
         stored = Stored(_hash(plain), dtype, shape)
         try:
-            self._present(stored)
+            self.tensor(stored)  # there and whole
         except StoreError:
             write_atomically(self._path(stored.hash), safetensors.torch.save({"tensor": plain}))
         return stored

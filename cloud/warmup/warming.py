@@ -23,7 +23,7 @@ from isthmus.cloud.warmup.planner import UNBOUNDED, Cost, Plan, Tuned, next_step
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, largest_number
 from isthmus.cloud.warmup.reduction import Table
 from isthmus.cloud.warmup.serving import model_of
-from isthmus.cloud.warmup.store import Card, Common, WarmStore
+from isthmus.cloud.warmup.store import VANILLA, Card, Common, WarmStore
 from isthmus.cloud.warmup.tuning import (
     DEFAULT,
     GivenUp,
@@ -41,7 +41,6 @@ from isthmus.distill.train import EpochReport, pick_device
 
 MIDDLE: Final = 20
 """The paper's r_mid: up to here one tuned model serves every number."""
-VANILLA: Final = "vanilla"
 
 OnEpoch = Callable[[str, EpochReport], None]
 Told = Callable[[str], None]
