@@ -23,7 +23,7 @@ from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup import comparison
 from isthmus.cloud.warmup.claims import Cells
 from isthmus.cloud.warmup.comparison import METHODS, Measured
-from isthmus.cloud.warmup.planner import UNBOUNDED, Cost, Plan, next_step
+from isthmus.cloud.warmup.planner import UNBOUNDED, BudgetTooSmall, Cost, Plan, next_step
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pictures
 from isthmus.cloud.warmup.tuning import DEFAULT, Subject, TuneConfig, predicted_seconds, probe, start, tune
 from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Told, Warming, named, nearest, silent, unseen
@@ -75,7 +75,7 @@ class Grid:
                 busy |= not cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, told))
         for seed in self.seeds:
             if self._ready(seed):
-                busy |= not cells.make(f"soups-{seed}", partial(self._soups, seed, told))
+                busy |= not cells.make(self._soups_name(seed), partial(self._soups, seed, told))
             else:
                 busy = True
         if busy:
@@ -91,7 +91,7 @@ class Grid:
         seeds = []
         for seed in self.seeds:
             vanilla, tuned, plan = self._vanilla_of(seed), self._tuned_of(seed), self.planned(seed)
-            soups = {name: _measured(of) for name, of in self._cell(f"soups-{seed}")["kept"].items()}
+            soups = {name: _measured(of) for name, of in self._cell(self._soups_name(seed))["kept"].items()}
             accuracy = comparison.by_method(vanilla, tuned, [one.number for one in plan.models], soups)
             seeds.append(
                 {
@@ -100,7 +100,7 @@ class Grid:
                     "grid": {number: of.test for number, of in tuned.items()},
                     "vanilla": vanilla.test,
                     "tuned": [one.number for one in plan.models],
-                    "soups": self._cell(f"soups-{seed}"),
+                    "soups": self._cell(self._soups_name(seed)),
                     "seconds": {number: of.seconds for number, of in tuned.items()},
                     "predicted_s": {number: cost.seconds for number, cost in plan.costs.items()},
                     **comparison.compared(accuracy, plan, tuned),
@@ -143,7 +143,12 @@ class Grid:
             probe_s=float(raw["probe_s"]),
         )
         tuned = self._tuned_of(seed)
-        return comparison.replayed(comparison.with_time_share(plan, tuned, self.time_share), tuned)
+        try:
+            return comparison.replayed(comparison.with_time_share(plan, tuned, self.time_share), tuned)
+        except BudgetTooSmall as error:
+            raise BudgetTooSmall(
+                f"--time-share {self.time_share:g} of tuning every number is too little: {error}"
+            ) from error
 
     @property
     def _clock(self) -> Callable[[], float]:
@@ -181,11 +186,16 @@ class Grid:
             left.unlink()
         return found
 
+    def _soups_name(self, seed: int) -> str:
+        """They hang on what the planner chose, and so on the budgets, which may be changed from run to run."""
+        chosen = digest([str([one.number for one in self.planned(seed).models]), str(self.storage_budget_bytes)])
+        return f"soups-{seed}-{chosen[:8]}"
+
     def _soups(self, seed: int, told: Told) -> dict[str, Any]:
         """The planner's models averaged in a folder of their own, as `warmup ensemble` would; kept soups are judged."""
         plan = self.planned(seed)
         grid, chosen = self.warming(seed), self.warming(seed)
-        chosen = dataclasses.replace(chosen, folder=self.folder / f"seed-{seed}" / "planned")
+        chosen = dataclasses.replace(chosen, folder=grid.folder / self._soups_name(seed))
         for name in ["vanilla", *(f"tuned-{one.number}" for one in plan.models)]:
             card = grid.store.card(name)
             chosen.store.save(

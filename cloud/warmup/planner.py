@@ -184,9 +184,9 @@ class Step:
 def next_step(plan: Plan) -> Step:
     """The number to tune now. A pure function of the plan, so a plan that was read back goes on as it would have."""
     known = {one.number for one in plan.tuned}
-    for number in plan.ends:
-        if number not in known:
-            return Step(number, "an end of the interval")
+    for end in plan.ends:
+        if end not in known:
+            return Step(end, "an end of the interval")
     if any(one.accuracy is None for one in plan.tuned):
         return Step(None, "the time budget is spent")
     by_gap = sorted(
