@@ -126,6 +126,11 @@ def _warm(settings: CloudSettings, runner: ElasticRunner) -> WarmModels | None:
         warm = WarmModels(settings.elastic_warm, runner, limit_bytes=settings.elastic_warm_bytes)
     except ValueError as error:
         raise InvalidInput(f"--elastic-warm: {error}") from error
+    if warm.common.reducer == "pruning" and settings.elastic_measure:
+        warm.close()
+        raise InvalidInput(
+            "--elastic-measure times merging, and the warmed models prune: use 'isthmus elastic profile --warm'"
+        )
     log.info("%d warmed models for task %s", len(warm.cards), warm.common.task)
     return warm
 

@@ -70,6 +70,13 @@ VanillaEpochs = Annotated[
 ]
 Frozen = Annotated[str, typer.Option(help="Beginnings of timm's parameter names that stay as they are, with commas.")]
 ALL_FROZEN = ",".join(FROZEN)
+Augment = Annotated[
+    bool,
+    typer.Option(
+        "--augment/--no-augment",
+        help="Shift and mirror pictures while learning: not where the place of things is the answer.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder of the plan, the models and all that is needed to go on.")]
 
 
@@ -90,6 +97,7 @@ def make_plan(
     learning_rate: Rate = TUNE.learning_rate,
     vanilla_epochs: VanillaEpochs = 0,
     frozen: Frozen = ALL_FROZEN,
+    augment: Augment = True,
     held: Held = 0.2,
     limit: Limit = None,
     pixels: Pixels = None,
@@ -99,7 +107,7 @@ def make_plan(
 ) -> None:
     """Predict what tuning each number takes, from a short timed probe, and check the budgets."""
     set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, seed)
+    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
     subject, _ = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
     warming = _warming(subject, config, numbers, out)
     _show(warming.begin(middle=middle, **_budgets(time_budget_s, storage_budget_bytes)))
@@ -122,6 +130,7 @@ def carry_out(
     learning_rate: Rate = TUNE.learning_rate,
     vanilla_epochs: VanillaEpochs = 0,
     frozen: Frozen = ALL_FROZEN,
+    augment: Augment = True,
     held: Held = 0.2,
     limit: Limit = None,
     pixels: Pixels = None,
@@ -131,7 +140,7 @@ def carry_out(
 ) -> None:
     """Tune the numbers that the plan chooses within the budgets, and profile every model at every number."""
     set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, seed)
+    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
     subject, recipe = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
     warming = _warming(subject, config, numbers, out)
     plan = warming.begin(middle=middle, **_budgets(time_budget_s, storage_budget_bytes))
@@ -162,6 +171,7 @@ def make_soups(
     learning_rate: Rate = TUNE.learning_rate,
     vanilla_epochs: VanillaEpochs = 0,
     frozen: Frozen = ALL_FROZEN,
+    augment: Augment = True,
     held: Held = 0.2,
     limit: Limit = None,
     pixels: Pixels = None,
@@ -174,7 +184,7 @@ def make_soups(
     Give the options that 'run' was given. A soup is kept only where it profiles better than every single model.
     """
     set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, seed)
+    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
     subject, _ = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
     warming = _warming(subject, config, numbers, out)
     if warming.plan() is None:
@@ -211,6 +221,7 @@ def evaluate(
     learning_rate: Rate = TUNE.learning_rate,
     vanilla_epochs: VanillaEpochs = 0,
     frozen: Frozen = ALL_FROZEN,
+    augment: Augment = True,
     held: Held = 0.2,
     limit: Limit = None,
     test_limit: Annotated[int | None, typer.Option(min=2, help="Judge by so many pictures, by chance.")] = None,
@@ -226,7 +237,7 @@ def evaluate(
     all stand on the vanilla model that it learns.
     """
     set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, seed)
+    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
     subject, recipe = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
     asked = _numbers(numbers, subject, config)
     judged = recipe.apply(pictures_of(test, subject.model, test_limit, seed))
@@ -257,7 +268,10 @@ def make_details(
     limit: Annotated[int | None, typer.Option(min=2, help="Take the first so many pictures.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Make a task on which merging hurts: real pictures with small generated details, whose reading is the class."""
+    """Make a task on which merging hurts: real pictures with small generated details, whose reading is the class.
+
+    It is read from left to right, so learn it with --no-augment: mirrored pictures would have the wrong label.
+    """
     labelled = with_details(
         read_images(data, size_px, limit=limit), seed=seed, marks=marks, side_px=side_px, contrast=contrast
     )
@@ -269,11 +283,15 @@ def make_details(
     Console().print(f"written: {out} ({len(labelled)} pictures with generated details), {path}", soft_wrap=True)
 
 
-def _config(reducer: str, epochs: int, batch_size: int, learning_rate: float, frozen: str, seed: int) -> TuneConfig:
+def _config(
+    reducer: str, epochs: int, batch_size: int, learning_rate: float, frozen: str, augment: bool, seed: int
+) -> TuneConfig:
     if reducer not in ("merging", "pruning"):
         raise ValueError(f"reducer {reducer!r}: merging or pruning is wanted")
     chosen: ReducerName = "merging" if reducer == "merging" else "pruning"
-    train = dataclasses.replace(TUNE, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    train = dataclasses.replace(
+        TUNE, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, augment=augment
+    )
     return TuneConfig(train, chosen, tuple(part.strip() for part in frozen.split(",") if part.strip()), seed)
 
 

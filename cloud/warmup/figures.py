@@ -50,8 +50,8 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     figure, axis = pyplot.subplots(figsize=(6, 5))
     shown = axis.imshow(grid_TI, origin="lower", aspect="auto")
     axis.set(xlabel="number at inference", ylabel="number tuned for", title="Accuracy, %")
-    axis.set_xticks(range(len(numbers)), numbers)
-    axis.set_yticks(range(len(numbers)), numbers)
+    axis.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+    axis.set_yticks(range(len(numbers)), [str(number) for number in numbers])
     for row, of in enumerate(grid_TI):
         for column, value in enumerate(of):
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize="x-small")

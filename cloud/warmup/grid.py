@@ -248,8 +248,10 @@ class Grid:
 
 
 def _measured(raw: Mapping[str, Any]) -> Measured:
-    sets = [{int(number): float(share) for number, share in raw[name].items()} for name in ("profiling", "test")]
-    return Measured(*sets, float(raw["seconds"]))
+    profiling, test = (
+        {int(number): float(share) for number, share in raw[name].items()} for name in ("profiling", "test")
+    )
+    return Measured(profiling, test, float(raw["seconds"]))
 
 
 def markdown(result: Mapping[str, Any]) -> str:

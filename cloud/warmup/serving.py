@@ -22,7 +22,7 @@ from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import vit_of_shapes
 from isthmus.cloud.warmup.reduction import Table, ranked, warmed_accuracy
 from isthmus.cloud.warmup.residency import Residency
-from isthmus.cloud.warmup.store import Card, Common, Stored, StoreError, WarmStore
+from isthmus.cloud.warmup.store import TYPES, Card, Common, Stored, StoreError, WarmStore
 from isthmus.data.images import PixelSpec
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class WarmModels:
             return tensor.to(base.device, dtype)
 
         def bytes_of(stored: Stored) -> int:
-            return stored.bytes // torch.empty((), dtype=getattr(torch, stored.dtype)).itemsize * dtype.itemsize
+            return stored.bytes // TYPES[stored.dtype].itemsize * dtype.itemsize
 
         self.residency: Residency[Ready] = Residency(
             self.store, good, self._built, limit_bytes=limit_bytes, placed=placed, bytes_of=bytes_of

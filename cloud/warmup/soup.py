@@ -24,8 +24,8 @@ TEMPERATURES: Final = (0.02, 0.005)
 """Of accuracy: a model that is one temperature worse counts a third."""
 SMALLEST_SHARE: Final = 1e-3
 """A smaller one is dropped: it would cost a read of all weights and change none of them to speak of."""
-CHUNK: Final = 1 << 15
-"""Weights averaged at a time: 128 KiB of float32, which stay in the cache while every model's are added."""
+CHUNK: Final = 1 << 18
+"""Weights averaged at a time: 1 MiB of float32, which stays in the cache while every model's are added."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,14 @@ def ensemble(
 
 
 @torch.no_grad()
-def average(states: Mapping[str, Mapping[str, Tensor]], shares: Shares) -> dict[str, Tensor]:
-    """Each tensor as the sum of share x tensor over the models; what all hold bitwise alike stays that very tensor.
+def average(
+    states: Mapping[str, Mapping[str, Tensor]], shares: Shares, *, into: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Each tensor as the sum of share x tensor over the models; a tensor that all share stays that very one.
 
-    Every weight is read once and every average written once: the sum is made in parts that stay in the cache. Raises
-    ValueError for models whose tensors differ in name, shape or type, and for shares that do not sum to 1.
+    ``into``: an earlier average of models of these shapes, whose memory is written over, that of ``states`` never;
+    fresh memory costs more than the sum does. Every weight is read once and every average written once: the sum is made
+    in parts that stay in the cache. Raises ValueError for models whose tensors differ in name, shape or type, and for shares that do not sum to 1.
     """
     names = list(shares)
     if not names or abs(math.fsum(shares.values()) - 1) > 1e-6:
@@ -138,19 +141,19 @@ def average(states: Mapping[str, Mapping[str, Tensor]], shares: Shares) -> dict[
         if all(one.data_ptr() == tensor.data_ptr() for one in given):
             mixed[key] = tensor
         else:
-            mixed[key] = _mixed([one.contiguous() for one in given], [shares[name] for name in names])
+            out = None if into is None else into[key]
+            if out is None or any(out.data_ptr() == state[key].data_ptr() for state in states.values()):
+                out = torch.empty_like(tensor)
+            mixed[key] = _mixed([one.contiguous() for one in given], [shares[name] for name in names], out)
     return mixed
 
 
-def _mixed(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    out = torch.empty_like(tensors[0])
-    flat = out.view(-1)
-    sources = [tensor.view(-1) for tensor in tensors]
-    for start in range(0, flat.numel(), CHUNK):
-        part = flat[start : start + CHUNK]
-        torch.mul(sources[0][start : start + CHUNK], shares[0], out=part)
-        for source, share in zip(sources[1:], shares[1:], strict=True):
-            part.add_(source[start : start + CHUNK], alpha=share)
+def _mixed(tensors: Sequence[Tensor], shares: Sequence[float], out: Tensor) -> Tensor:
+    parts = zip(out.view(-1).split(CHUNK), *(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
+    for part, first, *others in parts:
+        torch.mul(first, shares[0], out=part)
+        for other, share in zip(others, shares[1:], strict=True):
+            part.add_(other, alpha=share)
     return out
 
 

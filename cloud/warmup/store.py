@@ -224,7 +224,7 @@ class WarmStore:
         path = self._present(stored)
         try:
             with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor("tensor").clone()
+                tensor: Tensor = file.get_tensor("tensor").clone()
         except Exception as error:  # safetensors raises its own untyped errors on damage
             raise StoreError(f"{path.name} is no safetensors file, or damaged: {error}") from error
         if _description(tensor) != (stored.dtype, stored.shape) or _hash(tensor) != stored.hash:

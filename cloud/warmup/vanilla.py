@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -62,7 +63,7 @@ def vanilla_subject(
 
 def save_task(subject: Subject, recipe: TaskRecipe, numbers: Sequence[int], folder: Path) -> Path:
     """The task with the vanilla model's head as files that register it with a server; returns the weights' path."""
-    head = subject.model.vit.head
+    head: Any = subject.model.vit.head
     weights = TaskWeights(
         head.weight.detach().float().cpu().numpy().copy(), head.bias.detach().float().cpu().numpy().copy(), {}
     )

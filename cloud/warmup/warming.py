@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -195,7 +195,8 @@ class Warming:
             raise ValueError(f"{self.folder} holds no tuned models: 'isthmus elastic warmup run' makes them")
         states = {name: self.store.load(name) for name in members}
         _shared(states)
-        found = [self._soup(number, members, states, told) for number in self.numbers]
+        written: dict[str, torch.Tensor] = {}
+        found = [self._soup(number, members, states, written, told) for number in self.numbers]
         gains: dict[str, float] = {}
         named: dict[str, soup.Soup] = {}
         for one in found:
@@ -225,7 +226,15 @@ class Warming:
         self.profile(told)
         return found
 
-    def _soup(self, number: int, members: Table, states: Mapping[str, Any], told: Told) -> soup.Soup:
+    def _soup(
+        self,
+        number: int,
+        members: Table,
+        states: Mapping[str, dict[str, torch.Tensor]],
+        written: dict[str, torch.Tensor],
+        told: Told,
+    ) -> soup.Soup:
+        """``written``: memory of the averages that are tried, used again and again."""
         path = self.folder / "soups.json"
         key = json.dumps([sorted((name, members[name][number]) for name in members), number])
         tried: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -235,7 +244,8 @@ class Warming:
         def evaluate(shares: soup.Shares) -> float:
             which = json.dumps(sorted((name, round(share, 9)) for name, share in shares.items()))
             if which not in known:
-                model = model_of(card, soup.average(states, shares), self.subject.model.schedules)
+                written.update(soup.average(states, shares, into=written or None))
+                model = model_of(card, written, self.subject.model.schedules)
                 known[which] = self._profiled(model, [number])[number]
                 write_atomically(path, json.dumps(tried).encode())
             return known[which]

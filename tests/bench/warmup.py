@@ -103,16 +103,18 @@ def _averaging(report: Report, source: str, counts: list[int], repeats: int) -> 
     runs: dict[str, Callable[[], object]] = {"copy": lambda: copy.copy_(whole)}
     for count in counts:
         shares = {str(member): 1 / count for member in range(count)}
-        runs[str(count)] = lambda shares=shares: soup.average(states, shares)
+        into = soup.average(states, shares)
+        runs[str(count)] = lambda shares=shares, into=into: soup.average(states, shares, into=into)
+        runs[f"{count} fresh"] = lambda shares=shares: soup.average(states, shares)
     timings = interleaved(runs, repeats=repeats)
     bytes_per_s = 2 * size / timings["copy"].cpu_s.median
     report.floors["copied, read and written, bytes/s"] = bytes_per_s
-    for count in counts:
-        timing = timings[str(count)]
+    for count, fresh in ((count, fresh) for count in counts for fresh in ("", " fresh")):
+        timing = timings[f"{count}{fresh}"]
         floor_s = (count + 1) * size / bytes_per_s
         report.rows.append(
             {
-                "what": f"average of {count} models of {size / 1e6:.0f} MB",
+                "what": f"average of {count} models of {size / 1e6:.0f} MB" + (", into fresh memory" if fresh else ""),
                 **timing.to_json(),
                 "floor_s": floor_s,
                 "times_floor": timing.cpu_s.median / floor_s,

@@ -54,6 +54,6 @@ def test_warmup(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["what"].split()[0] for row in rows] == ["tuning", "tuning", "average", "4", "10"]
+    assert [row["what"].split()[0] for row in rows] == ["tuning", "tuning", "average", "average", "4", "10"]
     assert rows[0]["of_promised"] == 1 and rows[1]["promised"] > 1
-    assert rows[2]["times_floor"] > 0 and rows[3]["each_ms"] > 0
+    assert rows[2]["times_floor"] > 0 and rows[4]["each_ms"] > 0

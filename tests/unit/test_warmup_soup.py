@@ -68,7 +68,22 @@ def test_an_average_is_the_average_and_what_is_shared_stays_shared() -> None:
         torch.testing.assert_close(mixed[key], wanted)
         assert torch.equal(states["a"][key], before[key])
     assert mixed["shared"] is shared
+    written = mixed["large"].data_ptr()
+    again = average(states, {"a": 0.2, "b": 0.3, "c": 0.5}, into=mixed)
+    assert again["large"].data_ptr() == written and again["shared"] is shared
+    wanted = 0.2 * states["a"]["large"] + 0.3 * states["b"]["large"] + 0.5 * states["c"]["large"]
+    torch.testing.assert_close(again["large"], wanted)
     assert average(states, {"b": 1.0})["large"] is states["b"]["large"]
+
+
+def test_an_average_is_never_written_over_a_model() -> None:
+    alike = torch.ones(6)
+    states = {"a": {"w": alike}, "b": {"w": alike}, "c": {"w": torch.zeros(6)}}
+    mixed = average(states, {"a": 0.5, "b": 0.5})
+    assert mixed["w"] is alike
+    again = average(states, {"a": 0.5, "c": 0.5}, into=mixed)
+    assert torch.equal(again["w"], torch.full((6,), 0.5))
+    assert torch.equal(alike, torch.ones(6)) and torch.equal(states["c"]["w"], torch.zeros(6))
 
 
 def test_models_that_do_not_match_are_refused() -> None:
