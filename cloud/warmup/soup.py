@@ -122,7 +122,8 @@ def average(
 
     ``into``: an earlier average of models of these shapes, whose memory is written over, that of ``states`` never;
     fresh memory costs more than the sum does. Every weight is read once and every average written once: the sum is made
-    in parts that stay in the cache. Raises ValueError for models whose tensors differ in name, shape or type, and for shares that do not sum to 1.
+    in parts that stay in the cache. Raises ValueError for models whose tensors differ in name, shape or type, and for
+    shares that do not sum to 1.
     """
     names = list(shares)
     if not names or abs(math.fsum(shares.values()) - 1) > 1e-6:
