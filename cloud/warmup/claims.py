@@ -47,15 +47,29 @@ class Cells:
 
     @contextmanager
     def _claimed(self, name: str) -> Iterator[bool]:
-        """A lock that the system drops when its process dies, so no stale claim is left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with _opened(self.folder / f"{name}.lock") as fd:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
             yield True
-        finally:
-            os.close(fd)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait. ``path``: a file for the lock."""
+    with _opened(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file to lock. The system drops its locks when its process dies, so no stale claim is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

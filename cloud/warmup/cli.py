@@ -233,8 +233,7 @@ def evaluate(
     """Tune every number for every seed and compare: clipper, otas, maxprune, exhaustive, prodigy, prodigy+soups.
 
     Each cell (a seed and a number) is kept. Several processes may run the same command on one folder: each takes the
-    cells that no other is at, and the last one writes the result. With --vanilla-epochs start one alone first, since
-    all stand on the vanilla model that it learns.
+    cells that no other is at, and the last one writes the result.
     """
     set_threads(threads)
     config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)

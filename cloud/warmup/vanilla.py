@@ -13,6 +13,7 @@ from isthmus.cloud.elastic.task_files import TaskFiles
 from isthmus.cloud.elastic.tasks import TaskSpec, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.warmup.claims import in_turn
 from isthmus.cloud.warmup.profiling import accuracies, largest_number
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, tensors_of_model, tune, with_head
 from isthmus.data.images import LabelledImages, PixelSpec
@@ -51,12 +52,13 @@ def vanilla_subject(
     path = folder / "vanilla.safetensors"
     whole = TuneConfig(dataclasses.replace(config.train, epochs=epochs), frozen=(), seed=config.seed)
     key = subject.key(whole)
-    if not _is_of(path, key):
-        learned, _ = tune(subject, 0, whole, folder=folder / "vanilla", on_epoch=on_epoch)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors_of_model(learned).items()}
-        write_atomically(path, safetensors.torch.save(tensors, {"key": key}))
-        for left in (folder / "vanilla").glob("0.*"):
-            left.unlink()
+    with in_turn(folder / "vanilla.lock"):  # several processes may evaluate in one folder
+        if not _is_of(path, key):
+            learned, _ = tune(subject, 0, whole, folder=folder / "vanilla", on_epoch=on_epoch)
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors_of_model(learned).items()}
+            write_atomically(path, safetensors.torch.save(tensors, {"key": key}))
+            for left in (folder / "vanilla").glob("0.*"):
+                left.unlink()
     vit = load_vit(path, heads=model.heads)
     return dataclasses.replace(subject, model=ElasticViT(vit, model.schedules))
 

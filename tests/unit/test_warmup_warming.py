@@ -13,7 +13,7 @@ from isthmus.cloud.elastic.tasks import Task, TaskSpec, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup import warming as warming_module
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Plan, next_step
-from isthmus.cloud.warmup.serving import WarmExecutor, WarmModels
+from isthmus.cloud.warmup.serving import WarmExecutor, WarmModels, model_of, timed_model
 from isthmus.cloud.warmup.soup import Soup
 from isthmus.cloud.warmup.store import Card, StoreError, WarmStore
 from isthmus.cloud.warmup.tuning import tensors_of_model
@@ -122,6 +122,22 @@ def test_find_ratio_takes_data_and_model_and_returns_warmed_models(tmp_path: Pat
     )
     assert {"vanilla", "tuned-30", "tuned-70"} <= set(table)
     assert store.common().reducer == "pruning"
+    runner = base()
+    timed = timed_model(store, runner.model)
+    assert timed is not runner.model and timed.reducer.most == 70
+    warm = WarmModels(store.path, runner)
+    executor = WarmExecutor(ModelExecutor(runner, PIXELS), warm, (-70, -30, 0))
+    assert warm.wait(30)
+    items = [Item(data.pictures_NHWC[0], task(name="task")), Item(data.pictures_NHWC[1], task(name="other"))]
+    mine, other = executor.run(items, -70)
+    best = max(table, key=lambda name: (table[name][70], [-ord(letter) for letter in name]))
+    model = model_of(store.card(best), store.load(best))
+    with torch.inference_mode():
+        wanted = model(runner.images(data.pictures_NHWC[:1]), -70)[0].numpy()
+    np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
+    (whole,) = runner.answer(data.pictures_NHWC[1:2], 0, [runner.prepare(items[1].task.weights)])
+    np.testing.assert_allclose(other, whole, rtol=1e-4, atol=1e-5)  # it cannot be pruned: all tokens
+    warm.close()
     with pytest.raises(ValueError, match="number"):
         find_ratio(ElasticViT(tiny_vit()), PIXELS, data, data, CLASSES, tmp_path, numbers=(0, 90))
 
