@@ -95,8 +95,10 @@ class Residency(Generic[Model]):
             for name in reversed(names):
                 if name in self._resident:
                     self._resident.move_to_end(name)
-            self._wanted = [name for name in names if name not in self.broken]
-            self._changed.notify_all()
+            wanted = [name for name in names if name not in self.broken]
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._changed.notify_all()
 
     @contextmanager
     def using(self, name: str) -> Iterator[Model | None]:

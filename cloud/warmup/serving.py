@@ -90,6 +90,8 @@ class WarmModels:
         if not good:
             raise StoreError(f"{path} holds no model that can be used: {'; '.join(bad.values()) or 'it is empty'}")
         self.left_out = bad
+        self._ranked: dict[int, tuple[str, ...]] = {}
+        self._near: dict[tuple[int, tuple[int, ...], int], tuple[str, ...]] = {}
         self.switches = 0
         """Batches that ran on another model than the one before."""
         self.missed = 0
@@ -126,16 +128,24 @@ class WarmModels:
 
     def announce_near(self, gamma: int, gammas: Sequence[int]) -> None:
         """Has the best models of ``gamma`` and of the gammas nearest to it loaded, as many as fit."""
-        wanted: list[str] = []
-        for near in sorted((each for each in gammas if each <= 0), key=lambda each: (abs(each - gamma), each)):
-            best = next((name for name in ranked(self.table, -near) if name not in self.residency.broken), None)
-            if best is not None and best not in wanted:
-                wanted.append(best)
-        self.residency.announce(self.residency.fitting(wanted))
+        key = (gamma, tuple(gammas), len(self.residency.broken))
+        if key not in self._near:
+            wanted: list[str] = []
+            for near in sorted((each for each in gammas if each <= 0), key=lambda each: (abs(each - gamma), each)):
+                best = next((name for name in self._best(-near) if name not in self.residency.broken), None)
+                if best is not None and best not in wanted:
+                    wanted.append(best)
+            self._near[key] = self.residency.fitting(wanted)
+        self.residency.announce(self._near[key])
+
+    def _best(self, number: int) -> tuple[str, ...]:
+        if number not in self._ranked:
+            self._ranked[number] = ranked(self.table, number)
+        return self._ranked[number]
 
     def answer(self, images: Image, gamma: int) -> list[FloatArray] | None:
         """The logits of each image by the best model in memory; None where none is. Waits for no file."""
-        for place, name in enumerate(ranked(self.table, -gamma)):
+        for place, name in enumerate(self._best(-gamma)):
             with self.residency.using(name) as ready:
                 if ready is not None:
                     self.missed += place > 0
