@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from isthmus.cloud.warmup.grid import Grid
 from isthmus.cloud.warmup.planner import UNBOUNDED, Plan, next_step
 from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.reduction import best_models
-from isthmus.cloud.warmup.store import ReducerName, WarmStore
+from isthmus.cloud.warmup.store import VANILLA, ReducerName, WarmStore
 from isthmus.cloud.warmup.tuning import FROZEN, TUNE, Subject, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
@@ -148,7 +149,7 @@ def carry_out(
         watch = EpochBars(progress, len(subject.learning), "pictures")
         plan = warming.run(plan, on_epoch=watch, told=_say)
     warming.profile(_say)
-    path = save_task(subject, recipe, warming.numbers, out / "task")
+    path = save_task(subject, recipe, _merged(warming.table()[VANILLA], config), out / "task")
     _show(plan)
     _table(warming.store)
     Console().print(f"written: {warming.store.path}, {path}", highlight=False, soft_wrap=True)
@@ -233,7 +234,8 @@ def evaluate(
     """Tune every number for every seed and compare: clipper, otas, maxprune, exhaustive, prodigy, prodigy+soups.
 
     Each cell (a seed and a number) is kept. Several processes may run the same command on one folder: each takes the
-    cells that no other is at, and the last one writes the result.
+    cells that no other is at, and the last one writes the result. What the planner keeps of a seed is a store to serve:
+    OUT/seed-S/soups-S-.../models, with the task's files in OUT/task.
     """
     set_threads(threads)
     config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
@@ -249,6 +251,7 @@ def evaluate(
     if result is None:
         return
     written = figures.draw(result, out / "pictures")
+    save_task(subject, recipe, _merged(measured.vanilla_accuracy(each[0]), config), out / "task")
     Console(width=None if Console().is_terminal else 200).print(grid.markdown(result), highlight=False)
     Console().print(f"written: {out / 'result.json'}, {out / 'result.md'}, {len(written)} pictures", soft_wrap=True)
 
@@ -336,6 +339,11 @@ def _numbers(text: str, subject: Subject, config: TuneConfig) -> tuple[int, ...]
     model = start(subject, config)
     most = largest_number(model)
     return check_numbers(numbers_of(text) or tuple(round(most * tenth / 9) for tenth in range(10)), model)
+
+
+def _merged(accuracy: Mapping[int, float], config: TuneConfig) -> Mapping[int, float]:
+    """What of the vanilla model's accuracies holds where it is served itself, which does not prune."""
+    return accuracy if config.reducer == "merging" else {0: accuracy[0]}
 
 
 def _budgets(time_budget_s: float | None, storage_budget_bytes: int | None) -> dict[str, Any]:

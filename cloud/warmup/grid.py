@@ -236,6 +236,10 @@ class Grid:
             raise KeyError(f"cell {name} is missing")
         return value
 
+    def vanilla_accuracy(self, seed: int) -> Mapping[int, float]:
+        """On the profiling set, by number. Raises KeyError where the cell is missing."""
+        return self._vanilla_of(seed).profiling
+
     def _vanilla_of(self, seed: int) -> Measured:
         return _measured(self._cell(f"vanilla-{seed}"))
 

@@ -1,7 +1,7 @@
 """The vanilla model of a task: what is warmed, and what serves where nothing warmed is better. And its files."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from isthmus.cloud.elastic.tasks import TaskSpec, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import load_vit
 from isthmus.cloud.warmup.claims import in_turn
-from isthmus.cloud.warmup.profiling import accuracies, largest_number
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, tensors_of_model, tune, with_head
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import write_atomically
@@ -63,15 +62,16 @@ def vanilla_subject(
     return dataclasses.replace(subject, model=ElasticViT(vit, model.schedules))
 
 
-def save_task(subject: Subject, recipe: TaskRecipe, numbers: Sequence[int], folder: Path) -> Path:
-    """The task with the vanilla model's head as files that register it with a server; returns the weights' path."""
+def save_task(subject: Subject, recipe: TaskRecipe, accuracy: Mapping[int, float], folder: Path) -> Path:
+    """The task with the vanilla model's head as files that register it with a server; returns the weights' path.
+
+    ``accuracy``: the vanilla model's, by number of merges.
+    """
     head: Any = subject.model.vit.head
     weights = TaskWeights(
         head.weight.detach().float().cpu().numpy().copy(), head.bias.detach().float().cpu().numpy().copy(), {}
     )
-    able = [number for number in numbers if number <= largest_number(subject.model)]
-    found = accuracies(subject.model, subject.pixels, subject.profiling, able, device=subject.device)
-    spec = TaskSpec(recipe.name, recipe.classes, accuracy={-number: share for number, share in found.items()})
+    spec = TaskSpec(recipe.name, recipe.classes, accuracy={-number: share for number, share in accuracy.items()})
     return TaskFiles(recipe, spec, weights).save(folder)
 
 

@@ -121,6 +121,10 @@ def test_an_evaluation_is_a_grid_with_pictures(folder: Path, tmp_path: Path) -> 
     code, said = warmup(folder, "evaluate", **options)
     assert code == 0 and "prodigy+soups" in said, said
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
+    (task,) = load_tasks(tmp_path / "task", ModelShape(3, 64, 16))
+    assert set(task.spec.accuracy) == {-8, -4, 0}
+    (models,) = tmp_path.glob("seed-0/soups-0-*/models")
+    assert {"vanilla", "tuned-4", "tuned-8"} <= set(WarmStore(models).table())
 
 
 def test_a_task_that_the_model_does_not_know_is_learned_first(folder: Path, tmp_path: Path) -> None:
