@@ -207,7 +207,7 @@ class Grid:
                 accuracy=self._accuracy_of(name, seed),
                 seconds=card.seconds,
             )
-        found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, told)
+        found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, told) if plan.models else []
         kept = [name for name in chosen.store.names() if name.startswith("soup-")]
         return {
             "found": [dataclasses.asdict(one) for one in found],

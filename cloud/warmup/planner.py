@@ -183,12 +183,12 @@ class Step:
 
 def next_step(plan: Plan) -> Step:
     """The number to tune now. A pure function of the plan, so a plan that was read back goes on as it would have."""
+    if any(one.accuracy is None for one in plan.tuned):
+        return Step(None, "the time budget is spent")
     known = {one.number for one in plan.tuned}
     for end in plan.ends:
         if end not in known:
             return Step(end, "an end of the interval")
-    if any(one.accuracy is None for one in plan.tuned):
-        return Step(None, "the time budget is spent")
     by_gap = sorted(
         pairwise(plan.models), key=lambda ends: (-abs(_accuracy(ends[0]) - _accuracy(ends[1])), ends[0].number)
     )

@@ -100,7 +100,12 @@ class Warming:
         """
         before = self.plan()
         if before is not None:
-            plan = dataclasses.replace(before, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes)
+            # What was given up goes on where it stood, its seconds counted, once there is more time.
+            more = time_budget_s > before.time_budget_s
+            tuned = tuple(one for one in before.tuned if not more or one.accuracy is not None)
+            plan = dataclasses.replace(
+                before, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes, tuned=tuned
+            )
         else:
             model = start(self.subject, self.config)
             check_numbers(self.numbers, model)
@@ -145,8 +150,9 @@ class Warming:
                 told(f"{number}: {share:.1%} right, {seconds:.0f} s ({seconds / predicted_s - 1:+.0%} of predicted)")
             plan = record(plan, tuned)
             self._keep(plan)
-            for left in (self.folder / "tuning").glob(f"{number}.*"):
-                left.unlink()
+            if tuned.accuracy is not None:
+                for left in (self.folder / "tuning").glob(f"{number}.*"):
+                    left.unlink()
         told(next_step(plan).why)
         return plan
 
@@ -311,7 +317,7 @@ def find_ratio(
     plan = warming.begin(middle=middle, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes)
     plan = warming.run(plan, on_epoch=on_epoch, told=told)
     table = warming.profile(told)
-    if soups:
+    if soups and plan.models:
         warming.ensemble(storage_budget_bytes - plan.stored_bytes, told)
         table = warming.table()
     return warming.store, table

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ def test_budgets_hold_and_may_be_raised_later(tmp_path: Path) -> None:
     assert next_step(plan).why == "no further model fits the budget"
     raised = made.run(made.begin(middle=0, storage_budget_bytes=3 * one))
     assert [tuned.number for tuned in raised.tuned] == [0, 8, 4]
+
+
+def test_what_was_given_up_goes_on_with_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Warming(tmp_path, subject(), NUMBERS, quick())
+    tune, given = warming_module.tune, []
+
+    def slow(*args: Any, **kwargs: Any) -> tuple[ElasticViT, float]:
+        if args[1] == 8 and not given:
+            given.append(kwargs["allowance_s"])
+            kwargs["allowance_s"] = 1e-9  # as if the first epoch had taken all there was
+        return tune(*args, **kwargs)
+
+    monkeypatch.setattr(warming_module, "tune", slow)
+    plan = made.run(made.begin(middle=0, time_budget_s=1e6))
+    assert [(one.number, one.accuracy is None) for one in plan.tuned] == [(0, False), (8, True)]
+    assert next_step(plan).why == "the time budget is spent"
+    assert [one.number for one in made.begin(middle=0, time_budget_s=1e6).tuned] == [0, 8]
+    seen: list[tuple[str, int]] = []
+    raised = made.begin(middle=0, time_budget_s=2e6)
+    done = made.run(raised, on_epoch=lambda what, report: seen.append((what, report.epoch)))
+    assert [one.number for one in done.models] == [0, 4, 8]
+    assert seen[0] == ("number 8", 2)  # the epoch that was done is kept
 
 
 def test_a_run_killed_between_and_within_models_goes_on(tmp_path: Path) -> None:
