@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from isthmus.cloud import logs
-from isthmus.cloud.elastic.policies import DEFAULT_POLICY
+from isthmus.cloud.elastic.policies import DEFAULT_POLICY, POLICIES
 from isthmus.cloud.settings import CloudSettings, split_listen
 from isthmus.cloud.store import devices as device_rows
 from isthmus.cloud.store import jobs as job_rows
@@ -84,7 +84,7 @@ def serve(
         bool | None, typer.Option("--elastic-measure", help="Measure this machine first, and keep that as the profile.")
     ] = None,
     elastic_policy: Annotated[
-        str | None, typer.Option(help=f"priced, exact, otas, pets, clipper or fixed:G [default: {DEFAULT_POLICY}].")
+        str | None, typer.Option(help=f"One of {', '.join(POLICIES)}, or fixed:G [default: {DEFAULT_POLICY}].")
     ] = None,
     elastic_device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
     elastic_threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic [default: 1].")] = None,
@@ -97,6 +97,12 @@ def serve(
     ] = None,
     elastic_max_waiting: Annotated[
         int | None, typer.Option(help="Images that may wait; further ones are refused [default: 1024].")
+    ] = None,
+    elastic_warm: Annotated[
+        Path | None, typer.Option(help="Folder of warmed models, as 'isthmus elastic warmup run' wrote it.")
+    ] = None,
+    elastic_warm_bytes: Annotated[
+        int | None, typer.Option(help="Memory for warmed models [default: room for all].")
     ] = None,
     elastic_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that clients of elastic serving must show.")

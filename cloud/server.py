@@ -179,6 +179,8 @@ class Server:
 
         elastic = open_elastic(self._settings, shelf.database, shelf.artefacts)
         self._stack.callback(elastic.decoder.close)
+        if elastic.warm is not None:
+            self._stack.callback(elastic.warm.close)
         return elastic
 
     def _wire(self, ground: _Ground) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:

@@ -69,6 +69,10 @@ class CloudSettings(BaseSettings):
     """A batch that is predicted to need more is split."""
     elastic_max_waiting: int = Field(default=1_024, ge=1)
     """Images that may wait for a batch; further ones are refused."""
+    elastic_warm: Path | None = None
+    """Folder of warmed models (``isthmus elastic warmup``): each batch of their task runs on the best for its gamma."""
+    elastic_warm_bytes: int | None = Field(default=None, ge=1)
+    """Memory for warmed models; the one used longest ago makes room. Default: room for all."""
     elastic_key_file: Path | None = None
     """File with the key that clients of elastic serving show; without one, whoever reaches the server is served."""
 

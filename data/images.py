@@ -165,6 +165,22 @@ def read_images(path: Path, size_px: int, *, limit: int | None = None) -> Labell
     return LabelledImages(np.stack(pictures), np.array(labels, np.int64))
 
 
+def write_images(path: Path, labelled: LabelledImages) -> None:
+    """Writes a Parquet file that ``read_images`` reads: PNG, so that no pixel changes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = []
+    for picture_HWC, label in zip(labelled.pictures_NHWC, labelled.labels_N.tolist(), strict=True):
+        out = io.BytesIO()
+        Image.fromarray(picture_HWC).save(out, "PNG")
+        rows.append({"image": {"bytes": out.getvalue(), "path": None}, "label": label})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), part)
+    part.replace(path)
+
+
 def _rows(path: Path) -> Iterator[tuple[Any, Any]]:
     """(image, label) of each row; few rows in memory at a time."""
     import pyarrow

@@ -1,20 +1,32 @@
 """``isthmus elastic``: learn prompts, search merging schedules, measure a profile; more commands are added to it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from isthmus.cloud.elastic import precision, profiler, prompts, schedules
 from isthmus.cloud.elastic.cli_inputs import fitting, numbers, opened, pictures_of, profiling_sets, split_off
+from isthmus.cloud.elastic.cli_options import (
+    Data,
+    Device,
+    Gammas,
+    Held,
+    Limit,
+    Model,
+    Pixels,
+    Seed,
+    Tasks,
+    Threads,
+    set_threads,
+    steps,
+    told,
+)
 from isthmus.cloud.elastic.client_cli import add_commands
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.profile_figures import draw
@@ -25,11 +37,14 @@ from isthmus.cloud.elastic.schedule_file import read_schedules, read_search, wri
 from isthmus.cloud.elastic.task_files import TaskFiles
 from isthmus.cloud.elastic.tasks import PROMPT_MODES, PromptMode, TaskSpec
 from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.warmup.cli import app as warmup_app
+from isthmus.cloud.warmup.reduction import warmed_profile
+from isthmus.cloud.warmup.serving import timed_model
+from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import CheckpointError, state_hash, write_atomically
+from isthmus.distill.checkpoint import state_hash, write_atomically
 from isthmus.distill.progress import EpochBars, bars, save_loss_curves
-from isthmus.distill.train import TrainingDiverged, pick_device
-from isthmus.proto.errors import IsthmusError
+from isthmus.distill.train import pick_device
 
 PRECISION_PICTURES = 1_000
 """At most so many pictures of the first task judge number types."""
@@ -43,44 +58,14 @@ app = typer.Typer(
 )
 app.command("replay")(replay)
 add_commands(app)
-
-Model = Annotated[str, typer.Option(help="A safetensors file with timm's weight names, or a name that timm knows.")]
-Pixels = Annotated[
-    str | None,
-    typer.Option(help="Mean and deviation the model reads pictures with: cifar10, imagenet or half. Default: its own."),
-]
-Data = Annotated[Path, typer.Option(help="Labelled pictures: Parquet with the columns image and label.")]
-Held = Annotated[
-    float, typer.Option(min=0.01, max=1.0, help="Share of the pictures held back to profile; 1 takes all.")
-]
-Limit = Annotated[int | None, typer.Option(min=2, help="Take so many pictures by chance.")]
-Gammas = Annotated[str, typer.Option(help="With commas between.")]
-Tasks = Annotated[Path, typer.Option(help="Folder of tasks, as 'isthmus elastic prompts' wrote it.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice, the split too.")]
-Device = Annotated[str, typer.Option(help="'auto' takes a GPU where there is one; or 'cpu', 'cuda'.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of torch; 0 leaves torch's own choice.")]
+app.add_typer(warmup_app, name="warmup")
 
 ALL_GAMMAS = ",".join(map(str, profiler.GAMMAS))
 ALL_SIZES = ",".join(map(str, profiler.SIZES))
-EXPECTED = (ValueError, CheckpointError, TrainingDiverged, IsthmusError, OSError)
-
-
-def _told(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the errors a user can act on into one line and exit code 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except EXPECTED as error:
-            Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from error
-
-    return run
 
 
 @app.command("prompts")
-@_told
+@told
 def learn_prompts(
     model: Model,
     data: Data,
@@ -106,7 +91,7 @@ def learn_prompts(
     if mode not in PROMPT_MODES:
         raise ValueError(f"mode {mode!r}: one of {', '.join(PROMPT_MODES)} is wanted")
     chosen_mode: PromptMode = "append" if mode == "append" else "replace"
-    _set_threads(threads)
+    set_threads(threads)
     elastic, pixel = opened(model, pixels)
     recipe = read_recipe(task)
     learning, profiling = split_off(recipe.apply(pictures_of(data, elastic, limit, seed)), held, seed)
@@ -133,7 +118,7 @@ def learn_prompts(
     save_loss_curves(work, losses, recipe.name)
     runner = ElasticRunner(elastic, pixel, device=str(where))
     served = runner.prepare(weights, chosen_mode)
-    with _steps() as on_step:
+    with steps() as on_step:
         shares = profiler.measure_accuracy(runner, {recipe.name: (served, profiling)}, wanted, on_step=on_step)
     spec = TaskSpec(recipe.name, recipe.classes, chosen_mode, shares[recipe.name])
     path = TaskFiles(recipe, spec, weights).save(out)
@@ -145,7 +130,7 @@ def learn_prompts(
 
 
 @app.command("schedules")
-@_told
+@told
 def search_schedules(
     model: Model,
     data: Data,
@@ -161,14 +146,14 @@ def search_schedules(
     threads: Threads = 0,
 ) -> None:
     """Find at which layers to merge: the best mean accuracy over the tasks, at no more operations than alike layers."""
-    _set_threads(threads)
+    set_threads(threads)
     elastic, pixel = opened(model, pixels)
     where = str(pick_device(device))
     labelled = profiling_sets(elastic, tasks, data, held, limit, seed)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
     state = read_search(out, key=[state_hash([elastic]), pictures])
     table = Table("gamma", "alike layers", "found", "schedule", "tried", title="Schedules", title_justify="left")
-    with _steps() as on_step:
+    with steps() as on_step:
         for gamma in fitting(numbers(gammas), elastic):
             tried = state["tried"].setdefault(str(gamma), [])
             known = {tuple(schedule): share for schedule, share in tried}
@@ -225,7 +210,7 @@ def search_schedules(
 
 
 @app.command("profile")
-@_told
+@told
 def measure_profile(
     model: Model,
     out: Annotated[Path, typer.Option(help="The profile, JSON; a PNG with the same name is drawn beside it.")],
@@ -242,6 +227,10 @@ def measure_profile(
         str, typer.Option(help="float32, bfloat16, int8, or auto to measure which serves best.")
     ] = "auto",
     compiler: Annotated[str | None, typer.Option(help="A backend of torch.compile, such as inductor.")] = None,
+    warm: Annotated[
+        Path | None,
+        typer.Option(help="Warmed models, whose accuracies take the vanilla ones' place; where they prune, times too."),
+    ] = None,
     random: Annotated[bool, typer.Option(help="A timm name without its weights: speed alone is measured.")] = False,
     held: Held = 0.2,
     limit: Limit = None,
@@ -255,26 +244,35 @@ def measure_profile(
         raise ValueError(f"mode {mode!r}: one of {', '.join(PROMPT_MODES)} is wanted")
     if (tasks is None) != (data is None):
         raise ValueError("--tasks and --data go together")
-    _set_threads(threads)
+    set_threads(threads)
     found = read_schedules(schedule_file)
     elastic, pixel = opened(model, pixels, found, random=random)
     where = str(pick_device(device))
     labelled = {} if tasks is None or data is None else profiling_sets(elastic, tasks, data, held, limit, seed)
     chosen = _number_type(number_type, elastic, pixel, labelled, where, compiler)
-    runner = ElasticRunner(elastic, pixel, device=where, number_type=chosen, compiler=compiler)
+    store = None if warm is None else WarmStore(warm)
+    reduced = elastic if store is None else timed_model(store, elastic)
+    if reduced is not elastic and labelled:
+        raise ValueError("pruning is for the warmed task alone: leave --tasks and --data out")
+    runner = ElasticRunner(reduced, pixel, device=where, number_type=chosen, compiler=compiler)
     served: dict[str, tuple[ServedTask, LabelledImages]] = {
         name: (runner.prepare(one.weights, one.spec.prompt_mode), some) for name, (one, some) in labelled.items()
     }
-    with _steps() as on_step:
+    with steps() as on_step:
         profile = profiler.measure(
             runner,
-            gammas=fitting(numbers(gammas), elastic),
+            gammas=fitting(numbers(gammas), reduced),
             sizes=numbers(sizes),
             mode="append" if mode == "append" else "replace",
             tasks=served,
             repeats=repeats,
             on_step=on_step,
         )
+    if store is not None:
+        profile = warmed_profile(profile, store.common().task, store.table())
+    if reduced is not elastic:  # the model that is served beside the pruning ones is what a server knows itself by
+        vanilla = ElasticRunner(elastic, pixel, device=where, number_type=chosen)
+        profile = dataclasses.replace(profile, key=profiler.machine_key(vanilla))
     write_atomically(out, profile.to_json().encode())
     pictures = next((some for _, some in labelled.values()), None)
     similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures))))) if pictures else ()
@@ -326,22 +324,3 @@ def _number_type(
     )
     Console().print(chosen.said(), highlight=False, soft_wrap=True)
     return chosen.number_type
-
-
-def _set_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _steps() -> Iterator[profiler.OnStep]:
-    """Progress bars for measurements, one for each kind."""
-    with bars() as progress:
-        shown: dict[str, Any] = {}
-
-        def on_step(what: str, done: int, every: int) -> None:
-            if what not in shown:
-                shown[what] = progress.add_task(what, total=every, note="")
-            progress.update(shown[what], completed=done, total=every)
-
-        yield on_step

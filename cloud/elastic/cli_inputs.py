@@ -63,6 +63,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def fitting(gammas: tuple[int, ...], model: ElasticViT) -> tuple[int, ...]:
     """Raises ValueError, before anything is computed, for gammas that the model cannot run."""
-    if any(not -model.tokens <= gamma <= MAX_PROMPTS for gamma in gammas):
-        raise ValueError(f"gammas {gammas}: this model runs from {-model.tokens} to {MAX_PROMPTS}")
+    least = -model.reducer.most
+    if any(not least <= gamma <= MAX_PROMPTS for gamma in gammas):
+        raise ValueError(f"gammas {gammas}: this model runs from {least} to {MAX_PROMPTS}")
     return gammas

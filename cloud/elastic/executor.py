@@ -60,10 +60,14 @@ class ModelExecutor:
         for item in items:
             if item.task not in self._prepared:
                 self.prepare(item.task)
-        images = [item.image for item in items]
-        if len({image.dtype for image in images}) > 1:
-            images = [
-                image if image.dtype == np.float32 else self._pixels.standardise(image[None])[0] for image in images
-            ]
         with self._turn:
-            return self._runner.answer(np.stack(images), gamma, [self._prepared[item.task] for item in items])
+            tasks = [self._prepared[item.task] for item in items]
+            return self._runner.answer(stacked(items, self._pixels), gamma, tasks)
+
+
+def stacked(items: Sequence[Item], pixels: PixelSpec) -> Image:
+    """The images as one array; where some are standardised already, the others are too."""
+    images = [item.image for item in items]
+    if len({image.dtype for image in images}) > 1:
+        images = [image if image.dtype == np.float32 else pixels.standardise(image[None])[0] for image in images]
+    return np.stack(images)

@@ -12,7 +12,7 @@ from isthmus.cloud.elastic.engine import Engine
 from isthmus.cloud.elastic.executor import Image, ModelExecutor
 from isthmus.cloud.elastic.live import LiveEngine
 from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.precision import choose, named, noise
+from isthmus.cloud.elastic.precision import NUMBER_TYPES, choose, named, noise
 from isthmus.cloud.elastic.profile import MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.profiler import machine_key, measure
 from isthmus.cloud.elastic.registry import Registry
@@ -24,6 +24,7 @@ from isthmus.cloud.elastic.weights import ModelError, load_vit, pixel_spec
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.cloud.warmup.serving import WarmExecutor, WarmModels
 from isthmus.data.images import ImageError, PixelSpec, decode_image
 from isthmus.proto.errors import InvalidInput
 
@@ -56,7 +57,9 @@ def open_elastic(settings: CloudSettings, database: Database, artefacts: Artefac
         max_waiting=settings.elastic_max_waiting,
         memory_limit_bytes=settings.elastic_memory_bytes,
     )
-    executor = ModelExecutor(runner, runner.pixels)
+    warm = _warm(settings, runner)
+    base = ModelExecutor(runner, runner.pixels)
+    executor = base if warm is None else WarmExecutor(base, warm, profile.gammas)
     live = LiveEngine(engine, executor, on_start=lambda: torch.set_num_threads(settings.elastic_threads))
 
     def changed(name: str, task: Task | None) -> None:
@@ -64,13 +67,13 @@ def open_elastic(settings: CloudSettings, database: Database, artefacts: Artefac
             live.forget(name)
         else:
             executor.prepare(task)
-            live.plan_for(task)
+            live.plan_for(task, None if warm is None else warm.accuracy(task, profile.gammas))
 
     shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
     registry = Registry(database, artefacts, shape, changed)
     registry.load()
     log.info("elastic serving of %s at gamma %s", settings.elastic_model, profile.gammas)
-    return Elastic(registry, live, Decoder(lambda data: decoded(data, runner.pixels)), shape)
+    return Elastic(registry, live, Decoder(lambda data: decoded(data, runner.pixels)), shape, warm)
 
 
 def decoded(data: bytes, pixels: PixelSpec) -> Image:
@@ -115,6 +118,23 @@ def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
         raise InvalidInput(f"the model cannot be served so: {error}") from error
 
 
+def _warm(settings: CloudSettings, runner: ElasticRunner) -> WarmModels | None:
+    """The warmed models, if a store of them is named; a model that cannot be used is logged and left out."""
+    if settings.elastic_warm is None:
+        return None
+    try:
+        warm = WarmModels(settings.elastic_warm, runner, limit_bytes=settings.elastic_warm_bytes)
+    except ValueError as error:
+        raise InvalidInput(f"--elastic-warm: {error}") from error
+    if warm.common.reducer == "pruning" and settings.elastic_measure:
+        warm.close()
+        raise InvalidInput(
+            "--elastic-measure times merging, and the warmed models prune: use 'isthmus elastic profile --warm'"
+        )
+    log.info("%d warmed models for task %s", len(warm.cards), warm.common.task)
+    return warm
+
+
 def _number_type(settings: CloudSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec) -> NumberType:
     """As asked for; else that of the profile; else, or where the machine is measured, what serves best here."""
     known = None if profile is None or settings.elastic_measure else profile.key.number_type
@@ -123,7 +143,14 @@ def _number_type(settings: CloudSettings, profile: Profile | None, model: Elasti
         return asked
     # Without labels a number type is judged by how often it answers as float32 does.
     pictures = noise(pixels.size_px)
-    chosen = choose(model, pixels, pictures, device=settings.elastic_device, compiler=settings.elastic_compiler)
+    chosen = choose(
+        model,
+        pixels,
+        pictures,
+        device=settings.elastic_device,
+        compiler=settings.elastic_compiler,
+        number_types=NUMBER_TYPES if settings.elastic_warm is None else ("float32", "bfloat16"),
+    )
     log.info("%s", chosen.said())
     return chosen.number_type
 

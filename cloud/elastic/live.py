@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -125,13 +125,15 @@ class LiveEngine:
         finally:
             timer.cancel()
 
-    def plan_for(self, task: Task) -> None:
-        """From now on queries of this task's name are planned with its accuracy, as far as that is known."""
+    def plan_for(self, task: Task, warmed: Mapping[int, float] | None = None) -> None:
+        """From now on queries of this task's name are planned with its accuracy, as far as that is known; at the gammas
+        of ``warmed`` with that."""
         with self._wake:
             profile = self._engine.profile
             others = [of for name, of in profile.accuracy.items() if name != task.name]
             self._forgotten.discard(task.name)
-            self._engine.use(profile.with_task(task.name, expected_accuracy(task, profile.gammas, others)))
+            expected = {**expected_accuracy(task, profile.gammas, others), **(warmed or {})}
+            self._engine.use(profile.with_task(task.name, expected))
 
     def forget(self, task: str) -> None:
         """No more queries of ``task`` will come. Those that wait are still planned for."""

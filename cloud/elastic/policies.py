@@ -8,6 +8,7 @@ from isthmus.cloud.elastic.otas import Otas, Planner
 from isthmus.cloud.elastic.policy import Choice, Policy
 from isthmus.cloud.elastic.priced import Priced
 from isthmus.cloud.elastic.profile import Profile
+from isthmus.cloud.warmup.reduction import ThroughputRule
 
 __all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "make_policy"]
 
@@ -18,9 +19,11 @@ POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
     "otas": lambda: Otas(Planner.PAPER),
     "pets": Fifo,
     "clipper": Clipper,
+    "throughput": ThroughputRule,
 }
 """``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
-exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
+exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the
+arrival rate allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
 
 
 def make_policy(name: str, profile: Profile) -> Policy:

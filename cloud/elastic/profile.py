@@ -49,7 +49,8 @@ class Profile:
 
     ``accuracy[task][gamma]`` is in [0, 1] and known for every gamma; a task that cannot run at one has 0 there, so no
     planner picks it. ``memory`` may be empty: then nothing is known of it and nothing is split. ``schedules[gamma]``
-    holds the change of token number at each layer; empty where layers are alike.
+    holds the change of token number at each layer; empty where layers are alike. ``models[task][gamma]`` names the
+    warmed model that accuracy is of (see warmup/reduction.py); where none is named it is of the model itself.
 
     Raises BadProfile where that does not hold.
     """
@@ -61,6 +62,7 @@ class Profile:
     latency_s: Mapping[int, tuple[float, ...]]
     memory: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     schedules: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     _times_s: Mapping[int, tuple[float, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +112,11 @@ class Profile:
         return replace(self, accuracy={**self.accuracy, task: dict(accuracy)})
 
     def without_task(self, task: str) -> "Profile":
-        return replace(self, accuracy={name: of for name, of in self.accuracy.items() if name != task})
+        return replace(
+            self,
+            accuracy={name: of for name, of in self.accuracy.items() if name != task},
+            models={name: of for name, of in self.models.items() if name != task},
+        )
 
     def slowed(self, factor: float) -> "Profile":
         """The same machine, each batch taking ``factor`` times as long: a margin for times that vary from run to run.
@@ -131,6 +137,7 @@ class Profile:
                 "latency_s": self.latency_s,
                 "memory": self.memory,
                 "schedules": self.schedules,
+                "models": self.models,
             },
             indent=1,
         )
@@ -162,6 +169,10 @@ class Profile:
                 latency_s={int(gamma): tuple(map(float, row)) for gamma, row in raw["latency_s"].items()},
                 memory={int(gamma): tuple(map(int, row)) for gamma, row in raw["memory"].items()},
                 schedules={int(gamma): tuple(map(int, row)) for gamma, row in raw["schedules"].items()},
+                models={
+                    str(task): {int(gamma): str(name) for gamma, name in of.items()}
+                    for task, of in raw.get("models", {}).items()
+                },
             )
         except BadProfile:
             raise
@@ -201,6 +212,9 @@ def _check(profile: Profile) -> None:
             raise BadProfile(f"task {task!r} must have an accuracy from 0 to 1 at each of the gammas")
     if not set(profile.schedules) <= set(gammas):
         raise BadProfile("schedules for gammas that are not measured")
+    for task, names in profile.models.items():
+        if task not in profile.accuracy or not set(names) <= set(gammas):
+            raise BadProfile(f"models for a task or gammas that are not measured: {task!r}")
 
 
 def paper_profile() -> Profile:

@@ -17,6 +17,8 @@ from isthmus.cloud.elastic.query import Outcome
 from isthmus.cloud.elastic.replay_live import LiveWorld, open_live
 from isthmus.cloud.elastic.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.cloud.warmup.reduction import warmed_profile
+from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.traces import read_trace
 from isthmus.distill.train import pick_device
 from isthmus.proto.errors import IsthmusError
@@ -48,6 +50,10 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Live: the model's safetensors file, or timm's name of it.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Live: folder of tasks of 'isthmus elastic prompts'.")] = None,
     data: Annotated[Path | None, typer.Option(help="Live: labelled pictures to ask about, Parquet.")] = None,
+    warm: Annotated[
+        Path | None, typer.Option(help="Warmed models, 'OUT/models' of 'isthmus elastic warmup': served by gamma.")
+    ] = None,
+    warm_bytes: Annotated[int | None, typer.Option(help="Live: memory for warmed models; none: room for all.")] = None,
     pixels: Annotated[str | None, typer.Option(help="Live: cifar10, imagenet or half; else the model's own.")] = None,
     device: Annotated[str, typer.Option(help="Live: 'auto' takes a GPU where there is one.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Live: ask about so many pictures, by chance.", min=2)] = 2_000,
@@ -55,6 +61,9 @@ def replay(
     """Serve a trace and say what became of its queries, beside what a clairvoyant could have earned."""
     try:
         measured = Profile.from_json(profile.read_text(encoding="utf-8")) if profile is not None else paper_profile()
+        if warm is not None:
+            store = WarmStore(warm)
+            measured = warmed_profile(measured, store.common().task, store.table())
         world: LiveWorld | None = None
         if live:
             if model is None or tasks is None or data is None or profile is None:
@@ -68,6 +77,8 @@ def replay(
                 device=str(pick_device(device)),
                 limit=limit,
                 seed=seed,
+                warm=warm,
+                warm_bytes=warm_bytes,
             )
             for difference in differences:
                 typer.echo(f"the profile is of another machine or model: {difference}", err=True)
@@ -91,7 +102,24 @@ def replay(
         luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
         run = simulate(engine, queries, luck_N, lambda work: measured.batch_time_s(work.gamma, len(work.batch)))
     bound = clairvoyant_bound(queries, measured, EPSILON)
-    sums = {"policy": policy, "live": live, "margin": margin, "bound": bound, **_sums(run, measured.gammas)}
+    warmed: dict[str, Any] = {}
+    if world is not None and world.warm is not None:
+        at, held = world.warm, world.warm.residency
+        warmed = {"switches": at.switches, "missed": at.missed, "loads": held.loads, "peak_bytes": held.peak_bytes}
+        warmed |= {"limit_bytes": held.limit_bytes, "left_out": at.left_out}
+        at.close()
+        typer.echo(
+            f"warmed models: {at.switches} switches, {at.missed} batches without their best one, {held.loads} loads, "
+            f"at most {held.peak_bytes} of {held.limit_bytes} bytes"
+        )
+    sums = {
+        "warmed": warmed,
+        "policy": policy,
+        "live": live,
+        "margin": margin,
+        "bound": bound,
+        **_sums(run, measured.gammas),
+    }
     how = "live" if live else "simulated"
     typer.echo(f"{policy} on {trace}, {how}, load {load:g}, seed {seed}: {len(queries)} queries in {run.end_s:.0f} s")
     typer.echo(f"utility {run.utility:.1f} (expected {run.expected_utility:.1f}; no policy passes {bound:.1f})")
@@ -102,7 +130,7 @@ def replay(
     if out is not None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**sums, "each": batches}) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({**sums, "each": batches, "latencies_s": run.latencies_s}) + "\n", encoding="utf-8")
         typer.echo(f"written: {out}")
 
 

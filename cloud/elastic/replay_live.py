@@ -16,10 +16,11 @@ from isthmus.cloud.elastic.profiler import machine_key
 from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
 from isthmus.cloud.elastic.simulate import TICK_S
 from isthmus.cloud.elastic.task_files import load_tasks
-from isthmus.cloud.elastic.tasks import ModelShape
+from isthmus.cloud.elastic.tasks import FloatArray, ModelShape
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import load_vit, pixel_spec
-from isthmus.data.images import LabelledImages
+from isthmus.cloud.warmup.serving import WarmModels
+from isthmus.data.images import LabelledImages, Pictures
 
 WARM_UP_SIZES = (1, 64)
 
@@ -30,6 +31,7 @@ class LiveTask:
 
     served: ServedTask
     labelled: LabelledImages
+    warmed: bool = False
 
 
 class LiveWorld:
@@ -41,22 +43,30 @@ class LiveWorld:
         runner: ElasticRunner,
         tasks: Mapping[str, LiveTask],
         *,
+        warm: WarmModels | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._runner = runner
         self._tasks = tasks
+        self.warm = warm
+        self._gammas: tuple[int, ...] = ()
         self._clock = clock
         self._sleep = sleep
         self._began_s = clock()
 
     def begin(self, gammas: Sequence[int]) -> None:
-        """Runs a small and a full batch of every task at every gamma, then sets the clock to 0."""
+        """Runs a small and a full batch of every task at every gamma, then sets the clock to 0. Of warmed models those
+        are loaded that are needed first."""
+        self._gammas = tuple(gammas)
+        if self.warm is not None:
+            self.warm.announce_near(0, self._gammas)
+            self.warm.wait()
         for task in self._tasks.values():
             for size in WARM_UP_SIZES:
                 pictures_NHWC = np.resize(task.labelled.pictures_NHWC, (size, *task.labelled.pictures_NHWC.shape[1:]))
                 for gamma in gammas:
-                    self._runner.answer(pictures_NHWC, gamma, [task.served] * size)
+                    self._answers(pictures_NHWC, gamma, [task] * size)
         self._began_s = self._clock()
 
     def now_s(self) -> float:
@@ -69,11 +79,25 @@ class LiveWorld:
         asked = [(self._tasks[query.task], query.id) for query in work.batch.queries]
         places = [id % len(task.labelled) for task, id in asked]
         pictures = [task.labelled.pictures_NHWC[place] for (task, _), place in zip(asked, places, strict=True)]
-        logits = self._runner.answer(np.stack(pictures), work.gamma, [task.served for task, _ in asked])
+        logits = self._answers(np.stack(pictures), work.gamma, [task for task, _ in asked])
         return [
             bool(logits_C.argmax() == task.labelled.labels_N[place])
             for logits_C, (task, _), place in zip(logits, asked, places, strict=True)
         ]
+
+    def _answers(self, pictures_NHWC: Pictures, gamma: int, tasks: Sequence[LiveTask]) -> list[FloatArray]:
+        """As elastic serving does it: the warmed task on warmed models, all others on the model itself."""
+        answers: dict[int, FloatArray] = {}
+        warmed = [index for index, task in enumerate(tasks) if task.warmed and gamma <= 0]
+        if self.warm is not None and warmed:
+            answers = dict(zip(warmed, self.warm.answer(pictures_NHWC[warmed], gamma) or (), strict=False))
+            self.warm.announce_near(gamma, self._gammas)
+        rest = [index for index in range(len(tasks)) if index not in answers]
+        if rest:
+            able = gamma if self.warm is None or self.warm.common.reducer == "merging" else max(gamma, 0)
+            found = self._runner.answer(pictures_NHWC[rest], able, [tasks[index].served for index in rest])
+            answers |= dict(zip(rest, found, strict=True))
+        return [answers[index] for index in range(len(tasks))]
 
 
 def open_live(
@@ -86,6 +110,8 @@ def open_live(
     device: str,
     limit: int | None,
     seed: int,
+    warm: Path | None = None,
+    warm_bytes: int | None = None,
 ) -> tuple[LiveWorld, Profile, tuple[str, ...]]:
     """The world, the profile with just the tasks that the folder holds, and what differs from the machine it was
     measured on. Torch gets the threads that the profile was measured with; pictures are chosen by chance.
@@ -102,8 +128,13 @@ def open_live(
     elastic = ElasticViT(vit, profile.schedules)
     runner = ElasticRunner(elastic, pixel_spec(vit, model, pixels), device=device, number_type=number_type)
     labelled = pictures_of(data, elastic, limit, seed)
+    warmed = None if warm is None else WarmModels(warm, runner, limit_bytes=warm_bytes)
     found = {
-        one.spec.name: LiveTask(runner.prepare(one.weights, one.spec.prompt_mode), one.recipe.apply(labelled))
+        one.spec.name: LiveTask(
+            runner.prepare(one.weights, one.spec.prompt_mode),
+            one.recipe.apply(labelled),
+            warmed is not None and warmed.fits(one.spec.name, one.spec.classes),
+        )
         for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))
         if one.spec.name in profile.accuracy
     }
@@ -111,4 +142,4 @@ def open_live(
         raise ValueError(f"{tasks.name} holds no task that the profile knows: {', '.join(profile.accuracy) or 'none'}")
     for task in profile.accuracy.keys() - found.keys():
         profile = profile.without_task(task)
-    return LiveWorld(runner, found), profile, profile.key.differences(machine_key(runner))
+    return LiveWorld(runner, found, warm=warmed), profile, profile.key.differences(machine_key(runner))

@@ -105,6 +105,10 @@ class ElasticRunner:
             )
         return ServedTask(self._placed(weights.head_weight_CD), self._placed(weights.head_bias_C), mode, prompts)
 
+    @property
+    def compiled(self) -> bool:
+        return self._compiler is not None
+
     def own_task(self) -> ServedTask:
         """The model's own head as a task without prompts. Raises ValueError where it is not one linear layer."""
         head: Any = self.model.vit.head

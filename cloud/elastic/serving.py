@@ -15,6 +15,7 @@ from isthmus.cloud.elastic.live import Answer, LiveEngine
 from isthmus.cloud.elastic.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.cloud.elastic.registry import Registry
 from isthmus.cloud.elastic.tasks import ModelShape, Task
+from isthmus.cloud.warmup.serving import WarmModels
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
 MAX_REQUEST_BYTES: Final = 512 << 20
@@ -74,6 +75,7 @@ class Elastic:
     live: LiveEngine
     decoder: Decoder
     model: ModelShape
+    warm: WarmModels | None = None
     room: Room = field(default_factory=Room)
     clock: Callable[[], float] = time.monotonic
 

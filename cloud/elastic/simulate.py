@@ -57,10 +57,17 @@ class Run:
 
     outcomes: list[Outcome | None]
     waits_s: list[float]
+    """Of each query that ran, batch by batch: from its arrival to its batch's start."""
     batches: list[Ran] = field(default_factory=list)
     expected_utility: float = 0.0
     utility: float = 0.0
     end_s: float = 0.0
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Of each query that ran, in the order of ``waits_s``: from its arrival to its answer."""
+        runs_s = [batch.end_s - batch.start_s for batch in self.batches for _ in range(batch.size)]
+        return [wait_s + run_s for wait_s, run_s in zip(self.waits_s, runs_s, strict=True)]
 
     def share(self, outcome: Outcome) -> float:
         return self.outcomes.count(outcome) / max(1, len(self.outcomes))

@@ -1,7 +1,7 @@
 """A vision transformer whose token number changes from layer to layer, by one number per batch: gamma.
 
-Below 0, that many tokens are merged at each layer; above 0, that many learned prompts of the task come in; at 0 it is
-timm's model. After OTAS (INFOCOM 2024); spec of merging: merging.py. Two ways to prompt, equal at the first layer:
+Below 0, that many tokens are merged at each layer (or pruned: reducer.py); above 0, that many learned prompts of the
+task come in; at 0 it is timm's model. After OTAS (INFOCOM 2024). Two ways to prompt, equal at the first layer:
 
 - append: each layer's prompts stay for all later layers (the paper's throughputs say so): N + gamma * layer tokens.
 - replace: those of the layer before are dropped (VPT-deep, Jia et al., ECCV 2022). A prompt then matters by nothing but
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.cloud.elastic.merging import match, merge, mergeable, proportional_mask
+from isthmus.cloud.elastic.merging import proportional_mask
+from isthmus.cloud.elastic.pruning import Pruning
+from isthmus.cloud.elastic.reducer import Merging, Reducer
 from isthmus.cloud.elastic.timm_import import Attention, Block, VisionTransformer
 
 MAX_PROMPTS: Final = 256
@@ -32,10 +34,16 @@ class ElasticViT(nn.Module):
 
     ``schedules[gamma]`` says for a gamma below 0 how the token number should change at each layer (a number from
     -tokens to 0 for each); a gamma without one changes it by gamma at every layer. At a layer no more go than
-    ``mergeable`` says. Raises ValueError for another kind of model and for schedules that cannot be.
+    ``mergeable`` says. With ``pruning`` tokens are pruned where they would be merged, and there are no schedules.
+    Raises ValueError for another kind of model and for schedules that cannot be.
     """
 
-    def __init__(self, vit: VisionTransformer, schedules: Mapping[int, Sequence[int]] | None = None):
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        schedules: Mapping[int, Sequence[int]] | None = None,
+        pruning: Pruning | None = None,
+    ):
         super().__init__()
         _check(vit)
         self.vit = vit
@@ -47,22 +55,22 @@ class ElasticViT(nn.Module):
         self.protected = int(vit.num_prefix_tokens)
         self.tokens = int(vit.patch_embed.num_patches) + self.protected
         self.image_px = int(vit.patch_embed.img_size[0])
-        self.schedules = {gamma: tuple(schedule) for gamma, schedule in (schedules or {}).items()}
-        for gamma, schedule in self.schedules.items():
-            if gamma >= 0 or len(schedule) != self.depth or not all(-self.tokens <= change <= 0 for change in schedule):
-                raise ValueError(
-                    f"schedule of gamma {gamma}: {schedule}; needed are a negative gamma and {self.depth} numbers from "
-                    f"{-self.tokens} to 0"
-                )
+        merging = Merging(
+            schedules or {},
+            tokens=self.tokens,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+            protected=self.protected,
+        )
+        if pruning is not None and merging.schedules:
+            raise ValueError("schedules say where to merge; this model prunes")
+        self.schedules = merging.schedules
+        self.reducer: Reducer = merging if pruning is None else pruning
 
     def merged_counts(self, gamma: int) -> tuple[int, ...]:
         """How many tokens go at each layer, clamped. The last layer's come to nothing, since nobody reads them."""
-        schedule = self.schedules.get(gamma, (min(gamma, 0),) * self.depth)
-        tokens, counts = self.tokens, []
-        for change in schedule:
-            counts.append(mergeable(tokens, -change, self.protected))
-            tokens -= counts[-1]
-        return tuple(counts)
+        return self.reducer.counts(gamma)
 
     def features(
         self,
@@ -124,8 +132,7 @@ class ElasticViT(nn.Module):
                 on_layer(tokens_BND, keys_BHNd)
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
             if count and layer < self.depth - 1:
-                matching = match(keys_BHNd.mean(dim=1), count, self.protected)
-                tokens_BND, sizes_BN = merge(tokens_BND, sizes_BN, matching)
+                tokens_BND, sizes_BN = self.reducer.reduce(layer, tokens_BND, keys_BHNd, sizes_BN, count)
             tokens_BND = tokens_BND + block.ls2(block.mlp(block.norm2(tokens_BND)))
         read_BPD: Tensor = vit.norm(tokens_BND)
         return read_BPD
@@ -134,7 +141,7 @@ class ElasticViT(nn.Module):
         """Prompts to replace as the keys and values they come to, (L, A, H, G, d). Differentiable."""
         found = []
         for block, prompts_GD in zip(self.blocks, prompts_LGD, strict=True):
-            _, keys_BHGd, values_BHGd = _project(block.attn, block.norm1(prompts_GD[None]), asking=0)
+            _, keys_BHGd, values_BHGd = project(block.attn, block.norm1(prompts_GD[None]), asking=0)
             found.append(torch.cat((keys_BHGd, values_BHGd)))
         return torch.stack(found)
 
@@ -153,9 +160,7 @@ class ElasticViT(nn.Module):
             counted += 2 * asking * (tokens + attended) * width
             counted += width * width * asking
             if count and not last:
-                receiving = -(-(tokens - self.protected) // 2)
-                head = width // self.heads
-                counted += receiving * (tokens - self.protected - receiving) * head + receiving * count * width
+                counted += self.reducer.operations(layer, tokens, count)
                 tokens -= count
             counted += (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) * (asking if last else tokens)
         return 2 * int(counted)
@@ -166,8 +171,8 @@ class ElasticViT(nn.Module):
         side = self.image_px
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != (3, side, side) or not len(images_BCHW):
             raise ValueError(f"images of shape {tuple(images_BCHW.shape)}; needed are (B, 3, {side}, {side})")
-        if not -self.tokens <= gamma <= MAX_PROMPTS:
-            raise ValueError(f"gamma {gamma}: it goes from {-self.tokens} to {MAX_PROMPTS}")
+        if not -self.reducer.most <= gamma <= MAX_PROMPTS:
+            raise ValueError(f"gamma {gamma}: it goes from {-self.reducer.most} to {MAX_PROMPTS}")
         if prompts_BLGD is not None and prompts_BLAHGd is not None:
             raise ValueError("prompts either to append or to replace, not both")
         for prompts, rest in (
@@ -180,7 +185,7 @@ class ElasticViT(nn.Module):
                 raise ValueError(f"prompts of shape {tuple(prompts.shape)} at gamma {gamma}; needed are (B, {rest})")
 
 
-def _project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Tensor, Tensor]:
+def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of the first ``asking`` tokens, keys and values of all: each (B, H, N, d)."""
     batch, tokens, width = normed_BND.shape
     heads = attention.num_heads
@@ -208,7 +213,7 @@ def _attend(
     attention: Any, normed_BND: Tensor, asking: int, sizes_BN: Tensor | None, prompts_BAHGd: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Output for the first ``asking`` tokens (B, asking, D), and the keys of all (B, H, N, d) without the prompts'."""
-    queries, keys, values = _project(attention, normed_BND, asking)
+    queries, keys, values = project(attention, normed_BND, asking)
     mask = None if sizes_BN is None else proportional_mask(sizes_BN, queries.dtype)
     seen_keys = keys
     if prompts_BAHGd is not None:

@@ -77,9 +77,7 @@ def _from_file(path: Path, heads: int | None) -> VisionTransformer:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            options = _architecture({name: tuple(file.get_slice(name).get_shape()) for name in names}, heads)
-            kind = VisionTransformerDistilled if "dist_token" in names else VisionTransformer
-            vit = kind(**options)
+            vit = vit_of_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names}, heads)
             vit.load_state_dict({name: file.get_tensor(name) for name in names})
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}") from error
@@ -88,6 +86,15 @@ def _from_file(path: Path, heads: int | None) -> VisionTransformer:
     except (KeyError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ModelError(f"{path.name} does not hold the weights of one of timm's plain ViTs: {error}") from error
     return vit.eval()
+
+
+def vit_of_shapes(shapes: Shapes, heads: int | None) -> VisionTransformer:
+    """The model that weights of these names and shapes belong to, without the weights.
+
+    Raises KeyError, RuntimeError, AssertionError or ZeroDivisionError for shapes of no such model.
+    """
+    kind = VisionTransformerDistilled if "dist_token" in shapes else VisionTransformer
+    return kind(**_architecture(shapes, heads))
 
 
 def _architecture(shapes: Shapes, heads: int | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tests.bench import machine
         "elastic_front",
         "elastic_engine",
         "elastic_vit",
+        "warmup",
     ],
 )
 def test_measure(name: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Warm-up: a few models tuned with fewer tokens, so that serving may take tokens away without losing answers."""

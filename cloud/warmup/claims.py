@@ -1,0 +1,75 @@
+"""Cells of a long measurement, shared by several processes: each is made once, kept as JSON, and claimed while made."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isthmus.distill.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A folder of them. ``key`` names the measurement: a cell of another is refused."""
+
+    folder: Path
+    key: str
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """The cell, if it is made. Raises ValueError where it is damaged, or of another measurement."""
+        path = self.folder / f"{name}.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it to make it anew") from error
+        if not isinstance(raw, dict) or raw.get("key") != self.key:
+            raise ValueError(f"{path} is of another measurement: name another folder, or remove this one")
+        value: dict[str, Any] = raw["value"]
+        return value
+
+    def make(self, name: str, made: Callable[[], dict[str, Any]]) -> bool:
+        """Makes the cell unless it is there; False where another process is at it. Raises what ``made`` raises."""
+        if self.get(name) is not None:
+            return True
+        with self._claimed(name) as mine:
+            if not mine:
+                return False
+            if self.get(name) is None:  # it may have been made while we asked
+                value = {"key": self.key, "value": made()}
+                write_atomically(self.folder / f"{name}.json", json.dumps(value, indent=1).encode())
+        return True
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        with _opened(self.folder / f"{name}.lock") as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process at a time; the others wait. ``path``: a file for the lock."""
+    with _opened(path) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A file to lock. The system drops its locks when its process dies, so no stale claim is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

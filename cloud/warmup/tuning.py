@@ -1,0 +1,270 @@
+"""Fine-tunes a model with its tokens reduced by a fixed number, and predicts from a short probe what that will take.
+
+What is tuned is all but the embedding, which lies before the first reduction: so it stays the same tensors in every
+model, and is kept once. A run that is stopped goes on at its last checkpoint when it is called again.
+"""
+
+import copy
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isthmus.cloud.elastic.prompts import Pictures
+from isthmus.cloud.elastic.pruning import Pruning
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.warmup.profiling import check_numbers, check_pictures
+from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss
+from isthmus.cloud.warmup.store import ReducerName
+from isthmus.data.content import digest
+from isthmus.data.images import LabelledImages, PixelSpec
+from isthmus.distill.checkpoint import state_hash, write_atomically
+from isthmus.distill.recipes import TrainConfig
+from isthmus.distill.train import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs
+
+TUNE: Final = TrainConfig(
+    epochs=30,
+    batch_size=64,
+    optimizer="adamw",
+    learning_rate=2e-4,
+    weight_decay=0.05,
+    schedule="cosine",
+    label_smoothing=0.1,
+)
+"""The paper's 30 epochs; it does not say with which optimiser and rate."""
+FROZEN: Final = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token", "norm_pre.")
+PROBE_STEPS: Final = 3
+
+Losses = Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """``frozen``: beginnings of parameters' names (timm's) that stay as they are."""
+
+    train: TrainConfig = TUNE
+    reducer: ReducerName = "merging"
+    frozen: tuple[str, ...] = FROZEN
+    seed: int = 0
+
+
+DEFAULT: Final = TuneConfig()
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is warmed: the vanilla model with a head for the task's classes, and pictures to learn from and to profile
+    on. ``model`` is never changed. Raises ValueError where they do not belong together."""
+
+    task: str
+    classes: tuple[str, ...]
+    model: ElasticViT
+    pixels: PixelSpec
+    learning: LabelledImages
+    profiling: LabelledImages
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.model.classes != len(self.classes):
+            raise ValueError(f"a head for {self.model.classes} classes; task {self.task!r} has {len(self.classes)}")
+        check_pictures("the pictures to learn from", self.learning, self.classes, self.model)
+        check_pictures("the profiling set", self.profiling, self.classes, self.model)
+
+    def key(self, config: TuneConfig) -> str:
+        """16 hex digits over all that a tuned model hangs on, its number aside."""
+        parts = [state_hash([self.model]), repr(config), repr(self.pixels), self.learning.digest(), str(self.classes)]
+        return digest(parts)[:16]
+
+
+class GivenUp(Exception):
+    """Tuning would have passed its allowance of seconds. ``seconds``: what it took until then."""
+
+    def __init__(self, number: int, seconds: float) -> None:
+        super().__init__(f"tuning for {number} was given up after {seconds:.1f} s: the time budget is spent")
+        self.seconds = seconds
+
+
+def start(subject: Subject, config: TuneConfig) -> ElasticViT:
+    """A copy of the vanilla model to be tuned, with predictors where it prunes, all but what is frozen trainable."""
+    vit = copy.deepcopy(subject.model.vit)
+    pruning: Pruning | None = None
+    if config.reducer == "pruning":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            pruning = Pruning(vit)
+    model = ElasticViT(vit, subject.model.schedules if pruning is None else None, pruning).to(subject.device)
+    model.requires_grad_(True)
+    for name, parameter in vit.named_parameters():
+        if name.startswith(config.frozen):
+            parameter.requires_grad_(False)
+    return model
+
+
+def with_head(model: ElasticViT, classes: int, seed: int) -> ElasticViT:
+    """A copy with a new head for so many classes."""
+    vit = copy.deepcopy(model.vit)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vit.head = nn.Linear(model.width, classes)
+        nn.init.trunc_normal_(vit.head.weight, std=0.02)
+        nn.init.zeros_(vit.head.bias)
+    vit.num_classes = classes
+    return ElasticViT(vit, model.schedules).eval().requires_grad_(False)
+
+
+def tune(
+    subject: Subject,
+    number: int,
+    config: TuneConfig,
+    *,
+    folder: Path,
+    allowance_s: float = math.inf,
+    on_epoch: OnEpoch = ignore_epochs,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[ElasticViT, float]:
+    """The model tuned at ``number``, and the seconds it took, those before an interruption included.
+
+    Raises GivenUp as soon as the next epoch would pass ``allowance_s``; ValueError for a number that the tokens do not
+    allow; TrainingDiverged; CheckpointError where ``folder`` is of another run, or the disk is full.
+    """
+    model = start(subject, config)
+    check_numbers([number], model)
+    dataset, loss = learning_of(subject, model, number, config)
+    timing = folder / f"{number}.seconds.json"
+    before_s = _seconds(timing)
+    began_s = last_s = clock()
+
+    def after(report: EpochReport) -> None:
+        nonlocal last_s
+        now_s = clock()
+        spent_s, epoch_s, last_s = before_s + now_s - began_s, now_s - last_s, now_s
+        write_atomically(timing, json.dumps({"seconds": spent_s}).encode())
+        on_epoch(report)
+        if report.epoch < report.epochs and spent_s + epoch_s > allowance_s:
+            raise GivenUp(number, min(spent_s, allowance_s))
+
+    fit(
+        model,
+        dataset,
+        loss,
+        config.train,
+        seed=config.seed,
+        run=f"number {number} {subject.key(config)}",
+        checkpoint=folder / f"{number}.safetensors",
+        device=subject.device,
+        on_epoch=after,
+    )
+    spent_s = _seconds(timing)
+    if spent_s > allowance_s:
+        raise GivenUp(number, allowance_s)
+    return model.eval().requires_grad_(False), spent_s
+
+
+def learning_of(
+    subject: Subject, model: ElasticViT, number: int, config: TuneConfig
+) -> tuple[SeededDataset[Sequence[Tensor]], Losses]:
+    """The pictures and the loss with which ``model`` is tuned."""
+    train = config.train
+    pictures = Pictures(subject.learning, subject.pixels, augment=train.augment, seed=config.seed)
+    if isinstance(model.reducer, Pruning):
+        teacher = subject.model.to(subject.device).eval().requires_grad_(False)
+        return PrunedPictures(pictures, model.reducer, config.seed), PruningLoss(model, teacher, number, train)
+
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0], -number), batch[1], label_smoothing=train.label_smoothing)
+
+    return pictures, loss
+
+
+@dataclass(frozen=True)
+class Probe:
+    """``step_s[number]``: measured seconds of a step. ``seconds``: what probing took."""
+
+    step_s: Mapping[int, float]
+    seconds: float
+
+
+def probe(
+    subject: Subject,
+    numbers: Sequence[int],
+    config: TuneConfig,
+    *,
+    steps: int = PROBE_STEPS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Probe:
+    """The seconds of a step at the least and the largest of ``numbers``: the quickest of a few steps after a first.
+
+    Raises ValueError for numbers that the tokens do not allow.
+    """
+    began_s = clock()
+    measured: dict[int, float] = {}
+    for number in sorted({min(numbers), max(numbers)}):
+        step = one_step(subject, number, config)
+        step()
+        took = []
+        for _ in range(steps):
+            step_began_s = clock()
+            step()
+            took.append(clock() - step_began_s)
+        measured[number] = min(took)
+    return Probe(measured, clock() - began_s)
+
+
+def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], None]:
+    """A step of tuning as ``tune`` does it: pictures read and shifted, forward, backward, update."""
+    model = start(subject, config)
+    check_numbers([number], model)
+    dataset, loss = learning_of(subject, model, number, config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
+    indices = itertools.cycle(range(len(dataset)))
+    size = min(config.train.batch_size, len(dataset))
+
+    def step() -> None:
+        samples = [dataset[next(indices)] for _ in range(size)]
+        batch = [torch.stack(column).to(subject.device) for column in zip(*samples, strict=True)]
+        value = loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        value.item()  # ends with the device
+
+    return step
+
+
+def predicted_seconds(
+    subject: Subject, measured: Probe, numbers: Sequence[int], config: TuneConfig
+) -> dict[int, float]:
+    """What tuning at each of ``numbers`` will take: between the probed numbers a step's seconds lie on the line through
+    their operation counts, and there are as many steps as pictures and epochs make."""
+    model = start(subject, config)
+    steps = config.train.epochs * math.ceil(len(subject.learning) / config.train.batch_size)
+    low, high = min(measured.step_s), max(measured.step_s)
+    dear, cheap = model.operations(-low), model.operations(-high)
+    slope = 0.0 if dear == cheap else (measured.step_s[low] - measured.step_s[high]) / (dear - cheap)
+    least_s = min(measured.step_s.values()) / 10
+    return {
+        number: steps * max(least_s, measured.step_s[high] + slope * (model.operations(-number) - cheap))
+        for number in numbers
+    }
+
+
+def tensors_of_model(model: ElasticViT) -> dict[str, Tensor]:
+    """As a store keeps them: timm's names, and ``reducer.*``."""
+    reducer = model.reducer.state_dict() if isinstance(model.reducer, nn.Module) else {}
+    return {**model.vit.state_dict(), **{f"reducer.{name}": tensor for name, tensor in reducer.items()}}
+
+
+def _seconds(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+    except FileNotFoundError:
+        return 0.0

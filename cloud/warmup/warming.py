@@ -1,0 +1,349 @@
+"""From a vanilla model to a store of warmed ones: plan, tune, profile, average. Stopped anywhere, it goes on there.
+
+A folder holds plan.json (what was asked for, what was tuned and what it took), tuning/ (the checkpoint of the model
+that is being tuned), soups.json (what was tried) and models/ (the store that serving reads).
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.warmup import soup
+from isthmus.cloud.warmup.knapsack import Item, pack
+from isthmus.cloud.warmup.planner import UNBOUNDED, Cost, Plan, Tuned, next_step, record
+from isthmus.cloud.warmup.profiling import accuracies, check_numbers, largest_number
+from isthmus.cloud.warmup.reduction import Table
+from isthmus.cloud.warmup.serving import model_of
+from isthmus.cloud.warmup.store import VANILLA, Card, Common, WarmStore
+from isthmus.cloud.warmup.tuning import (
+    DEFAULT,
+    GivenUp,
+    Subject,
+    TuneConfig,
+    predicted_seconds,
+    probe,
+    start,
+    tensors_of_model,
+    tune,
+)
+from isthmus.data.images import LabelledImages, PixelSpec
+from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.train import EpochReport, pick_device
+
+MIDDLE: Final = 20
+"""The paper's r_mid: up to here one tuned model serves every number."""
+
+OnEpoch = Callable[[str, EpochReport], None]
+Told = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """A ``told`` for callers who do not listen."""
+
+
+def unseen(_what: str, _report: EpochReport) -> None:
+    """An ``on_epoch`` for callers who do not watch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Warming:
+    """One folder's work. ``numbers`` ascend: what is profiled, and (from the plan's middle on) what may be tuned."""
+
+    folder: Path
+    subject: Subject
+    numbers: tuple[int, ...]
+    config: TuneConfig = DEFAULT
+
+    @property
+    def store(self) -> WarmStore:
+        """Raises StoreError where the folder is of another task or reducer."""
+        return WarmStore.create(
+            self.folder / "models", Common(self.subject.task, self.subject.classes, self.config.reducer)
+        )
+
+    def plan(self) -> Plan | None:
+        """What stands in the folder; None where nothing does. Raises ValueError where it is of another run."""
+        path = self.folder / "plan.json"
+        if not path.exists():
+            return None
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            key, plan = raw["key"], Plan.from_json(json.dumps(raw["plan"]))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error!r}; remove it to begin anew") from error
+        if key != self._key():
+            raise ValueError(
+                f"{path} is of another run: model, data, seed or training differ. Remove it, or name another folder"
+            )
+        return plan
+
+    def begin(
+        self,
+        *,
+        middle: int | None = None,
+        time_budget_s: float = UNBOUNDED,
+        storage_budget_bytes: float = UNBOUNDED,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Plan:
+        """Probes and plans, or reads the plan that is there and gives it these budgets: they may be raised later.
+
+        Raises BudgetTooSmall; ValueError for numbers that the tokens do not allow.
+        """
+        before = self.plan()
+        if before is not None:
+            # What was given up goes on where it stood, its seconds counted, once there is more time.
+            more = time_budget_s > before.time_budget_s
+            tuned = tuple(one for one in before.tuned if not more or one.accuracy is not None)
+            plan = dataclasses.replace(
+                before, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes, tuned=tuned
+            )
+        else:
+            model = start(self.subject, self.config)
+            check_numbers(self.numbers, model)
+            tuned_bytes = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+            measured = probe(self.subject, self.numbers, self.config, clock=clock)
+            seconds = predicted_seconds(self.subject, measured, self.numbers, self.config)
+            plan = Plan(
+                middle=nearest(self.numbers, MIDDLE) if middle is None else middle,
+                costs={number: Cost(seconds[number], tuned_bytes) for number in self.numbers},
+                time_budget_s=time_budget_s,
+                storage_budget_bytes=storage_budget_bytes,
+                probe_s=measured.seconds,
+            )
+        self._keep(plan)
+        return plan
+
+    def run(self, plan: Plan, *, on_epoch: OnEpoch = unseen, told: Told = silent) -> Plan:
+        """Tunes what the plan asks for, until it asks for nothing more; each model is in the store when it is done.
+
+        Raises what ``tuning.tune`` raises; the plan is kept after every model.
+        """
+        self.keep_vanilla()
+        while (step := next_step(plan)).number is not None:
+            number, predicted_s = step.number, plan.predicted_s(step.number)
+            told(f"tuning for {number}: {step.why}; predicted {predicted_s:.0f} s")
+            try:
+                model, seconds = tune(
+                    self.subject,
+                    number,
+                    self.config,
+                    folder=self.folder / "tuning",
+                    allowance_s=plan.allowance_s,
+                    on_epoch=named(f"number {number}", on_epoch),
+                )
+            except GivenUp as error:
+                told(str(error))
+                tuned = Tuned(number, None, error.seconds, 0, predicted_s)
+            else:
+                share = self._profiled(model, [number])[number]
+                self.save(model, number, seconds, {number: share})
+                tuned = Tuned(number, share, seconds, plan.costs[number].bytes, predicted_s)
+                told(f"{number}: {share:.1%} right, {seconds:.0f} s ({seconds / predicted_s - 1:+.0%} of predicted)")
+            plan = record(plan, tuned)
+            self._keep(plan)
+            if tuned.accuracy is not None:
+                for left in (self.folder / "tuning").glob(f"{number}.*"):
+                    left.unlink()
+        told(next_step(plan).why)
+        return plan
+
+    def keep_vanilla(self) -> None:
+        """The model that is warmed, in the store beside the warmed ones."""
+        if VANILLA not in self.store.names():
+            model = start(self.subject, self.config).eval()
+            self.store.save(VANILLA, tensors_of_model(model), kind="vanilla", number=0, heads=model.heads)
+
+    def save(self, model: ElasticViT, number: int, seconds: float, accuracy: Mapping[int, float]) -> Card:
+        return self.store.save(
+            f"tuned-{number}",
+            tensors_of_model(model),
+            kind="tuned",
+            number=number,
+            heads=model.heads,
+            accuracy=accuracy,
+            seconds=seconds,
+        )
+
+    def profile(self, told: Told = silent) -> Table:
+        """The accuracy of every model of the store at every number, kept on its card as soon as it is known."""
+        for name in self.store.names():
+            card = self.store.card(name)
+            if not set(self.numbers) <= set(card.accuracy):
+                known = self._profiled(self.model(name), self.numbers, card.accuracy)
+                self.store.write_card(dataclasses.replace(card, accuracy={**card.accuracy, **known}))
+                told(f"{name}: " + ", ".join(f"{number} {share:.1%}" for number, share in known.items()))
+        return self.table()
+
+    def table(self) -> Table:
+        return {name: self.store.card(name).accuracy for name in self.store.names()}
+
+    def model(self, name: str) -> ElasticViT:
+        return model_of(self.store.card(name), self.store.load(name), self.subject.model.schedules)
+
+    def ensemble(self, storage_budget_bytes: float = UNBOUNDED, told: Told = silent) -> list[soup.Soup]:
+        """Finds the best soup of the tuned models for each number, and keeps those that are worth their bytes.
+
+        A soup's gain is over the best single model, the vanilla one included; one that serves several numbers is kept
+        once and counts for all. Returns what was found for each number, kept or not.
+        """
+        table = self.profile(told)
+        members = {name: shares for name, shares in table.items() if self.store.card(name).kind == "tuned"}
+        if not members:
+            raise ValueError(f"{self.folder} holds no tuned models: 'isthmus elastic warmup run' makes them")
+        states = {name: self.store.load(name) for name in members}
+        _shared(states)
+        written: dict[str, torch.Tensor] = {}
+        found = [self._soup(number, members, states, written, told) for number in self.numbers]
+        gains: dict[str, float] = {}
+        named: dict[str, soup.Soup] = {}
+        for one in found:
+            key = json.dumps(sorted(one.shares.items()))
+            if len(one.shares) > 1:
+                named.setdefault(key, one)
+                best = max(shares[one.number] for name, shares in table.items() if not name.startswith("soup-"))
+                gains[key] = gains.get(key, 0.0) + max(0.0, one.accuracy - best)
+        frozen = {id(tensor) for tensor in next(iter(states.values())).values() if _in_all(tensor, states)}
+        own_bytes = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in next(iter(states.values())).values()
+            if id(tensor) not in frozen
+        )
+        kept = pack({key: Item(gains[key], own_bytes) for key in named}, storage_budget_bytes)
+        for name in self.store.names():
+            if name.startswith("soup-"):
+                self.store.remove(name)
+        heads = self.store.card(next(iter(members))).heads
+        for key in kept:
+            one = named[key]
+            tensors = soup.average(states, one.shares)
+            name = f"soup-{one.number}"
+            self.store.save(name, tensors, kind="soup", number=one.number, heads=heads, shares=one.shares)
+            told(f"kept {name} ({one.method}): {gains[key]:+.2%} over the numbers it is the best for")
+        self.store.collect()
+        self.profile(told)
+        return found
+
+    def _soup(
+        self,
+        number: int,
+        members: Table,
+        states: Mapping[str, dict[str, torch.Tensor]],
+        written: dict[str, torch.Tensor],
+        told: Told,
+    ) -> soup.Soup:
+        """``written``: memory of the averages that are tried, used again and again."""
+        path = self.folder / "soups.json"
+        key = json.dumps([sorted((name, members[name][number]) for name in members), number])
+        tried: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = tried.setdefault(key, {})
+        card = self.store.card(next(iter(members)))
+
+        def evaluate(shares: soup.Shares) -> float:
+            which = json.dumps(sorted((name, round(share, 9)) for name, share in shares.items()))
+            if which not in known:
+                written.update(soup.average(states, shares, into=written or None))
+                model = model_of(card, written, self.subject.model.schedules)
+                known[which] = self._profiled(model, [number])[number]
+                write_atomically(path, json.dumps(tried).encode())
+            return known[which]
+
+        best = soup.ensemble(number, {name: shares[number] for name, shares in members.items()}, evaluate)
+        told(f"soup for {number}: {best.method}, {best.accuracy:.1%} against {best.best_accuracy:.1%} alone")
+        return best
+
+    def _profiled(
+        self, model: ElasticViT, numbers: Sequence[int], known: Mapping[int, float] | None = None
+    ) -> dict[int, float]:
+        return accuracies(
+            model,
+            self.subject.pixels,
+            self.subject.profiling,
+            numbers,
+            device=self.subject.device,
+            known=known,
+        )
+
+    def _key(self) -> str:
+        return f"{self.subject.key(self.config)} {self.subject.profiling.digest()[:16]} {list(self.numbers)}"
+
+    def _keep(self, plan: Plan) -> None:
+        raw = {"key": self._key(), "plan": json.loads(plan.to_json())}
+        write_atomically(self.folder / "plan.json", json.dumps(raw, indent=1).encode())
+
+
+def find_ratio(
+    model: ElasticViT,
+    pixels: PixelSpec,
+    learning: LabelledImages,
+    profiling: LabelledImages,
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    task: str = "task",
+    numbers: Sequence[int] | None = None,
+    config: TuneConfig = DEFAULT,
+    middle: int | None = None,
+    time_budget_s: float = math.inf,
+    storage_budget_bytes: float = math.inf,
+    soups: bool = True,
+    device: str = "auto",
+    on_epoch: OnEpoch = unseen,
+    told: Told = silent,
+) -> tuple[WarmStore, Table]:
+    """Data set and model in, warmed models out: the chapter's Find_Ratio, from planning to averaging.
+
+    ``model``: the vanilla one, with a head for ``classes``; ``numbers``: of reduction (default: 0 and nine more up to
+    the most that the tokens allow). Called again with the same arguments it goes on where it was stopped. Returns the
+    store, which ``isthmus cloud serve --elastic-warm`` serves, and the accuracy of each model at each number on
+    ``profiling``.
+
+    Raises BudgetTooSmall; ValueError for numbers that the tokens do not allow, and for pictures that lack a class;
+    TrainingDiverged; CheckpointError where the folder is of another run, or the disk is full.
+    """
+    subject = Subject(task, tuple(classes), model, pixels, learning, profiling, pick_device(device))
+    if numbers is None:
+        most = largest_number(start(subject, config))
+        numbers = sorted({round(number) for number in np.linspace(0, most, 10)})
+    warming = Warming(folder, subject, check_numbers(numbers, start(subject, config)), config)
+    plan = warming.begin(middle=middle, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes)
+    plan = warming.run(plan, on_epoch=on_epoch, told=told)
+    table = warming.profile(told)
+    if soups and plan.models:
+        warming.ensemble(storage_budget_bytes - plan.stored_bytes, told)
+        table = warming.table()
+    return warming.store, table
+
+
+def nearest(numbers: Sequence[int], wanted: int) -> int:
+    """The number nearest ``wanted`` that is not the largest; of two as near the larger. Raises ValueError for fewer
+    than two numbers."""
+    if len(numbers) < 2:
+        raise ValueError(f"at least two numbers are wanted, not {list(numbers)}")
+    return min(sorted(numbers)[:-1], key=lambda number: (abs(number - wanted), -number))
+
+
+def named(what: str, on_epoch: OnEpoch) -> Callable[[EpochReport], None]:
+    """``on_epoch`` as training calls it, for one of several runs."""
+    return lambda report: on_epoch(what, report)
+
+
+def _shared(states: Mapping[str, dict[str, torch.Tensor]]) -> None:
+    """Tensors that all hold bitwise alike become one, in place."""
+    first, *others = states.values()
+    for key, tensor in first.items():
+        for other in others:
+            if torch.equal(other[key], tensor):
+                other[key] = tensor
+
+
+def _in_all(tensor: torch.Tensor, states: Mapping[str, Mapping[str, torch.Tensor]]) -> bool:
+    return all(any(other is tensor for other in state.values()) for state in states.values())

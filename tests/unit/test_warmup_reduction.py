@@ -1,0 +1,83 @@
+"""The scheduler: best model by number, warmed profiles, and the chapter's throughput rule in the engine."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.cloud.elastic.engine import Engine
+from isthmus.cloud.elastic.policies import make_policy
+from isthmus.cloud.elastic.profile import BadProfile, MachineKey, Profile
+from isthmus.cloud.elastic.query import Query
+from isthmus.cloud.elastic.simulate import simulate
+from isthmus.cloud.warmup.reduction import ThroughputRule, best_models, ranked, warmed_accuracy, warmed_profile
+
+TABLE = {
+    "vanilla": {0: 0.9, 8: 0.6, 16: 0.2},
+    "tuned-8": {0: 0.88, 8: 0.85, 16: 0.5},
+    "tuned-16": {0: 0.6, 8: 0.7, 16: 0.8},
+}
+GAMMAS = (-16, -8, 0, 2)
+RATES = {-16: 400, -8: 200, 0: 100, 2: 80}
+
+
+def profile() -> Profile:
+    latency_s = {gamma: (1 / rate, 64 / rate) for gamma, rate in RATES.items()}
+    shares = {-16: 0.2, -8: 0.6, 0: 0.9, 2: 0.92}
+    return Profile(MachineKey("p", "cpu", 1, "float32", "m"), GAMMAS, (1, 64), {"birds": shares}, latency_s)
+
+
+def test_the_best_model_of_each_number() -> None:
+    assert best_models(TABLE) == {0: "vanilla", 8: "tuned-8", 16: "tuned-16"}
+    assert ranked(TABLE, 8) == ("tuned-8", "tuned-16", "vanilla")
+    assert ranked({"b": {0: 0.5}, "a": {0: 0.5}, "c": {}}, 0) == ("a", "b")
+    assert warmed_accuracy(TABLE, GAMMAS) == {-16: 0.8, -8: 0.85, 0: 0.9}
+
+
+def test_a_warmed_profile_plans_with_the_best_models_accuracy() -> None:
+    warmed = warmed_profile(profile(), "birds", TABLE)
+    assert warmed.accuracy["birds"] == {-16: 0.8, -8: 0.85, 0: 0.9, 2: 0.92}
+    assert warmed.models == {"birds": {-16: "tuned-16", -8: "tuned-8", 0: "vanilla"}}
+    assert Profile.from_json(warmed.to_json()) == warmed
+    assert warmed.without_task("birds").models == {}
+    with pytest.raises(ValueError, match="not profiled at 16"):
+        warmed_profile(profile(), "birds", {"vanilla": {0: 0.9, 8: 0.6}})
+    with pytest.raises(BadProfile, match="models for a task"):
+        dataclasses.replace(profile(), models={"fish": {0: "vanilla"}})
+
+
+@given(st.floats(0, 1_000))
+def test_the_rule_is_the_smallest_number_that_keeps_up(rate: float) -> None:
+    rule = ThroughputRule()
+    rule.use(profile())
+    wanted = next((gamma for gamma in (0, -8, -16) if RATES[gamma] > rate), -16)
+    assert rule.gamma_for(rate) == wanted
+
+
+def served(rate: float, seconds: float = 3.0) -> list[int]:
+    """The gammas of the batches under steady arrivals."""
+    warmed = warmed_profile(profile(), "birds", TABLE)
+    queries = [Query(id, "birds", id / rate, id / rate + 1.0, 1.0) for id in range(int(rate * seconds))]
+    run = simulate(Engine(warmed, make_policy("throughput", warmed)), queries, _luck(len(queries)))
+    assert all(outcome is not None for outcome in run.outcomes)
+    return [batch.gamma for batch in run.batches]
+
+
+def _luck(count: int) -> "object":
+    import numpy as np
+
+    return np.full(count, 0.5)
+
+
+@pytest.mark.parametrize(("rate", "gamma"), [(50, 0), (150, -8), (300, -16)])
+def test_in_the_engine_it_settles_on_the_number_for_the_load(rate: float, gamma: int) -> None:
+    gammas = served(rate)
+    later = gammas[len(gammas) // 2 :]
+    assert later.count(gamma) > 0.6 * len(later)
+
+
+def test_a_profile_without_reduction_is_refused() -> None:
+    prompted = Profile(MachineKey("p", "cpu", 1, "f", "m"), (2,), (1,), {}, {2: (0.1,)})
+    with pytest.raises(ValueError, match="no gamma up to 0"):
+        make_policy("throughput", prompted)
