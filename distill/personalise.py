@@ -145,7 +145,8 @@ def distil_round(
     the draw of batches only through its length and order. Raises TrainingDiverged, CheckpointError.
     """
     config = release.recipe.personalise.train
-    student = copy.deepcopy(start) if start is not None else release.student(0)
+    began = start if start is not None else release.student(0)
+    student = copy.deepcopy(began)
     run = release.recipe.hash(release.outputs_key(), state_hash([student]), f"personalise {rounds} seed {seed}")
     distil(
         release,
@@ -159,6 +160,22 @@ def distil_round(
         device=device,
         on_epoch=on_epoch,
     )
+    return averaged(began, student, release.recipe.personalise.keep) if round + 1 == rounds else student
+
+
+@torch.no_grad()
+def averaged(began: EncoderPair, student: EncoderPair, keep: float) -> EncoderPair:
+    """``student`` with each weight moved back by the share ``keep`` towards the student it began as.
+
+    A student distilled on a few clips forgets the others. Between it and the one that knows them all lies one that
+    has learned about as much and forgotten less (WiSE-FT: Wortsman et al., CVPR 2022; not in the paper). Statistics of
+    batch normalisation are averaged likewise. ``keep`` 0 changes nothing.
+    """
+    if keep:
+        before = began.state_dict()
+        for name, value in student.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(before[name].to(value.device), keep)
     return student
 
 
@@ -173,13 +190,16 @@ def train_heads(
 ) -> HeadBank:
     """Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
 
-    Features of the selected clips are computed once, and each clip counts by its weight. Where the teacher's fusion
+    The recipe's ``heads_on`` "all" takes all public clips instead, each counting alike. Features of the clips are
+    computed once, and each clip counts by its weight. Where the teacher's fusion
     is linear, a ratio's compressor starts as the leading principal directions of those features and its head as the
     teacher's head seen through them, so that training begins at the uncompressed student's own accuracy instead of at
     chance (beyond the paper).
     """
     recipe = release.recipe
     device = device or pick_device()
+    if recipe.personalise.heads_on == "all":
+        selection = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
     order_S = np.argsort(selection.indices_S, kind="stable")
     clips = release.public.subset(selection.indices_S[order_S])
     weights_S = selection.weights_S[order_S] if selection.weighted else None

@@ -83,7 +83,17 @@ class PersonaliseConfig:
     """Overlap (Jaccard) of two rounds' selections from which on the job trains to its end without another round;
     None asks for every round (distill/settling.py)."""
 
+    keep: float = 0.5
+    """Share of the base student's weights in the finished one (``personalise.averaged``); the paper keeps none."""
+    heads_on: Literal["all", "selection"] = "all"
+    """What heads are trained on. The paper says the selection: with some tens of clips that costs more than it brings
+    (docs/results/personalisation)."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.keep < 1:
+            raise ValueError(f"keep is {self.keep:g}; a share of at least 0 and below 1 of the base student is kept")
+        if self.heads_on not in ("all", "selection"):
+            raise ValueError(f"heads_on {self.heads_on!r} is unknown; known: all, selection")
         if self.settled_at is not None and not 0 < self.settled_at <= 1:
             raise ValueError(f"settled_at is {self.settled_at:g}; an overlap is above 0 and at most 1, or None")
         if self.strategy not in STRATEGIES:
@@ -158,7 +168,7 @@ def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Reci
             joint=TrainConfig(epochs=100),
         ),
         all_distill=TrainConfig(epochs=1),
-        personalise=PersonaliseConfig(train=TrainConfig(epochs=150), rounds=15),
+        personalise=PersonaliseConfig(train=TrainConfig(epochs=150), rounds=15, keep=0.0, heads_on="selection"),
         heads=TrainConfig(epochs=100, augment=False),
     )
 

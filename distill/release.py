@@ -143,6 +143,12 @@ class Release:
         vars(other).update(public=clips, teacher_outputs=outputs, teacher=self.teacher)
         return other
 
+    def under(self, recipe: Recipe) -> "Release":
+        """This release with another recipe for what is still to be made of it: clips and teacher are the same."""
+        other = Release(self.root, recipe)
+        vars(other).update(public=self.public, teacher_outputs=self.teacher_outputs, teacher=self.teacher)
+        return other
+
     def outputs_key(self) -> str:
         """Hash of the teacher's weights and of the public data."""
         return f"{state_hash([self.teacher])}-{self.public.content_hash[:16]}"

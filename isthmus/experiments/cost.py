@@ -150,13 +150,14 @@ def measure(
                 labels_T,
             )
             setting = Setting(seed)
+            as_printed = METHOD.on(release)
             for loop in ("ours", "plain"):
                 path = out / "runs" / f"{loop}-{client}-{seed}-{plain_rounds}x{plain_epochs}.json"
                 if not path.exists():
                     if loop == "plain":
                         rounds, epochs = plain_rounds, plain_epochs
                         student, heads, spent = plain_loop(
-                            release, own, setting, start=start, rounds=rounds, epochs=epochs
+                            as_printed, own, setting, start=start, rounds=rounds, epochs=epochs
                         )
                     else:
                         epochs = release.recipe.personalise.train.epochs

@@ -1,9 +1,12 @@
 """The ways to personalise that are compared: what the device sends, and what the cloud makes of it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
+
+from isthmus.distill.release import Release
 
 
 class Sent(Enum):
@@ -22,12 +25,21 @@ class Method:
     """``strategy`` is a name of ``distill.selection``; empty where nothing is selected.
 
     A control is no way to serve anybody: it knows what no cloud may know, or ignores the device on purpose.
+    ``keep`` and ``heads_on`` as in the recipe; the paper keeps nothing and trains heads on the selection.
     """
 
     sent: Sent
     strategy: str
     what: str
     control: bool = False
+    keep: float = 0.0
+    heads_on: Literal["all", "selection"] = "selection"
+
+    def on(self, release: Release) -> Release:
+        """The release as this method personalises from it."""
+        recipe = release.recipe
+        config = dataclasses.replace(recipe.personalise, keep=self.keep, heads_on=self.heads_on)
+        return release.under(dataclasses.replace(recipe, personalise=config))
 
 
 METHODS: Final[Mapping[str, Method]] = {
@@ -42,6 +54,13 @@ METHODS: Final[Mapping[str, Method]] = {
     "round-robin+features": Method(Sent.FEATURES, "round_robin", "turns, by probability times feature"),
     "quota+features": Method(Sent.FEATURES, "quota", "class quotas, nearest by feature"),
     "transport+features": Method(Sent.FEATURES, "transport", "optimal transport on probability and feature"),
+    "kept": Method(Sent.PROTOTYPES, "cosine", "cluster, half of the base kept, heads on all", keep=0.5, heads_on="all"),
+    "kept-transport": Method(
+        Sent.PROTOTYPES, "transport", "transport, half of the base kept, heads on all", keep=0.5, heads_on="all"
+    ),
+    "kept-random": Method(
+        Sent.PROTOTYPES, "random", "random, half of the base kept, heads on all", True, keep=0.5, heads_on="all"
+    ),
     "oracle": Method(Sent.LABELS, "", "the user's true class counts, filled at random", control=True),
     "own": Method(Sent.CLIPS, "", "upper bound: distilled on the user's own labelled clips", control=True),
 }

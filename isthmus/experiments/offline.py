@@ -93,6 +93,7 @@ def personalise(
     Raises TrainingDiverged, CheckpointError, BadPrototypes (too few clips), ValueError.
     """
     trace = Trace()
+    release = method.on(release)
     if method.sent is Sent.CLIPS:
         return _own(release, clips, setting, start, work_dir, device, trace)
     rounds = setting.rounds or release.recipe.personalise.rounds
