@@ -128,11 +128,51 @@ def test_every_strategy_selects_from_a_release_with_features_and_without(taught:
         select_round(taught, narrow, round=0, seed=0, strategy="round_robin")
 
 
+def as_printed(release: Release) -> Release:
+    """As the paper has it: heads on the selection, nothing kept of the base student."""
+    config = dataclasses.replace(release.recipe.personalise, keep=0.0, heads_on="selection")
+    return release.under(dataclasses.replace(release.recipe, personalise=config))
+
+
+def test_a_finished_student_keeps_its_share_of_the_base_and_heads_may_learn_from_all_clips(
+    taught: Release, tmp_path: Path
+) -> None:
+    selection = some_selection(taught)
+    plain = as_printed(taught)
+    kept = plain.under(
+        dataclasses.replace(plain.recipe, personalise=dataclasses.replace(plain.recipe.personalise, keep=0.25))
+    )
+    made = {
+        name: distil_round(release, selection, round=1, rounds=2, seed=5, checkpoint=tmp_path / name).state_dict()
+        for name, release in (("plain", plain), ("kept", kept))
+    }
+    base = taught.student(0).state_dict()
+    moved = 0
+    for name, value in made["kept"].items():
+        if value.is_floating_point():
+            expected = 0.75 * made["plain"][name] + 0.25 * base[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+            moved += int(not torch.equal(made["plain"][name], base[name]))
+    assert moved > 20
+    interim = {
+        name: state_hash(
+            [distil_round(release, selection, round=0, rounds=2, seed=5, checkpoint=tmp_path / f"{name}0")]
+        )
+        for name, release in (("plain", plain), ("kept", kept))
+    }
+    assert interim["plain"] == interim["kept"], "only the finished student is averaged"
+    everything = Selection.of(np.arange(len(taught.public.names), dtype=np.int64))
+    of_all = state_hash([train_heads(taught, taught.student(0), selection, seed=0)])
+    assert of_all == state_hash([train_heads(plain, taught.student(0), everything, seed=0)])
+    assert of_all != state_hash([train_heads(plain, taught.student(0), selection, seed=0)])
+
+
 def test_weights_move_what_is_learned_and_weights_of_one_change_nothing(taught: Release) -> None:
     selection = some_selection(taught)
     weights_S = np.linspace(0.1, 1.9, len(selection), dtype=np.float32)
+    on_selection = as_printed(taught)
     made = [
-        state_hash([train_heads(taught, taught.student(0), chosen, seed=0)])
+        state_hash([train_heads(on_selection, taught.student(0), chosen, seed=0)])
         for chosen in (selection, Selection.of(selection.indices_S), Selection(selection.indices_S, weights_S))
     ]
     assert made[0] == made[1] != made[2]
