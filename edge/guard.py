@@ -10,10 +10,14 @@ the same clips, so that what is alike in both students cancels out of their diff
     teacher      p_teacher[argmax p_local]          expected accuracy, were the teacher's head calibrated
     joint        (p_teacher + p_teacher') / 2 [argmax p_local]
     cross        p_teacher'[argmax p_local]
+    present      p_present[argmax p_local]
 
-where p_teacher is the teacher's head on this student's features and p_teacher' on the other's. The last two are ours: a
-student whose features have collapsed is sure of itself, and its own teacher head with it; under ``joint`` both students
-are scored by one and the same judge, under ``cross`` none by itself.
+where p_teacher is the teacher's head on this student's features, p_teacher' on the other's, and p_present the local
+head of the student in use. The last three are ours: a student whose features have collapsed is sure of itself, and its
+own teacher head with it; under ``joint`` both students are scored by one judge, under ``cross`` none by itself.
+``present`` trusts what is in use: it never finds a new student better, only nearer or farther, so it wants a tolerance,
+and a student that is sure and wrong could never be replaced under it. It is the default because, of these, it alone
+told over many updates which ones hurt (docs/results/personalisation).
 """
 
 from dataclasses import dataclass
@@ -33,10 +37,14 @@ class Estimator(Enum):
     TEACHER = "teacher"
     JOINT = "joint"
     CROSS = "cross"
+    PRESENT = "present"
 
 
-DEFAULT_ESTIMATOR: Final = Estimator.JOINT
+DEFAULT_ESTIMATOR: Final = Estimator.PRESENT
 """By which a device judges unless told otherwise."""
+
+DEFAULT_MARGIN: Final = -0.02
+"""So much estimated accuracy may be lost; it belongs to the default estimate."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Rule:
     """Accept where the estimate of the new student is at least that of the old one plus ``margin`` (share of clips)."""
 
     estimator: Estimator = DEFAULT_ESTIMATOR
-    margin: float = 0.0
+    margin: float = DEFAULT_MARGIN
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Verdict:
     changed: int
 
 
-def estimates(student: Outputs, other: Outputs) -> dict[Estimator, float]:
-    """Estimates of the student's accuracy on the clips, 0 to 1, by the formulas above.
+def estimates(student: Outputs, other: Outputs, present: Outputs) -> dict[Estimator, float]:
+    """Estimates of the student's accuracy on the clips, 0 to 1, by the formulas above; ``present`` is the one in use.
 
     Without a threshold there is no ATC. Raises ValueError for no clips, shapes that differ, or what is no number.
     """
@@ -91,6 +99,7 @@ def estimates(student: Outputs, other: Outputs) -> dict[Estimator, float]:
         Estimator.TEACHER: own_N,
         Estimator.JOINT: (own_N + others_N) / 2,
         Estimator.CROSS: others_N,
+        Estimator.PRESENT: present.local_NC[row_N, answer_N],
     }
     if student.atc_threshold is not None:
         scores[Estimator.ATC] = confidence_N >= student.atc_threshold
@@ -102,14 +111,16 @@ def judge(old: Outputs, new: Outputs, rule: Rule = Rule()) -> Verdict:
 
     Raises ValueError as ``estimates`` does, and where the rule's estimate cannot be made for one of the two.
     """
-    of_old, of_new = estimates(old, new), estimates(new, old)
+    of_old, of_new = estimates(old, new, old), estimates(new, old, old)
     if rule.estimator not in of_old or rule.estimator not in of_new:
         raise ValueError(f"no estimate '{rule.estimator.value}': the cloud measured no threshold for a student")
     before, after = of_old[rule.estimator], of_new[rule.estimator]
     accept = after >= before + rule.margin
     clips = len(old.local_NC)
     changed = int((old.local_NC.argmax(axis=1) != new.local_NC.argmax(axis=1)).sum())
-    asked = f", and {100 * rule.margin:+.1f} points were asked for" if rule.margin else ""
+    asked = f", a gain of {100 * rule.margin:.1f} points was asked for" if rule.margin > 0 else ""
+    if rule.margin < 0:
+        asked = f", a loss of {-100 * rule.margin:.1f} points is let pass"
     reason = (
         f"estimated accuracy {100 * before:.1f} % before and {100 * after:.1f} % after "
         f"('{rule.estimator.value}', {clips} clips, {changed} answered otherwise{asked})"

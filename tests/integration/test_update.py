@@ -26,6 +26,7 @@ from isthmus.edge.agent import Phase
 from isthmus.edge.clips import ClipPlan
 from isthmus.edge.device_state import DeviceState
 from isthmus.edge.grpc_link import GrpcLink, open_channel
+from isthmus.edge.guard import Estimator
 from isthmus.edge.runtime import Observer, RunConfig, Runtime
 from isthmus.proto.errors import Unavailable
 from isthmus.proto.limits import CHUNK_BYTES
@@ -120,7 +121,7 @@ def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
     assert manifest.measured is not None
     verdict = DeviceState(tmp_path / "device").verdict()
     assert verdict is not None
-    assert set(verdict.new) == {"confidence", "atc", "agreement", "teacher", "joint", "cross"}
+    assert set(verdict.new) == {estimator.value for estimator in Estimator}
     assert state.active_id == (final.student_id if verdict.accept else state.base_id)
 
 

@@ -31,7 +31,8 @@ def test_estimates_as_by_hand(shape: tuple[int, int, int], threshold: float) -> 
         totals[Estimator.TEACHER] += float(one.teacher_NC[n, answer])
         totals[Estimator.JOINT] += float((one.teacher_NC[n, answer] + other.teacher_NC[n, answer]) / 2)
         totals[Estimator.CROSS] += float(other.teacher_NC[n, answer])
-    made = estimates(one, other)
+        totals[Estimator.PRESENT] += float(other.local_NC[n, answer])
+    made = estimates(one, other, other)
     assert set(made) == set(Estimator)
     for estimator, total in totals.items():
         assert made[estimator] == pytest.approx(total / clips, abs=1e-6)
@@ -53,7 +54,7 @@ def test_a_verdict_follows_its_estimates_and_margin(
 @given(shapes, st.sampled_from(Estimator))
 def test_the_same_student_again_is_taken_and_gains_nothing(shape: tuple[int, int, int], estimator: Estimator) -> None:
     same = random_outputs(*shape)
-    assert judge(same, same, Rule(estimator)).accept
+    assert judge(same, same, Rule(estimator, margin=0)).accept
     assert judge(same, same).changed == 0
     assert not judge(same, same, Rule(estimator, margin=1e-6)).accept
 
@@ -66,7 +67,9 @@ def test_a_sure_student_that_is_wrong_is_refused(clips: int, classes: int) -> No
     verdict = judge(Outputs(truth_NC, truth_NC), Outputs(wrong_NC, truth_NC))
     assert not verdict.accept
     assert verdict.changed == clips
-    assert judge(Outputs(wrong_NC, truth_NC), Outputs(truth_NC, truth_NC)).accept
+    replaced = Outputs(wrong_NC, truth_NC), Outputs(truth_NC, truth_NC)
+    assert judge(*replaced, Rule(Estimator.CROSS, margin=0)).accept
+    assert not judge(*replaced).accept, "the present student is trusted, sure and wrong as it may be"
 
 
 def test_what_cannot_be_judged_is_said() -> None:
@@ -79,7 +82,7 @@ def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(ValueError, match="not numbers"):
         judge(good, Outputs(good.local_NC, np.full((3, 4), np.nan, np.float32)))
     unmeasured = random_outputs(1, 3, 4, threshold=None)
-    assert Estimator.ATC not in estimates(unmeasured, good)
+    assert Estimator.ATC not in estimates(unmeasured, good, good)
     with pytest.raises(ValueError, match="no threshold"):
         judge(good, unmeasured, Rule(Estimator.ATC))
     assert DEFAULT_ESTIMATOR is not Estimator.ATC, "older students have no threshold, and must still be judged"
