@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from isthmus.data.stored import ClipArrays
-from isthmus.data.transforms import all_frames
 from isthmus.distill.base import base_heads
 from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.datasets import DistillationClips
 from isthmus.distill.evaluate import accuracy, bank_probabilities, student_outputs
 from isthmus.distill.losses import feature_distillation_loss
 from isthmus.distill.models.heads import HeadBank
@@ -31,7 +31,7 @@ from isthmus.distill.personalise import select_round, train_heads
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.teacher_cache import encode_clips
-from isthmus.distill.train import SeededDataset, fit
+from isthmus.distill.train import fit
 from isthmus.experiments.cells import Asked
 from isthmus.experiments.methods import METHODS
 from isthmus.experiments.offline import Setting, personalise, upload
@@ -62,23 +62,6 @@ class Spent:
         return sum(self.compute_s.values())
 
 
-class _ClipsAlone(SeededDataset[Sequence[Tensor]]):
-    """(spectrogram_FT, frames_KCHW) of the selected clips, drawn and prepared as for the cached targets."""
-
-    def __init__(self, clips: ClipArrays, selection: Selection, seed: int):
-        super().__init__(len(selection), seed)
-        self._clips = clips
-        self._indices_S = selection.indices_S
-
-    def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
-        clip, spec = int(self._indices_S[index]), self._clips.spec
-        drawn = np.sort(rng.choice(spec.frames_stored, size=spec.frames_used, replace=False))
-        return (
-            torch.from_numpy(np.array(self._clips.spectrograms_NFT[clip], dtype=np.float32)),
-            torch.from_numpy(all_frames(self._clips.frames_NKHWC[clip][drawn], spec)),
-        )
-
-
 def plain_loop(
     release: Release, clips: ClipArrays, setting: Setting, *, start: EncoderPair, rounds: int, epochs: int
 ) -> tuple[EncoderPair, HeadBank, dict[str, float]]:
@@ -90,7 +73,7 @@ def plain_loop(
     selection = Selection.of(np.zeros(0, np.int64))
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
-        spectrogram_BFT, frames_BKCHW = batch
+        spectrogram_BFT, frames_BKCHW, *_ = batch  # what the cache has stays unread: the plain loop has none
         teacher.eval()
         with torch.no_grad():
             audio_BD, visual_BD = teacher.audio(spectrogram_BFT), teacher.visual(frames_BKCHW).mean(dim=1)
@@ -112,7 +95,7 @@ def plain_loop(
         with _timed(spent, "distil"):
             fit(
                 student,
-                _ClipsAlone(release.public, selection, setting.seed + 1),
+                DistillationClips(release.public, release.teacher_outputs, selection, setting.seed + 1),
                 loss,
                 config,
                 seed=setting.seed + 1,
