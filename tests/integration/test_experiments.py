@@ -44,8 +44,11 @@ def begin(root: Path, data: Path, private: str) -> None:
 
 @pytest.fixture(scope="module")
 def release(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With its teacher and base student, so that every test here may run alone."""
     root = tmp_path_factory.mktemp("paper") / "release"
     begin(root, data, "1003")
+    work.teach(work.TeachTask(str(root), 0))
+    work.make_seed(work.StudentTask(str(root), 0))
     return root
 
 
