@@ -37,7 +37,7 @@ def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEp
     """Heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the release."""
     path = release.heads_path(seed)
     if not path.exists():
-        everything = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
+        everything = Selection.whole(len(release.public.names))
         heads = train_heads(release, release.student(seed), everything, seed=seed, on_epoch=on_epoch, device=device)
         part = path.with_name(f"{path.name}.part")
         heads.save(part)

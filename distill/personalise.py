@@ -86,7 +86,7 @@ def all_distill(
     """Alg. 6: the student that every device begins with, distilled on the whole public set."""
     torch.manual_seed(seed)
     student = release.new_student(weights)
-    everything = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
+    everything = Selection.whole(len(release.public.names))
     run = release.recipe.hash(release.outputs_key(), f"all-distill seed {seed}")
     distil(
         release,
@@ -199,7 +199,7 @@ def train_heads(
     recipe = release.recipe
     device = device or pick_device()
     if recipe.personalise.heads_on == "all":
-        selection = Selection.of(np.arange(len(release.public.names), dtype=np.int64))
+        selection = Selection.whole(len(release.public.names))
     order_S = np.argsort(selection.indices_S, kind="stable")
     clips = release.public.subset(selection.indices_S[order_S])
     weights_S = selection.weights_S[order_S] if selection.weighted else None

@@ -24,7 +24,7 @@ def random(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.
 def everything(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
     """The whole public set."""
     check(wanted, public, samples_per_row)
-    return Selection.of(np.arange(len(public), dtype=np.int64))
+    return Selection.whole(len(public))
 
 
 def class_oracle(true_counts_C: Indices) -> Strategy:

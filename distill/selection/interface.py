@@ -102,6 +102,11 @@ class Selection:
         """A hard pick: every weight 1."""
         return Selection(indices_S, np.ones(len(indices_S), np.float32), notes)
 
+    @staticmethod
+    def whole(samples: int) -> "Selection":
+        """Every sample of a set, each counting alike."""
+        return Selection.of(np.arange(samples, dtype=np.int64))
+
     def __len__(self) -> int:
         return len(self.indices_S)
 

@@ -99,7 +99,7 @@ def personalise(
     rounds = setting.rounds or release.recipe.personalise.rounds
     if method.sent is Sent.NOTHING:
         rounds = 0
-        trace.selections.append(Selection.of(np.arange(len(release.public.names), dtype=np.int64)))
+        trace.selections.append(Selection.whole(len(release.public.names)))
     student = start
     for number in range(rounds):
         with trace.timed("prototypes"):
@@ -177,7 +177,7 @@ def _own(
     audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)
     taught_NC = head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, clips))
     own = release.over(clips, TeacherOutputs(audio_ND, visual_NKD, taught_NC))
-    everything = Selection.of(np.arange(len(clips), dtype=np.int64))
+    everything = Selection.whole(len(clips))
     with trace.timed("distil"):
         student = distil_round(
             own,
