@@ -1,10 +1,13 @@
 """What the commands of `isthmus elastic` have in common: options, errors as one line, progress bars."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from functools import wraps
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -47,6 +50,35 @@ def told(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from error
 
     return run
+
+
+def taking(options: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose first parameter is a dataclass of options, for typer: each field of it becomes an option."""
+    hints = get_type_hints(options, include_extras=True)
+    shared = [field.name for field in fields(options)]
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            asked = options(**{name: given.pop(name) for name in shared})
+            command(asked, **given)
+
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        common = [
+            Parameter(
+                field.name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(options)
+        ]
+        signature = inspect.Signature(sorted([*common, *own], key=lambda one: one.default is not Parameter.empty))
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return run
+
+    return decorated
 
 
 def set_threads(threads: int) -> None:

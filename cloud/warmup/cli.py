@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +24,7 @@ from isthmus.cloud.elastic.cli_options import (
     Seed,
     Threads,
     set_threads,
+    taking,
     told,
 )
 from isthmus.cloud.elastic.recipes import TaskRecipe, read_recipe
@@ -78,78 +81,127 @@ Augment = Annotated[
         help="Shift and mirror pictures while learning: not where the place of things is the answer.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the plan, the models and all that is needed to go on.")]
+Out = Annotated[Path, typer.Option(help="Folder of all that is made, and of all that is needed to go on.")]
+ProfileOn = Annotated[
+    Path | None,
+    typer.Option(
+        "--profiling",
+        help="Labelled pictures to profile on, for a model that has seen all of --data: what it has seen flatters it. "
+        "Default: a share held back from --data.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What plan, run, ensemble and evaluate are all given."""
+
+    model: Model
+    data: Data
+    out: Out
+    task: Task = "cifar10"
+    numbers: Numbers = ""
+    reducer: Reducer = "merging"
+    middle: Middle = None
+    storage_budget_bytes: StorageBudget = None
+    epochs: Epochs = TUNE.epochs
+    batch_size: BatchSize = TUNE.batch_size
+    learning_rate: Rate = TUNE.learning_rate
+    vanilla_epochs: VanillaEpochs = 0
+    frozen: Frozen = ALL_FROZEN
+    augment: Augment = True
+    held: Held = 0.2
+    profiling: ProfileOn = None
+    limit: Limit = None
+    pixels: Pixels = None
+    seed: Seed = 0
+    device: Device = "auto"
+    threads: Threads = 0
+
+    @cached_property
+    def config(self) -> TuneConfig:
+        if self.reducer not in ("merging", "pruning"):
+            raise ValueError(f"reducer {self.reducer!r}: merging or pruning is wanted")
+        chosen: ReducerName = "merging" if self.reducer == "merging" else "pruning"
+        train = dataclasses.replace(
+            TUNE,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            augment=self.augment,
+        )
+        frozen = tuple(part.strip() for part in self.frozen.split(",") if part.strip())
+        return TuneConfig(train, chosen, frozen, self.seed)
+
+    @cached_property
+    def recipe(self) -> TaskRecipe:
+        return read_recipe(self.task)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """Learns the task first, where that is asked for: with a progress bar, and resumable."""
+        set_threads(self.threads)
+        elastic, pixel = opened(self.model, self.pixels)
+        learning = self.recipe.apply(pictures_of(self.data, elastic, self.limit, self.seed))
+        if self.profiling is None:
+            learning, profiling = split_off(learning, self.held, self.seed)
+        else:
+            profiling = self.recipe.apply(pictures_of(self.profiling, elastic, None, self.seed))
+        with bars() as progress:
+            return vanilla_subject(
+                elastic,
+                pixel,
+                self.recipe,
+                learning,
+                profiling,
+                self.config,
+                epochs=self.vanilla_epochs,
+                folder=self.out,
+                device=pick_device(self.device),
+                on_epoch=named("vanilla", EpochBars(progress, len(learning), "pictures")),
+            )
+
+    @cached_property
+    def chosen_numbers(self) -> tuple[int, ...]:
+        model = start(self.subject, self.config)
+        most = largest_number(model)
+        return check_numbers(numbers_of(self.numbers) or tuple(round(most * tenth / 9) for tenth in range(10)), model)
+
+    @property
+    def warming(self) -> Warming:
+        return Warming(self.out, self.subject, self.chosen_numbers, self.config)
+
+    @property
+    def storage_bytes(self) -> float:
+        return UNBOUNDED if self.storage_budget_bytes is None else self.storage_budget_bytes
+
+    def plan(self, time_budget_s: float | None) -> Plan:
+        return self.warming.begin(
+            middle=self.middle,
+            time_budget_s=UNBOUNDED if time_budget_s is None else time_budget_s,
+            storage_budget_bytes=self.storage_bytes,
+        )
 
 
 @app.command("plan")
 @told
-def make_plan(
-    model: Model,
-    data: Data,
-    out: Out,
-    task: Task = "cifar10",
-    numbers: Numbers = "",
-    reducer: Reducer = "merging",
-    middle: Middle = None,
-    time_budget_s: TimeBudget = None,
-    storage_budget_bytes: StorageBudget = None,
-    epochs: Epochs = TUNE.epochs,
-    batch_size: BatchSize = TUNE.batch_size,
-    learning_rate: Rate = TUNE.learning_rate,
-    vanilla_epochs: VanillaEpochs = 0,
-    frozen: Frozen = ALL_FROZEN,
-    augment: Augment = True,
-    held: Held = 0.2,
-    limit: Limit = None,
-    pixels: Pixels = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
+@taking(Asked)
+def make_plan(asked: Asked, *, time_budget_s: TimeBudget = None) -> None:
     """Predict what tuning each number takes, from a short timed probe, and check the budgets."""
-    set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
-    subject, _ = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
-    warming = _warming(subject, config, numbers, out)
-    _show(warming.begin(middle=middle, **_budgets(time_budget_s, storage_budget_bytes)))
+    _show(asked.plan(time_budget_s))
 
 
 @app.command("run")
 @told
-def carry_out(
-    model: Model,
-    data: Data,
-    out: Out,
-    task: Task = "cifar10",
-    numbers: Numbers = "",
-    reducer: Reducer = "merging",
-    middle: Middle = None,
-    time_budget_s: TimeBudget = None,
-    storage_budget_bytes: StorageBudget = None,
-    epochs: Epochs = TUNE.epochs,
-    batch_size: BatchSize = TUNE.batch_size,
-    learning_rate: Rate = TUNE.learning_rate,
-    vanilla_epochs: VanillaEpochs = 0,
-    frozen: Frozen = ALL_FROZEN,
-    augment: Augment = True,
-    held: Held = 0.2,
-    limit: Limit = None,
-    pixels: Pixels = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
+@taking(Asked)
+def carry_out(asked: Asked, *, time_budget_s: TimeBudget = None) -> None:
     """Tune the numbers that the plan chooses within the budgets, and profile every model at every number."""
-    set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
-    subject, recipe = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
-    warming = _warming(subject, config, numbers, out)
-    plan = warming.begin(middle=middle, **_budgets(time_budget_s, storage_budget_bytes))
+    plan, warming = asked.plan(time_budget_s), asked.warming
     with bars() as progress:
-        watch = EpochBars(progress, len(subject.learning), "pictures")
+        watch = EpochBars(progress, len(asked.subject.learning), "pictures")
         plan = warming.run(plan, on_epoch=watch, told=_say)
     warming.profile(_say)
-    path = save_task(subject, recipe, _merged(warming.table()[VANILLA], config), out / "task")
+    path = save_task(asked.subject, asked.recipe, _merged(warming.table()[VANILLA], asked.config), asked.out / "task")
     _show(plan)
     _table(warming.store)
     Console().print(f"written: {warming.store.path}, {path}", highlight=False, soft_wrap=True)
@@ -157,40 +209,17 @@ def carry_out(
 
 @app.command("ensemble")
 @told
-def make_soups(
-    model: Model,
-    data: Data,
-    out: Out,
-    task: Task = "cifar10",
-    numbers: Numbers = "",
-    reducer: Reducer = "merging",
-    storage_budget_bytes: Annotated[
-        int | None, typer.Option(min=0, help="Bytes of soups, beside the tuned models; none: no bound.")
-    ] = None,
-    epochs: Epochs = TUNE.epochs,
-    batch_size: BatchSize = TUNE.batch_size,
-    learning_rate: Rate = TUNE.learning_rate,
-    vanilla_epochs: VanillaEpochs = 0,
-    frozen: Frozen = ALL_FROZEN,
-    augment: Augment = True,
-    held: Held = 0.2,
-    limit: Limit = None,
-    pixels: Pixels = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
+@taking(Asked)
+def make_soups(asked: Asked) -> None:
     """Average the tuned models' weights for each number, and keep the soups that gain most within the bytes.
 
-    Give the options that 'run' was given. A soup is kept only where it profiles better than every single model.
+    Give the options that 'run' was given; --storage-budget-bytes is for soups alone, beside the tuned models. A soup is
+    kept only where it profiles better than every single model.
     """
-    set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
-    subject, _ = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
-    warming = _warming(subject, config, numbers, out)
+    warming = asked.warming
     if warming.plan() is None:
-        raise ValueError(f"{out} holds no plan: 'isthmus elastic warmup run' makes one, and the models")
-    found = warming.ensemble(UNBOUNDED if storage_budget_bytes is None else storage_budget_bytes, _say)
+        raise ValueError(f"{asked.out} holds no plan: 'isthmus elastic warmup run' makes one, and the models")
+    found = warming.ensemble(asked.storage_bytes, _say)
     table = Table("number", "best single", "right", "soup", "right", "made of", title="Soups", title_justify="left")
     for one in found:
         made_of = ", ".join(f"{name} {share:.2f}" for name, share in sorted(one.shares.items()))
@@ -203,33 +232,16 @@ def make_soups(
 
 @app.command("evaluate")
 @told
+@taking(Asked)
 def evaluate(
-    model: Model,
-    data: Data,
+    asked: Asked,
+    *,
     test: Annotated[Path, typer.Option(help="Pictures that judge, apart from those to learn from and to profile on.")],
-    out: Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md and pictures.")],
-    task: Task = "cifar10",
-    numbers: Numbers = "",
-    reducer: Reducer = "merging",
     seeds: Annotated[str, typer.Option(help="Of tuning; with commas. The split into pictures is --seed's.")] = "0,1,2",
-    middle: Middle = None,
     time_share: Annotated[
         float, typer.Option(min=0.0, help="The planner's time budget, as a share of what tuning every number takes.")
     ] = 1 / 3,
-    storage_budget_bytes: StorageBudget = None,
-    epochs: Epochs = TUNE.epochs,
-    batch_size: BatchSize = TUNE.batch_size,
-    learning_rate: Rate = TUNE.learning_rate,
-    vanilla_epochs: VanillaEpochs = 0,
-    frozen: Frozen = ALL_FROZEN,
-    augment: Augment = True,
-    held: Held = 0.2,
-    limit: Limit = None,
     test_limit: Annotated[int | None, typer.Option(min=2, help="Judge by so many pictures, by chance.")] = None,
-    pixels: Pixels = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    threads: Threads = 0,
 ) -> None:
     """Tune every number for every seed and compare: clipper, otas, maxprune, exhaustive, prodigy, prodigy+soups.
 
@@ -237,21 +249,27 @@ def evaluate(
     cells that no other is at, and the last one writes the result. What the planner keeps of a seed is a store to serve:
     OUT/seed-S/soups-S-.../models, with the task's files in OUT/task.
     """
-    set_threads(threads)
-    config = _config(reducer, epochs, batch_size, learning_rate, frozen, augment, seed)
-    subject, recipe = _subject(model, data, task, config, vanilla_epochs, out, held, limit, pixels, device)
-    asked = _numbers(numbers, subject, config)
-    judged = recipe.apply(pictures_of(test, subject.model, test_limit, seed))
+    subject, out = asked.subject, asked.out
+    judged = asked.recipe.apply(pictures_of(test, subject.model, test_limit, asked.seed))
     each = tuple(numbers_of(seeds))
-    budget = UNBOUNDED if storage_budget_bytes is None else storage_budget_bytes
-    measured = Grid(out, subject, judged, asked, config, each, middle, time_share, budget)
+    measured = Grid(
+        out,
+        subject,
+        judged,
+        asked.chosen_numbers,
+        asked.config,
+        each,
+        middle=asked.middle,
+        time_share=time_share,
+        storage_budget_bytes=asked.storage_bytes,
+    )
     with bars() as progress:
         watch = EpochBars(progress, len(subject.learning), "pictures")
         result = measured.run(on_epoch=watch, told=_say)
     if result is None:
         return
     written = figures.draw(result, out / "pictures")
-    save_task(subject, recipe, _merged(measured.vanilla_accuracy(each[0]), config), out / "task")
+    save_task(subject, asked.recipe, _merged(measured.vanilla_accuracy(each[0]), asked.config), out / "task")
     Console(width=None if Console().is_terminal else 200).print(grid.markdown(result), highlight=False)
     Console().print(f"written: {out / 'result.json'}, {out / 'result.md'}, {len(written)} pictures", soft_wrap=True)
 
@@ -285,72 +303,9 @@ def make_details(
     Console().print(f"written: {out} ({len(labelled)} pictures with generated details), {path}", soft_wrap=True)
 
 
-def _config(
-    reducer: str, epochs: int, batch_size: int, learning_rate: float, frozen: str, augment: bool, seed: int
-) -> TuneConfig:
-    if reducer not in ("merging", "pruning"):
-        raise ValueError(f"reducer {reducer!r}: merging or pruning is wanted")
-    chosen: ReducerName = "merging" if reducer == "merging" else "pruning"
-    train = dataclasses.replace(
-        TUNE, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, augment=augment
-    )
-    return TuneConfig(train, chosen, tuple(part.strip() for part in frozen.split(",") if part.strip()), seed)
-
-
-def _subject(
-    model: str,
-    data: Path,
-    task: str,
-    config: TuneConfig,
-    vanilla_epochs: int,
-    out: Path,
-    held: float,
-    limit: int | None,
-    pixels: str | None,
-    device: str,
-) -> tuple[Subject, TaskRecipe]:
-    elastic, pixel = opened(model, pixels)
-    recipe = read_recipe(task)
-    labelled = recipe.apply(pictures_of(data, elastic, limit, config.seed))
-    learning, profiling = split_off(labelled, held, config.seed)
-    with bars() as progress:
-        watch = named("vanilla", EpochBars(progress, len(learning), "pictures"))
-        where = pick_device(device)
-        subject = vanilla_subject(
-            elastic,
-            pixel,
-            recipe,
-            learning,
-            profiling,
-            config,
-            epochs=vanilla_epochs,
-            folder=out,
-            device=where,
-            on_epoch=watch,
-        )
-    return subject, recipe
-
-
-def _warming(subject: Subject, config: TuneConfig, numbers: str, out: Path) -> Warming:
-    return Warming(out, subject, _numbers(numbers, subject, config), config)
-
-
-def _numbers(text: str, subject: Subject, config: TuneConfig) -> tuple[int, ...]:
-    model = start(subject, config)
-    most = largest_number(model)
-    return check_numbers(numbers_of(text) or tuple(round(most * tenth / 9) for tenth in range(10)), model)
-
-
 def _merged(accuracy: Mapping[int, float], config: TuneConfig) -> Mapping[int, float]:
     """What of the vanilla model's accuracies holds where it is served itself, which does not prune."""
     return accuracy if config.reducer == "merging" else {0: accuracy[0]}
-
-
-def _budgets(time_budget_s: float | None, storage_budget_bytes: int | None) -> dict[str, Any]:
-    return {
-        "time_budget_s": UNBOUNDED if time_budget_s is None else time_budget_s,
-        "storage_budget_bytes": UNBOUNDED if storage_budget_bytes is None else storage_budget_bytes,
-    }
 
 
 def _show(plan: Plan) -> None:

@@ -29,11 +29,12 @@ LEARNING = {"epochs": 1, "batch_size": 8, "learning_rate": 0.001, "numbers": "0,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.safetensors (17 tokens, 3 layers, 2 classes), train.parquet, test.parquet and bright-dark.json."""
+    """model.safetensors (17 tokens, 3 layers, 2 classes), train, test and unseen.parquet, and bright-dark.json."""
     folder = tmp_path_factory.mktemp("warmup")
     save_file(tiny_vit().state_dict(), folder / "model.safetensors")
     write_images(folder / "train.parquet", bright_or_dark(30))
     write_images(folder / "test.parquet", bright_or_dark(12, 9))
+    write_images(folder / "unseen.parquet", bright_or_dark(10, 5))
     recipe = TaskRecipe("bright-dark", ("dark", "bright"), (0, 1))
     (folder / "bright-dark.json").write_text(json.dumps(asdict(recipe)))
     return folder
@@ -61,7 +62,7 @@ def test_from_pictures_to_a_server_and_an_experiment(folder: Path, tmp_path: Pat
     assert code == 0 and "predicted s" in said and "Next: 4 (an end of the interval)" in said
     code, said = warmup(folder, "run", time_budget_s=10_000)
     assert code == 0 and "no further" not in said, said
-    code, said = warmup(folder, "ensemble", middle=None)
+    code, said = warmup(folder, "ensemble")
     assert code == 0 and "Soups" in said, said
     store = WarmStore(folder / "out" / "models")
     assert {"vanilla", "tuned-4", "tuned-8"} <= set(store.names())
@@ -118,8 +119,10 @@ def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> No
 
 def test_an_evaluation_is_a_grid_with_pictures(folder: Path, tmp_path: Path) -> None:
     options = {"test": folder / "test.parquet", "out": tmp_path, "seeds": "0", "time_share": 50.0}
-    code, said = warmup(folder, "evaluate", **options)
+    code, said = warmup(folder, "evaluate", profiling=folder / "unseen.parquet", **options)
     assert code == 0 and "prodigy+soups" in said, said
+    counts = json.loads((tmp_path / "result.json").read_text())["pictures"]
+    assert counts == {"learning": 30, "profiling": 10, "test": 12}
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     (task,) = load_tasks(tmp_path / "task", ModelShape(3, 64, 16))
     assert set(task.spec.accuracy) == {-8, -4, 0}
@@ -161,7 +164,7 @@ def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path) -
     write_images(tmp_path / "dark.parquet", LabelledImages(dark.pictures_NHWC[::2], np.zeros(10, np.int64)))
     code, said = warmup(folder, "plan", out=out, data=tmp_path / "dark.parquet")
     assert code == 1 and "holds no picture of bright" in said
-    code, said = warmup(folder, "ensemble", out=out, middle=None)
+    code, said = warmup(folder, "ensemble", out=out)
     assert code == 1 and "holds no plan" in said
     rig = ElasticRig(tmp_path)
 
