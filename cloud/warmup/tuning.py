@@ -28,7 +28,7 @@ from isthmus.data.content import digest
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import state_hash, write_atomically
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs
+from isthmus.distill.train import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs, optimizer_for
 
 TUNE: Final = TrainConfig(
     epochs=30,
@@ -223,8 +223,7 @@ def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], 
     model = start(subject, config)
     check_numbers([number], model)
     dataset, loss = learning_of(subject, model, number, config)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay)
+    optimizer = optimizer_for(model, config.train)
     indices = itertools.cycle(range(len(dataset)))
     size = min(config.train.batch_size, len(dataset))
 
