@@ -34,7 +34,7 @@ from isthmus.cloud.warmup.planner import UNBOUNDED, Plan, next_step
 from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.reduction import best_models
 from isthmus.cloud.warmup.store import VANILLA, ReducerName, WarmStore
-from isthmus.cloud.warmup.tuning import FROZEN, TUNE, Subject, TuneConfig, start
+from isthmus.cloud.warmup.tuning import FROZEN, TUNE, Subject, Target, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
 from isthmus.data.details import detail_classes, with_details
@@ -69,6 +69,13 @@ StorageBudget = Annotated[
 Epochs = Annotated[int, typer.Option(min=1, help="Of tuning, for each number.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
 Rate = Annotated[float, typer.Option(help="Learning rate of tuning.")]
+Learned = Annotated[
+    str,
+    typer.Option(
+        help="What merging models learn: vanilla (the vanilla model's answers with all tokens; no labels are read) or "
+        "labels (the paper's; takes more steps)."
+    ),
+]
 VanillaEpochs = Annotated[
     int, typer.Option(min=0, help="Learn the task first, with a new head and all tokens; 0: the model knows it.")
 ]
@@ -107,6 +114,7 @@ class Asked:
     epochs: Epochs = TUNE.epochs
     batch_size: BatchSize = TUNE.batch_size
     learning_rate: Rate = TUNE.learning_rate
+    target: Learned = "vanilla"
     vanilla_epochs: VanillaEpochs = 0
     frozen: Frozen = ALL_FROZEN
     augment: Augment = True
@@ -122,16 +130,20 @@ class Asked:
     def config(self) -> TuneConfig:
         if self.reducer not in ("merging", "pruning"):
             raise ValueError(f"reducer {self.reducer!r}: merging or pruning is wanted")
+        if self.target not in ("vanilla", "labels"):
+            raise ValueError(f"target {self.target!r}: vanilla or labels is wanted")
         chosen: ReducerName = "merging" if self.reducer == "merging" else "pruning"
+        target: Target = "vanilla" if self.target == "vanilla" else "labels"
         train = dataclasses.replace(
             TUNE,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             augment=self.augment,
+            warmup_epochs=self.epochs / 10,  # Adam's first steps are long, however little there is to mend
         )
         frozen = tuple(part.strip() for part in self.frozen.split(",") if part.strip())
-        return TuneConfig(train, chosen, frozen, self.seed)
+        return TuneConfig(train, chosen, frozen, self.seed, target)
 
     @cached_property
     def recipe(self) -> TaskRecipe:

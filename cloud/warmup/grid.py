@@ -119,6 +119,7 @@ class Grid:
             },
             "numbers": self.numbers,
             "train": dataclasses.asdict(self.config.train),
+            "target": self.config.target,
             "time_share": self.time_share,
             "storage_budget_bytes": None if self.storage_budget_bytes == UNBOUNDED else self.storage_budget_bytes,
             "versions": {"isthmus": __version__, "torch": torch.__version__, "numpy": np.__version__},

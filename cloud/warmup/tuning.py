@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,24 @@ FROZEN: Final = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_to
 PROBE_STEPS: Final = 3
 
 Losses = Callable[[Sequence[Tensor]], Tensor]
+Target = Literal["vanilla", "labels"]
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """``frozen``: beginnings of parameters' names (timm's) that stay as they are."""
+    """``frozen``: beginnings of parameters' names (timm's) that stay as they are.
+
+    ``target``: what a merging model learns. "labels" is the paper's; "vanilla" the answers that the vanilla model gives
+    to the same pictures with all of its tokens (Kullback-Leibler divergence), which say of every class what reduction
+    made the model forget: within few steps that wins back more (docs/results/warm-up), for a forward pass more of the
+    vanilla model. A pruning model always learns from both (pruning_training.py).
+    """
 
     train: TrainConfig = TUNE
     reducer: ReducerName = "merging"
     frozen: tuple[str, ...] = FROZEN
     seed: int = 0
+    target: Target = "vanilla"
 
 
 DEFAULT: Final = TuneConfig()
@@ -174,14 +182,20 @@ def learning_of(
     """The pictures and the loss with which ``model`` is tuned."""
     train = config.train
     pictures = Pictures(subject.learning, subject.pixels, augment=train.augment, seed=config.seed)
+    teacher = subject.model.to(subject.device).eval().requires_grad_(False)
     if isinstance(model.reducer, Pruning):
-        teacher = subject.model.to(subject.device).eval().requires_grad_(False)
         return PrunedPictures(pictures, model.reducer, config.seed), PruningLoss(model, teacher, number, train)
 
-    def loss(batch: Sequence[Tensor]) -> Tensor:
+    def from_labels(batch: Sequence[Tensor]) -> Tensor:
         return functional.cross_entropy(model(batch[0], -number), batch[1], label_smoothing=train.label_smoothing)
 
-    return pictures, loss
+    def from_vanilla(batch: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            told_BC = teacher(batch[0]).log_softmax(dim=-1)
+        log_BC = model(batch[0], -number).log_softmax(dim=-1)
+        return functional.kl_div(log_BC, told_BC, reduction="batchmean", log_target=True)
+
+    return pictures, from_labels if config.target == "labels" else from_vanilla
 
 
 @dataclass(frozen=True)

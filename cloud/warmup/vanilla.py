@@ -49,7 +49,12 @@ def vanilla_subject(
     headed = with_head(model, len(recipe.classes), config.seed)
     subject = Subject(recipe.name, recipe.classes, headed, pixels, learning, profiling, device)
     path = folder / "vanilla.safetensors"
-    whole = TuneConfig(dataclasses.replace(config.train, epochs=epochs), frozen=(), seed=config.seed)
+    whole = TuneConfig(
+        dataclasses.replace(config.train, epochs=epochs, warmup_epochs=0.0),
+        frozen=(),
+        seed=config.seed,
+        target="labels",
+    )
     key = subject.key(whole)
     with in_turn(folder / "vanilla.lock"):  # several processes may evaluate in one folder
         if not _is_of(path, key):

@@ -71,7 +71,7 @@ def _tuning(report: Report, source: str, numbers: list[int], batch: int, repeats
     pictures = LabelledImages(rng.integers(0, 256, (2 * batch, side, side, 3), np.uint8), labels_N)
     pixels = PixelSpec(side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     subject = Subject("bench", CLASSES, elastic, pixels, pictures, pictures, torch.device("cpu"))
-    config = TuneConfig(replace(TUNE, batch_size=batch))
+    config = TuneConfig(replace(TUNE, batch_size=batch), target="labels")
     timings = interleaved({str(number): one_step(subject, number, config) for number in numbers}, repeats=repeats)
     counted = start(subject, config)
     off_s = timings["0"].cpu_s.median

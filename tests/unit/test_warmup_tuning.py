@@ -49,6 +49,28 @@ def test_tuning_learns_and_leaves_the_embedding_and_the_vanilla_model(tmp_path: 
     assert share > 0.7
 
 
+def test_the_vanilla_models_own_answers_are_learned_without_a_label(tmp_path: Path) -> None:
+    what, rng = subject(), np.random.default_rng(0)
+    noisy = rng.integers(0, 256, what.learning.pictures_NHWC.shape, np.uint8)  # tokens that are unlike when merged
+    what = replace(what, learning=replace(what.learning, pictures_NHWC=noisy))
+    with torch.no_grad():
+        what.model.vit.head.weight.mul_(1_000)  # answers that differ from picture to picture
+    wrong = replace(what, learning=replace(what.learning, labels_N=1 - what.learning.labels_N))
+    images = torch.from_numpy(what.pixels.standardise(noisy))
+    told_BC = what.model(images).softmax(dim=-1)
+
+    def apart(model: ElasticViT) -> float:
+        with torch.no_grad():
+            return float(functional.kl_div(model(images, -8).log_softmax(dim=-1), told_BC, reduction="batchmean"))
+
+    config = quick(epochs=6, target="vanilla")
+    tuned, _ = tune(what, 8, config, folder=tmp_path / "right")
+    assert apart(tuned) < apart(what.model) / 2
+    again, _ = tune(wrong, 8, config, folder=tmp_path / "wrong")
+    for name, tensor in tensors_of_model(tuned).items():
+        assert torch.equal(tensors_of_model(again)[name], tensor), name
+
+
 def test_a_killed_run_ends_as_an_undisturbed_one_and_its_seconds_count(tmp_path: Path) -> None:
     for reducer, number in (("merging", 6), ("pruning", 50)):
         config = quick("merging" if reducer == "merging" else "pruning", epochs=2)

@@ -8,7 +8,7 @@ import torch
 from isthmus.cloud.elastic.timm_import import VisionTransformer
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup.store import ReducerName
-from isthmus.cloud.warmup.tuning import TUNE, Subject, TuneConfig
+from isthmus.cloud.warmup.tuning import TUNE, Subject, Target, TuneConfig
 from isthmus.data.images import LabelledImages, PixelSpec
 
 PIXELS = PixelSpec(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -34,5 +34,7 @@ def subject() -> Subject:
     )
 
 
-def quick(reducer: ReducerName = "merging", epochs: int = 2, seed: int = 0) -> TuneConfig:
-    return TuneConfig(replace(TUNE, epochs=epochs, batch_size=8, learning_rate=1e-3), reducer, seed=seed)
+def quick(reducer: ReducerName = "merging", epochs: int = 2, seed: int = 0, target: Target = "labels") -> TuneConfig:
+    """From labels, since the vanilla model of ``subject`` knows nothing."""
+    train = replace(TUNE, epochs=epochs, batch_size=8, learning_rate=1e-3)
+    return TuneConfig(train, reducer, seed=seed, target=target)
