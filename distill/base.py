@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from isthmus.distill.export import export_student
@@ -56,7 +55,7 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     part = release.base_dir.with_name("base.part")
     student = release.student(0)
     export_student(release, student, heads, part)
-    everything = np.arange(len(release.public.names), dtype=np.int64)
+    everything = Selection.whole(len(release.public.names))
     measured = measure_public(release, student, heads, everything, device)
     (part / "measured.json").write_text(json.dumps(asdict(measured)))
     part.replace(release.base_dir)

@@ -7,7 +7,9 @@ import torch
 from isthmus.distill.evaluate import bank_probabilities, student_outputs
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.personalise import clips_of_heads
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
 from isthmus.proto.messages import PublicMeasure
 
 FEWEST_CLIPS = 50
@@ -39,20 +41,39 @@ def measured_rows(
     return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).astype(np.int64)]
 
 
+def head_shares(release: Release, selection: Selection) -> tuple[float, ...]:
+    """Share of each class among the clips that heads were trained on, where those are all public clips, each counting
+    alike; else empty: a few epochs on a selection do not teach a head how rare it made a class, so that who corrects
+    for it spoils the answers (docs/log.md)."""
+    learned = clips_of_heads(release, selection)
+    if learned.weighted or len(learned) < len(release.public.names):
+        return ()
+    labels_N = release.labels()
+    counts_C = np.bincount(labels_N[labels_N >= 0], minlength=len(release.recipe.classes))
+    return tuple((counts_C / counts_C.sum()).tolist())
+
+
 def measure_public(
     release: Release,
     student: EncoderPair,
     heads: HeadBank,
-    selected_S: npt.NDArray[np.int64],
+    selection: Selection,
     device: torch.device,
 ) -> PublicMeasure:
-    """Accuracy and ATC threshold of the student's local head (the least compressed of ``heads``) on public clips.
+    """Accuracy and ATC threshold of the student's local head (the least compressed of ``heads``) on public clips, and
+    its ``head_shares``, given what the student was distilled on.
 
     Raises ValueError where no public clip has a label.
     """
-    rows = measured_rows(release.labels(), selected_S)
+    labels_N = release.labels()
+    rows = measured_rows(labels_N, selection.indices_S)
     outputs = student_outputs(student, release.teacher_head.to(device), release.public.subset(rows), device)
     probabilities_NC = bank_probabilities(heads, outputs, heads.local_ratio)
-    right_N = probabilities_NC.argmax(axis=1) == release.labels()[rows]
+    right_N = probabilities_NC.argmax(axis=1) == labels_N[rows]
     threshold = atc_threshold(probabilities_NC.max(axis=1), right_N)
-    return PublicMeasure(clips=len(rows), accuracy=float(right_N.mean()), atc_threshold=threshold)
+    return PublicMeasure(
+        clips=len(rows),
+        accuracy=float(right_N.mean()),
+        atc_threshold=threshold,
+        class_shares=head_shares(release, selection),
+    )

@@ -179,6 +179,12 @@ def averaged(began: EncoderPair, student: EncoderPair, keep: float) -> EncoderPa
     return student
 
 
+def clips_of_heads(release: Release, selection: Selection) -> Selection:
+    """What heads are trained on where the student was distilled on ``selection``, by the recipe's ``heads_on``."""
+    every = release.recipe.personalise.heads_on == "all"
+    return Selection.whole(len(release.public.names)) if every else selection
+
+
 def train_heads(
     release: Release,
     student: EncoderPair,
@@ -198,8 +204,7 @@ def train_heads(
     """
     recipe = release.recipe
     device = device or pick_device()
-    if recipe.personalise.heads_on == "all":
-        selection = Selection.whole(len(release.public.names))
+    selection = clips_of_heads(release, selection)
     order_S = np.argsort(selection.indices_S, kind="stable")
     clips = release.public.subset(selection.indices_S[order_S])
     weights_S = selection.weights_S[order_S] if selection.weighted else None

@@ -118,6 +118,14 @@ def run(
             "where it would not pay. Without the guard a worse student is taken like a better one.",
         ),
     ] = True,
+    habits: Annotated[
+        bool,
+        typer.Option(
+            "--habits/--no-habits",
+            help="Estimate on this device alone, from unlabelled selection clips, how often you are in each "
+            "state, and answer accordingly.",
+        ),
+    ] = True,
     again: Annotated[bool, typer.Option("--again", help="Personalise anew, from the present student.")] = False,
     name: NameOption = THIS_MACHINE,
     enrolment_key_file: KeyFileOption = None,
@@ -149,6 +157,7 @@ def run(
             seed=seed,
             rounds=rounds,
             guard=guard,
+            habits=habits,
             choices=PrototypeChoices(min_cluster, clips_per_cluster, mode, noise),
         )
         link = GrpcLink(open_channel(cloud, tls=tls, tls_ca=tls_ca))

@@ -84,6 +84,7 @@ class DeviceRun:
             offered = ", ".join(ratio_name(ratio) for ratio in manifest.ratios)
             raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
         encoder = runtime.encoder(state.active_id)
+        habits = runtime.habits(state.active_id)
         # Only to tell whether refusing it was right, on clips whose label is known.
         refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
         number_type = self._config.number_type
@@ -97,12 +98,13 @@ class DeviceRun:
                 encoded = encode(encoder, taken, runtime.spec, runtime.clock)
                 result = self._result(encoded.name, encoded.label)
                 result.encoded = encoded
-                result.local = answer_locally(encoder, encoded.features, runtime.clock)
+                result.plain = answer_locally(encoder, encoded.features, runtime.clock)
+                result.local = result.plain.under(habits)
                 if refused is not None and encoded.label is not None:
                     of_refused = encode(refused, taken, runtime.spec, runtime.clock).features
                     result.refused = answer_locally(refused, of_refused, runtime.clock)
                 for setting in settings:
-                    result.cloud[setting.ratio] = answers.ask(encoded.features, setting)
+                    result.cloud[setting.ratio] = answers.ask(encoded.features, setting).under(habits)
                     if result.cloud[setting.ratio].probabilities_C is not None:
                         runtime.note_link(Answered())
                 runtime.observer.on_clip(done, len(self._plan.test))
@@ -144,6 +146,7 @@ class DeviceRun:
             verdict=state.verdict,
             refused_id=state.refused_id,
             compared=self._compared(state),
+            habits=runtime.habits(state.active_id),
             link=self._link_facts(ratios),
         )
         return build_report(facts, [self._results[name] for name in sorted(self._results)])

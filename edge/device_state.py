@@ -4,17 +4,20 @@
     <root>/agent.json         the agent's state after its last step
     <root>/ledger.json        every upload of prototypes: what left the device, and the privacy budget it spent
     <root>/verdict.json       the last comparison of a new student with the one in use
+    <root>/habits.json        how often this user is in each state, as each student in use reads it; never sent
 
 Each file is replaced as a whole by one rename, so a kill leaves the old or the new one.
 """
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from isthmus.edge.agent import Phase, Purpose, State
+from isthmus.edge.habits import Habits
 from isthmus.edge.student_slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb
 from isthmus.proto.errors import Corrupt, IsthmusError
@@ -118,6 +121,21 @@ class DeviceState:
 
     def save_verdict(self, verdict: StoredVerdict) -> None:
         self._write("verdict.json", asdict(verdict))
+
+    def habits(self) -> dict[str, Habits]:
+        """By student id."""
+        raw = self._read("habits.json") or {"students": []}
+        try:
+            known = [
+                Habits(**{**one, "shares": tuple(one["shares"]), "trained": tuple(one["trained"])})
+                for one in raw["students"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise self._corrupt("habits.json") from error
+        return {one.student_id: one for one in known}
+
+    def save_habits(self, habits: Iterable[Habits]) -> None:
+        self._write("habits.json", {"students": [asdict(one) for one in habits]})
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.root / name

@@ -5,7 +5,7 @@ local answer and says so.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from isthmus.data.transforms import InputSpec, evaluation_frames
 from isthmus.edge.capture import Clock, Taken
 from isthmus.edge.compression import LinkEstimate, Setting, observe_answer
 from isthmus.edge.encoder import StudentEncoder
+from isthmus.edge.habits import Habits
 from isthmus.edge.link import InferSession, Link
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import InvalidInput, IsthmusError, TooLate, Unavailable
@@ -49,6 +50,12 @@ class Answer:
     @property
     def predicted(self) -> int | None:
         return None if self.probabilities_C is None else int(self.probabilities_C.argmax())
+
+    def under(self, habits: Habits | None) -> "Answer":
+        """As it reads for this device's user; itself where nothing is known of them, or there is no answer."""
+        if habits is None or self.probabilities_C is None:
+            return self
+        return replace(self, probabilities_C=habits.answer(self.probabilities_C))
 
 
 OnFailure = Callable[[IsthmusError], None]

@@ -37,6 +37,7 @@ class LiveAnswers:
         self._runtime = runtime
         self._spec = runtime.spec
         self._encoder = runtime.encoder(active_id)
+        self._habits = runtime.habits(active_id)
         self._policy = make_policy(manifest.feature_width, manifest.ratios, tuple(NumberType), latency_budget_s)
         self._cloud = CloudAnswers(
             runtime.link,
@@ -56,12 +57,13 @@ class LiveAnswers:
         features = encode(self._encoder, taken, self._spec, self._runtime.clock).features
         self._setting = self._choose()
         if self._setting is not None:
-            answer = self._cloud.ask(features, self._setting)
+            answer = self._cloud.ask(features, self._setting).under(self._habits)
             if answer.probabilities_C is not None:
                 self._runtime.note_link(Answered())
                 return LiveAnswer(taken.ref.name, answer, self._setting)
             self._runtime.note_link(Failed(Unavailable(answer.error), jitter))
-        return LiveAnswer(taken.ref.name, answer_locally(self._encoder, features, self._runtime.clock), None)
+        alone = answer_locally(self._encoder, features, self._runtime.clock).under(self._habits)
+        return LiveAnswer(taken.ref.name, alone, None)
 
     def close(self) -> None:
         self._cloud.close()

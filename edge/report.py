@@ -4,12 +4,13 @@ import json
 import resource
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isthmus.edge.device_state import LedgerEntry, StoredVerdict
 from isthmus.edge.download import Tally
+from isthmus.edge.habits import Habits
 from isthmus.edge.inference import Answer, Encoded, accuracy
 from isthmus.edge.student_slot import disk_errors
 from isthmus.proto.messages import Captured, JobStatus, ratio_name
@@ -20,13 +21,15 @@ FORMAT = 1
 @dataclass
 class ClipResult:
     """One test clip. ``before``: the student that personalisation began with, on the device alone; ``local``: the
-    finished student, likewise; ``cloud``: the finished student's features answered by the cloud, by ratio; ``refused``:
-    the student that was not taken, on the device alone, where the clip's label is known."""
+    finished student, likewise, knowing the user's habits, and ``plain``: not knowing them; ``cloud``: the finished
+    student's features answered by the cloud, by ratio, read with the habits; ``refused``: the student that was not
+    taken, on the device alone, where the clip's label is known."""
 
     name: str
     label: int | None
     before: Answer | None = None
     local: Answer | None = None
+    plain: Answer | None = None
     cloud: dict[float, Answer] = field(default_factory=dict)
     refused: Answer | None = None
     encoded: Encoded | None = None
@@ -66,6 +69,7 @@ class RunFacts:
     verdict: str
     refused_id: str
     compared: StoredVerdict | None
+    habits: Habits | None
     link: dict[str, float | str | None]
 
 
@@ -89,6 +93,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         },
         "failure": facts.failure,
         "guard": _guard(facts, clips),
+        "habits": None if facts.habits is None else asdict(facts.habits),
         "clips": {
             "selection": list(facts.selection_names),
             "test": [clip.name for clip in clips],
@@ -115,6 +120,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         "accuracy": {
             "before": accuracy([_predicted(clip.before) for clip in clips], labels),
             "local": accuracy([_predicted(clip.local) for clip in clips], labels),
+            "without_habits": accuracy([_predicted(clip.plain) for clip in clips], labels),
             "cloud": {
                 name: accuracy([_predicted(answer) for answer in answers], labels) for name, answers in cloud_of.items()
             },
@@ -184,7 +190,7 @@ def _guard(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any] | Non
     compared, accepted = facts.compared, not facts.refused_id
     labels = [clip.label for clip in clips]
     old = accuracy([_predicted(clip.before) for clip in clips], labels)
-    new = accuracy([_predicted(clip.local if accepted else clip.refused) for clip in clips], labels)
+    new = accuracy([_predicted(clip.plain if accepted else clip.refused) for clip in clips], labels)
     return {
         "accepted": accepted,
         "reason": facts.verdict,
@@ -225,6 +231,7 @@ def _prediction(clip: ClipResult) -> dict[str, Any]:
         "captured": clip.captured,
         "before": _predicted(clip.before),
         "local": _predicted(clip.local),
+        "plain": _predicted(clip.plain),
         "refused": _predicted(clip.refused),
         "cloud": {ratio_name(ratio): answer.predicted for ratio, answer in clip.cloud.items()},
         "cloud_errors": {ratio_name(ratio): answer.error for ratio, answer in clip.cloud.items() if answer.error},

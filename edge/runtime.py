@@ -20,6 +20,7 @@ from isthmus.edge.device_state import DeviceState, LedgerEntry, StoredVerdict
 from isthmus.edge.download import Tally, fetch_student
 from isthmus.edge.encoder import StudentEncoder, load_test
 from isthmus.edge.guard import Outputs, judge
+from isthmus.edge.habits import Habits, learn
 from isthmus.edge.link import Link
 from isthmus.edge.outbox import Entry, Outbox
 from isthmus.edge.selection_pass import PrototypeChoices, encode_selection, prototypes_from
@@ -36,13 +37,15 @@ class Stopped(IsthmusError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a person chooses. ``rounds`` 0 leaves it to the cloud. ``guard``: only a new student that pays is taken."""
+    """What a person chooses. ``rounds`` 0 leaves it to the cloud. ``guard``: only a new student that pays is taken.
+    ``habits``: answers know how often this user is in each state."""
 
     device_name: str
     enrolment_key: str = ""
     seed: int = 0
     rounds: int = 0
     guard: bool = True
+    habits: bool = True
     choices: PrototypeChoices = field(default_factory=PrototypeChoices)
 
 
@@ -183,12 +186,17 @@ class Runtime:
             self._encoder = (student_id, StudentEncoder(self.slot.installed(student_id).folder))
         return self._encoder[1]
 
+    def habits(self, student_id: str) -> Habits | None:
+        """What the selection clips told of this user through the student's eyes; None where nothing is known."""
+        return self._device.habits().get(student_id) if self.config.habits else None
+
     def make_prototypes(self, student_id: str) -> Prototypes:
         """Encodes the selection clips with the student. Raises BadPrototypes where too few can be used."""
         encoder = self.encoder(student_id)
         encoded = {name: features for name, (features,) in self._encode_selection((encoder,)).items()}
         if student_id == self.state.active_id:
             self._encoded = (student_id, encoded)  # Kept for the guard: a later student is compared with this one.
+            self._learn_habits(student_id, encoder, tuple(encoded.values()))
         return prototypes_from(
             tuple(encoded.values()),
             encoder,
@@ -249,6 +257,8 @@ class Runtime:
             case agent.Judge(old_id, new_id):
                 return self._judge(old_id, new_id)
             case agent.Swap(student_id):
+                if self.state.purpose is agent.Purpose.FINAL:
+                    self._know_habits(student_id)
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
                 return agent.Swapped(student_id)
@@ -320,6 +330,7 @@ class Runtime:
             return agent.Judged(new_id, False, "no selection clip could be used to compare the new student by")
         outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
         outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
+        self._learn_habits(new_id, new, [after for _, after in pairs])
         try:
             verdict = judge(outputs_old, outputs_new)
         except ValueError as error:
@@ -347,6 +358,26 @@ class Runtime:
             encoder.teacher_probabilities(features),
             None if measured is None else measured.atc_threshold,
         )
+
+    def _know_habits(self, student_id: str) -> None:
+        """Before a student is swapped in that no guard has seen on the selection clips, or whose run was cut short."""
+        if self.config.habits and student_id not in self._device.habits():
+            encoder = StudentEncoder(self.slot.installed(student_id).folder)
+            encoded = self._encode_selection((encoder,)).values()
+            self._learn_habits(student_id, encoder, [features for (features,) in encoded])
+
+    def _learn_habits(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> None:
+        """On disk as soon as they are known; those of students that are gone are forgotten."""
+        measured = self.slot.installed(student_id).manifest.measured
+        if not self.config.habits or measured is None or not measured.class_shares or not features:
+            return
+        found = learn(student_id, encoder.local_probabilities_of(features), measured.class_shares)
+        kept = {
+            name: one
+            for name, one in self._device.habits().items()
+            if name in (self.state.base_id, self.state.active_id)
+        }
+        self._device.save_habits({**kept, student_id: found}.values())
 
     def _fill_outbox(self, student_id: str, round: int) -> agent.Event:
         """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""

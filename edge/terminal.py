@@ -1,7 +1,7 @@
 """What a person at a terminal sees of a device: progress while it works, tables when it is done."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -82,6 +82,8 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("base student, on the device", _percent(accuracy["before"]), "0", "")
     local = _median(ms["encode"]), _median(ms["local_head"])
     finished = "base student again (the new one was refused)" if report["students"]["refused"] else "finished student"
+    if report["habits"] is not None:
+        table.add_row(f"{finished}, without habits", _percent(accuracy["without_habits"]), "0", _sum_ms(*local))
     table.add_row(f"{finished}, on the device", _percent(accuracy["local"]), "0", _sum_ms(*local))
     for ratio, value in accuracy["cloud"].items():
         parts = _median(ms["encode"]), _median(ms["compress"][ratio]), _median(ms["round_trip"][ratio])
@@ -89,6 +91,8 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
     console.print(table)
     if report["guard"] is not None:
         console.print(_verdict(report["guard"]), markup=False)
+    if report["habits"] is not None:
+        console.print(_habits(report["habits"], report["classes"]), markup=False)
     prototypes = report["prototypes"]
     console.print(
         f"What left: {report['bytes']['up']['prototypes']:,} bytes of prototypes "
@@ -120,6 +124,12 @@ def _verdict(guard: Mapping[str, Any]) -> str:
     return (
         f"{said} On the labelled test clips, alone: {measured}; the guard was {'right' if guard['right'] else 'wrong'}."
     )
+
+
+def _habits(habits: Mapping[str, Any], classes: Sequence[str]) -> str:
+    ranked = sorted(zip(habits["shares"], classes, strict=True), reverse=True)
+    named = ", ".join(f"{name} {share:.0%}" for share, name in ranked[:_SHOWN_SHARES])
+    return f"How often you are in each state, as {habits['clips']} clips tell (this stays on the device): {named}."
 
 
 def _percent(value: float | None) -> str:

@@ -274,11 +274,17 @@ def _file_facts(size_bytes: int, *hashes: bytes) -> None:
         raise InvalidInput("student file: the hash is not a SHA-256")
 
 
-def public_measure_from_pb(message: pb.PublicMeasure) -> PublicMeasure:
-    """Raises InvalidInput for a share or a threshold outside 0 to 1, or of no clips."""
+def public_measure_from_pb(message: pb.PublicMeasure, classes: int) -> PublicMeasure:
+    """Raises InvalidInput for a share or a threshold outside 0 to 1, of no clips, or shares that are none of so many
+    classes."""
     if message.clips < 1 or not (0 <= message.accuracy <= 1 and 0 <= message.atc_threshold <= 1):
         raise InvalidInput("student: what was measured on public clips is out of bounds")
-    return PublicMeasure(message.clips, message.accuracy, message.atc_threshold)
+    shares = tuple(message.class_shares)
+    if shares and (
+        len(shares) != classes or not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-3
+    ):
+        raise InvalidInput("student: the shares of its classes are no distribution over them")
+    return PublicMeasure(message.clips, message.accuracy, message.atc_threshold, shares)
 
 
 def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
@@ -317,7 +323,9 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         input_spec_json=_text("input spec", message.input_spec_json),
         feature_width=_feature_width(message.feature_width),
         created_s=message.created_s,
-        measured=public_measure_from_pb(message.measured) if message.HasField("measured") else None,
+        measured=public_measure_from_pb(message.measured, len(message.classes))
+        if message.HasField("measured")
+        else None,
     )
 
 

@@ -26,6 +26,7 @@ from isthmus.proto.messages import (
     Enrolment,
     InferReply,
     JobStatus,
+    PublicMeasure,
     SignedManifest,
     Stage,
     StudentFile,
@@ -88,7 +89,9 @@ class TinyStudents:
                 made[f"compressor_r{ratio_name(ratio)}.onnx"] = _compressor(width, compressed_width(width, ratio), rng)
         return made
 
-    def signed(self, student_id: str, kind: str, files: Mapping[str, bytes]) -> SignedManifest:
+    def signed(
+        self, student_id: str, kind: str, files: Mapping[str, bytes], measured: PublicMeasure | None = None
+    ) -> SignedManifest:
         manifest = StudentManifest(
             student_id=student_id,
             kind=kind,
@@ -98,6 +101,7 @@ class TinyStudents:
             input_spec_json=self.spec.to_json(),
             feature_width=FEATURE_WIDTH,
             created_s=1.0,
+            measured=measured,
         )
         manifest_bytes = manifest_to_bytes(manifest)
         return SignedManifest(manifest_bytes, self.key.sign(manifest_bytes))

@@ -49,7 +49,7 @@ class DistillLearning:
             seed=work.seed,
             on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
         )
-        measured = measure_public(self._release, student, bank, work.selection.indices_S, pick_device())
+        measured = measure_public(self._release, student, bank, work.selection, pick_device())
         write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)).encode())
         part = heads.with_name(f"{heads.name}.part")
         bank.save(part)

@@ -20,6 +20,8 @@ def client_outcome(
     clips = [clip for clip in report["predictions"] if clip["label"] is not None]
     sent = report["bytes"]["up_per_clip"]
     names = [ratio_name(ratio) for ratio in ratios]
+    refused = report["students"]["refused"]
+    finished = "base student again (its own was refused)" if refused else "own student"
     answering = [
         Answering("base student, on the device", _right(clips, "before"), len(clips), None, 0.0),
         *(
@@ -33,9 +35,14 @@ def client_outcome(
             for ratio in names
         ),
         Answering(
-            "base student again (its own was refused)"
-            if report["students"]["refused"]
-            else "own student, on the device",
+            f"{finished}, without habits",
+            _right(clips, "plain"),
+            len(clips),
+            _median(clip["ms"]["local"] for clip in clips),
+            0.0,
+        ),
+        Answering(
+            f"{finished}, on the device",
             _right(clips, "local"),
             len(clips),
             _median(clip["ms"]["local"] for clip in clips),

@@ -7,6 +7,7 @@ from typing import Any
 from isthmus.experiments import figures, tables
 from isthmus.experiments.cells import SCENARIOS, Asked, Cell
 from isthmus.experiments.guarding import guard_part
+from isthmus.experiments.habits import habits_part
 from isthmus.experiments.knee import knee
 from isthmus.experiments.methods import METHODS, PAPER
 from isthmus.experiments.report import Section
@@ -102,4 +103,4 @@ def sections(
         if len({getattr(c.asked, key) for c in own}) > 1:
             table = tables.by_setting(own, key, name, f"Accuracy by {label}")
             found.append(Section(title, (table,), {key: figures.accuracy_by(own, key, label)}))
-    return [*found, *guard_part(standard, outputs)]
+    return [*found, *guard_part(standard, outputs), *habits_part(standard, outputs)]

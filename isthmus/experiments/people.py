@@ -7,6 +7,7 @@ from isthmus.data.clip import Listing
 from isthmus.experiments import figures, tables
 from isthmus.experiments.cells import Asked, Cell
 from isthmus.experiments.guarding import guard_part
+from isthmus.experiments.habits import habits_part
 from isthmus.experiments.report import Section
 
 
@@ -37,4 +38,5 @@ def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str
             "Each person is the one client of a release whose teacher, students and public clips never saw them.",
         ),
         *guard_part(cells, outputs),
+        *habits_part(cells, outputs),
     ]

@@ -195,14 +195,16 @@ class StudentPatch(_message.Message):
     def __init__(self, base_sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class PublicMeasure(_message.Message):
-    __slots__ = ("clips", "accuracy", "atc_threshold")
+    __slots__ = ("clips", "accuracy", "atc_threshold", "class_shares")
     CLIPS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     ATC_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    CLASS_SHARES_FIELD_NUMBER: _ClassVar[int]
     clips: int
     accuracy: float
     atc_threshold: float
-    def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ...) -> None: ...
+    class_shares: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ..., class_shares: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class StudentManifest(_message.Message):
     __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured")

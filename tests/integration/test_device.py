@@ -25,7 +25,7 @@ from isthmus.edge.live import LiveAnswers
 from isthmus.edge.report import write_report
 from isthmus.edge.runtime import Observer, RunConfig, Runtime, Stopped
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
-from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
+from isthmus.proto.messages import Chunk, InferReply, JobStatus, PublicMeasure, Stage, UploadMode
 from tests.integration.conftest import TAKES
 
 
@@ -310,6 +310,40 @@ def test_without_the_guard_any_student_is_taken_and_the_state_says_so(
         "not compared with the student before: the guard is off",
     )
     assert state.verdict() is None
+
+
+def telling_shares(students: Any) -> MemoryCloud:
+    """A cloud whose base and final student say what their heads were trained on."""
+    cloud: MemoryCloud = students.cloud()
+    for seed, kind in enumerate(("base", "interim", "final")):
+        if kind != "interim":
+            measured = PublicMeasure(100, 0.8, 0.5, (0.98, 0.01, 0.01))
+            cloud.students[kind] = students.signed(kind, kind, students.files(kind, seed), measured)
+    return cloud
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_answers_know_the_users_habits_unless_that_is_unwanted(
+    students: Any, plan: ClipPlan, tmp_path: Path, guard: bool
+) -> None:
+    cloud = telling_shares(students)
+    runtime, state, _ = device(tmp_path / "knowing", cloud, plan, guard=guard)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
+    active = runtime.state.active_id
+    habits = runtime.habits(active)
+    assert habits is not None
+    assert report["habits"]["shares"] == habits.shares
+    assert habits.clips == 8 and {"base", active} <= set(state.habits())
+    for prediction in report["predictions"]:
+        for answer_C in (prediction["probabilities"]["local"], prediction["probabilities"]["cloud"]["1"]):
+            assert sum(answer_C) == pytest.approx(1, abs=1e-4)
+    again = device(tmp_path / "knowing", cloud, plan, guard=guard)[0]
+    assert again.habits(active) == habits, "a restart knows them"
+
+    off, off_state, _ = device(tmp_path / "not", cloud, plan, config=RunConfig("kiosk", seed=1, habits=False))
+    plain: Any = DeviceRun(off, off_state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
+    assert plain["habits"] is None and off_state.habits() == {}
+    assert [one["local"] for one in plain["predictions"]] == [one["plain"] for one in plain["predictions"]]
 
 
 def test_a_failed_job(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -89,7 +89,12 @@ def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> 
     assert len(on_selection.labels_N) == cluster.selection_clips
     np.testing.assert_allclose(on_test.new_local_NC.sum(axis=1), 1, atol=1e-4)
     page = (tmp_path / "report.html").read_text()
-    assert "Tables 5.2 and 5.4" in page and "guard" in page and "data:image/png;base64," in page
+    assert (
+        "Tables 5.2 and 5.4" in page
+        and "guard" in page
+        and "Simulated users of few classes" in page
+        and "data:image/png;base64," in page
+    )
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from isthmus.data.label_shift import class_prior
 from isthmus.distill.selection import STRATEGIES, Public, Selection, Wanted, class_oracle, nearest, turns
 from isthmus.distill.selection.density import MOST, NEGLIGIBLE
-from isthmus.distill.selection.prior import class_prior, client_prior, own_prior
+from isthmus.distill.selection.prior import client_prior, own_prior
 from isthmus.distill.selection.quota import largest_remainder, quotas
 from isthmus.distill.selection.space import by_both, by_probability
 from isthmus.distill.selection.transport import EPSILON, _round, sinkhorn

@@ -1,0 +1,54 @@
+"""PURE: how often this device's user is in each state, read from the student's own answers to unlabelled clips.
+
+A student's heads answer as if states came as often as in the clips they were trained on. One user is mostly calm,
+another never disgusted; an answer that knows so is right more often. The estimate is made on the device, stays there,
+and changes answers alone, those of the cloud as well: no student, no upload and no cloud knows of it.
+
+Axes: N selection clips, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from isthmus.data.label_shift import LEAST_SHARE, adapted, class_prior
+from isthmus.proto.messages import FloatArray
+
+PSEUDO_CLIPS: Final = 1.0
+"""For each clip seen, of those that the estimate is held back by."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """``shares``: how often each class comes to this user, as ``clips`` clips tell; ``trained``: how often to the heads
+    of student ``student_id`` when they were trained. Both sum to 1."""
+
+    student_id: str
+    clips: int
+    shares: tuple[float, ...]
+    trained: tuple[float, ...]
+
+    def answer(self, probabilities_C: FloatArray) -> FloatArray:
+        """The student's answer (C,), by its heads here or in the cloud, as it reads for this user."""
+        answer_C: FloatArray = adapted(probabilities_C[np.newaxis], np.array(self.shares), np.array(self.trained))[0]
+        return answer_C
+
+
+def learn(
+    student_id: str, local_NC: FloatArray, trained: Sequence[float], *, pseudo_clips: float = PSEUDO_CLIPS
+) -> Habits:
+    """From the local head's answers to the selection clips. Raises ValueError where there is none, or no number.
+
+    The prior that makes the answers likeliest, by EM, with ``pseudo_clips`` for each clip that follow ``trained``: a
+    student that is wrong about a person is wrong in the same way every time, which EM takes for a habit, so its word
+    counts half (docs/results/personalisation compares weights). The teacher's head on the student's features, which
+    prototypes are made of, serves worse here: it is the surer and the less right of the two.
+    """
+    clips = len(local_NC)
+    if not clips or not np.isfinite(local_NC).all():
+        raise ValueError("no clips, or answers that are no numbers, to learn habits from")
+    own_C = np.asarray(trained, np.float64)
+    shares_C = class_prior(local_NC, np.ones(clips), np.maximum(own_C, LEAST_SHARE), pseudo_clips=pseudo_clips * clips)
+    return Habits(student_id, clips, tuple(shares_C.tolist()), tuple(own_C.tolist()))
