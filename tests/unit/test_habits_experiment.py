@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from isthmus.experiments.cells import Outputs
-from isthmus.experiments.habits import habits_part, user_of
+from isthmus.experiments.cells import Cell, Outputs
+from isthmus.experiments.habits import Pair, habits_part, user_of
 from tests.unit.test_paired import cell
 
 CLASSES = 4
@@ -22,8 +22,9 @@ def outputs(seed: int, clips: int) -> Outputs:
     return Outputs(answers_NC, answers_NC, answers_NC, answers_NC, labels_N)
 
 
-def people() -> tuple[list, dict]:
-    cells, found = [], {}
+def people() -> tuple[list[Cell], dict[str, Pair]]:
+    cells: list[Cell] = []
+    found: dict[str, Pair] = {}
     for place, client in enumerate("abcd"):
         for method in ("all", "kept", "cluster"):
             made = cell(client, method, 0, 0.5, selected_per_class=(10.0,) * CLASSES)
