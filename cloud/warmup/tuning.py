@@ -138,13 +138,16 @@ def tune(
     on_epoch: OnEpoch = ignore_epochs,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ElasticViT, float]:
-    """The model tuned at ``number``, and the seconds it took, those before an interruption included.
+    """The model tuned at ``number``, and the seconds it took, those before an interruption included. Number 0 learns
+    nothing from the vanilla model's answers, which it gives already: with that target it is that model, in no time.
 
     Raises GivenUp as soon as the next epoch would pass ``allowance_s``; ValueError for a number that the tokens do not
     allow; TrainingDiverged; CheckpointError where ``folder`` is of another run, or the disk is full.
     """
     model = start(subject, config)
     check_numbers([number], model)
+    if number == 0 and config.target == "vanilla" and config.reducer == "merging":
+        return model.eval().requires_grad_(False), 0.0
     dataset, loss = learning_of(subject, model, number, config)
     timing = folder / f"{number}.seconds.json"
     before_s = _seconds(timing)

@@ -66,6 +66,8 @@ def test_the_vanilla_models_own_answers_are_learned_without_a_label(tmp_path: Pa
     config = quick(epochs=6, target="vanilla")
     tuned, _ = tune(what, 8, config, folder=tmp_path / "right")
     assert apart(tuned) < apart(what.model) / 2
+    same, seconds = tune(what, 0, config, folder=tmp_path / "same")
+    assert seconds == 0 and apart(same) == apart(what.model)
     again, _ = tune(wrong, 8, config, folder=tmp_path / "wrong")
     for name, tensor in tensors_of_model(tuned).items():
         assert torch.equal(tensors_of_model(again)[name], tensor), name
