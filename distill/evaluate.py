@@ -24,6 +24,10 @@ class StudentOutputs:
     visual_ND: Floats
     probabilities_NC: Floats
 
+    def only(self, rows_S: npt.NDArray[np.int64]) -> "StudentOutputs":
+        """Of some of the clips."""
+        return StudentOutputs(self.audio_ND[rows_S], self.visual_ND[rows_S], self.probabilities_NC[rows_S])
+
 
 def student_outputs(
     student: EncoderPair, teacher_head: FusionHead, clips: ClipArrays, device: torch.device

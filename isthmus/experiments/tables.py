@@ -118,26 +118,6 @@ def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], titl
     return Table(title, ("person left out", "clips", *methods), tuple(rows), note)
 
 
-def made_worse(cells: Sequence[Cell], title: str) -> Table:
-    """How many updates left their user worse off than the base student, by method."""
-    rows = []
-    for method in in_order(c.asked.method for c in cells):
-        own = pick(cells, method=method)
-        worse = [c for c in own if c.plain < c.before]
-        gains = [c.plain - c.before for c in own]
-        found = spread([100 * gain for gain in gains])
-        rows.append(
-            (
-                method,
-                str(len(own)),
-                f"{100 * len(worse) / len(own):.0f} %",
-                f"{100 * sum(gain > 0 for gain in gains) / len(own):.0f} %",
-                f"{found.mean:+.1f}",
-            )
-        )
-    return Table(title, ("method", "updates", "worse", "better", "mean change, points"), tuple(rows))
-
-
 def by_mask(cells: Sequence[Cell], title: str) -> Table:
     """Accuracy of each method where every clip lacks its sound, or its picture, or nothing."""
     masks = list(cells[0].masks)

@@ -113,10 +113,10 @@ def _make_cell(task: CellTask, folder: Path) -> None:
     )
     labels_T = np.asarray(test_clips.labels_N)
     after = student_outputs(student, release.teacher_head, test_clips, device)
-    before = student_outputs(start, release.teacher_head, test_clips, device)
-    on_test = _both(before, start_heads, after, heads, labels_T)
+    before = _before(task.release, task.clips, asked.seed, task.device)
+    on_test = _both(before.only(tested), start_heads, after, heads, labels_T)
     on_selection = _both(
-        student_outputs(start, release.teacher_head, selection_clips, device),
+        before.only(chosen),
         start_heads,
         student_outputs(student, release.teacher_head, selection_clips, device),
         heads,
@@ -187,6 +187,13 @@ def _clips(folder: str) -> ClipArrays:
 @functools.lru_cache(maxsize=4)
 def _base(release: str, seed: int) -> tuple[EncoderPair, HeadBank]:
     return _release(release).student(seed), base_heads(_release(release), seed, CPU)
+
+
+@functools.lru_cache(maxsize=8)
+def _before(release: str, clips: str, seed: int, device: str) -> StudentOutputs:
+    """The base student on all of a client's clips: the same for every method."""
+    opened = _release(release)
+    return student_outputs(opened.student(seed), opened.teacher_head, _clips(clips), torch.device(device))
 
 
 @functools.lru_cache(maxsize=8)
