@@ -11,15 +11,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.cloud.elastic.prompts import Pictures
 from isthmus.cloud.elastic.pruning import Pruning
+from isthmus.cloud.elastic.runner import ElasticRunner
+from isthmus.cloud.elastic.tasks import FloatArray
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup.profiling import check_numbers, check_pictures
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss
@@ -42,6 +46,7 @@ TUNE: Final = TrainConfig(
 """The paper's 30 epochs; it does not say with which optimiser and rate."""
 FROZEN: Final = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token", "norm_pre.")
 PROBE_STEPS: Final = 3
+ANSWERS_BATCH: Final = 100
 
 Losses = Callable[[Sequence[Tensor]], Tensor]
 Target = Literal["vanilla", "labels"]
@@ -53,8 +58,9 @@ class TuneConfig:
 
     ``target``: what a merging model learns. "labels" is the paper's; "vanilla" the answers that the vanilla model gives
     to the same pictures with all of its tokens (Kullback-Leibler divergence), which say of every class what reduction
-    made the model forget: within few steps that wins back more (docs/results/warm-up), for a forward pass more of the
-    vanilla model. A pruning model always learns from both (pruning_training.py).
+    made the model forget. Where there are not many more pictures than the vanilla model learned from, that wins back
+    more (docs/results/warm-up). The vanilla model answers each picture once, before anything is timed; where pictures
+    are augmented, in every step. A pruning model always learns from both (pruning_training.py).
     """
 
     train: TrainConfig = TUNE
@@ -86,10 +92,32 @@ class Subject:
         check_pictures("the pictures to learn from", self.learning, self.classes, self.model)
         check_pictures("the profiling set", self.profiling, self.classes, self.model)
 
+    @cached_property
+    def answers_NC(self) -> Tensor:
+        """The vanilla model's logits on the pictures to learn from, with all tokens; computed once."""
+        runner = ElasticRunner(self.model, self.pixels, device=str(self.device), graphs=False)
+        task, pictures_NHWC = runner.own_task(), self.learning.pictures_NHWC
+        answers: list[FloatArray] = []
+        for first in range(0, len(self.learning), ANSWERS_BATCH):
+            batch_BHWC = pictures_NHWC[first : first + ANSWERS_BATCH]
+            answers += runner.answer(batch_BHWC, 0, [task] * len(batch_BHWC))
+        return torch.from_numpy(np.stack(answers))
+
     def key(self, config: TuneConfig) -> str:
         """16 hex digits over all that a tuned model hangs on, its number aside."""
         parts = [state_hash([self.model]), repr(config), repr(self.pixels), self.learning.digest(), str(self.classes)]
         return digest(parts)[:16]
+
+
+class Taught(SeededDataset[Sequence[Tensor]]):
+    """Pictures and labels with the vanilla model's answer to each, (C,)."""
+
+    def __init__(self, pictures: Pictures, answers_NC: Tensor, seed: int):
+        super().__init__(len(pictures), seed)
+        self._pictures, self._answers_NC = pictures, answers_NC
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
+        return *self._pictures.sample(index, rng), self._answers_NC[index]
 
 
 class GivenUp(Exception):
@@ -193,12 +221,17 @@ def learning_of(
         return functional.cross_entropy(model(batch[0], -number), batch[1], label_smoothing=train.label_smoothing)
 
     def from_vanilla(batch: Sequence[Tensor]) -> Tensor:
-        with torch.no_grad():
-            told_BC = teacher(batch[0]).log_softmax(dim=-1)
+        if len(batch) > 2:
+            told_BC = batch[2]
+        else:
+            with torch.no_grad():
+                told_BC = teacher(batch[0])
         log_BC = model(batch[0], -number).log_softmax(dim=-1)
-        return functional.kl_div(log_BC, told_BC, reduction="batchmean", log_target=True)
+        return functional.kl_div(log_BC, told_BC.log_softmax(dim=-1), reduction="batchmean", log_target=True)
 
-    return pictures, from_labels if config.target == "labels" else from_vanilla
+    if config.target == "labels":
+        return pictures, from_labels
+    return pictures if train.augment else Taught(pictures, subject.answers_NC, config.seed), from_vanilla
 
 
 @dataclass(frozen=True)
@@ -221,10 +254,10 @@ def probe(
 
     Raises ValueError for numbers that the tokens do not allow.
     """
+    steps_of = {number: one_step(subject, number, config) for number in sorted({min(numbers), max(numbers)})}
     began_s = clock()
     measured: dict[int, float] = {}
-    for number in sorted({min(numbers), max(numbers)}):
-        step = one_step(subject, number, config)
+    for number, step in steps_of.items():
         step()
         took = []
         for _ in range(steps):

@@ -64,6 +64,10 @@ def test_the_vanilla_models_own_answers_are_learned_without_a_label(tmp_path: Pa
             return float(functional.kl_div(model(images, -8).log_softmax(dim=-1), told_BC, reduction="batchmean"))
 
     config = quick(epochs=6, target="vanilla")
+    torch.testing.assert_close(what.answers_NC, what.model(images), rtol=1e-4, atol=1e-4)
+    unmoved = replace(config, train=replace(config.train, augment=False))
+    still, _ = tune(what, 8, unmoved, folder=tmp_path / "still")
+    assert apart(still) < apart(what.model) / 2
     tuned, _ = tune(what, 8, config, folder=tmp_path / "right")
     assert apart(tuned) < apart(what.model) / 2
     same, seconds = tune(what, 0, config, folder=tmp_path / "same")
