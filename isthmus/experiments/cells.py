@@ -19,7 +19,8 @@ SCENARIOS: Final = ("sensitive", "insensitive")
 
 @dataclass(frozen=True)
 class Asked:
-    """Everything that tells a cell from another of the same release. ``upload_share``: of the selection clips."""
+    """Everything that tells a cell from another of the same release. ``upload_share``: of the selection clips.
+    ``classes``: the client is a user of so many classes, drawn for each seed, and has clips of no other; 0: of all."""
 
     client: str
     scenario: str
@@ -27,12 +28,14 @@ class Asked:
     seed: int
     clips_per_cluster: int = 3
     upload_share: float = 1.0
+    classes: int = 0
 
     @property
     def name(self) -> str:
+        few = f".k{self.classes}" if self.classes else ""
         return (
             f"{self.client}.{self.scenario}.{self.method}.s{self.seed}"
-            f".c{self.clips_per_cluster}.u{round(100 * self.upload_share)}"
+            f".c{self.clips_per_cluster}.u{round(100 * self.upload_share)}{few}"
         )
 
 

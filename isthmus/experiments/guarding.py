@@ -86,8 +86,8 @@ def table(updates: Sequence[Update], title: str) -> Table:
     return Table(title, header, tuple(rows), note)
 
 
-def guard_part(cells: Sequence[Cell], outputs: Mapping[str, Pair]) -> list[Section]:
-    """The section about the guard, where there are updates to judge."""
+def guard_part(cells: Sequence[Cell], outputs: Mapping[str, Pair], who: str = "") -> list[Section]:
+    """The section about the guard, where there are updates to judge. ``who``: of which users, for its title."""
     updates = [
         update(cell, outputs[cell.asked.name])
         for cell in cells
@@ -98,9 +98,13 @@ def guard_part(cells: Sequence[Cell], outputs: Mapping[str, Pair]) -> list[Secti
     dots = [(each.estimated[DEFAULT_ESTIMATOR], each.true) for each in updates]
     return [
         Section(
-            "The guarded update",
+            f"The guarded update{who}",
             (table(updates, "Label-free estimates against the truth"), _by_method(updates)),
-            {"guard": figures.estimate_against_truth(dots, DEFAULT_ESTIMATOR.value)},
+            {
+                f"guard{who.replace(', ', '-').replace(' ', '-')}": figures.estimate_against_truth(
+                    dots, DEFAULT_ESTIMATOR.value
+                )
+            },
             "Before a device swaps in its new student, it compares both on its own unlabelled clips.",
         )
     ]

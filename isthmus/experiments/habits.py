@@ -77,8 +77,9 @@ READINGS: Final[Mapping[str, Callable[[User], Shares]]] = {
 }
 
 
-def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any]) -> list[Section]:
-    """The section about habits, where there is a student without personalisation to compare with."""
+def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any], who: str = "") -> list[Section]:
+    """The section about habits, where there is a student without personalisation to compare with. ``who``: of which
+    users, for its title; those of few classes are not simulated once more."""
     own = [cell for cell in pick(cells, scenario="sensitive") if cell.asked.name in outputs]
     users = {cell.asked: user_of(cell, own, outputs[cell.asked.name]) for cell in own}
     known = {asked: user for asked, user in users.items() if user is not None}
@@ -89,7 +90,8 @@ def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any]) -> list[Secti
         "A device estimates from its own answers to its selection clips how often each class comes to its user, "
         "without a label, and reads answers accordingly. Nothing about it leaves the device."
     )
-    return [Section("The user's habits", (_as_they_are(known), _of_few_classes(base)), text=text)]
+    shown = (_as_they_are(known),) if who else (_as_they_are(known), _of_few_classes(base))
+    return [Section(f"The user's habits{who}", shown, text=text)]
 
 
 def user_of(cell: Cell, cells: Sequence[Cell], outputs: Pair) -> User | None:

@@ -19,24 +19,42 @@ def people(listing: Listing) -> tuple[str, ...]:
     return actors
 
 
-def asked(actor: str, methods: Sequence[str], seeds: Sequence[int]) -> tuple[Asked, ...]:
-    return tuple(Asked(actor, "sensitive", method, seed) for seed in seeds for method in methods)
+def asked(actor: str, methods: Sequence[str], seeds: Sequence[int], classes: Sequence[int] = (0,)) -> tuple[Asked, ...]:
+    """``classes``: as users of how many classes each; 0 of all."""
+    return tuple(
+        Asked(actor, "sensitive", method, seed, classes=count)
+        for count in classes
+        for seed in seeds
+        for method in methods
+    )
 
 
 def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str, Any]) -> list[Section]:
+    found: list[Section] = []
+    for count in dict.fromkeys(cell.asked.classes for cell in cells):
+        own = tables.pick(cells, classes=count)
+        who = f", users of {count} {'class' if count == 1 else 'classes'}" if count else ""
+        found += [_of_users(own, methods, who), *guard_part(own, outputs, who), *habits_part(own, outputs, who)]
+    return found
+
+
+def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Section:
     baseline = "all" if "all" in methods else methods[0]
-    return [
-        Section(
-            "Leave one person out",
-            (
-                tables.by_person(cells, baseline, methods, "Accuracy on each person, % at ratio 1 in fp32"),
-                tables.differences(cells, "sensitive", ("all", "random", "cluster"), "Paired over persons and seeds"),
-                tables.by_mask(cells, "Clips that lack one modality"),
-                tables.cost(cells, "What was selected, and what it took"),
-            ),
-            {"people": figures.gain_by_client(cells, [m for m in methods if m != baseline], baseline)},
-            "Each person is the one client of a release whose teacher, students and public clips never saw them.",
+    text = "Each person is the one client of a release whose teacher, students and public clips never saw them."
+    if who:
+        text += " Of their clips only those of some classes, drawn for each person and seed, serve selection and test."
+    return Section(
+        f"Leave one person out{who}",
+        (
+            tables.by_person(cells, baseline, methods, f"Accuracy on each person, % at ratio 1 in fp32{who}"),
+            tables.differences(cells, "sensitive", ("all", "random", "cluster"), f"Paired over persons and seeds{who}"),
+            tables.by_mask(cells, f"Clips that lack one modality{who}"),
+            tables.cost(cells, f"What was selected, and what it took{who}"),
         ),
-        *guard_part(cells, outputs),
-        *habits_part(cells, outputs),
-    ]
+        {
+            f"people{who.replace(', ', '-').replace(' ', '-')}": figures.gain_by_client(
+                cells, [m for m in methods if m != baseline], baseline
+            )
+        },
+        text,
+    )

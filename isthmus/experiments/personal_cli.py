@@ -133,6 +133,9 @@ def people_command(
         int,
         typer.Option(help="Persons left out of one release together: each costs a teacher's training less.", min=1),
     ] = 1,
+    classes: Annotated[
+        str, typer.Option(help="Comma-separated: users of how many classes each person is made; 0: of all they have.")
+    ] = "0",
     workers: Workers = 0,
     device: Device = "cpu",
 ) -> None:
@@ -140,12 +143,13 @@ def people_command(
     listing = read_data(data, layout)
     actors = people.people(listing)
     chosen = tuple(named(_listed(methods)))
+    counts = tuple(int(value) for value in _listed(classes))
     parts = []
     for start in range(0, len(actors), together):
         left_out = actors[start : start + together]
         opened = _release(out / "folds" / "-".join(left_out) / "release", listing, preset, ",".join(left_out), None)
         folders = study.decoded(opened, listing, dict(release_split(opened).clients))
-        asked = tuple(each for actor in left_out for each in people.asked(actor, chosen, range(seeds)))
+        asked = tuple(each for actor in left_out for each in people.asked(actor, chosen, range(seeds), counts))
         parts.append(Part(opened, folders, asked))
     made = _run(parts, out, workers, device)
     found = people.sections(made, chosen, _outputs(out, made))

@@ -2,8 +2,10 @@
 
 import functools
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ from isthmus.experiments.offline import Setting, personalise
 CPU = torch.device("cpu")
 
 Labels = npt.NDArray[np.int64]
+
+MIN_CLASS_CLIPS: Final = 2
+"""Of a class that a user of few classes may have: one for each half."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +154,34 @@ def _make_cell(task: CellTask, folder: Path) -> None:
 
 
 def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
-    """Rows that serve selection, and rows that are told. Where only a share is uploaded, it is drawn with the seed."""
-    everything = np.arange(len(everyone), dtype=np.int64)
+    """Rows that serve selection, and rows that are told. Where only a share is uploaded, it is drawn with the seed.
+
+    Raises ValueError for a client without so many classes of MIN_CLASS_CLIPS clips.
+    """
+    labels_N = np.asarray(everyone.labels_N)
+    rows = np.flatnonzero(np.isin(labels_N, drawn_classes(labels_N, asked)))
     if asked.scenario == "insensitive":
-        chosen, tested = everything, everything
+        chosen, tested = rows, rows
     else:
-        names = latency_halves(everyone.names, [int(label) for label in everyone.labels_N], asked.seed)
+        names = latency_halves([everyone.names[row] for row in rows], labels_N[rows].tolist(), asked.seed)
         chosen, tested = (everyone.indices(half) for half in names)
     if asked.upload_share < 1:
         kept = max(1, round(asked.upload_share * len(chosen)))
         chosen = np.sort(np.random.default_rng((asked.seed, 12)).permutation(chosen)[:kept])
     return chosen, tested
+
+
+def drawn_classes(labels_N: Labels, asked: Asked) -> Labels:
+    """The classes of the client's clips that it is a user of: drawn by its name and the seed, the same for every
+    method."""
+    found, counts = np.unique(labels_N, return_counts=True)
+    if not asked.classes:
+        return found
+    enough = found[counts >= MIN_CLASS_CLIPS]
+    if len(enough) < asked.classes:
+        raise ValueError(f"client {asked.client} has {len(enough)} classes of {MIN_CLASS_CLIPS} clips or more")
+    rng = np.random.default_rng((zlib.crc32(asked.client.encode()), asked.classes, asked.seed))
+    return np.sort(rng.choice(enough, asked.classes, replace=False))
 
 
 def _both(

@@ -143,11 +143,15 @@ def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: 
 def test_every_person_is_left_out_once(data: Path, tmp_path: Path) -> None:
     for fold in ("1001-1002", "1003"):
         begin(tmp_path / "folds" / fold / "release", data, fold.replace("-", ","))
-    output = invoke("people", "--data", data, "--out", tmp_path, "--methods", "all,random,cluster", "--together", 2,
-                    "--workers", 2)  # fmt: skip
+    output = invoke("people", "--data", data, "--out", tmp_path, "--methods", "all,cluster", "--together", 2,
+                    "--classes", "0,4", "--workers", 2)  # fmt: skip
     result = json.loads((tmp_path / "result.json").read_text())
     assert sorted({cell["asked"]["client"] for cell in result["cells"]}) == ["1001", "1002", "1003"]
-    assert "less random" in output and "The guarded update" in output
+    assert "Leave one person out, users of 4 classes" in output and "The guarded update" in output
+    for cell in result["cells"]:
+        few = cell["asked"]["classes"]
+        _, on_test = load_outputs(tmp_path / "cells", Asked(**cell["asked"]))
+        assert len(set(on_test.labels_N.tolist())) == (few or 6)
 
 
 def test_both_loops_cost_what_they_say(data: Path, release: Path, tmp_path: Path) -> None:
