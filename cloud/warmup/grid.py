@@ -67,18 +67,17 @@ class Grid:
     def run(self, *, on_epoch: OnEpoch = unseen, told: Told = silent) -> dict[str, Any] | None:
         """Makes every cell that is missing and that no other process is at; then, if all are there, the result, which
         it writes as result.json and result.md. None where cells are still being made elsewhere."""
-        cells, busy = self.cells, False
-        busy |= not cells.make("probe", self._probe)
+        cells = self.cells
+        cells.make("probe", self._probe)
         for seed in self.seeds:
-            busy |= not cells.make(f"vanilla-{seed}", partial(self._vanilla, seed, on_epoch, told))
+            cells.make(f"vanilla-{seed}", partial(self._vanilla, seed, on_epoch, told))
             for number in self.numbers:
-                busy |= not cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, told))
+                cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, told))
         for seed in self.seeds:
             if self._ready(seed):
-                busy |= not cells.make(self._soups_name(seed), partial(self._soups, seed, told))
-            else:
-                busy = True
-        if busy:
+                cells.make(self._soups_name(seed), partial(self._soups, seed, told))
+        # Asked anew: a cell that another process was at may be made by now, and then nobody else writes the result.
+        if not all(self._ready(seed) and cells.get(self._soups_name(seed)) is not None for seed in self.seeds):
             told("other processes are still at some cells; the last one to end writes the result")
             return None
         result = self.result()
