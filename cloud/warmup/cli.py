@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -34,7 +34,7 @@ from isthmus.cloud.warmup.planner import UNBOUNDED, Plan, next_step
 from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.reduction import best_models
 from isthmus.cloud.warmup.store import VANILLA, ReducerName, WarmStore
-from isthmus.cloud.warmup.tuning import FROZEN, TUNE, Subject, Target, TuneConfig, start
+from isthmus.cloud.warmup.tuning import FROZEN, TARGETS, TUNE, Subject, Target, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
 from isthmus.data.details import detail_classes, with_details
@@ -72,8 +72,8 @@ Rate = Annotated[float, typer.Option(help="Learning rate of tuning.")]
 Learned = Annotated[
     str,
     typer.Option(
-        help="What merging models learn: vanilla (the vanilla model's answers with all tokens; no labels are read) or "
-        "labels (the paper's; takes more steps)."
+        help="What merging models learn: labels (the paper's), vanilla (the vanilla model's answers with all tokens; "
+        "no labels are read), or both."
     ),
 ]
 VanillaEpochs = Annotated[
@@ -114,7 +114,7 @@ class Asked:
     epochs: Epochs = TUNE.epochs
     batch_size: BatchSize = TUNE.batch_size
     learning_rate: Rate = TUNE.learning_rate
-    target: Learned = "vanilla"
+    target: Learned = "both"
     vanilla_epochs: VanillaEpochs = 0
     frozen: Frozen = ALL_FROZEN
     augment: Augment = True
@@ -130,10 +130,9 @@ class Asked:
     def config(self) -> TuneConfig:
         if self.reducer not in ("merging", "pruning"):
             raise ValueError(f"reducer {self.reducer!r}: merging or pruning is wanted")
-        if self.target not in ("vanilla", "labels"):
-            raise ValueError(f"target {self.target!r}: vanilla or labels is wanted")
+        if self.target not in TARGETS:
+            raise ValueError(f"target {self.target!r}: one of {', '.join(TARGETS)} is wanted")
         chosen: ReducerName = "merging" if self.reducer == "merging" else "pruning"
-        target: Target = "vanilla" if self.target == "vanilla" else "labels"
         train = dataclasses.replace(
             TUNE,
             epochs=self.epochs,
@@ -143,7 +142,7 @@ class Asked:
             warmup_epochs=self.epochs / 10,  # Adam's first steps are long, however little there is to mend
         )
         frozen = tuple(part.strip() for part in self.frozen.split(",") if part.strip())
-        return TuneConfig(train, chosen, frozen, self.seed, target)
+        return TuneConfig(train, chosen, frozen, self.seed, cast(Target, self.target))
 
     @cached_property
     def recipe(self) -> TaskRecipe:

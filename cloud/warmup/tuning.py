@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -49,7 +49,10 @@ PROBE_STEPS: Final = 3
 ANSWERS_BATCH: Final = 100
 
 Losses = Callable[[Sequence[Tensor]], Tensor]
-Target = Literal["vanilla", "labels"]
+Target = Literal["both", "vanilla", "labels"]
+TARGETS: Final = get_args(Target)
+LABELS_WEIGHT: Final = 0.5
+"""Of cross entropy beside the vanilla model's answers."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,17 @@ class TuneConfig:
 
     ``target``: what a merging model learns. "labels" is the paper's; "vanilla" the answers that the vanilla model gives
     to the same pictures with all of its tokens (Kullback-Leibler divergence), which say of every class what reduction
-    made the model forget. Where there are not many more pictures than the vanilla model learned from, that wins back
-    more (docs/results/warm-up). The vanilla model answers each picture once, before anything is timed; where pictures
-    are augmented, in every step. A pruning model always learns from both (pruning_training.py).
+    made the model forget; "both" adds half of the one to the other, and wins back most where there are not many more
+    pictures than the vanilla model learned from (docs/log.md). The vanilla model answers each picture once, before
+    anything is timed; where pictures are augmented, in every step. A pruning model always learns from both, with the
+    weights of its paper (pruning_training.py).
     """
 
     train: TrainConfig = TUNE
     reducer: ReducerName = "merging"
     frozen: tuple[str, ...] = FROZEN
     seed: int = 0
-    target: Target = "vanilla"
+    target: Target = "both"
 
 
 DEFAULT: Final = TuneConfig()
@@ -217,21 +221,31 @@ def learning_of(
     if isinstance(model.reducer, Pruning):
         return PrunedPictures(pictures, model.reducer, config.seed), PruningLoss(model, teacher, number, train)
 
-    def from_labels(batch: Sequence[Tensor]) -> Tensor:
-        return functional.cross_entropy(model(batch[0], -number), batch[1], label_smoothing=train.label_smoothing)
+    def from_labels(logits_BC: Tensor, batch: Sequence[Tensor]) -> Tensor:
+        return functional.cross_entropy(logits_BC, batch[1], label_smoothing=train.label_smoothing)
 
-    def from_vanilla(batch: Sequence[Tensor]) -> Tensor:
+    def from_vanilla(logits_BC: Tensor, batch: Sequence[Tensor]) -> Tensor:
         if len(batch) > 2:
             told_BC = batch[2]
         else:
             with torch.no_grad():
                 told_BC = teacher(batch[0])
-        log_BC = model(batch[0], -number).log_softmax(dim=-1)
-        return functional.kl_div(log_BC, told_BC.log_softmax(dim=-1), reduction="batchmean", log_target=True)
+        log_BC, told_BC = logits_BC.log_softmax(dim=-1), told_BC.log_softmax(dim=-1)
+        return functional.kl_div(log_BC, told_BC, reduction="batchmean", log_target=True)
 
-    if config.target == "labels":
-        return pictures, from_labels
-    return pictures if train.augment else Taught(pictures, subject.answers_NC, config.seed), from_vanilla
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        logits_BC = model(batch[0], -number)
+        match config.target:
+            case "labels":
+                return from_labels(logits_BC, batch)
+            case "vanilla":
+                return from_vanilla(logits_BC, batch)
+            case "both":
+                return from_vanilla(logits_BC, batch) + LABELS_WEIGHT * from_labels(logits_BC, batch)
+
+    if config.target == "labels" or train.augment:
+        return pictures, loss
+    return Taught(pictures, subject.answers_NC, config.seed), loss
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,23 @@ def test_a_time_share_that_does_not_hold_both_ends_is_refused_and_may_be_raised(
     told: list[str] = []
     assert replace(grid, time_share=50.0).run(told=told.append) is not None
     assert not any(line.startswith("seed") for line in told)
+
+
+def test_the_last_process_to_end_writes_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid(
+        tmp_path, subject(), bright_or_dark(10, 7), NUMBERS, quick(epochs=1), seeds=(0,), middle=4, time_share=50.0
+    )
+    real = Cells.make
+
+    def elsewhere(cells: Cells, name: str, made: Callable[[], dict[str, Any]]) -> bool:
+        if name != missing:
+            real(cells, name, made)
+        return False  # another process was at every cell, and has made most of them by now
+
+    monkeypatch.setattr(Cells, "make", elsewhere)
+    told: list[str] = []
+    missing = "tuned-0-8"
+    assert grid.run(told=told.append) is None
+    assert told[-1].startswith("other processes are still")
+    missing = ""
+    assert grid.run() is not None

@@ -16,8 +16,11 @@ from isthmus.cloud.warmup.profiling import accuracies, check_numbers
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss, masked_attention, masked_forward
 from isthmus.cloud.warmup.store import ReducerName
 from isthmus.cloud.warmup.tuning import (
+    LABELS_WEIGHT,
+    TARGETS,
     GivenUp,
     TuneConfig,
+    learning_of,
     predicted_seconds,
     probe,
     start,
@@ -75,6 +78,25 @@ def test_the_vanilla_models_own_answers_are_learned_without_a_label(tmp_path: Pa
     again, _ = tune(wrong, 8, config, folder=tmp_path / "wrong")
     for name, tensor in tensors_of_model(tuned).items():
         assert torch.equal(tensors_of_model(again)[name], tensor), name
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_both_targets_are_one_loss(augment: bool) -> None:
+    what = subject()
+    noisy = np.random.default_rng(0).integers(0, 256, what.learning.pictures_NHWC.shape, np.uint8)
+    what = replace(what, learning=replace(what.learning, pictures_NHWC=noisy))
+    with torch.no_grad():
+        what.model.vit.head.weight.mul_(1_000)
+    values = {}
+    for target in TARGETS:
+        plain = quick(target=target)
+        config = replace(plain, train=replace(plain.train, augment=augment))
+        dataset, loss = learning_of(what, start(what, config), 8, config)
+        values[target] = float(
+            loss([torch.stack(column) for column in zip(*(dataset[i] for i in range(4)), strict=True)])
+        )
+    assert values["vanilla"] > 0 and values["labels"] > 0
+    assert values["both"] == pytest.approx(values["vanilla"] + LABELS_WEIGHT * values["labels"], rel=1e-4)
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one_and_its_seconds_count(tmp_path: Path) -> None:
