@@ -79,9 +79,13 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     except Exception as error:  # safetensors raises its own untyped errors on damage
         raise CheckpointError(f"{path.name} is damaged ({error}). Remove it to begin anew.") from error
     module.load_state_dict(_under(tensors, "model."))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Any]] = {}
     for key, value in _under(tensors, "optimizer.").items():
         index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:  # laid out as the parameter is: fused optimisers walk both as they lie
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(run, int(metadata["epochs_done"]), tuple(json.loads(metadata["losses"])))

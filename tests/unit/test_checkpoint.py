@@ -28,7 +28,10 @@ class Stopped(Exception):
 
 def train(config: TrainConfig, *, checkpoint: Path | None = None, stop_after: int | None = None) -> nn.Module:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+    convolution = nn.Conv2d(2, 4, 3, padding=1).to(memory_format=torch.channels_last)  # as the encoders are laid out
+    module = nn.Sequential(
+        nn.Unflatten(1, (2, 1, 1)), convolution, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1)
+    )
 
     def on_epoch(report: EpochReport) -> None:
         if report.epoch == stop_after:
