@@ -43,7 +43,7 @@ def learn(
 
     The prior that makes the answers likeliest, by EM, with ``pseudo_clips`` for each clip that follow ``trained``: a
     student that is wrong about a person is wrong in the same way every time, which EM takes for a habit, so its word
-    counts half (docs/results/personalisation compares weights). The teacher's head on the student's features, which
+    counts half (docs/results/habits compares weights). The teacher's head on the student's features, which
     prototypes are made of, serves worse here: it is the surer and the less right of the two.
     """
     clips = len(local_NC)
