@@ -26,7 +26,7 @@ from isthmus.edge.outbox import Entry, Outbox
 from isthmus.edge.selection_pass import PrototypeChoices, encode_selection, prototypes_from
 from isthmus.edge.student_slot import StudentSlot
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
-from isthmus.proto.errors import InvalidInput, IsthmusError, WrongState
+from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, WrongState
 from isthmus.proto.messages import Enrolment, Features, JobStatus, Prototypes
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
@@ -330,11 +330,11 @@ class Runtime:
             return agent.Judged(new_id, False, "no selection clip could be used to compare the new student by")
         outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
         outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
-        self._learn_habits(new_id, new, [after for _, after in pairs])
         try:
             verdict = judge(outputs_old, outputs_new)
         except ValueError as error:
             return agent.Judged(new_id, False, f"the new student cannot be judged: {error}")
+        self._learn_habits(new_id, new, [after for _, after in pairs])
         self._device.save_verdict(
             StoredVerdict(
                 old_id,
@@ -361,17 +361,26 @@ class Runtime:
 
     def _know_habits(self, student_id: str) -> None:
         """Before a student is swapped in that no guard has seen on the selection clips, or whose run was cut short."""
-        if self.config.habits and student_id not in self._device.habits():
+        if self._head_shares(student_id) and student_id not in self._device.habits():
             encoder = StudentEncoder(self.slot.installed(student_id).folder)
             encoded = self._encode_selection((encoder,)).values()
             self._learn_habits(student_id, encoder, [features for (features,) in encoded])
 
-    def _learn_habits(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> None:
-        """On disk as soon as they are known; those of students that are gone are forgotten."""
+    def _head_shares(self, student_id: str) -> tuple[float, ...]:
+        """Class shares that the student's heads were trained on; empty where habits are unwanted or cannot be read."""
         measured = self.slot.installed(student_id).manifest.measured
-        if not self.config.habits or measured is None or not measured.class_shares or not features:
+        return () if measured is None or not self.config.habits else measured.class_shares
+
+    def _learn_habits(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> None:
+        """On disk as soon as they are known; those of students that are gone are forgotten. Raises Corrupt for a
+        student that answers what is no number."""
+        trained = self._head_shares(student_id)
+        if not trained or not features:
             return
-        found = learn(student_id, encoder.local_probabilities_of(features), measured.class_shares)
+        try:
+            found = learn(student_id, encoder.local_probabilities_of(features), trained)
+        except ValueError as error:
+            raise Corrupt(f"student {student_id}: {error}") from error
         kept = {
             name: one
             for name, one in self._device.habits().items()

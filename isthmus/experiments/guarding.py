@@ -12,7 +12,7 @@ from isthmus.edge.guard import DEFAULT_ESTIMATOR, DEFAULT_MARGIN, Estimator
 from isthmus.experiments import figures
 from isthmus.experiments.cells import Cell, Outputs
 from isthmus.experiments.paired import difference
-from isthmus.experiments.report import Section
+from isthmus.experiments.report import Section, picture_name
 from isthmus.experiments.tables import Table, points
 
 NO_UPDATE: Final = ("all", "own", "oracle")
@@ -100,11 +100,7 @@ def guard_part(cells: Sequence[Cell], outputs: Mapping[str, Pair], who: str = ""
         Section(
             f"The guarded update{who}",
             (table(updates, "Label-free estimates against the truth"), _by_method(updates)),
-            {
-                f"guard{who.replace(', ', '-').replace(' ', '-')}": figures.estimate_against_truth(
-                    dots, DEFAULT_ESTIMATOR.value
-                )
-            },
+            {picture_name("guard", who): figures.estimate_against_truth(dots, DEFAULT_ESTIMATOR.value)},
             "Before a device swaps in its new student, it compares both on its own unlabelled clips.",
         )
     ]

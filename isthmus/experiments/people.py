@@ -8,7 +8,7 @@ from isthmus.experiments import figures, tables
 from isthmus.experiments.cells import Asked, Cell
 from isthmus.experiments.guarding import guard_part
 from isthmus.experiments.habits import habits_part
-from isthmus.experiments.report import Section
+from isthmus.experiments.report import Section, picture_name
 
 
 def people(listing: Listing) -> tuple[str, ...]:
@@ -51,10 +51,6 @@ def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Sectio
             tables.by_mask(cells, f"Clips that lack one modality{who}"),
             tables.cost(cells, f"What was selected, and what it took{who}"),
         ),
-        {
-            f"people{who.replace(', ', '-').replace(' ', '-')}": figures.gain_by_client(
-                cells, [m for m in methods if m != baseline], baseline
-            )
-        },
+        {picture_name("people", who): figures.gain_by_client(cells, [m for m in methods if m != baseline], baseline)},
         text,
     )

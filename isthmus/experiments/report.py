@@ -22,6 +22,11 @@ class Section:
     text: str = ""
 
 
+def picture_name(name: str, who: str) -> str:
+    """A picture's name for the part about some users: "guard" of ", users of 2 classes" is guard-users-of-2-classes."""
+    return f"{name}{who.replace(', ', '-').replace(' ', '-')}"
+
+
 def markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), ""]
     for section in sections:

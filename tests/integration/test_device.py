@@ -20,6 +20,7 @@ from isthmus.edge.cli import app
 from isthmus.edge.clips import ClipPlan, plan_clips
 from isthmus.edge.device_run import DeviceRun, InferConfig
 from isthmus.edge.device_state import DeviceState
+from isthmus.edge.encoder import StudentEncoder
 from isthmus.edge.link import MemoryCloud, MemoryLink
 from isthmus.edge.live import LiveAnswers
 from isthmus.edge.report import write_report
@@ -344,6 +345,24 @@ def test_answers_know_the_users_habits_unless_that_is_unwanted(
     plain: Any = DeviceRun(off, off_state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
     assert plain["habits"] is None and off_state.habits() == {}
     assert [one["local"] for one in plain["predictions"]] == [one["plain"] for one in plain["predictions"]]
+
+
+def test_a_student_whose_answers_are_no_numbers_is_refused_and_no_habits_are_learned(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StudentEncoder.local_probabilities_of
+
+    def broken(encoder: StudentEncoder, features: Any) -> Any:
+        answers_NC = real(encoder, features)
+        final = len(features) > 1 and runtime.state.phase is Phase.JUDGE and encoder is not runtime.encoder("base")
+        return np.full_like(answers_NC, np.nan) if final else answers_NC
+
+    monkeypatch.setattr(StudentEncoder, "local_probabilities_of", broken)
+    runtime, state, _ = device(tmp_path, telling_shares(students), plan, guard=True)
+    told = runtime.run()
+    assert (told.active_id, told.refused_id) == ("base", "final")
+    assert "cannot be judged" in told.verdict
+    assert set(state.habits()) == {"base"}
 
 
 def test_a_failed_job(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
