@@ -1,0 +1,45 @@
+"""A device over a cloud in memory, with a clock of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isthmus.edge.clips import ClipPlan
+from isthmus.edge.device_state import DeviceState
+from isthmus.edge.link import MemoryCloud, MemoryLink
+from isthmus.edge.runtime import RunConfig, Runtime
+
+
+class Clock:
+    """Time that passes only by sleeping, and a little at each look."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        self.now_s += 1e-4
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+
+def device(
+    folder: Path, cloud: MemoryCloud, plan: ClipPlan, *, link: MemoryLink | None = None, **changes: Any
+) -> tuple[Runtime, DeviceState, Clock]:
+    clock, state = Clock(), DeviceState(folder)
+    # These students are random: the guard, which has tests of its own, would take or refuse them by chance.
+    config = replace(changes.pop("config", RunConfig("kiosk", seed=1)), guard=changes.pop("guard", False))
+    runtime = Runtime(
+        config,
+        state,
+        link or MemoryLink(cloud),
+        plan.selection,
+        clock=clock,
+        sleep=clock.sleep,
+        jitter=lambda: 0.5,
+        **changes,
+    )
+    return runtime, state, clock
