@@ -2,11 +2,12 @@
 
 Who serves never waits: ``using`` gives what is there now, or nothing. Tensors that several models hold are in memory
 once. Room is made before a load begins, so the bound holds at every moment; a model in use is not removed, and a load
-that needs its room waits for it.
+that needs its room waits for it. Loading takes processor time from serving, so the loader rests after each load.
 """
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from torch import Tensor
 from isthmus.cloud.warmup.store import Card, Stored, StoreError, WarmStore
 
 log = logging.getLogger(__name__)
+
+REST = 9.0
+"""Seconds of rest for each second of loading, unless somebody waits: the loader works a tenth of the time at most."""
 
 Model = TypeVar("Model")
 
@@ -45,6 +49,8 @@ class Residency(Generic[Model]):
         limit_bytes: int | None = None,
         placed: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         bytes_of: Callable[[Stored], int] = lambda stored: stored.bytes,
+        rest: float = REST,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._cards, self._build, self._placed, self._bytes_of = store, cards, build, placed, bytes_of
         self._sizes = {one.hash: bytes_of(one) for card in cards.values() for one in card.tensors.values()}
@@ -57,7 +63,9 @@ class Residency(Generic[Model]):
         self._tensors: dict[str, tuple[Tensor, int]] = {}
         self._reserved = 0
         self._wanted: list[str] = []
-        self._loading: str | None = None
+        self._rest, self._clock = rest, clock
+        self._rests_until_s = clock()
+        self._waiting = 0
         self.broken: dict[str, str] = {}
         """Models whose files turned out to be damaged, and how."""
         self.loads = 0
@@ -117,11 +125,17 @@ class Residency(Generic[Model]):
                     self._changed.notify_all()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until what was announced last is in memory, or broken. For a start, and for measurements."""
+        """Waits until what was announced last is in memory, or broken; the loader does not rest meanwhile. For a start,
+        and for measurements."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: self._closed or all(name in self._resident for name in self._wanted), timeout_s
-            )
+            self._waiting += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(
+                    lambda: self._closed or all(name in self._resident for name in self._wanted), timeout_s
+                )
+            finally:
+                self._waiting -= 1
 
     def close(self) -> None:
         """Ends the loader and lets go of all models."""
@@ -134,6 +148,7 @@ class Residency(Generic[Model]):
 
     def _run(self) -> None:
         while (card := self._next()) is not None:
+            began_s = self._clock()
             try:
                 self._load(card)
             except Exception as error:
@@ -143,11 +158,17 @@ class Residency(Generic[Model]):
                     self.broken[card.name] = why
                     self._wanted = [name for name in self._wanted if name != card.name]
                     self._changed.notify_all()
+            ended_s = self._clock()
+            self._rests_until_s = ended_s + self._rest * (ended_s - began_s)
 
     def _next(self) -> Card | None:
         """Waits for a model that is wanted and can be loaded, and reserves its room. None: the end."""
         with self._changed:
             while not self._closed:
+                rests_s = self._rests_until_s - self._clock()
+                if rests_s > 0 and not self._waiting:
+                    self._changed.wait(rests_s)
+                    continue
                 for name in self._wanted:
                     if name not in self._resident:
                         if self._make_room(self._cards[name]):

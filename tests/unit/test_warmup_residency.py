@@ -47,14 +47,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> WarmStore:
     return made
 
 
-def residency(store: WarmStore, limit_bytes: int | None, alive: Alive | None = None) -> Residency[dict[str, Tensor]]:
+def residency(
+    store: WarmStore, limit_bytes: int | None, alive: Alive | None = None, rest: float = 0.0
+) -> Residency[dict[str, Tensor]]:
     def build(_: Card, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
 
     cards = {name: store.card(name) for name in NAMES}
-    return Residency(
-        store, cards, build, limit_bytes=limit_bytes, placed=alive.placed if alive else lambda tensor: tensor
-    )
+    placed = alive.placed if alive else lambda tensor: tensor
+    return Residency(store, cards, build, limit_bytes=limit_bytes, placed=placed, rest=rest)
 
 
 def test_two_hundred_switches_stay_within_the_bound_and_wait_for_nothing_announced(store: WarmStore) -> None:
@@ -123,6 +124,19 @@ def test_more_than_fits_does_not_displace_what_is_wanted_sooner(store: WarmStore
     assert not held.wait(0.3)
     assert set(held.resident()) == {"m0", "m1"}
     assert held.loads == 2
+    held.close()
+
+
+def test_the_loader_rests_after_a_load_unless_somebody_waits(store: WarmStore) -> None:
+    held = residency(store, None, rest=1e9)
+    held.announce(NAMES[:2])
+    assert held.wait(30)
+    assert held.loads == 2
+    held.announce(NAMES[:3])
+    time.sleep(0.2)
+    assert NAMES[2] not in held.resident(), "it rests for a billion times what the load before took"
+    assert held.wait(30)
+    assert NAMES[2] in held.resident()
     held.close()
 
 
