@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from isthmus.cloud.elastic.pace import Pace
 from isthmus.cloud.elastic.policy import Policy
 from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.query import Batch, Outcome, Query
@@ -28,7 +29,7 @@ class Overloaded(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One batch to run. ``id`` is its own, ``predicted_s`` what the profile says of it."""
+    """One batch to run. ``id`` is its own, ``predicted_s`` what was planned with: the profile, at the present pace."""
 
     id: int
     batch: Batch
@@ -51,7 +52,8 @@ class Decision:
 
 class Engine:
     """``executors``: batches that may run at once. ``memory_limit_bytes``: a batch predicted to need more is split, and
-    what is split off waits on. A clock that goes back is taken to stand still."""
+    what is split off waits on. ``adapts``: plans follow the time that batches really take (see pace.py). A clock that
+    goes back is taken to stand still."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Engine:
         max_waiting: int = MAX_WAITING,
         memory_limit_bytes: int | None = None,
         executors: int = 1,
+        adapts: bool = True,
     ) -> None:
         if max_waiting < 1 or executors < 1:
             raise ValueError(f"room for {max_waiting} waiting queries and {executors} executors")
@@ -75,13 +78,21 @@ class Engine:
         self._deadlines: list[tuple[float, int]] = []
         self._works = 0
         self._now_s = float("-inf")
+        self._adapts = adapts
+        self._pace = Pace()
         self.use(profile)
 
     def use(self, profile: Profile) -> None:
         """Plans with another profile from now on. Raises ValueError where it lacks a gamma of the policy."""
-        self.policy.use(profile)
-        self.profile = profile
-        self._fastest_s = min(profile.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+        planned = profile if self._pace.factor == 1 else profile.slowed(self._pace.factor)
+        self.policy.use(planned)
+        self.profile, self._planned = profile, planned
+        self._fastest_s = min(planned.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+
+    @property
+    def pace(self) -> float:
+        """Times as long as the profile says are batches planned to take now."""
+        return self._pace.factor
 
     @property
     def waiting(self) -> int:
@@ -144,7 +155,7 @@ class Engine:
             self._leave(query)
             self._running_ids.add(query.id)
         self._works += 1
-        work = Work(self._works, batch, choice.gamma, now_s, self.profile.batch_time_s(choice.gamma, len(batch)))
+        work = Work(self._works, batch, choice.gamma, now_s, self._planned.batch_time_s(choice.gamma, len(batch)))
         self._running[work.id] = work
         return Decision(work, evicted, None)
 
@@ -157,6 +168,9 @@ class Engine:
         if len(answers) != len(work.batch):
             raise ValueError(f"{len(answers)} answers to {len(work.batch)} queries")
         self._end(work)
+        profiled_s = self.profile.batch_time_s(work.gamma, len(work.batch))
+        if self._adapts and self._pace.ran(len(work.batch), profiled_s, now_s - work.started_s):
+            self.use(self.profile)
         settled = []
         for query, right in zip(work.batch.queries, answers, strict=True):
             if now_s > query.deadline_s:

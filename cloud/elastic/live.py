@@ -24,6 +24,9 @@ from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
 
+SLOW: Final = 1.5
+"""Times as long as the profile says: worth telling the operator, once."""
+
 _STOPPING: Final = "the server is stopping; try again later"
 
 
@@ -71,6 +74,7 @@ class LiveEngine:
         self._forgotten: set[str] = set()
         self._statistics: dict[str, TaskStatistics] = {}
         self._ids = itertools.count(1)
+        self._told_slow = False
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="elastic-engine", daemon=True)
@@ -214,7 +218,15 @@ class LiveEngine:
                 in_time = outcome is not Outcome.LATE
                 task = items[position].task
                 settled.append((future, Answer(task, logits_BC[position], work.gamma, queue_s, run_s, in_time)))
+            pace = self._engine.pace
         self._tell(settled)
+        if pace >= SLOW and not self._told_slow:
+            self._told_slow = True
+            log.warning(
+                "batches are planned as %.1f times as long as the profile says: this machine does other work, or was "
+                "measured when it was faster; 'isthmus elastic profile' measures it anew",
+                pace,
+            )
 
     def _expire(self) -> None:
         with self._wake:

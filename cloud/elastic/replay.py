@@ -42,8 +42,13 @@ def replay(
     window_s: Annotated[float, typer.Option(help="So much of a file's time is played as one second.", min=0.01)] = 60.0,
     out: Annotated[Path | None, typer.Option(help="Write every batch and the sums to this JSON file.")] = None,
     margin: Annotated[
-        float, typer.Option(help="Plan as if batches took this share longer than the profile says.", min=0, max=10)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Plan as if batches took this share longer than the profile says; default: follow what they take.",
+            min=0,
+            max=10,
+        ),
+    ] = None,
     live: Annotated[
         bool, typer.Option("--live/--simulate", help="In real time with the model, or a virtual clock and the profile.")
     ] = False,
@@ -82,7 +87,7 @@ def replay(
             )
             for difference in differences:
                 typer.echo(f"the profile is of another machine or model: {difference}", err=True)
-        planned = measured.slowed(1 + margin)
+        planned = measured.slowed(1 + (margin or 0.0))
         chosen = make_policy(policy, planned)
         rng = np.random.default_rng(seed)
         rates_T = (
@@ -94,7 +99,7 @@ def replay(
     except (ValueError, OSError, IsthmusError) as error:
         typer.echo(f"isthmus elastic replay: {error}", err=True)
         raise typer.Exit(1) from error
-    engine = Engine(planned, chosen)
+    engine = Engine(planned, chosen, adapts=margin is None)
     if world is not None:
         world.begin(chosen.gammas)
         run = serve(engine, queries, world)
@@ -117,6 +122,7 @@ def replay(
         "policy": policy,
         "live": live,
         "margin": margin,
+        "pace": engine.pace,
         "bound": bound,
         **_sums(run, measured.gammas),
     }
@@ -126,7 +132,10 @@ def replay(
     for outcome in Outcome:
         if run.share(outcome):
             typer.echo(f"  {outcome.value.replace('_', ' ')}: {100 * run.share(outcome):.2f} %")
-    typer.echo(f"{len(run.batches)} batches of {sums['mean_batch_size']:.1f} on the mean")
+    typer.echo(
+        f"{len(run.batches)} batches of {sums['mean_batch_size']:.1f} on the mean, planned at the end as "
+        f"{engine.pace:.2f} times as long as the profile says"
+    )
     if out is not None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class VirtualWorld:
     def __init__(
         self, profile: Profile, draws_N: npt.NDArray[np.float64], executor: ExecutorModel | None = None
     ) -> None:
-        self._accuracy = profile.accuracy
+        self._profile = profile
         self._luck: list[float] = draws_N.tolist()
         self._executor = executor
         self._now_s = 0.0
@@ -96,8 +96,10 @@ class VirtualWorld:
         self._now_s = max(self._now_s, until_s)
 
     def run(self, work: Work) -> list[bool | None]:
-        self._now_s += work.predicted_s if self._executor is None else self._executor(work)
-        return [self._luck[query.id] < self._accuracy[query.task][work.gamma] for query in work.batch.queries]
+        profiled_s = self._profile.batch_time_s(work.gamma, len(work.batch))
+        self._now_s += profiled_s if self._executor is None else self._executor(work)
+        accuracy = self._profile.accuracy
+        return [self._luck[query.id] < accuracy[query.task][work.gamma] for query in work.batch.queries]
 
 
 def simulate(

@@ -120,7 +120,9 @@ def serve(name: str, profile: Profile, queries: Sequence[Query], seed: int) -> R
     """One policy over the queries. Every policy meets the same draws. Raises ValueError for an unknown name."""
     luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
     if name == "infaas":
-        return simulate(Engine(sizes_profile(profile), Infaas()), queries, luck_N, loading_executor())
+        # Its batches take the time of loading too, of which its profile does not know.
+        engine = Engine(sizes_profile(profile), Infaas(), adapts=False)
+        return simulate(engine, queries, luck_N, loading_executor())
     return simulate(Engine(profile, make_policy(name, profile)), queries, luck_N)
 
 

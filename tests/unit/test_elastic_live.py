@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -69,8 +70,13 @@ def clock() -> float:
 
 
 @asynccontextmanager
-async def rig(policy: Fifo | None = None, max_waiting: int = 8_192, held: bool = False) -> AsyncIterator[Rig]:
-    profile = Profile(MachineKey("p", "cpu", 1, "fp32", "m"), (0,), (1, 8), {}, {0: (1e-4, 2e-4)})
+async def rig(
+    policy: Fifo | None = None,
+    max_waiting: int = 8_192,
+    held: bool = False,
+    times_s: tuple[float, float] = (1e-4, 2e-4),
+) -> AsyncIterator[Rig]:
+    profile = Profile(MachineKey("p", "cpu", 1, "fp32", "m"), (0,), (1, 8), {}, {0: times_s})
     executor = HeldExecutor()
     if not held:
         executor.free.set()
@@ -94,6 +100,16 @@ def test_a_thousand_at_once_each_get_their_own_answer() -> None:
     assert [int(answer.logits_C[1]) for answer in answers] == [value % 256 for value in range(1_000)]
     assert ran == 1_000
     assert all(answer.in_time and answer.gamma == 0 and answer.queue_s >= 0 for answer in answers)
+
+
+def test_a_machine_much_slower_than_its_profile_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with rig(times_s=(0.002, 0.004)) as on:
+            on.executor.breaks = lambda: time.sleep(0.06)  # the profile says 20 ms of a full batch
+            await asyncio.gather(*(on.ask(value % 256) for value in range(500)))
+
+    asyncio.run(scenario())
+    assert [record.getMessage()[:7] for record in caplog.records] == ["batches"]
 
 
 def test_what_waits_behind_a_long_batch_is_told_in_time_that_it_is_late() -> None:

@@ -1,0 +1,83 @@
+"""Plans follow the time that batches really take."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isthmus.cloud.elastic.engine import Engine, Work
+from isthmus.cloud.elastic.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace
+from isthmus.cloud.elastic.policies import POLICIES, make_policy
+from isthmus.cloud.elastic.profile import paper_profile
+from isthmus.cloud.elastic.query import Outcome
+from isthmus.cloud.elastic.simulate import Run, draws, simulate
+from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+
+PROFILE = paper_profile()
+
+
+def ran(pace: Pace, ratios: list[float], profiled_s: float = 0.1) -> float:
+    for ratio in ratios:
+        pace.ran(64, profiled_s, ratio * profiled_s)
+    return pace.factor
+
+
+@pytest.mark.parametrize("truth", [0.6, 1.0, 1.3, 3.0])
+def test_it_finds_a_machine_that_is_slower_or_faster(truth: float) -> None:
+    assert ran(Pace(), [truth] * 100) == pytest.approx(truth, rel=1.1 * STEP)
+
+
+def test_times_that_vary_are_allowed_for_by_their_mean_deviation() -> None:
+    found = ran(Pace(), [0.9, 1.1] * 200)
+    assert found == pytest.approx(1 + 0.1 * CUSHION, rel=2 * STEP)
+
+
+def test_as_long_as_the_profile_is_right_nothing_changes() -> None:
+    pace = Pace()
+    assert not any(pace.ran(size, 0.01 * size, 0.01 * size * (1 + 1e-9)) for size in range(1, 65))
+    assert pace.factor == 1
+
+
+def test_a_few_images_say_nothing() -> None:
+    pace = Pace()
+    assert not any(pace.ran(LEAST_SIZE - 1, 0.1, 0.3) for _ in range(100))
+    assert pace.ran(LEAST_SIZE, 0.1, 0.3)
+
+
+@given(st.lists(st.tuples(st.floats(1e-4, 10), st.floats(0, 1e6)), max_size=60))
+def test_no_clock_carries_it_away(batches: list[tuple[float, float]]) -> None:
+    pace = Pace()
+    for profiled_s, took_s in batches:
+        pace.ran(64, profiled_s, took_s)
+        assert (1 - STEP) / MOST <= pace.factor <= (MOST + CUSHION * MOST) * (1 + STEP)
+
+
+def test_one_stray_batch_is_soon_forgotten() -> None:
+    pace = Pace()
+    struck = ran(pace, [1e6])
+    assert struck <= 1 + (1 + CUSHION) * (MOST - 1) * (1 - LEAST_KEPT)
+    assert ran(pace, [1.0] * 60) == pytest.approx(1, rel=2 * STEP)
+
+
+def served(policy: str, *, adapts: bool, factor: float) -> Run:
+    rng = np.random.default_rng(3)
+    queries = queries_at_load(rng, wandering_rates(rng, 10.0), 1.0, PROFILE)
+
+    def takes_s(work: Work) -> float:
+        return factor * PROFILE.batch_time_s(work.gamma, len(work.batch))
+
+    engine = Engine(PROFILE, make_policy(policy, PROFILE), adapts=adapts)
+    return simulate(engine, queries, draws(np.random.default_rng(4), len(queries)), takes_s)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_right_profile_is_served_as_if_nobody_looked(policy: str) -> None:
+    assert served(policy, adapts=True, factor=1.0) == served(policy, adapts=False, factor=1.0)
+
+
+@pytest.mark.parametrize("policy", ["priced", "exact", "otas"])
+def test_on_a_slower_machine_fewer_are_late_and_more_is_earned(policy: str) -> None:
+    blind, seeing = (served(policy, adapts=adapts, factor=1.4) for adapts in (False, True))
+    assert blind.share(Outcome.LATE) > 0.02
+    assert seeing.share(Outcome.LATE) < 0.2 * blind.share(Outcome.LATE)
+    assert seeing.expected_utility > 1.02 * blind.expected_utility
