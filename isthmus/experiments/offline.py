@@ -87,6 +87,7 @@ def personalise(
 ) -> tuple[EncoderPair, HeadBank, Trace]:
     """One student for the person of ``clips`` (Alg. 7 and 8), which begins as ``start``.
 
+    ``method`` sends something: AllDistill alone is where all of them start, and nothing is made for it.
     Labels of ``clips`` are read by the controls ``oracle`` and ``own`` alone. All methods that select take about as
     many public clips: n for each prototype, or n divided by the clips per cluster for each clip.
 
@@ -97,9 +98,6 @@ def personalise(
     if method.sent is Sent.CLIPS:
         return _own(release, clips, setting, start, work_dir, device, trace)
     rounds = setting.rounds or release.recipe.personalise.rounds
-    if method.sent is Sent.NOTHING:
-        rounds = 0
-        trace.selections.append(Selection.whole(len(release.public.names)))
     student = start
     for number in range(rounds):
         with trace.timed("prototypes"):

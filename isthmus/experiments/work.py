@@ -18,12 +18,13 @@ from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilitie
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
 from isthmus.distill.teach import cache_teacher_outputs, train_teacher
 from isthmus.distill.teacher_cache import encode_clips, evaluation_mean, head_probabilities
 from isthmus.experiments import cells, measure
 from isthmus.experiments.cells import Asked, Cell, Outputs
-from isthmus.experiments.methods import METHODS
-from isthmus.experiments.offline import Setting, personalise
+from isthmus.experiments.methods import METHODS, Sent
+from isthmus.experiments.offline import Setting, Trace, personalise
 
 CPU = torch.device("cpu")
 
@@ -107,15 +108,17 @@ def _make_cell(task: CellTask, folder: Path) -> None:
     start, start_heads = _base(task.release, asked.seed)
     method = METHODS[asked.method]
     work_dir = Path(task.work) / asked.name
-    student, heads, trace = personalise(
-        release,
-        selection_clips,
-        method,
-        Setting(asked.seed, asked.clips_per_cluster),
-        start=start,
-        work_dir=work_dir,
-        device=device,
-    )
+    student, heads, trace = start, start_heads, Trace(selections=[Selection.whole(len(release.public.names))])
+    if method.sent is not Sent.NOTHING:
+        student, heads, trace = personalise(
+            release,
+            selection_clips,
+            method,
+            Setting(asked.seed, asked.clips_per_cluster),
+            start=start,
+            work_dir=work_dir,
+            device=device,
+        )
     labels_T = np.asarray(test_clips.labels_N)
     after = student_outputs(student, release.teacher_head, test_clips, device)
     before = _before(task.release, task.clips, asked.seed, task.device)
