@@ -19,6 +19,7 @@ from tests.bench import machine
         "stream",
         "footprint",
         "planning",
+        "drift",
         "model_sizes",
         "elastic_front",
         "elastic_engine",
