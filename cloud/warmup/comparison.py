@@ -39,10 +39,10 @@ def replayed(plan: Plan, tuned: Mapping[int, Measured]) -> Plan:
     return plan
 
 
-def picked(models: Mapping[str, Measured], number: int) -> str:
-    """The model that is best at ``number`` on the profiling set."""
+def picked(models: Mapping[str, Measured], number: int, pictures: int = 0) -> str:
+    """The model that is best at ``number`` on the profiling set of so many pictures, as a server picks it."""
     table: Table = {name: of.profiling for name, of in models.items()}
-    return ranked(table, number)[0]
+    return ranked(table, number, pictures)[0]
 
 
 def by_method(
@@ -50,12 +50,13 @@ def by_method(
     tuned: Mapping[int, Measured],
     planned: Sequence[int],
     soups: Mapping[str, Measured],
+    pictures: int = 0,
 ) -> dict[str, dict[int, float]]:
     """Test accuracy of each method by number.
 
     clipper: the vanilla model with all tokens, whatever the number. otas: the vanilla model. maxprune: the model tuned
     at the largest number alone. exhaustive, prodigy, prodigy+soups: the vanilla model with all tuned ones, with the
-    planned ones, and with the kept soups of those.
+    planned ones, and with the kept soups of those. ``pictures``: of the profiling set.
     """
     numbers = sorted(vanilla.test)
     base = {"vanilla": vanilla}
@@ -69,7 +70,7 @@ def by_method(
         "prodigy+soups": {**base, **some, **soups},
     }
     found = {
-        method: {number: models[picked(models, number)].test[number] for number in numbers}
+        method: {number: models[picked(models, number, pictures)].test[number] for number in numbers}
         for method, models in sets.items()
     }
     return {"clipper": dict.fromkeys(numbers, vanilla.test[0]), **found}

@@ -91,7 +91,9 @@ class Grid:
         for seed in self.seeds:
             vanilla, tuned, plan = self._vanilla_of(seed), self._tuned_of(seed), self.planned(seed)
             soups = {name: _measured(of) for name, of in self._cell(self._soups_name(seed))["kept"].items()}
-            accuracy = comparison.by_method(vanilla, tuned, [one.number for one in plan.models], soups)
+            accuracy = comparison.by_method(
+                vanilla, tuned, [one.number for one in plan.models], soups, len(self.subject.profiling)
+            )
             seeds.append(
                 {
                     "seed": seed,
@@ -205,6 +207,7 @@ class Grid:
                 number=card.number,
                 heads=card.heads,
                 accuracy=self._accuracy_of(name, seed),
+                pictures=len(self.subject.profiling),
                 seconds=card.seconds,
             )
         found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, told) if plan.models else []

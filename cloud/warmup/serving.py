@@ -99,6 +99,7 @@ class WarmModels:
         self.latest: str | None = None
         self.cards = good
         self.table: Table = {name: card.accuracy for name, card in good.items() if card.accuracy}
+        self._pictures = min((good[name].pictures for name in self.table), default=0)
         dtype = DTYPES[base.number_type]
 
         def placed(tensor: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class WarmModels:
 
     def accuracy(self, task: Task, gammas: Collection[int]) -> dict[int, float]:
         """What to plan with, by gamma; empty for another task."""
-        return warmed_accuracy(self.table, gammas) if self.serves(task) else {}
+        return warmed_accuracy(self.table, gammas, self._pictures) if self.serves(task) else {}
 
     def announce_near(self, gamma: int, gammas: Sequence[int]) -> None:
         """Has the best models of ``gamma`` and of the gammas nearest to it loaded, as many as fit."""
@@ -140,7 +141,7 @@ class WarmModels:
 
     def _best(self, number: int) -> tuple[str, ...]:
         if number not in self._ranked:
-            self._ranked[number] = ranked(self.table, number)
+            self._ranked[number] = ranked(self.table, number, self._pictures)
         return self._ranked[number]
 
     def answer(self, images: Image, gamma: int) -> list[FloatArray] | None:

@@ -34,8 +34,6 @@ TYPES: Final[dict[str, torch.dtype]] = {
 }
 Kind = Literal["vanilla", "tuned", "soup"]
 ReducerName = Literal["merging", "pruning"]
-VANILLA: Final = "vanilla"
-"""The name of the model that was warmed."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -60,7 +58,8 @@ class Stored:
 @dataclass(frozen=True)
 class Card:
     """A model of the store. ``number``: what it was tuned for, or for a soup what it was made for. ``accuracy``: by
-    reduction number, on the profiling set. ``shares``: of a soup's members. ``heads``: of its attention."""
+    reduction number, on the profiling set of so many ``pictures`` (0: not known). ``shares``: of a soup's members.
+    ``heads``: of its attention."""
 
     name: str
     kind: Kind
@@ -70,6 +69,7 @@ class Card:
     accuracy: Mapping[int, float] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    pictures: int = 0
 
     @property
     def bytes(self) -> int:
@@ -135,6 +135,7 @@ class WarmStore:
                 accuracy={int(number): float(share) for number, share in raw["accuracy"].items()},
                 shares={str(member): float(share) for member, share in raw["shares"].items()},
                 seconds=float(raw["seconds"]),
+                pictures=max(0, int(raw.get("pictures", 0))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise (
@@ -162,6 +163,11 @@ class WarmStore:
             raise StoreError(f"{self.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
         return found
 
+    def pictures(self) -> int:
+        """How many were profiled, of the model of which it were fewest; 0: not known of one of them."""
+        good, _ = self.usable()
+        return min((card.pictures for card in good.values() if card.accuracy), default=0)
+
     def save(
         self,
         name: str,
@@ -173,11 +179,12 @@ class WarmStore:
         accuracy: Mapping[int, float] | None = None,
         shares: Mapping[str, float] | None = None,
         seconds: float = 0.0,
+        pictures: int = 0,
     ) -> Card:
         """Writes a model, or replaces it. Raises CheckpointError on a full disk; then the model of before is there."""
         _checked(name)
         stored = {key: self._write(tensor) for key, tensor in tensors.items()}
-        card = Card(name, kind, number, heads, stored, dict(accuracy or {}), dict(shares or {}), seconds)
+        card = Card(name, kind, number, heads, stored, dict(accuracy or {}), dict(shares or {}), seconds, pictures)
         self.write_card(card)
         return card
 
@@ -192,6 +199,7 @@ class WarmStore:
             "accuracy": {str(number): share for number, share in sorted(card.accuracy.items())},
             "shares": dict(card.shares),
             "seconds": card.seconds,
+            "pictures": card.pictures,
             "tensors": {
                 key: {"hash": one.hash, "dtype": one.dtype, "shape": list(one.shape)}
                 for key, one in card.tensors.items()

@@ -21,9 +21,9 @@ from isthmus.cloud.warmup import soup
 from isthmus.cloud.warmup.knapsack import Item, pack
 from isthmus.cloud.warmup.planner import UNBOUNDED, Cost, Plan, Tuned, next_step, record
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, largest_number
-from isthmus.cloud.warmup.reduction import Table
+from isthmus.cloud.warmup.reduction import VANILLA, Table
 from isthmus.cloud.warmup.serving import model_of
-from isthmus.cloud.warmup.store import VANILLA, Card, Common, WarmStore
+from isthmus.cloud.warmup.store import Card, Common, WarmStore
 from isthmus.cloud.warmup.tuning import (
     DEFAULT,
     GivenUp,
@@ -170,6 +170,7 @@ class Warming:
             number=number,
             heads=model.heads,
             accuracy=accuracy,
+            pictures=len(self.subject.profiling),
             seconds=seconds,
         )
 
@@ -179,7 +180,10 @@ class Warming:
             card = self.store.card(name)
             if not set(self.numbers) <= set(card.accuracy):
                 known = self._profiled(self.model(name), self.numbers, card.accuracy)
-                self.store.write_card(dataclasses.replace(card, accuracy={**card.accuracy, **known}))
+                profiled = dataclasses.replace(
+                    card, accuracy={**card.accuracy, **known}, pictures=len(self.subject.profiling)
+                )
+                self.store.write_card(profiled)
                 told(f"{name}: " + ", ".join(f"{number} {share:.1%}" for number, share in known.items()))
         return self.table()
 

@@ -35,6 +35,29 @@ def test_the_best_model_of_each_number() -> None:
     assert warmed_accuracy(TABLE, GAMMAS) == {-16: 0.8, -8: 0.85, 0: 0.9}
 
 
+def test_the_vanilla_model_stays_where_another_is_better_by_luck_at_most() -> None:
+    table = {"vanilla": {0: 0.66, 8: 0.60}, "tuned-8": {0: 0.67, 8: 0.65}, "tuned-16": {0: 0.665, 8: 0.64}}
+    assert ranked(table, 0) == ("tuned-8", "tuned-16", "vanilla"), "nobody says how many pictures: the best is the best"
+    assert ranked(table, 0, 1_000) == ("vanilla", "tuned-8", "tuned-16"), "one standard error is 1.5 points"
+    assert ranked(table, 0, 10_000)[0] == "tuned-8"
+    assert best_models(table, 1_000) == {0: "vanilla", 8: "tuned-8"}
+    assert warmed_accuracy(table, [-8, 0], 1_000) == {-8: 0.65, 0: 0.66}
+    del table["vanilla"]
+    assert ranked(table, 0, 1_000) == ("tuned-8", "tuned-16")
+
+
+@given(st.dictionaries(st.sampled_from(["vanilla", "a", "b", "c"]), st.floats(0, 1), min_size=1), st.integers(0, 10**6))
+def test_whoever_comes_first_is_no_worse_than_the_best_by_more_than_noise(
+    shares: dict[str, float], pictures: int
+) -> None:
+    order = ranked({name: {4: share} for name, share in shares.items()}, 4, pictures)
+    best = max(shares.values())
+    assert sorted(order) == sorted(shares)
+    assert shares[order[0]] >= best - (best * (1 - best) / pictures) ** 0.5 if pictures else shares[order[0]] == best
+    others = [shares[name] for name in order if name != "vanilla"]
+    assert others == sorted(others, reverse=True)
+
+
 def test_a_warmed_profile_plans_with_the_best_models_accuracy() -> None:
     warmed = warmed_profile(profile(), "birds", TABLE)
     assert warmed.accuracy["birds"] == {-16: 0.8, -8: 0.85, 0: 0.9, 2: 0.92}

@@ -22,7 +22,16 @@ def tensors(seed: int, shared: float = 1.0) -> dict[str, Tensor]:
 def store(tmp_path: Path) -> WarmStore:
     made = WarmStore.create(tmp_path / "models", COMMON)
     for seed in (1, 2):
-        made.save(f"m{seed}", tensors(seed), kind="tuned", number=seed, heads=3, accuracy={0: 0.5}, seconds=1.5)
+        made.save(
+            f"m{seed}",
+            tensors(seed),
+            kind="tuned",
+            number=seed,
+            heads=3,
+            accuracy={0: 0.5},
+            pictures=100 + seed,
+            seconds=1.5,
+        )
     return made
 
 
@@ -40,6 +49,10 @@ def test_models_come_back_and_share_what_is_equal(store: WarmStore) -> None:
     assert store.bytes_of(cards) == 4 * (50 + 2 * 41)
     assert cards[0].bytes == 4 * 91
     assert (cards[1].number, cards[1].accuracy, cards[1].kind, cards[1].seconds) == (2, {0: 0.5}, "tuned", 1.5)
+    assert ([card.pictures for card in cards], store.pictures()) == ([101, 102], 101)
+    path = store.path / "models" / "m1.json"
+    path.write_text(path.read_text().replace('"pictures": 101,', ""))
+    assert (store.card("m1").pictures, store.pictures()) == (0, 0), "a card of before says nothing of it"
     assert WarmStore.create(store.path, COMMON).common() == COMMON
     with pytest.raises(StoreError, match="another task or reducer"):
         WarmStore.create(store.path, Common("two", ("a", "b"), "pruning"))
