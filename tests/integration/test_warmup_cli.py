@@ -15,6 +15,7 @@ from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.recipes import TaskRecipe
 from isthmus.cloud.elastic.task_files import load_tasks
 from isthmus.cloud.elastic.tasks import ModelShape, Task
+from isthmus.cloud.warmup.reduction import ranked
 from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.images import LabelledImages, read_images, write_images
 from isthmus.experiments.cli import app as experiments
@@ -74,8 +75,9 @@ def test_from_pictures_to_a_server_and_an_experiment(folder: Path, tmp_path: Pat
     assert done.exit_code == 0, done.output
     warmed = Profile.from_json(profile.read_text())
     assert set(warmed.models["bright-dark"]) == {-8, -4, 0}
-    best = max(shares[8] for shares in store.table().values())
-    assert warmed.accuracy["bright-dark"][-8] == best
+    best = ranked(store.table(), 8, store.pictures())[0]
+    assert warmed.models["bright-dark"][-8] == best and store.pictures() > 0
+    assert warmed.accuracy["bright-dark"][-8] == store.table()[best][8]
 
     options = ["--profile", str(profile), "--warm", str(store.path), "--out", str(tmp_path / "served")]
     grid = ["--seeds=0", "--loads=1,2", "--duration-s=1", "--policies=priced,throughput,clipper"]
