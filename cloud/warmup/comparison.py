@@ -39,7 +39,7 @@ def replayed(plan: Plan, tuned: Mapping[int, Measured]) -> Plan:
     return plan
 
 
-def picked(models: Mapping[str, Measured], number: int, pictures: int = 0) -> str:
+def picked(models: Mapping[str, Measured], number: int, pictures: int) -> str:
     """The model that is best at ``number`` on the profiling set of so many pictures, as a server picks it."""
     table: Table = {name: of.profiling for name, of in models.items()}
     return ranked(table, number, pictures)[0]

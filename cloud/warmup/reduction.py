@@ -1,9 +1,9 @@
 """PURE: which warmed model serves which number, and the chapter's rule for the number (spec 3, section 5).
 
 Offline, every kept model is profiled at every number and the best is noted; where we differ, the vanilla model stays
-unless another beats it beyond the profiling set's noise. Online, Prodigy's own rule takes the
-smallest number whose throughput is above the arrival rate during the last batch. The better scheduler is any policy of
-elastic serving on a profile that holds the warmed accuracies: the same expected-utility problem, with a better table.
+unless another beats it beyond the profiling set's noise. Online, Prodigy's own rule takes the smallest number whose
+throughput is above the arrival rate during the last batch. The better scheduler is any policy of elastic serving on a
+profile that holds the warmed accuracies: the same expected-utility problem, with a better table.
 """
 
 import math

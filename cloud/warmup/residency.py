@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from isthmus.cloud.warmup.store import Card, Stored, StoreError, WarmStore
 
 log = logging.getLogger(__name__)
 
-REST = 9.0
+REST: Final = 9.0
 """Seconds of rest for each second of loading, unless somebody waits: the loader works a tenth of the time at most."""
 
 Model = TypeVar("Model")
@@ -50,7 +50,6 @@ class Residency(Generic[Model]):
         placed: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         bytes_of: Callable[[Stored], int] = lambda stored: stored.bytes,
         rest: float = REST,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._cards, self._build, self._placed, self._bytes_of = store, cards, build, placed, bytes_of
         self._sizes = {one.hash: bytes_of(one) for card in cards.values() for one in card.tensors.values()}
@@ -63,8 +62,7 @@ class Residency(Generic[Model]):
         self._tensors: dict[str, tuple[Tensor, int]] = {}
         self._reserved = 0
         self._wanted: list[str] = []
-        self._rest, self._clock = rest, clock
-        self._rests_until_s = clock()
+        self._rest, self._rests_until_s = rest, time.monotonic()
         self._waiting = 0
         self.broken: dict[str, str] = {}
         """Models whose files turned out to be damaged, and how."""
@@ -148,7 +146,7 @@ class Residency(Generic[Model]):
 
     def _run(self) -> None:
         while (card := self._next()) is not None:
-            began_s = self._clock()
+            began_s = time.monotonic()
             try:
                 self._load(card)
             except Exception as error:
@@ -158,14 +156,14 @@ class Residency(Generic[Model]):
                     self.broken[card.name] = why
                     self._wanted = [name for name in self._wanted if name != card.name]
                     self._changed.notify_all()
-            ended_s = self._clock()
+            ended_s = time.monotonic()
             self._rests_until_s = ended_s + self._rest * (ended_s - began_s)
 
     def _next(self) -> Card | None:
         """Waits for a model that is wanted and can be loaded, and reserves its room. None: the end."""
         with self._changed:
             while not self._closed:
-                rests_s = self._rests_until_s - self._clock()
+                rests_s = self._rests_until_s - time.monotonic()
                 if rests_s > 0 and not self._waiting:
                     self._changed.wait(rests_s)
                     continue

@@ -22,7 +22,7 @@ from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import vit_of_shapes
 from isthmus.cloud.warmup.reduction import Table, ranked, warmed_accuracy
 from isthmus.cloud.warmup.residency import Residency
-from isthmus.cloud.warmup.store import TYPES, Card, Common, Stored, StoreError, WarmStore
+from isthmus.cloud.warmup.store import TYPES, Card, Common, Stored, StoreError, WarmStore, profiled_pictures
 from isthmus.data.images import PixelSpec
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class WarmModels:
         self.latest: str | None = None
         self.cards = good
         self.table: Table = {name: card.accuracy for name, card in good.items() if card.accuracy}
-        self._pictures = min((good[name].pictures for name in self.table), default=0)
+        self._pictures = profiled_pictures(good.values())
         dtype = DTYPES[base.number_type]
 
         def placed(tensor: Tensor) -> Tensor:

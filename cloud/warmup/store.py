@@ -164,9 +164,8 @@ class WarmStore:
         return found
 
     def pictures(self) -> int:
-        """How many were profiled, of the model of which it were fewest; 0: not known of one of them."""
-        good, _ = self.usable()
-        return min((card.pictures for card in good.values() if card.accuracy), default=0)
+        """``profiled_pictures`` of all models that can be used."""
+        return profiled_pictures(self.usable()[0].values())
 
     def save(
         self,
@@ -312,6 +311,11 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise StoreError(f"a model cannot be called {name[:100]!r}")
     return name
+
+
+def profiled_pictures(cards: Collection[Card]) -> int:
+    """How many pictures the profiled ones of some models were profiled on, the fewest; 0: not known of one of them."""
+    return min((card.pictures for card in cards if card.accuracy), default=0)
 
 
 def tensors_of(cards: Collection[Card]) -> Iterator[Stored]:

@@ -1,6 +1,7 @@
 """The scheduler: best model by number, warmed profiles, and the chapter's throughput rule in the engine."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -53,7 +54,8 @@ def test_whoever_comes_first_is_no_worse_than_the_best_by_more_than_noise(
     order = ranked({name: {4: share} for name, share in shares.items()}, 4, pictures)
     best = max(shares.values())
     assert sorted(order) == sorted(shares)
-    assert shares[order[0]] >= best - (best * (1 - best) / pictures) ** 0.5 if pictures else shares[order[0]] == best
+    noise = math.sqrt(best * (1 - best) / pictures) if pictures else 0.0
+    assert best - shares[order[0]] <= noise
     others = [shares[name] for name in order if name != "vanilla"]
     assert others == sorted(others, reverse=True)
 

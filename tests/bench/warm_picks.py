@@ -1,0 +1,66 @@
+"""What a store's models do on pictures that neither chose nor judged them: at each number the one that a server picks.
+
+An experiment over a store that `isthmus elastic warmup` made, not one of ``make bench``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from isthmus.cloud.elastic.cli_inputs import pictures_of
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import load_vit, pixel_spec
+from isthmus.cloud.warmup.profiling import accuracies
+from isthmus.cloud.warmup.reduction import ranked
+from isthmus.cloud.warmup.serving import model_of
+from isthmus.cloud.warmup.store import WarmStore
+from tests.bench import THREADS
+from tests.bench.harness import Report
+
+
+def main(
+    store: Annotated[Path, typer.Option(help="Warmed models: OUT/models, or a soups folder's of an evaluation.")],
+    model: Annotated[str, typer.Option(help="The vanilla model's safetensors file.")],
+    data: Annotated[Path, typer.Option(help="Labelled pictures, Parquet.")],
+    numbers: Annotated[str, typer.Option(help="With commas between; 0, with all tokens, always is one.")],
+    profiled: Annotated[int, typer.Option(help="Pictures the models were profiled on; 0: as the store says.")] = 0,
+    soups: Annotated[bool, typer.Option(help="Averages may be picked too.")] = False,
+    pixels: Annotated[str | None, typer.Option(help="cifar10, imagenet or half; else the model's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """Accuracy of the vanilla model and of the picked one, and the share of the former's loss that is won back."""
+    torch.set_num_threads(THREADS)
+    device, opened = torch.device("cpu"), WarmStore(store)
+    vanilla = ElasticViT(load_vit(model))
+    spec = pixel_spec(vanilla.vit, model, pixels)
+    labelled = pictures_of(data, vanilla, None, 0)
+    wanted = sorted({0, *map(int, numbers.split(","))})
+    before = accuracies(vanilla, spec, labelled, wanted, device=device)
+    table = {name: shares for name, shares in opened.table().items() if soups or not name.startswith("soup-")}
+    report = Report("warm_picks", {"numbers": wanted, "profiled": profiled, "soups": soups, "pictures": len(labelled)})
+    for number in wanted:
+        name = ranked(table, number, profiled or opened.pictures())[0]
+        picked = model_of(opened.card(name), opened.load(name))
+        share = accuracies(picked, spec, labelled, [number], device=device)[number]
+        lost = before[0] - before[number]
+        back = (share - before[number]) / lost if lost > 0 else None
+        report.rows.append(
+            {"number": number, "vanilla": before[number], "model": name, "picked": share, "won_back": back}
+        )
+
+    def back_of(row: dict[str, Any]) -> str:
+        return "" if row["won_back"] is None else f"{row['won_back']:.3f}"
+
+    columns = {
+        "number": lambda row: str(row["number"]),
+        "vanilla": lambda row: f"{row['vanilla']:.2%}",
+        "picked": lambda row: f"{row['picked']:.2%} ({row['model']})",
+        "won back": back_of,
+    }
+    report.finish(columns, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
