@@ -27,6 +27,9 @@ from isthmus.cloud.elastic.reducer import Merging, Reducer
 from isthmus.cloud.elastic.timm_import import Attention, Block, VisionTransformer
 
 MAX_PROMPTS: Final = 256
+CACHED_BYTES: Final = 10 << 20
+"""What a processor's MLP keeps of its hidden layer at a time. A larger one leaves the cache between the two products,
+and is memory that the system hands out anew, cleared, at every layer."""
 
 
 class ElasticViT(nn.Module):
@@ -133,7 +136,7 @@ class ElasticViT(nn.Module):
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
             if count and layer < self.depth - 1:
                 tokens_BND, sizes_BN = self.reducer.reduce(layer, tokens_BND, keys_BHNd, sizes_BN, count)
-            tokens_BND = tokens_BND + block.ls2(block.mlp(block.norm2(tokens_BND)))
+            tokens_BND = tokens_BND + block.ls2(_feed_forward(block.mlp, block.norm2(tokens_BND)))
         read_BPD: Tensor = vit.norm(tokens_BND)
         return read_BPD
 
@@ -222,6 +225,18 @@ def _attend(
     attended_BHNd = functional.scaled_dot_product_attention(queries, seen_keys, values, attn_mask=mask)
     attended_BND: Tensor = attention.proj(attended_BHNd.transpose(1, 2).flatten(2))
     return attended_BND, keys
+
+
+def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
+    """The MLP; on a processor, where nothing is compiled, of as many tokens at a time as its hidden layer is cached
+    for. No token's answer hangs on another's."""
+    rows_MD = normed_BND.flatten(0, 1)
+    most = max(1, CACHED_BYTES // (mlp.fc2.weight.shape[1] * normed_BND.element_size()))
+    parts = -(-len(rows_MD) // most)
+    if parts == 1 or normed_BND.device.type != "cpu" or torch.compiler.is_compiling():
+        whole_BND: Tensor = mlp(normed_BND)
+        return whole_BND
+    return torch.cat([mlp(part_MD) for part_MD in rows_MD.tensor_split(parts)]).view(normed_BND.shape)
 
 
 def _check(vit: Any) -> None:

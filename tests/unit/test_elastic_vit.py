@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.cloud.elastic import vit
+from isthmus.cloud.elastic.int8 import to_int8
 from isthmus.cloud.elastic.timm_import import create_model
 from isthmus.cloud.elastic.vit import ElasticViT
 
@@ -17,12 +19,12 @@ TINY = {"img_size": 48, "patch_size": 8, "depth": 4, "num_classes": 5}
 def tiny(seed: int = 0, name: str = NAME, **changes: object) -> ElasticViT:
     """37 tokens, width 192, 4 layers; weights large enough for attention to differ from token to token."""
     torch.manual_seed(seed)
-    vit = create_model(name, pretrained=False, **{**TINY, **changes}).eval()
+    made = create_model(name, pretrained=False, **{**TINY, **changes}).eval()
     with torch.no_grad():
-        for parameter in vit.parameters():
+        for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.1)
-    return ElasticViT(vit)
+    return ElasticViT(made)
 
 
 def images(count: int = 3, px: int = 48) -> Tensor:
@@ -51,6 +53,24 @@ def test_one_sample_does_not_hang_on_the_others() -> None:
         together = model(images(), -5)
         alone = torch.cat([model(image[None], -5) for image in images()])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["float32", "int8"])
+@pytest.mark.parametrize("cached_tokens", [1, 50, 90])
+def test_the_mlp_in_parts_is_the_mlp(cached_tokens: int, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    if to == "int8":
+        to_int8(model)
+    with torch.inference_mode():
+        whole = model.features(images(), -5)
+        seen: list[int] = []
+        for block in model.blocks:
+            block.mlp.register_forward_pre_hook(lambda _mlp, given: seen.append(given[0].shape[-2]))
+        monkeypatch.setattr(vit, "CACHED_BYTES", cached_tokens * 4 * 4 * model.width)
+        in_parts = model.features(images(), -5)
+    assert len(seen) > model.depth
+    assert max(seen) <= cached_tokens
+    torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_merged_counts_are_clamped_to_half() -> None:
