@@ -129,19 +129,33 @@ class Infaas:
             self._allowed_since_s = None
 
 
+class ModelsInMemory:
+    """Which models are in memory. The one used longest ago makes room; one that is larger than all of it is alone."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._memory_bytes = memory_bytes
+        self._held: dict[tuple[str, int], int] = {}
+
+    def use(self, task: str, size: ModelSize) -> tuple[bool, list[tuple[str, int]]]:
+        """Whether the task's model of this size has to be loaded, and which (task, level) leave for it."""
+        model = (task, size.level)
+        known = self._held.pop(model, None) is not None
+        left = []
+        while self._held and sum(self._held.values()) + size.memory_bytes > self._memory_bytes:
+            left.append(next(iter(self._held)))
+            del self._held[left[-1]]
+        self._held[model] = size.memory_bytes
+        return not known, left
+
+
 def loading_executor(sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = MEMORY_BYTES) -> Callable[[Work], float]:
     """An executor model for the simulator: a batch takes its time, and before it that of loading its task's model."""
     by_level: Mapping[int, ModelSize] = {size.level: size for size in sizes}
-    resident: dict[tuple[str, int], int] = {}
+    models = ModelsInMemory(memory_bytes)
 
     def takes_s(work: Work) -> float:
         size = by_level[work.gamma]
-        model = (work.batch.queries[0].task, work.gamma)
-        load_s = 0.0 if model in resident else size.load_s
-        resident.pop(model, None)
-        while resident and sum(resident.values()) + size.memory_bytes > memory_bytes:
-            del resident[next(iter(resident))]
-        resident[model] = size.memory_bytes
-        return load_s + work.predicted_s
+        load, _ = models.use(work.batch.queries[0].task, size)
+        return work.predicted_s + (size.load_s if load else 0.0)
 
     return takes_s

@@ -21,6 +21,7 @@ from tests.bench import machine
         "planning",
         "drift",
         "model_sizes",
+        "infaas_live",
         "elastic_front",
         "elastic_engine",
         "elastic_vit",

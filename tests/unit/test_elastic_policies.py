@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.infaas import SIZES, Infaas, loading_executor, sizes_profile
+from isthmus.cloud.elastic.infaas import SIZES, Infaas, ModelsInMemory, loading_executor, sizes_profile
 from isthmus.cloud.elastic.policies import POLICIES, Policy, make_policy
 from isthmus.cloud.elastic.priced import Priced
 from isthmus.cloud.elastic.profile import paper_profile
@@ -106,6 +106,18 @@ def test_infaas_pays_for_loading_and_keeps_to_one_task() -> None:
     base = next(size for size in SIZES if size.level == first.gamma)
     assert takes_s(first) == pytest.approx(base.load_s + first.predicted_s)
     assert takes_s(first) == pytest.approx(first.predicted_s)
+
+
+def test_the_model_used_longest_ago_makes_room() -> None:
+    small, base, large = SIZES
+    models = ModelsInMemory(2 * base.memory_bytes)
+    assert models.use("a", base) == (True, [])
+    assert models.use("b", base) == (True, [])
+    assert models.use("a", base) == (False, [])
+    assert models.use("a", small) == (True, [("b", 0)])
+    assert models.use("b", base) == (True, [("a", 0)])
+    assert models.use("b", large) == (True, [("a", -1), ("b", 0)])  # more than there is: it runs, alone
+    assert models.use("b", large) == (False, [])
 
 
 def test_under_overload_ours_comes_first() -> None:

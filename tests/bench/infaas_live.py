@@ -1,0 +1,237 @@
+"""INFaaS in real time: models of three sizes for each task are really loaded and run, beside token adaptation.
+
+All models have random weights in the CIFAR-10 ViT's form, narrower and wider, for nobody has trained such sizes for
+these tasks. So time is real, loading included, and whether an answer is right is drawn as in the simulator, with the
+accuracies of ``--profile`` and, for the small and the large size, the simulator's assumption (elastic/infaas.py).
+Everything is timed before it is used, in the same run, so that simulated and live are of one machine.
+"""
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+import typer
+
+from isthmus.cloud.elastic.engine import Engine, Work
+from isthmus.cloud.elastic.infaas import SIZES, Infaas, ModelsInMemory, ModelSize, loading_executor, sizes_profile
+from isthmus.cloud.elastic.policies import make_policy
+from isthmus.cloud.elastic.profile import Profile, paper_profile
+from isthmus.cloud.elastic.profiler import SIZES as BATCHES
+from isthmus.cloud.elastic.profiler import blank_weights, machine_key, measure_latency
+from isthmus.cloud.elastic.query import Outcome, Query
+from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.simulate import TICK_S, Run, draws, serve, simulate
+from isthmus.cloud.elastic.timm_import import VisionTransformer
+from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+from isthmus.data.images import PixelSpec
+from tests.bench import THREADS
+from tests.bench.harness import Report
+
+SIDE_PX: Final = 32
+WIDTHS: Final = (96, 192, 384)
+"""Small, base, large; the base is the CIFAR-10 ViT's."""
+LOADS: Final = 5
+"""Times that a model is loaded to know how long it takes."""
+PIXELS: Final = PixelSpec(SIDE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class TimedWorld:
+    """A real clock; ``run`` does a batch's work, and answers are right as the draws fall (see simulate.py)."""
+
+    def __init__(self, profile: Profile, luck_N: npt.NDArray[np.float64], run: Callable[[Work], None]) -> None:
+        self._accuracy, self._luck, self._run = profile.accuracy, luck_N.tolist(), run
+        self._began_s = time.monotonic()
+
+    def now_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+    def wait(self, until_s: float) -> None:
+        time.sleep(max(TICK_S, until_s - self.now_s()))
+
+    def run(self, work: Work) -> list[bool | None]:
+        self._run(work)
+        return [self._luck[query.id] < self._accuracy[query.task][work.gamma] for query in work.batch.queries]
+
+
+class Swapping:
+    """Loads a task's model of a size from its file when a batch asks for it, and lets go of what has to make room."""
+
+    def __init__(self, files: dict[tuple[str, int], Path], sizes: Sequence[ModelSize], memory_bytes: int) -> None:
+        self._files, self._sizes = files, {size.level: size for size in sizes}
+        self._order = ModelsInMemory(memory_bytes)
+        self._models: dict[tuple[str, int], tuple[ElasticRunner, ServedTask]] = {}
+        self.loads = 0
+
+    def run(self, work: Work) -> None:
+        model = (work.batch.queries[0].task, work.gamma)
+        load, left = self._order.use(model[0], self._sizes[work.gamma])
+        for each in left:
+            del self._models[each]
+        if load:
+            self._models[model] = opened(self._files[model])
+            self.loads += 1
+        runner, task = self._models[model]
+        runner.answer(pictures(len(work.batch)), 0, [task] * len(work.batch))
+
+
+def opened(file: Path) -> tuple[ElasticRunner, ServedTask]:
+    model = ElasticViT(load_vit(file))
+    runner = ElasticRunner(model, PIXELS)
+    return runner, runner.prepare(blank_weights(model, [0]))
+
+
+def pictures(count: int) -> npt.NDArray[np.uint8]:
+    return np.full((count, SIDE_PX, SIDE_PX, 3), 127, np.uint8)
+
+
+def written(folder: Path, tasks: Sequence[str], depth: int) -> dict[tuple[str, int], Path]:
+    """A file for each task and size; random weights."""
+    found = {}
+    for task_number, task in enumerate(tasks):
+        for size, width in zip(SIZES, WIDTHS, strict=True):
+            vit = VisionTransformer(
+                SIDE_PX, 4, num_classes=10, embed_dim=width, depth=depth, num_heads=max(1, width // 64)
+            )
+            found[task, size.level] = folder / f"{task_number}.{width}.safetensors"
+            safetensors.torch.save_file(vit.state_dict(), found[task, size.level])
+    return found
+
+
+def timed_sizes(files: dict[tuple[str, int], Path], base: Profile, repeats: int) -> tuple[list[ModelSize], Profile]:
+    """What each size costs here, and their profile."""
+    task = next(iter(base.accuracy))
+    sizes, latency_s = [], {}
+    for size in SIZES:
+        file, took_s = files[task, size.level], []
+        for _ in range(LOADS):
+            began_s = time.perf_counter()
+            runner, _ = opened(file)
+            took_s.append(time.perf_counter() - began_s)
+        latency_s[size.level] = measure_latency(runner, [0], BATCHES, repeats=repeats)[0]
+        sizes.append(replace(size, memory_bytes=file.stat().st_size, load_s=statistics.median(took_s)))
+    at_full_s = {level: row[-1] for level, row in latency_s.items()}
+    sizes = [replace(size, cost=at_full_s[size.level] / at_full_s[0]) for size in sizes]
+    return sizes, replace(sizes_profile(base, tuple(sizes)), sizes=BATCHES, latency_s=latency_s)
+
+
+def both(
+    engines: Callable[[], Engine],
+    queries: Sequence[Query],
+    seed: int,
+    run: Callable[[Work], None],
+    takes_s: Callable[[Work], float] | None,
+) -> tuple[Run, Run]:
+    """Simulated and live, with the same luck."""
+    luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
+    engine = engines()
+    simulated = simulate(engine, queries, luck_N, takes_s)
+    engine = engines()
+    gc.collect()
+    return simulated, serve(engine, queries, TimedWorld(engine.profile, luck_N, run))
+
+
+def main(
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="A profile (JSON) for gammas and accuracies, not times; default: the paper-like one."),
+    ] = None,
+    loads: Annotated[str, typer.Option(help="With commas between.")] = "1,1.5,2",
+    policies: Annotated[str, typer.Option(help="Beside infaas; with commas between.")] = "priced,fixed:0,pets",
+    depth: Annotated[int, typer.Option(help="Layers of all models.")] = 6,
+    duration_s: float = 30.0,
+    repeats: Annotated[int, typer.Option(help="Of each timing.")] = 7,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """INFaaS and others on the same queries, simulated and live."""
+    torch.set_num_threads(THREADS)
+    given = paper_profile() if profile is None else Profile.from_json(profile.read_text(encoding="utf-8"))
+    report = Report(
+        "infaas_live", {"loads": loads, "depth": depth, "duration_s": duration_s, "seed": seed}, ("torch", "timm")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        files = written(Path(folder), tuple(given.accuracy), depth)
+        model = ElasticViT(load_vit(files[next(iter(given.accuracy)), 0]))
+        runner = ElasticRunner(model, PIXELS)
+        task = runner.prepare(blank_weights(model, given.gammas))
+        latency_s = measure_latency(runner, given.gammas, BATCHES, repeats=repeats)
+        base = Profile(machine_key(runner), given.gammas, BATCHES, given.accuracy, latency_s)
+        sizes, of_sizes = timed_sizes(files, base, repeats)
+        memory_bytes = len(given.accuracy) * sizes[1].memory_bytes
+        report.notes = [
+            f"level {size.level}: {size.memory_bytes / 1e6:.1f} MB, loaded in {1e3 * size.load_s:.0f} ms, "
+            f"{size.cost:.2f} times the base model's time"
+            for size in sizes
+        ]
+
+        def answer(work: Work) -> None:
+            runner.answer(pictures(len(work.batch)), work.gamma, [task] * len(work.batch))
+
+        for load in (float(value) for value in loads.split(",")):
+            rng = np.random.default_rng(seed)
+            queries = queries_at_load(rng, wandering_rates(rng, duration_s), load, base)
+            swapping = Swapping(files, sizes, memory_bytes)
+            runs = {
+                "infaas": both(
+                    lambda: Engine(of_sizes, Infaas(tuple(sizes)), adapts=False),
+                    queries,
+                    seed,
+                    swapping.run,
+                    loading_executor(tuple(sizes), memory_bytes),
+                )
+            }
+            for name in policies.split(","):
+                runs[name] = both(
+                    lambda name=name: Engine(base, make_policy(name, base)),  # type: ignore[misc]
+                    queries,
+                    seed,
+                    answer,
+                    None,
+                )
+            rival = runs["infaas"]
+            for name, (simulated, live) in runs.items():
+                report.rows.append(
+                    {
+                        "load": load,
+                        "policy": name,
+                        "queries": len(queries),
+                        "simulated": simulated.expected_utility,
+                        "live": live.expected_utility,
+                        "late": live.share(Outcome.LATE),
+                        "loads": swapping.loads if name == "infaas" else 0,
+                        "over_infaas": [
+                            mine.expected_utility / theirs.expected_utility if theirs.expected_utility else None
+                            for mine, theirs in zip((simulated, live), rival, strict=True)
+                        ],
+                    }
+                )
+
+    def over(row: dict[str, Any]) -> str:
+        return ", ".join("" if value is None else f"{value:.3f}" for value in row["over_infaas"])
+
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "load": lambda row: f"{row['load']:g}",
+        "policy": lambda row: str(row["policy"]),
+        "utility, simulated": lambda row: f"{row['simulated']:.1f}",
+        "live": lambda row: f"{row['live']:.1f}",
+        "live over simulated": lambda row: f"{row['live'] / row['simulated']:.3f}" if row["simulated"] else "",
+        "late": lambda row: f"{row['late']:.2%}",
+        "models loaded": lambda row: str(row["loads"] or ""),
+        "over infaas: simulated, live": over,
+    }
+    report.finish(columns, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
