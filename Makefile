@@ -49,8 +49,9 @@ $(EDGE_INSTALLED): | pyproject.toml
 demo: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/isthmus demo --edge-python $(EDGE_VENV)/bin/python $(DEMO_ARGS)
 
+# A process of tests for each core; one file's tests stay together, and share what their fixtures made.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
