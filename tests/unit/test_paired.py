@@ -86,3 +86,10 @@ def test_tables_compare_the_same_client_and_seed() -> None:
     assert "| all |" in first.markdown()
     assert tables.cost(cells, "t").rows[0][1] == "30"
     assert tables.by_compression(cells, "cluster", SIZES, "t").rows[0][:3] == ("fp32", "1", "100")
+
+
+def test_differences_that_cancel_need_no_number_of_pairs() -> None:
+    ours, theirs = {1: 0.1, 2: 0.2, 3: 0.0}, {1: 0.0, 2: 0.0, 3: 0.3}
+    found = difference(ours, theirs)
+    assert found.mean != 0 and abs(found.mean) < 1e-15  # 0.1 + 0.2 is not 0.3
+    assert found.needed is None
