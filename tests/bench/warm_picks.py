@@ -39,9 +39,10 @@ def main(
     wanted = sorted({0, *map(int, numbers.split(","))})
     before = accuracies(vanilla, spec, labelled, wanted, device=device)
     table = {name: shares for name, shares in opened.table().items() if soups or not name.startswith("soup-")}
+    profiled = profiled or opened.pictures()
     report = Report("warm_picks", {"numbers": wanted, "profiled": profiled, "soups": soups, "pictures": len(labelled)})
     for number in wanted:
-        name = ranked(table, number, profiled or opened.pictures())[0]
+        name = ranked(table, number, profiled)[0]
         picked = model_of(opened.card(name), opened.load(name))
         share = accuracies(picked, spec, labelled, [number], device=device)[number]
         lost = before[0] - before[number]
