@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.label_shift import adapted
-from isthmus.edge.habits import PSEUDO_CLIPS, learn
+from isthmus.edge.habits import learn, pseudo_clips
 from isthmus.experiments.cells import Cell, Outputs
 from isthmus.experiments.methods import METHODS
 from isthmus.experiments.paired import by_group, difference
@@ -58,9 +58,13 @@ class User:
             answers_NC = adapted(answers_NC, prior_C, self.trained_C)
         return float((answers_NC.argmax(axis=1) == self.test_labels_N).mean())
 
-    def habits(self, pseudo_clips: float = PSEUDO_CLIPS, *, taught: bool = False) -> Shares:
+    def habits(self, *, times: float = 1.0, held_back: float | None = None, taught: bool = False) -> Shares:
+        """As the device learns them; else with ``times`` as many pseudo-clips, ``held_back`` for each clip, or from
+        the teacher's head."""
         seen_NC = self.selection_taught_NC if taught else self.selection_local_NC
-        return np.array(learn("", seen_NC, self.trained_C.tolist(), pseudo_clips=pseudo_clips).shares)
+        if held_back is None:
+            held_back = times * pseudo_clips(seen_NC)
+        return np.array(learn("", seen_NC, self.trained_C.tolist(), held_back=held_back).shares)
 
     def truth(self) -> Shares:
         counts_C = np.bincount(self.selection_labels_N, minlength=len(self.trained_C))
@@ -70,8 +74,9 @@ class User:
 
 READINGS: Final[Mapping[str, Callable[[User], Shares]]] = {
     "habits (the default)": lambda user: user.habits(),
-    "a third of the pseudo-clips": lambda user: user.habits(PSEUDO_CLIPS / 3),
-    "three times the pseudo-clips": lambda user: user.habits(3 * PSEUDO_CLIPS),
+    "a third of the pseudo-clips": lambda user: user.habits(times=1 / 3),
+    "three times the pseudo-clips": lambda user: user.habits(times=3),
+    "one pseudo-clip a clip, however sure": lambda user: user.habits(held_back=1),
     "from the teacher's head": lambda user: user.habits(taught=True),
     "(the true shares of the selection clips)": lambda user: user.truth(),
 }
