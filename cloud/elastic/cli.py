@@ -254,7 +254,7 @@ def measure_profile(
     reduced = elastic if store is None else timed_model(store, elastic)
     if reduced is not elastic and labelled:
         raise ValueError("pruning is for the warmed task alone: leave --tasks and --data out")
-    runner = ElasticRunner(reduced, pixel, device=where, number_type=chosen, compiler=compiler)
+    runner = ElasticRunner(reduced, pixel, device=where, number_type=chosen, compiler=compiler, packed=store is None)
     served: dict[str, tuple[ServedTask, LabelledImages]] = {
         name: (runner.prepare(one.weights, one.spec.prompt_mode), some) for name, (one, some) in labelled.items()
     }

@@ -111,6 +111,7 @@ def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
             device=settings.elastic_device,
             number_type=_number_type(settings, profile, model, pixels),
             compiler=settings.elastic_compiler,
+            packed=settings.elastic_warm is None,
         )
     except ModelError as error:
         raise InvalidInput(f"--elastic-model: {error}") from error

@@ -10,8 +10,6 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from isthmus.cloud.elastic.vit import ElasticViT
-
 LARGEST: Final = 127
 """Weights go from its negative to it."""
 MIDDLE: Final = 64
@@ -84,12 +82,3 @@ def padded(rows: int) -> int:
     product, and keeps some thousand of them: few numbers have to do for all batch sizes and gammas."""
     step = next((step for most, step in ((256, 16), (1_024, 32), (2_048, 64)) if rows <= most), 128)
     return -(-rows // step) * step
-
-
-def to_int8(model: ElasticViT) -> None:
-    """Makes the linear layers of all blocks int8, in place; what is so already stays."""
-    for block in model.blocks:
-        for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-            linear = getattr(part, name)
-            if isinstance(linear, nn.Linear):
-                setattr(part, name, Int8Linear(linear))

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask, runs_int8
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask, runs_onednn
 from isthmus.cloud.elastic.tasks import TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import LabelledImages, PixelSpec
@@ -79,7 +79,7 @@ def choose(
     ``task``: the one whose classes the labels are; a number type is judged by them. Without one it is judged by how
     often it answers as float32 does, through the model's own head, or one made by chance where there is none.
     """
-    able = [name for name in number_types if name != "int8" or runs_int8(device, compiler)]
+    able = [name for name in number_types if name != "int8" or runs_onednn(device, compiler)]
     types: tuple[NumberType, ...] = ("float32", *(name for name in able if name != "float32"))
     runners = {
         name: ElasticRunner(copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler)

@@ -126,7 +126,8 @@ def open_live(
         torch.set_num_threads(profile.key.threads)
     vit = load_vit(model)
     elastic = ElasticViT(vit, profile.schedules)
-    runner = ElasticRunner(elastic, pixel_spec(vit, model, pixels), device=device, number_type=number_type)
+    pixel = pixel_spec(vit, model, pixels)
+    runner = ElasticRunner(elastic, pixel, device=device, number_type=number_type, packed=warm is None)
     labelled = pictures_of(data, elastic, limit, seed)
     warmed = None if warm is None else WarmModels(warm, runner, limit_bytes=warm_bytes)
     found = {

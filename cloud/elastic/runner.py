@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.cloud.elastic.int8 import to_int8
+from isthmus.cloud.elastic.int8 import Int8Linear
+from isthmus.cloud.elastic.packed import PackedLinear
 from isthmus.cloud.elastic.tasks import FloatArray, PromptMode, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.data.images import PixelSpec
@@ -50,8 +51,8 @@ class ServedTask:
         return self.mode if gamma in self.prompts else None
 
 
-def runs_int8(device: str, compiler: str | None) -> bool:
-    """Whether a runner so made could be one of int8."""
+def runs_onednn(device: str, compiler: str | None) -> bool:
+    """Whether a runner so made could use layers of oneDNN's: int8 ones, packed ones."""
     return torch.device(device).type == "cpu" and compiler is None and torch.backends.mkldnn.is_available()
 
 
@@ -60,6 +61,8 @@ class ElasticRunner:
 
     ``compiler`` names a backend of torch.compile ("inductor"), which makes code of its own for each (gamma, bucket) at
     its first batch and takes up to a minute for it. On a GPU each is captured as a graph, unless ``graphs`` is False.
+    ``packed``: where it makes float32 quicker, weights are kept packed beside, in as much memory again (packed.py);
+    they must stay as they are.
 
     Raises ValueError for int8 on a GPU or with a compiler.
     """
@@ -73,15 +76,18 @@ class ElasticRunner:
         number_type: NumberType = "float32",
         compiler: str | None = None,
         graphs: bool = True,
+        packed: bool = False,
     ):
         self.device = torch.device(device)
         self.number_type: NumberType = number_type
         self.dtype = DTYPES[number_type]
-        if number_type == "int8" and not runs_int8(device, compiler):
+        if number_type == "int8" and not runs_onednn(device, compiler):
             raise ValueError("int8 runs on a processor, without a compiler")
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         if number_type == "int8":
-            to_int8(self.model)
+            self.model.remake_linears(Int8Linear)
+        elif packed and number_type == "float32" and runs_onednn(device, compiler):
+            self.model.remake_linears(PackedLinear)
         self.pixels = pixels
         deviation_C = torch.tensor(pixels.deviation, device=self.device)
         self._scale_C = 1 / (255 * deviation_C)

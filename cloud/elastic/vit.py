@@ -148,6 +148,14 @@ class ElasticViT(nn.Module):
             found.append(torch.cat((keys_BHGd, values_BHGd)))
         return torch.stack(found)
 
+    def remake_linears(self, made: Callable[[nn.Linear], nn.Module]) -> None:
+        """Puts ``made(linear)`` in place of each linear layer of the blocks; int8.py and packed.py have some."""
+        for block in self.blocks:
+            for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
+                linear = getattr(part, name)
+                if isinstance(linear, nn.Linear):
+                    setattr(part, name, made(linear))
+
     def operations(self, gamma: int, prompts: str | None = None) -> int:
         """Of all matrix products for one image, two for a multiply and an add; prompts: None, "append" or "replace"."""
         vit, width = self.vit, self.width
@@ -205,7 +213,7 @@ def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Te
 
 def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
     """The outputs ``first`` to ``last`` - 1 of a linear layer, alone."""
-    if isinstance(linear, nn.Linear):
+    if type(linear) is nn.Linear:
         bias: Tensor | None = linear.bias
         return functional.linear(inputs, linear.weight[first:last], bias if bias is None else bias[first:last])
     some: Tensor = linear.channels(inputs, first, last)

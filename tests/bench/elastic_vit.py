@@ -139,7 +139,7 @@ def _ours(
     """Features at ``gamma``, prompts appended where it is above 0."""
     model = ElasticViT(load_vit(source, random=True))
     pixels = PixelSpec(model.image_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    runner = ElasticRunner(model, pixels, number_type=number_type, compiler=compiler)
+    runner = ElasticRunner(model, pixels, number_type=number_type, compiler=compiler, packed=True)
     images = images_BCHW.to(DTYPES[number_type])
     prompts = None
     if gamma > 0:

@@ -48,10 +48,10 @@ def some_tasks(runner: ElasticRunner) -> list[ServedTask]:
 
 
 @pytest.mark.parametrize("gamma", [-3, 0, 2])
-@pytest.mark.parametrize("compiler", [None, "eager"])
-def test_a_mixed_batch_answers_as_single_ones(gamma: int, compiler: str | None) -> None:
+@pytest.mark.parametrize(("compiler", "packed"), [(None, False), (None, True), ("eager", False), ("eager", True)])
+def test_a_mixed_batch_answers_as_single_ones(gamma: int, compiler: str | None, packed: bool) -> None:
     """The compiler "eager" traces as all of them do, and fills batches up, but runs what it traced as it is."""
-    runner = ElasticRunner(model(), PIXELS, compiler=compiler)
+    runner = ElasticRunner(model(), PIXELS, compiler=compiler, packed=packed)
     plain = ElasticRunner(model(), PIXELS)
     tasks, alone = some_tasks(runner), some_tasks(plain)
     together = runner.answer(PICTURES_BHWC, gamma, tasks)

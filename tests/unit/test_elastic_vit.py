@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from isthmus.cloud.elastic import vit
-from isthmus.cloud.elastic.int8 import to_int8
+from isthmus.cloud.elastic.int8 import Int8Linear
 from isthmus.cloud.elastic.timm_import import create_model
 from isthmus.cloud.elastic.vit import ElasticViT
 
@@ -60,7 +60,7 @@ def test_one_sample_does_not_hang_on_the_others() -> None:
 def test_the_mlp_in_parts_is_the_mlp(cached_tokens: int, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     if to == "int8":
-        to_int8(model)
+        model.remake_linears(Int8Linear)
     with torch.inference_mode():
         whole = model.features(images(), -5)
         seen: list[int] = []

@@ -1,0 +1,52 @@
+"""The packed linear layer against the layer it stands for."""
+
+import pytest
+import torch
+from torch import nn
+
+from isthmus.cloud.elastic.packed import ROWS, PackedLinear
+
+
+def linear(bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(24, 40, bias=bias).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(0, 24), (1, 24), (2, 24), (3, 7, 24), (128, 24), (129, 24), (2, 100, 24)])
+@torch.inference_mode()
+def test_it_is_the_layer(shape: tuple[int, ...], bias: bool) -> None:
+    plain = linear(bias)
+    packed, inputs = PackedLinear(plain), torch.randn(shape)
+    torch.testing.assert_close(packed(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed.channels(inputs, 8, 20), plain(inputs)[..., 8:20], rtol=1e-5, atol=1e-5)
+    rows = inputs.numel() // 24
+    assert set(packed._packed) == ({(0, 40), (8, 20)} if rows in ROWS else set())
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+
+
+@torch.inference_mode()
+def test_inputs_that_do_not_lie_in_order() -> None:
+    plain, inputs = linear(), torch.randn(24, 5, 3).permute(2, 1, 0)
+    torch.testing.assert_close(PackedLinear(plain)(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_where_gradients_are_wanted_they_come() -> None:
+    plain = linear()
+    packed, inputs = PackedLinear(plain), torch.randn(5, 24, requires_grad=True)
+    packed(inputs).square().sum().backward()
+    got = inputs.grad
+    inputs.grad = None
+    plain(inputs).square().sum().backward()
+    assert got is not None and inputs.grad is not None
+    assert torch.equal(got, inputs.grad)
+    assert not packed._packed
+
+
+@torch.inference_mode()
+def test_another_number_type_is_not_answered_from_float32() -> None:
+    packed, inputs = PackedLinear(linear()), torch.randn(5, 24)
+    packed(inputs)
+    packed.to(torch.bfloat16)
+    answer = packed(inputs.bfloat16())
+    assert answer.dtype == torch.bfloat16
