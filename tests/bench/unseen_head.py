@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 from isthmus.distill.held_out import DECAY, MASKS, Held, fit_weights
 from isthmus.distill.prepare import decode, read_data, release_split
-from isthmus.distill.release import Release
+from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.teacher_cache import encode_clips, evaluation_mean
 from tests.bench import THREADS
 from tests.bench.harness import Report
@@ -28,7 +28,10 @@ def main(
 ) -> None:
     """Joint, sound-only and picture-only accuracy and cross-entropy on clients the head has not seen."""
     torch.set_num_threads(THREADS)
-    opened = Release.open(release)
+    try:
+        opened = Release.open(release)
+    except ReleaseError as error:
+        raise typer.BadParameter(str(error)) from error
     teacher, listing = opened.teacher, read_data(data)
     of_client: dict[str, Held] = {}
     for client, names in release_split(opened).clients.items():

@@ -72,6 +72,19 @@ def test_the_knee_is_the_fewest_bytes_that_lose_nothing_beyond_noise() -> None:
         knee([], SIZES)
 
 
+def test_no_knee_behind_a_milder_setting_that_loses() -> None:
+    """Ratio 2 loses beyond noise; ratio 3 happens not to, which is no reason to send less than ratio 1."""
+    sizes = {"fp32": {"1": 80, "2": 40, "3": 27}, "int8": {"1": 20, "2": 10, "3": 7}}
+    shares = {"1": 0.7, "2": 0.5, "3": 0.7}
+    cells = [
+        dataclasses.replace(
+            cell("a", "cluster", seed, 0.7), accuracy={ratio: dict.fromkeys(sizes, shares[ratio]) for ratio in shares}
+        )
+        for seed in range(4)
+    ]
+    assert knee(cells, sizes) == ("1", "int8")
+
+
 def test_tables_compare_the_same_client_and_seed() -> None:
     cells = [cell("a", "all", s, 0.5) for s in range(3)] + [cell("a", "cluster", s, 0.6 + 0.01 * s) for s in range(3)]
     first = tables.accuracy_by_method(cells, "sensitive", "t")
