@@ -146,9 +146,10 @@ def _as_they_are(users: Mapping[Any, User]) -> Table:
 
 
 def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:
-    """The student without personalisation, to users who know 1, 2, ... classes: gain of each reading over none."""
+    """The student without personalisation, to users who know 1, 2, ... classes, at last all: gain of each reading over
+    none."""
     classes = len(next(iter(base.values())).trained_C)
-    drawn = {count: _drawn(base, count) for count in range(1, classes)}
+    drawn = {count: _drawn(base, count) for count in range(1, classes + 1)}
     counts = [count for count, users in drawn.items() if users]
     if not counts:
         counts_note = "No person has clips enough to be divided so."
@@ -164,7 +165,8 @@ def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:
     header = ("reading", *(f"{count} {'class' if count == 1 else 'classes'}" for count in counts))
     note = (
         "% told right by the base student, then what each reading adds: mean ± standard error over people, and how "
-        f"many people it makes better / worse on average. At most {DRAWS} draws of classes for each person and seed."
+        f"many people it makes better / worse on average. At most {DRAWS} draws of classes for each person and seed; of "
+        "all classes, people are as they are."
     )
     return Table("Simulated users of few classes", header, tuple(rows), note)
 

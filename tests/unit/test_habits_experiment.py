@@ -38,7 +38,7 @@ def test_users_of_few_classes_gain_and_the_tables_say_so() -> None:
     as_they_are, few = section.tables
     assert [row[0] for row in as_they_are.rows] == ["all", "kept"], "cluster's heads learned from a selection"
     rows = {row[0]: row[1:] for row in few.rows}
-    assert len(few.header) == CLASSES
+    assert len(few.header) == 1 + CLASSES
     gains = [float(text.replace("*", "").split(" ±")[0]) for text in rows["habits (the default)"]]
     oracle = [float(text.replace("*", "").split(" ±")[0]) for text in rows["(the true shares of the selection clips)"]]
     assert gains[0] > 5 and gains[0] > gains[2]
