@@ -165,8 +165,8 @@ def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:
     header = ("reading", *(f"{count} {'class' if count == 1 else 'classes'}" for count in counts))
     note = (
         "% told right by the base student, then what each reading adds: mean ± standard error over people, and how "
-        f"many people it makes better / worse on average. At most {DRAWS} draws of classes for each person and seed; of "
-        "all classes, people are as they are."
+        f"many people it makes better / worse on average. At most {DRAWS} draws of classes for each person and seed; "
+        "the last column has people as they are."
     )
     return Table("Simulated users of few classes", header, tuple(rows), note)
 

