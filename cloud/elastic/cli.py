@@ -269,7 +269,7 @@ def measure_profile(
             on_step=on_step,
         )
     if store is not None:
-        profile = warmed_profile(profile, store.common().task, store.table(), store.pictures())
+        profile = warmed_profile(profile, store.common().task, store.profiled())
     if reduced is not elastic:  # the model that is served beside the pruning ones is what a server knows itself by
         vanilla = ElasticRunner(elastic, pixel, device=where, number_type=chosen)
         profile = dataclasses.replace(profile, key=profiler.machine_key(vanilla))

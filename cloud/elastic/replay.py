@@ -68,7 +68,7 @@ def replay(
         measured = Profile.from_json(profile.read_text(encoding="utf-8")) if profile is not None else paper_profile()
         if warm is not None:
             store = WarmStore(warm)
-            measured = warmed_profile(measured, store.common().task, store.table(), store.pictures())
+            measured = warmed_profile(measured, store.common().task, store.profiled())
         world: LiveWorld | None = None
         if live:
             if model is None or tasks is None or data is None or profile is None:

@@ -32,8 +32,8 @@ from isthmus.cloud.warmup import figures, grid
 from isthmus.cloud.warmup.grid import Grid
 from isthmus.cloud.warmup.planner import UNBOUNDED, Plan, next_step
 from isthmus.cloud.warmup.profiling import check_numbers, largest_number
-from isthmus.cloud.warmup.reduction import VANILLA, best_models
-from isthmus.cloud.warmup.store import ReducerName, WarmStore
+from isthmus.cloud.warmup.reduction import VANILLA
+from isthmus.cloud.warmup.store import ReducerName, WarmStore, profiled
 from isthmus.cloud.warmup.tuning import FROZEN, TARGETS, TUNE, Subject, Target, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
@@ -345,12 +345,13 @@ def _show(plan: Plan) -> None:
 
 def _table(store: WarmStore) -> None:
     """Every model's accuracy at every number, the best of each number marked."""
-    accuracy = {name: store.card(name).accuracy for name in store.names()}
-    best = best_models(accuracy, store.pictures())
+    cards = [store.card(name) for name in store.names()]
+    best = profiled(cards).best()
     table = Table("model", *map(str, best), title="Right on the profiling set, by number", title_justify="left")
-    for name, shares in accuracy.items():
-        cells = [f"{shares[number]:.1%}" + ("*" if best[number] == name else "") for number in best]
-        table.add_row(name, *cells)
+    for card in cards:
+        shares = {number: f"{share:.1%}" for number, share in card.accuracy.items()}
+        cells = [shares.get(number, "") + ("*" if name == card.name else "") for number, name in best.items()]
+        table.add_row(card.name, *cells)
     Console(width=None if Console().is_terminal else 200).print(table)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from isthmus.cloud.warmup.planner import Plan, Tuned, next_step, record
-from isthmus.cloud.warmup.reduction import Table, ranked
+from isthmus.cloud.warmup.reduction import Profiled
 
 LOST: Final = 0.03
 """Where the vanilla model loses at least this against number 0, it is told how much of it was won back."""
@@ -41,8 +41,7 @@ def replayed(plan: Plan, tuned: Mapping[int, Measured]) -> Plan:
 
 def picked(models: Mapping[str, Measured], number: int, pictures: int) -> str:
     """The model that is best at ``number`` on the profiling set of so many pictures, as a server picks it."""
-    table: Table = {name: of.profiling for name, of in models.items()}
-    return ranked(table, number, pictures)[0]
+    return Profiled({name: of.profiling for name, of in models.items()}, pictures).ranked(number)[0]
 
 
 def by_method(

@@ -20,9 +20,8 @@ from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, ServedTask
 from isthmus.cloud.elastic.tasks import FloatArray, Task
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import vit_of_shapes
-from isthmus.cloud.warmup.reduction import Table, ranked, warmed_accuracy
 from isthmus.cloud.warmup.residency import Residency
-from isthmus.cloud.warmup.store import TYPES, Card, Common, Stored, StoreError, WarmStore, profiled_pictures
+from isthmus.cloud.warmup.store import TYPES, Card, Common, Stored, StoreError, WarmStore, profiled
 from isthmus.data.images import PixelSpec
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
     of them. Raises StoreError."""
     if store.common().reducer == "merging":
         return base
-    name = min(store.table())
+    name = min(store.profiled().accuracy)
     return model_of(store.card(name), store.load(name))
 
 
@@ -98,8 +97,7 @@ class WarmModels:
         """Batches whose best model was not in memory, and which another answered."""
         self.latest: str | None = None
         self.cards = good
-        self.table: Table = {name: card.accuracy for name, card in good.items() if card.accuracy}
-        self._pictures = profiled_pictures(good.values())
+        self.profiled = profiled(good.values())
         dtype = DTYPES[base.number_type]
 
         def placed(tensor: Tensor) -> Tensor:
@@ -125,7 +123,7 @@ class WarmModels:
 
     def accuracy(self, task: Task, gammas: Collection[int]) -> dict[int, float]:
         """What to plan with, by gamma; empty for another task."""
-        return warmed_accuracy(self.table, gammas, self._pictures) if self.serves(task) else {}
+        return self.profiled.warmed(gammas) if self.serves(task) else {}
 
     def announce_near(self, gamma: int, gammas: Sequence[int]) -> None:
         """Has the best models of ``gamma`` and of the gammas nearest to it loaded, as many as fit."""
@@ -141,7 +139,7 @@ class WarmModels:
 
     def _best(self, number: int) -> tuple[str, ...]:
         if number not in self._ranked:
-            self._ranked[number] = ranked(self.table, number, self._pictures)
+            self._ranked[number] = self.profiled.ranked(number)
         return self._ranked[number]
 
     def answer(self, images: Image, gamma: int) -> list[FloatArray] | None:

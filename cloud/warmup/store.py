@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from isthmus.cloud.warmup.reduction import Profiled
 from isthmus.distill.checkpoint import write_atomically
 
 FORMAT: Final = 1
@@ -155,17 +156,13 @@ class WarmStore:
                 bad[name] = str(error)
         return good, bad
 
-    def table(self) -> dict[str, Mapping[int, float]]:
-        """Accuracy by model and number, of all profiled models that can be used. Raises StoreError for none."""
+    def profiled(self) -> Profiled:
+        """All profiled models that can be used. Raises StoreError for none."""
         good, bad = self.usable()
-        found = {name: card.accuracy for name, card in good.items() if card.accuracy}
-        if not found:
+        found = profiled(good.values())
+        if not found.accuracy:
             raise StoreError(f"{self.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
         return found
-
-    def pictures(self) -> int:
-        """``profiled_pictures`` of all models that can be used."""
-        return profiled_pictures(self.usable()[0].values())
 
     def save(
         self,
@@ -313,9 +310,11 @@ def _checked(name: str) -> str:
     return name
 
 
-def profiled_pictures(cards: Collection[Card]) -> int:
-    """How many pictures the profiled ones of some models were profiled on, the fewest; 0: not known of one of them."""
-    return min((card.pictures for card in cards if card.accuracy), default=0)
+def profiled(cards: Collection[Card]) -> Profiled:
+    """The profiled ones of some models, on the fewest pictures of any; 0 where it is not known of one of them."""
+    known = [card for card in cards if card.accuracy]
+    pictures = min((card.pictures for card in known), default=0)
+    return Profiled({card.name: card.accuracy for card in known}, pictures)
 
 
 def tensors_of(cards: Collection[Card]) -> Iterator[Stored]:

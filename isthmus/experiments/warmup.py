@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.warmup.reduction import VANILLA, Table, warmed_profile
+from isthmus.cloud.warmup.reduction import VANILLA, Profiled, warmed_profile
 from isthmus.cloud.warmup.store import WarmStore
 from isthmus.distill.checkpoint import write_atomically
 from isthmus.experiments import elastic
@@ -24,15 +24,15 @@ LOADS: Final = (1.0, 1.5, 2.0)
 SIDES: Final = ("vanilla", "warmed")
 
 
-def both_profiles(profile: Profile, task: str, table: Table, pictures: int = 0) -> dict[str, Profile]:
+def both_profiles(profile: Profile, task: str, models: Profiled) -> dict[str, Profile]:
     """The machine's profile with the one task alone, once as the vanilla model answers it and once warmed.
 
     Raises ValueError where the store holds no vanilla model, or was not profiled at one of the gammas up to 0.
     """
-    if VANILLA not in table:
+    if VANILLA not in models.accuracy:
         raise ValueError("the store holds no vanilla model to compare with: 'isthmus elastic warmup run' keeps one")
-    warmed = warmed_profile(replace(profile, accuracy={}, models={}), task, table, pictures)
-    vanilla = {gamma: table[VANILLA][-gamma] if gamma <= 0 else 0.0 for gamma in profile.gammas}
+    warmed = warmed_profile(replace(profile, accuracy={}, models={}), task, models)
+    vanilla = {gamma: models.accuracy[VANILLA][-gamma] if gamma <= 0 else 0.0 for gamma in profile.gammas}
     return {"vanilla": replace(warmed, accuracy={task: vanilla}, models={}), "warmed": warmed}
 
 
@@ -51,7 +51,7 @@ def run(
 ) -> dict[str, Any]:
     """Runs what is missing; returns the result, and writes it to ``out/result.json`` and ``.md`` with the pictures."""
     store = WarmStore(warm)
-    sides = both_profiles(elastic.load_profile(str(profile)), store.common().task, store.table(), store.pictures())
+    sides = both_profiles(elastic.load_profile(str(profile)), store.common().task, store.profiled())
     for side, of in sides.items():
         write_atomically(out / "profiles" / f"{side}.json", of.to_json().encode())
     paths = [str(out / "profiles" / f"{side}.json") for side in SIDES]

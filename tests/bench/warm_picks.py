@@ -13,7 +13,7 @@ from isthmus.cloud.elastic.cli_inputs import pictures_of
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.elastic.weights import load_vit, pixel_spec
 from isthmus.cloud.warmup.profiling import accuracies
-from isthmus.cloud.warmup.reduction import ranked
+from isthmus.cloud.warmup.reduction import Profiled
 from isthmus.cloud.warmup.serving import model_of
 from isthmus.cloud.warmup.store import WarmStore
 from tests.bench import THREADS
@@ -38,11 +38,13 @@ def main(
     labelled = pictures_of(data, vanilla, None, 0)
     wanted = sorted({0, *map(int, numbers.split(","))})
     before = accuracies(vanilla, spec, labelled, wanted, device=device)
-    table = {name: shares for name, shares in opened.table().items() if soups or not name.startswith("soup-")}
-    profiled = profiled or opened.pictures()
+    stored = opened.profiled()
+    profiled = profiled or stored.pictures
+    some = {name: shares for name, shares in stored.accuracy.items() if soups or not name.startswith("soup-")}
+    models = Profiled(some, profiled)
     report = Report("warm_picks", {"numbers": wanted, "profiled": profiled, "soups": soups, "pictures": len(labelled)})
     for number in wanted:
-        name = ranked(table, number, profiled)[0]
+        name = models.ranked(number)[0]
         picked = model_of(opened.card(name), opened.load(name))
         share = accuracies(picked, spec, labelled, [number], device=device)[number]
         lost = before[0] - before[number]

@@ -15,7 +15,6 @@ from isthmus.cloud.elastic.profile import Profile
 from isthmus.cloud.elastic.recipes import TaskRecipe
 from isthmus.cloud.elastic.task_files import load_tasks
 from isthmus.cloud.elastic.tasks import ModelShape, Task
-from isthmus.cloud.warmup.reduction import ranked
 from isthmus.cloud.warmup.store import WarmStore
 from isthmus.data.images import LabelledImages, read_images, write_images
 from isthmus.experiments.cli import app as experiments
@@ -75,9 +74,10 @@ def test_from_pictures_to_a_server_and_an_experiment(folder: Path, tmp_path: Pat
     assert done.exit_code == 0, done.output
     warmed = Profile.from_json(profile.read_text())
     assert set(warmed.models["bright-dark"]) == {-8, -4, 0}
-    best = ranked(store.table(), 8, store.pictures())[0]
-    assert warmed.models["bright-dark"][-8] == best and store.pictures() > 0
-    assert warmed.accuracy["bright-dark"][-8] == store.table()[best][8]
+    profiled = store.profiled()
+    best = profiled.ranked(8)[0]
+    assert warmed.models["bright-dark"][-8] == best and profiled.pictures > 0
+    assert warmed.accuracy["bright-dark"][-8] == profiled.accuracy[best][8]
 
     options = ["--profile", str(profile), "--warm", str(store.path), "--out", str(tmp_path / "served")]
     grid = ["--seeds=0", "--loads=1,2", "--duration-s=1", "--policies=priced,throughput,clipper"]
@@ -129,7 +129,7 @@ def test_an_evaluation_is_a_grid_with_pictures(folder: Path, tmp_path: Path) -> 
     (task,) = load_tasks(tmp_path / "task", ModelShape(3, 64, 16))
     assert set(task.spec.accuracy) == {-8, -4, 0}
     (models,) = tmp_path.glob("seed-0/soups-0-*/models")
-    assert {"vanilla", "tuned-4", "tuned-8"} <= set(WarmStore(models).table())
+    assert {"vanilla", "tuned-4", "tuned-8"} <= set(WarmStore(models).profiled().accuracy)
 
 
 def test_a_task_that_the_model_does_not_know_is_learned_first(folder: Path, tmp_path: Path) -> None:

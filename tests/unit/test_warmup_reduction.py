@@ -12,9 +12,9 @@ from isthmus.cloud.elastic.policies import make_policy
 from isthmus.cloud.elastic.profile import BadProfile, MachineKey, Profile
 from isthmus.cloud.elastic.query import Query
 from isthmus.cloud.elastic.simulate import simulate
-from isthmus.cloud.warmup.reduction import ThroughputRule, best_models, ranked, warmed_accuracy, warmed_profile
+from isthmus.cloud.warmup.reduction import Profiled, Table, ThroughputRule, warmed_profile
 
-TABLE = {
+TABLE: Table = {
     "vanilla": {0: 0.9, 8: 0.6, 16: 0.2},
     "tuned-8": {0: 0.88, 8: 0.85, 16: 0.5},
     "tuned-16": {0: 0.6, 8: 0.7, 16: 0.8},
@@ -30,28 +30,32 @@ def profile() -> Profile:
 
 
 def test_the_best_model_of_each_number() -> None:
-    assert best_models(TABLE) == {0: "vanilla", 8: "tuned-8", 16: "tuned-16"}
-    assert ranked(TABLE, 8) == ("tuned-8", "tuned-16", "vanilla")
-    assert ranked({"b": {0: 0.5}, "a": {0: 0.5}, "c": {}}, 0) == ("a", "b")
-    assert warmed_accuracy(TABLE, GAMMAS) == {-16: 0.8, -8: 0.85, 0: 0.9}
+    models = Profiled(TABLE)
+    assert models.best() == {0: "vanilla", 8: "tuned-8", 16: "tuned-16"}
+    assert models.ranked(8) == ("tuned-8", "tuned-16", "vanilla")
+    assert Profiled({"b": {0: 0.5}, "a": {0: 0.5}, "c": {}}).ranked(0) == ("a", "b")
+    assert models.warmed(GAMMAS) == {-16: 0.8, -8: 0.85, 0: 0.9}
 
 
 def test_the_vanilla_model_stays_where_another_is_better_by_luck_at_most() -> None:
     table = {"vanilla": {0: 0.66, 8: 0.60}, "tuned-8": {0: 0.67, 8: 0.65}, "tuned-16": {0: 0.665, 8: 0.64}}
-    assert ranked(table, 0) == ("tuned-8", "tuned-16", "vanilla"), "nobody says how many pictures: the best is the best"
-    assert ranked(table, 0, 1_000) == ("vanilla", "tuned-8", "tuned-16"), "one standard error is 1.5 points"
-    assert ranked(table, 0, 10_000)[0] == "tuned-8"
-    assert best_models(table, 1_000) == {0: "vanilla", 8: "tuned-8"}
-    assert warmed_accuracy(table, [-8, 0], 1_000) == {-8: 0.65, 0: 0.66}
+    unknown, few, many = Profiled(table), Profiled(table, 1_000), Profiled(table, 10_000)
+    assert unknown.ranked(0) == ("tuned-8", "tuned-16", "vanilla"), (
+        "nobody says how many pictures: the best is the best"
+    )
+    assert few.ranked(0) == ("vanilla", "tuned-8", "tuned-16"), "one standard error is 1.5 points"
+    assert many.ranked(0)[0] == "tuned-8"
+    assert few.best() == {0: "vanilla", 8: "tuned-8"}
+    assert few.warmed([-8, 0]) == {-8: 0.65, 0: 0.66}
     del table["vanilla"]
-    assert ranked(table, 0, 1_000) == ("tuned-8", "tuned-16")
+    assert Profiled(table, 1_000).ranked(0) == ("tuned-8", "tuned-16")
 
 
 @given(st.dictionaries(st.sampled_from(["vanilla", "a", "b", "c"]), st.floats(0, 1), min_size=1), st.integers(0, 10**6))
 def test_whoever_comes_first_is_no_worse_than_the_best_by_more_than_noise(
     shares: dict[str, float], pictures: int
 ) -> None:
-    order = ranked({name: {4: share} for name, share in shares.items()}, 4, pictures)
+    order = Profiled({name: {4: share} for name, share in shares.items()}, pictures).ranked(4)
     best = max(shares.values())
     assert sorted(order) == sorted(shares)
     noise = math.sqrt(best * (1 - best) / pictures) if pictures else 0.0
@@ -61,13 +65,13 @@ def test_whoever_comes_first_is_no_worse_than_the_best_by_more_than_noise(
 
 
 def test_a_warmed_profile_plans_with_the_best_models_accuracy() -> None:
-    warmed = warmed_profile(profile(), "birds", TABLE)
+    warmed = warmed_profile(profile(), "birds", Profiled(TABLE))
     assert warmed.accuracy["birds"] == {-16: 0.8, -8: 0.85, 0: 0.9, 2: 0.92}
     assert warmed.models == {"birds": {-16: "tuned-16", -8: "tuned-8", 0: "vanilla"}}
     assert Profile.from_json(warmed.to_json()) == warmed
     assert warmed.without_task("birds").models == {}
     with pytest.raises(ValueError, match="not profiled at 16"):
-        warmed_profile(profile(), "birds", {"vanilla": {0: 0.9, 8: 0.6}})
+        warmed_profile(profile(), "birds", Profiled({"vanilla": {0: 0.9, 8: 0.6}}))
     with pytest.raises(BadProfile, match="models for a task"):
         dataclasses.replace(profile(), models={"fish": {0: "vanilla"}})
 
@@ -82,7 +86,7 @@ def test_the_rule_is_the_smallest_number_that_keeps_up(rate: float) -> None:
 
 def served(rate: float, seconds: float = 3.0) -> list[int]:
     """The gammas of the batches under steady arrivals."""
-    warmed = warmed_profile(profile(), "birds", TABLE)
+    warmed = warmed_profile(profile(), "birds", Profiled(TABLE))
     queries = [Query(id, "birds", id / rate, id / rate + 1.0, 1.0) for id in range(int(rate * seconds))]
     run = simulate(Engine(warmed, make_policy("throughput", warmed)), queries, _luck(len(queries)))
     assert all(outcome is not None for outcome in run.outcomes)

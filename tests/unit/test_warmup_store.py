@@ -49,10 +49,10 @@ def test_models_come_back_and_share_what_is_equal(store: WarmStore) -> None:
     assert store.bytes_of(cards) == 4 * (50 + 2 * 41)
     assert cards[0].bytes == 4 * 91
     assert (cards[1].number, cards[1].accuracy, cards[1].kind, cards[1].seconds) == (2, {0: 0.5}, "tuned", 1.5)
-    assert ([card.pictures for card in cards], store.pictures()) == ([101, 102], 101)
+    assert ([card.pictures for card in cards], store.profiled().pictures) == ([101, 102], 101)
     path = store.path / "models" / "m1.json"
     path.write_text(path.read_text().replace('"pictures": 101,', ""))
-    assert (store.card("m1").pictures, store.pictures()) == (0, 0), "a card of before says nothing of it"
+    assert (store.card("m1").pictures, store.profiled().pictures) == (0, 0), "a card of before says nothing of it"
     assert WarmStore.create(store.path, COMMON).common() == COMMON
     with pytest.raises(StoreError, match="another task or reducer"):
         WarmStore.create(store.path, Common("two", ("a", "b"), "pruning"))

@@ -14,7 +14,6 @@ from isthmus.cloud.elastic.tasks import Task, TaskSpec, TaskWeights
 from isthmus.cloud.elastic.vit import ElasticViT
 from isthmus.cloud.warmup import warming as warming_module
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Plan, next_step
-from isthmus.cloud.warmup.reduction import ranked
 from isthmus.cloud.warmup.serving import WarmExecutor, WarmModels, model_of, timed_model
 from isthmus.cloud.warmup.soup import Soup
 from isthmus.cloud.warmup.store import Card, StoreError, WarmStore
@@ -154,8 +153,8 @@ def test_find_ratio_takes_data_and_model_and_returns_warmed_models(tmp_path: Pat
     assert warm.wait(30)
     items = [Item(data.pictures_NHWC[0], task(name="task")), Item(data.pictures_NHWC[1], task(name="other"))]
     mine, other = executor.run(items, -70)
-    assert store.pictures() == 12
-    best = ranked(table, 70, 12)[0]
+    assert store.profiled().pictures == 12
+    best = store.profiled().ranked(70)[0]
     model = model_of(store.card(best), store.load(best))
     with torch.inference_mode():
         wanted = model(runner.images(data.pictures_NHWC[:1]), -70)[0].numpy()
@@ -189,7 +188,7 @@ def test_each_batch_runs_on_the_best_model_for_its_gamma_and_other_tasks_on_the_
     picture = bright_or_dark(1).pictures_NHWC[0]
     for number in NUMBERS:
         answers = executor.run([Item(picture, mine), Item(picture, other), Item(picture, mine)], -number)
-        best = ranked(warm.table, number, store.pictures())[0]
+        best = store.profiled().ranked(number)[0]
         vit = tiny_vit()
         vit.load_state_dict(store.load(best))
         direct = ElasticRunner(ElasticViT(vit), PIXELS)
