@@ -4,7 +4,7 @@ Samples whose tasks prompt alike (append, replace, none at this gamma) run toget
 then every task's head reads its own samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -31,8 +31,6 @@ BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 """Batch sizes for which code is compiled and graphs are captured; a batch is filled up to the next of them."""
 
 MAX_COMPILED: Final = 4_096
-CACHED: Final = 32
-"""A processor runs larger batches in parts, each within its cache: 64 images of 32 x 32 go up to 1.5 times as fast."""
 
 Prompts = tuple[Tensor | None, Tensor | None]
 """To append (B, L, G, D), to replace (B, L, 2, H, G, d); at most one of them."""
@@ -165,11 +163,7 @@ class ElasticRunner:
         given: Prompts = (prompts, None) if mode == "append" else (None, prompts)
         batch = len(images_BCHW)
         if not (self._compiler or self._graphs):
-            parts = -(-batch // CACHED) if self.device.type == "cpu" else 1
-            if parts == 1:
-                return self.model.features(images_BCHW, gamma, *given)
-            each = -(-batch // parts)
-            return torch.cat([self.features(*part, mode) for part in _parts(images_BCHW, gamma, prompts, each)])
+            return self.model.features(images_BCHW, gamma, *given)
         bucket = next((size for size in BUCKETS if size >= batch), batch)
         if bucket != batch:
             images_BCHW = _filled(images_BCHW, bucket)
@@ -208,15 +202,6 @@ def _gathered(tasks: Sequence[ServedTask], gamma: int) -> Tensor:
         return stacked
     positions = {task: index for index, task in enumerate(distinct)}
     return stacked[[positions[task] for task in tasks]]
-
-
-def _parts(
-    images_BCHW: Tensor, gamma: int, prompts: Tensor | None, each: int
-) -> Iterator[tuple[Tensor, int, Tensor | None]]:
-    """The arguments of ``features`` for ``each`` images at a time; a prompt for all is for each part."""
-    for first in range(0, len(images_BCHW), each):
-        some = slice(first, first + each)
-        yield images_BCHW[some], gamma, prompts if prompts is None or len(prompts) == 1 else prompts[some]
 
 
 def _filled(samples: Tensor, size: int) -> Tensor:
