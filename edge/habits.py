@@ -16,8 +16,10 @@ import numpy as np
 from isthmus.data.label_shift import LEAST_SHARE, adapted, class_prior
 from isthmus.proto.messages import FloatArray
 
-HELD_BACK: Final = (10.0, 0.1)
-"""Pseudo-clips for each clip seen of a student that gives its answers even odds; and the least, of the surest."""
+AT_EVEN_ODDS: Final = 10.0
+"""Pseudo-clips for each clip seen of a student that gives its answers even odds."""
+LEAST: Final = 0.1
+"""Of pseudo-clips for each clip, however sure a student is: no class is ruled out."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,10 @@ def pseudo_clips(local_NC: FloatArray) -> float:
 
     A student that is wrong about a person is wrong in the same way every time, which EM takes for a habit; one that is
     weak on its user says so by being unsure. At p = 0.76 its word counts half, at 0.55 an eighth, at 0.9 nine tenths
-    (docs/results/habits compares rules).
+    (docs/results/habits-held-back).
     """
-    even, least = HELD_BACK
-    sure = float(local_NC.astype(np.float64).max(axis=1).mean())
-    return max(even * ((1 - sure) / sure) ** 2, least)
+    sure = max(float(local_NC.astype(np.float64).max(axis=1).mean()), 1 / local_NC.shape[1])
+    return max(AT_EVEN_ODDS * ((1 - sure) / sure) ** 2, LEAST)
 
 
 def learn(student_id: str, local_NC: FloatArray, trained: Sequence[float], *, held_back: float | None = None) -> Habits:

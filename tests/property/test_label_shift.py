@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data.label_shift import adapted, class_prior
-from isthmus.edge.habits import HELD_BACK, learn, pseudo_clips
+from isthmus.edge.habits import LEAST, learn, pseudo_clips
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 7))
@@ -40,7 +40,7 @@ def test_habits_are_a_distribution_that_remembers_what_the_heads_were_trained_on
     held_back = pseudo_clips(local_NC)
     assert habits.clips == clips
     assert shares_C.sum() == pytest.approx(1)
-    assert held_back >= HELD_BACK[1]
+    assert held_back >= LEAST
     assert (shares_C >= trained_C * held_back / (1 + held_back) - 1e-6).all()
     own_C = np.maximum(trained_C, 1e-6)
     expected_C = class_prior(local_NC, np.ones(clips), own_C, pseudo_clips=held_back * clips)
