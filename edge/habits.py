@@ -47,7 +47,8 @@ def pseudo_clips(local_NC: FloatArray) -> float:
     (docs/results/habits-held-back).
     """
     sure = max(float(local_NC.astype(np.float64).max(axis=1).mean()), 1 / local_NC.shape[1])
-    return max(AT_EVEN_ODDS * ((1 - sure) / sure) ** 2, LEAST)
+    odds_of_error = (1 - sure) / sure
+    return max(AT_EVEN_ODDS * odds_of_error * odds_of_error, LEAST)
 
 
 def learn(student_id: str, local_NC: FloatArray, trained: Sequence[float], *, held_back: float | None = None) -> Habits:
