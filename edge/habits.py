@@ -46,7 +46,8 @@ def pseudo_clips(local_NC: FloatArray) -> float:
     weak on its user says so by being unsure. At p = 0.76 its word counts half, at 0.55 an eighth, at 0.9 nine tenths
     (docs/results/habits-held-back).
     """
-    sure = max(float(local_NC.astype(np.float64).max(axis=1).mean()), 1 / local_NC.shape[1])
+    classes: int = local_NC.shape[1]
+    sure = max(float(local_NC.astype(np.float64).max(axis=1).mean()), 1 / classes)
     odds_of_error = (1 - sure) / sure
     return max(AT_EVEN_ODDS * odds_of_error * odds_of_error, LEAST)
 
