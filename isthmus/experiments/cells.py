@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,8 @@ class Cell:
     ``before``: the base student of the same seed on the same clips. ``a_distance``: the proxy A-distance of the
     client's upload to the public set and to the selection; absent where nothing was sent or too little.
     ``masks``: what was captured of each clip (both, sound, picture) -> share told right.
+    ``masks_read``: the same, answers read under the habits of the selection clips, which have both; empty where the
+    heads' class shares are not known.
     ``overlap``: Jaccard index of each round's selection with that of the round before.
     """
 
@@ -69,6 +71,7 @@ class Cell:
     stage_s: Mapping[str, float]
     losses: Sequence[float]
     masks: Mapping[str, float]
+    masks_read: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def plain(self) -> float:

@@ -95,8 +95,12 @@ def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any], who: str = ""
         "A device estimates from its own answers to its selection clips how often each class comes to its user, "
         "without a label, and reads answers accordingly. Nothing about it leaves the device."
     )
-    shown = (_as_they_are(known),) if who else (_as_they_are(known), _of_few_classes(base))
-    return [Section(f"The user's habits{who}", shown, text=text)]
+    tables = [_as_they_are(known)]
+    if any(cell.masks_read for cell in own):
+        tables.append(_by_mask(own))
+    if not who:
+        tables.append(_of_few_classes(base))
+    return [Section(f"The user's habits{who}", tuple(tables), text=text)]
 
 
 def user_of(cell: Cell, cells: Sequence[Cell], outputs: Pair) -> User | None:
@@ -143,6 +147,27 @@ def _as_they_are(users: Mapping[Any, User]) -> Table:
     header = ("method", "without", "with habits", "difference", "better / worse", "less the base student without")
     note = f"% told right, means over {len(base)} people; differences with their standard error over people."
     return Table("Every person as they are", header, tuple(rows), note)
+
+
+def _by_mask(cells: Sequence[Cell]) -> Table:
+    """What reading adds where every clip lacks its sound, or its picture, or nothing."""
+    read = [cell for cell in cells if cell.masks_read]
+    masks = list(read[0].masks)
+    rows = []
+    for method in dict.fromkeys(cell.asked.method for cell in read):
+        row = [method]
+        for mask in masks:
+            own = pick(read, method=method)
+            without = by_group({(c.asked.client, c.asked.seed): c.masks[mask] for c in own})
+            knowing = by_group({(c.asked.client, c.asked.seed): c.masks_read[mask] for c in own})
+            gain = points(difference(knowing, without))
+            row.append(f"{100 * np.mean(list(without.values())):.1f}, {gain}")
+        rows.append(tuple(row))
+    note = (
+        "% told right without, and what reading under the habits adds, with its standard error over people. Habits are "
+        "learned from selection clips that have both."
+    )
+    return Table("Clips that lack one modality", ("method", *(f"{mask} captured" for mask in masks)), tuple(rows), note)
 
 
 def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:

@@ -10,6 +10,7 @@ from isthmus.distill.discrepancy import proxy_a_distance
 from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
+from isthmus.edge.habits import Habits
 from isthmus.experiments.offline import Trace
 from isthmus.proto.codec import pack_frame, unpack_frame
 from isthmus.proto.messages import Captured, FeatureFrame, Features, NumberType
@@ -45,11 +46,17 @@ def _answers(bank: HeadBank, audio_NW: Floats, visual_NW: Floats, ratio: float, 
     return np.stack(rows)
 
 
-def accuracy_by_mask(bank: HeadBank, outputs: StudentOutputs, labels_N: npt.NDArray[np.int64]) -> dict[str, float]:
-    """What was captured -> share told right at ratio 1, as if the clips had nothing else."""
-    return {
-        captured.value: accuracy(bank_probabilities(bank, outputs, 1.0, captured), labels_N) for captured in Captured
-    }
+def accuracy_by_mask(
+    bank: HeadBank, outputs: StudentOutputs, labels_N: npt.NDArray[np.int64], habits: Habits | None = None
+) -> dict[str, float]:
+    """What was captured -> share told right at ratio 1, as if the clips had nothing else; read under ``habits``."""
+    shares = {}
+    for captured in Captured:
+        answers_NC = bank_probabilities(bank, outputs, 1.0, captured)
+        if habits is not None:
+            answers_NC = np.stack([habits.answer(answer_C) for answer_C in answers_NC])
+        shares[captured.value] = accuracy(answers_NC, labels_N)
+    return shares
 
 
 def a_distances(release: Release, trace: Trace, seed: int) -> dict[str, float]:

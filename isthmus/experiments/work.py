@@ -15,12 +15,14 @@ from isthmus.data.splits import latency_halves
 from isthmus.data.stored import ClipArrays
 from isthmus.distill.base import base_heads, make_base, make_student
 from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilities, student_outputs
+from isthmus.distill.measure import head_shares
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
 from isthmus.distill.teach import cache_teacher_outputs, train_teacher
 from isthmus.distill.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+from isthmus.edge.habits import learn
 from isthmus.experiments import cells, measure
 from isthmus.experiments.cells import Asked, Cell, Outputs
 from isthmus.experiments.methods import METHODS, Sent
@@ -131,6 +133,9 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         np.asarray(selection_clips.labels_N),
     )
     last = trace.selections[-1] if trace.selections else None
+    everything = Selection.whole(len(release.public.names))
+    shares_C = head_shares(release, everything) if asked.method == "all" or method.heads_on == "all" else ()
+    habits = learn(asked.name, on_selection.new_local_NC, shares_C) if shares_C else None
     sizes_K = trace.sent.sizes_K if trace.sent is not None else np.zeros(0, np.int32)
     cell = Cell(
         asked=asked,
@@ -151,6 +156,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         stage_s=trace.stage_s,
         losses=tuple(trace.losses),
         masks=measure.accuracy_by_mask(heads, after, labels_T),
+        masks_read=measure.accuracy_by_mask(heads, after, labels_T, habits) if habits is not None else {},
     )
     cells.save(folder, cell, on_selection, on_test)
     shutil.rmtree(work_dir, ignore_errors=True)

@@ -16,6 +16,7 @@ from isthmus.distill.prepare import begin_release, choose_split
 from isthmus.experiments import work
 from isthmus.experiments.cells import Asked, load, load_outputs
 from isthmus.experiments.cli import app
+from isthmus.experiments.habits import user_of
 from isthmus.experiments.methods import METHODS, PAPER
 from tests.integration.conftest import tiny_recipe
 
@@ -88,6 +89,12 @@ def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> 
     on_selection, on_test = load_outputs(folder, cluster.asked)
     assert len(on_selection.labels_N) == cluster.selection_clips
     np.testing.assert_allclose(on_test.new_local_NC.sum(axis=1), 1, atol=1e-4)
+    read = {c["asked"]["method"] for c in made.values() if c["masks_read"]}
+    assert read == {"all"} | {name for name, method in METHODS.items() if method.heads_on == "all"}
+    base = load(folder, Asked("1003", "sensitive", "all", 0))
+    user = user_of(base, [base], load_outputs(folder, base.asked))
+    assert user is not None
+    assert base.masks_read["both"] == pytest.approx(user.right(user.habits()))
     page = (tmp_path / "report.html").read_text()
     assert (
         "Tables 5.2 and 5.4" in page

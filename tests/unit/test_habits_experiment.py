@@ -46,6 +46,19 @@ def test_users_of_few_classes_gain_and_the_tables_say_so() -> None:
     assert all(best >= gain for best, gain in few_classes)
 
 
+def test_clips_that_lack_a_modality_are_read_too() -> None:
+    cells, found = people()
+    read = {"both": 0.5, "sound": 0.5, "picture": 0.6}
+    cells = [one if one.asked.method == "cluster" else dataclasses.replace(one, masks_read=read) for one in cells]
+    (section,) = habits_part(cells, found)
+    _, by_mask, _ = section.tables
+    assert by_mask.header == ("method", "both captured", "sound captured", "picture captured")
+    assert [row[0] for row in by_mask.rows] == ["all", "kept"]
+    for row in by_mask.rows:
+        assert row[1].startswith("50.0, +0.0") and row[2].startswith("50.0, +0.0")
+        assert row[3].startswith("40.0, **+20.0 ± 0.0**")
+
+
 def test_what_cannot_be_told_is_left_out() -> None:
     cells, found = people()
     assert habits_part([one for one in cells if one.asked.method != "all"], found) == []
