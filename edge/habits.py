@@ -34,8 +34,12 @@ class Habits:
 
     def answer(self, probabilities_C: FloatArray) -> FloatArray:
         """The student's answer (C,), by its heads here or in the cloud, as it reads for this user."""
-        answer_C: FloatArray = adapted(probabilities_C[np.newaxis], np.array(self.shares), np.array(self.trained))[0]
+        answer_C: FloatArray = self.answers(probabilities_C[np.newaxis])[0]
         return answer_C
+
+    def answers(self, probabilities_NC: FloatArray) -> FloatArray:
+        """Many of them, (N, C)."""
+        return adapted(probabilities_NC, np.array(self.shares), np.array(self.trained))
 
 
 def pseudo_clips(local_NC: FloatArray) -> float:

@@ -2,8 +2,8 @@
 
 Where tokens are merged, the last layers of one image have a few dozen rows. The usual product then spends its time on
 bringing the weights into the order that it reads them in, and does so at every call. Packed once, 2 to 128 rows take
-60 to 95 % of the time; with more the usual product is as good or better, so both are kept: the weights of the blocks
-take twice the memory.
+two thirds to nine tenths of the time (docs/results/elastic_vit, 2026-11-22); with more the usual product is as good or
+better, so both are kept: the weights of the blocks take twice the memory.
 """
 
 from typing import Final

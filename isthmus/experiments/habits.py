@@ -107,7 +107,7 @@ def user_of(cell: Cell, cells: Sequence[Cell], outputs: Pair) -> User | None:
     """None where the heads did not learn from all public clips, so that their class shares are not known
     (distill/measure.py), or no cell tells what those are."""
     everything = pick(cells, client=cell.asked.client, seed=cell.asked.seed, method="all")
-    if not everything or (cell.asked.method != "all" and METHODS[cell.asked.method].heads_on != "all"):
+    if not everything or METHODS[cell.asked.method].heads_on != "all":
         return None
     shares_C = np.array(everything[0].selected_per_class, np.float64)
     seen, unseen = outputs

@@ -54,7 +54,7 @@ def accuracy_by_mask(
     for captured in Captured:
         answers_NC = bank_probabilities(bank, outputs, 1.0, captured)
         if habits is not None:
-            answers_NC = np.stack([habits.answer(answer_C) for answer_C in answers_NC])
+            answers_NC = habits.answers(answers_NC)
         shares[captured.value] = accuracy(answers_NC, labels_N)
     return shares
 

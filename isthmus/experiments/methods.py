@@ -43,7 +43,9 @@ class Method:
 
 
 METHODS: Final[Mapping[str, Method]] = {
-    "all": Method(Sent.NOTHING, "", "no personalisation: AllDistill on the whole public set", control=True),
+    "all": Method(
+        Sent.NOTHING, "", "no personalisation: AllDistill on the whole public set", control=True, heads_on="all"
+    ),
     "random": Method(Sent.PROTOTYPES, "random", "as many public clips, at random", control=True),
     "select": Method(Sent.PROBABILITIES, "cosine", "the paper's Select: cosine to each clip's probabilities"),
     "cluster": Method(Sent.PROTOTYPES, "cosine", "the paper's Cluster: cosine to each prototype in turn"),

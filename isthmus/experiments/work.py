@@ -134,7 +134,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
     )
     last = trace.selections[-1] if trace.selections else None
     everything = Selection.whole(len(release.public.names))
-    shares_C = head_shares(release, everything) if asked.method == "all" or method.heads_on == "all" else ()
+    shares_C = head_shares(release, everything) if method.heads_on == "all" else ()
     habits = learn(asked.name, on_selection.new_local_NC, shares_C) if shares_C else None
     sizes_K = trace.sent.sizes_K if trace.sent is not None else np.zeros(0, np.int32)
     cell = Cell(
