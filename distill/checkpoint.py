@@ -103,5 +103,6 @@ def state_hash(states: Iterable[nn.Module]) -> str:
     for module in states:
         for key, value in module.state_dict().items():
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            flat = value.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
     return digest.hexdigest()[:16]

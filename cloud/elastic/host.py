@@ -14,7 +14,7 @@ from isthmus.cloud.elastic.live import LiveEngine
 from isthmus.cloud.elastic.policies import make_policy
 from isthmus.cloud.elastic.precision import NUMBER_TYPES, choose, named, noise
 from isthmus.cloud.elastic.profile import MAX_PROFILE_CHARS, BadProfile, Profile
-from isthmus.cloud.elastic.profiler import machine_key, measure
+from isthmus.cloud.elastic.profiler import GAMMAS, machine_key, measure
 from isthmus.cloud.elastic.registry import Registry
 from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.serving import Elastic
@@ -160,7 +160,10 @@ def _measured(runner: ElasticRunner, path: Path, before: Profile | None) -> Prof
     """Measures this machine and keeps the result at ``path``. Accuracy is no matter of the machine: it stays."""
     log.info("measuring this machine; that takes minutes")
     try:
-        profile = measure(runner) if before is None else measure(runner, gammas=before.gammas, sizes=before.sizes)
+        if before is None:  # a small model has not tokens enough for all usual gammas
+            profile = measure(runner, gammas=[gamma for gamma in GAMMAS if -gamma <= runner.model.reducer.most])
+        else:
+            profile = measure(runner, gammas=before.gammas, sizes=before.sizes)
     except ValueError as error:
         raise InvalidInput(f"the model cannot be measured: {error}") from error
     for task, accuracy in ({} if before is None else before.accuracy).items():
