@@ -64,6 +64,12 @@ def test_a_profile_of_another_machine_is_said_and_measured_anew_on_request(
     assert "measured elsewhere" not in caplog.text
 
 
+@pytest.mark.parametrize("number_type", ["bfloat16", "int8"])
+def test_a_server_of_fewer_bits_measures_itself(rig: ElasticRig, number_type: str) -> None:
+    start(rig, elastic_profile=None, elastic_measure=True, elastic_number_type=number_type)
+    assert read_profile(rig.folder / "state" / PROFILE_FILE).key.number_type == number_type
+
+
 def test_the_number_type_is_the_quickest_that_answers_alike(
     rig: ElasticRig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from isthmus.cloud.elastic.profiler import (
     measure,
     measure_latency,
 )
-from isthmus.cloud.elastic.runner import ElasticRunner
+from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.tasks import TaskWeights
 from isthmus.cloud.elastic.timm_import import create_model
 from isthmus.cloud.elastic.vit import ElasticViT
@@ -103,10 +103,11 @@ def test_live_bytes_counts_what_is_alive_together() -> None:
     assert second.sum() == 2_000
 
 
-def test_int8_is_measured_like_the_others() -> None:
-    made = ElasticRunner(runner().model, PIXELS, number_type="int8")
+@pytest.mark.parametrize("number_type", ["bfloat16", "int8"])
+def test_fewer_bits_are_measured_like_float32(number_type: NumberType) -> None:
+    made = ElasticRunner(runner().model, PIXELS, number_type=number_type)
     profile = measure(made, gammas=(-4, 0), sizes=(1, 2), repeats=1)
-    assert profile.key.number_type == "int8"
+    assert profile.key.number_type == number_type
     assert all(one < two for one, two in profile.memory.values())
 
 
