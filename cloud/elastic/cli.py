@@ -249,8 +249,8 @@ def measure_profile(
     elastic, pixel = opened(model, pixels, found, random=random)
     where = str(pick_device(device))
     labelled = {} if tasks is None or data is None else profiling_sets(elastic, tasks, data, held, limit, seed)
-    chosen = _number_type(number_type, elastic, pixel, labelled, where, compiler)
     store = None if warm is None else WarmStore(warm)
+    chosen = _number_type(number_type, elastic, pixel, labelled, where, compiler, packed=store is None)
     reduced = elastic if store is None else timed_model(store, elastic)
     if reduced is not elastic and labelled:
         raise ValueError("pruning is for the warmed task alone: leave --tasks and --data out")
@@ -305,6 +305,8 @@ def _number_type(
     labelled: Mapping[str, tuple[TaskFiles, LabelledImages]],
     device: str,
     compiler: str | None,
+    *,
+    packed: bool,
 ) -> NumberType:
     asked = precision.named(wanted)
     if asked is not None:
@@ -321,6 +323,7 @@ def _number_type(
         task=task,
         device=device,
         compiler=compiler,
+        packed=packed,
     )
     Console().print(chosen.said(), highlight=False, soft_wrap=True)
     return chosen.number_type

@@ -150,6 +150,7 @@ def _number_type(settings: CloudSettings, profile: Profile | None, model: Elasti
         pictures,
         device=settings.elastic_device,
         compiler=settings.elastic_compiler,
+        packed=settings.elastic_warm is None,
         number_types=NUMBER_TYPES if settings.elastic_warm is None else ("float32", "bfloat16"),
     )
     log.info("%s", chosen.said())

@@ -71,6 +71,7 @@ def choose(
     batch: int = 8,
     repeats: int = 5,
     compiler: str | None = None,
+    packed: bool = False,
     number_types: Sequence[NumberType] = NUMBER_TYPES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
@@ -78,11 +79,14 @@ def choose(
 
     ``task``: the one whose classes the labels are; a number type is judged by them. Without one it is judged by how
     often it answers as float32 does, through the model's own head, or one made by chance where there is none.
+    ``device``, ``compiler`` and ``packed`` as of the runner that will serve.
     """
     able = [name for name in number_types if name != "int8" or runs_onednn(device, compiler)]
     types: tuple[NumberType, ...] = ("float32", *(name for name in able if name != "float32"))
     runners = {
-        name: ElasticRunner(copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler)
+        name: ElasticRunner(
+            copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler, packed=packed
+        )
         for name in types
     }
     heads = {name: _head(runner) if task is None else runner.prepare(task) for name, runner in runners.items()}

@@ -59,7 +59,7 @@ class ElasticRunner:
 
     ``compiler`` names a backend of torch.compile ("inductor"), which makes code of its own for each (gamma, bucket) at
     its first batch and takes up to a minute for it. On a GPU each is captured as a graph, unless ``graphs`` is False.
-    ``packed``: where it makes float32 quicker, weights are kept packed beside, in as much memory again (packed.py);
+    ``packed``: on processors float32 and bfloat16 weights are kept packed beside, in as much memory again (packed.py);
     they must stay as they are.
 
     Raises ValueError for int8 on a GPU or with a compiler.
@@ -84,7 +84,7 @@ class ElasticRunner:
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         if number_type == "int8":
             self.model.remake_linears(Int8Linear)
-        elif packed and number_type == "float32" and runs_onednn(device, compiler):
+        elif packed and runs_onednn(device, compiler):
             self.model.remake_linears(PackedLinear)
         self.pixels = pixels
         deviation_C = torch.tensor(pixels.deviation, device=self.device)

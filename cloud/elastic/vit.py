@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isthmus.cloud.elastic.merging import proportional_mask
+from isthmus.cloud.elastic.packed import PackedLinear
 from isthmus.cloud.elastic.pruning import Pruning
 from isthmus.cloud.elastic.reducer import Merging, Reducer
 from isthmus.cloud.elastic.timm_import import Attention, Block, VisionTransformer
@@ -242,9 +243,14 @@ def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
     most = max(1, CACHED_BYTES // (mlp.fc2.weight.shape[1] * normed_BND.element_size()))
     parts = -(-len(rows_MD) // most)
     if parts == 1 or normed_BND.device.type != "cpu" or torch.compiler.is_compiling():
-        whole_BND: Tensor = mlp(normed_BND)
-        return whole_BND
-    return torch.cat([mlp(part_MD) for part_MD in rows_MD.tensor_split(parts)]).view(normed_BND.shape)
+        return _hidden_and_back(mlp, normed_BND)
+    return torch.cat([_hidden_and_back(mlp, part_MD) for part_MD in rows_MD.tensor_split(parts)]).view(normed_BND.shape)
+
+
+def _hidden_and_back(mlp: Any, inputs: Tensor) -> Tensor:
+    fused = isinstance(mlp.fc1, PackedLinear) and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+    outputs: Tensor = mlp.fc2(mlp.norm(mlp.fc1.with_gelu(inputs))) if fused else mlp(inputs)
+    return outputs
 
 
 def _check(vit: Any) -> None:
