@@ -1,4 +1,4 @@
-"""Linear layers on processors whose weights lie packed beside, with the GELU that follows one of them done in the product.
+"""Linear layers on processors whose weights lie packed beside, and with them the GELU that follows one of them.
 
 The usual product brings its weights into the order that it reads them in at every call, and writes the bias out before
 it. With few rows, as merging leaves them, that is much of the time: packed once, a block's products take half of the
