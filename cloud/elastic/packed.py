@@ -43,8 +43,8 @@ class PackedLinear(nn.Linear):
         key = (self.weight.dtype, first, last)
         if key not in self._packed:
             self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(self.weight[first:last], HINT)
-        after = ("gelu", [], "none") if gelu else ("none", [], "")
-        packed: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed[key], bias, *after)
+        after, form = ("gelu", "none") if gelu else ("none", "")
+        packed: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed[key], bias, after, [], form)
         return packed
 
     def with_gelu(self, inputs: Tensor) -> Tensor:
