@@ -4,7 +4,7 @@ The usual product brings its weights into the order that it reads them in at eve
 it. With few rows, as merging leaves them, that is much of the time: packed once, a block's products take half of the
 usual ones' time at 8 rows of ViT-B in float32, and 0.95 at 256. With more the usual product is as good or better, so
 both are kept: the weights of the blocks take twice the memory. In bfloat16, where the product itself is several times
-quicker, they take 0.6 to 0.9 of the time at any number of rows (docs/results/elastic_vit).
+quicker, they take 0.53 to 0.95 of it (docs/results/elastic_vit_xeon-amx-2core_2026-11-29).
 """
 
 from typing import Final
