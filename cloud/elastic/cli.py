@@ -71,7 +71,10 @@ def learn_prompts(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the task's files.")],
     task: Annotated[
-        str, typer.Option(help="cifar10, animals-vehicles, animals, or a JSON file with name, classes, class_of_label.")
+        str,
+        typer.Option(
+            help="cifar10, animals-vehicles, animals, or a JSON file: name, classes, class_of_label (null: left out)."
+        ),
     ] = "cifar10",
     mode: Annotated[str, typer.Option(help="append or replace the prompts of the layer before.")] = "append",
     gammas: Gammas = "2,4,8",

@@ -65,7 +65,8 @@ RECIPES: Final[dict[str, TaskRecipe]] = {
 
 
 def read_recipe(source: str) -> TaskRecipe:
-    """A recipe by its name, or from a JSON file: {"name": ..., "classes": [...], "class_of_label": [...]}.
+    """A recipe by its name, or from a JSON file: {"name": ..., "classes": [...], "class_of_label": [...]}, where null
+    (or -1) stands for a label whose pictures are left out.
 
     Raises ValueError for a name that is neither, and a file that holds no recipe.
     """
@@ -77,7 +78,8 @@ def read_recipe(source: str) -> TaskRecipe:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         name, classes, of_label = str(raw["name"]), raw["classes"], raw["class_of_label"]
-        return TaskRecipe(name, tuple(map(str, classes)), tuple(map(int, of_label)))
+        positions = tuple(LEFT_OUT if label is None else int(label) for label in of_label)
+        return TaskRecipe(name, tuple(map(str, classes)), positions)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} holds no task: {error}") from error
 

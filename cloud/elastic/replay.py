@@ -1,7 +1,6 @@
 """``isthmus elastic replay``: a trace, or the synthetic one, served by a policy, simulated or live."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +48,14 @@ def replay(
             max=10,
         ),
     ] = None,
+    pace: Annotated[
+        float,
+        typer.Option(
+            help="Simulated: batches take so many times what the profile says, as a live replay tells in the end.",
+            min=0.1,
+            max=10,
+        ),
+    ] = 1.0,
     live: Annotated[
         bool, typer.Option("--live/--simulate", help="In real time with the model, or a virtual clock and the profile.")
     ] = False,
@@ -71,6 +78,8 @@ def replay(
             measured = warmed_profile(measured, store.common().task, store.profiled())
         world: LiveWorld | None = None
         if live:
+            if pace != 1:
+                raise ValueError("--pace is for a simulated replay: live batches take what they take")
             if model is None or tasks is None or data is None or profile is None:
                 raise ValueError("--live needs --profile, --model, --tasks and --data")
             world, measured, differences = open_live(
@@ -105,7 +114,7 @@ def replay(
         run = serve(engine, queries, world)
     else:
         luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
-        run = simulate(engine, queries, luck_N, lambda work: measured.batch_time_s(work.gamma, len(work.batch)))
+        run = simulate(engine, queries, luck_N, lambda work: pace * measured.batch_time_s(work.gamma, len(work.batch)))
     bound = clairvoyant_bound(queries, measured, EPSILON)
     warmed: dict[str, Any] = {}
     if world is not None and world.warm is not None:
@@ -124,7 +133,7 @@ def replay(
         "margin": margin,
         "pace": engine.pace,
         "bound": bound,
-        **_sums(run, measured.gammas),
+        **_sums(run, measured),
     }
     how = "live" if live else "simulated"
     typer.echo(f"{policy} on {trace}, {how}, load {load:g}, seed {seed}: {len(queries)} queries in {run.end_s:.0f} s")
@@ -133,8 +142,8 @@ def replay(
         if run.share(outcome):
             typer.echo(f"  {outcome.value.replace('_', ' ')}: {100 * run.share(outcome):.2f} %")
     typer.echo(
-        f"{len(run.batches)} batches of {sums['mean_batch_size']:.1f} on the mean, planned at the end as "
-        f"{engine.pace:.2f} times as long as the profile says"
+        f"{len(run.batches)} batches of {sums['mean_batch_size']:.1f} on the mean, which took {sums['took']:.3f} times "
+        f"as long as the profile says, and were planned at the end to take {engine.pace:.2f}"
     )
     if out is not None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
@@ -143,8 +152,9 @@ def replay(
         typer.echo(f"written: {out}")
 
 
-def _sums(run: Run, gammas: Sequence[int]) -> dict[str, Any]:
+def _sums(run: Run, profile: Profile) -> dict[str, Any]:
     sizes = [batch.size for batch in run.batches]
+    profiled_s = sum(profile.batch_time_s(batch.gamma, batch.size) for batch in run.batches)
     return {
         "queries": len(run.outcomes),
         "expected_utility": run.expected_utility,
@@ -152,5 +162,8 @@ def _sums(run: Run, gammas: Sequence[int]) -> dict[str, Any]:
         "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
         "batches": len(sizes),
         "mean_batch_size": sum(sizes) / max(1, len(sizes)),
-        "gammas": {str(gamma): sum(batch.size for batch in run.batches if batch.gamma == gamma) for gamma in gammas},
+        "took": sum(batch.end_s - batch.start_s for batch in run.batches) / profiled_s if run.batches else 1.0,
+        "gammas": {
+            str(gamma): sum(batch.size for batch in run.batches if batch.gamma == gamma) for gamma in profile.gammas
+        },
     }

@@ -127,7 +127,7 @@ def people_command(
     layout: Layout = "auto",
     methods: Annotated[
         str, typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}.")
-    ] = "all,random,cluster,quota",
+    ] = "all,random,cluster,kept",
     seeds: Seeds = 1,
     together: Annotated[
         int,

@@ -127,7 +127,9 @@ def test_recipes_make_tasks_of_labels(tmp_path: Path) -> None:
     assert six.pictures_NHWC[:, 0, 0, 0].tolist() == [2, 3, 4, 5, 6, 7]
     assert six.labels_N.tolist() == [0, 1, 2, 3, 4, 5]
     path = tmp_path / "own.json"
-    path.write_text(json.dumps({"name": "own", "classes": ["a", "b"], "class_of_label": [0, 1, -1]}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"name": "own", "classes": ["a", "b"], "class_of_label": [0, 1, None]}), encoding="utf-8"
+    )
     assert read_recipe(str(path)) == TaskRecipe("own", ("a", "b"), (0, 1, -1))
     with pytest.raises(ValueError, match="the set has more"):
         read_recipe(str(path)).apply(cifar)

@@ -1,5 +1,6 @@
 """A replay in real time, with a clock of the test's own and a runner that answers by rule; and what it refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def test_live_asks_for_all_it_needs(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, ["synthetic", *args])
         assert result.exit_code == 1 and "isthmus elastic replay:" in result.output
+
+
+def test_a_simulated_replay_at_a_live_pace_tells_it_again(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(replay)
+    sums = {}
+    for pace in ("1", "1.5"):
+        out = tmp_path / f"{pace}.json"
+        asked = ["--policy", "fixed:0", "--duration-s", "3", "--pace", pace, "--out", str(out)]
+        assert CliRunner().invoke(app, ["synthetic", *asked]).exit_code == 0
+        sums[pace] = json.loads(out.read_text(encoding="utf-8"))
+        assert sums[pace]["took"] == pytest.approx(float(pace))
+    assert sums["1.5"]["expected_utility"] < 0.9 * sums["1"]["expected_utility"]
+    refused = CliRunner().invoke(app, ["synthetic", "--live", "--pace", "1.5"])
+    assert refused.exit_code == 1 and "--pace" in refused.output
