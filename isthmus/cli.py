@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         print(f"isthmus: no command '{name}'.{hint} 'isthmus --help' lists them.", file=sys.stderr)
         return 2
+    # Read when torch loads OpenMP. Threads that spin while they wait take the processor from those they wait for: on a
+    # machine that did other work too, a training step took 15 times as long (docs/results/training-step).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:

@@ -32,7 +32,7 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
         trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     if weights is None:
         log.info("%s with %d input channel(s): random weights (no ImageNet file given)", name, in_channels)
-        return in_channels_last(trunk)
+        return laid_out(trunk)
     state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
     if in_channels != 3:
         state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
@@ -41,13 +41,25 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     except RuntimeError as error:
         raise ValueError(f"{weights.name} does not hold torchvision's {name} weights: {error}") from error
     log.info("%s with %d input channel(s): ImageNet weights from %s", name, in_channels, weights.name)
-    return in_channels_last(trunk)
+    return laid_out(trunk)
 
 
-def in_channels_last(module: nn.Module) -> nn.Module:
-    """The faster memory layout for convolutions, on CPU and GPU."""
-    laid_out: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return laid_out
+def laid_out(trunk: nn.Module) -> nn.Module:
+    """The faster memory layout for convolutions: channels last, but for the last stage on a processor.
+
+    That stage has most of the weights and the fewest pixels. oneDNN gives weight gradients as they lie in contiguous
+    memory, and laying them anew is slower than the convolution itself: a fifth of a training step on 48-pixel pictures.
+    """
+    last_stage = trunk.get_submodule("layer4")
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last_stage.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    last_stage.register_forward_pre_hook(_contiguous_on_cpu)
+    return trunk
+
+
+def _contiguous_on_cpu(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    (x_BCHW,) = inputs
+    return (x_BCHW.contiguous() if x_BCHW.device.type == "cpu" else x_BCHW,)
 
 
 class Encoder(nn.Module):

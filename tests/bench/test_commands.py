@@ -16,6 +16,7 @@ from tests.bench import machine
         "selection",
         "encoder",
         "teacher_cache",
+        "training",
         "stream",
         "footprint",
         "planning",

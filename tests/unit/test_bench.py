@@ -46,6 +46,15 @@ def test_teacher_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_training(tmp_path: Path) -> None:
+    few = ("--presets", "smoke", "--repeats", "1", "--most-others", "1", "--each-s", "0.1")
+    rows = measured(tmp_path, "training", *few)["rows"]
+    assert [row["others"] for row in rows] == [0] * 5 + [1] * 3
+    assert all(row["seconds"]["median"] > 0 for row in rows)
+    assert all(row["times_floor"] > 1 for row in rows if row["what"].startswith("layout"))
+
+
+@pytest.mark.timeout(600)
 def test_encoder(tmp_path: Path) -> None:
     rows = measured(tmp_path, "encoder", "--presets", "smoke", "--repeats", "1")["rows"]
     engines = {"torch eager", "ONNX Runtime float32", "ONNX Runtime int8"}

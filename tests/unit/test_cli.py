@@ -1,5 +1,6 @@
 """The `isthmus` command: quick help without torch, one clear line for a wrong name or a missing package."""
 
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_name_gets_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["egde"]) == 2
     assert "Did you mean 'edge'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "waiting"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(said: dict[str, str], waiting: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = (
+        "import os, contextlib, isthmus.cli\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    isthmus.cli.main(['data', '--help'])\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, **said}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines()[-1] == waiting
 
 
 def test_a_missing_package_is_one_line_with_the_way_out(

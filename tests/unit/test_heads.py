@@ -1,5 +1,7 @@
 """Fusion, compression and their start from the teacher."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,25 @@ def test_trunks_pool_to_their_width_and_take_one_or_three_channels():
         Encoder("resnet50", 1, 512, neck=False)
     with pytest.raises(ValueError, match="unknown trunk"):
         Encoder("resnet19", 1, 512, neck=True)
+
+
+def test_the_layout_of_a_trunk_changes_no_number():
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", 1, 512, neck=False)
+    plain = copy.deepcopy(encoder)
+    plain.trunk.layer4._forward_pre_hooks.clear()
+    plain.to(memory_format=torch.contiguous_format)
+    x_BCHW = torch.randn(2, 1, 40, 40)
+    outs = []
+    for each in (encoder, plain):
+        out_BD = each(x_BCHW) if each is encoder else each.trunk(x_BCHW)
+        out_BD.square().mean().backward()
+        outs.append(out_BD)
+    torch.testing.assert_close(*outs)
+    for ours, expected in zip(encoder.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-3, atol=1e-5)
+    stage = encoder.trunk.layer4[0].conv2.weight
+    assert stage.is_contiguous() and not encoder.trunk.layer3[0].conv2.weight.is_contiguous()
 
 
 def test_imagenet_weights_come_from_a_file_with_conv1_averaged_over_rgb(tmp_path):
