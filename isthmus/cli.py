@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"isthmus: no command '{name}'.{hint} 'isthmus --help' lists them.", file=sys.stderr)
         return 2
     # Read when torch loads OpenMP. Threads that spin while they wait take the processor from those they wait for: on a
-    # machine that did other work too, a training step took 15 times as long (docs/results/training-step).
+    # machine that did other work too, a training step took up to 13 times as long (docs/results/training-step).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         module = importlib.import_module(command.module)
