@@ -8,7 +8,7 @@ else does.
 """
 
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,10 +22,15 @@ from isthmus.cloud.elastic.query import Query
 
 HORIZON: Final = 0.75
 """The load is what waits and what comes within this share of the mean latency asked for."""
-BACKLOG: Final = 0.2
+BACKLOG: Final = 0.25
 """That share of the mean latency may be left waiting at the end of the horizon. It keeps batches full."""
 TYPICAL_SIZE: Final = 48
 """An image's cost at a gamma is its share of a batch of this size."""
+LONGEST: Final = 0.0875
+"""No batch takes longer than this share of the mean latency: while one runs, no price is looked at and nothing that is
+more urgent begins."""
+DEARER: Final = 0.05
+"""But for that no batch is made so small that its images cost more than this share above the least."""
 UTILITY_STEP: Final = 1.25
 """Utilities within a factor of this belong to one kind."""
 MAX_IDLE_KINDS: Final = 64
@@ -61,6 +66,7 @@ class Priced:
         self._times_s = [profile.times_s(gamma) for gamma in profile.gammas]
         size = min(TYPICAL_SIZE, self._epsilon)
         self._costs_s = [times[size] / size for times in self._times_s]
+        self._least_sizes = [_least_size(times, self._epsilon) for times in self._times_s]
         self._by_speed = sorted(range(len(self.gammas)), key=lambda level: self._costs_s[level])
         self._market = None
 
@@ -98,15 +104,19 @@ class Priced:
         if self._market is None:
             self._market = Market(self._costs_s, [self._gains(kind) for kind in kinds])
         rates = [kind.rate.at(now_s) for kind in kinds]
-        total = sum(rates)
-        if total > 0:
-            latency_s = sum(rate * kind.latency_s for rate, kind in zip(rates, kinds, strict=True)) / total
-        else:
-            latency_s = max(kind.latency_s for kind in kinds)
+        latency_s = self._latency_s(now_s)
         counts_K = np.array(
             [len(kind.waiting) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
         )
         return self._market.price(counts_K, (HORIZON + BACKLOG) * latency_s)
+
+    def _latency_s(self, now_s: float) -> float:
+        """The mean of what is asked for now; of what was asked for at all where nobody asks."""
+        rates = {key: kind.rate.at(now_s) for key, kind in self._kinds.items()}
+        total = sum(rates.values())
+        if total > 0:
+            return sum(rate * self._kinds[key].latency_s for key, rate in rates.items()) / total
+        return max((kind.latency_s for kind in self._kinds.values()), default=0.0)
 
     def _gains(self, kind: _Kind) -> list[float]:
         """What a query of ``kind`` earns at each gamma; nothing where its task has gone."""
@@ -127,12 +137,14 @@ class Priced:
 
     def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float) -> Choice | None:
         """Of the batches that could be run now, one for each gamma, the one that has least time to spare."""
+        longest_s = LONGEST * self._latency_s(now_s)
         best: tuple[float, list[Waiting], int] | None = None
         for wanted, waiting in by_level.items():
             assert wanted is not None
             for level in self._by_speed[self._by_speed.index(wanted) :: -1]:
                 times_s = self._times_s[level]
-                batch = self._batch(waiting, times_s, now_s)
+                most = max(bisect_right(times_s, longest_s, 1, self._epsilon + 1) - 1, self._least_sizes[level])
+                batch = _batch(waiting, times_s, now_s, most)
                 if batch:
                     slack_s = batch[0][0] - now_s - times_s[len(batch)]
                     if best is None or slack_s < best[0]:
@@ -142,18 +154,6 @@ class Priced:
             return None
         return Choice(tuple(query for _, _, query in best[1]), self.gammas[best[2]])
 
-    def _batch(self, waiting: list[Waiting], times_s: tuple[float, ...], now_s: float) -> list[Waiting]:
-        """The earliest deadlines that can all be kept together; those too late for that are passed over."""
-        epsilon = self._epsilon
-        full_s = now_s + times_s[epsilon]
-        first = bisect_left(waiting, (full_s,))
-        if len(waiting) - first >= epsilon:
-            return waiting[first : first + epsilon]
-        for first in range(max(0, len(waiting) - epsilon), len(waiting)):
-            if waiting[first][0] >= now_s + times_s[len(waiting) - first]:
-                return waiting[first:]
-        return []
-
     def _forget_idle(self, now_s: float) -> None:
         """Kinds that nobody asks for any more go when there are many: memory stays bounded by what waits."""
         if len(self._kinds) < MAX_IDLE_KINDS:
@@ -161,6 +161,25 @@ class Priced:
         for key, kind in list(self._kinds.items()):
             if not kind.waiting and kind.rate.at(now_s) * kind.rate.window_s < 0.05:
                 del self._kinds[key]
+
+
+def _batch(waiting: list[Waiting], times_s: tuple[float, ...], now_s: float, most: int) -> list[Waiting]:
+    """Up to ``most`` of the earliest deadlines that can be kept together; those too late for that are passed over."""
+    full_s = now_s + times_s[most]
+    first = bisect_left(waiting, (full_s,))
+    if len(waiting) - first >= most:
+        return waiting[first : first + most]
+    for first in range(max(0, len(waiting) - most), len(waiting)):
+        if waiting[first][0] >= now_s + times_s[len(waiting) - first]:
+            return waiting[first:]
+    return []
+
+
+def _least_size(times_s: tuple[float, ...], epsilon: int) -> int:
+    """The smallest batch whose images cost at most DEARER more than in the batch where they cost least."""
+    costs_s = [times_s[size] / size for size in range(1, epsilon + 1)]
+    bearable_s = (1 + DEARER) * min(costs_s)
+    return next(size for size, cost_s in enumerate(costs_s, 1) if cost_s <= bearable_s)
 
 
 def _key(query: Query) -> tuple[str, int]:

@@ -1,12 +1,15 @@
 """What each policy does with the same few queries, and how they stand to each other under load."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from isthmus.cloud.elastic.engine import Engine
 from isthmus.cloud.elastic.infaas import SIZES, Infaas, ModelsInMemory, loading_executor, sizes_profile
 from isthmus.cloud.elastic.policies import POLICIES, Policy, make_policy
-from isthmus.cloud.elastic.priced import Priced
+from isthmus.cloud.elastic.policy import EPSILON
+from isthmus.cloud.elastic.priced import DEARER, LONGEST, Priced
 from isthmus.cloud.elastic.profile import paper_profile
 from isthmus.cloud.elastic.query import Outcome, Query
 from isthmus.cloud.elastic.simulate import draws, simulate
@@ -57,6 +60,28 @@ def test_our_batches_are_in_time_to_the_last_query() -> None:
     choice = told("priced", crowd).choose(0.0)
     end_s = PROFILE.batch_time_s(choice.gamma, len(choice.queries))
     assert all(query.deadline_s >= end_s for query in choice.queries)
+
+
+@pytest.mark.parametrize("latency_s", [0.3, 0.6, 5.0, 60.0])
+@pytest.mark.parametrize("fixed_s", [0.0, 0.01, 0.5])
+def test_our_batches_are_short_but_no_dearer_for_it_than_bearable(latency_s: float, fixed_s: float) -> None:
+    """``fixed_s``: of every batch, beside what its images take."""
+    profile = replace(
+        PROFILE, latency_s={gamma: tuple(s + fixed_s for s in times) for gamma, times in PROFILE.latency_s.items()}
+    )
+    policy = make_policy("priced", profile)
+    for query in queries(300, latency_s=latency_s):
+        policy.arrived(query)
+    choice = policy.choose(0.0)
+    size, times_s = len(choice.queries), profile.times_s(choice.gamma)
+    if not size:
+        assert latency_s < min(profile.batch_time_s(gamma, 1) for gamma in profile.gammas)
+        return
+    costs_s = [times_s[n] / n for n in range(1, EPSILON + 1)]
+    too_dear = size == 1 or times_s[size - 1] / (size - 1) > (1 + DEARER) * min(costs_s)
+    assert times_s[size] <= LONGEST * latency_s or too_dear
+    could_hold_more = size < EPSILON and times_s[size + 1] <= LONGEST * latency_s
+    assert not could_hold_more or times_s[size + 1] > latency_s
 
 
 def test_a_deadline_too_near_for_the_best_gamma_gets_a_faster_one() -> None:
