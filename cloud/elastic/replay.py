@@ -131,7 +131,7 @@ def replay(
         "policy": policy,
         "live": live,
         "margin": margin,
-        "pace": engine.pace,
+        "planned": engine.pace,
         "bound": bound,
         **_sums(run, measured),
     }
