@@ -89,43 +89,46 @@ class Priced:
         del waiting[bisect_left(waiting, (query.deadline_s, query.id))]
 
     def choose(self, now_s: float) -> Choice:
-        by_level = self._sorted_by_level(now_s)
+        rates, latency_s = self._asked_for(now_s)
+        by_level = self._sorted_by_level(self._price(rates, latency_s))
+        longest_s = LONGEST * latency_s
         unwanted = by_level.pop(None, [])
-        chosen = self._most_urgent(by_level, now_s)
+        chosen = self._most_urgent(by_level, now_s, longest_s)
         if chosen is None and unwanted:
-            chosen = self._most_urgent({self._by_speed[0]: unwanted}, now_s)
+            chosen = self._most_urgent({self._by_speed[0]: unwanted}, now_s, longest_s)
         return chosen if chosen is not None else Choice()
 
     def price_per_s(self, now_s: float) -> float:
         """Utility that a second of the executor is worth now."""
+        return self._price(*self._asked_for(now_s))
+
+    def _asked_for(self, now_s: float) -> tuple[list[float], float]:
+        """Arrivals a second of each kind, and their mean latency; where nobody asks, the longest of the kinds known."""
+        rates = [kind.rate.at(now_s) for kind in self._kinds.values()]
+        latencies_s = [kind.latency_s for kind in self._kinds.values()]
+        total = sum(rates)
+        if total > 0:
+            return rates, sum(rate * latency_s for rate, latency_s in zip(rates, latencies_s, strict=True)) / total
+        return rates, max(latencies_s, default=0.0)
+
+    def _price(self, rates: list[float], latency_s: float) -> float:
         kinds = list(self._kinds.values())
         if not kinds:
             return 0.0
         if self._market is None:
             self._market = Market(self._costs_s, [self._gains(kind) for kind in kinds])
-        rates = [kind.rate.at(now_s) for kind in kinds]
-        latency_s = self._latency_s(now_s)
         counts_K = np.array(
             [len(kind.waiting) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
         )
         return self._market.price(counts_K, (HORIZON + BACKLOG) * latency_s)
-
-    def _latency_s(self, now_s: float) -> float:
-        """The mean of what is asked for now; of what was asked for at all where nobody asks."""
-        rates = {key: kind.rate.at(now_s) for key, kind in self._kinds.items()}
-        total = sum(rates.values())
-        if total > 0:
-            return sum(rate * self._kinds[key].latency_s for key, rate in rates.items()) / total
-        return max((kind.latency_s for kind in self._kinds.values()), default=0.0)
 
     def _gains(self, kind: _Kind) -> list[float]:
         """What a query of ``kind`` earns at each gamma; nothing where its task has gone."""
         shares = self._profile.accuracy.get(kind.task)
         return [shares[gamma] * kind.utility if shares is not None else 0.0 for gamma in self.gammas]
 
-    def _sorted_by_level(self, now_s: float) -> dict[int | None, list[Waiting]]:
-        """What waits, by the gamma it buys at the present price, and then by deadline."""
-        price = self.price_per_s(now_s)
+    def _sorted_by_level(self, price: float) -> dict[int | None, list[Waiting]]:
+        """What waits, by the gamma it buys at ``price``, and then by deadline."""
         by_level: dict[int | None, list[Waiting]] = {}
         for index, kind in enumerate(self._kinds.values()):
             if kind.waiting:
@@ -135,9 +138,8 @@ class Priced:
             waiting.sort()
         return by_level
 
-    def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float) -> Choice | None:
+    def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float, longest_s: float) -> Choice | None:
         """Of the batches that could be run now, one for each gamma, the one that has least time to spare."""
-        longest_s = LONGEST * self._latency_s(now_s)
         best: tuple[float, list[Waiting], int] | None = None
         for wanted, waiting in by_level.items():
             assert wanted is not None

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from isthmus.distill.models.trunk import Encoder
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.train import optimizer_for
+from isthmus.experiments.grid import cores
 from tests.bench import THREADS
 from tests.bench.harness import Report, Spread, interleaved, shown
 from tests.bench.machine import product_rate
 from tests.bench.untrained import CLASSES
 
-CORES: Final = os.cpu_count() or 1
 WAYS: Final[Mapping[str, tuple[int, Mapping[str, str]]]] = {
     "one thread": (1, {}),
-    "a thread a core, waiting as OpenMP does": (CORES, {}),
-    "a thread a core, asleep while they wait (isthmus)": (CORES, {"OMP_WAIT_POLICY": "passive"}),
+    "a thread a core, waiting as OpenMP does": (cores(), {}),
+    "a thread a core, asleep while they wait (isthmus)": (cores(), {"OMP_WAIT_POLICY": "passive"}),
 }
 """Threads, and what is added to the environment."""
 _BUSY: Final = "import torch\na = torch.randn(600, 600)\nwhile True:\n    a @ a\n"
