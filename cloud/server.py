@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
-from isthmus.cloud.elastic.serving import Elastic
+from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.identity import Gate
 from isthmus.cloud.inference import HeadCache
 from isthmus.cloud.offer import Offer, offer_of
@@ -175,7 +175,7 @@ class Server:
         if self._settings.elastic_model is None:
             return None
         # A server for devices alone does without timm.
-        from isthmus.cloud.elastic.host import open_elastic
+        from isthmus.cloud.elastic.serve.host import open_elastic
 
         elastic = open_elastic(self._settings, shelf.database, shelf.artefacts)
         self._stack.callback(elastic.decoder.close)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from isthmus.cloud.elastic.policies import DEFAULT_POLICY
+from isthmus.cloud.elastic.policies.by_name import DEFAULT_POLICY
 
 
 class CloudSettings(BaseSettings):

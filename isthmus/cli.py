@@ -25,10 +25,12 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
     ),
     "data": LazyCommand("isthmus.data.cli", "Check, decode and generate data sets (CREMA-D and AVE layouts).", "train"),
     "distill": LazyCommand("isthmus.distill.cli", "Train the teacher, distil students, export, evaluate.", "train"),
-    "cloud": LazyCommand("isthmus.cloud.cli", "The cloud service: personalise students, answer devices.", "cloud"),
+    "cloud": LazyCommand(
+        "isthmus.cloud.commands.cloud", "The cloud service: personalise students, answer devices.", "cloud"
+    ),
     "edge": LazyCommand("isthmus.edge.cli", "The device: run the agent, see what would leave it.", "edge"),
     "elastic": LazyCommand(
-        "isthmus.cloud.elastic.cli",
+        "isthmus.cloud.commands.elastic",
         "Elastic ViT serving: learn prompts, search schedules, profile a machine.",
         "elastic",
     ),

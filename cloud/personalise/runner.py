@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.cloud.offer import Offer
-from isthmus.cloud.personalise import service, students
+from isthmus.cloud.personalise import job_rows, service, students
 from isthmus.cloud.personalise.job import (
     Action,
     Discard,
@@ -35,7 +35,6 @@ from isthmus.cloud.personalise.job import (
 )
 from isthmus.cloud.personalise.learning import Learning, RoundWork
 from isthmus.cloud.personalise.signing import Signer
-from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import disk_is_full
 from isthmus.distill.selection import Selection
 from isthmus.distill.settling import settled
@@ -71,7 +70,7 @@ class Runner:
         return job
 
     def _apply(self, job_id: str, event: Event) -> tuple[Job, tuple[Action, ...]]:
-        job, actions = jobs.apply(self.shelf.database, job_id, event, self.now_s())
+        job, actions = job_rows.apply(self.shelf.database, job_id, event, self.now_s())
         log.info("job %s is %s, round %d of %d", job_id, job.stage.value, job.round + 1, job.rounds)
         return job, actions
 
@@ -94,10 +93,10 @@ class Runner:
         chosen = folder / f"selection-{action.round}.npz"
 
         def on_epoch(epoch: int, epochs: int) -> None:
-            jobs.apply(self.shelf.database, job.job_id, EpochDone(epoch, epochs), self.now_s())
+            job_rows.apply(self.shelf.database, job.job_id, EpochDone(epoch, epochs), self.now_s())
 
         if isinstance(action, Select):
-            prototypes = service.from_payload(jobs.payload(self.shelf.database, job.job_id, action.round))
+            prototypes = service.from_payload(job_rows.payload(self.shelf.database, job.job_id, action.round))
             selection = self.learning.select(prototypes, round=action.round, seed=job.seed)
             for note in selection.notes:
                 log.info("job %s: %s", job.job_id, note)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Job, Uploaded
-from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import Database
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.errors import BadPrototypes, InvalidInput, NotYours
@@ -51,7 +51,7 @@ def start(
         created_s=now_s,
         updated_s=now_s,
     )
-    return jobs.create(database, job, to_payload(prototypes), at_most_waiting=at_most_waiting)[0]
+    return job_rows.create(database, job, to_payload(prototypes), at_most_waiting=at_most_waiting)[0]
 
 
 def upload(
@@ -66,12 +66,12 @@ def upload(
     payload = to_payload(prototypes)
     if round == job.round and not job.stage.ended and _has_upload(database, job, payload):
         return job
-    return jobs.apply(database, job_id, Uploaded(round), now_s, upload=payload)[0]
+    return job_rows.apply(database, job_id, Uploaded(round), now_s, upload=payload)[0]
 
 
 def get(database: Database, device_id: str, job_id: str) -> Job:
     """The device's own job. Raises NotYours."""
-    job = jobs.get(database, job_id)
+    job = job_rows.get(database, job_id)
     if job is None or job.device_id != device_id:
         raise NotYours("no such job")
     return job
@@ -104,6 +104,6 @@ def from_payload(payload: bytes) -> Prototypes:
 
 def _has_upload(database: Database, job: Job, payload: bytes) -> bool:
     try:
-        return jobs.payload(database, job.job_id, job.round) == payload
+        return job_rows.payload(database, job.job_id, job.round) == payload
     except NotYours:
         return False

@@ -17,12 +17,12 @@ from typing import Final
 
 from isthmus.cloud import logs
 from isthmus.cloud.offer import offer_of
-from isthmus.cloud.personalise import signing
+from isthmus.cloud.personalise import job_rows, signing
 from isthmus.cloud.personalise.job import Expired
 from isthmus.cloud.personalise.runner import Runner, discard
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.settings import CloudSettings
-from isthmus.cloud.store import jobs, lock
+from isthmus.cloud.store import lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import InvalidInput, IsthmusError, Locked
@@ -63,10 +63,10 @@ class Worker:
     def run_once(self) -> bool:
         """Works on the job that is due, if there is one; says whether there was."""
         now_s = time.time()
-        for job_id in jobs.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
-            jobs.apply(self._database, job_id, Expired(), now_s)
+        for job_id in job_rows.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
+            job_rows.apply(self._database, job_id, Expired(), now_s)
             discard(self._settings.work_dir, job_id)
-        job_due = jobs.next_runnable(self._database, now_s)
+        job_due = job_rows.next_runnable(self._database, now_s)
         if job_due is None:
             return False
         self._runner.run(job_due.job_id)
@@ -100,7 +100,7 @@ class Worker:
         """Removes working files of jobs that ended just before a crash."""
         if not self._settings.work_dir.is_dir():
             return
-        open_jobs = {job.job_id for job in jobs.listing(self._database) if not job.stage.ended}
+        open_jobs = {job.job_id for job in job_rows.listing(self._database) if not job.stage.ended}
         for folder in self._settings.work_dir.iterdir():
             if folder.name not in open_jobs:
                 discard(self._settings.work_dir, folder.name)

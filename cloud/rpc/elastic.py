@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from isthmus.cloud.elastic.executor import Image
-from isthmus.cloud.elastic.serving import Elastic, Terms
-from isthmus.cloud.elastic.tasks import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
+from isthmus.cloud.elastic.model.executor import Image
+from isthmus.cloud.elastic.serve.serving import Elastic, Terms
+from isthmus.cloud.elastic.tasks.task import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
 from isthmus.proto.convert import identifier
 from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge, TooLate
 from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES

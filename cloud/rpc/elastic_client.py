@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from isthmus.cloud.elastic.tasks import TaskSpec
+from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.rpc.elastic import spec_to_pb
 from isthmus.proto.errors import NAME_KEY, from_status
 from isthmus.proto.limits import CHUNK_BYTES

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from isthmus.cloud.elastic.executor import Image
-from isthmus.cloud.elastic.live import Answer
-from isthmus.cloud.elastic.tasks import ModelShape, Task
+from isthmus.cloud.elastic.model.executor import Image
+from isthmus.cloud.elastic.serve.live import Answer
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.proto.errors import InvalidInput, TooLarge
 from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from isthmus.cloud.elastic.live import LiveEngine
+from isthmus.cloud.elastic.serve.live import LiveEngine
 
 
 class Metrics:

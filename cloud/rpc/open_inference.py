@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from isthmus import __version__
-from isthmus.cloud.elastic.live import Answer
-from isthmus.cloud.elastic.serving import Elastic, Terms
-from isthmus.cloud.elastic.tasks import Task
+from isthmus.cloud.elastic.serve.live import Answer
+from isthmus.cloud.elastic.serve.serving import Elastic, Terms
+from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.cloud.rpc.infer_tensors import (
     IMAGE,
     LABEL,

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from isthmus.cloud.elastic.profiler import accuracy
-from isthmus.cloud.elastic.pruning import MAX_PERCENT, Pruning
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.pruning import MAX_PERCENT, Pruning
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.prepare.profiler import accuracy
 from isthmus.data.images import LabelledImages, PixelSpec
 
 OnNumber = Callable[[int, float], None]

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isthmus.cloud.elastic.prompts import Pictures
-from isthmus.cloud.elastic.pruning import Pruning
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.tasks import FloatArray
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.pruning import Pruning
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.prepare.prompts import Pictures
+from isthmus.cloud.elastic.tasks.task import FloatArray
+from isthmus.cloud.elastic.warm.store import ReducerName
 from isthmus.cloud.warmup.profiling import check_numbers, check_pictures
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss
-from isthmus.cloud.warmup.store import ReducerName
 from isthmus.data.content import digest
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import state_hash, write_atomically

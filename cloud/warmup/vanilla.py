@@ -8,12 +8,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from isthmus.cloud.elastic.recipes import TaskRecipe
-from isthmus.cloud.elastic.task_files import TaskFiles
-from isthmus.cloud.elastic.tasks import TaskSpec, TaskWeights
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
-from isthmus.cloud.warmup.claims import in_turn
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.tasks.files import TaskFiles
+from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
+from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
+from isthmus.cloud.warmup.compare.claims import in_turn
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, tensors_of_model, tune, with_head
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import write_atomically

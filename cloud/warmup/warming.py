@@ -16,14 +16,14 @@ from typing import Final
 import numpy as np
 import torch
 
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.warm.models import model_of
+from isthmus.cloud.elastic.warm.profiled import VANILLA, Table
+from isthmus.cloud.elastic.warm.store import Card, Common, WarmStore
 from isthmus.cloud.warmup import soup
 from isthmus.cloud.warmup.knapsack import Item, pack
 from isthmus.cloud.warmup.planner import UNBOUNDED, Cost, Plan, Tuned, next_step, record
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, largest_number
-from isthmus.cloud.warmup.reduction import VANILLA, Table
-from isthmus.cloud.warmup.serving import model_of
-from isthmus.cloud.warmup.store import Card, Common, WarmStore
 from isthmus.cloud.warmup.tuning import (
     DEFAULT,
     GivenUp,

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus import __version__
-from isthmus.cloud.elastic.bound import clairvoyant_bound
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.infaas import Infaas, loading_executor, sizes_profile
-from isthmus.cloud.elastic.policies import POLICIES, make_policy
-from isthmus.cloud.elastic.policy import EPSILON
-from isthmus.cloud.elastic.profile import MachineKey, Profile, paper_profile
-from isthmus.cloud.elastic.query import Outcome, Query
-from isthmus.cloud.elastic.simulate import Run, draws, simulate
-from isthmus.cloud.elastic.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.elastic.policies.infaas import Infaas, loading_executor, sizes_profile
+from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.policy import EPSILON
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.data.traces import read_trace
 from isthmus.distill.checkpoint import write_atomically
 from isthmus.experiments.elastic_figures import draw_all

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.elastic.query import IN_TIME, Outcome, Query
-from isthmus.cloud.elastic.simulate import Ran, Run
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import Ran, Run
 
 Floats = npt.NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.warmup.reduction import VANILLA, Profiled, warmed_profile
-from isthmus.cloud.warmup.store import WarmStore
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.warm.profiled import VANILLA, Profiled, warmed_profile
+from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.distill.checkpoint import write_atomically
 from isthmus.experiments import elastic
 from isthmus.experiments.elastic import Told, Workload

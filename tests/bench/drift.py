@@ -11,12 +11,12 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 
-from isthmus.cloud.elastic.engine import Engine, Work
-from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.profile import Profile, paper_profile
-from isthmus.cloud.elastic.query import Outcome
-from isthmus.cloud.elastic.simulate import ExecutorModel, Run, draws, simulate
-from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.scheduling.engine import Engine, Work
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.simulate import ExecutorModel, Run, draws, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 from tests.bench.harness import Report
 
 MARGIN: Final = 0.1

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import typer
 
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.executor import Item, ModelExecutor
-from isthmus.cloud.elastic.live import LiveEngine
-from isthmus.cloud.elastic.policies import Fifo
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.tasks import Task, TaskSpec
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.model.executor import Item, ModelExecutor
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.policies.by_name import Fifo
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.serve.live import LiveEngine
+from isthmus.cloud.elastic.tasks.task import Task, TaskSpec
 from isthmus.data.images import STATISTICS, PixelSpec
 from tests.bench import THREADS
 from tests.bench.elastic_vit32 import CLASSES, SIDE, head_only, profile_of_nothing, save_vit

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from isthmus.cloud.elastic.tasks import TaskSpec
+from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.rpc.elastic_client import connected
 from isthmus.demo.processes import Family
 from isthmus.proto.open_inference import inference_pb2 as oip

@@ -17,12 +17,12 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from isthmus.cloud.elastic.int8 import Int8Linear
-from isthmus.cloud.elastic.precision import NUMBER_TYPES
-from isthmus.cloud.elastic.profiler import blank_weights
-from isthmus.cloud.elastic.runner import DTYPES, ElasticRunner, NumberType
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.model.int8 import Int8Linear
+from isthmus.cloud.elastic.model.runner import DTYPES, ElasticRunner, NumberType
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES
+from isthmus.cloud.elastic.prepare.profiler import blank_weights
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, interleaved, shown

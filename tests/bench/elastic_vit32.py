@@ -6,9 +6,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from isthmus.cloud.elastic.profile import MachineKey, Profile
-from isthmus.cloud.elastic.tasks import TaskWeights
-from isthmus.cloud.elastic.timm_import import VisionTransformer
+from isthmus.cloud.elastic.model.timm_import import VisionTransformer
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.tasks.task import TaskWeights
 
 SIDE, WIDTH, DEPTH, CLASSES = 32, 192, 6, 10
 GAMMAS = (-16, -8, 0)

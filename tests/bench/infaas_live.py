@@ -21,19 +21,26 @@ import safetensors.torch
 import torch
 import typer
 
-from isthmus.cloud.elastic.engine import Engine, Work
-from isthmus.cloud.elastic.infaas import SIZES, Infaas, ModelsInMemory, ModelSize, loading_executor, sizes_profile
-from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.profile import Profile, paper_profile
-from isthmus.cloud.elastic.profiler import SIZES as BATCHES
-from isthmus.cloud.elastic.profiler import blank_weights, machine_key, measure_latency
-from isthmus.cloud.elastic.query import Outcome, Query
-from isthmus.cloud.elastic.runner import ElasticRunner, ServedTask
-from isthmus.cloud.elastic.simulate import TICK_S, Run, draws, serve, simulate
-from isthmus.cloud.elastic.timm_import import VisionTransformer
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
-from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.model.timm_import import VisionTransformer
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.infaas import (
+    SIZES,
+    Infaas,
+    ModelsInMemory,
+    ModelSize,
+    loading_executor,
+    sizes_profile,
+)
+from isthmus.cloud.elastic.prepare.profiler import SIZES as BATCHES
+from isthmus.cloud.elastic.prepare.profiler import blank_weights, machine_key, measure_latency
+from isthmus.cloud.elastic.scheduling.engine import Engine, Work
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import TICK_S, Run, draws, serve, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS
 from tests.bench.harness import Report

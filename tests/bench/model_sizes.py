@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 import typer
 
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
 from tests.bench import THREADS
 from tests.bench.harness import Report, interleaved, shown
 

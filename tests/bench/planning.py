@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from isthmus.cloud.elastic.batching import BatchingRule
-from isthmus.cloud.elastic.otas import HORIZON, LABELS, Otas, Planner
-from isthmus.cloud.elastic.planning import Candidate, alg2, alg3, exact
-from isthmus.cloud.elastic.policy import Policy
-from isthmus.cloud.elastic.priced import Priced
-from isthmus.cloud.elastic.profile import Profile, paper_profile
-from isthmus.cloud.elastic.query import Query
-from isthmus.cloud.elastic.workload import PAPER_KINDS
+from isthmus.cloud.elastic.policies.batching import BatchingRule
+from isthmus.cloud.elastic.policies.otas import HORIZON, LABELS, Otas, Planner
+from isthmus.cloud.elastic.policies.planning import Candidate, alg2, alg3, exact
+from isthmus.cloud.elastic.policies.priced import Priced
+from isthmus.cloud.elastic.scheduling.policy import Policy
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Query
+from isthmus.cloud.elastic.scheduling.workload import PAPER_KINDS
 from tests.bench.harness import Report, interleaved, shown
 
 GOAL_S = 2e-3

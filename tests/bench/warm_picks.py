@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from isthmus.cloud.elastic.cli_inputs import pictures_of
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit, pixel_spec
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
+from isthmus.cloud.elastic.prepare.inputs import pictures_of
+from isthmus.cloud.elastic.warm.models import model_of
+from isthmus.cloud.elastic.warm.profiled import Profiled
+from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.cloud.warmup.profiling import accuracies
-from isthmus.cloud.warmup.reduction import Profiled
-from isthmus.cloud.warmup.serving import model_of
-from isthmus.cloud.warmup.store import WarmStore
 from tests.bench import THREADS
 from tests.bench.harness import Report
 

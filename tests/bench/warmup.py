@@ -16,12 +16,12 @@ import torch
 import typer
 from torch import Tensor
 
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.warm.models import WarmModels
+from isthmus.cloud.elastic.warm.store import Common, WarmStore
 from isthmus.cloud.warmup import soup
-from isthmus.cloud.warmup.serving import WarmModels
-from isthmus.cloud.warmup.store import Common, WarmStore
 from isthmus.cloud.warmup.tuning import TUNE, Subject, TuneConfig, one_step, start, tensors_of_model, with_head
 from isthmus.data.images import LabelledImages, PixelSpec
 from tests.bench import THREADS

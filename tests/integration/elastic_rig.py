@@ -17,12 +17,12 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from isthmus.cloud.elastic.profile import MachineKey, Profile
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.tasks import FloatArray, TaskSpec, TaskWeights
-from isthmus.cloud.elastic.timm_import import VisionTransformer
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import load_vit
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.timm_import import VisionTransformer
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.tasks.task import FloatArray, TaskSpec, TaskWeights
 from isthmus.cloud.rpc.elastic_client import registration
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings

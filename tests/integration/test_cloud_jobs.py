@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Distilled, Exported, Failed, Selected, Taken
-from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import Database
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
@@ -82,7 +82,7 @@ def test_the_same_key_is_the_same_job_and_another_must_wait(rig: Any) -> None:
             assert "under way" in message
             assert (await rig.start(other, "a")).job_id != first.job_id, "keys are each device's own"
             database = Database(rig.settings().database_url)
-            jobs.apply(database, first.job_id, Failed("enough"), time.time())
+            job_rows.apply(database, first.job_id, Failed("enough"), time.time())
             database.close()
             assert (await rig.start(device, "a")).error == "enough"
             assert (await rig.start(device, "b")).job_id != first.job_id
@@ -115,7 +115,7 @@ def test_a_watcher_hears_of_every_change_and_uploads_only_when_asked(rig: Any) -
             assert (await rig.refusal(upload(1)))[0] is grpc.StatusCode.FAILED_PRECONDITION
             stages = []
             for event in (Taken(), Selected((3, 0, 1)), Distilled(), Exported("interim")):
-                jobs.apply(database, job.job_id, event, time.time())
+                job_rows.apply(database, job.job_id, event, time.time())
                 stages.append((await watch.read()).job)
             assert [status.stage for status in stages] == [
                 Stage.STAGE_SELECTING,
@@ -131,7 +131,7 @@ def test_a_watcher_hears_of_every_change_and_uploads_only_when_asked(rig: Any) -
                 assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert (await upload(1)).job.stage == Stage.STAGE_SELECTING
             assert (await upload(1)).job.stage == Stage.STAGE_SELECTING, "sent again after a lost answer: no harm"
-            jobs.apply(database, job.job_id, Failed("the end"), time.time())
+            job_rows.apply(database, job.job_id, Failed("the end"), time.time())
             last = None
             while (reply := await watch.read()) is not grpc.aio.EOF:
                 last = reply.job

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Job, Selected, Taken, Uploaded
-from isthmus.cloud.store import devices, jobs, lock
+from isthmus.cloud.store import devices, lock
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.cloud.store.schema import metadata
@@ -57,15 +58,15 @@ def test_migrations_lead_to_the_schema(database: Database) -> None:
 
 
 def test_jobs_come_back_as_they_were_stored(database: Database) -> None:
-    created, new = jobs.create(database, a_job("job"), b"\x00\xff", at_most_waiting=9)
+    created, new = job_rows.create(database, a_job("job"), b"\x00\xff", at_most_waiting=9)
     assert new
-    assert jobs.get(database, "job") == created
-    assert jobs.payload(database, "job", 0) == b"\x00\xff"
-    jobs.apply(database, "job", Taken(), time.time())
-    job, _ = jobs.apply(database, "job", Selected((3, 0)), time.time())
-    assert jobs.get(database, "job") == job == jobs.next_runnable(database, time.time())
+    assert job_rows.get(database, "job") == created
+    assert job_rows.payload(database, "job", 0) == b"\x00\xff"
+    job_rows.apply(database, "job", Taken(), time.time())
+    job, _ = job_rows.apply(database, "job", Selected((3, 0)), time.time())
+    assert job_rows.get(database, "job") == job == job_rows.next_runnable(database, time.time())
     with pytest.raises(WrongState):
-        jobs.apply(database, "job", Uploaded(1), time.time())
+        job_rows.apply(database, "job", Uploaded(1), time.time())
 
 
 def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Database) -> None:
@@ -73,7 +74,7 @@ def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Data
 
     def start(job_id: str) -> None:
         try:
-            outcomes.append(jobs.create(database, a_job(job_id), b"", at_most_waiting=9)[0].job_id)
+            outcomes.append(job_rows.create(database, a_job(job_id), b"", at_most_waiting=9)[0].job_id)
         except IsthmusError as error:
             outcomes.append(type(error))
 
@@ -83,7 +84,7 @@ def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Data
     for thread in threads:
         thread.join()
     assert outcomes.count(WrongState) == 3
-    assert len(jobs.listing(database)) == 1
+    assert len(job_rows.listing(database)) == 1
 
 
 def test_one_server_and_one_worker_hold_it(database: Database) -> None:
@@ -108,7 +109,7 @@ def test_a_whole_server_runs_on_it(database: Database, rig: Any) -> None:
             return await rig.start(device)
 
     job = asyncio.run(scenario())
-    stored = jobs.get(database, job.job_id)
+    stored = job_rows.get(database, job.job_id)
     assert stored is not None and stored.stage is Stage.QUEUED
 
 

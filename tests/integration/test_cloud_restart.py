@@ -19,11 +19,12 @@ import psutil
 import pytest
 from safetensors.numpy import load
 
+from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.students import HEADS_FILE
 from isthmus.cloud.personalise.worker import Worker
 from isthmus.cloud.server import Server
-from isthmus.cloud.store import devices, jobs
+from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.proto.errors import Locked
@@ -114,11 +115,11 @@ def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
     devices.add(database, Device("dev", "", bytes(32), 1.0), at_most=1)
     long_ago_s = time.time() - 61
     job = Job("job", "dev", "k", "release", 0, 2, long_ago_s, long_ago_s, stage=Stages.AWAITING_PROTOTYPES, round=1)
-    jobs.create(database, job, b"", at_most_waiting=1)
+    job_rows.create(database, job, b"", at_most_waiting=1)
     files = settings.work_dir / "job"
     files.mkdir(parents=True)
     assert not Worker(settings).run_once(), "there is nothing to work on"
-    ended = jobs.get(database, "job")
+    ended = job_rows.get(database, "job")
     assert ended is not None
     assert (ended.stage, "never came" in ended.error) == (Stages.FAILED, True)
     assert not files.exists()

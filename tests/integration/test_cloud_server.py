@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from isthmus.cloud.cli import app
+from isthmus.cloud.commands.cloud import app
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.database import Database

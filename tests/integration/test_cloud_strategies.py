@@ -10,10 +10,9 @@ import grpc
 import numpy as np
 import pytest
 
-from isthmus.cloud.personalise import service
+from isthmus.cloud.personalise import job_rows, service
 from isthmus.cloud.personalise.distilling import DistillLearning
 from isthmus.cloud.personalise.worker import Worker
-from isthmus.cloud.store import jobs
 from isthmus.cloud.store.database import Database
 from isthmus.distill.release import Release
 from isthmus.distill.selection import STRATEGIES
@@ -58,7 +57,7 @@ def test_a_job_with_features_and_soft_weights_from_upload_to_student(rig: Any, t
     job_id = start(rig, with_features(rig, 2 * rig.recipe.feature_width))
     worker = Worker(rig.settings())
     assert worker.run_once()
-    job = jobs.get(Database(rig.settings().database_url), job_id)
+    job = job_rows.get(Database(rig.settings().database_url), job_id)
     assert job is not None
     assert (job.stage.value, job.error) == ("ready", "")
     assert sum(job.selected_per_class) > 0
@@ -66,7 +65,7 @@ def test_a_job_with_features_and_soft_weights_from_upload_to_student(rig: Any, t
 
 def test_what_a_device_sent_reaches_every_strategy(rig: Any, tmp_path: Path) -> None:
     job_id = start(rig, with_features(rig, 2 * rig.recipe.feature_width))
-    sent = service.from_payload(jobs.payload(Database(rig.settings().database_url), job_id, 0))
+    sent = service.from_payload(job_rows.payload(Database(rig.settings().database_url), job_id, 0))
     assert sent.features_KE is not None
     for strategy in STRATEGIES:
         learning = DistillLearning(Release.open(release_with(strategy, rig.release, tmp_path / strategy)))

@@ -13,11 +13,11 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from isthmus.cloud.elastic.cli import app
-from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.elastic.task_files import load_tasks
-from isthmus.cloud.elastic.tasks import ModelShape
-from isthmus.cloud.elastic.timm_import import create_model
+from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.tasks.files import load_tasks
+from isthmus.cloud.elastic.tasks.task import ModelShape
 
 CLASSES = {"name": "bright-dark", "classes": ["dark", "bright"], "class_of_label": [0, 1]}
 

@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from isthmus.cloud.elastic.client_cli import add_commands
-from isthmus.cloud.elastic.host import PROFILE_FILE, read_profile
-from isthmus.cloud.elastic.profiler import machine_key
+from isthmus.cloud.commands.client import add_commands
+from isthmus.cloud.elastic.prepare.profiler import machine_key
+from isthmus.cloud.elastic.serve.host import PROFILE_FILE, read_profile
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc

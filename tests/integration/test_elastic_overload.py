@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.executor import Item
-from isthmus.cloud.elastic.live import LiveEngine
-from isthmus.cloud.elastic.policies import DEFAULT_POLICY, make_policy
-from isthmus.cloud.elastic.profile import MachineKey, Profile
-from isthmus.cloud.elastic.query import IN_TIME
-from isthmus.cloud.elastic.tasks import FloatArray, Task, TaskSpec, TaskWeights
+from isthmus.cloud.elastic.model.executor import Item
+from isthmus.cloud.elastic.policies.by_name import DEFAULT_POLICY, make_policy
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.scheduling.query import IN_TIME
+from isthmus.cloud.elastic.serve.live import LiveEngine
+from isthmus.cloud.elastic.tasks.task import FloatArray, Task, TaskSpec, TaskWeights
 from isthmus.proto.errors import Busy, TooLate
 
 BATCH_S = 0.02

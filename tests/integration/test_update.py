@@ -14,10 +14,9 @@ import torch
 from onnx import numpy_helper
 
 from isthmus.cloud.offer import offer_of
-from isthmus.cloud.personalise import signing, students
+from isthmus.cloud.personalise import job_rows, signing, students
 from isthmus.cloud.personalise.job import Distilled, Exported, HeadsTrained, Selected, Taken
 from isthmus.cloud.server import Server
-from isthmus.cloud.store import jobs
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.distill.base import make_base, make_student
@@ -158,7 +157,7 @@ def test_the_guard_takes_no_sabotaged_student(
     def finish_the_job() -> None:
         """In the worker's place: the finished student is the base student, its head turned round or not."""
         database = Database(settings.database_url)
-        (job,) = jobs.listing(database)
+        (job,) = job_rows.listing(database)
         students.publish(
             students.Shelf(database, Artefacts(settings.artefacts_url)),
             signing.load_or_create(settings.signing_key_path),
@@ -171,7 +170,7 @@ def test_the_guard_takes_no_sabotaged_student(
             now_s=time.time(),
         )
         for event in (Taken(), Selected((1,)), Distilled(), HeadsTrained(), Exported("finished")):
-            jobs.apply(database, job.job_id, event, time.time())
+            job_rows.apply(database, job.job_id, event, time.time())
         database.close()
 
     runtime = live(rig, plan, tmp_path / "device", Observer(on_accepted=finish_the_job), rounds=1)

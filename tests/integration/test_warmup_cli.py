@@ -10,12 +10,12 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from isthmus.cloud.elastic.cli import app
-from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.elastic.recipes import TaskRecipe
-from isthmus.cloud.elastic.task_files import load_tasks
-from isthmus.cloud.elastic.tasks import ModelShape, Task
-from isthmus.cloud.warmup.store import WarmStore
+from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.tasks.files import load_tasks
+from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task
+from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.data.images import LabelledImages, read_images, write_images
 from isthmus.experiments.cli import app as experiments
 from isthmus.proto.errors import InvalidInput

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.bound import clairvoyant_bound
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.policies import POLICIES, make_policy
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Query
-from isthmus.cloud.elastic.simulate import simulate
-from isthmus.cloud.elastic.workload import PAPER_KINDS, make_queries, poisson_arrivals
+from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Query
+from isthmus.cloud.elastic.scheduling.simulate import simulate
+from isthmus.cloud.elastic.scheduling.workload import PAPER_KINDS, make_queries, poisson_arrivals
 
 PROFILE = paper_profile()
 

@@ -6,11 +6,11 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from isthmus.cloud.elastic.engine import Decision, Engine, Overloaded, Work
-from isthmus.cloud.elastic.infaas import Infaas, sizes_profile
-from isthmus.cloud.elastic.policies import POLICIES, make_policy
-from isthmus.cloud.elastic.profile import Profile, paper_profile
-from isthmus.cloud.elastic.query import Outcome, Query
+from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.elastic.policies.infaas import Infaas, sizes_profile
+from isthmus.cloud.elastic.scheduling.engine import Decision, Engine, Overloaded, Work
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 
 PROFILE = paper_profile()
 WITH_MEMORY = Profile(

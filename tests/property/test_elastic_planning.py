@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.planning import Candidate, Plan, alg2, alg3, exact, level_for_rate
+from isthmus.cloud.elastic.policies.planning import Candidate, Plan, alg2, alg3, exact, level_for_rate
 
 NOW_S = 10.0
 

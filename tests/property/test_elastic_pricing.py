@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.pricing import Market, hull
+from isthmus.cloud.elastic.policies.pricing import Market, hull
 
 costs = st.lists(st.integers(1, 20).map(float), min_size=1, max_size=6)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.cloud.elastic.merging import match, merge, mergeable, proportional_mask
+from isthmus.cloud.elastic.model.merging import match, merge, mergeable, proportional_mask
 
 Sample = tuple[Tensor, Tensor, Tensor, int, int]
 

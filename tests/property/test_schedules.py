@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.merging import mergeable
-from isthmus.cloud.elastic.schedules import Schedule, candidates, search
+from isthmus.cloud.elastic.model.merging import mergeable
+from isthmus.cloud.elastic.model.schedules import Schedule, candidates, search
 
 TOKENS = 65
 

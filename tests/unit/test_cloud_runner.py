@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from isthmus.cloud.offer import Offer
-from isthmus.cloud.personalise import service, signing, students
+from isthmus.cloud.personalise import job_rows, service, signing, students
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.runner import Runner
 from isthmus.cloud.personalise.students import Shelf
-from isthmus.cloud.store import devices, jobs
+from isthmus.cloud.store import devices
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
@@ -217,8 +217,8 @@ def test_a_full_disk_keeps_the_work_and_the_job_goes_on_later(bench: Bench, wrap
     stalled = runner.run("job")
     assert (stalled.stage, stalled.epoch) == (Stage.DISTILLING, 2)
     assert "disk is full" in stalled.error
-    assert jobs.next_runnable(bench.database, bench.now_s()) is None
-    assert jobs.next_runnable(bench.database, stalled.not_before_s) is not None
+    assert job_rows.next_runnable(bench.database, bench.now_s()) is None
+    assert job_rows.next_runnable(bench.database, stalled.not_before_s) is not None
     ready = runner.run("job")
     assert (ready.stage, ready.error) == (Stage.READY, "")
 

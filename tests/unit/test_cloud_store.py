@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import EpochDone, Job, Selected, Taken
-from isthmus.cloud.store import devices, jobs, lock
+from isthmus.cloud.store import devices, lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
@@ -50,31 +51,31 @@ def test_other_databases_are_refused_with_the_way_out(url: str) -> None:
 
 
 def test_a_job_comes_back_as_it_was_stored(database: Database) -> None:
-    jobs.create(database, a_job(), b"upload", at_most_waiting=9)
+    job_rows.create(database, a_job(), b"upload", at_most_waiting=9)
     stepped = a_job()
     for event in (Taken(), Selected((4, 5)), EpochDone(1, 3)):
-        stepped, _ = jobs.apply(database, "job", event, 3.5)
-    assert jobs.get(database, "job") == stepped
+        stepped, _ = job_rows.apply(database, "job", event, 3.5)
+    assert job_rows.get(database, "job") == stepped
     assert stepped.selected_per_class == (4, 5)
-    assert jobs.payload(database, "job", 0) == b"upload"
+    assert job_rows.payload(database, "job", 0) == b"upload"
 
 
 def test_an_event_that_does_not_fit_changes_nothing(database: Database) -> None:
-    jobs.create(database, a_job(), b"upload", at_most_waiting=9)
+    job_rows.create(database, a_job(), b"upload", at_most_waiting=9)
     with pytest.raises(WrongState):
-        jobs.apply(database, "job", EpochDone(1, 3), 3.5)
-    assert jobs.get(database, "job") == a_job()
+        job_rows.apply(database, "job", EpochDone(1, 3), 3.5)
+    assert job_rows.get(database, "job") == a_job()
     with pytest.raises(NotYours):
-        jobs.apply(database, "another", Taken(), 3.5)
+        job_rows.apply(database, "another", Taken(), 3.5)
 
 
 def test_a_job_under_way_is_taken_before_a_new_one_and_a_stalled_one_waits(database: Database) -> None:
-    assert jobs.next_runnable(database, 10.0) is None
-    jobs.create(database, a_job("older"), b"", at_most_waiting=9)
+    assert job_rows.next_runnable(database, 10.0) is None
+    job_rows.create(database, a_job("older"), b"", at_most_waiting=9)
     devices.add(database, Device("dev2", "", bytes(32), 1.0), at_most=9)
     begun = Job("begun", "dev2", "k", "release", 7, 1, 5.0, 5.0, stage=Stage.DISTILLING, not_before_s=8.0)
-    jobs.create(database, begun, b"", at_most_waiting=9)
-    due_early, due_late = jobs.next_runnable(database, 7.0), jobs.next_runnable(database, 9.0)
+    job_rows.create(database, begun, b"", at_most_waiting=9)
+    due_early, due_late = job_rows.next_runnable(database, 7.0), job_rows.next_runnable(database, 9.0)
     assert due_early is not None and due_early.job_id == "older"
     assert due_late is not None and due_late.job_id == "begun"
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.batching import BatchingRule, BatchQueue
-from isthmus.cloud.elastic.query import Query
+from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
+from isthmus.cloud.elastic.scheduling.query import Query
 
 
 def query(id: int, arrival_s: float, latency_s: float = 1.0, utility: float = 0.3) -> Query:

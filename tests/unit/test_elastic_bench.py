@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from isthmus.cloud.elastic.timm_import import create_model
+from isthmus.cloud.elastic.model.timm_import import create_model
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from isthmus.cloud.elastic.decoding import Decoder
-from isthmus.cloud.elastic.executor import Image
-from isthmus.cloud.elastic.serving import Room
+from isthmus.cloud.elastic.model.executor import Image
+from isthmus.cloud.elastic.serve.decoding import Decoder
+from isthmus.cloud.elastic.serve.serving import Room
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
 WAIT_S = 20.0

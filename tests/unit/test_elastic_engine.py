@@ -2,10 +2,10 @@
 
 import pytest
 
-from isthmus.cloud.elastic.engine import Engine, Overloaded
-from isthmus.cloud.elastic.policies import Choice, Fifo
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Batch, Outcome, Query
+from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
+from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
 from isthmus.proto.errors import InvalidInput
 
 

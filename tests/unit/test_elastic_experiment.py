@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from isthmus.cloud.elastic.profile import Profile, paper_profile
-from isthmus.cloud.elastic.replay import replay
+from isthmus.cloud.commands.replay import replay
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.experiments import elastic
 from isthmus.experiments.cli import app as experiment
 

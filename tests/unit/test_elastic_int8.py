@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from isthmus.cloud.elastic.int8 import Int8Linear, padded
+from isthmus.cloud.elastic.model.int8 import Int8Linear, padded
 
 
 def reference(linear: nn.Linear, inputs_NK: torch.Tensor) -> torch.Tensor:

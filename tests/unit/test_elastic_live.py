@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from isthmus.cloud.elastic.engine import Engine, Overloaded
-from isthmus.cloud.elastic.executor import Item
-from isthmus.cloud.elastic.live import Answer, LiveEngine
-from isthmus.cloud.elastic.policies import Choice, Fifo
-from isthmus.cloud.elastic.profile import MachineKey, Profile
-from isthmus.cloud.elastic.query import Outcome
-from isthmus.cloud.elastic.tasks import FloatArray, Task, TaskSpec, TaskWeights
+from isthmus.cloud.elastic.model.executor import Item
+from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
+from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
+from isthmus.cloud.elastic.tasks.task import FloatArray, Task, TaskSpec, TaskWeights
 from isthmus.proto.errors import Internal, InvalidInput, TooLate, Unavailable
 
 WAIT_S = 20.0

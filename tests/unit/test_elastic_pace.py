@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.cloud.elastic.engine import Engine, Work
-from isthmus.cloud.elastic.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace
-from isthmus.cloud.elastic.policies import POLICIES, make_policy
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Outcome
-from isthmus.cloud.elastic.simulate import Run, draws, simulate
-from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.elastic.scheduling.engine import Engine, Work
+from isthmus.cloud.elastic.scheduling.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 
 PROFILE = paper_profile()
 

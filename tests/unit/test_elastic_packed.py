@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from isthmus.cloud.elastic.packed import ROWS, PackedLinear
+from isthmus.cloud.elastic.model.packed import ROWS, PackedLinear
 
 
 def linear(bias: bool = True) -> nn.Linear:

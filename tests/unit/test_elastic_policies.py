@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.infaas import SIZES, Infaas, ModelsInMemory, loading_executor, sizes_profile
-from isthmus.cloud.elastic.policies import POLICIES, Policy, make_policy
-from isthmus.cloud.elastic.policy import EPSILON
-from isthmus.cloud.elastic.priced import DEARER, LONGEST, Priced
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Outcome, Query
-from isthmus.cloud.elastic.simulate import draws, simulate
-from isthmus.cloud.elastic.workload import queries_at_load, wandering_rates
+from isthmus.cloud.elastic.policies.by_name import POLICIES, Policy, make_policy
+from isthmus.cloud.elastic.policies.infaas import SIZES, Infaas, ModelsInMemory, loading_executor, sizes_profile
+from isthmus.cloud.elastic.policies.priced import DEARER, LONGEST, Priced
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.policy import EPSILON
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 
 PROFILE = paper_profile()
 

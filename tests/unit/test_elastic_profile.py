@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from isthmus.cloud.elastic.profile import MAX_BATCH, BadProfile, MachineKey, Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.profile import MAX_BATCH, BadProfile, MachineKey, Profile, paper_profile
 
 
 def small() -> Profile:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.cloud.elastic.precision import choose
-from isthmus.cloud.elastic.profile import Profile
-from isthmus.cloud.elastic.profiler import (
+from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.prepare.precision import choose
+from isthmus.cloud.elastic.prepare.profiler import (
     LiveBytes,
     accuracy,
     key_similarity,
@@ -16,10 +18,8 @@ from isthmus.cloud.elastic.profiler import (
     measure,
     measure_latency,
 )
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
-from isthmus.cloud.elastic.tasks import TaskWeights
-from isthmus.cloud.elastic.timm_import import create_model
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.images import LabelledImages, PixelSpec
 
 PIXELS = PixelSpec(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.cloud.elastic.prompts import HEAD, PROMPTS, PromptConfig, first_prompts, learn_task, mean_tokens
-from isthmus.cloud.elastic.recipes import RECIPES, TaskRecipe, read_recipe, split
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.tasks import PromptMode, TaskWeights
-from isthmus.cloud.elastic.timm_import import create_model
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.prepare.prompts import HEAD, PROMPTS, PromptConfig, first_prompts, learn_task, mean_tokens
+from isthmus.cloud.elastic.tasks.recipes import RECIPES, TaskRecipe, read_recipe, split
+from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.checkpoint import CheckpointError
 from isthmus.distill.train import EpochReport

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from isthmus.cloud.elastic.pruning import MAX_PERCENT, Predictor, Pruning
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.pruning import MAX_PERCENT, Predictor, Pruning
+from isthmus.cloud.elastic.model.vit import ElasticViT
 from tests.unit.test_elastic_vit import images, tiny
 
 

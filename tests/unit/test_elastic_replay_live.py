@@ -9,13 +9,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Outcome, Query
-from isthmus.cloud.elastic.replay import replay
-from isthmus.cloud.elastic.replay_live import LiveTask, LiveWorld, open_live
-from isthmus.cloud.elastic.simulate import serve
+from isthmus.cloud.commands.live_replay import LiveTask, LiveWorld, open_live
+from isthmus.cloud.commands.replay import replay
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import serve
 from isthmus.data.images import LabelledImages
 
 PROFILE = paper_profile()

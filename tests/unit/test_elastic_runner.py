@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType, ServedTask
-from isthmus.cloud.elastic.tasks import PromptMode, TaskWeights
-from isthmus.cloud.elastic.timm_import import create_model
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.elastic.weights import ModelError, load_vit, pixel_spec
+from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType, ServedTask
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
+from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
 from isthmus.data.images import STATISTICS, PixelSpec, read_images
 
 SHAPE = {"img_size": 16, "patch_size": 4, "depth": 3, "num_classes": 4}

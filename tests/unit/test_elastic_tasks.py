@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from isthmus.cloud.elastic.registry import Registry
-from isthmus.cloud.elastic.tasks import ModelShape, Task, TaskSpec, TaskWeights, expected_accuracy
+from isthmus.cloud.elastic.serve.registry import Registry
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec, TaskWeights, expected_accuracy
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, NotYours, StorageFull, TooLarge
@@ -177,7 +177,7 @@ def test_a_name_that_is_no_name_is_refused(shop: Shop, name: str) -> None:
 
 
 def test_one_task_too_many_leaves_nothing_behind(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isthmus.cloud.elastic.registry.MAX_TASKS", 1)
+    monkeypatch.setattr("isthmus.cloud.elastic.serve.registry.MAX_TASKS", 1)
     registry = shop.open()
     registry.register(SPEC, shop.file(weights(seed=1).to_bytes()), 1.0)
     kept = shop.artefact_names()

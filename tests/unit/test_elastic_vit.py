@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.cloud.elastic import vit
-from isthmus.cloud.elastic.int8 import Int8Linear
-from isthmus.cloud.elastic.timm_import import create_model
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model import vit
+from isthmus.cloud.elastic.model.int8 import Int8Linear
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.model.vit import ElasticViT
 
 NAME = "vit_tiny_patch16_224"
 TINY = {"img_size": 48, "patch_size": 8, "depth": 4, "num_classes": 5}

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from isthmus.cloud.elastic.engine import Engine
-from isthmus.cloud.elastic.policies import make_policy
-from isthmus.cloud.elastic.profile import paper_profile
-from isthmus.cloud.elastic.query import Outcome
-from isthmus.cloud.elastic.simulate import draws, simulate
-from isthmus.cloud.elastic.workload import (
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
+from isthmus.cloud.elastic.scheduling.workload import (
     HIGH_PER_S,
     LOW_PER_S,
     PAPER_KINDS,

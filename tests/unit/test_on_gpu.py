@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.cloud.elastic import profiler
-from isthmus.cloud.elastic.precision import choose, noise
-from isthmus.cloud.elastic.prompts import learn_task
-from isthmus.cloud.elastic.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
+from isthmus.cloud.elastic.prepare import profiler
+from isthmus.cloud.elastic.prepare.precision import choose, noise
+from isthmus.cloud.elastic.prepare.prompts import learn_task
 from tests.unit import test_elastic_prompts as prompts
 from tests.unit.test_elastic_runner import PICTURES_BHWC, PIXELS, model, some_tasks
 

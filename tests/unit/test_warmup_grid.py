@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from isthmus.cloud.warmup import figures
-from isthmus.cloud.warmup.claims import Cells
-from isthmus.cloud.warmup.comparison import METHODS, Measured, by_method, compared, replayed, with_time_share
-from isthmus.cloud.warmup.grid import Grid, markdown
+from isthmus.cloud.warmup.compare import figures
+from isthmus.cloud.warmup.compare.claims import Cells
+from isthmus.cloud.warmup.compare.comparison import METHODS, Measured, by_method, compared, replayed, with_time_share
+from isthmus.cloud.warmup.compare.grid import Grid, markdown
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Cost, Plan
 from isthmus.data.images import LabelledImages
 from tests.unit.warmup_rig import NUMBERS, bright_or_dark, quick, subject

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.cloud.warmup.residency import Residency
-from isthmus.cloud.warmup.store import Card, Common, StoreError, WarmStore
+from isthmus.cloud.elastic.warm.residency import Residency
+from isthmus.cloud.elastic.warm.store import Card, Common, StoreError, WarmStore
 
 NAMES = [f"m{index}" for index in range(6)]
 OWN, SHARED = 3_000, 1_000

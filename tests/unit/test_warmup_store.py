@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from isthmus.cloud.warmup import store as store_module
-from isthmus.cloud.warmup.store import Common, StoreError, WarmStore
+from isthmus.cloud.elastic.warm import store as store_module
+from isthmus.cloud.elastic.warm.store import Common, StoreError, WarmStore
 
 COMMON = Common("two", ("a", "b"))
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from isthmus.cloud.elastic.prompts import Pictures
-from isthmus.cloud.elastic.pruning import Pruning
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.pruning import Pruning
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.prepare.prompts import Pictures
+from isthmus.cloud.elastic.warm.store import ReducerName
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss, masked_attention, masked_forward
-from isthmus.cloud.warmup.store import ReducerName
 from isthmus.cloud.warmup.tuning import (
     LABELS_WEIGHT,
     TARGETS,

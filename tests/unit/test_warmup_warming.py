@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.cloud.elastic.executor import Item, ModelExecutor
-from isthmus.cloud.elastic.runner import ElasticRunner
-from isthmus.cloud.elastic.tasks import Task, TaskSpec, TaskWeights
-from isthmus.cloud.elastic.vit import ElasticViT
+from isthmus.cloud.elastic.model.executor import Item, ModelExecutor
+from isthmus.cloud.elastic.model.runner import ElasticRunner
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.tasks.task import Task, TaskSpec, TaskWeights
+from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels, model_of, timed_model
+from isthmus.cloud.elastic.warm.store import Card, StoreError, WarmStore
 from isthmus.cloud.warmup import warming as warming_module
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Plan, next_step
-from isthmus.cloud.warmup.serving import WarmExecutor, WarmModels, model_of, timed_model
 from isthmus.cloud.warmup.soup import Soup
-from isthmus.cloud.warmup.store import Card, StoreError, WarmStore
 from isthmus.cloud.warmup.tuning import tensors_of_model
 from isthmus.cloud.warmup.warming import Warming, find_ratio
 from isthmus.distill.train import EpochReport

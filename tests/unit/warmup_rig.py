@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from isthmus.cloud.elastic.timm_import import VisionTransformer
-from isthmus.cloud.elastic.vit import ElasticViT
-from isthmus.cloud.warmup.store import ReducerName
+from isthmus.cloud.elastic.model.timm_import import VisionTransformer
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.warm.store import ReducerName
 from isthmus.cloud.warmup.tuning import TUNE, Subject, Target, TuneConfig
 from isthmus.data.images import LabelledImages, PixelSpec
 

@@ -1,0 +1,1 @@
+"""The command lines of the cloud: ``isthmus cloud`` and ``isthmus elastic``."""

@@ -1,0 +1,73 @@
+"""What runs a batch: images of any tasks together, all at one gamma."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.cloud.elastic.tasks.task import FloatArray, PromptMode, Task, TaskWeights
+from isthmus.data.images import PixelSpec
+
+Image = npt.NDArray[Any]
+"""uint8 (H, W, 3) RGB in the model's size, or float32 (3, H, W) standardised as the model reads it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image, and the task whose prompts and head answer it."""
+
+    image: Image
+    task: Task
+
+
+class Executor(Protocol):
+    """Runs batches one at a time, on the thread that calls it."""
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
+        """The logits of each item, in order, one per class of its task. Whatever it raises fails the whole batch."""
+
+
+class Runner(Protocol):
+    """The model on its device, as ``runner.ElasticRunner`` offers it; what ``prepare`` returns is the runner's own."""
+
+    def prepare(self, weights: TaskWeights, mode: PromptMode) -> Any: ...
+
+    def answer(self, images: Image, gamma: int, tasks: Sequence[Any]) -> list[FloatArray]: ...
+
+
+class ModelExecutor:
+    """An executor around the model. A task is prepared once, and let go when nobody holds it any more.
+
+    Preparing and running take turns: the runner is for one thread at a time.
+    """
+
+    def __init__(self, runner: Runner, pixels: PixelSpec) -> None:
+        self._runner = runner
+        self._pixels = pixels
+        self._turn = threading.Lock()
+        self._prepared: WeakKeyDictionary[Task, Any] = WeakKeyDictionary()
+
+    def prepare(self, task: Task) -> None:
+        """Puts a task's weights where the model can use them, so that its first query need not wait for it."""
+        with self._turn:
+            self._prepared[task] = self._runner.prepare(task.weights, task.spec.prompt_mode)
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
+        for item in items:
+            if item.task not in self._prepared:
+                self.prepare(item.task)
+        with self._turn:
+            tasks = [self._prepared[item.task] for item in items]
+            return self._runner.answer(stacked(items, self._pixels), gamma, tasks)
+
+
+def stacked(items: Sequence[Item], pixels: PixelSpec) -> Image:
+    """The images as one array; where some are standardised already, the others are too."""
+    images = [item.image for item in items]
+    if len({image.dtype for image in images}) > 1:
+        images = [image if image.dtype == np.float32 else pixels.standardise(image[None])[0] for image in images]
+    return np.stack(images)

@@ -1,0 +1,237 @@
+"""Runs batches on a device: number type, eager or compiled, graphs where there is a GPU, and tasks mixed in a batch.
+
+Samples whose tasks prompt alike (append, replace, none at this gamma) run together, each with its own task's prompts;
+then every task's head reads its own samples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from isthmus.cloud.elastic.model.int8 import Int8Linear
+from isthmus.cloud.elastic.model.packed import PackedLinear
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.tasks.task import FloatArray, PromptMode, TaskWeights
+from isthmus.data.images import PixelSpec
+
+NumberType = Literal["float32", "bfloat16", "int8"]
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
+"""What images, prompts and heads are in. int8 is for the linear layers of the blocks alone."""
+BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+"""Batch sizes for which code is compiled and graphs are captured; a batch is filled up to the next of them."""
+
+MAX_COMPILED: Final = 4_096
+
+Prompts = tuple[Tensor | None, Tensor | None]
+"""To append (B, L, G, D), to replace (B, L, 2, H, G, d); at most one of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServedTask:
+    """A task's weights on the device. ``prompts[gamma]``: (L, G, D) to append, or (L, 2, H, G, d) to replace."""
+
+    head_weight_CD: Tensor
+    head_bias_C: Tensor
+    mode: PromptMode
+    prompts: Mapping[int, Tensor]
+
+    def group(self, gamma: int) -> PromptMode | None:
+        return self.mode if gamma in self.prompts else None
+
+
+def runs_onednn(device: str, compiler: str | None) -> bool:
+    """Whether a runner so made could use layers of oneDNN's: int8 ones, packed ones."""
+    return torch.device(device).type == "cpu" and compiler is None and torch.backends.mkldnn.is_available()
+
+
+class ElasticRunner:
+    """Not thread-safe: one thread at a time calls ``answer``. Moves and converts ``model`` in place.
+
+    ``compiler`` names a backend of torch.compile ("inductor"), which makes code of its own for each (gamma, bucket) at
+    its first batch and takes up to a minute for it. On a GPU each is captured as a graph, unless ``graphs`` is False.
+    ``packed``: on processors float32 and bfloat16 weights are kept packed beside, in as much memory again (packed.py);
+    they must stay as they are.
+
+    Raises ValueError for int8 on a GPU or with a compiler.
+    """
+
+    def __init__(
+        self,
+        model: ElasticViT,
+        pixels: PixelSpec,
+        *,
+        device: str = "cpu",
+        number_type: NumberType = "float32",
+        compiler: str | None = None,
+        graphs: bool = True,
+        packed: bool = False,
+    ):
+        self.device = torch.device(device)
+        self.number_type: NumberType = number_type
+        self.dtype = DTYPES[number_type]
+        if number_type == "int8" and not runs_onednn(device, compiler):
+            raise ValueError("int8 runs on a processor, without a compiler")
+        self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        if number_type == "int8":
+            self.model.remake_linears(Int8Linear)
+        elif packed and runs_onednn(device, compiler):
+            self.model.remake_linears(PackedLinear)
+        self.pixels = pixels
+        deviation_C = torch.tensor(pixels.deviation, device=self.device)
+        self._scale_C = 1 / (255 * deviation_C)
+        self._offset_C = torch.tensor(pixels.mean, device=self.device) / deviation_C
+        self._compiler = compiler
+        self._graphs = graphs and self.device.type == "cuda"
+        self._ready: dict[tuple[int, int, PromptMode | None], Callable[[Tensor, Prompts], Tensor]] = {}
+
+    def prepare(self, weights: TaskWeights, mode: PromptMode = "append") -> ServedTask:
+        """Raises ValueError where the task's shapes do not fit the model."""
+        prompts = {}
+        for gamma, array_LGD in weights.prompts_LGD.items():
+            if array_LGD.shape != (self.model.depth, gamma, self.model.width):
+                raise ValueError(f"prompts of shape {array_LGD.shape} at gamma {gamma} do not fit the model")
+            prompts_LGD = self._placed(array_LGD)
+            with torch.inference_mode():
+                prompts[gamma] = prompts_LGD if mode == "append" else self.model.prompt_keys_values(prompts_LGD)
+        if weights.head_weight_CD.shape[1:] != (self.model.width,):
+            raise ValueError(
+                f"a head for {weights.head_weight_CD.shape[1:]} features; the model has {self.model.width}"
+            )
+        return ServedTask(self._placed(weights.head_weight_CD), self._placed(weights.head_bias_C), mode, prompts)
+
+    @property
+    def compiled(self) -> bool:
+        return self._compiler is not None
+
+    def own_task(self) -> ServedTask:
+        """The model's own head as a task without prompts. Raises ValueError where it is not one linear layer."""
+        head: Any = self.model.vit.head
+        if not isinstance(head, torch.nn.Linear) or hasattr(self.model.vit, "head_dist"):
+            raise ValueError("the model has no head of its own that a task could use")
+        return ServedTask(head.weight, head.bias, "append", {})
+
+    def plain(self) -> "ElasticRunner":
+        """The same model, tasks and device, run eagerly."""
+        return ElasticRunner(
+            self.model, self.pixels, device=str(self.device), number_type=self.number_type, graphs=False
+        )
+
+    def images(self, pictures: npt.NDArray[Any] | Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) standardised on the device, or float (B, 3, H, W) that already is; in the number type."""
+        tensor = torch.as_tensor(pictures).to(self.device, non_blocking=True)
+        if tensor.dtype == torch.uint8:
+            tensor = (tensor * self._scale_C - self._offset_C).permute(0, 3, 1, 2)
+        return tensor.to(self.dtype).contiguous()
+
+    @torch.inference_mode()
+    def answer(self, pictures: npt.NDArray[Any] | Tensor, gamma: int, tasks: Sequence[ServedTask]) -> list[FloatArray]:
+        """The logits (C,) of each picture under its own task. A task without prompts for a gamma above 0 runs at 0.
+
+        Raises ValueError for pictures that do not fit the model, or not one task for each.
+        """
+        if len(tasks) != len(pictures):
+            raise ValueError(f"{len(pictures)} pictures and {len(tasks)} tasks")
+        images_BCHW = self.images(pictures)
+        answers: list[FloatArray | None] = [None] * len(tasks)
+        for group in dict.fromkeys(task.group(gamma) for task in tasks):
+            members = [index for index, task in enumerate(tasks) if task.group(gamma) == group]
+            chosen_BCHW = images_BCHW if len(members) == len(tasks) else images_BCHW[members]
+            prompts = _gathered([tasks[index] for index in members], gamma) if group else None
+            features_BD = self.features(chosen_BCHW, gamma if group else min(gamma, 0), prompts, group)
+            for task in dict.fromkeys(tasks[index] for index in members):
+                rows = [row for row, index in enumerate(members) if tasks[index] is task]
+                logits_BC = functional.linear(features_BD[rows], task.head_weight_CD, task.head_bias_C)
+                for row, logits_C in zip(rows, logits_BC.float().cpu().numpy(), strict=True):
+                    answers[members[row]] = logits_C
+        return [logits_C for logits_C in answers if logits_C is not None]
+
+    @torch.inference_mode()
+    def features(
+        self, images_BCHW: Tensor, gamma: int, prompts: Tensor | None = None, mode: PromptMode | None = None
+    ) -> Tensor:
+        """(B, D) of standardised images on the device. ``prompts``: in the form of ``mode``, one or for each sample."""
+        given: Prompts = (prompts, None) if mode == "append" else (None, prompts)
+        batch = len(images_BCHW)
+        if not (self._compiler or self._graphs):
+            return self.model.features(images_BCHW, gamma, *given)
+        bucket = next((size for size in BUCKETS if size >= batch), batch)
+        if bucket != batch:
+            images_BCHW = _filled(images_BCHW, bucket)
+        if prompts is not None:
+            prompts = prompts.expand(batch, *prompts.shape[1:]) if len(prompts) == 1 else prompts
+            prompts = _filled(prompts, bucket)
+            given = (prompts, None) if mode == "append" else (None, prompts)
+        key = (gamma, bucket, mode if prompts is not None else None)
+        if key not in self._ready:
+            self._ready[key] = self._made(gamma, images_BCHW, given)
+        return self._ready[key](images_BCHW, given)[:batch]
+
+    def _made(self, gamma: int, images_BCHW: Tensor, given: Prompts) -> Callable[[Tensor, Prompts], Tensor]:
+        """Code for this gamma and these shapes."""
+
+        def plain(images_BCHW: Tensor, prompts: Prompts) -> Tensor:
+            return self.model.features(images_BCHW, gamma, *prompts)
+
+        run = plain
+        if self._compiler:
+            limits = torch._dynamo.config  # each gamma and bucket is one more compilation of the same function
+            limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILED)
+            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_COMPILED)
+            run = torch.compile(plain, dynamic=False, fullgraph=True, backend=self._compiler)
+        return _captured(run, images_BCHW, given) if self._graphs else run
+
+    def _placed(self, array: FloatArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+
+
+def _gathered(tasks: Sequence[ServedTask], gamma: int) -> Tensor:
+    """The prompts of each sample's task; where all are of one task, of batch size 1."""
+    distinct = list(dict.fromkeys(tasks))
+    stacked = torch.stack([task.prompts[gamma] for task in distinct])
+    if len(distinct) == 1:
+        return stacked
+    positions = {task: index for index, task in enumerate(distinct)}
+    return stacked[[positions[task] for task in tasks]]
+
+
+def _filled(samples: Tensor, size: int) -> Tensor:
+    """Copies of the last sample behind the others, up to ``size``."""
+    missing = size - len(samples)
+    return torch.cat((samples, samples[-1:].expand(missing, *samples.shape[1:]))) if missing else samples.contiguous()
+
+
+def _captured(
+    run: Callable[[Tensor, Prompts], Tensor], images_BCHW: Tensor, given: Prompts
+) -> Callable[[Tensor, Prompts], Tensor]:
+    """``run`` as a CUDA graph over inputs of its own, which each call copies into."""
+    images, prompts = images_BCHW.clone(), tuple(None if each is None else each.clone() for each in given)
+    held: Prompts = (prompts[0], prompts[1])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose their kernels before they are recorded
+            run(images, held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(images, held)
+
+    def replay(images_BCHW: Tensor, given: Prompts) -> Tensor:
+        images.copy_(images_BCHW)
+        for mine, theirs in zip(held, given, strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+        graph.replay()
+        return out.clone()
+
+    return replay

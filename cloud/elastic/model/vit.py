@@ -1,0 +1,279 @@
+"""A vision transformer whose token number changes from layer to layer, by one number per batch: gamma.
+
+Below 0, that many tokens are merged at each layer (or pruned: reducer.py); above 0, that many learned prompts of the
+task come in; at 0 it is timm's model. After OTAS (INFOCOM 2024). Two ways to prompt, equal at the first layer:
+
+- append: each layer's prompts stay for all later layers (the paper's throughputs say so): N + gamma * layer tokens.
+- replace: those of the layer before are dropped (VPT-deep, Jia et al., ECCV 2022). A prompt then matters by nothing but
+  its key and value at its own layer, which hang on no image: they are computed once (``prompt_keys_values``) and
+  attended to, and no token is added at all.
+
+Of the last block only the class token (and its like) is read, so only that goes through its queries, projection and
+MLP: the same logits for a block's cost less.
+
+Axes: B batch, N tokens, D width, H heads, L layers, G prompts a layer, A = 2 (key, value), d width of a head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from isthmus.cloud.elastic.model.merging import proportional_mask
+from isthmus.cloud.elastic.model.packed import PackedLinear
+from isthmus.cloud.elastic.model.pruning import Pruning
+from isthmus.cloud.elastic.model.reducer import Merging, Reducer
+from isthmus.cloud.elastic.model.timm_import import Attention, Block, VisionTransformer
+
+MAX_PROMPTS: Final = 256
+CACHED_BYTES: Final = 10 << 20
+"""What a processor's MLP keeps of its hidden layer at a time. A larger one leaves the cache between the two products,
+and is memory that the system hands out anew, cleared, at every layer."""
+
+
+class ElasticViT(nn.Module):
+    """Wraps a timm ViT that pools by its class token; shares its weights.
+
+    ``schedules[gamma]`` says for a gamma below 0 how the token number should change at each layer (a number from
+    -tokens to 0 for each); a gamma without one changes it by gamma at every layer. At a layer no more go than
+    ``mergeable`` says. With ``pruning`` tokens are pruned where they would be merged, and there are no schedules.
+    Raises ValueError for another kind of model and for schedules that cannot be.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        schedules: Mapping[int, Sequence[int]] | None = None,
+        pruning: Pruning | None = None,
+    ):
+        super().__init__()
+        _check(vit)
+        self.vit = vit
+        self.blocks: list[Any] = list(vit.blocks)
+        self.depth = len(self.blocks)
+        self.width = int(vit.embed_dim)
+        self.heads = int(self.blocks[0].attn.num_heads)
+        self.classes = int(vit.num_classes)
+        self.protected = int(vit.num_prefix_tokens)
+        self.tokens = int(vit.patch_embed.num_patches) + self.protected
+        self.image_px = int(vit.patch_embed.img_size[0])
+        merging = Merging(
+            schedules or {},
+            tokens=self.tokens,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+            protected=self.protected,
+        )
+        if pruning is not None and merging.schedules:
+            raise ValueError("schedules say where to merge; this model prunes")
+        self.schedules = merging.schedules
+        self.reducer: Reducer = merging if pruning is None else pruning
+
+    def merged_counts(self, gamma: int) -> tuple[int, ...]:
+        """How many tokens go at each layer, clamped. The last layer's come to nothing, since nobody reads them."""
+        return self.reducer.counts(gamma)
+
+    def features(
+        self,
+        images_BCHW: Tensor,
+        gamma: int = 0,
+        prompts_BLGD: Tensor | None = None,
+        prompts_BLAHGd: Tensor | None = None,
+    ) -> Tensor:
+        """What a task's head reads, (B, D). Prompts to append or to replace may be given where gamma is above 0; for
+        one task alone, B may be 1. Without any, a gamma above 0 is 0. Raises ValueError for shapes that do not fit."""
+        read_BPD = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        features_BD: Tensor = self.vit.forward_head(read_BPD, pre_logits=True)
+        return features_BD
+
+    def forward(
+        self,
+        images_BCHW: Tensor,
+        gamma: int = 0,
+        prompts_BLGD: Tensor | None = None,
+        prompts_BLAHGd: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, C) of the model's own head; at gamma 0 those of the timm model. Raises as ``features``."""
+        logits_BC: Tensor = self.vit.forward_head(self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd))
+        return logits_BC
+
+    def layer_keys(self, images_BCHW: Tensor) -> list[Tensor]:
+        """What merging would compare at gamma 0: each layer's keys averaged over heads, (B, N, d)."""
+        keys: list[Tensor] = []
+        self._encode(images_BCHW, 0, None, None, lambda _tokens_BND, keys_BHNd: keys.append(keys_BHNd.mean(dim=1)))
+        return keys
+
+    def layer_tokens(self, images_BCHW: Tensor) -> list[Tensor]:
+        """What goes into each layer at gamma 0 beside the protected tokens, (B, N, D)."""
+        tokens: list[Tensor] = []
+        self._encode(images_BCHW, 0, None, None, lambda tokens_BND, _: tokens.append(tokens_BND[:, self.protected :]))
+        return tokens
+
+    def _encode(
+        self,
+        images_BCHW: Tensor,
+        gamma: int,
+        prompts_BLGD: Tensor | None,
+        prompts_BLAHGd: Tensor | None,
+        on_layer: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The protected tokens (B, P, D) after all blocks and the last normalisation. ``on_layer`` sees each layer's
+        tokens as they come in, and their keys."""
+        self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        batch, vit = len(images_BCHW), self.vit
+        tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(images_BCHW)))
+        sizes_BN: Tensor | None = None
+        for layer, (block, count) in enumerate(zip(self.blocks, self.merged_counts(gamma), strict=True)):
+            if prompts_BLGD is not None:
+                tokens_BND = torch.cat((tokens_BND, prompts_BLGD[:, layer].expand(batch, -1, -1)), dim=1)
+            keys_values = None if prompts_BLAHGd is None else prompts_BLAHGd[:, layer].expand(batch, -1, -1, -1, -1)
+            asking = self.protected if layer == self.depth - 1 else tokens_BND.shape[1]
+            attended_BND, keys_BHNd = _attend(block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values)
+            if on_layer is not None:
+                on_layer(tokens_BND, keys_BHNd)
+            tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
+            if count and layer < self.depth - 1:
+                tokens_BND, sizes_BN = self.reducer.reduce(layer, tokens_BND, keys_BHNd, sizes_BN, count)
+            tokens_BND = tokens_BND + block.ls2(_feed_forward(block.mlp, block.norm2(tokens_BND)))
+        read_BPD: Tensor = vit.norm(tokens_BND)
+        return read_BPD
+
+    def prompt_keys_values(self, prompts_LGD: Tensor) -> Tensor:
+        """Prompts to replace as the keys and values they come to, (L, A, H, G, d). Differentiable."""
+        found = []
+        for block, prompts_GD in zip(self.blocks, prompts_LGD, strict=True):
+            _, keys_BHGd, values_BHGd = project(block.attn, block.norm1(prompts_GD[None]), asking=0)
+            found.append(torch.cat((keys_BHGd, values_BHGd)))
+        return torch.stack(found)
+
+    def remake_linears(self, made: Callable[[nn.Linear], nn.Module]) -> None:
+        """Puts ``made(linear)`` in place of each linear layer of the blocks; int8.py and packed.py have some."""
+        for block in self.blocks:
+            for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
+                linear = getattr(part, name)
+                if isinstance(linear, nn.Linear):
+                    setattr(part, name, made(linear))
+
+    def operations(self, gamma: int, prompts: str | None = None) -> int:
+        """Of all matrix products for one image, two for a multiply and an add; prompts: None, "append" or "replace"."""
+        vit, width = self.vit, self.width
+        embed = vit.patch_embed.proj.weight.numel() * (self.tokens - self.protected)
+        counted, tokens = embed, self.tokens
+        grows = gamma if prompts == "append" else 0
+        attended = gamma if prompts == "replace" else 0
+        for layer, (block, count) in enumerate(zip(self.blocks, self.merged_counts(gamma), strict=True)):
+            tokens += max(0, grows)
+            last = layer == self.depth - 1
+            asking = self.protected if last else tokens
+            counted += width * width * (asking + 2 * tokens)
+            counted += 2 * asking * (tokens + attended) * width
+            counted += width * width * asking
+            if count and not last:
+                counted += self.reducer.operations(layer, tokens, count)
+                tokens -= count
+            counted += (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) * (asking if last else tokens)
+        return 2 * int(counted)
+
+    def _check_input(
+        self, images_BCHW: Tensor, gamma: int, prompts_BLGD: Tensor | None, prompts_BLAHGd: Tensor | None
+    ) -> None:
+        side = self.image_px
+        if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != (3, side, side) or not len(images_BCHW):
+            raise ValueError(f"images of shape {tuple(images_BCHW.shape)}; needed are (B, 3, {side}, {side})")
+        if not -self.reducer.most <= gamma <= MAX_PROMPTS:
+            raise ValueError(f"gamma {gamma}: it goes from {-self.reducer.most} to {MAX_PROMPTS}")
+        if prompts_BLGD is not None and prompts_BLAHGd is not None:
+            raise ValueError("prompts either to append or to replace, not both")
+        for prompts, rest in (
+            (prompts_BLGD, (self.depth, gamma, self.width)),
+            (prompts_BLAHGd, (self.depth, 2, self.heads, gamma, self.width // self.heads)),
+        ):
+            if prompts is not None and (
+                gamma <= 0 or len(prompts) not in (1, len(images_BCHW)) or tuple(prompts.shape[1:]) != rest
+            ):
+                raise ValueError(f"prompts of shape {tuple(prompts.shape)} at gamma {gamma}; needed are (B, {rest})")
+
+
+def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the first ``asking`` tokens, keys and values of all: each (B, H, N, d)."""
+    batch, tokens, width = normed_BND.shape
+    heads = attention.num_heads
+    if asking == tokens:
+        qkv = attention.qkv(normed_BND).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(0)
+    else:
+        keys_values = _channels(attention.qkv, normed_BND, width, 3 * width).view(batch, tokens, 2, heads, -1)
+        keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
+        queries = _channels(attention.qkv, normed_BND[:, :asking], 0, width)
+        queries = queries.view(batch, asking, heads, width // heads).transpose(1, 2)
+    return attention.q_norm(queries), attention.k_norm(keys), values
+
+
+def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
+    """The outputs ``first`` to ``last`` - 1 of a linear layer, alone."""
+    if type(linear) is nn.Linear:
+        bias: Tensor | None = linear.bias
+        return functional.linear(inputs, linear.weight[first:last], bias if bias is None else bias[first:last])
+    some: Tensor = linear.channels(inputs, first, last)
+    return some
+
+
+def _attend(
+    attention: Any, normed_BND: Tensor, asking: int, sizes_BN: Tensor | None, prompts_BAHGd: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Output for the first ``asking`` tokens (B, asking, D), and the keys of all (B, H, N, d) without the prompts'."""
+    queries, keys, values = project(attention, normed_BND, asking)
+    mask = None if sizes_BN is None else proportional_mask(sizes_BN, queries.dtype)
+    seen_keys = keys
+    if prompts_BAHGd is not None:
+        seen_keys = torch.cat((keys, prompts_BAHGd[:, 0]), dim=2)
+        values = torch.cat((values, prompts_BAHGd[:, 1]), dim=2)
+    attended_BHNd = functional.scaled_dot_product_attention(queries, seen_keys, values, attn_mask=mask)
+    attended_BND: Tensor = attention.proj(attended_BHNd.transpose(1, 2).flatten(2))
+    return attended_BND, keys
+
+
+def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
+    """The MLP; on a processor, where nothing is compiled, of as many tokens at a time as its hidden layer is cached
+    for. No token's answer hangs on another's."""
+    rows_MD = normed_BND.flatten(0, 1)
+    most = max(1, CACHED_BYTES // (mlp.fc2.weight.shape[1] * normed_BND.element_size()))
+    parts = -(-len(rows_MD) // most)
+    if parts == 1 or normed_BND.device.type != "cpu" or torch.compiler.is_compiling():
+        return _hidden_and_back(mlp, normed_BND)
+    return torch.cat([_hidden_and_back(mlp, part_MD) for part_MD in rows_MD.tensor_split(parts)]).view(normed_BND.shape)
+
+
+def _hidden_and_back(mlp: Any, inputs: Tensor) -> Tensor:
+    fused = isinstance(mlp.fc1, PackedLinear) and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+    outputs: Tensor = mlp.fc2(mlp.norm(mlp.fc1.with_gelu(inputs))) if fused else mlp(inputs)
+    return outputs
+
+
+def _check(vit: Any) -> None:
+    """Raises ValueError where the forward pass above would not be this model's."""
+    reason = None
+    if not isinstance(vit, VisionTransformer):
+        reason = f"a {type(vit).__name__}"
+    elif vit.global_pool != "token" or not vit.has_class_token or vit.attn_pool is not None:
+        reason = f"one that pools by {vit.global_pool!r} and not by its class token"
+    elif not isinstance(vit.fc_norm, nn.Identity):
+        reason = "one that normalises after pooling"
+    elif vit.dynamic_img_size or not isinstance(vit.patch_drop, nn.Identity):
+        reason = "one with images of any size or dropped patches"
+    else:
+        for block in vit.blocks:
+            attention = getattr(block, "attn", None)
+            if type(block) is not Block or type(attention) is not Attention:
+                reason = f"one of {type(block).__name__}s with {type(attention).__name__}"
+            elif attention.gate is not None or not isinstance(attention.norm, nn.Identity):
+                reason = "one with gated or normalised attention"
+            elif attention.attn_dim != vit.embed_dim or any(
+                drop.p for drop in block.modules() if isinstance(drop, nn.Dropout)
+            ):
+                reason = "one with attention of another width, or with dropout"
+    if reason:
+        raise ValueError(f"token adaptation needs timm's plain ViT with a class token; this is {reason}")

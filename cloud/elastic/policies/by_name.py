@@ -1,0 +1,44 @@
+"""PURE: the policies by name, for command lines and settings. All run in the same engine."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from isthmus.cloud.elastic.policies.baselines import Clipper, Fifo, FixedGamma
+from isthmus.cloud.elastic.policies.otas import Otas, Planner
+from isthmus.cloud.elastic.policies.priced import Priced
+from isthmus.cloud.elastic.scheduling.policy import Choice, Policy
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.warm.profiled import ThroughputRule
+
+__all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "make_policy"]
+
+DEFAULT_POLICY: Final = "priced"
+POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+    "priced": Priced,
+    "exact": lambda: Otas(Planner.EXACT),
+    "otas": lambda: Otas(Planner.PAPER),
+    "pets": Fifo,
+    "clipper": Clipper,
+    "throughput": ThroughputRule,
+}
+"""``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
+exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the
+arrival rate allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
+
+
+def make_policy(name: str, profile: Profile) -> Policy:
+    """A fresh policy that plans with ``profile``. Raises ValueError for a name that is none, with those that are, and
+    for a gamma that was not measured."""
+    policy: Policy
+    if name.startswith("fixed:"):
+        try:
+            gamma = int(name.removeprefix("fixed:"))
+        except ValueError as error:
+            raise ValueError(f"fixed:G needs a whole number, not {name!r}") from error
+        policy = FixedGamma(gamma)
+    elif name in POLICIES:
+        policy = POLICIES[name]()
+    else:
+        raise ValueError(f"no policy {name!r}; there are {', '.join(POLICIES)} and fixed:G")
+    policy.use(profile)
+    return policy

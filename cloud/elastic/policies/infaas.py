@@ -1,0 +1,161 @@
+"""PURE: INFaaS (Romero et al., USENIX ATC 2021) as a baseline: models of three sizes are swapped, no tokens adapted.
+
+Every task has its own fine-tuned models, so a batch holds one task. The size follows the load: the largest whose
+throughput is above the arrival rate. A model that is not in memory is loaded first, which takes what it takes, and the
+one used longest ago makes room.
+
+A size stands where a gamma stands elsewhere: -1 small, 0 base, 1 large, with a profile of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from isthmus.cloud.elastic.policies.arrivals import ArrivalRate
+from isthmus.cloud.elastic.policies.baselines import in_time
+from isthmus.cloud.elastic.scheduling.engine import Work
+from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Query
+
+RATE_WINDOW_S: Final = 1.0
+PATIENCE_S: Final = 2.0
+"""A larger size is taken only if the load has allowed it for so long; a smaller one at once."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """One size of the model. ``load_s``: from disk to ready."""
+
+    level: int
+    cost: float
+    """Seconds of an image, as a multiple of the base model's."""
+    error: float
+    """Share of wrong answers, as a multiple of the base model's at gamma 0."""
+    memory_bytes: int
+    load_s: float
+
+
+LOAD_BYTES_PER_S: Final = 6e8
+SIZES: Final = tuple(
+    ModelSize(level, cost, error, memory_bytes, memory_bytes / LOAD_BYTES_PER_S)
+    for level, cost, error, memory_bytes in (
+        (-1, 0.28, 1.35, 88_000_000),
+        (0, 1.0, 1.0, 346_000_000),
+        (1, 3.6, 0.9, 1_217_000_000),
+    )
+)
+"""ViT-S, B and L of 224 pixels in float32. Costs, bytes and loading are measured (tests/bench/model_sizes.py: 330 to
+620 MB/s in several runs, from files in memory to a model that answers, one core; the best is taken). The errors are our
+assumption, so nothing of it may be quoted as the paper's."""
+MEMORY_BYTES: Final = 3 * 346_000_000
+"""Room for a base model of each of three tasks."""
+
+
+def sizes_profile(base: Profile, sizes: tuple[ModelSize, ...] = SIZES) -> Profile:
+    """The profile of the three sizes, from the measured one of gamma 0. Raises ValueError where that has no gamma 0."""
+    if 0 not in base.gammas:
+        raise ValueError("the profile was not measured at gamma 0")
+    return Profile(
+        key=base.key,
+        gammas=tuple(size.level for size in sizes),
+        sizes=base.sizes,
+        accuracy={
+            task: {size.level: max(0.0, 1 - size.error * (1 - shares[0])) for size in sizes}
+            for task, shares in base.accuracy.items()
+        },
+        latency_s={size.level: _scaled(base, size) for size in sizes},
+    )
+
+
+def _scaled(base: Profile, size: ModelSize) -> tuple[float, ...]:
+    """Only what grows with the batch scales with the model; what a batch costs however small stays."""
+    seconds = base.latency_s[0]
+    per_image_s = (seconds[-1] - seconds[0]) / (base.sizes[-1] - base.sizes[0]) if len(seconds) > 1 else 0.0
+    fixed_s = max(0.0, seconds[0] - per_image_s * base.sizes[0])
+    return tuple(fixed_s + size.cost * (value - fixed_s) for value in seconds)
+
+
+class Infaas:
+    """Oldest query first, with others of its task. What would be late, its model's loading included, is left out."""
+
+    def __init__(self, sizes: tuple[ModelSize, ...] = SIZES, epsilon: int = EPSILON) -> None:
+        self.gammas = tuple(size.level for size in sizes)
+        self._epsilon = epsilon
+        self._waiting: dict[str, dict[int, Query]] = {}
+        self._rate = ArrivalRate(RATE_WINDOW_S)
+        self._level = 0
+        self._allowed_since_s: float | None = None
+
+    def use(self, profile: Profile) -> None:
+        if set(profile.gammas) != set(self.gammas):
+            raise ValueError("INFaaS needs the profile of its model sizes (sizes_profile)")
+        self._times_s = {level: profile.times_s(level) for level in self.gammas}
+        self._capacities = {level: profile.capacity_per_s(level) for level in self.gammas}
+
+    def arrived(self, query: Query) -> None:
+        self._rate.add(query.arrival_s)
+        self._waiting.setdefault(query.task, {})[query.id] = query
+        self._follow_load(query.arrival_s)
+
+    def left(self, query: Query) -> None:
+        del self._waiting[query.task][query.id]
+
+    def choose(self, now_s: float) -> Choice:
+        times_s = self._times_s[self._level]
+        doomed: list[Query] = []
+        oldest = sorted(
+            (next(iter(queries.values())).arrival_s, task) for task, queries in self._waiting.items() if queries
+        )
+        for _, task in oldest:
+            first = [query for _, query in zip(range(self._epsilon), self._waiting[task].values(), strict=False)]
+            late, queries = in_time(sorted(first, key=lambda query: query.deadline_s), times_s, now_s)
+            doomed += late
+            if queries:
+                return Choice(tuple(queries), self._level, tuple(doomed))
+        return Choice(evict=tuple(doomed))
+
+    def _follow_load(self, now_s: float) -> None:
+        rate_per_s = self._rate.at(now_s)
+        fitting = [level for level in self.gammas if self._capacities[level] > rate_per_s]
+        wanted = max(fitting, default=min(self.gammas))
+        if wanted <= self._level:
+            self._level = wanted
+            self._allowed_since_s = None
+        elif self._allowed_since_s is None:
+            self._allowed_since_s = now_s
+        elif now_s - self._allowed_since_s >= PATIENCE_S:
+            self._level = wanted
+            self._allowed_since_s = None
+
+
+class ModelsInMemory:
+    """Which models are in memory. The one used longest ago makes room; one that is larger than all of it is alone."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._memory_bytes = memory_bytes
+        self._held: dict[tuple[str, int], int] = {}
+
+    def use(self, task: str, size: ModelSize) -> tuple[bool, list[tuple[str, int]]]:
+        """Whether the task's model of this size has to be loaded, and which (task, level) leave for it."""
+        model = (task, size.level)
+        known = self._held.pop(model, None) is not None
+        left = []
+        while self._held and sum(self._held.values()) + size.memory_bytes > self._memory_bytes:
+            left.append(next(iter(self._held)))
+            del self._held[left[-1]]
+        self._held[model] = size.memory_bytes
+        return not known, left
+
+
+def loading_executor(sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = MEMORY_BYTES) -> Callable[[Work], float]:
+    """An executor model for the simulator: a batch takes its time, and before it that of loading its task's model."""
+    by_level: Mapping[int, ModelSize] = {size.level: size for size in sizes}
+    models = ModelsInMemory(memory_bytes)
+
+    def takes_s(work: Work) -> float:
+        size = by_level[work.gamma]
+        load, _ = models.use(work.batch.queries[0].task, size)
+        return work.predicted_s + (size.load_s if load else 0.0)
+
+    return takes_s

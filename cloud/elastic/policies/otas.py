@@ -1,0 +1,117 @@
+"""PURE: batches of Alg. 1, then a planner over the queue of them: the paper's Alg. 2 and 3, or the exact one."""
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.cloud.elastic.policies.arrivals import ArrivalRate
+from isthmus.cloud.elastic.policies.baselines import in_time
+from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
+from isthmus.cloud.elastic.policies.planning import (
+    BETA,
+    WARM_UP_S,
+    Candidate,
+    Plan,
+    alg2,
+    alg3,
+    exact,
+    level_for_rate,
+)
+from isthmus.cloud.elastic.scheduling.policy import Choice
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Batch, Query, by_deadline
+
+Floats = npt.NDArray[np.float64]
+
+RATE_WINDOW_S: Final = 0.5
+HORIZON: Final = 12
+"""The exact planner looks at so many batches, those due first: the plan is made anew after each batch, and only its
+first batch is ever run. Keeps a step under 2 ms however long the queue."""
+LABELS: Final = 32
+"""The exact planner's frontier is thinned to so many; what that may cost is the plan's ``loss_bound``."""
+
+
+class Planner(Enum):
+    PAPER = "paper"
+    EXACT = "exact"
+
+
+class Otas:
+    """Plans anew after each batch and runs the first batch of the plan, without the queries that it would make late.
+
+    Beside the paper: a query that its own batch makes hopeless even at the fastest gamma is evicted before planning,
+    since a whole batch would otherwise wait for it to expire. What a plan leaves out stays queued.
+    """
+
+    def __init__(self, planner: Planner, rule: BatchingRule | None = None) -> None:
+        self.gammas: tuple[int, ...] = ()
+        self._planner = planner
+        self._queue = BatchQueue(rule)
+        self._rate = ArrivalRate(RATE_WINDOW_S)
+        self._first_s: float | None = None
+        self._made: dict[int, tuple[Batch, list[Query], Candidate]] = {}
+
+    def use(self, profile: Profile) -> None:
+        self.gammas = profile.gammas
+        self._times_GS = np.array([profile.times_s(gamma) for gamma in profile.gammas])
+        self._quickest_s = tuple(self._times_GS.min(axis=0).tolist())
+        self._capacities_G = [profile.capacity_per_s(gamma) for gamma in profile.gammas]
+        self._accuracy_G = {
+            task: np.array([shares[gamma] for gamma in profile.gammas]) for task, shares in profile.accuracy.items()
+        }
+        self._unknown_G = np.zeros(len(profile.gammas))
+        self._made.clear()
+
+    def arrived(self, query: Query) -> None:
+        self._queue.add(query)
+        self._rate.add(query.arrival_s)
+        if self._first_s is None:
+            self._first_s = query.arrival_s
+
+    def left(self, query: Query) -> None:
+        self._queue.remove(query)
+
+    def choose(self, now_s: float) -> Choice:
+        doomed: list[Query] = []
+        made: dict[int, tuple[Batch, list[Query], Candidate]] = {}
+        for batch in self._queue.by_deadline():
+            known = self._made.get(id(batch))
+            if known is None or known[0] is not batch:
+                queries = by_deadline(batch.queries)
+                known = (batch, queries, self._candidate(queries))
+            late, queries = in_time(known[1], self._quickest_s, now_s)
+            if late:
+                doomed += late
+                if not queries:
+                    continue
+                known = (batch, queries, self._candidate(queries))
+            else:
+                self._made[id(batch)] = known
+            made[id(batch)] = known
+        self._made = {key: known for key, known in self._made.items() if key in made}
+        queue = sorted(made.values(), key=lambda known: known[2].deadlines_N[0])
+        plan = self._plan([candidate for _, _, candidate in queue], now_s)
+        for (_, queries, _), level in zip(queue, plan.levels, strict=False):
+            if level is not None:
+                end_s = now_s + self._times_GS[level, len(queries)]
+                chosen = tuple(query for query in queries if query.deadline_s >= end_s)
+                return Choice(chosen, self.gammas[level], tuple(doomed))
+        return Choice(evict=tuple(doomed))
+
+    def _candidate(self, queries: Sequence[Query]) -> Candidate:
+        deadlines_N = np.array([query.deadline_s for query in queries])
+        utilities_N = np.array([query.utility for query in queries])
+        accuracy_NG = np.array([self._accuracy_G.get(query.task, self._unknown_G) for query in queries])
+        gains_NG = accuracy_NG * utilities_N[:, None]
+        return Candidate.of(deadlines_N, gains_NG, self._times_GS[:, len(queries)], float(utilities_N.mean()))
+
+    def _plan(self, candidates: list[Candidate], now_s: float) -> Plan:
+        if self._planner is Planner.EXACT:
+            return exact(candidates[:HORIZON], now_s, most_labels=LABELS)
+        warming_up = self._first_s is not None and now_s < self._first_s + WARM_UP_S
+        if warming_up or len(candidates) <= BETA:
+            return alg3(candidates, now_s, level_for_rate(self._capacities_G, self._rate.at(now_s)))
+        return alg2(candidates, now_s)

@@ -1,0 +1,189 @@
+"""PURE: our policy: batches are made when an executor is free, of queries that want the same gamma at today's price.
+
+Alg. 1 fills a batch before its gamma is known, so queries that should be hurried and queries that should be polished
+ride together. Here the order is turned round: the load (what waits and what is about to come, by kind) sets a price of
+the executor's time (see pricing.py), the price sets each kind's gamma, and a batch is filled from the kinds that share
+one, earliest deadline first. Every query counts by its own deadline. Whatever is not worth its time waits until nothing
+else does.
+"""
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from isthmus.cloud.elastic.policies.arrivals import ArrivalRate
+from isthmus.cloud.elastic.policies.pricing import Market
+from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Query
+
+HORIZON: Final = 0.75
+"""The load is what waits and what comes within this share of the mean latency asked for."""
+BACKLOG: Final = 0.25
+"""That share of the mean latency may be left waiting at the end of the horizon. It keeps batches full."""
+TYPICAL_SIZE: Final = 48
+"""An image's cost at a gamma is its share of a batch of this size."""
+LONGEST: Final = 0.0875
+"""No batch takes longer than this share of the mean latency: while one runs, no price is looked at and nothing that is
+more urgent begins."""
+DEARER: Final = 0.05
+"""But for that no batch is made so small that its images cost more than this share above the least."""
+UTILITY_STEP: Final = 1.25
+"""Utilities within a factor of this belong to one kind."""
+MAX_IDLE_KINDS: Final = 64
+MIN_WINDOW_S: Final = 0.1
+MAX_WINDOW_S: Final = 60.0
+
+Waiting = tuple[float, int, Query]
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Queries of one task and about one utility: those that wait, by deadline, and how fast more come."""
+
+    task: str
+    utility: float
+    latency_s: float
+    rate: ArrivalRate
+    waiting: list[Waiting] = field(default_factory=list)
+
+
+class Priced:
+    """See above. Where the profile knows no task of a query, ``arrived`` raises KeyError."""
+
+    def __init__(self, epsilon: int = EPSILON) -> None:
+        self.gammas: tuple[int, ...] = ()
+        self._epsilon = epsilon
+        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._market: Market | None = None
+
+    def use(self, profile: Profile) -> None:
+        self._profile = profile
+        self.gammas = profile.gammas
+        self._times_s = [profile.times_s(gamma) for gamma in profile.gammas]
+        size = min(TYPICAL_SIZE, self._epsilon)
+        self._costs_s = [times[size] / size for times in self._times_s]
+        self._least_sizes = [_least_size(times, self._epsilon) for times in self._times_s]
+        self._by_speed = sorted(range(len(self.gammas)), key=lambda level: self._costs_s[level])
+        self._market = None
+
+    def arrived(self, query: Query) -> None:
+        key = _key(query)
+        kind = self._kinds.get(key)
+        if kind is None:
+            self._profile.accuracy[query.task]
+            self._forget_idle(query.arrival_s)
+            latency_s = query.deadline_s - query.arrival_s
+            window_s = min(max(latency_s, MIN_WINDOW_S), MAX_WINDOW_S)
+            kind = _Kind(query.task, query.utility, latency_s, ArrivalRate(window_s))
+            self._kinds[key] = kind
+            self._market = None
+        kind.rate.add(query.arrival_s)
+        insort(kind.waiting, (query.deadline_s, query.id, query))
+
+    def left(self, query: Query) -> None:
+        waiting = self._kinds[_key(query)].waiting
+        del waiting[bisect_left(waiting, (query.deadline_s, query.id))]
+
+    def choose(self, now_s: float) -> Choice:
+        rates, latency_s = self._asked_for(now_s)
+        by_level = self._sorted_by_level(self._price(rates, latency_s))
+        longest_s = LONGEST * latency_s
+        unwanted = by_level.pop(None, [])
+        chosen = self._most_urgent(by_level, now_s, longest_s)
+        if chosen is None and unwanted:
+            chosen = self._most_urgent({self._by_speed[0]: unwanted}, now_s, longest_s)
+        return chosen if chosen is not None else Choice()
+
+    def price_per_s(self, now_s: float) -> float:
+        """Utility that a second of the executor is worth now."""
+        return self._price(*self._asked_for(now_s))
+
+    def _asked_for(self, now_s: float) -> tuple[list[float], float]:
+        """Arrivals a second of each kind, and their mean latency; where nobody asks, the longest of the kinds known."""
+        rates = [kind.rate.at(now_s) for kind in self._kinds.values()]
+        latencies_s = [kind.latency_s for kind in self._kinds.values()]
+        total = sum(rates)
+        if total > 0:
+            return rates, sum(rate * latency_s for rate, latency_s in zip(rates, latencies_s, strict=True)) / total
+        return rates, max(latencies_s, default=0.0)
+
+    def _price(self, rates: list[float], latency_s: float) -> float:
+        kinds = list(self._kinds.values())
+        if not kinds:
+            return 0.0
+        if self._market is None:
+            self._market = Market(self._costs_s, [self._gains(kind) for kind in kinds])
+        counts_K = np.array(
+            [len(kind.waiting) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
+        )
+        return self._market.price(counts_K, (HORIZON + BACKLOG) * latency_s)
+
+    def _gains(self, kind: _Kind) -> list[float]:
+        """What a query of ``kind`` earns at each gamma; nothing where its task has gone."""
+        shares = self._profile.accuracy.get(kind.task)
+        return [shares[gamma] * kind.utility if shares is not None else 0.0 for gamma in self.gammas]
+
+    def _sorted_by_level(self, price: float) -> dict[int | None, list[Waiting]]:
+        """What waits, by the gamma it buys at ``price``, and then by deadline."""
+        by_level: dict[int | None, list[Waiting]] = {}
+        for index, kind in enumerate(self._kinds.values()):
+            if kind.waiting:
+                assert self._market is not None
+                by_level.setdefault(self._market.level(index, price), []).extend(kind.waiting)
+        for waiting in by_level.values():
+            waiting.sort()
+        return by_level
+
+    def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float, longest_s: float) -> Choice | None:
+        """Of the batches that could be run now, one for each gamma, the one that has least time to spare."""
+        best: tuple[float, list[Waiting], int] | None = None
+        for wanted, waiting in by_level.items():
+            assert wanted is not None
+            for level in self._by_speed[self._by_speed.index(wanted) :: -1]:
+                times_s = self._times_s[level]
+                most = max(bisect_right(times_s, longest_s, 1, self._epsilon + 1) - 1, self._least_sizes[level])
+                batch = _batch(waiting, times_s, now_s, most)
+                if batch:
+                    slack_s = batch[0][0] - now_s - times_s[len(batch)]
+                    if best is None or slack_s < best[0]:
+                        best = (slack_s, batch, level)
+                    break
+        if best is None:
+            return None
+        return Choice(tuple(query for _, _, query in best[1]), self.gammas[best[2]])
+
+    def _forget_idle(self, now_s: float) -> None:
+        """Kinds that nobody asks for any more go when there are many: memory stays bounded by what waits."""
+        if len(self._kinds) < MAX_IDLE_KINDS:
+            return
+        for key, kind in list(self._kinds.items()):
+            if not kind.waiting and kind.rate.at(now_s) * kind.rate.window_s < 0.05:
+                del self._kinds[key]
+
+
+def _batch(waiting: list[Waiting], times_s: tuple[float, ...], now_s: float, most: int) -> list[Waiting]:
+    """Up to ``most`` of the earliest deadlines that can be kept together; those too late for that are passed over."""
+    full_s = now_s + times_s[most]
+    first = bisect_left(waiting, (full_s,))
+    if len(waiting) - first >= most:
+        return waiting[first : first + most]
+    for first in range(max(0, len(waiting) - most), len(waiting)):
+        if waiting[first][0] >= now_s + times_s[len(waiting) - first]:
+            return waiting[first:]
+    return []
+
+
+def _least_size(times_s: tuple[float, ...], epsilon: int) -> int:
+    """The smallest batch whose images cost at most DEARER more than in the batch where they cost least."""
+    costs_s = [times_s[size] / size for size in range(1, epsilon + 1)]
+    bearable_s = (1 + DEARER) * min(costs_s)
+    return next(size for size, cost_s in enumerate(costs_s, 1) if cost_s <= bearable_s)
+
+
+def _key(query: Query) -> tuple[str, int]:
+    step = round(math.log(query.utility) / math.log(UTILITY_STEP)) if query.utility > 0 else -(10**6)
+    return query.task, step

@@ -1,0 +1,69 @@
+"""What the commands of `isthmus elastic` read: a model, pictures, a folder of tasks, numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from isthmus.cloud.elastic.model.vit import MAX_PROMPTS, ElasticViT
+from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
+from isthmus.cloud.elastic.tasks.files import TaskFiles, load_tasks
+from isthmus.cloud.elastic.tasks.recipes import split
+from isthmus.cloud.elastic.tasks.task import ModelShape
+from isthmus.data.images import LabelledImages, PixelSpec, read_images
+
+
+def opened(
+    source: str,
+    statistics: str | None,
+    found: Mapping[int, tuple[int, ...]] | None = None,
+    *,
+    random: bool = False,
+) -> tuple[ElasticViT, PixelSpec]:
+    """The model by file or name, and how it reads pictures. Raises ValueError where either cannot be had."""
+    vit = load_vit(source, random=random)
+    return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
+
+
+def pictures_of(data: Path, model: ElasticViT, limit: int | None, seed: int) -> LabelledImages:
+    """All of a set, or ``limit`` of them by chance. Raises ImageError."""
+    labelled = read_images(data, model.image_px)
+    if limit is None or limit >= len(labelled):
+        return labelled
+    chosen = np.random.default_rng(seed).choice(len(labelled), limit, replace=False)
+    return labelled.only(np.sort(chosen))
+
+
+def split_off(labelled: LabelledImages, held: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """(to learn from, held back); with a share of 1 all are both."""
+    return (labelled, labelled) if held == 1.0 else split(labelled, held_share=held, seed=seed)
+
+
+def profiling_sets(
+    model: ElasticViT, folder: Path, data: Path, held: float, limit: int | None, seed: int
+) -> dict[str, tuple[TaskFiles, LabelledImages]]:
+    """Each task with the pictures that 'prompts', given the same data, share and seed, held back from it.
+
+    Raises ValueError for a folder without tasks, or with one that does not fit the model or the pictures.
+    """
+    found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
+    if not found:
+        raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
+    labelled = pictures_of(data, model, limit, seed)
+    return {one.spec.name: (one, split_off(one.recipe.apply(labelled), held, seed)[1]) for one in found}
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between, ascending, each once. Raises ValueError."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: whole numbers with commas between are wanted") from error
+
+
+def fitting(gammas: tuple[int, ...], model: ElasticViT) -> tuple[int, ...]:
+    """Raises ValueError, before anything is computed, for gammas that the model cannot run."""
+    least = -model.reducer.most
+    if any(not least <= gamma <= MAX_PROMPTS for gamma in gammas):
+        raise ValueError(f"gammas {gammas}: this model runs from {least} to {MAX_PROMPTS}")
+    return gammas

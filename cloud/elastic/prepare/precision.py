@@ -1,0 +1,127 @@
+"""Which number type to serve in: the quickest on this machine that answers as well as float32 does.
+
+On a processor with bfloat16 units that type doubles the throughput; on one without, it may halve it. int8 costs some
+accuracy, more with one model than with another. So both are measured.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType, ServedTask, runs_onednn
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.tasks.task import TaskWeights
+from isthmus.data.images import LabelledImages, PixelSpec
+
+NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16", "int8")
+MAX_LOSS: Final = 0.005
+"""A number type that loses more accuracy than this is not taken, however quick."""
+
+
+def named(name: str | None) -> NumberType | None:
+    """The number type of this name; None where there is none."""
+    return next((number_type for number_type in NUMBER_TYPES if number_type == name), None)
+
+
+def noise(size_px: int) -> LabelledImages:
+    """Pictures of nothing, where there are no others to measure with."""
+    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, size_px, size_px, 3), np.uint8)
+    return LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``accuracy``: share of the labels that is right; without labels, of float32's answers that are the same."""
+
+    number_type: NumberType
+    images_per_s: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and all that was measured, float32 first."""
+
+    number_type: NumberType
+    measured: tuple[Measured, ...]
+    batch: int
+    labelled: bool
+
+    def said(self) -> str:
+        """One line for a log or a terminal."""
+        kind = "right" if self.labelled else "as float32"
+        each = "; ".join(
+            f"{one.number_type} {one.images_per_s:.4g} images/s, {one.accuracy:.1%} {kind}" for one in self.measured
+        )
+        return f"number type {self.number_type} (at batch {self.batch}: {each})"
+
+
+def choose(
+    model: ElasticViT,
+    pixels: PixelSpec,
+    pictures: LabelledImages,
+    *,
+    task: TaskWeights | None = None,
+    device: str = "cpu",
+    batch: int = 8,
+    repeats: int = 5,
+    compiler: str | None = None,
+    packed: bool = False,
+    number_types: Sequence[NumberType] = NUMBER_TYPES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Measures each that the device can run on a copy of the model at gamma 0, taking turns.
+
+    ``task``: the one whose classes the labels are; a number type is judged by them. Without one it is judged by how
+    often it answers as float32 does, through the model's own head, or one made by chance where there is none.
+    ``device``, ``compiler`` and ``packed`` as of the runner that will serve.
+    """
+    able = [name for name in number_types if name != "int8" or runs_onednn(device, compiler)]
+    types: tuple[NumberType, ...] = ("float32", *(name for name in able if name != "float32"))
+    runners = {
+        name: ElasticRunner(
+            copy.deepcopy(model), pixels, device=device, number_type=name, compiler=compiler, packed=packed
+        )
+        for name in types
+    }
+    heads = {name: _head(runner) if task is None else runner.prepare(task) for name, runner in runners.items()}
+    took_s: dict[str, list[float]] = {name: [] for name in types}
+    some = np.resize(pictures.pictures_NHWC, (batch, *pictures.pictures_NHWC.shape[1:]))
+    for repeat in range(repeats + 1):
+        for name, runner in runners.items():
+            began_s = clock()
+            runner.answer(some, 0, [heads[name]] * batch)
+            if repeat:
+                took_s[name].append(clock() - began_s)
+    answers = {name: _answers(runner, heads[name], pictures, batch) for name, runner in runners.items()}
+    wanted = answers["float32"] if task is None else pictures.labels_N
+    measured = tuple(
+        Measured(name, batch / statistics.median(took_s[name]), float(np.mean(answers[name] == wanted)))
+        for name in types
+    )
+    good = [one for one in measured if one.accuracy >= measured[0].accuracy - MAX_LOSS]
+    best = max(good, key=lambda one: one.images_per_s)
+    return Choice(best.number_type, measured, batch, task is not None)
+
+
+def _head(runner: ElasticRunner) -> ServedTask:
+    try:
+        return runner.own_task()
+    except ValueError:
+        weight_CD = np.random.default_rng(0).standard_normal((10, runner.model.width), np.float32)
+        return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}))
+
+
+def _answers(
+    runner: ElasticRunner, task: ServedTask, pictures: LabelledImages, batch: int
+) -> np.typing.NDArray[np.int64]:
+    found = []
+    for first in range(0, len(pictures), batch):
+        some = pictures.pictures_NHWC[first : first + batch]
+        found += [int(logits_C.argmax()) for logits_C in runner.answer(some, 0, [task] * len(some))]
+    return np.array(found, np.int64)

@@ -1,0 +1,43 @@
+"""What a profile says, drawn: accuracy and throughput by gamma, throughput by batch size, likeness of tokens by layer.
+
+The figures of the paper's chapter with the same content: 3.3, 3.4, 3.7 and 3.8.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from isthmus.cloud.elastic.scheduling.profile import Profile
+
+
+def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
+    """Writes four plots side by side as one PNG. ``similarity_L`` may be empty."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (by_gamma, rates, by_size, by_layer) = pyplot.subplots(1, 4, figsize=(18, 4))
+    for task, shares in profile.accuracy.items():
+        able = [gamma for gamma in profile.gammas if gamma <= 0 or shares[gamma] > 0]
+        by_gamma.plot(able, [100 * shares[gamma] for gamma in able], marker="o", label=task)
+    by_gamma.set(xlabel="gamma", ylabel="right, %", title="Accuracy")
+    if profile.accuracy:
+        by_gamma.legend()
+    rates.plot(profile.gammas, [profile.capacity_per_s(gamma) for gamma in profile.gammas], marker="o")
+    rates.set(xlabel="gamma", ylabel="images/s", title="Throughput at the best batch size")
+    for gamma in profile.gammas:
+        by_size.plot(
+            profile.sizes, [profile.capacity_per_s(gamma, size) for size in profile.sizes], marker=".", label=str(gamma)
+        )
+    by_size.set(xlabel="batch size", ylabel="images/s", title="Throughput by batch size", xscale="log")
+    by_size.legend(title="gamma", fontsize="small")
+    by_layer.plot(range(len(similarity_L)), similarity_L, marker="o")
+    by_layer.set(xlabel="layer", ylabel="mean cosine of keys", title="Likeness of tokens")
+    for axis in (by_gamma, rates, by_size, by_layer):
+        axis.grid(alpha=0.3)
+    key = profile.key
+    figure.suptitle(f"{key.processor}, {key.device}, {key.threads} threads, {key.number_type}")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,228 @@
+"""Measures a profile on the device it is for: accuracy by task and gamma, seconds and bytes by gamma and batch size."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
+from isthmus.data.images import LabelledImages
+from isthmus.distill.checkpoint import state_hash
+
+GAMMAS: Final = (-20, -15, -10, -5, 0, 2, 4, 8)
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
+ACCURACY_BATCH: Final = 32
+
+OnStep = Callable[[str, int, int], None]
+"""What is measured, steps done, steps in all."""
+
+
+def ignore_steps(_what: str, _done: int, _all: int) -> None:
+    """An ``on_step`` for callers who do not watch."""
+
+
+def machine_key(runner: ElasticRunner) -> MachineKey:
+    """What a profile measured with this runner holds for. Threads are torch's as set now."""
+    on_gpu = runner.device.type == "cuda"
+    return MachineKey(
+        processor=_processor(),
+        device=torch.cuda.get_device_name(runner.device) if on_gpu else "cpu",
+        threads=torch.get_num_threads(),
+        number_type=runner.number_type,
+        model_hash=state_hash([runner.model]),
+    )
+
+
+def measure(
+    runner: ElasticRunner,
+    *,
+    gammas: Sequence[int] = GAMMAS,
+    sizes: Sequence[int] = SIZES,
+    mode: PromptMode = "append",
+    tasks: Mapping[str, tuple[ServedTask, LabelledImages]] | None = None,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    on_step: OnStep = ignore_steps,
+) -> Profile:
+    """All of a profile. Times above gamma 0 are those of ``mode``: where tasks use both, take the dearer one, append.
+
+    Raises ValueError for gammas or sizes that do not fit the model.
+    """
+    latency_s = measure_latency(runner, gammas, sizes, mode=mode, repeats=repeats, clock=clock, on_step=on_step)
+    memory = measure_memory(runner, gammas, sizes, mode=mode, on_step=on_step)
+    accuracy = measure_accuracy(runner, tasks or {}, gammas, on_step=on_step)
+    return Profile(
+        key=machine_key(runner),
+        gammas=tuple(sorted(gammas)),
+        sizes=tuple(sorted(sizes)),
+        accuracy=accuracy,
+        latency_s=latency_s,
+        memory=memory,
+        schedules={gamma: cuts for gamma, cuts in runner.model.schedules.items() if gamma in gammas},
+    )
+
+
+def measure_latency(
+    runner: ElasticRunner,
+    gammas: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    mode: PromptMode = "append",
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+    on_step: OnStep = ignore_steps,
+) -> dict[int, tuple[float, ...]]:
+    """Median seconds of a batch, by gamma a number for each ascending size: standardising, model and one head.
+
+    All pairs take turns within each repeat, so that a machine that slows down slows all alike.
+    """
+    pairs = [(gamma, size) for size in sorted(sizes) for gamma in sorted(gammas)]
+    served = runner.prepare(blank_weights(runner.model, gammas), mode)
+    side = runner.model.image_px
+    pictures = np.random.default_rng(0).integers(0, 256, (max(sizes), side, side, 3), np.uint8)
+    took_s: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    for repeat in range(repeats + 1):
+        for done, (gamma, size) in enumerate(pairs):
+            began_s = clock()
+            runner.answer(pictures[:size], gamma, [served] * size)  # ends by copying logits to the host
+            if repeat:
+                took_s[gamma, size].append(clock() - began_s)
+            on_step("time", repeat * len(pairs) + done + 1, (repeats + 1) * len(pairs))
+    return {gamma: tuple(statistics.median(took_s[gamma, size]) for size in sorted(sizes)) for gamma in sorted(gammas)}
+
+
+def measure_memory(
+    runner: ElasticRunner,
+    gammas: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    mode: PromptMode = "append",
+    on_step: OnStep = ignore_steps,
+) -> dict[int, tuple[int, ...]]:
+    """Peak bytes of a batch beyond the weights, by gamma a number for each ascending size.
+
+    On a GPU as its allocator counts them; elsewhere the bytes of all tensors alive together in an eager run, without
+    the scratch space that operators take inside.
+    """
+    served = runner.prepare(blank_weights(runner.model, gammas), mode)
+    side = runner.model.image_px
+    found: dict[int, tuple[int, ...]] = {}
+    for done, gamma in enumerate(sorted(gammas)):
+        peaks = []
+        for size in sorted(sizes):
+            pictures = np.zeros((size, side, side, 3), np.uint8)
+            if runner.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(runner.device)
+                held = torch.cuda.memory_allocated(runner.device)
+                runner.answer(pictures, gamma, [served] * size)
+                peaks.append(max(1, torch.cuda.max_memory_allocated(runner.device) - held))
+            else:
+                with LiveBytes() as live:
+                    runner.plain().answer(pictures, gamma, [served] * size)
+                peaks.append(max(1, live.peak))
+        found[gamma] = tuple(peaks)
+        on_step("memory", done + 1, len(gammas))
+    return found
+
+
+def measure_accuracy(
+    runner: ElasticRunner,
+    tasks: Mapping[str, tuple[ServedTask, LabelledImages]],
+    gammas: Sequence[int],
+    *,
+    on_step: OnStep = ignore_steps,
+) -> dict[str, dict[int, float]]:
+    """Share of each task's labelled pictures that is right, by gamma; 0 above gamma 0 where it has no prompts."""
+    found: dict[str, dict[int, float]] = {}
+    steps, done = len(tasks) * len(gammas), 0
+    for name, (task, labelled) in tasks.items():
+        shares: dict[int, float] = {}
+        for gamma in sorted(gammas):
+            able = gamma <= 0 or gamma in task.prompts
+            shares[gamma] = accuracy(runner, task, labelled, gamma) if able else 0.0
+            done += 1
+            on_step("accuracy", done, steps)
+        found[name] = shares
+    return found
+
+
+def accuracy(runner: ElasticRunner, task: ServedTask, labelled: LabelledImages, gamma: int) -> float:
+    """Share of ``labelled`` whose largest logit is the label's."""
+    right = 0
+    for first in range(0, len(labelled), ACCURACY_BATCH):
+        pictures = labelled.pictures_NHWC[first : first + ACCURACY_BATCH]
+        logits_BC = np.stack(runner.answer(pictures, gamma, [task] * len(pictures)))
+        right += int((logits_BC.argmax(axis=1) == labelled.labels_N[first : first + ACCURACY_BATCH]).sum())
+    return right / len(labelled)
+
+
+@torch.inference_mode()
+def key_similarity(runner: ElasticRunner, labelled: LabelledImages) -> tuple[float, ...]:
+    """Mean cosine between the keys of two different unprotected tokens of a picture, by layer: how much alike they are,
+    and so how much merging may cost there (figure 3.8)."""
+    sums = np.zeros(runner.model.depth)
+    for first in range(0, len(labelled), ACCURACY_BATCH):
+        images_BCHW = runner.images(labelled.pictures_NHWC[first : first + ACCURACY_BATCH])
+        for layer, keys_BND in enumerate(runner.model.layer_keys(images_BCHW)):
+            free_BND = keys_BND[:, runner.model.protected :].float()
+            sum_BD = torch.nn.functional.normalize(free_BND, dim=-1).sum(dim=1)
+            tokens = free_BND.shape[1]
+            alike_B = (sum_BD.square().sum(dim=1) - tokens) / (tokens * (tokens - 1))
+            sums[layer] += float(alike_B.sum())
+    return tuple((sums / len(labelled)).tolist())
+
+
+def blank_weights(model: ElasticViT, gammas: Sequence[int]) -> TaskWeights:
+    """A task that knows nothing, with prompts for every gamma: as dear to run as a real one."""
+    prompts_LGD = {
+        gamma: np.zeros((model.depth, gamma, model.width), np.float32) for gamma in sorted(gammas) if gamma > 0
+    }
+    return TaskWeights(np.zeros((2, model.width), np.float32), np.zeros(2, np.float32), prompts_LGD)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside and alive together; ``peak`` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = {tensor.untyped_storage().data_ptr() for tensor in _stored(args)}
+        out = func(*args, **(kwargs or {}))
+        self._alive = {address: held for address, held in self._alive.items() if not held[0].expired()}
+        for made in _stored(out):
+            storage = made.untyped_storage()
+            if storage.data_ptr() not in given:
+                self._alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def _stored(tree: Any) -> list[Tensor]:
+    """The tensors in it whose memory can be seen. oneDNN hides that of packed weights, which no batch makes."""
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,229 @@
+"""PURE: the life of every query, from submission to its one outcome. The clock is an argument.
+
+    submit -> waiting --next_work--> running --finished/failed--> outcome
+                 |                                                   ^
+                 +---- expired, given up by the policy, cancelled ----+
+
+The same engine serves live (real clock, real executor) and in the simulator (virtual clock, the profile as executor).
+Not thread-safe: one thread owns it.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from isthmus.cloud.elastic.scheduling.pace import Pace
+from isthmus.cloud.elastic.scheduling.policy import Policy
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
+from isthmus.proto.errors import Busy, InvalidInput
+
+MAX_WAITING: Final = 8_192
+
+
+class Overloaded(Busy):
+    """As many queries wait as may wait; this one was not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One batch to run. ``id`` is its own, ``predicted_s`` what was planned with: the profile, at the present pace."""
+
+    id: int
+    batch: Batch
+    gamma: int
+    started_s: float
+    predicted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the caller has to do now. ``evicted`` have got their outcome and must be told so.
+
+    Without ``work``: ask again when a query was submitted or a batch has ended, or at ``wait_until_s`` if it is given.
+    """
+
+    work: Work | None
+    evicted: tuple[Query, ...]
+    wait_until_s: float | None
+
+
+class Engine:
+    """``executors``: batches that may run at once. ``memory_limit_bytes``: a batch predicted to need more is split, and
+    what is split off waits on. ``adapts``: plans follow the time that batches really take (see pace.py). A clock that
+    goes back is taken to stand still."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        policy: Policy,
+        *,
+        max_waiting: int = MAX_WAITING,
+        memory_limit_bytes: int | None = None,
+        executors: int = 1,
+        adapts: bool = True,
+    ) -> None:
+        if max_waiting < 1 or executors < 1:
+            raise ValueError(f"room for {max_waiting} waiting queries and {executors} executors")
+        self.policy = policy
+        self.outcomes: Counter[Outcome] = Counter()
+        self._max_waiting = max_waiting
+        self._memory_limit_bytes = memory_limit_bytes
+        self._executors = executors
+        self._waiting: dict[int, Query] = {}
+        self._running: dict[int, Work] = {}
+        self._running_ids: set[int] = set()
+        self._deadlines: list[tuple[float, int]] = []
+        self._works = 0
+        self._now_s = float("-inf")
+        self._adapts = adapts
+        self._pace = Pace()
+        self.use(profile)
+
+    def use(self, profile: Profile) -> None:
+        """Plans with another profile from now on. Raises ValueError where it lacks a gamma of the policy."""
+        planned = profile if self._pace.factor == 1 else profile.slowed(self._pace.factor)
+        self.policy.use(planned)
+        self.profile, self._planned = profile, planned
+        self._fastest_s = min(planned.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+
+    @property
+    def pace(self) -> float:
+        """Times as long as the profile says are batches planned to take now."""
+        return self._pace.factor
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Batches handed out and not yet ended."""
+        return len(self._running)
+
+    def submit(self, query: Query, now_s: float) -> None:
+        """Takes the query. Raises Overloaded where no more may wait, and InvalidInput for a task without a profile or
+        an id that is in use; then it was not taken and has no outcome."""
+        self._at(now_s)
+        if query.task not in self.profile.accuracy:
+            raise InvalidInput(f"no task {query.task!r} is registered")
+        if query.id in self._waiting or query.id in self._running_ids:
+            raise InvalidInput(f"query {query.id} is already here")
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} queries wait already; try again later")
+        self._waiting[query.id] = query
+        heapq.heappush(self._deadlines, (query.deadline_s, query.id))
+        self.policy.arrived(query)
+
+    def expire(self, now_s: float) -> tuple[Query, ...]:
+        """Evicts what could not be in time even alone and at the fastest gamma, if it were run now."""
+        hopeless_s = self._at(now_s) + self._fastest_s
+        expired = []
+        while self._deadlines and self._deadlines[0][0] < hopeless_s:
+            deadline_s, id = heapq.heappop(self._deadlines)
+            query = self._waiting.get(id)
+            if query is not None and query.deadline_s == deadline_s:
+                expired.append(query)
+                self._leave(query)
+        self.outcomes[Outcome.EVICTED] += len(expired)
+        return tuple(expired)
+
+    def next_work(self, now_s: float) -> Decision:
+        """What to run now. Every batch handed out must come back once, through ``finished`` or ``failed``.
+
+        Raises ValueError for a choice of the policy that holds queries that are not waiting, or none of its gammas.
+        """
+        now_s = self._at(now_s)
+        evicted = self.expire(now_s)
+        if len(self._running) >= self._executors:
+            return Decision(None, evicted, None)
+        choice = self.policy.choose(now_s)
+        self._check(choice.queries, choice.gamma)
+        if choice.evict:
+            self._check(choice.evict, None)
+            for query in choice.evict:
+                self._leave(query)
+            self.outcomes[Outcome.EVICTED] += len(choice.evict)
+            evicted += choice.evict
+        if not choice.queries:
+            return Decision(None, evicted, self._next_event_s(choice.wait_until_s))
+        size = self.profile.largest_batch(choice.gamma, self._memory_limit_bytes, len(choice.queries))
+        batch = Batch(choice.queries[:size])
+        for query in batch.queries:
+            self._leave(query)
+            self._running_ids.add(query.id)
+        self._works += 1
+        work = Work(self._works, batch, choice.gamma, now_s, self._planned.batch_time_s(choice.gamma, len(batch)))
+        self._running[work.id] = work
+        return Decision(work, evicted, None)
+
+    def finished(self, work: Work, answers: Sequence[bool | None], now_s: float) -> list[tuple[Query, Outcome]]:
+        """The batch has run; ``answers`` say of each query whether it was right (None: nobody knows).
+
+        Raises KeyError for a batch that has already ended, ValueError for answers that do not match it.
+        """
+        now_s = self._at(now_s)
+        if len(answers) != len(work.batch):
+            raise ValueError(f"{len(answers)} answers to {len(work.batch)} queries")
+        self._end(work)
+        profiled_s = self.profile.batch_time_s(work.gamma, len(work.batch))
+        if self._adapts and self._pace.ran(len(work.batch), profiled_s, now_s - work.started_s):
+            self.use(self.profile)
+        settled = []
+        for query, right in zip(work.batch.queries, answers, strict=True):
+            if now_s > query.deadline_s:
+                outcome = Outcome.LATE
+            elif right is None:
+                outcome = Outcome.ANSWERED_IN_TIME
+            else:
+                outcome = Outcome.CORRECT_IN_TIME if right else Outcome.WRONG_IN_TIME
+            self.outcomes[outcome] += 1
+            settled.append((query, outcome))
+        return settled
+
+    def failed(self, work: Work, now_s: float) -> list[tuple[Query, Outcome]]:
+        """The batch broke: each of its queries has failed. Raises KeyError for a batch that has already ended."""
+        self._at(now_s)
+        self._end(work)
+        self.outcomes[Outcome.FAILED] += len(work.batch)
+        return [(query, Outcome.FAILED) for query in work.batch.queries]
+
+    def cancel(self, query_id: int) -> Query | None:
+        """Its caller left. The query if it was waiting: it is evicted now. None if it runs or has ended: its outcome
+        comes, or came, with its batch."""
+        query = self._waiting.get(query_id)
+        if query is not None:
+            self._leave(query)
+            self.outcomes[Outcome.EVICTED] += 1
+        return query
+
+    def _at(self, now_s: float) -> float:
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
+
+    def _leave(self, query: Query) -> None:
+        del self._waiting[query.id]
+        self.policy.left(query)
+        if len(self._deadlines) > 64 + 2 * len(self._waiting):
+            self._deadlines = [(query.deadline_s, query.id) for query in self._waiting.values()]
+            heapq.heapify(self._deadlines)
+
+    def _end(self, work: Work) -> None:
+        del self._running[work.id]
+        self._running_ids.difference_update(query.id for query in work.batch.queries)
+
+    def _check(self, queries: tuple[Query, ...], gamma: int | None) -> None:
+        ids = {query.id for query in queries}
+        if len(ids) != len(queries) or not ids <= self._waiting.keys():
+            raise ValueError("the policy chose queries that are not waiting, or one of them twice")
+        if gamma is not None and queries and gamma not in self.policy.gammas:
+            raise ValueError(f"the policy chose gamma {gamma}, which is none of {self.policy.gammas}")
+
+    def _next_event_s(self, wait_until_s: float | None) -> float | None:
+        """When to ask again although nothing happened: at the policy's time, or when the next query expires."""
+        times_s = [] if wait_until_s is None else [wait_until_s]
+        if self._waiting:
+            times_s.append(min(query.deadline_s for query in self._waiting.values()) - self._fastest_s)
+        return min(times_s, default=None)

@@ -1,0 +1,169 @@
+"""PURE: a list of queries served by the engine in some world: under a virtual clock here, in real time elsewhere.
+
+In the virtual world batches take what the profile says, or what an executor model says. Whether an answer is right is
+drawn once for each query, not for each run: a query with draw v is right at every gamma whose accuracy passes v. So
+policies meet the very same luck, and differ by their choices alone.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
+
+ExecutorModel = Callable[[Work], float]
+"""Seconds that a batch will take."""
+TICK_S: Final = 1e-6
+"""Least wait where nothing is to be run: an engine that asks to be asked at once must not stop time."""
+
+
+class World(Protocol):
+    """A clock that starts at 0, and one executor."""
+
+    def now_s(self) -> float: ...
+
+    def wait(self, until_s: float) -> None:
+        """Lets time pass until then."""
+
+    def run(self, work: Work) -> Sequence[bool | None]:
+        """Runs a batch, which takes time, and says of each query whether the answer was right (None: not known)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One batch that ran. ``accuracy``: expected, mean over its queries. ``utility``: expected, of those in time."""
+
+    start_s: float
+    end_s: float
+    gamma: int
+    size: int
+    accuracy: float
+    utility: float
+
+
+@dataclass
+class Run:
+    """What became of a list of queries. ``outcomes[i]`` belongs to the i-th of them, None where it was refused.
+
+    ``expected_utility``: accuracy x utility over the answers in time, as the profile has it. ``utility``: the same with
+    each answer right or wrong, as the draws fell.
+    """
+
+    outcomes: list[Outcome | None]
+    waits_s: list[float]
+    """Of each query that ran, batch by batch: from its arrival to its batch's start."""
+    batches: list[Ran] = field(default_factory=list)
+    expected_utility: float = 0.0
+    utility: float = 0.0
+    end_s: float = 0.0
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Of each query that ran, in the order of ``waits_s``: from its arrival to its answer."""
+        runs_s = [batch.end_s - batch.start_s for batch in self.batches for _ in range(batch.size)]
+        return [wait_s + run_s for wait_s, run_s in zip(self.waits_s, runs_s, strict=True)]
+
+    def share(self, outcome: Outcome) -> float:
+        return self.outcomes.count(outcome) / max(1, len(self.outcomes))
+
+
+def draws(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
+    """Each query's luck, uniform in [0, 1)."""
+    return rng.random(count)
+
+
+class VirtualWorld:
+    """Time passes only as it is told to."""
+
+    def __init__(
+        self, profile: Profile, draws_N: npt.NDArray[np.float64], executor: ExecutorModel | None = None
+    ) -> None:
+        self._profile = profile
+        self._luck: list[float] = draws_N.tolist()
+        self._executor = executor
+        self._now_s = 0.0
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def wait(self, until_s: float) -> None:
+        self._now_s = max(self._now_s, until_s)
+
+    def run(self, work: Work) -> list[bool | None]:
+        profiled_s = self._profile.batch_time_s(work.gamma, len(work.batch))
+        self._now_s += profiled_s if self._executor is None else self._executor(work)
+        accuracy = self._profile.accuracy
+        return [self._luck[query.id] < accuracy[query.task][work.gamma] for query in work.batch.queries]
+
+
+def simulate(
+    engine: Engine,
+    queries: Sequence[Query],
+    draws_N: npt.NDArray[np.float64],
+    executor: ExecutorModel | None = None,
+) -> Run:
+    """``serve`` under a virtual clock."""
+    return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
+
+
+def serve(engine: Engine, queries: Sequence[Query], world: World) -> Run:
+    """Serves ``queries`` (ascending arrivals, ids from 0 in that order) to the last one, and returns what happened.
+
+    Queries that arrive while a batch runs are submitted when it has ended, each with its own arrival: nothing is
+    decided before. A batch whose executor raises is told to the engine as failed, and the error goes on.
+    """
+    run = Run([None] * len(queries), [])
+    coming = 0
+    while True:
+        coming = _submit(engine, queries, coming, world.now_s())
+        decision = engine.next_work(world.now_s())
+        for query in decision.evicted:
+            run.outcomes[query.id] = Outcome.EVICTED
+        if decision.work is not None:
+            try:
+                answers = world.run(decision.work)
+            except BaseException:
+                engine.failed(decision.work, world.now_s())
+                raise
+            end_s = world.now_s()
+            coming = _submit(engine, queries, coming, end_s)
+            _finish(engine, decision.work, answers, end_s, run)
+            continue
+        times_s = [] if decision.wait_until_s is None else [max(decision.wait_until_s, world.now_s() + TICK_S)]
+        if coming < len(queries):
+            times_s.append(queries[coming].arrival_s)
+        if not times_s:
+            run.end_s = world.now_s()
+            return run
+        world.wait(min(times_s))
+
+
+def _submit(engine: Engine, queries: Sequence[Query], coming: int, until_s: float) -> int:
+    """Submits what arrives up to ``until_s``, each at its own time. Returns the place of the first that does not."""
+    while coming < len(queries) and queries[coming].arrival_s <= until_s:
+        # Refused: it keeps the outcome None.
+        with suppress(Overloaded):
+            engine.submit(queries[coming], queries[coming].arrival_s)
+        coming += 1
+    return coming
+
+
+def _finish(engine: Engine, work: Work, answers: Sequence[bool | None], end_s: float, run: Run) -> None:
+    accuracy = engine.profile.accuracy
+    shares = [accuracy[query.task][work.gamma] for query in work.batch.queries]
+    expected = 0.0
+    for (query, outcome), share in zip(engine.finished(work, answers, end_s), shares, strict=True):
+        run.outcomes[query.id] = outcome
+        run.waits_s.append(work.started_s - query.arrival_s)
+        if outcome in IN_TIME:
+            expected += share * query.utility
+            if outcome is Outcome.CORRECT_IN_TIME:
+                run.utility += query.utility
+    run.expected_utility += expected
+    run.batches.append(Ran(work.started_s, end_s, work.gamma, len(shares), sum(shares) / len(shares), expected))

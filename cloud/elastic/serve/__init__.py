@@ -1,0 +1,1 @@
+"""The engine in real time behind the service: open it, decode images, register tasks, answer."""

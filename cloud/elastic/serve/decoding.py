@@ -1,0 +1,68 @@
+"""Images from files, in a bounded pool of threads: neither the event loop nor the engine ever decodes."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from isthmus.cloud.elastic.model.executor import Image
+from isthmus.proto.errors import Busy, TooLate
+
+MAX_PENDING: Final = 1_024
+MAX_PENDING_BYTES: Final = 64 << 20
+
+
+class Decoder:
+    """``decode`` turns a file into the model's pixels, raising InvalidInput or TooLarge. For one event loop."""
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], Image],
+        *,
+        threads: int = 1,
+        max_pending: int = MAX_PENDING,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._decode = decode
+        self._max_pending = max_pending
+        self._max_pending_bytes = max_pending_bytes
+        self._clock = clock
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="elastic-decode")
+        self.pending = 0
+        self.pending_bytes = 0
+
+    async def image(self, data: bytes, deadline_s: float) -> Image:
+        """The pixels of a JPEG or PNG file.
+
+        Raises what ``decode`` raises; Busy when too many files, or bytes of files, are waiting; TooLate when its turn
+        comes after ``deadline_s``.
+        """
+        if self.pending >= self._max_pending or self.pending_bytes + len(data) > self._max_pending_bytes:
+            raise Busy("too many images are waiting to be decoded; try again later")
+        self.pending += 1
+        self.pending_bytes += len(data)
+        loop = asyncio.get_running_loop()
+        job = self._pool.submit(self._in_time, data, deadline_s)
+
+        def left(_: Future[Image]) -> None:
+            # Room is free when the work is over, not when its caller has left.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._left, len(data))
+
+        job.add_done_callback(left)
+        return await asyncio.wrap_future(job)
+
+    def close(self) -> None:
+        """Ends the threads; what has not begun is given up. Blocks."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _in_time(self, data: bytes, deadline_s: float) -> Image:
+        if self._clock() >= deadline_s:
+            raise TooLate("could not be answered within its latency, so it was not computed")
+        return self._decode(data)
+
+    def _left(self, size_bytes: int) -> None:
+        self.pending -= 1
+        self.pending_bytes -= size_bytes

@@ -1,0 +1,107 @@
+"""The tasks that are served: kept in the database and among the artefacts, and in memory while the server runs."""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec, TaskWeights
+from isthmus.cloud.store import tasks as rows
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.database import Database
+from isthmus.proto.convert import identifier
+from isthmus.proto.errors import IsthmusError, NotYours
+from isthmus.proto.limits import MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
+
+log = logging.getLogger(__name__)
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+
+
+class Registry:
+    """Reading is for any thread and never waits. Adding and removing block: call them off the event loop.
+
+    ``changed`` is called after each change, with the task's name and the task (None: removed), one change at a time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        artefacts: Artefacts,
+        model: ModelShape,
+        changed: Callable[[str, Task | None], None] = lambda name, task: None,
+    ) -> None:
+        self._database = database
+        self._artefacts = artefacts
+        self._model = model
+        self._changed = changed
+        self._changing = threading.Lock()
+        self._tasks: dict[str, Task] = {}
+
+    def load(self) -> None:
+        """Takes up what was registered before. A task that no longer fits (the server was given another model), or
+        whose weights are gone, stays in the database, is named in the log and not served."""
+        for row in rows.listing(self._database):
+            try:
+                with self._artefacts.open(row.artefact_id, WEIGHTS_FILE) as file:
+                    data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
+                self._serve(self._task(TaskSpec.from_json(row.spec_json), data, row.version))
+            except (IsthmusError, OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("task %s is not served: %s", row.name, error)
+
+    def get(self, name: str) -> Task:
+        """Raises NotYours for a name that is not registered."""
+        try:
+            return self._tasks[name]
+        except KeyError:
+            raise NotYours(f"no task {name[:64]!r} is registered") from None
+
+    def listing(self) -> list[Task]:
+        """Every task that is served, by name."""
+        return [task for _, task in sorted(self._tasks.items())]
+
+    def register(self, spec: TaskSpec, weights: Path, now_s: float) -> Task:
+        """Adds the task whose weights are the safetensors file ``weights``, or replaces the one of the same name.
+
+        When this returns it is stored and served. Raises InvalidInput or TooLarge for what does not fit the model, Busy
+        for one task too many, StorageFull.
+        """
+        identifier("task", spec.name)
+        with weights.open("rb") as file:
+            data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
+        self._task(spec, data, 1)
+        artefact_id = f"task-{hashlib.sha256(data).hexdigest()[:48]}"
+        with self._changing:
+            self._artefacts.put(artefact_id, WEIGHTS_FILE, weights)
+            try:
+                row, orphan = rows.put(self._database, spec.name, spec.to_json(), artefact_id, now_s, at_most=MAX_TASKS)
+            except IsthmusError:
+                if not rows.named(self._database, artefact_id):
+                    self._artefacts.remove(artefact_id)
+                raise
+            if orphan is not None:
+                self._artefacts.remove(orphan)
+            task = self._task(spec, data, row.version)
+            self._serve(task)
+        return task
+
+    def remove(self, name: str) -> None:
+        """Raises NotYours for a name that is not registered."""
+        with self._changing:
+            there, orphan = rows.remove(self._database, identifier("task", name))
+            if not there:
+                raise NotYours(f"no task {name!r} is registered")
+            if orphan is not None:
+                self._artefacts.remove(orphan)
+            self._tasks = {known: task for known, task in self._tasks.items() if known != name}
+            self._changed(name, None)
+
+    def _task(self, spec: TaskSpec, data: bytes, version: int) -> Task:
+        return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version)
+
+    def _serve(self, task: Task) -> None:
+        # Planned for before it can be asked for.
+        self._changed(task.name, task)
+        self._tasks = {**self._tasks, task.name: task}

@@ -1,0 +1,110 @@
+"""Elastic serving as its clients ask for it, whatever protocol they speak. Plain functions that know no grpc."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from isthmus.cloud.elastic.model.executor import Image
+from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
+from isthmus.cloud.elastic.serve.decoding import Decoder
+from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
+from isthmus.cloud.elastic.serve.registry import Registry
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task
+from isthmus.cloud.elastic.warm.models import WarmModels
+from isthmus.proto.errors import Busy, InvalidInput, TooLate
+
+MAX_REQUEST_BYTES: Final = 512 << 20
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a caller asks for besides the answer. ``remaining_s``: until its call's own deadline, where it has one."""
+
+    latency_s: float | None = None
+    utility: float | None = None
+    remaining_s: float | None = None
+
+    def latency_for(self, task: Task) -> float:
+        """Seconds from arrival to answer: as asked, else the call's deadline, else the task's default; and never beyond
+        the call's deadline. Raises InvalidInput for what cannot be, TooLate where no time is left."""
+        if self.latency_s is not None and not 0 < self.latency_s <= MAX_LATENCY_S:
+            raise InvalidInput(f"latency must be above 0 and at most {MAX_LATENCY_S:g} s")
+        if self.remaining_s is None:
+            return task.spec.default_latency_s if self.latency_s is None else self.latency_s
+        if self.remaining_s <= 0:
+            raise TooLate("the deadline leaves no time to answer")
+        return min(self.remaining_s, MAX_LATENCY_S if self.latency_s is None else self.latency_s)
+
+    def utility_for(self, task: Task) -> float:
+        """Raises InvalidInput for a utility that cannot be."""
+        utility = task.spec.default_utility if self.utility is None else self.utility
+        if not 0 <= utility <= MAX_UTILITY:
+            raise InvalidInput(f"utility must be from 0 to {MAX_UTILITY:g}")
+        return utility
+
+
+class Room:
+    """Bounds the bytes of all requests that are being answered. For one event loop."""
+
+    def __init__(self, limit_bytes: int = MAX_REQUEST_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self.taken_bytes = 0
+
+    @contextmanager
+    def of(self, size_bytes: int) -> Iterator[None]:
+        """Raises Busy where it would be too much."""
+        if self.taken_bytes + size_bytes > self._limit_bytes:
+            raise Busy("too many bytes of images are waiting; try again later")
+        self.taken_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self.taken_bytes -= size_bytes
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What the servicers stand on. Each holds ``room`` for a request from its receipt to its answer."""
+
+    registry: Registry
+    live: LiveEngine
+    decoder: Decoder
+    model: ModelShape
+    warm: WarmModels | None = None
+    room: Room = field(default_factory=Room)
+    clock: Callable[[], float] = time.monotonic
+
+    async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:
+        """The answer to one image: the bytes of a JPEG or PNG file, or an array as ``executor.Image`` says.
+
+        Raises InvalidInput, TooLarge, Busy, TooLate, Unavailable, Internal; of a bad request before anything is done.
+        """
+        arrival_s = self.clock()
+        latency_s, utility = terms.latency_for(task), terms.utility_for(task)
+        if isinstance(image, bytes):
+            try:
+                image = await self.decoder.image(image, arrival_s + latency_s)
+            except TooLate:
+                self.live.count_evicted(task, arrival_s)
+                raise
+        else:
+            check_pixels(image, self.model.image_px)
+        return await self.live.ask(task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility)
+
+
+def check_pixels(image: Image, image_px: int) -> None:
+    """Raises InvalidInput for an array that is not an image in the model's size, or holds NaN or infinity."""
+    if image.dtype == np.uint8 and image.shape == (image_px, image_px, 3):
+        return
+    if image.dtype != np.float32 or image.shape != (3, image_px, image_px):
+        raise InvalidInput(
+            f"image: {image_px} x {image_px} x 3 bytes, or 3 x {image_px} x {image_px} float32 are wanted"
+        )
+    # One pass: the sum of squares is finite unless an element is not, or is far beyond any pixel.
+    if not math.isfinite(float(np.vdot(image, image))):
+        raise InvalidInput("image: NaN, infinity or numbers far beyond any pixel")

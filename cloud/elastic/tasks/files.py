@@ -1,0 +1,63 @@
+"""Tasks as files: what `isthmus elastic prompts` writes, and what registers a task with a server.
+
+NAME.safetensors   head.weight, head.bias, prompts.<gamma>; classes, mode and accuracy as metadata
+NAME.json          the task's description (TaskSpec), with the accuracy that was measured
+NAME.recipe.json   which labels of the set stand for which class, to measure it again
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
+from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
+from isthmus.distill.checkpoint import write_atomically
+from isthmus.proto.errors import IsthmusError
+
+MAX_DESCRIPTION_CHARS = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class TaskFiles:
+    """A task with what it was made of."""
+
+    recipe: TaskRecipe
+    spec: TaskSpec
+    weights: TaskWeights
+
+    def save(self, folder: Path) -> Path:
+        """Writes the three files, and says where the weights are. Raises CheckpointError where the disk is full."""
+        weights, spec = self.weights, self.spec
+        tensors = {"head.weight": weights.head_weight_CD, "head.bias": weights.head_bias_C}
+        tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in weights.prompts_LGD.items()}
+        metadata = {
+            "classes": json.dumps(spec.classes),
+            "mode": spec.prompt_mode,
+            "accuracy": json.dumps({str(gamma): share for gamma, share in spec.accuracy.items()}),
+        }
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        path = folder / f"{spec.name}.safetensors"
+        write_atomically(path, safetensors.numpy.save(contiguous, metadata))
+        write_atomically(folder / f"{spec.name}.recipe.json", json.dumps(asdict(self.recipe), indent=1).encode())
+        write_atomically(folder / f"{spec.name}.json", spec.to_json().encode())
+        return path
+
+
+def load_tasks(folder: Path, model: ModelShape) -> list[TaskFiles]:
+    """All tasks of a folder, by name. Raises ValueError naming the task whose files are missing, damaged, or do not fit
+    the model."""
+    found = []
+    for path in sorted(folder.glob("*.recipe.json")):
+        name = path.name.removesuffix(".recipe.json")
+        try:
+            recipe = read_recipe(str(path))
+            spec = TaskSpec.from_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+            data = (folder / f"{name}.safetensors").read_bytes()
+            weights = TaskWeights.from_bytes(data, classes=len(spec.classes), model=model)
+        except (OSError, ValueError, KeyError, TypeError, IsthmusError) as error:
+            raise ValueError(f"task {name!r} in {folder.name}: {error}") from error
+        found.append(TaskFiles(recipe, spec, weights))
+    return found

@@ -1,0 +1,201 @@
+"""What a task is: classes, a head, prompts for some gammas; and whether it fits the model that is served.
+
+Axes: C classes, D width of the model, L its layers, G prompts a layer.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
+from isthmus.proto.errors import InvalidInput, TooLarge
+from isthmus.proto.limits import MAX_CLASSES, MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES
+
+FloatArray = npt.NDArray[np.float32]
+PromptMode = Literal["append", "replace"]
+PROMPT_MODES: Final[tuple[PromptMode, ...]] = ("append", "replace")
+
+DEFAULT_LATENCY_S: Final = 1.0
+DEFAULT_UTILITY: Final = 1.0
+MAX_GAMMA: Final = 1_024
+
+_PROMPTS: Final = re.compile(r"prompts\.([1-9][0-9]{0,3})")
+_MERGING_COSTS: Final = 0.01
+"""Guess of the accuracy lost for each token merged a layer, where neither this task nor any other was measured."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a task must fit."""
+
+    layers: int
+    width: int
+    image_px: int
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task's description. ``accuracy`` by gamma is what its owner measured, for as many gammas as were.
+
+    Raises InvalidInput, or TooLarge over a bound.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    prompt_mode: PromptMode = "append"
+    accuracy: Mapping[int, float] = field(default_factory=dict)
+    default_latency_s: float = DEFAULT_LATENCY_S
+    default_utility: float = DEFAULT_UTILITY
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES or any(len(name) > MAX_NAME_CHARS for name in self.classes):
+            raise TooLarge("classes: too many, or a name too long")
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or not all(self.classes):
+            raise InvalidInput("classes: at least two different names are wanted")
+        if self.prompt_mode not in PROMPT_MODES:
+            raise InvalidInput(f"prompt mode: one of {', '.join(PROMPT_MODES)} is wanted")
+        if len(self.accuracy) > MAX_GAMMA or any(abs(gamma) > MAX_GAMMA for gamma in self.accuracy):
+            raise TooLarge(f"accuracy: a gamma beyond {MAX_GAMMA}")
+        if not all(0 <= share <= 1 for share in self.accuracy.values()):
+            raise InvalidInput("accuracy: shares from 0 to 1 are wanted")
+        if not 0 < self.default_latency_s <= MAX_LATENCY_S:
+            raise InvalidInput(f"default latency: above 0 and at most {MAX_LATENCY_S:g} s is wanted")
+        if not 0 <= self.default_utility <= MAX_UTILITY:
+            raise InvalidInput(f"default utility: from 0 to {MAX_UTILITY:g} is wanted")
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "name": self.name,
+                "classes": self.classes,
+                "prompt_mode": self.prompt_mode,
+                "accuracy": {str(gamma): share for gamma, share in sorted(self.accuracy.items())},
+                "default_latency_s": self.default_latency_s,
+                "default_utility": self.default_utility,
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "TaskSpec":
+        """Reads what ``to_json`` wrote."""
+        raw = json.loads(text)
+        return TaskSpec(
+            name=raw["name"],
+            classes=tuple(raw["classes"]),
+            prompt_mode=raw["prompt_mode"],
+            accuracy={int(gamma): float(share) for gamma, share in raw["accuracy"].items()},
+            default_latency_s=raw["default_latency_s"],
+            default_utility=raw["default_utility"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TaskWeights:
+    """``prompts_LGD[gamma]`` holds gamma prompts for every layer."""
+
+    head_weight_CD: FloatArray
+    head_bias_C: FloatArray
+    prompts_LGD: Mapping[int, FloatArray]
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file: head.weight, head.bias, prompts.<gamma>."""
+        tensors = {"head.weight": self.head_weight_CD, "head.bias": self.head_bias_C}
+        tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in self.prompts_LGD.items()}
+        return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+
+    @staticmethod
+    def from_bytes(data: bytes, *, classes: int, model: ModelShape) -> "TaskWeights":
+        """Reads and checks a safetensors file from outside.
+
+        Raises TooLarge over the bound; InvalidInput for what is no such file, and for a head or prompts that do not fit
+        the model or the number of classes, saying which.
+        """
+        if len(data) > MAX_TASK_WEIGHTS_BYTES:
+            raise TooLarge(f"weights: at most {MAX_TASK_WEIGHTS_BYTES} bytes are accepted")
+        try:
+            tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(data)
+        # A type that numpy lacks is a KeyError or an AttributeError of the library, by its version.
+        except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InvalidInput("weights: not a safetensors file of float32 tensors") from error
+        prompts_LGD = {}
+        for name, value in tensors.items():
+            if name in ("head.weight", "head.bias"):
+                continue
+            matched = _PROMPTS.fullmatch(name)
+            if matched is None or int(matched[1]) > MAX_GAMMA:
+                raise InvalidInput(f"weights: unknown tensor {name[:MAX_NAME_CHARS]!r}")
+            gamma = int(matched[1])
+            prompts_LGD[gamma] = _checked(name, value, (model.layers, gamma, model.width))
+        for name in ("head.weight", "head.bias"):
+            if name not in tensors:
+                raise InvalidInput(f"weights: {name} is missing")
+        return TaskWeights(
+            _checked("head.weight", tensors["head.weight"], (classes, model.width)),
+            _checked("head.bias", tensors["head.bias"], (classes,)),
+            dict(sorted(prompts_LGD.items())),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A task as it is served. ``version`` counts the registrations of its name, from 1."""
+
+    spec: TaskSpec
+    weights: TaskWeights
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def prompted_gammas(self) -> tuple[int, ...]:
+        return tuple(self.weights.prompts_LGD)
+
+
+def expected_accuracy(task: Task, gammas: Sequence[int], others: Collection[Mapping[int, float]]) -> dict[int, float]:
+    """The task's accuracy at each of ``gammas``: as measured, else estimated; 0 where the task cannot run.
+
+    A task cannot run at a gamma above 0 for which it has no prompts. What was not measured lies on the line between the
+    measured gammas on both sides, or is that of the nearest one. A task of which nothing was measured is taken to be
+    like the mean of ``others``, and without any to lose a hundredth for each token merged a layer.
+    """
+    known = {gamma: share for gamma, share in task.spec.accuracy.items() if gamma <= 0 or gamma in task.prompted_gammas}
+    if not known:
+        known = _mean(others) or {gamma: max(0.0, 1 + _MERGING_COSTS * min(gamma, 0)) for gamma in gammas}
+    xs, ys = zip(*sorted(known.items()), strict=True)
+    return {
+        gamma: float(np.interp(gamma, xs, ys)) if gamma <= 0 or gamma in task.prompted_gammas else 0.0
+        for gamma in gammas
+    }
+
+
+def _mean(tables: Collection[Mapping[int, float]]) -> dict[int, float]:
+    gammas = {gamma for table in tables for gamma in table}
+    return {
+        gamma: math.fsum(known) / len(known)
+        for gamma in gammas
+        if (known := [table[gamma] for table in tables if gamma in table])
+    }
+
+
+def _checked(name: str, value: npt.NDArray[Any], shape: tuple[int, ...]) -> FloatArray:
+    if value.shape != shape:
+        raise InvalidInput(f"weights: {name} is {_by(value.shape)}; this model and these classes need {_by(shape)}")
+    if value.dtype != np.float32:
+        raise InvalidInput(f"weights: {name} is {value.dtype}; float32 is wanted")
+    if not np.isfinite(value).all():
+        raise InvalidInput(f"weights: {name} holds NaN or infinity")
+    return cast(FloatArray, value)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"

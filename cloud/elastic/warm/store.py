@@ -1,0 +1,322 @@
+"""Warmed models as files: each tensor once, under the hash of its bytes; a model is a list of tensors with their names.
+
+tensors/<sha256>.safetensors   one tensor, named "tensor"
+models/<name>.json             the model's card: which tensors, what it was tuned for, what it scores
+store.json                     what all have in common: the task, its classes, the reducer
+
+Tensors are written before the card that names them, and every file whole or not at all, so an interrupted write leaves
+the models that were there. What is read is checked against its hash, name, shape and type. No pickle, no code.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from isthmus.cloud.elastic.warm.profiled import Profiled
+from isthmus.distill.checkpoint import write_atomically
+
+FORMAT: Final = 1
+MAX_CARD_CHARS: Final = 4 << 20
+MAX_MODELS: Final = 4_096
+TYPES: Final[dict[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Kind = Literal["vanilla", "tuned", "soup"]
+ReducerName = Literal["merging", "pruning"]
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class StoreError(ValueError):
+    """A store, or a model in it, that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a model, as its card tells it."""
+
+    hash: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * TYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model of the store. ``number``: what it was tuned for, or for a soup what it was made for. ``accuracy``: by
+    reduction number, on the profiling set of so many ``pictures`` (0: not known). ``shares``: of a soup's members.
+    ``heads``: of its attention."""
+
+    name: str
+    kind: Kind
+    number: int
+    heads: int
+    tensors: Mapping[str, Stored]
+    accuracy: Mapping[int, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    pictures: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Of all its tensors, whether shared or not; each once."""
+        return sum({stored.hash: stored.bytes for stored in self.tensors.values()}.values())
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all models of a store have in common."""
+
+    task: str
+    classes: tuple[str, ...]
+    reducer: ReducerName = "merging"
+
+
+class WarmStore:
+    """The folder ``path``. Reading needs no lock, since files only ever come whole; one process at a time writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(path: Path, common: Common) -> "WarmStore":
+        """A new store, or one that is there already for the same. Raises StoreError where it is of another."""
+        store = WarmStore(path)
+        if (path / "store.json").exists():
+            if store.common() != common:
+                raise StoreError(f"{path} holds warmed models of another task or reducer: name another folder")
+            return store
+        raw = {"format": FORMAT, "task": common.task, "classes": common.classes, "reducer": common.reducer}
+        write_atomically(path / "store.json", json.dumps(raw, indent=1).encode())
+        return store
+
+    def common(self) -> Common:
+        """Raises StoreError where there is none, or none that can be read."""
+        raw = _json(self.path / "store.json", f"{self.path} holds no warmed models; make some with 'warmup run'")
+        try:
+            if raw["format"] != FORMAT or raw["reducer"] not in ("merging", "pruning"):
+                raise StoreError(f"{self.path / 'store.json'} is of another format or reducer")
+            return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"])
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{self.path / 'store.json'} is damaged: {error!r}") from error
+
+    def names(self) -> list[str]:
+        """Of all models that have a card, whether they can be used or not."""
+        return sorted(path.name.removesuffix(".json") for path in (self.path / "models").glob("*.json"))[:MAX_MODELS]
+
+    def card(self, name: str) -> Card:
+        """Raises StoreError where there is none of that name, or a damaged one."""
+        path = self.path / "models" / f"{_checked(name)}.json"
+        raw = _json(path, f"there is no model {name!r} in {self.path}")
+        try:
+            if raw["format"] != FORMAT or raw["name"] != name or raw["kind"] not in ("vanilla", "tuned", "soup"):
+                raise StoreError(f"{path.name} is of another format, or of another model")
+            tensors = {str(key): _stored(path, value) for key, value in raw["tensors"].items()}
+            return Card(
+                name=name,
+                kind=raw["kind"],
+                number=int(raw["number"]),
+                heads=int(raw["heads"]),
+                tensors=tensors,
+                accuracy={int(number): float(share) for number, share in raw["accuracy"].items()},
+                shares={str(member): float(share) for member, share in raw["shares"].items()},
+                seconds=float(raw["seconds"]),
+                pictures=max(0, int(raw.get("pictures", 0))),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise (
+                error if isinstance(error, StoreError) else StoreError(f"{path.name} is damaged: {error!r}")
+            ) from error
+
+    def usable(self) -> tuple[dict[str, Card], dict[str, str]]:
+        """The cards whose files are all there in their right size, and for each other model what is wrong with it."""
+        good, bad = {}, {}
+        for name in self.names():
+            try:
+                card = self.card(name)
+                for stored in card.tensors.values():
+                    self._present(stored)
+                good[name] = card
+            except StoreError as error:
+                bad[name] = str(error)
+        return good, bad
+
+    def profiled(self) -> Profiled:
+        """All profiled models that can be used. Raises StoreError for none."""
+        good, bad = self.usable()
+        found = profiled(good.values())
+        if not found.accuracy:
+            raise StoreError(f"{self.path} holds no profiled model: {'; '.join(bad.values()) or 'it is empty'}")
+        return found
+
+    def save(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        kind: Kind,
+        number: int,
+        heads: int,
+        accuracy: Mapping[int, float] | None = None,
+        shares: Mapping[str, float] | None = None,
+        seconds: float = 0.0,
+        pictures: int = 0,
+    ) -> Card:
+        """Writes a model, or replaces it. Raises CheckpointError on a full disk; then the model of before is there."""
+        _checked(name)
+        stored = {key: self._write(tensor) for key, tensor in tensors.items()}
+        card = Card(name, kind, number, heads, stored, dict(accuracy or {}), dict(shares or {}), seconds, pictures)
+        self.write_card(card)
+        return card
+
+    def write_card(self, card: Card) -> None:
+        """Writes what is said of a model anew. Raises CheckpointError on a full disk."""
+        raw = {
+            "format": FORMAT,
+            "name": card.name,
+            "kind": card.kind,
+            "number": card.number,
+            "heads": card.heads,
+            "accuracy": {str(number): share for number, share in sorted(card.accuracy.items())},
+            "shares": dict(card.shares),
+            "seconds": card.seconds,
+            "pictures": card.pictures,
+            "tensors": {
+                key: {"hash": one.hash, "dtype": one.dtype, "shape": list(one.shape)}
+                for key, one in card.tensors.items()
+            },
+        }
+        write_atomically(self.path / "models" / f"{card.name}.json", json.dumps(raw, indent=1).encode())
+
+    def remove(self, name: str) -> None:
+        """The model's card; ``collect`` frees its tensors. No such model: nothing."""
+        (self.path / "models" / f"{_checked(name)}.json").unlink(missing_ok=True)
+
+    def collect(self) -> int:
+        """Removes tensors that no card names, such as an interrupted write leaves; returns their bytes. Raises
+        StoreError where a card cannot be read, since then nobody knows what it names."""
+        named = {stored.hash for name in self.names() for stored in self.card(name).tensors.values()}
+        freed = 0
+        for path in (self.path / "tensors").glob("*"):
+            if path.name.removesuffix(".safetensors") not in named:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+    def bytes_of(self, cards: Collection[Card]) -> int:
+        """What these models take, what they share counted once."""
+        every = {one.hash: one.bytes for card in cards for one in card.tensors.values()}
+        return sum(every.values())
+
+    def tensor(self, stored: Stored) -> Tensor:
+        """One tensor, checked. Raises StoreError naming its file where it is missing, truncated or another's."""
+        path = self._present(stored)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor("tensor").clone()
+        except Exception as error:  # safetensors raises its own untyped errors on damage
+            raise StoreError(f"{path.name} is no safetensors file, or damaged: {error}") from error
+        if _description(tensor) != (stored.dtype, stored.shape) or _hash(tensor) != stored.hash:
+            raise StoreError(f"{path.name} holds other weights than its name says")
+        return tensor
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """A model's tensors; those it holds twice are one. Raises StoreError."""
+        card, loaded = self.card(name), {}
+        for stored in card.tensors.values():
+            if stored.hash not in loaded:
+                loaded[stored.hash] = self.tensor(stored)
+        return {key: loaded[stored.hash] for key, stored in card.tensors.items()}
+
+    def _present(self, stored: Stored) -> Path:
+        path = self._path(stored.hash)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise StoreError(f"{path.name} is missing") from error
+        if size < stored.bytes:
+            raise StoreError(f"{path.name} is truncated: {size} bytes for a tensor of {stored.bytes}")
+        return path
+
+    def _path(self, hash: str) -> Path:
+        return self.path / "tensors" / f"{hash}.safetensors"
+
+    def _write(self, tensor: Tensor) -> Stored:
+        plain = tensor.detach().cpu().contiguous()
+        dtype, shape = _description(plain)
+        stored = Stored(_hash(plain), dtype, shape)
+        try:
+            self.tensor(stored)  # there and whole
+        except StoreError:
+            write_atomically(self._path(stored.hash), safetensors.torch.save({"tensor": plain}))
+        return stored
+
+
+def _stored(path: Path, raw: Mapping[str, Any]) -> Stored:
+    hash, dtype, shape = str(raw["hash"]), str(raw["dtype"]), tuple(map(int, raw["shape"]))
+    if not _HASH.fullmatch(hash) or dtype not in TYPES or any(side < 0 for side in shape):
+        raise StoreError(f"{path.name} names a tensor that cannot be: {hash[:70]!r}, {dtype!r}, {list(shape)[:8]}")
+    return Stored(hash, dtype, shape)
+
+
+def _description(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+    dtype = next((name for name, known in TYPES.items() if known == tensor.dtype), None)
+    if dtype is None:
+        raise StoreError(f"tensors of {tensor.dtype} are not kept; only {', '.join(TYPES)}")
+    return dtype, tuple(tensor.shape)
+
+
+def _hash(tensor: Tensor) -> str:
+    """SHA-256 over type, shape and bytes."""
+    digest = hashlib.sha256(repr(_description(tensor)).encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _json(path: Path, missing: str) -> Any:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CARD_CHARS + 1)
+    except FileNotFoundError as error:
+        raise StoreError(missing) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    if len(text) > MAX_CARD_CHARS:
+        raise StoreError(f"{path.name}: over {MAX_CARD_CHARS} characters")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise StoreError(f"{path.name} is damaged: {error}") from error
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"a model cannot be called {name[:100]!r}")
+    return name
+
+
+def profiled(cards: Collection[Card]) -> Profiled:
+    """The profiled ones of some models, on the fewest pictures of any; 0 where it is not known of one of them."""
+    known = [card for card in cards if card.accuracy]
+    pictures = min((card.pictures for card in known), default=0)
+    return Profiled({card.name: card.accuracy for card in known}, pictures)
+
+
+def tensors_of(cards: Collection[Card]) -> Iterator[Stored]:
+    """Each tensor of some models once."""
+    yield from {one.hash: one for card in cards for one in card.tensors.values()}.values()

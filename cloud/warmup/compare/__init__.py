@@ -1,0 +1,1 @@
+"""Warm-up methods compared: the grid of models, the comparison, its claims and figures."""

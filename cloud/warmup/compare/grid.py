@@ -1,0 +1,319 @@
+"""The grid of tuned number x number at inference over seeds, and every method on it: what `warmup evaluate` measures.
+
+Every number is tuned once for each seed (that is Exhaustive); what the planner would have tuned follows from the same
+cells, since it is a pure function of costs and accuracies. Resumable cell by cell, and several processes may share a
+folder. The profiling set chooses, the test set judges.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from isthmus import __version__
+from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.warmup.compare import comparison
+from isthmus.cloud.warmup.compare.claims import Cells
+from isthmus.cloud.warmup.compare.comparison import METHODS, Measured
+from isthmus.cloud.warmup.planner import UNBOUNDED, BudgetTooSmall, Cost, Plan, next_step
+from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pictures
+from isthmus.cloud.warmup.tuning import DEFAULT, Subject, TuneConfig, predicted_seconds, probe, start, tune
+from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Told, Warming, named, nearest, silent, unseen
+from isthmus.data.content import digest
+from isthmus.data.images import LabelledImages
+from isthmus.distill.checkpoint import write_atomically
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """``config.seed`` is set by each of ``seeds``. ``time_share``: of Exhaustive's seconds, what the planner may spend;
+    ``storage_budget_bytes``: for its models and the soups together. Raises ValueError for numbers that the tokens do
+    not allow or that lack 0, and for test pictures that lack a class."""
+
+    folder: Path
+    subject: Subject
+    test: LabelledImages
+    numbers: tuple[int, ...]
+    config: TuneConfig = DEFAULT
+    seeds: tuple[int, ...] = (0, 1, 2)
+    middle: int | None = None
+    time_share: float = 1 / 3
+    storage_budget_bytes: float = UNBOUNDED
+
+    def __post_init__(self) -> None:
+        check_pictures("the test set", self.test, self.subject.classes, self.subject.model)
+        check_numbers(self.numbers, start(self.subject, self.config))
+        if 0 not in self.numbers or len(self.seeds) < 1:
+            raise ValueError("number 0 must be among the numbers, and there must be a seed: all is compared with it")
+
+    @cached_property
+    def cells(self) -> Cells:
+        config = dataclasses.replace(self.config, seed=0)
+        parts = [self.subject.key(config), self.subject.profiling.digest(), self.test.digest(), str(self.numbers)]
+        return Cells(self.folder / "cells", digest(parts)[:16])
+
+    def warming(self, seed: int) -> Warming:
+        config = dataclasses.replace(self.config, seed=seed)
+        return Warming(self.folder / f"seed-{seed}", self.subject, self.numbers, config)
+
+    def run(self, *, on_epoch: OnEpoch = unseen, told: Told = silent) -> dict[str, Any] | None:
+        """Makes every cell that is missing and that no other process is at; then, if all are there, the result, which
+        it writes as result.json and result.md. None where cells are still being made elsewhere."""
+        cells = self.cells
+        cells.make("probe", self._probe)
+        for seed in self.seeds:
+            cells.make(f"vanilla-{seed}", partial(self._vanilla, seed, on_epoch, told))
+            for number in self.numbers:
+                cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, told))
+        for seed in self.seeds:
+            if self._ready(seed):
+                cells.make(self._soups_name(seed), partial(self._soups, seed, told))
+        # Asked anew: a cell that another process was at may be made by now, and then nobody else writes the result.
+        if not all(self._ready(seed) and cells.get(self._soups_name(seed)) is not None for seed in self.seeds):
+            told("other processes are still at some cells; the last one to end writes the result")
+            return None
+        result = self.result()
+        write_atomically(self.folder / "result.json", json.dumps(result, indent=1).encode())
+        write_atomically(self.folder / "result.md", markdown(result).encode())
+        return result
+
+    def result(self) -> dict[str, Any]:
+        """Of all cells together. Raises KeyError where one is missing."""
+        seeds = []
+        for seed in self.seeds:
+            vanilla, tuned, plan = self._vanilla_of(seed), self._tuned_of(seed), self.planned(seed)
+            soups = {name: _measured(of) for name, of in self._cell(self._soups_name(seed))["kept"].items()}
+            accuracy = comparison.by_method(
+                vanilla, tuned, [one.number for one in plan.models], soups, len(self.subject.profiling)
+            )
+            seeds.append(
+                {
+                    "seed": seed,
+                    "accuracy": accuracy,
+                    "grid": {number: of.test for number, of in tuned.items()},
+                    "vanilla": vanilla.test,
+                    "tuned": [one.number for one in plan.models],
+                    "soups": self._cell(self._soups_name(seed)),
+                    "seconds": {number: of.seconds for number, of in tuned.items()},
+                    "predicted_s": {number: cost.seconds for number, cost in plan.costs.items()},
+                    **comparison.compared(accuracy, plan, tuned),
+                }
+            )
+        subject = self.subject
+        raw = {
+            "what": "accuracy by number tuned for and number at inference, and by method",
+            "task": subject.task,
+            "reducer": self.config.reducer,
+            "classes": subject.classes,
+            "pictures": {
+                "learning": len(subject.learning),
+                "profiling": len(subject.profiling),
+                "test": len(self.test),
+            },
+            "numbers": self.numbers,
+            "train": dataclasses.asdict(self.config.train),
+            "target": self.config.target,
+            "time_share": self.time_share,
+            "storage_budget_bytes": None if self.storage_budget_bytes == UNBOUNDED else self.storage_budget_bytes,
+            "versions": {"isthmus": __version__, "torch": torch.__version__, "numpy": np.__version__},
+            "seeds": seeds,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(raw))
+        return plain
+
+    @property
+    def middle_number(self) -> int:
+        return nearest(self.numbers, MIDDLE) if self.middle is None else self.middle
+
+    def planned(self, seed: int) -> Plan:
+        """What the planner tunes, replayed on this seed's cells. Raises BudgetTooSmall."""
+        raw = self._cell("probe")
+        model = start(self.subject, self.config)
+        own_bytes = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+        plan = Plan(
+            self.middle_number,
+            {number: Cost(float(raw["seconds"][str(number)]), own_bytes) for number in self.numbers},
+            storage_budget_bytes=self.storage_budget_bytes,
+            probe_s=float(raw["probe_s"]),
+        )
+        tuned = self._tuned_of(seed)
+        try:
+            return comparison.replayed(comparison.with_time_share(plan, tuned, self.time_share), tuned)
+        except BudgetTooSmall as error:
+            raise BudgetTooSmall(
+                f"--time-share {self.time_share:g} of tuning every number is too little: {error}"
+            ) from error
+
+    @property
+    def _clock(self) -> Callable[[], float]:
+        """Costs are compared, so on a processor its own seconds count: whatever else runs there makes no difference."""
+        return time.process_time if self.subject.device.type == "cpu" else time.perf_counter
+
+    def _probe(self) -> dict[str, Any]:
+        measured = probe(self.subject, self.numbers, self.config, clock=self._clock)
+        seconds = predicted_seconds(self.subject, measured, self.numbers, self.config)
+        return {"seconds": {str(number): value for number, value in seconds.items()}, "probe_s": measured.seconds}
+
+    def _vanilla(self, seed: int, on_epoch: OnEpoch, told: Told) -> dict[str, Any]:
+        """As it is; where tokens are pruned, predictors alone are trained for it: without any it could not prune."""
+        warming = self.warming(seed)
+        warming.keep_vanilla()
+        model = start(self.subject, warming.config).eval().requires_grad_(False)
+        if self.config.reducer == "pruning":
+            config = dataclasses.replace(warming.config, frozen=("",))
+            watched = named(f"seed {seed}, predictors", on_epoch)
+            told(f"seed {seed}: predictors of the vanilla model")
+            model, _ = tune(
+                self.subject, self.middle_number, config, folder=warming.folder / "vanilla", on_epoch=watched
+            )
+        return self._both(model, 0.0)
+
+    def _tuned(self, seed: int, number: int, on_epoch: OnEpoch, told: Told) -> dict[str, Any]:
+        warming = self.warming(seed)
+        tuning = warming.folder / "tuning"
+        told(f"seed {seed}, number {number}")
+        watched = named(f"seed {seed}, number {number}", on_epoch)
+        model, seconds = tune(self.subject, number, warming.config, folder=tuning, on_epoch=watched, clock=self._clock)
+        found = self._both(model, seconds)
+        warming.save(model, number, seconds, _measured(found).profiling)
+        for left in tuning.glob(f"{number}.*"):
+            left.unlink()
+        return found
+
+    def _soups_name(self, seed: int) -> str:
+        """They hang on what the planner chose, and so on the budgets, which may be changed from run to run."""
+        chosen = digest([str([one.number for one in self.planned(seed).models]), str(self.storage_budget_bytes)])
+        return f"soups-{seed}-{chosen[:8]}"
+
+    def _soups(self, seed: int, told: Told) -> dict[str, Any]:
+        """The planner's models averaged in a folder of their own, as `warmup ensemble` would; kept soups are judged."""
+        plan = self.planned(seed)
+        grid, chosen = self.warming(seed), self.warming(seed)
+        chosen = dataclasses.replace(chosen, folder=grid.folder / self._soups_name(seed))
+        for name in ["vanilla", *(f"tuned-{one.number}" for one in plan.models)]:
+            card = grid.store.card(name)
+            chosen.store.save(
+                name,
+                grid.store.load(name),
+                kind=card.kind,
+                number=card.number,
+                heads=card.heads,
+                accuracy=self._accuracy_of(name, seed),
+                pictures=len(self.subject.profiling),
+                seconds=card.seconds,
+            )
+        found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, told) if plan.models else []
+        kept = [name for name in chosen.store.names() if name.startswith("soup-")]
+        return {
+            "found": [dataclasses.asdict(one) for one in found],
+            "kept": {name: self._both(chosen.model(name), 0.0, chosen.store.card(name).accuracy) for name in kept},
+            "why_stopped": next_step(plan).why,
+        }
+
+    def _both(self, model: ElasticViT, seconds: float, profiling: Mapping[int, float] | None = None) -> dict[str, Any]:
+        """Accuracy at every number on both sets."""
+        subject = self.subject
+        sets = {
+            "profiling": profiling
+            or accuracies(model, subject.pixels, subject.profiling, self.numbers, device=subject.device),
+            "test": accuracies(model, subject.pixels, self.test, self.numbers, device=subject.device),
+        }
+        told = {name: {str(number): share for number, share in of.items()} for name, of in sets.items()}
+        return {**told, "seconds": seconds}
+
+    def _ready(self, seed: int) -> bool:
+        names = ["probe", f"vanilla-{seed}", *(f"tuned-{seed}-{number}" for number in self.numbers)]
+        return all(self.cells.get(name) is not None for name in names)
+
+    def _cell(self, name: str) -> dict[str, Any]:
+        value = self.cells.get(name)
+        if value is None:
+            raise KeyError(f"cell {name} is missing")
+        return value
+
+    def vanilla_accuracy(self, seed: int) -> Mapping[int, float]:
+        """On the profiling set, by number. Raises KeyError where the cell is missing."""
+        return self._vanilla_of(seed).profiling
+
+    def _vanilla_of(self, seed: int) -> Measured:
+        return _measured(self._cell(f"vanilla-{seed}"))
+
+    def _tuned_of(self, seed: int) -> dict[int, Measured]:
+        return {number: _measured(self._cell(f"tuned-{seed}-{number}")) for number in self.numbers}
+
+    def _accuracy_of(self, name: str, seed: int) -> Mapping[int, float]:
+        cell = f"vanilla-{seed}" if name == "vanilla" else f"tuned-{seed}-{name.removeprefix('tuned-')}"
+        return _measured(self._cell(cell)).profiling
+
+
+def _measured(raw: Mapping[str, Any]) -> Measured:
+    profiling, test = (
+        {int(number): float(share) for number, share in raw[name].items()} for name in ("profiling", "test")
+    )
+    return Measured(profiling, test, float(raw["seconds"]))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Accuracy by method and number, mean (spread) over seeds; then what is compared."""
+    seeds: Sequence[Mapping[str, Any]] = result["seeds"]
+    numbers = [str(number) for number in result["numbers"]]
+    what = "test accuracy by number at inference, mean (least to most)"
+    lines = [
+        f"### {result['task']}, {result['reducer']}: {what} over {len(seeds)} seeds",
+        "",
+        f"| method | {' | '.join(numbers)} | mean | of exhaustive | seconds |",
+        f"| --- |{' --- |' * (len(numbers) + 3)}",
+    ]
+    for method in METHODS:
+        shares = [[seed["accuracy"][method][number] for seed in seeds] for number in numbers]
+        means = [seed["mean_accuracy"][method] for seed in seeds]
+        ratios = [seed["of_exhaustive"][method] for seed in seeds]
+        lines.append(
+            f"| {method} | {' | '.join(_spread(of) for of in shares)} | {_spread(means)} "
+            f"| {statistics.fmean(ratios):.3f} ({min(ratios):.3f}) | {_seconds(method, seeds)} |"
+        )
+    lines += ["", "| | prodigy | prodigy+soups |", "| --- | --- | --- |"]
+    for label, told in (
+        ("least share won back where vanilla loses 3 points or more", _least_won_back),
+        ("points lost at number 0, most of all seeds", _most_lost),
+    ):
+        lines.append(f"| {label} | {told('prodigy', seeds)} | {told('prodigy+soups', seeds)} |")
+    costs = [seed["cost_share"] for seed in seeds]
+    lines += [
+        "",
+        f"Planned cost: {statistics.fmean(costs):.3f} of exhaustive's (most {max(costs):.3f}); tuned: "
+        + "; ".join(f"seed {seed['seed']}: {', '.join(map(str, seed['tuned']))}" for seed in seeds)
+        + ".",
+        f"The vanilla model loses up to {100 * max(seed['vanilla_loses_most'] for seed in seeds):.1f} points.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(shares: Sequence[float]) -> str:
+    mean, least, most = 100 * statistics.fmean(shares), 100 * min(shares), 100 * max(shares)
+    return f"{mean:.1f}" if least == most else f"{mean:.1f} ({least:.1f} to {most:.1f})"
+
+
+def _seconds(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    if method == "exhaustive":
+        return f"{statistics.fmean(seed['exhaustive_s'] for seed in seeds):.0f}"
+    if method == "maxprune":
+        return f"{statistics.fmean(seed['seconds'][max(seed['seconds'], key=int)] for seed in seeds):.0f}"
+    return f"{statistics.fmean(seed['planned_s'] for seed in seeds):.0f}" if method.startswith("prodigy") else "0"
+
+
+def _least_won_back(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    shares = [share for seed in seeds for share in seed["won_back"][method].values()]
+    return f"{min(shares):.2f}" if shares else "vanilla loses nowhere so much"
+
+
+def _most_lost(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    return f"{100 * max(seed['cost_at_0'][method] for seed in seeds):.1f}"
