@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from isthmus.data import ave, crema_d, splits
+from isthmus.data import splits
 from isthmus.data.clip import ClipError, ClipRef, Damage, Listing
-from isthmus.data.layouts import AUTO, read_listing
-from isthmus.data.media import decode
+from isthmus.data.layouts import ave, crema_d
+from isthmus.data.layouts.listing import AUTO, read_listing
+from isthmus.data.media.decode import decode
 from isthmus.data.progress import progress_bar
-from isthmus.data.synthetic import make_ave, make_crema_d
+from isthmus.data.synthetic.sets import make_ave, make_crema_d
 from isthmus.data.transforms import InputSpec
 
 app = typer.Typer(

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.data import ave
 from isthmus.data.clip import ClipRef, Listing
+from isthmus.data.layouts import ave
 
 PRIVATE_SHARE: Final = 0.1
 

@@ -13,21 +13,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from isthmus.data.arrays import CacheFull
+from isthmus.data.cache.build import CacheFull
 from isthmus.distill import release as releases
-from isthmus.distill.base import make_base, make_student
-from isthmus.distill.checkpoint import CheckpointError, write_atomically
-from isthmus.distill.evaluate import StudentOutputs, accuracy, bank_probabilities, by_captured, student_outputs
-from isthmus.distill.export import ExportError, export_student
 from isthmus.distill.models.heads import HeadBank
-from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.prepare import begin_release, choose_split, decode, read_data, recipe_for, release_split
-from isthmus.distill.progress import EpochBars, bars, save_loss_curves
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, ReleaseError, load_weights, save_weights
 from isthmus.distill.selection import STRATEGIES, Selection, Wanted
-from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
-from isthmus.distill.train import EpochReport, TrainingDiverged, pick_device
+from isthmus.distill.student.base import make_base, make_student
+from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, by_captured, student_outputs
+from isthmus.distill.student.export import ExportError, export_student
+from isthmus.distill.student.personalise import distil_round, select_round, train_heads
+from isthmus.distill.teacher.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
+from isthmus.distill.training.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.training.loop import EpochReport, TrainingDiverged, pick_device
+from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
 from isthmus.proto.messages import Captured
 
 app = typer.Typer(

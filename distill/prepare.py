@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from isthmus.data.arrays import build_arrays
+from isthmus.data.cache.build import build_arrays
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
-from isthmus.data.layouts import read_listing
+from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import Split, by_actor, by_class, published
-from isthmus.data.stored import ClipArrays
-from isthmus.distill.checkpoint import write_atomically
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
+from isthmus.distill.training.checkpoint import write_atomically
 
 
 def choose_split(

@@ -40,7 +40,7 @@ class TeacherConfig:
     """How the teacher comes about; ``balance`` says what keeps one branch from starving the other (spec 1, section 8).
 
     "unimodal": each branch alone, then the head on their features. "ogm-ge": both branches and the head at once by
-    ``joint``, gradients modulated with ``alpha`` (distill/balance.py), then the head again on features.
+    ``joint``, gradients modulated with ``alpha`` (distill/teacher/balance.py), then the head again on features.
     """
 
     audio: TrainConfig
@@ -52,7 +52,7 @@ class TeacherConfig:
     """Strength of the modulation; the paper takes 0.8 for CREMA-D."""
     held_out: float = 0.1
     """Share of the public clips that no branch is trained on, and a linear head is fitted on instead of being trained
-    by ``head`` (distill/held_out.py)."""
+    by ``head`` (distill/teacher/held_out.py)."""
 
     def __post_init__(self) -> None:
         if self.balance not in ("unimodal", "ogm-ge"):
@@ -81,7 +81,7 @@ class PersonaliseConfig:
     min_cluster: int = 3
     settled_at: float | None = None
     """Overlap (Jaccard) of two rounds' selections from which on the job trains to its end without another round;
-    None asks for every round (distill/settling.py)."""
+    None asks for every round (distill/student/settling.py)."""
 
     keep: float = 0.5
     """Share of the base student's weights in the finished one (``personalise.averaged``); the paper keeps none."""

@@ -1,7 +1,7 @@
 """A release: the folder that holds all a cloud needs to personalise students.
 
 recipe.json                     the whole configuration, and the hash of the data
-public/                         the decoded public clips (data/arrays.py)
+public/                         the decoded public clips (data/cache/build.py)
 teacher/teacher.safetensors     and history.json, loss.png
 teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
 students/<seed>.safetensors     AllDistill students, one per seed; <seed>-heads.safetensors: their heads, likewise
@@ -18,13 +18,13 @@ import numpy as np
 from safetensors.torch import load_file, save
 from torch import nn
 
-from isthmus.data.stored import ClipArrays
-from isthmus.distill.checkpoint import state_hash, write_atomically
+from isthmus.data.cache.read import ClipArrays
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import Recipe
-from isthmus.distill.teacher_cache import TeacherOutputs, open_outputs
+from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.teacher_cache import TeacherOutputs, open_outputs
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -28,7 +28,7 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
     "cloud": LazyCommand(
         "isthmus.cloud.commands.cloud", "The cloud service: personalise students, answer devices.", "cloud"
     ),
-    "edge": LazyCommand("isthmus.edge.cli", "The device: run the agent, see what would leave it.", "edge"),
+    "edge": LazyCommand("isthmus.edge.commands.edge", "The device: run the agent, see what would leave it.", "edge"),
     "elastic": LazyCommand(
         "isthmus.cloud.commands.elastic",
         "Elastic ViT serving: learn prompts, search schedules, profile a machine.",

@@ -164,9 +164,10 @@ class StudentFile:
 class PublicMeasure:
     """What the cloud measured of a student's local head on ``clips`` labelled public clips.
 
-    ``atc_threshold``: the confidence above which the share of those clips equals ``accuracy`` (edge/guard.py).
-    ``class_shares``: of each class among the clips that the heads were trained on, summing to 1 (edge/habits.py);
-    empty where those were a selection.
+    ``atc_threshold``: the confidence above which the share of those clips equals ``accuracy``
+    (edge/own_clips/guard.py).
+    ``class_shares``: of each class among the clips that the heads were trained on, summing to 1
+    (edge/own_clips/habits.py); empty where those were a selection.
     """
 
     clips: int

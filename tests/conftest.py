@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, settings
 
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.link import MemoryCloud
+from isthmus.edge.link.interface import MemoryCloud
 from isthmus.proto.codec import unpack_frame
 from isthmus.proto.convert import manifest_to_bytes
 from isthmus.proto.errors import BadFrame

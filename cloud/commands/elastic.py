@@ -43,9 +43,9 @@ from isthmus.cloud.elastic.warm.models import timed_model
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
 from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import state_hash, write_atomically
-from isthmus.distill.progress import EpochBars, bars, save_loss_curves
-from isthmus.distill.train import pick_device
+from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.loop import pick_device
+from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
 
 PRECISION_PICTURES = 1_000
 """At most so many pictures of the first task judge number types."""

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from isthmus.cloud.elastic.prepare import profiler
-from isthmus.distill.checkpoint import CheckpointError
-from isthmus.distill.progress import bars
-from isthmus.distill.train import TrainingDiverged
+from isthmus.distill.training.checkpoint import CheckpointError
+from isthmus.distill.training.loop import TrainingDiverged
+from isthmus.distill.training.progress import bars
 from isthmus.proto.errors import IsthmusError
 
 Model = Annotated[str, typer.Option(help="A safetensors file with timm's weight names, or a name that timm knows.")]

@@ -19,7 +19,7 @@ from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
 from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.data.traces import read_trace
-from isthmus.distill.train import pick_device
+from isthmus.distill.training.loop import pick_device
 from isthmus.proto.errors import IsthmusError
 
 SYNTHETIC = "synthetic"

@@ -37,11 +37,11 @@ from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.tuning import FROZEN, TARGETS, TUNE, Subject, Target, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
-from isthmus.data.details import detail_classes, with_details
 from isthmus.data.images import read_images, write_images
-from isthmus.distill.checkpoint import write_atomically
-from isthmus.distill.progress import EpochBars, bars
-from isthmus.distill.train import pick_device
+from isthmus.data.synthetic.details import detail_classes, with_details
+from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.distill.training.loop import pick_device
+from isthmus.distill.training.progress import EpochBars, bars
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -12,14 +12,14 @@ import torch
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.patching import patch_student
 from isthmus.cloud.personalise.students import MEASURED_FILE
-from isthmus.distill import personalise
-from isthmus.distill.checkpoint import write_atomically
-from isthmus.distill.export import export_student
-from isthmus.distill.measure import measure_public
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
-from isthmus.distill.train import pick_device
+from isthmus.distill.student import personalise
+from isthmus.distill.student.export import export_student
+from isthmus.distill.student.measure import measure_public
+from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.distill.training.loop import pick_device
 from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 
 

@@ -2,7 +2,7 @@
 
 What a patch gives is what the device will run, so it is what is published. Each file gets the cheapest coding of
 ``LADDER`` with which it agrees, on public clips of the selection, with the exported one (which agrees with torch, see
-distill/export.py); where none does, the whole file is published.
+distill/student/export.py); where none does, the whole file is published.
 """
 
 import functools
@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
 
-from isthmus.data.stored import ClipArrays
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.transforms import evaluation_frames
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import FloatArray, NumberType, patch_name

@@ -37,7 +37,7 @@ from isthmus.cloud.personalise.learning import Learning, RoundWork
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store.database import disk_is_full
 from isthmus.distill.selection import Selection
-from isthmus.distill.settling import settled
+from isthmus.distill.student.settling import settled
 from isthmus.proto.errors import IsthmusError, StorageFull
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from isthmus.cloud.elastic.model.pruning import KEEP, Pruning
 from isthmus.cloud.elastic.model.vit import ElasticViT, project
 from isthmus.cloud.elastic.prepare.prompts import Pictures
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import SeededDataset
+from isthmus.distill.training.loop import SeededDataset
 
 ANSWERS_WEIGHT: Final = 0.5
 TOKENS_WEIGHT: Final = 0.5

@@ -28,11 +28,11 @@ from isthmus.cloud.elastic.tasks.task import FloatArray
 from isthmus.cloud.elastic.warm.store import ReducerName
 from isthmus.cloud.warmup.profiling import check_numbers, check_pictures
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss
-from isthmus.data.content import digest
+from isthmus.data.cache.keys import digest
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import state_hash, write_atomically
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs, optimizer_for
+from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.loop import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs, optimizer_for
 
 TUNE: Final = TrainConfig(
     epochs=30,

@@ -16,8 +16,8 @@ from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
 from isthmus.cloud.warmup.compare.claims import in_turn
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, tensors_of_model, tune, with_head
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import write_atomically
-from isthmus.distill.train import OnEpoch, ignore_epochs
+from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.distill.training.loop import OnEpoch, ignore_epochs
 
 
 def vanilla_subject(

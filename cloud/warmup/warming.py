@@ -36,8 +36,8 @@ from isthmus.cloud.warmup.tuning import (
     tune,
 )
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import write_atomically
-from isthmus.distill.train import EpochReport, pick_device
+from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.distill.training.loop import EpochReport, pick_device
 
 MIDDLE: Final = 20
 """The paper's r_mid: up to here one tuned model serves every number."""

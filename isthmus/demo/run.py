@@ -19,10 +19,10 @@ from rich.markup import escape
 
 from isthmus import __version__
 from isthmus.data.clip import ClipError, ClipRef, Listing
-from isthmus.data.layouts import read_listing
-from isthmus.data.media import decode, decode_sound
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.media.decode import decode, decode_sound
 from isthmus.data.splits import Split, stratified
-from isthmus.data.synthetic import make_crema_d
+from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.data.transforms import InputSpec
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, KeptClip, readable_seconds
@@ -207,7 +207,7 @@ class Demo:
 
 def _check_edge_python(python: Path) -> bool:
     """Whether torch is installed beside it. Raises ValueError where the device's part of Isthmus is not."""
-    code = "import importlib.util as u, isthmus.edge.cli; print(u.find_spec('torch') is not None)"
+    code = "import importlib.util as u, isthmus.edge.commands.edge; print(u.find_spec('torch') is not None)"
     way_out = "'make install-edge' makes an environment for devices; --edge-python names another."
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -15,10 +15,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from isthmus.data.stored import ClipArrays
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.transforms import frame_positions
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import SeededDataset, fit
+from isthmus.distill.training.loop import SeededDataset, fit
 from isthmus.privacy.likeness import same_class_rate, squared_distances
 from isthmus.privacy.uploads import Floats, Indices, Wide
 

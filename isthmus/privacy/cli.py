@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 import typer
 
-from isthmus.data.arrays import CacheFull
-from isthmus.distill.checkpoint import CheckpointError, write_atomically
+from isthmus.data.cache.build import CacheFull
 from isthmus.distill.prepare import read_data, release_split
-from isthmus.distill.progress import bars
 from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.train import TrainingDiverged, pick_device
+from isthmus.distill.training.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.training.loop import TrainingDiverged, pick_device
+from isthmus.distill.training.progress import bars
 from isthmus.privacy import measure
 from isthmus.privacy import report as reports
 from isthmus.privacy.uploads import all_modes

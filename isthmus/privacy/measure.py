@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
 from isthmus.data.splits import Split, latency_halves
-from isthmus.data.stored import ClipArrays
 from isthmus.data.transforms import frame_positions
-from isthmus.distill.checkpoint import state_hash, write_atomically
-from isthmus.distill.evaluate import StudentOutputs, student_outputs
 from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
 from isthmus.distill.selection import select_cosine
-from isthmus.distill.teacher_cache import head_probabilities
+from isthmus.distill.student.evaluate import StudentOutputs, student_outputs
+from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.teacher_cache import head_probabilities
 from isthmus.privacy.attacks import (
     COMPONENTS,
     HIDDEN,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.data.stored import ClipArrays
-from isthmus.distill.evaluate import StudentOutputs
+from isthmus.data.cache.read import ClipArrays
+from isthmus.distill.student.evaluate import StudentOutputs
 from isthmus.privacy.uploads import Floats, Indices, Mode, Upload, clusters, make_upload, means_by_cluster, mode_rows
 
 SHADOWS = 64

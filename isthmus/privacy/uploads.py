@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.distill.evaluate import StudentOutputs
-from isthmus.edge.prototypes import assign_clusters, each_clip, noisy
+from isthmus.distill.student.evaluate import StudentOutputs
+from isthmus.edge.own_clips.prototypes import assign_clusters, each_clip, noisy
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototypes, UploadMode

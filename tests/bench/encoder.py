@@ -19,8 +19,8 @@ from onnxruntime.quantization import quant_pre_process
 from torch import Tensor, nn
 
 from isthmus.data.transforms import InputSpec
-from isthmus.distill.export import quantise_encoder
-from isthmus.edge.encoder import AUDIO_ENCODER, VISUAL_ENCODER
+from isthmus.distill.student.export import quantise_encoder
+from isthmus.edge.student.encoder import AUDIO_ENCODER, VISUAL_ENCODER
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, interleaved, shown
 from tests.bench.untrained import encoders_release, export_base

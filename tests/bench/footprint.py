@@ -1,6 +1,6 @@
 """What a device pays: resident memory of the process that encodes, and the size of what has to be installed.
 
-The device's own environment (``make install-edge``) runs the student through ``isthmus.edge.encoder``, as ``isthmus
+The environment of the device (``make install-edge``) runs ``isthmus.edge.student.encoder``, as ``isthmus
 edge`` does; the same networks in torch eager stand beside it. Without an environment at ``--edge-python`` one is made
 in a temporary folder, through pip. Sizes are of the files installed, pip and setuptools left out; torch's is that of
 the CPU build with all it requires (a CUDA build is several times that).
@@ -29,9 +29,9 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.cli import app
-from isthmus.edge.encoder import StudentEncoder
-from isthmus.edge.report import rss_bytes
+from isthmus.edge.commands.edge import app
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.edge.agent.report import rss_bytes
 assert "torch" not in sys.modules
 seen = {"imported": rss_bytes()}
 spec = InputSpec.from_json(sys.argv[2])
@@ -51,7 +51,7 @@ IN_TORCH = """
 import json, sys
 from pathlib import Path
 import torch
-from isthmus.edge.report import rss_bytes
+from isthmus.edge.agent.report import rss_bytes
 from isthmus.distill.release import Release
 torch.set_num_threads(1)
 seen = {"imported": rss_bytes()}

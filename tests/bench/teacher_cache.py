@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import typer
 
-from isthmus.data.stored import FORMAT, FRAMES, INDEX, SPECTROGRAMS, ClipArrays, frames_shape, spectrogram_shape
+from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, ClipArrays, frames_shape, spectrogram_shape
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import PRESETS
-from isthmus.distill.teacher_cache import BATCH_CLIPS, encode_clips, prepared_batch
+from isthmus.distill.training.teacher_cache import BATCH_CLIPS, encode_clips, prepared_batch
 from tests.bench import THREADS
 from tests.bench.harness import Report, interleaved, shown
 from tests.bench.untrained import CLASSES

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from isthmus.distill.models.trunk import Encoder
 from isthmus.distill.recipes import PRESETS, Recipe
-from isthmus.distill.train import optimizer_for
-from isthmus.experiments.grid import cores
+from isthmus.distill.training.loop import optimizer_for
+from isthmus.experiments.personal.cells.pool import cores
 from tests.bench import THREADS
 from tests.bench.harness import Report, Spread, interleaved, shown
 from tests.bench.machine import product_rate

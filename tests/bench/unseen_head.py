@@ -12,10 +12,10 @@ import torch
 import typer
 from scipy.special import log_softmax
 
-from isthmus.distill.held_out import DECAY, MASKS, Held, fit_weights
 from isthmus.distill.prepare import decode, read_data, release_split
 from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.teacher_cache import encode_clips, evaluation_mean
+from isthmus.distill.teacher.held_out import DECAY, MASKS, Held, fit_weights
+from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean
 from tests.bench import THREADS
 from tests.bench.harness import Report
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from isthmus.data.stored import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
+from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
 from isthmus.data.transforms import InputSpec
-from isthmus.distill.export import export_student
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, save_weights
+from isthmus.distill.student.export import export_student
 
 CLASSES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 CLIPS = 6

@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from isthmus.edge.grpc_link import GrpcLink, open_channel
-from isthmus.edge.link import Link, MemoryCloud, MemoryLink
+from isthmus.edge.link.interface import Link, MemoryCloud, MemoryLink
+from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto import convert
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (

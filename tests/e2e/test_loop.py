@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.data.layouts import read_listing
+from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import by_class
-from isthmus.data.synthetic import make_crema_d
+from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.data.transforms import InputSpec
 from isthmus.demo.cli import default_edge_python
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import ClientOutcome
 from isthmus.demo.processes import Family
-from isthmus.distill.base import make_base, make_student
 from isthmus.distill.prepare import begin_release
 from isthmus.distill.recipes import Recipe, TrainConfig, smoke
 from isthmus.distill.release import Release
-from isthmus.distill.teach import cache_teacher_outputs, train_teacher
+from isthmus.distill.student.base import make_base, make_student
+from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
 from isthmus.proto.messages import Stage
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -130,6 +130,6 @@ def test_the_devices_ran_without_torch_where_their_environment_is_there() -> Non
     python = default_edge_python()
     if python == Path(sys.executable):
         pytest.skip("no .venv-edge beside this environment: 'make install-edge' makes it")
-    code = "import importlib.util as u, isthmus.edge.cli; assert u.find_spec('torch') is None"
+    code = "import importlib.util as u, isthmus.edge.commands.edge; assert u.find_spec('torch') is None"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

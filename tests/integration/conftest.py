@@ -15,14 +15,14 @@ import torch
 
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings
-from isthmus.data.encode import write_flv, write_wav
-from isthmus.data.stored import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
+from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
+from isthmus.data.media.encode import write_flv, write_wav
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.recipes import Recipe, TrainConfig, smoke
 from isthmus.distill.release import Release, save_weights
-from isthmus.distill.teach import cache_teacher_outputs
-from isthmus.edge.clips import ClipPlan, plan_clips
+from isthmus.distill.teacher.teach import cache_teacher_outputs
+from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isthmus.edge.clips import ClipPlan
-from isthmus.edge.device_state import DeviceState
-from isthmus.edge.link import MemoryCloud, MemoryLink
-from isthmus.edge.runtime import RunConfig, Runtime
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.capture.clip_plan import ClipPlan
+from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 
 
 class Clock:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isthmus.data import arrays
-from isthmus.data.arrays import CacheFull, build_arrays
+from isthmus.data.cache import build
+from isthmus.data.cache.build import CacheFull, build_arrays
+from isthmus.data.cache.read import ClipArrays, PickedRows
 from isthmus.data.clip import ClipRef, DecodedClip, Listing
-from isthmus.data.layouts import read_listing
-from isthmus.data.media import decode
-from isthmus.data.stored import ClipArrays, PickedRows
-from isthmus.data.synthetic import make_crema_d
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.media.decode import decode
+from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.data.transforms import InputSpec
 
 SPEC = InputSpec(spectrogram_bins=32, spectrogram_columns=32, stored_px=24, frame_px=16)
@@ -46,7 +46,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(ref.name)
         return decode(ref, spec)
 
-    monkeypatch.setattr(arrays, "decode", counting)
+    monkeypatch.setattr(build, "decode", counting)
     yield names
 
 
@@ -119,8 +119,8 @@ def test_damaged_clips_are_skipped_named_and_counted(made: Path, tmp_path: Path)
 _KILLED_AT_CLIP_FIVE = """
 import os, signal, sys
 from pathlib import Path
-from isthmus.data import arrays
-from isthmus.data.layouts import read_listing
+from isthmus.data.cache import build
+from isthmus.data.layouts.listing import read_listing
 from isthmus.data.transforms import InputSpec
 
 root, cache, spec = sys.argv[1:]
@@ -151,7 +151,7 @@ def test_a_build_killed_half_way_goes_on(
     with (partial / "frames.u8").open("ab") as frames:
         frames.write(b"half a row")
     decoded.clear()
-    monkeypatch.setattr(arrays, "BATCH", 2)
+    monkeypatch.setattr(build, "BATCH", 2)
     resumed = build_arrays(listing, listing.classes, SPEC, cache, progress=False)
     assert sorted(decoded) == [ref.name for ref in listing.refs[4:]]
     assert resumed.content_hash == whole.content_hash
@@ -163,8 +163,8 @@ def test_a_build_killed_half_way_goes_on(
 def test_a_full_disk_is_said_plainly_and_keeps_the_work(
     listing: Listing, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "BATCH", 2)
-    real, calls = arrays._sync, []
+    monkeypatch.setattr(build, "BATCH", 2)
+    real, calls = build._sync, []
 
     def full_at_the_second_batch(descriptor: int) -> None:
         calls.append(descriptor)
@@ -172,10 +172,10 @@ def test_a_full_disk_is_said_plainly_and_keeps_the_work(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(arrays, "_sync", full_at_the_second_batch)
+    monkeypatch.setattr(build, "_sync", full_at_the_second_batch)
     with pytest.raises(CacheFull, match=r"4 of 6 clips still need .* Free some space"):
         build_arrays(listing, listing.classes, SPEC, tmp_path, progress=False)
-    monkeypatch.setattr(arrays, "_sync", real)
+    monkeypatch.setattr(build, "_sync", real)
     decoded.clear()
     assert len(build_arrays(listing, listing.classes, SPEC, tmp_path, progress=False)) == 6
     assert len(decoded) == 4

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isthmus.edge.agent import Answering, Phase, answering
-from isthmus.edge.capture import replay
-from isthmus.edge.clips import ClipPlan, plan_clips
-from isthmus.edge.device_run import DeviceRun, InferConfig
-from isthmus.edge.link import MemoryLink
-from isthmus.edge.live import LiveAnswers
-from isthmus.edge.report import write_report
-from isthmus.edge.runtime import Observer, RunConfig, Stopped
+from isthmus.edge.agent.behaviour import Answering, Phase, answering
+from isthmus.edge.agent.device_run import DeviceRun, InferConfig
+from isthmus.edge.agent.live import LiveAnswers
+from isthmus.edge.agent.report import write_report
+from isthmus.edge.agent.runtime import Observer, RunConfig, Stopped
+from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
+from isthmus.edge.capture.sources import replay
+from isthmus.edge.link.interface import MemoryLink
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
 from tests.integration.conftest import TAKES

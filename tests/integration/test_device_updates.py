@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isthmus.edge.agent import Phase
-from isthmus.edge.cli import app
-from isthmus.edge.clips import ClipPlan
-from isthmus.edge.device_run import DeviceRun, InferConfig
-from isthmus.edge.encoder import StudentEncoder
-from isthmus.edge.link import MemoryCloud
-from isthmus.edge.runtime import Observer, RunConfig
+from isthmus.edge.agent.behaviour import Phase
+from isthmus.edge.agent.device_run import DeviceRun, InferConfig
+from isthmus.edge.agent.runtime import Observer, RunConfig
+from isthmus.edge.capture.clip_plan import ClipPlan
+from isthmus.edge.commands.edge import app
+from isthmus.edge.link.interface import MemoryCloud
+from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.messages import PublicMeasure
 from tests.integration.device_rig import device
 

@@ -12,21 +12,21 @@ import torch
 from torch.utils.data import default_collate
 from typer.testing import CliRunner
 
-from isthmus.distill.base import make_base, make_student
-from isthmus.distill.checkpoint import state_hash
 from isthmus.distill.cli import app
-from isthmus.distill.datasets import DistillationClips
-from isthmus.distill.evaluate import bank_probabilities, student_outputs
-from isthmus.distill.export import export_student
-from isthmus.distill.losses import classification_loss, feature_distillation_loss
 from isthmus.distill.models.heads import present
-from isthmus.distill.personalise import distil_round, select_round, train_heads
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.selection import STRATEGIES, Selection, Wanted
-from isthmus.distill.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
-from isthmus.distill.teacher_cache import TeacherFeatures, head_probabilities
-from isthmus.distill.train import EpochReport
+from isthmus.distill.student.base import make_base, make_student
+from isthmus.distill.student.evaluate import bank_probabilities, student_outputs
+from isthmus.distill.student.export import export_student
+from isthmus.distill.student.personalise import distil_round, select_round, train_heads
+from isthmus.distill.teacher.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
+from isthmus.distill.training.checkpoint import state_hash
+from isthmus.distill.training.datasets import DistillationClips
+from isthmus.distill.training.loop import EpochReport
+from isthmus.distill.training.losses import classification_loss, feature_distillation_loss
+from isthmus.distill.training.teacher_cache import TeacherFeatures, head_probabilities
 from isthmus.proto.messages import Captured
 
 CPU = torch.device("cpu")

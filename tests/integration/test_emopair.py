@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isthmus.data.arrays import build_arrays
-from isthmus.data.layouts import read_listing
+from isthmus.data.cache.build import build_arrays
+from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import by_actor
 from isthmus.data.transforms import InputSpec
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from isthmus.data.layouts import read_listing
-from isthmus.data.synthetic import make_crema_d
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.distill.prepare import begin_release, choose_split
-from isthmus.experiments import work
-from isthmus.experiments.cells import Asked, load, load_outputs
 from isthmus.experiments.cli import app
-from isthmus.experiments.habits import user_of
-from isthmus.experiments.methods import METHODS, PAPER
+from isthmus.experiments.personal.cells import work
+from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
+from isthmus.experiments.personal.cells.methods import METHODS, PAPER
+from isthmus.experiments.personal.findings.habits import user_of
 from tests.integration.conftest import tiny_recipe
 
 
@@ -120,11 +120,11 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
             raise KeyboardInterrupt
         return real(task)
 
-    monkeypatch.setattr("isthmus.experiments.study.make_cell", make_some)
+    monkeypatch.setattr("isthmus.experiments.personal.cells.study.make_cell", make_some)
     stopped = CliRunner().invoke(app, [str(arg) for arg in killed])
     assert stopped.exit_code == 130
     assert len(numbers(tmp_path / "killed")) == 3
-    monkeypatch.setattr("isthmus.experiments.study.make_cell", real)
+    monkeypatch.setattr("isthmus.experiments.personal.cells.study.make_cell", real)
     invoke(*killed)
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     oracle = load(tmp_path / "whole" / "cells", Asked("1003", "sensitive", "oracle", 0))

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 
 from isthmus.data.clip import ClipError, ClipRef
-from isthmus.data.encode import write_flv, write_mp4, write_wav
-from isthmus.data.media import decode
+from isthmus.data.media.decode import decode
+from isthmus.data.media.encode import write_flv, write_mp4, write_wav
+from isthmus.data.media.truncation import is_cut_off
 from isthmus.data.transforms import InputSpec, spectrogram
-from isthmus.data.truncation import is_cut_off
 
 SPEC = InputSpec(spectrogram_bins=64, spectrogram_columns=64, stored_px=32, frame_px=32)
 RATE = 16_000

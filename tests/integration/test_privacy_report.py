@@ -12,13 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 from isthmus.data.cli import app as data_app
-from isthmus.data.layouts import read_listing
+from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import by_actor
-from isthmus.distill.evaluate import student_outputs
 from isthmus.distill.prepare import begin_release
 from isthmus.distill.recipes import smoke
 from isthmus.distill.release import Release, save_weights
-from isthmus.distill.teach import cache_teacher_outputs
+from isthmus.distill.student.evaluate import student_outputs
+from isthmus.distill.teacher.teach import cache_teacher_outputs
 from isthmus.privacy import attacks, measure
 from isthmus.privacy.cli import app
 from tests.integration.conftest import tiny_recipe

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from isthmus.data import ave
-from isthmus.data.layouts import read_listing
-from isthmus.data.media import decode
-from isthmus.data.synthetic import Actor, make_ave, make_crema_d
-from isthmus.data.synthetic_face import film
-from isthmus.data.synthetic_voice import speak
+from isthmus.data.layouts import ave
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.media.decode import decode
+from isthmus.data.synthetic.face import film
+from isthmus.data.synthetic.sets import Actor, make_ave, make_crema_d
+from isthmus.data.synthetic.voice import speak
 from isthmus.data.transforms import InputSpec
 
 SPEC = InputSpec(stored_px=32, frame_px=32)

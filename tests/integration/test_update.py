@@ -19,14 +19,14 @@ from isthmus.cloud.personalise.job import Distilled, Exported, HeadsTrained, Sel
 from isthmus.cloud.server import Server
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
-from isthmus.distill.base import make_base, make_student
 from isthmus.distill.release import Release
-from isthmus.edge.agent import Phase
-from isthmus.edge.clips import ClipPlan
-from isthmus.edge.device_state import DeviceState
-from isthmus.edge.grpc_link import GrpcLink, open_channel
-from isthmus.edge.guard import Estimator
-from isthmus.edge.runtime import Observer, RunConfig, Runtime
+from isthmus.distill.student.base import make_base, make_student
+from isthmus.edge.agent.behaviour import Phase
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime
+from isthmus.edge.capture.clip_plan import ClipPlan
+from isthmus.edge.link.over_grpc import GrpcLink, open_channel
+from isthmus.edge.own_clips.guard import Estimator
 from isthmus.proto.errors import Unavailable
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, JobStatus

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.edge import agent
-from isthmus.edge.agent import Phase, Purpose, State, step
+from isthmus.edge.agent import behaviour
+from isthmus.edge.agent.behaviour import Phase, Purpose, State, step
 from isthmus.proto import errors
 from isthmus.proto.messages import JobStatus, Stage
 
@@ -31,50 +31,50 @@ failures = st.sampled_from(
     ]
 )
 events = st.one_of(
-    st.just(agent.Started()),
-    st.just(agent.Enrolled()),
-    st.just(agent.Tick()),
-    st.just(agent.Answered()),
-    st.builds(agent.Fetched, ids),
-    st.builds(agent.Verified, ids),
-    st.builds(agent.Judged, ids, st.booleans(), st.just("why")),
-    st.builds(agent.Swapped, ids),
-    st.builds(agent.Encoded, rounds),
-    st.builds(agent.Accepted, rounds, statuses),
-    st.builds(agent.JobChanged, statuses),
-    st.builds(agent.WatchEnded, jitters),
-    st.builds(agent.Failed, failures, jitters),
+    st.just(behaviour.Started()),
+    st.just(behaviour.Enrolled()),
+    st.just(behaviour.Tick()),
+    st.just(behaviour.Answered()),
+    st.builds(behaviour.Fetched, ids),
+    st.builds(behaviour.Verified, ids),
+    st.builds(behaviour.Judged, ids, st.booleans(), st.just("why")),
+    st.builds(behaviour.Swapped, ids),
+    st.builds(behaviour.Encoded, rounds),
+    st.builds(behaviour.Accepted, rounds, statuses),
+    st.builds(behaviour.JobChanged, statuses),
+    st.builds(behaviour.WatchEnded, jitters),
+    st.builds(behaviour.Failed, failures, jitters),
 )
 
 
-def fitting(action: agent.Action, status: JobStatus, accept: bool = True) -> agent.Event:
+def fitting(action: behaviour.Action, status: JobStatus, accept: bool = True) -> behaviour.Event:
     """What a willing world answers, so that random runs get far."""
     match action:
-        case agent.Enrol():
-            return agent.Enrolled()
-        case agent.Fetch(student_id):
-            return agent.Fetched(student_id or "base")
-        case agent.Verify(student_id):
-            return agent.Verified(student_id)
-        case agent.Judge(_, new_id):
-            return agent.Judged(new_id, accept, "why")
-        case agent.Swap(student_id):
-            return agent.Swapped(student_id)
-        case agent.MakePrototypes(_, round):
-            return agent.Encoded(round)
-        case agent.Upload(_, round):
-            return agent.Accepted(round, JobStatus("job", Stage.QUEUED))
-        case agent.Watch():
-            return agent.JobChanged(status)
-        case agent.Wait() | agent.Serve() | agent.Stop():
-            return agent.Tick()
+        case behaviour.Enrol():
+            return behaviour.Enrolled()
+        case behaviour.Fetch(student_id):
+            return behaviour.Fetched(student_id or "base")
+        case behaviour.Verify(student_id):
+            return behaviour.Verified(student_id)
+        case behaviour.Judge(_, new_id):
+            return behaviour.Judged(new_id, accept, "why")
+        case behaviour.Swap(student_id):
+            return behaviour.Swapped(student_id)
+        case behaviour.MakePrototypes(_, round):
+            return behaviour.Encoded(round)
+        case behaviour.Upload(_, round):
+            return behaviour.Accepted(round, JobStatus("job", Stage.QUEUED))
+        case behaviour.Watch():
+            return behaviour.JobChanged(status)
+        case behaviour.Wait() | behaviour.Serve() | behaviour.Stop():
+            return behaviour.Tick()
 
 
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.booleans(), events, statuses, st.floats(0, 100), st.booleans()), max_size=60))
-def test_random_lives(moments: list[tuple[bool, agent.Event, JobStatus, float, bool]]) -> None:
+def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, float, bool]]) -> None:
     state, now_s = State(), 0.0
-    last: agent.Action = agent.Enrol()
+    last: behaviour.Action = behaviour.Enrol()
     fetched_since_verified: dict[str, bool] = {}
     swapped: set[str] = set()
     accepted: dict[str, bool] = {}
@@ -83,38 +83,40 @@ def test_random_lives(moments: list[tuple[bool, agent.Event, JobStatus, float, b
         happened = event if random_event else fitting(last, status, accept)
         before = state
         state, actions = step(state, happened, now_s)
-        if isinstance(happened, agent.Verified) and before.phase is Phase.VERIFY:
+        if isinstance(happened, behaviour.Verified) and before.phase is Phase.VERIFY:
             fetched_since_verified[happened.student_id] = True
-        if isinstance(happened, agent.Fetched) and before.phase is Phase.FETCH:
+        if isinstance(happened, behaviour.Fetched) and before.phase is Phase.FETCH:
             fetched_since_verified[happened.student_id] = False
             accepted.pop(happened.student_id, None)
-        if isinstance(happened, agent.Judged) and before.phase is Phase.JUDGE:
+        if isinstance(happened, behaviour.Judged) and before.phase is Phase.JUDGE:
             accepted[happened.student_id] = happened.accept
         for action in actions:
             last = action
-            if isinstance(action, agent.Swap):
+            if isinstance(action, behaviour.Swap):
                 assert fetched_since_verified.get(action.student_id) is True
                 assert action.student_id
                 assert state.purpose is Purpose.BASE or accepted.get(action.student_id) is True
                 swapped.add(action.student_id)
-            if isinstance(action, agent.Wait):
-                assert now_s < action.until_s <= now_s + agent.BACKOFF_MOST_S or isinstance(happened, agent.Tick)
-            if isinstance(action, agent.Judge):
+            if isinstance(action, behaviour.Wait):
+                assert now_s < action.until_s <= now_s + behaviour.BACKOFF_MOST_S or isinstance(
+                    happened, behaviour.Tick
+                )
+            if isinstance(action, behaviour.Judge):
                 assert action.old_id == state.active_id != ""
         assert state.active_id == "" or state.active_id in swapped
         assert not (state.refused_id and state.refused_id == state.active_id and before.active_id != state.active_id)
-        assert state.active_id == before.active_id or isinstance(happened, agent.Swapped)
+        assert state.active_id == before.active_id or isinstance(happened, behaviour.Swapped)
         if state.phase is Phase.STOPPED:
             assert not state.active_id
         if state.phase not in (Phase.SERVE, Phase.STOPPED):
             # Not lost: a restart always has something to do next.
-            _, due = step(state, agent.Started(), now_s)
+            _, due = step(state, behaviour.Started(), now_s)
             assert len(due) == 1
 
 
 @given(events)
-def test_an_event_out_of_place_changes_nothing(event: agent.Event) -> None:
+def test_an_event_out_of_place_changes_nothing(event: behaviour.Event) -> None:
     stopped = State(phase=Phase.STOPPED, failure="a person is needed")
     state, actions = step(stopped, event, 0.0)
     assert state == stopped
-    assert not [action for action in actions if not isinstance(action, agent.Stop)]
+    assert not [action for action in actions if not isinstance(action, behaviour.Stop)]

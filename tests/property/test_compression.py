@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.edge.compression import LinkEstimate, Setting, choose, make_policy, predicted_s
+from isthmus.edge.link.compression import LinkEstimate, Setting, choose, make_policy, predicted_s
 from isthmus.proto.messages import NumberType
 
 POLICY = make_policy(512, (1.0, 1.5, 2.0, 3.0), tuple(NumberType), latency_budget_s=0.1)

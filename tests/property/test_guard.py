@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.distill.measure import atc_threshold, measured_rows
-from isthmus.edge.guard import DEFAULT_ESTIMATOR, Estimator, Outputs, Rule, estimates, judge
+from isthmus.distill.student.measure import atc_threshold, measured_rows
+from isthmus.edge.own_clips.guard import DEFAULT_ESTIMATOR, Estimator, Outputs, Rule, estimates, judge
 
 
 def random_outputs(seed: int, clips: int, classes: int, threshold: float | None = 0.5) -> Outputs:

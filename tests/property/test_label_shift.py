@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.data.label_shift import adapted, class_prior
-from isthmus.edge.habits import LEAST, learn, pseudo_clips
+from isthmus.edge.own_clips.habits import LEAST, learn, pseudo_clips
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 7))

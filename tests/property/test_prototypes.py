@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from isthmus.edge.prototypes import make_prototypes, project_to_simplex
+from isthmus.edge.own_clips.prototypes import make_prototypes, project_to_simplex
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.messages import FloatArray
 

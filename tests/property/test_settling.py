@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.distill.settling import overlap, settled
+from isthmus.distill.student.settling import overlap, settled
 
 selections = st.lists(st.integers(0, 12), max_size=20)
 thresholds = st.floats(0, 1, exclude_min=True)

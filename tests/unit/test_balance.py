@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from isthmus.distill.balance import OgmGe, coefficient, discrepancy, modulate
 from isthmus.distill.models.teacher import Teacher
+from isthmus.distill.teacher.balance import OgmGe, coefficient, discrepancy, modulate
 
 
 def test_rho_is_the_ratio_of_confidences_in_the_right_classes():

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isthmus.distill.checkpoint import CheckpointError, state_hash
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import EpochReport, SeededDataset, TrainingDiverged, fit, learning_rate
+from isthmus.distill.training.checkpoint import CheckpointError, state_hash
+from isthmus.distill.training.loop import EpochReport, SeededDataset, TrainingDiverged, fit, learning_rate
 
 
 class Noisy(SeededDataset[Sequence[Tensor]]):

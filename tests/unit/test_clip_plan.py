@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.edge.clips import plan_clips
+from isthmus.edge.capture.clip_plan import plan_clips
 
 
 @pytest.fixture

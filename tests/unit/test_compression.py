@@ -2,7 +2,7 @@
 
 import pytest
 
-from isthmus.edge.compression import (
+from isthmus.edge.link.compression import (
     LinkEstimate,
     choose,
     make_policy,

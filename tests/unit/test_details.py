@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isthmus.data.details import DARK, LIGHT, detail_classes, with_details
 from isthmus.data.images import LabelledImages, read_images, write_images
+from isthmus.data.synthetic.details import DARK, LIGHT, detail_classes, with_details
 
 
 def grounds(count: int = 12) -> LabelledImages:

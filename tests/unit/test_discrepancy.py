@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isthmus.distill.discrepancy import proxy_a_distance
+from isthmus.distill.student.discrepancy import proxy_a_distance
 
 
 def test_alike_is_near_zero_apart_is_two_and_the_side_does_not_matter() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from isthmus.edge.agent import Phase, State
-from isthmus.edge.cli import app
-from isthmus.edge.device_state import DeviceState, LedgerEntry
-from isthmus.edge.download import Tally, fetch_student
-from isthmus.edge.encoder import load_test
-from isthmus.edge.link import MemoryLink
-from isthmus.edge.student_slot import StudentSlot
+from isthmus.edge.agent.behaviour import Phase, State
+from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
+from isthmus.edge.commands.edge import app
+from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.student.download import Tally, fetch_student
+from isthmus.edge.student.encoder import load_test
+from isthmus.edge.student.slot import StudentSlot
 
 
 def call(*arguments: object) -> Result:

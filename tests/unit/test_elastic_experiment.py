@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.replay import replay
 from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
-from isthmus.experiments import elastic
 from isthmus.experiments.cli import app as experiment
+from isthmus.experiments.elastic import comparison
 
 LLM = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:{17 + i // 60}:{i % 60:02d}.0000000,1,1\n" for i in range(0, 170, 7)
@@ -21,7 +21,7 @@ def test_a_grid_is_run_kept_and_told(tmp_path: Path) -> None:
     told: list[str] = []
 
     def once() -> dict[str, object]:
-        return elastic.run(
+        return comparison.run(
             ["paper", "modelled"],
             ["synthetic", str(tmp_path / "llm.csv")],
             loads=[1.5],
@@ -68,7 +68,7 @@ def test_the_command_draws_every_picture(tmp_path: Path) -> None:
 
 
 def test_the_modelled_profile_merges_cheaply() -> None:
-    profile = elastic.modelled_profile()
+    profile = comparison.modelled_profile()
     assert Profile.from_json(profile.to_json()) == profile
     assert 2.5 < profile.capacity_per_s(-16) / profile.capacity_per_s(0) < 3.2
     assert profile.capacity_per_s(4) < profile.capacity_per_s(0)

@@ -15,8 +15,8 @@ from isthmus.cloud.elastic.prepare.prompts import HEAD, PROMPTS, PromptConfig, f
 from isthmus.cloud.elastic.tasks.recipes import RECIPES, TaskRecipe, read_recipe, split
 from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import CheckpointError
-from isthmus.distill.train import EpochReport
+from isthmus.distill.training.checkpoint import CheckpointError
+from isthmus.distill.training.loop import EpochReport
 
 PIXELS = PixelSpec(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isthmus.edge.encoder import RuntimeUnusable, StudentEncoder, probe_runtime
+from isthmus.edge.student.encoder import RuntimeUnusable, StudentEncoder, probe_runtime
 from isthmus.proto.errors import Corrupt
 from isthmus.proto.messages import Captured, Features
 
@@ -84,8 +84,7 @@ def test_a_runtime_that_dies_is_told_with_the_way_out(tmp_path: Path, script: st
 
 
 def test_the_device_imports_no_torch() -> None:
-    program = (
-        "import sys, isthmus.edge.cli; print(sorted({'torch', 'isthmus.distill', 'isthmus.cloud'} & set(sys.modules)))"
-    )
+    module = "isthmus.edge.commands.edge"
+    program = f"import sys, {module}; print(sorted({{'torch', 'isthmus.distill', 'isthmus.cloud'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from isthmus.experiments.cells import Cell, Outputs
-from isthmus.experiments.habits import Pair, habits_part, user_of
+from isthmus.experiments.personal.cells.cells import Cell, Outputs
+from isthmus.experiments.personal.findings.habits import Pair, habits_part, user_of
 from tests.unit.test_paired import cell
 
 CLASSES = 4

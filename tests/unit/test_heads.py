@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.distill.losses import classification_loss, feature_distillation_loss
 from isthmus.distill.models.heads import FusionHead, HeadBank
 from isthmus.distill.models.trunk import Encoder, EncoderPair
+from isthmus.distill.training.losses import classification_loss, feature_distillation_loss
 from isthmus.proto.messages import compressed_width
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from isthmus.distill.held_out import Held, cross_fit, fit_weights, held_out_clips, temperature
-from isthmus.distill.losses import classification_loss, masked_loss
 from isthmus.distill.models.heads import FusionHead
+from isthmus.distill.teacher.held_out import Held, cross_fit, fit_weights, held_out_clips, temperature
+from isthmus.distill.training.losses import classification_loss, masked_loss
 
 
 def some_actors(sizes: dict[str, int]) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data import ave, crema_d
-from isthmus.data.layouts import detect, read_listing
+from isthmus.data.layouts import ave, crema_d
+from isthmus.data.layouts.listing import detect, read_listing
 
 
 def _crema_d(root: Path, *names: str) -> Path:

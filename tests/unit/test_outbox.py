@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.edge.outbox import Entry, Outbox
+from isthmus.edge.link.outbox import Entry, Outbox
 from isthmus.proto.errors import StorageFull, TooLarge
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from isthmus.experiments import tables
-from isthmus.experiments.cells import Asked, Cell
-from isthmus.experiments.knee import knee
-from isthmus.experiments.paired import by_group, difference, spread
+from isthmus.experiments.personal.cells.cells import Asked, Cell
+from isthmus.experiments.personal.findings import tables
+from isthmus.experiments.personal.findings.knee import knee
+from isthmus.experiments.personal.findings.paired import by_group, difference, spread
 
 SIZES = {"fp32": {"1": 100, "2": 60}, "int8": {"1": 40, "2": 20}}
 

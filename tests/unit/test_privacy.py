@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.distill.evaluate import StudentOutputs
-from isthmus.edge.prototypes import make_prototypes
+from isthmus.distill.student.evaluate import StudentOutputs
+from isthmus.edge.own_clips.prototypes import make_prototypes
 from isthmus.privacy.attacks import (
     RIDGES,
     TRAINING,

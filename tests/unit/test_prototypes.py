@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 
-from isthmus.edge.disclosure import disclose
-from isthmus.edge.prototypes import assign_clusters, each_clip, fold_small, make_prototypes, noisy, project_to_simplex
-from isthmus.edge.selection_pass import PrototypeChoices
+from isthmus.edge.own_clips.disclosure import disclose
+from isthmus.edge.own_clips.prototypes import (
+    assign_clusters,
+    each_clip,
+    fold_small,
+    make_prototypes,
+    noisy,
+    project_to_simplex,
+)
+from isthmus.edge.own_clips.selection_pass import PrototypeChoices
 from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.limits import MAX_MESSAGE_BYTES, MAX_PROTOTYPE_VALUES

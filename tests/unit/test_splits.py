@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from isthmus.data.clip import ClipRef, Damage, Listing
-from isthmus.data.crema_d import CLASSES
+from isthmus.data.layouts.crema_d import CLASSES
 from isthmus.data.splits import Split, by_actor, by_class, latency_halves, published, stratified
 
 CREMA_D_COUNTS = (1087, 1271, 1271, 1271, 1271, 1271)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from isthmus.edge.encoder import load_test
-from isthmus.edge.student_slot import StudentSlot
+from isthmus.edge.student.encoder import load_test
+from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentPatch

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.throughput import ThroughputRule
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import BadProfile, MachineKey, Profile
 from isthmus.cloud.elastic.scheduling.query import Query
 from isthmus.cloud.elastic.scheduling.simulate import simulate
-from isthmus.cloud.elastic.warm.profiled import Profiled, Table, ThroughputRule, warmed_profile
+from isthmus.cloud.elastic.warm.profiled import Profiled, Table, warmed_profile
 
 TABLE: Table = {
     "vanilla": {0: 0.9, 8: 0.6, 16: 0.2},

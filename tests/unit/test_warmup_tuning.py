@@ -29,7 +29,7 @@ from isthmus.cloud.warmup.tuning import (
     with_head,
 )
 from isthmus.data.images import LabelledImages
-from isthmus.distill.train import EpochReport
+from isthmus.distill.training.loop import EpochReport
 from tests.unit.warmup_rig import CPU, bright_or_dark, quick, subject
 
 

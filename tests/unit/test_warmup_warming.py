@@ -19,7 +19,7 @@ from isthmus.cloud.warmup.planner import BudgetTooSmall, Plan, next_step
 from isthmus.cloud.warmup.soup import Soup
 from isthmus.cloud.warmup.tuning import tensors_of_model
 from isthmus.cloud.warmup.warming import Warming, find_ratio
-from isthmus.distill.train import EpochReport
+from isthmus.distill.training.loop import EpochReport
 from tests.unit.warmup_rig import CLASSES, NUMBERS, PIXELS, bright_or_dark, quick, subject, tiny_vit
 
 

@@ -6,9 +6,9 @@ from typing import Final
 from isthmus.cloud.elastic.policies.baselines import Clipper, Fifo, FixedGamma
 from isthmus.cloud.elastic.policies.otas import Otas, Planner
 from isthmus.cloud.elastic.policies.priced import Priced
+from isthmus.cloud.elastic.policies.throughput import ThroughputRule
 from isthmus.cloud.elastic.scheduling.policy import Choice, Policy
 from isthmus.cloud.elastic.scheduling.profile import Profile
-from isthmus.cloud.elastic.warm.profiled import ThroughputRule
 
 __all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "make_policy"]
 

@@ -18,7 +18,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
 from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
 from isthmus.data.images import LabelledImages
-from isthmus.distill.checkpoint import state_hash
+from isthmus.distill.training.checkpoint import state_hash
 
 GAMMAS: Final = (-20, -15, -10, -5, 0, 2, 4, 8)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64)

@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
-from isthmus.data.content import digest
+from isthmus.data.cache.keys import digest
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.checkpoint import state_hash
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.train import EpochReport, SeededDataset, fit
+from isthmus.distill.training.checkpoint import state_hash
+from isthmus.distill.training.loop import EpochReport, SeededDataset, fit
 
 HEAD: Final = TrainConfig(epochs=30, batch_size=256, optimizer="adamw", learning_rate=0.01, schedule="cosine")
 PROMPTS: Final = TrainConfig(epochs=50, batch_size=32, optimizer="adamw", learning_rate=0.001, schedule="cosine")

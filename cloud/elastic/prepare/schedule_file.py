@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.training.checkpoint import write_atomically
 
 
 def read_search(path: Path, key: list[Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
-from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.proto.errors import IsthmusError
 
 MAX_DESCRIPTION_CHARS = 1 << 20

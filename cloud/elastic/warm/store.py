@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from isthmus.cloud.elastic.warm.profiled import Profiled
-from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.training.checkpoint import write_atomically
 
 FORMAT: Final = 1
 MAX_CARD_CHARS: Final = 4 << 20

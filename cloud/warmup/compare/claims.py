@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from isthmus.cloud.warmup.planner import UNBOUNDED, BudgetTooSmall, Cost, Plan, 
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pictures
 from isthmus.cloud.warmup.tuning import DEFAULT, Subject, TuneConfig, predicted_seconds, probe, start, tune
 from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Told, Warming, named, nearest, silent, unseen
-from isthmus.data.content import digest
+from isthmus.data.cache.keys import digest
 from isthmus.data.images import LabelledImages
-from isthmus.distill.checkpoint import write_atomically
+from isthmus.distill.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True, eq=False)

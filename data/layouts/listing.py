@@ -1,0 +1,38 @@
+"""Which published layout a folder has, and its listing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from isthmus.data.clip import Listing
+from isthmus.data.layouts import ave, crema_d
+
+AUTO: Final = "auto"
+READERS: Final[dict[str, Callable[[Path], Listing]]] = {crema_d.LAYOUT: crema_d.read, ave.LAYOUT: ave.read}
+
+
+def detect(root: Path) -> str:
+    """The layout's name, from the folders and lists that only it has. Raises ValueError where neither fits."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder")
+    if any((root / folder).is_dir() for folder in (crema_d.AUDIO_FOLDER, crema_d.VIDEO_FOLDER)):
+        return crema_d.LAYOUT
+    if (root / ave.VIDEO_FOLDER).is_dir() or any((root / name).is_file() for name in ave.LISTS):
+        return ave.LAYOUT
+    raise ValueError(
+        f"{root} has neither the CREMA-D layout ({crema_d.AUDIO_FOLDER}/ and {crema_d.VIDEO_FOLDER}/) "
+        f"nor the AVE layout ({ave.VIDEO_FOLDER}/ with {', '.join(ave.LISTS)})"
+    )
+
+
+def read_listing(root: Path, layout: str = AUTO) -> Listing:
+    """The clips of a data set, by name; nothing is decoded.
+
+    Raises ValueError for an unknown layout, for a folder that has none, and for one that lacks a part of its layout.
+    """
+    if layout != AUTO and layout not in READERS:
+        raise ValueError(f"no layout '{layout}': known are {AUTO}, {', '.join(READERS)}")
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder")
+    return READERS[detect(root) if layout == AUTO else layout](root)

@@ -1,0 +1,1 @@
+"""Media files: decode them, encode them, and notice files that were cut off."""

@@ -1,0 +1,1 @@
+"""Synthetic data sets: invented faces, voices, events and pictures. Nothing in them is a recording."""

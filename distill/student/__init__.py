@@ -1,0 +1,1 @@
+"""Make students: the base student, personal students, their measurement, and their export to ONNX."""

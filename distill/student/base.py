@@ -1,0 +1,61 @@
+"""AllDistill students of a release, and the base student that every new device gets."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.release import Release, save_weights
+from isthmus.distill.selection import Selection
+from isthmus.distill.student.export import export_student
+from isthmus.distill.student.measure import measure_public
+from isthmus.distill.student.personalise import all_distill, train_heads
+from isthmus.distill.training.loop import OnEpoch, ignore_epochs
+
+
+def make_student(
+    release: Release,
+    seed: int,
+    device: torch.device,
+    on_epoch: OnEpoch = ignore_epochs,
+    weights: Path | None = None,
+) -> None:
+    """The AllDistill student of ``seed``, unless it is there. Resumes after a kill."""
+    path = release.student_path(seed)
+    if path.exists():
+        return
+    checkpoint = path.with_name(f"{seed}.checkpoint.safetensors")
+    student = all_distill(release, seed=seed, checkpoint=checkpoint, weights=weights, device=device, on_epoch=on_epoch)
+    save_weights(student, path)
+    checkpoint.unlink()
+
+
+def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> HeadBank:
+    """Heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the release."""
+    path = release.heads_path(seed)
+    if not path.exists():
+        everything = Selection.whole(len(release.public.names))
+        heads = train_heads(release, release.student(seed), everything, seed=seed, on_epoch=on_epoch, device=device)
+        part = path.with_name(f"{path.name}.part")
+        heads.save(part)
+        part.replace(path)
+    return HeadBank.load(path)
+
+
+def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> None:
+    """Heads of the seed-0 student on all public clips, and its ONNX files: what a device gets before anything else.
+
+    The folder appears whole or not at all, and only where it is not there yet.
+    """
+    if release.base_dir.exists():
+        return
+    heads = base_heads(release, 0, device, on_epoch)
+    part = release.base_dir.with_name("base.part")
+    student = release.student(0)
+    export_student(release, student, heads, part)
+    everything = Selection.whole(len(release.public.names))
+    measured = measure_public(release, student, heads, everything, device)
+    (part / "measured.json").write_text(json.dumps(asdict(measured)))
+    part.replace(release.base_dir)

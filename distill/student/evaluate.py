@@ -1,0 +1,62 @@
+"""How right a student is on labelled clips, by each way of answering."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.distill.models.heads import FusionHead, HeadBank, present
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+from isthmus.proto.messages import Captured
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """Axes: N clips, D feature width, C classes. ``probabilities_NC`` is beta_c: teacher head on student features."""
+
+    audio_ND: Floats
+    visual_ND: Floats
+    probabilities_NC: Floats
+
+    def only(self, rows_S: npt.NDArray[np.int64]) -> "StudentOutputs":
+        """Of some of the clips."""
+        return StudentOutputs(self.audio_ND[rows_S], self.visual_ND[rows_S], self.probabilities_NC[rows_S])
+
+
+def student_outputs(
+    student: EncoderPair, teacher_head: FusionHead, clips: ClipArrays, device: torch.device
+) -> StudentOutputs:
+    """What a device computes of its clips."""
+    audio_ND, visual_NKD = encode_clips(student, clips, device)
+    visual_ND = evaluation_mean(visual_NKD, clips)
+    return StudentOutputs(audio_ND, visual_ND, head_probabilities(teacher_head, audio_ND, visual_ND))
+
+
+@torch.inference_mode()
+def bank_probabilities(
+    bank: HeadBank, outputs: StudentOutputs, ratio: float, captured: Captured = Captured.BOTH
+) -> Floats:
+    """Probabilities (N, C) of one ratio's compressor and head, as if ``captured`` were all that the clips have."""
+    audio_ND, visual_ND = torch.from_numpy(outputs.audio_ND), torch.from_numpy(outputs.visual_ND)
+    logits_NC = bank[ratio](audio_ND, visual_ND, present(captured, len(audio_ND)))
+    probabilities: Floats = torch.softmax(logits_NC, dim=1).numpy()
+    return probabilities
+
+
+def by_captured(name: str, accuracy_of: Callable[[Captured], float]) -> dict[str, float]:
+    """Rows of a table: one for both modalities, one for each alone."""
+    rows = {Captured.BOTH: name, Captured.SOUND: f"{name}, no picture", Captured.PICTURE: f"{name}, no sound"}
+    return {row: accuracy_of(captured) for captured, row in rows.items()}
+
+
+def accuracy(probabilities_NC: Floats, labels_N: npt.NDArray[np.int64]) -> float:
+    """Share of clips told right. Raises ValueError where there are none."""
+    if len(labels_N) == 0:
+        raise ValueError("no clips to measure on")
+    return float((probabilities_NC.argmax(axis=1) == labels_N).mean())

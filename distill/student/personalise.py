@@ -1,0 +1,270 @@
+"""AllDistill (Alg. 6), selective distillation in rounds (Alg. 7) and compression training (Alg. 8), as plain functions.
+
+The cloud's worker, the command line and the experiments call these same functions, so that a student made over the
+wire equals one made offline from the same seed.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.recipes import TrainConfig
+from isthmus.distill.release import Release
+from isthmus.distill.selection import STRATEGIES, Public, Selection, Strategy, Wanted
+from isthmus.distill.training.checkpoint import state_hash
+from isthmus.distill.training.datasets import DistillationClips, LabelledFeatures
+from isthmus.distill.training.loop import OnEpoch, ignore_epochs, pick_device
+from isthmus.distill.training.loop import fit as fit_module
+from isthmus.distill.training.losses import feature_distillation_loss, masked_loss
+from isthmus.distill.training.teacher_cache import TeacherFeatures, encode_clips
+
+Floats = npt.NDArray[np.float32]
+StudentEncoders = EncoderPair
+
+
+def distil(
+    release: Release,
+    student: EncoderPair,
+    selection: Selection,
+    config: TrainConfig,
+    *,
+    seed: int,
+    run: str,
+    checkpoint: Path | None = None,
+    from_epoch: int = 0,
+    until_epoch: int | None = None,
+    device: torch.device | None = None,
+    on_epoch: OnEpoch = ignore_epochs,
+) -> tuple[float, ...]:
+    """Eq. 5.4 on the chosen public clips, both modalities at once: they share no weights, so each is on its own.
+
+    Clips count by their weight in the loss, not in batch normalisation, whose statistics know no weights. Trains
+    ``student`` in place; returns the loss of each epoch. Arguments as in ``train.fit``.
+    """
+
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        spectrogram_BFT, frames_BKCHW, audio_BD, visual_BD, *weighted = batch
+        weights_B = weighted[0] if weighted else None
+        return feature_distillation_loss(
+            student.audio(spectrogram_BFT), audio_BD, weights_B
+        ) + feature_distillation_loss(student.visual(frames_BKCHW).mean(dim=1), visual_BD, weights_B)
+
+    progress = fit_module(
+        student,
+        DistillationClips(release.public, release.teacher_outputs, selection, seed),
+        loss,
+        config,
+        seed=seed,
+        run=run,
+        checkpoint=checkpoint,
+        from_epoch=from_epoch,
+        until_epoch=until_epoch,
+        device=device,
+        on_epoch=on_epoch,
+    )
+    return progress.losses
+
+
+def all_distill(
+    release: Release,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    weights: Path | None = None,
+    device: torch.device | None = None,
+    on_epoch: OnEpoch = ignore_epochs,
+) -> EncoderPair:
+    """Alg. 6: the student that every device begins with, distilled on the whole public set."""
+    torch.manual_seed(seed)
+    student = release.new_student(weights)
+    everything = Selection.whole(len(release.public.names))
+    run = release.recipe.hash(release.outputs_key(), f"all-distill seed {seed}")
+    distil(
+        release,
+        student,
+        everything,
+        release.recipe.all_distill,
+        seed=seed,
+        run=run,
+        checkpoint=checkpoint,
+        device=device,
+        on_epoch=on_epoch,
+    )
+    return student
+
+
+def select_round(
+    release: Release,
+    wanted: Wanted,
+    *,
+    round: int,
+    seed: int,
+    strategy: str | Strategy | None = None,
+    samples_per_row: int | None = None,
+) -> Selection:
+    """SelectData of one round, by the recipe's strategy or another: a name, or for experiments a function.
+
+    Raises ValueError for an unknown name, and on what the strategy refuses.
+    """
+    config = release.recipe.personalise
+    strategy = strategy or config.strategy
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+        strategy = STRATEGIES[strategy]
+    outputs = release.teacher_outputs
+    public = Public(outputs.probabilities_NC, release.labels(), TeacherFeatures(outputs, release.public.spec))
+    return strategy(wanted, public, samples_per_row or config.samples_per_row, np.random.default_rng((seed, round)))
+
+
+def distil_round(
+    release: Release,
+    selection: Selection,
+    *,
+    round: int,
+    rounds: int,
+    seed: int,
+    checkpoint: Path,
+    on_epoch: OnEpoch = ignore_epochs,
+    start: EncoderPair | None = None,
+    device: torch.device | None = None,
+) -> EncoderPair:
+    """One round of Alg. 7: round ``round`` (from 0) of ``rounds`` trains its share of the recipe's epochs.
+
+    The checkpoint carries student and optimiser from one round to the next and, inside a round, from epoch to epoch,
+    so a killed job goes on where it stood. ``start`` defaults to the release's base student. What is selected enters
+    the draw of batches only through its length and order. Raises TrainingDiverged, CheckpointError.
+    """
+    config = release.recipe.personalise.train
+    began = start if start is not None else release.student(0)
+    student = copy.deepcopy(began)
+    run = release.recipe.hash(release.outputs_key(), state_hash([student]), f"personalise {rounds} seed {seed}")
+    distil(
+        release,
+        student,
+        selection,
+        config,
+        seed=seed + 1,  # not the draws that made the base student
+        run=run,
+        checkpoint=checkpoint,
+        until_epoch=config.epochs * (round + 1) // rounds,
+        device=device,
+        on_epoch=on_epoch,
+    )
+    return averaged(began, student, release.recipe.personalise.keep) if round + 1 == rounds else student
+
+
+@torch.no_grad()
+def averaged(began: EncoderPair, student: EncoderPair, keep: float) -> EncoderPair:
+    """``student`` with each weight moved back by the share ``keep`` towards the student it began as.
+
+    A student distilled on a few clips forgets the others. Between it and the one that knows them all lies one that
+    has learned about as much and forgotten less (WiSE-FT: Wortsman et al., CVPR 2022; not in the paper). Statistics of
+    batch normalisation are averaged likewise. ``keep`` 0 changes nothing.
+    """
+    if keep:
+        before = began.state_dict()
+        for name, value in student.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(before[name].to(value.device), keep)
+    return student
+
+
+def clips_of_heads(release: Release, selection: Selection) -> Selection:
+    """What heads are trained on where the student was distilled on ``selection``, by the recipe's ``heads_on``."""
+    every = release.recipe.personalise.heads_on == "all"
+    return Selection.whole(len(release.public.names)) if every else selection
+
+
+def train_heads(
+    release: Release,
+    student: EncoderPair,
+    selection: Selection,
+    *,
+    seed: int,
+    on_epoch: OnEpoch = ignore_epochs,
+    device: torch.device | None = None,
+) -> HeadBank:
+    """Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
+
+    The recipe's ``heads_on`` "all" takes all public clips instead, each counting alike. Features of the clips are
+    computed once, and each clip counts by its weight. Where the teacher's fusion
+    is linear, a ratio's compressor starts as the leading principal directions of those features and its head as the
+    teacher's head seen through them, so that training begins at the uncompressed student's own accuracy instead of at
+    chance (beyond the paper).
+    """
+    recipe = release.recipe
+    device = device or pick_device()
+    selection = clips_of_heads(release, selection)
+    order_S = np.argsort(selection.indices_S, kind="stable")
+    clips = release.public.subset(selection.indices_S[order_S])
+    weights_S = selection.weights_S[order_S] if selection.weighted else None
+    audio_SD, visual_SKD = encode_clips(student, clips, device)
+    data = LabelledFeatures(audio_SD, visual_SKD, np.asarray(clips.labels_N), recipe.input.frames_used, seed, weights_S)
+    torch.manual_seed(seed)
+    bank = HeadBank(recipe.feature_width, len(recipe.classes), recipe.ratios)
+    _start_from_teacher(bank, release, audio_SD, visual_SKD.reshape(-1, visual_SKD.shape[2]))
+
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        audio_BD, visual_BD, labels_B, *weighted = batch
+        weights_B = weighted[0] if weighted else None
+        losses = [
+            masked_loss(
+                partial(bank[ratio], audio_BD, visual_BD),
+                labels_B,
+                recipe.modality_dropout,
+                recipe.heads.label_smoothing,
+                weights_B,
+            )
+            for ratio in bank.ratios
+        ]
+        return torch.stack(losses).sum()  # no weights are shared: each ratio trains on its own
+
+    config = dataclasses.replace(recipe.heads, batch_size=min(recipe.heads.batch_size, max(2, len(clips.names))))
+    fit_module(bank, data, loss, config, seed=seed, run="heads", device=device, on_epoch=on_epoch)
+    return bank.cpu().eval()
+
+
+@torch.no_grad()
+def _start_from_teacher(bank: HeadBank, release: Release, audio_SD: Floats, visual_SD: Floats) -> None:
+    linear = release.teacher_head.linear()
+    if linear is None:
+        return
+    audio_CD, visual_CD, bias_C = linear
+    for ratio in bank.ratios:
+        head = bank[ratio]
+        bias = bias_C.clone()
+        weights = []
+        for features_SD, weight_CD, compressor in (
+            (audio_SD, audio_CD, head.compress_audio),
+            (visual_SD, visual_CD, head.compress_visual),
+        ):
+            width = compressor.out_features
+            mean_D = torch.from_numpy(features_SD.mean(axis=0))
+            directions_WD = _leading_directions(features_SD, width)
+            compressor.weight.copy_(directions_WD)
+            compressor.bias.copy_(-directions_WD @ mean_D)
+            weights.append(weight_CD @ directions_WD.T)
+            bias += weight_CD @ mean_D
+        head.classifier.weight.copy_(torch.cat(weights, dim=1))
+        head.classifier.bias.copy_(bias)
+
+
+def _leading_directions(features_SD: Floats, width: int) -> Tensor:
+    """(W, D) orthonormal rows: principal directions first, completed to W where there are fewer samples."""
+    if width >= features_SD.shape[1]:
+        return torch.eye(features_SD.shape[1])[:width]
+    centred = torch.from_numpy(features_SD - features_SD.mean(axis=0)).double()
+    covariance_DD = centred.T @ centred
+    _, vectors_DD = torch.linalg.eigh(covariance_DD)
+    directions_WD: Tensor = vectors_DD.flip(1)[:, :width].T.float().contiguous()
+    return directions_WD

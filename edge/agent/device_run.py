@@ -1,0 +1,169 @@
+"""One run of a device over a data set: personalise, answer the test clips in every way, and report.
+
+While the cloud learns, the device answers the test clips with the student it began with ("before").
+"""
+
+from dataclasses import dataclass
+
+from isthmus.edge.agent.behaviour import Answered, State
+from isthmus.edge.agent.device_state import DeviceState, StoredVerdict
+from isthmus.edge.agent.inference import CloudAnswers, answer_locally, encode
+from isthmus.edge.agent.report import ClipResult, RunFacts, build_report
+from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.capture.clip_plan import ClipPlan
+from isthmus.edge.capture.sources import raw_bytes, replay
+from isthmus.edge.link.compression import Setting, choose, make_policy
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.proto.codec import frame_bytes
+from isthmus.proto.errors import InvalidInput
+from isthmus.proto.messages import NumberType, ratio_name
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """``ratios`` empty: all that the student has."""
+
+    ratios: tuple[float, ...] = ()
+    number_type: NumberType = NumberType.FP16
+    latency_budget_s: float = 0.2
+
+
+class DeviceRun:
+    """``runtime`` is the device's; ``plan`` has labels in the cloud's order once enrolled (see ``execute``)."""
+
+    def __init__(
+        self, runtime: Runtime, device: DeviceState, plan: ClipPlan, config: InferConfig, *, cloud: str
+    ) -> None:
+        self.runtime = runtime
+        self._device = device
+        self._plan = plan
+        self._config = config
+        self._cloud = cloud
+        self._results: dict[str, ClipResult] = {}
+        self._before_done = False
+        runtime.observer.on_accepted = self._answer_before
+
+    def execute(self) -> dict[str, object]:
+        """Personalises, infers, and returns the report. Raises Stopped where a person is needed, and InvalidInput
+        for a ratio that the student does not have."""
+        began_s = self.runtime.clock()
+        for damage in self._plan.damaged:
+            self.runtime.damage(damage)
+        state = self.runtime.run()
+        self._relabel()
+        if not self._before_done and state.base_id:
+            self._answer_before()
+        ratios = self._infer(state)
+        return self._report(state, ratios, self.runtime.clock() - began_s)
+
+    def _relabel(self) -> None:
+        self._plan = self._plan.labelled(self.runtime.enrolment.classes)
+
+    def _answer_before(self) -> None:
+        """With the base student and no link. A clip that cannot be used is left out everywhere."""
+        self._before_done = True
+        self._relabel()
+        runtime = self.runtime
+        began_s = runtime.clock()
+        runtime.observer.on_stage("infer_before")
+        encoder = runtime.encoder(runtime.state.base_id)
+        for taken in replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage):
+            encoded = encode(encoder, taken, runtime.spec, runtime.clock)
+            result = self._result(encoded.name, encoded.label)
+            result.before = answer_locally(encoder, encoded.features, runtime.clock)
+            runtime.observer.on_clip(len(self._results), len(self._plan.test))
+        runtime.record.add("infer_before", runtime.clock() - began_s)
+
+    def _infer(self, state: State) -> tuple[float, ...]:
+        runtime = self.runtime
+        runtime.observer.on_stage("infer")
+        manifest = runtime.slot.installed(state.active_id).manifest
+        ratios = self._config.ratios or manifest.ratios
+        unknown = [ratio_name(ratio) for ratio in ratios if ratio not in manifest.ratios]
+        if unknown:
+            offered = ", ".join(ratio_name(ratio) for ratio in manifest.ratios)
+            raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
+        encoder = runtime.encoder(state.active_id)
+        habits = runtime.habits(state.active_id)
+        # Only to tell whether refusing it was right, on clips whose label is known.
+        refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
+        number_type = self._config.number_type
+        settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]
+        answers = CloudAnswers(
+            runtime.link, encoder, manifest, runtime.clock, runtime.link_failed, estimate=runtime.estimate
+        )
+        began_s = runtime.clock()
+        try:
+            for done, taken in enumerate(replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage), 1):
+                encoded = encode(encoder, taken, runtime.spec, runtime.clock)
+                result = self._result(encoded.name, encoded.label)
+                result.encoded = encoded
+                result.plain = answer_locally(encoder, encoded.features, runtime.clock)
+                result.local = result.plain.under(habits)
+                if refused is not None and encoded.label is not None:
+                    of_refused = encode(refused, taken, runtime.spec, runtime.clock).features
+                    result.refused = answer_locally(refused, of_refused, runtime.clock)
+                for setting in settings:
+                    result.cloud[setting.ratio] = answers.ask(encoded.features, setting).under(habits)
+                    if result.cloud[setting.ratio].probabilities_C is not None:
+                        runtime.note_link(Answered())
+                runtime.observer.on_clip(done, len(self._plan.test))
+        finally:
+            answers.close()
+        runtime.estimate = answers.estimate
+        runtime.record.add("infer", runtime.clock() - began_s)
+        return tuple(ratios)
+
+    def _result(self, name: str, label: int | None) -> ClipResult:
+        return self._results.setdefault(name, ClipResult(name, label))
+
+    def _report(self, state: State, ratios: tuple[float, ...], wall_s: float) -> dict[str, object]:
+        runtime, record = self.runtime, self.runtime.record
+        traffic = runtime.link.traffic
+        facts = RunFacts(
+            device_name=runtime.config.device_name,
+            device_id=runtime.enrolment.device_id,
+            cloud=self._cloud,
+            seed=runtime.config.seed,
+            number_type=self._config.number_type.value,
+            ratios=ratios,
+            classes=runtime.enrolment.classes,
+            base_id=state.base_id,
+            interim_ids=tuple(record.interim_ids),
+            final_id=state.active_id if state.active_id != state.base_id else "",
+            selection_names=tuple(ref.name for ref in self._plan.selection),
+            damaged=record.damaged,
+            uploads=tuple(self._device.ledger()),
+            up_bytes=dict(traffic.up_bytes),
+            down_bytes=dict(traffic.down_bytes),
+            downloads=record.downloads,
+            raw_selection_bytes=raw_bytes(self._plan.selection),
+            raw_test_bytes=raw_bytes(self._plan.test),
+            job=record.job,
+            stage_s=record.stage_s,
+            wall_s=wall_s,
+            failure=state.failure,
+            verdict=state.verdict,
+            refused_id=state.refused_id,
+            compared=self._compared(state),
+            habits=runtime.habits(state.active_id),
+            link=self._link_facts(ratios),
+        )
+        return build_report(facts, [self._results[name] for name in sorted(self._results)])
+
+    def _compared(self, state: State) -> StoredVerdict | None:
+        stored = self._device.verdict()
+        return stored if stored is not None and stored.reason == state.verdict else None
+
+    def _link_facts(self, ratios: tuple[float, ...]) -> dict[str, float | str | None]:
+        estimate = self.runtime.estimate
+        policy = make_policy(
+            self.runtime.enrolment.feature_width, ratios, tuple(NumberType), self._config.latency_budget_s
+        )
+        chosen = choose(policy, estimate, None, link_up=estimate.round_trip_s is not None)
+        return {
+            "round_trip_s": estimate.round_trip_s,
+            "throughput_bytes_s": estimate.throughput_bytes_s,
+            "latency_budget_s": policy.latency_budget_s,
+            "within_budget": "local" if chosen is None else f"ratio {chosen.ratio:g}, {chosen.number_type.value}",
+        }

@@ -1,0 +1,156 @@
+"""Answering clips: encode once, then locally, or through the cloud at a ratio and number type.
+
+A link that breaks in mid-stream is opened again, a bounded number of times; a clip the cloud cannot answer keeps its
+local answer and says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from isthmus.data.transforms import InputSpec, evaluation_frames
+from isthmus.edge.capture.sources import Clock, Taken
+from isthmus.edge.link.compression import LinkEstimate, Setting, observe_answer
+from isthmus.edge.link.interface import InferSession, Link
+from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.proto.codec import pack_frame
+from isthmus.proto.errors import InvalidInput, IsthmusError, TooLate, Unavailable
+from isthmus.proto.messages import FeatureFrame, Features, FloatArray, InferReply, StudentManifest
+
+SESSION_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 20.0
+MOST_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A clip's features with the milliseconds that decoding and encoding took."""
+
+    name: str
+    label: int | None
+    features: Features
+    decode_ms: float
+    encode_ms: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Probabilities (C,), or why there are none. ``up_bytes`` counts the whole request message."""
+
+    probabilities_C: FloatArray | None
+    error: str = ""
+    total_ms: float = 0.0
+    compress_ms: float = 0.0
+    round_trip_ms: float = 0.0
+    server_ms: float = 0.0
+    up_bytes: int = 0
+
+    @property
+    def predicted(self) -> int | None:
+        return None if self.probabilities_C is None else int(self.probabilities_C.argmax())
+
+    def under(self, habits: Habits | None) -> "Answer":
+        """As it reads for this device's user; itself where nothing is known of them, or there is no answer."""
+        if habits is None or self.probabilities_C is None:
+            return self
+        return replace(self, probabilities_C=habits.answer(self.probabilities_C))
+
+
+OnFailure = Callable[[IsthmusError], None]
+"""Told of a broken link before the next try; returns when it is time to try again."""
+
+
+def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock) -> Encoded:
+    began_s = clock()
+    frames_KHWC = taken.clip.frames_KHWC
+    frames_KCHW = None if frames_KHWC is None else evaluation_frames(frames_KHWC, spec)
+    features = encoder.features(taken.clip.spectrogram_FT, frames_KCHW)
+    return Encoded(taken.ref.name, taken.ref.label, features, taken.decode_ms, (clock() - began_s) * 1000)
+
+
+def answer_locally(encoder: StudentEncoder, features: Features, clock: Clock) -> Answer:
+    began_s = clock()
+    probabilities_C = encoder.local_probabilities(features)
+    return Answer(probabilities_C, total_ms=(clock() - began_s) * 1000)
+
+
+@dataclass
+class CloudAnswers:
+    """Questions to one student's heads in the cloud, over one stream that is opened again when it breaks.
+
+    ``estimate`` is the link as measured so far.
+    """
+
+    link: Link
+    encoder: StudentEncoder
+    manifest: StudentManifest
+    clock: Clock
+    on_failure: OnFailure
+    timeout_s: float = ANSWER_TIMEOUT_S
+    most_tries: int = MOST_TRIES
+    estimate: LinkEstimate = field(default_factory=LinkEstimate)
+    _session: InferSession | None = None
+    _sequence: int = 0
+
+    def ask(self, features: Features, setting: Setting) -> Answer:
+        """One clip at one setting. Never raises for the link: the answer says what went wrong."""
+        began_s = self.clock()
+        compressed = self.encoder.compress(features, setting.ratio)
+        frame = pack_frame(FeatureFrame(compressed, setting.ratio, setting.number_type))
+        compress_ms = (self.clock() - began_s) * 1000
+        sent_before = self.link.traffic.up_bytes["inference"]
+        asked_s = self.clock()
+        try:
+            reply = self._reply(frame)
+        except IsthmusError as error:
+            if isinstance(error, TooLate):
+                self.estimate = observe_answer(self.estimate, len(frame), self.clock() - asked_s, 0.0)
+            return Answer(None, error=str(error), compress_ms=compress_ms)
+        elapsed_s = self.clock() - asked_s
+        self.estimate = observe_answer(self.estimate, len(frame), elapsed_s, reply.server_ms / 1000)
+        return Answer(
+            reply.probabilities_C,
+            error=reply.error_message,
+            total_ms=compress_ms + elapsed_s * 1000,
+            compress_ms=compress_ms,
+            round_trip_ms=elapsed_s * 1000,
+            server_ms=reply.server_ms,
+            up_bytes=self.link.traffic.up_bytes["inference"] - sent_before,
+        )
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _reply(self, frame: bytes) -> InferReply:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                if self._session is None:
+                    self._session = self.link.open_infer(self.manifest.student_id, timeout_s=SESSION_TIMEOUT_S)
+                    self._sequence = 0
+                self._sequence += 1
+                reply = self._session.ask(self._sequence, frame, timeout_s=self.timeout_s)
+            except IsthmusError as error:
+                self.close()
+                if tries >= self.most_tries or not (error.retryable or isinstance(error, TooLate)):
+                    raise
+                self.on_failure(error if error.retryable else Unavailable(str(error)))
+                continue
+            classes = len(self.manifest.classes)
+            if reply.probabilities_C is not None and len(reply.probabilities_C) != classes:
+                raise InvalidInput(f"the cloud answered {len(reply.probabilities_C)} classes of {classes}")
+            if reply.probabilities_C is None and reply.retryable and tries < self.most_tries:
+                self.on_failure(Unavailable(reply.error_message))
+                continue
+            return reply
+
+
+def accuracy(predicted: Sequence[int | None], labels: Sequence[int | None]) -> float | None:
+    """Share of the clips with a known label that were answered with it; None where no label is known."""
+    pairs = [(guess, label) for guess, label in zip(predicted, labels, strict=True) if label is not None]
+    return None if not pairs else float(np.mean([guess == label for guess, label in pairs]))

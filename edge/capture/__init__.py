@@ -1,0 +1,1 @@
+"""Where clips come from: files of a data set, or camera and microphone."""

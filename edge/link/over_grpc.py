@@ -1,0 +1,212 @@
+"""The Link over gRPC: the only file of the device that imports grpc.
+
+One channel is made and reused for all calls; gRPC reconnects it by itself, so nothing is re-opened to a dead server.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from isthmus.edge.link.interface import Traffic
+from isthmus.proto import convert
+from isthmus.proto.errors import NAME_KEY, Internal, InvalidInput, IsthmusError, TooLate, Unavailable, from_status
+from isthmus.proto.limits import MAX_MESSAGE_BYTES
+from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
+
+CALL_TIMEOUT_S = 20.0
+FETCH_TIMEOUT_S = 300.0
+"""A file that takes longer goes on from its last byte in another call."""
+WATCH_TIMEOUT_S = 300.0
+"""A watch is renewed this often, so that a connection that died silently is noticed."""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False) -> grpc.Channel:
+    """A channel to ``address`` (host:port). Without TLS only this machine may be addressed, since tokens travel on it.
+
+    ``tls_ca`` is a PEM file that replaces the system's authorities. Raises InvalidInput.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput(f"the cloud's address is {address!r}; wanted HOST:PORT")
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 10_000),
+    ]
+    if tls or tls_ca is not None:
+        try:
+            authorities = None if tls_ca is None else tls_ca.read_bytes()
+        except OSError as error:
+            raise InvalidInput(f"the file of TLS authorities cannot be read: {error.strerror}") from error
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(authorities), options)
+    if host not in _LOOPBACK:
+        raise InvalidInput(f"{host} is not this machine, so the connection needs TLS: give --tls or --tls-ca FILE")
+    options.append(("grpc.enable_http_proxy", 0))
+    return grpc.insecure_channel(address, options)
+
+
+class GrpcLink:
+    """See ``link.Link``. Closing it closes the channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._personalisation = rpc.PersonalisationServiceStub(channel)
+        self._inference = rpc.InferenceServiceStub(channel)
+        self._token = ""
+        self.traffic = Traffic()
+
+    def authenticate(self, token: str) -> None:
+        self._token = token
+
+    def enrol(self, device_name: str, enrolment_key: str) -> Enrolment:
+        request = pb.EnrolRequest(device_name=device_name, enrolment_key=enrolment_key)
+        return convert.enrolment_from_pb(self._call(self._personalisation.Enrol, request, "control"))
+
+    def start_personalisation(
+        self, idempotency_key: str, prototypes: Prototypes, *, rounds: int, seed: int
+    ) -> JobStatus:
+        request = pb.StartPersonalisationRequest(
+            idempotency_key=idempotency_key,
+            prototypes=convert.prototypes_to_pb(prototypes),
+            rounds=rounds,
+            seed=seed,
+        )
+        reply = self._call(self._personalisation.StartPersonalisation, request, "prototypes")
+        return convert.job_status_from_pb(reply.job)
+
+    def upload_prototypes(self, job_id: str, round: int, prototypes: Prototypes) -> JobStatus:
+        request = pb.UploadPrototypesRequest(
+            job_id=job_id, round=round, prototypes=convert.prototypes_to_pb(prototypes)
+        )
+        reply = self._call(self._personalisation.UploadPrototypes, request, "prototypes")
+        return convert.job_status_from_pb(reply.job)
+
+    def watch_job(self, job_id: str) -> Iterator[JobStatus]:
+        try:
+            request = pb.WatchJobRequest(job_id=job_id)
+            for reply in self._stream(self._personalisation.WatchJob, request, "control", WATCH_TIMEOUT_S):
+                yield convert.job_status_from_pb(reply.job)
+        except TooLate:
+            return  # Time to renew the watch: the caller watches again.
+
+    def describe_student(self, student_id: str) -> SignedManifest:
+        request = pb.DescribeStudentRequest(student_id=student_id)
+        return convert.signed_manifest_from_pb(self._call(self._personalisation.DescribeStudent, request, "student"))
+
+    def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
+        request = pb.FetchStudentRequest(student_id=student_id, file_name=file_name, offset_bytes=offset_bytes)
+        try:
+            for reply in self._stream(self._personalisation.FetchStudent, request, "student", FETCH_TIMEOUT_S):
+                yield convert.chunk_from_pb(reply)
+        except TooLate as error:
+            raise Unavailable("the download took too long; it goes on from its last byte") from error
+
+    def open_infer(self, student_id: str, *, timeout_s: float) -> "GrpcInferSession":
+        metadata = (*self._metadata(), ("isthmus-student", student_id))
+
+        def start(requests: Iterator[pb.InferRequest]) -> Any:
+            return self._inference.Infer(requests, timeout=timeout_s, metadata=metadata)
+
+        return GrpcInferSession(start, self.traffic)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self._token}"),) if self._token else ()
+
+    def _call(self, method: Any, request: Any, kind: str) -> Any:
+        self.traffic.up_bytes[kind] += request.ByteSize()
+        try:
+            reply = method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata())
+        except grpc.RpcError as error:
+            mapped = _mapped(error)
+            if isinstance(mapped, TooLate):
+                # A call without a latency budget of its own: that it took too long is the link's matter.
+                raise Unavailable("the cloud did not answer in time") from error
+            raise mapped from error
+        self.traffic.down_bytes[kind] += reply.ByteSize()
+        return reply
+
+    def _stream(self, method: Any, request: Any, kind: str, timeout_s: float) -> Iterator[Any]:
+        self.traffic.up_bytes[kind] += request.ByteSize()
+        replies = method(request, timeout=timeout_s, metadata=self._metadata())
+        try:
+            for reply in replies:
+                self.traffic.down_bytes[kind] += reply.ByteSize()
+                yield reply
+        except grpc.RpcError as error:
+            raise _mapped(error) from error
+        finally:
+            replies.cancel()
+
+
+class GrpcInferSession:
+    """One bidirectional stream. A thread reads answers, so that each question can have its own time limit."""
+
+    def __init__(self, start: Callable[[Iterator[pb.InferRequest]], Any], traffic: Traffic) -> None:
+        self._traffic = traffic
+        self._requests: queue.SimpleQueue[pb.InferRequest | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[InferReply | IsthmusError] = queue.SimpleQueue()
+        self._over: IsthmusError | None = None
+        self._replies = start(iter(self._requests.get, None))
+        self._reader = threading.Thread(target=self._read, name="isthmus-answers", daemon=True)
+        self._reader.start()
+
+    def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+        if self._over is not None:
+            raise self._over
+        request = pb.InferRequest(sequence=sequence, frame=frame)
+        self._traffic.up_bytes["inference"] += request.ByteSize()
+        self._requests.put(request)
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            answer = TooLate(f"no answer within {timeout_s:g} s")
+        if isinstance(answer, InferReply) and answer.sequence != sequence:
+            answer = InvalidInput(f"the cloud answered {answer.sequence} where {sequence} was asked")
+        if isinstance(answer, IsthmusError):
+            self._over = answer
+            self._replies.cancel()
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._requests.put(None)
+        self._replies.cancel()
+        self._reader.join(timeout=CALL_TIMEOUT_S)
+
+    def _read(self) -> None:
+        try:
+            for reply in self._replies:
+                self._traffic.down_bytes["inference"] += reply.ByteSize()
+                self._answers.put(convert.infer_reply_from_pb(reply))
+        except grpc.RpcError as error:
+            self._answers.put(_mapped(error))
+        except IsthmusError as error:
+            self._answers.put(error)
+        else:
+            self._answers.put(Unavailable("the cloud closed the stream"))
+
+
+def _mapped(error: grpc.RpcError) -> IsthmusError:
+    """Every failure of a call becomes an error of our tree. A status says no more than its code and short message."""
+    call: object = error
+    if not isinstance(call, grpc.Call):
+        return Internal("the call failed without a status")
+    code, details = call.code(), call.details()
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Unavailable("the cloud cannot be reached")
+    if code is grpc.StatusCode.CANCELLED:
+        return Unavailable("the call was cancelled")
+    name = next((value for key, value in call.trailing_metadata() or () if key == NAME_KEY), "")
+    return from_status(code.value[0], details or code.name.lower().replace("_", " "), str(name))

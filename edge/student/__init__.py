@@ -1,0 +1,1 @@
+"""The student on the device: fetch, verify, swap and run it."""

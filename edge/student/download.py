@@ -1,0 +1,52 @@
+"""A student from the cloud into the staging folder, going on where an earlier try stopped."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from isthmus.edge.link.interface import Link
+from isthmus.edge.student.slot import StudentSlot
+from isthmus.proto.errors import Unavailable
+from isthmus.proto.messages import Chunk, patch_name
+
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes that came, bytes in all) after every file of a try."""
+
+
+@dataclass
+class Tally:
+    """Bytes that came, files and patches alike, tries that failed included; and what the same files are whole."""
+
+    came_bytes: int = 0
+    whole_bytes: int = 0
+
+
+def fetch_student(link: Link, slot: StudentSlot, student_id: str, on_bytes: OnBytes, tally: Tally) -> str:
+    """Stages the named student ("" names the newest) and returns its id; adds to ``tally`` as the bytes come.
+
+    What is installed and sound is not fetched again, and what can be patched comes as a patch. Raises what the link and
+    the slot raise; Unavailable also where a stream ends without a byte, so that an empty answer is not asked for in a
+    loop.
+    """
+    signed = link.describe_student(student_id)
+    manifest = slot.begin(signed, student_id)
+
+    def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            tally.came_bytes += len(chunk.data)
+            yield chunk
+
+    came = 0
+    while missing := slot.missing(manifest):
+        wanted, offset_bytes = missing[0]
+        stream = link.fetch_file(manifest.student_id, wanted.name, offset_bytes)
+        of_this = slot.receive(manifest, wanted, counted(stream))
+        if not of_this:
+            raise Unavailable(f"the download of {wanted.name} brought nothing")
+        came += of_this
+        left = slot.missing(manifest)
+        if len(left) < len(missing):
+            tally.whole_bytes += next(
+                f.size_bytes for f in manifest.files if wanted.name in (f.name, patch_name(f.name))
+            )
+        on_bytes(came, came + sum(file.size_bytes - offset for file, offset in left))
+    return manifest.student_id

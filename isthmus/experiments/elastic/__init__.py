@@ -1,0 +1,1 @@
+"""Experiments on elastic serving: policies compared, warmed models compared, figures."""

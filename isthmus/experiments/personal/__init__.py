@@ -1,0 +1,1 @@
+"""Experiments on personalisation: the paper's tables, leaving people out, cost."""

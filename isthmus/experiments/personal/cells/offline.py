@@ -1,0 +1,193 @@
+"""The device's half and the cloud's half of one personalisation, in one process, by the functions both shores use."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection, Strategy, Wanted, class_oracle
+from isthmus.distill.student.evaluate import StudentOutputs, student_outputs
+from isthmus.distill.student.personalise import distil_round, select_round, train_heads
+from isthmus.distill.student.settling import overlap, settled
+from isthmus.distill.training.teacher_cache import TeacherOutputs, encode_clips, evaluation_mean, head_probabilities
+from isthmus.edge.own_clips.prototypes import each_clip, make_prototypes
+from isthmus.experiments.personal.cells.methods import Method, Sent
+from isthmus.proto.convert import prototypes_to_pb
+from isthmus.proto.messages import Prototypes, UploadMode
+
+STAGES: Final = ("prototypes", "select", "distil", "heads")
+
+
+@dataclass
+class Trace:
+    """What happened on the way to a student. ``stage_s``: wall seconds by stage, ``compute_s``: processor seconds of
+    this process. ``losses``: per epoch of distilling.
+
+    ``selections``: one a round. ``sent``: the upload of the last round.
+    """
+
+    stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    compute_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    losses: list[float] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+    sent: Prototypes | None = None
+    upload_bytes: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began_s, worked_s = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.stage_s[stage] += time.perf_counter() - began_s
+            self.compute_s[stage] += time.process_time() - worked_s
+
+    @property
+    def overlap(self) -> tuple[float, ...]:
+        """Jaccard index of each round's selection with that of the round before."""
+        return tuple(
+            overlap(before.indices_S, after.indices_S)
+            for before, after in zip(self.selections, self.selections[1:], strict=False)
+        )
+
+    def settled(self, threshold: float | None) -> bool:
+        """Whether the last selection is that of the round before, up to ``threshold``; None: never."""
+        if threshold is None or len(self.selections) < 2:
+            return False
+        return settled(self.selections[-2].indices_S, self.selections[-1].indices_S, threshold)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of the recipe a cell changes. ``rounds`` 0 leaves it to the recipe."""
+
+    seed: int
+    clips_per_cluster: int = 3
+    rounds: int = 0
+
+
+def personalise(
+    release: Release,
+    clips: ClipArrays,
+    method: Method,
+    setting: Setting,
+    *,
+    start: EncoderPair,
+    work_dir: Path,
+    device: torch.device,
+) -> tuple[EncoderPair, HeadBank, Trace]:
+    """One student for the person of ``clips`` (Alg. 7 and 8), which begins as ``start``.
+
+    ``method`` sends something: AllDistill alone is where all of them start, and nothing is made for it.
+    Labels of ``clips`` are read by the controls ``oracle`` and ``own`` alone. All methods that select take about as
+    many public clips: n for each prototype, or n divided by the clips per cluster for each clip.
+
+    Raises TrainingDiverged, CheckpointError, BadPrototypes (too few clips), ValueError.
+    """
+    trace = Trace()
+    release = method.on(release)
+    if method.sent is Sent.CLIPS:
+        return _own(release, clips, setting, start, work_dir, device, trace)
+    rounds = setting.rounds or release.recipe.personalise.rounds
+    student = start
+    for number in range(rounds):
+        with trace.timed("prototypes"):
+            outputs = student_outputs(student, release.teacher_head, clips, device)
+            trace.sent = upload(outputs, method.sent, release, setting)
+        if method.sent not in (Sent.LABELS, Sent.CLIPS):
+            trace.upload_bytes += prototypes_to_pb(trace.sent).ByteSize()
+        with trace.timed("select"):
+            trace.selections.append(_select(release, clips, method, trace.sent, setting, number))
+        # As in a job of the cloud: where the selection has settled, this round trains what is left, and is the last.
+        last = trace.settled(release.recipe.personalise.settled_at)
+        with trace.timed("distil"):
+            student = distil_round(
+                release,
+                trace.selections[-1],
+                round=rounds - 1 if last else number,
+                rounds=rounds,
+                seed=setting.seed,
+                checkpoint=work_dir / "checkpoint.safetensors",
+                on_epoch=lambda report: trace.losses.append(report.loss),
+                start=start,
+                device=device,
+            )
+        if last:
+            break
+    with trace.timed("heads"):
+        heads = train_heads(release, student, trace.selections[-1], seed=setting.seed, device=device)
+    return student, heads, trace
+
+
+def upload(outputs: StudentOutputs, sent: Sent, release: Release, setting: Setting) -> Prototypes:
+    """What the device would send of these outputs. Controls make prototypes too, so that they select as many."""
+    if sent is Sent.PROBABILITIES:
+        return each_clip(outputs.probabilities_NC)
+    return make_prototypes(
+        outputs.probabilities_NC,
+        seed=setting.seed,
+        min_cluster=release.recipe.personalise.min_cluster,
+        clip_per_cluster=setting.clips_per_cluster,
+        features_NE=np.hstack([outputs.audio_ND, outputs.visual_ND]) if sent is Sent.FEATURES else None,
+    )
+
+
+def _select(
+    release: Release, clips: ClipArrays, method: Method, sent: Prototypes, setting: Setting, number: int
+) -> Selection:
+    config = release.recipe.personalise
+    samples_per_row = config.samples_per_row
+    if sent.mode is UploadMode.PROBABILITIES:
+        samples_per_row = max(1, round(samples_per_row / config.clips_per_cluster))
+    strategy: str | Strategy = method.strategy
+    if method.sent is Sent.LABELS:
+        strategy = class_oracle(np.bincount(clips.labels_N, minlength=len(release.recipe.classes)).astype(np.int64))
+    return select_round(
+        release,
+        Wanted(sent.values_KC, sent.sizes_K, sent.features_KE),
+        round=number,
+        seed=setting.seed,
+        strategy=strategy,
+        samples_per_row=samples_per_row,
+    )
+
+
+def _own(
+    release: Release,
+    clips: ClipArrays,
+    setting: Setting,
+    start: EncoderPair,
+    work_dir: Path,
+    device: torch.device,
+    trace: Trace,
+) -> tuple[EncoderPair, HeadBank, Trace]:
+    """The upper bound: no cloud may do this, since it needs the clips themselves and their labels."""
+    teacher = release.teacher
+    audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)
+    taught_NC = head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, clips))
+    own = release.over(clips, TeacherOutputs(audio_ND, visual_NKD, taught_NC))
+    everything = Selection.whole(len(clips))
+    with trace.timed("distil"):
+        student = distil_round(
+            own,
+            everything,
+            round=0,
+            rounds=1,
+            seed=setting.seed,
+            checkpoint=work_dir / "checkpoint.safetensors",
+            on_epoch=lambda report: trace.losses.append(report.loss),
+            start=start,
+            device=device,
+        )
+    with trace.timed("heads"):
+        heads = train_heads(own, student, everything, seed=setting.seed, device=device)
+    return student, heads, trace

@@ -1,0 +1,63 @@
+"""A study is a list of cells on one release or several: prepared, run on every core, and read back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.progress import Progress
+
+from isthmus.data.clip import Listing
+from isthmus.distill.prepare import decode
+from isthmus.distill.release import Release
+from isthmus.experiments.personal.cells import cells
+from isthmus.experiments.personal.cells.cells import Asked, Cell
+from isthmus.experiments.personal.cells.pool import Told, run_all
+from isthmus.experiments.personal.cells.work import CellTask, StudentTask, TeachTask, make_cell, make_seed, teach
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cells that share a release. ``clients``: name -> folder of all the client's decoded clips."""
+
+    release: Release
+    clients: dict[str, str]
+    asked: tuple[Asked, ...]
+
+
+def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Folder of each client's decoded clips, decoded where they are not yet."""
+    return {
+        client: str(decode(listing, names, release.recipe, release.root / "private").folder)
+        for client, names in clients.items()
+    }
+
+
+def run(
+    parts: Sequence[Part], out: Path, *, workers: int, told: Told, progress: Progress | None, device: str = "cpu"
+) -> list[Cell]:
+    """Teachers, then students, then cells: only what is missing. Returns the cells in the order asked for.
+
+    Raises CellsFailed where some could not be made.
+    """
+    everywhere = partial(run_all, workers=workers, told=told, progress=progress)
+    untaught = [TeachTask(str(part.release.root), 0) for part in parts if not part.release.teacher_path.exists()]
+    everywhere(teach, untaught, what="teachers")
+    seeds = {(str(part.release.root), asked.seed) for part in parts for asked in part.asked}
+    wanted = [StudentTask(root, seed) for root, seed in sorted(seeds) if not _has_student(Path(root), seed)]
+    everywhere(make_seed, wanted, what="base students")
+    tasks = [
+        CellTask(
+            asked, str(part.release.root), part.clients[asked.client], str(out / "cells"), str(out / "work"), device
+        )
+        for part in parts
+        for asked in part.asked
+        if not cells.done(out / "cells", asked)
+    ]
+    everywhere(make_cell, tasks, what="cells")
+    return [cells.load(out / "cells", asked) for part in parts for asked in part.asked]
+
+
+def _has_student(root: Path, seed: int) -> bool:
+    release = Release(root, Release.open(root).recipe)
+    return release.heads_path(seed).exists() and (seed != 0 or release.base_dir.exists())

@@ -1,0 +1,235 @@
+"""What one process does for a study: make a cell, or the student and heads that all cells of a seed begin with."""
+
+import functools
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.data.splits import latency_halves
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
+from isthmus.distill.student.base import base_heads, make_base, make_student
+from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, student_outputs
+from isthmus.distill.student.measure import head_shares
+from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
+from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+from isthmus.edge.own_clips.habits import learn
+from isthmus.experiments.personal.cells import cells, measure
+from isthmus.experiments.personal.cells.cells import Asked, Cell, Outputs
+from isthmus.experiments.personal.cells.methods import METHODS, Sent
+from isthmus.experiments.personal.cells.offline import Setting, Trace, personalise
+
+CPU = torch.device("cpu")
+
+Labels = npt.NDArray[np.int64]
+
+MIN_CLASS_CLIPS: Final = 2
+"""Of a class that a user of few classes may have: one for each half."""
+
+
+@dataclass(frozen=True)
+class TeachTask:
+    """A teacher, where the release has none yet."""
+
+    release: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"the teacher of {self.release}"
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """The AllDistill student of a seed with its heads; with seed 0 the base student too."""
+
+    release: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"student {self.seed} of {self.release}"
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """``clips``: folder of all the client's decoded clips. ``cells``: where the cell goes."""
+
+    asked: Asked
+    release: str
+    clips: str
+    cells: str
+    work: str
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return self.asked.name
+
+
+def teach(task: TeachTask) -> str:
+    release = Release.open(Path(task.release))
+    if not release.teacher_path.exists():
+        train_teacher(release, seed=task.seed, device=CPU)
+    cache_teacher_outputs(release, CPU)
+    return f"teacher: {release.teacher_path}"
+
+
+def make_seed(task: StudentTask) -> str:
+    release = _release(task.release)
+    make_student(release, task.seed, CPU)
+    base_heads(release, task.seed, CPU)
+    if task.seed == 0:
+        make_base(release, CPU)
+    return f"AllDistill student of seed {task.seed}: {release.student_path(task.seed)}"
+
+
+def make_cell(task: CellTask) -> str:
+    """Makes and measures one student, unless that was done. Returns a line about it."""
+    folder = Path(task.cells)
+    if not cells.done(folder, task.asked):
+        _make_cell(task, folder)
+    cell = cells.load(folder, task.asked)
+    return (
+        f"{task.asked.name}: {100 * cell.before:.1f} to {100 * cell.plain:.1f} % of {cell.test_clips} clips, "
+        f"{cell.selected} selected, {sum(cell.stage_s.values()):.0f} s"
+    )
+
+
+def _make_cell(task: CellTask, folder: Path) -> None:
+    asked, device = task.asked, torch.device(task.device)
+    release, everyone = _release(task.release), _clips(task.clips)
+    chosen, tested = halves(everyone, asked)
+    selection_clips, test_clips = everyone.subset(chosen), everyone.subset(tested)
+    start, start_heads = _base(task.release, asked.seed)
+    method = METHODS[asked.method]
+    work_dir = Path(task.work) / asked.name
+    student, heads, trace = start, start_heads, Trace(selections=[Selection.whole(len(release.public.names))])
+    if method.sent is not Sent.NOTHING:
+        student, heads, trace = personalise(
+            release,
+            selection_clips,
+            method,
+            Setting(asked.seed, asked.clips_per_cluster),
+            start=start,
+            work_dir=work_dir,
+            device=device,
+        )
+    labels_T = np.asarray(test_clips.labels_N)
+    after = student_outputs(student, release.teacher_head, test_clips, device)
+    before = _before(task.release, task.clips, asked.seed, task.device)
+    on_test = _both(before.only(tested), start_heads, after, heads, labels_T)
+    on_selection = _both(
+        before.only(chosen),
+        start_heads,
+        student_outputs(student, release.teacher_head, selection_clips, device),
+        heads,
+        np.asarray(selection_clips.labels_N),
+    )
+    last = trace.selections[-1] if trace.selections else None
+    everything = Selection.whole(len(release.public.names))
+    shares_C = head_shares(release, everything) if method.heads_on == "all" else ()
+    habits = learn(asked.name, on_selection.new_local_NC, shares_C) if shares_C else None
+    sizes_K = trace.sent.sizes_K if trace.sent is not None else np.zeros(0, np.int32)
+    cell = Cell(
+        asked=asked,
+        selection_clips=len(chosen),
+        test_clips=len(tested),
+        before=accuracy(on_test.old_local_NC, labels_T),
+        accuracy=measure.accuracy_on_the_wire(heads, after, labels_T),
+        teacher_head=accuracy(after.probabilities_NC, labels_T),
+        teacher=accuracy(_teacher(task.release, task.clips)[tested], labels_T),
+        selected=len(last) if last is not None else 0,
+        selected_per_class=measure.per_class(release, trace),
+        effective_samples=last.effective_size if last is not None else 0.0,
+        rows_sent=len(sizes_K),
+        smallest_cluster=int(sizes_K.min()) if len(sizes_K) else 0,
+        upload_bytes=trace.upload_bytes,
+        overlap=trace.overlap,
+        a_distance=measure.a_distances(release, trace, asked.seed),
+        stage_s=trace.stage_s,
+        losses=tuple(trace.losses),
+        masks=measure.accuracy_by_mask(heads, after, labels_T),
+        masks_read=measure.accuracy_by_mask(heads, after, labels_T, habits) if habits is not None else {},
+    )
+    cells.save(folder, cell, on_selection, on_test)
+    shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
+    """Rows that serve selection, and rows that are told. Where only a share is uploaded, it is drawn with the seed.
+
+    Raises ValueError for a client without so many classes of MIN_CLASS_CLIPS clips.
+    """
+    labels_N = np.asarray(everyone.labels_N)
+    rows = np.flatnonzero(np.isin(labels_N, drawn_classes(labels_N, asked)))
+    if asked.scenario == "insensitive":
+        chosen, tested = rows, rows
+    else:
+        names = latency_halves([everyone.names[row] for row in rows], labels_N[rows].tolist(), asked.seed)
+        chosen, tested = (everyone.indices(half) for half in names)
+    if asked.upload_share < 1:
+        kept = max(1, round(asked.upload_share * len(chosen)))
+        chosen = np.sort(np.random.default_rng((asked.seed, 12)).permutation(chosen)[:kept])
+    return chosen, tested
+
+
+def drawn_classes(labels_N: Labels, asked: Asked) -> Labels:
+    """The classes of the client's clips that it is a user of: drawn by its name and the seed, the same for every
+    method."""
+    found, counts = np.unique(labels_N, return_counts=True)
+    if not asked.classes:
+        return found
+    enough = found[counts >= MIN_CLASS_CLIPS]
+    if len(enough) < asked.classes:
+        raise ValueError(f"client {asked.client} has {len(enough)} classes of {MIN_CLASS_CLIPS} clips or more")
+    rng = np.random.default_rng((zlib.crc32(asked.client.encode()), asked.classes, asked.seed))
+    return np.sort(rng.choice(enough, asked.classes, replace=False))
+
+
+def _both(
+    before: StudentOutputs, before_heads: HeadBank, after: StudentOutputs, after_heads: HeadBank, labels_N: Labels
+) -> Outputs:
+    return Outputs(
+        bank_probabilities(before_heads, before, 1.0),
+        bank_probabilities(after_heads, after, 1.0),
+        before.probabilities_NC,
+        after.probabilities_NC,
+        labels_N,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _release(root: str) -> Release:
+    return Release.open(Path(root))
+
+
+@functools.lru_cache(maxsize=8)
+def _clips(folder: str) -> ClipArrays:
+    return ClipArrays.open(Path(folder))
+
+
+@functools.lru_cache(maxsize=4)
+def _base(release: str, seed: int) -> tuple[EncoderPair, HeadBank]:
+    return _release(release).student(seed), base_heads(_release(release), seed, CPU)
+
+
+@functools.lru_cache(maxsize=8)
+def _before(release: str, clips: str, seed: int, device: str) -> StudentOutputs:
+    """The base student on all of a client's clips: the same for every method."""
+    opened = _release(release)
+    return student_outputs(opened.student(seed), opened.teacher_head, _clips(clips), torch.device(device))
+
+
+@functools.lru_cache(maxsize=8)
+def _teacher(release: str, clips: str) -> npt.NDArray[np.float32]:
+    """The teacher's probabilities on all of a client's clips."""
+    teacher, everyone = _release(release).teacher, _clips(clips)
+    audio_ND, visual_NKD = encode_clips(teacher.encoders, everyone, CPU)
+    return head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, everyone))

@@ -1,0 +1,202 @@
+"""Cells as tables: plain rows of text, which become Markdown and HTML alike."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from isthmus.experiments.personal.cells.cells import Cell
+from isthmus.experiments.personal.findings.paired import Difference, by_group, difference, spread
+
+Value = Callable[[Cell], float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """``note`` stands under the table."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", f"| {' | '.join(self.header)} |", f"|{' --- |' * len(self.header)}"]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join([*lines, *(["", self.note] if self.note else [])]) + "\n"
+
+
+def plain(cell: Cell) -> float:
+    return cell.plain
+
+
+def pick(cells: Iterable[Cell], **wanted: object) -> list[Cell]:
+    """Cells whose ``asked`` has these values."""
+    return [cell for cell in cells if all(getattr(cell.asked, key) == value for key, value in wanted.items())]
+
+
+def in_order(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, in percent."""
+    if not values:
+        return ""
+    found = spread([100 * value for value in values])
+    return f"{found.mean:.1f} ± {found.deviation:.1f}" if found.count > 1 else f"{found.mean:.1f}"
+
+
+def points(found: Difference) -> str:
+    """Mean ± standard error in percentage points; in bold where it lies beyond two standard errors."""
+    text = f"{100 * found.mean:+.1f} ± {100 * found.standard_error:.1f}"
+    return f"**{text}**" if found.beyond_noise else text
+
+
+def accuracy_by_method(cells: Sequence[Cell], scenario: str, title: str) -> Table:
+    """Tables 5.2 and 5.4: a row a method, a column a client."""
+    own = pick(cells, scenario=scenario)
+    clients, methods = in_order(c.asked.client for c in own), in_order(c.asked.method for c in own)
+    rows = [
+        (method, *(percent([c.plain for c in pick(own, client=client, method=method)]) for client in clients))
+        for method in methods
+    ]
+    rows.append(
+        ("(the teacher on the same clips)", *(percent([c.teacher for c in _once(own, client)]) for client in clients))
+    )
+    header = ("method", *(f"{client} ({_tested(own, client)} clips)" for client in clients))
+    return Table(title, header, tuple(rows), "% told right at ratio 1 in fp32, mean ± standard deviation over seeds.")
+
+
+def differences(cells: Sequence[Cell], scenario: str, against: Sequence[str], title: str) -> Table:
+    """Each method less each of ``against``, paired over client and seed."""
+    own = pick(cells, scenario=scenario)
+    of_method = {
+        method: {(c.asked.client, c.asked.seed): c.plain for c in pick(own, method=method)}
+        for method in in_order(c.asked.method for c in own)
+    }
+    present = [method for method in against if method in of_method]
+    rows = []
+    for method, values in of_method.items():
+        row = [method]
+        for other in present:
+            if other == method or not values.keys() & of_method[other].keys():
+                row += ["", "", ""]
+                continue
+            found = difference(values, of_method[other])
+            row += [points(found), f"{found.better} / {found.worse}", str(found.needed or "")]
+        rows.append(tuple(row))
+    header = ["method"]
+    for other in present:
+        header += [f"less {other}", "better / worse", "pairs needed"]
+    note = (
+        "Percentage points, mean ± standard error over pairs (client, seed); bold: beyond two standard errors. Pairs "
+        "needed: at which a true difference of this size would be found four times in five."
+    )
+    return Table(title, tuple(header), tuple(rows), note)
+
+
+def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], title: str) -> Table:
+    """Leave-one-person-out: seeds are averaged first, since only people are independent."""
+    means = {
+        method: by_group({(c.asked.client, c.asked.seed): c.plain for c in pick(cells, method=method)})
+        for method in methods
+    }
+    people = list(means[baseline])
+    rows = [
+        (person, str(_tested(cells, person)), *(f"{100 * means[method][person]:.1f}" for method in methods))
+        for person in people
+    ]
+    rows.append(("mean", "", *(f"{100 * sum(means[m].values()) / len(means[m]):.1f}" for m in methods)))
+    for other in in_order([baseline, *(m for m in methods if m == "random")]):
+        rows.append(
+            (
+                f"less {other}",
+                "",
+                *("" if m == other else points(difference(means[m], means[other])) for m in methods),
+            )
+        )
+    note = f"{len(people)} people; differences: mean ± standard error over people, bold beyond two of them."
+    return Table(title, ("person left out", "clips", *methods), tuple(rows), note)
+
+
+def by_mask(cells: Sequence[Cell], title: str) -> Table:
+    """Accuracy of each method where every clip lacks its sound, or its picture, or nothing."""
+    masks = list(cells[0].masks)
+    rows = [
+        (method, *(percent([c.masks[mask] for c in pick(cells, method=method)]) for mask in masks))
+        for method in in_order(c.asked.method for c in cells)
+    ]
+    note = "% told right at ratio 1, mean ± standard deviation over clients and seeds."
+    return Table(title, ("method", *(f"{mask} captured" for mask in masks)), tuple(rows), note)
+
+
+def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Mapping[str, int]], title: str) -> Table:
+    """Table 5.3 with every number type: accuracy against bytes."""
+    own = pick(cells, method=method, scenario="sensitive")
+    clients = in_order(c.asked.client for c in own)
+    rows = []
+    for number_type, by_ratio in bytes_of.items():
+        for ratio, size in by_ratio.items():
+            values = [c.accuracy[ratio][number_type] for c in own if ratio in c.accuracy]
+            loss = difference(
+                {i: c.accuracy[ratio][number_type] for i, c in enumerate(own)}, {i: c.plain for i, c in enumerate(own)}
+            )
+            each = [percent([c.accuracy[ratio][number_type] for c in pick(own, client=x)]) for x in clients]
+            rows.append((number_type, ratio, str(size), *each, percent(values), points(loss)))
+    header = ("number type", "ratio", "bytes a clip", *clients, "all", "less fp32 ratio 1")
+    return Table(title, header, tuple(rows), "Bytes: the inference message with its gRPC prefix.")
+
+
+def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
+    """Figures 5.12 and 5.13 as a table: accuracy by a setting of what is uploaded."""
+    values = sorted({getattr(c.asked, key) for c in cells})
+    clients = in_order(c.asked.client for c in cells)
+    rows = [
+        (
+            f"{value:g}",
+            f"{spread([float(c.rows_sent) for c in pick(cells, **{key: value})]).mean:.0f}",
+            *(percent([c.plain for c in pick(cells, client=client, **{key: value})]) for client in clients),
+        )
+        for value in values
+    ]
+    return Table(title, (name, "rows sent (mean)", *clients), tuple(rows))
+
+
+def cost(cells: Sequence[Cell], title: str) -> Table:
+    """Wall seconds by stage and what was selected, by method."""
+    rows = []
+    for method in in_order(c.asked.method for c in cells):
+        own = pick(cells, method=method)
+        seconds = [f"{spread([c.stage_s[stage] for c in own]).mean:.1f}" for stage in own[0].stage_s]
+        rows.append(
+            (
+                method,
+                f"{spread([float(c.selected) for c in own]).mean:.0f}",
+                f"{spread([c.effective_samples for c in own]).mean:.0f}",
+                f"{spread([float(c.upload_bytes) for c in own]).mean:.0f}",
+                _mean_or_blank([c.overlap[-1] for c in own if c.overlap], "{:.2f}"),
+                _mean_or_blank([c.a_distance["public"] for c in own if "public" in c.a_distance], "{:.2f}"),
+                _mean_or_blank([c.a_distance["selection"] for c in own if "selection" in c.a_distance], "{:.2f}"),
+                *seconds,
+            )
+        )
+    stages = tuple(f"{stage}, s" for stage in cells[0].stage_s)
+    header = ("method", "selected", "effective", "bytes up", "overlap", "A-dist. public", "A-dist. selection", *stages)
+    note = (
+        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the last two "
+        "rounds' selections. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the "
+        "selection."
+    )
+    return Table(title, header, tuple(rows), note)
+
+
+def _mean_or_blank(values: Sequence[float], form: str) -> str:
+    return form.format(sum(values) / len(values)) if values else ""
+
+
+def _once(cells: Sequence[Cell], client: str) -> list[Cell]:
+    """One cell a seed: what does not depend on the method would count several times."""
+    return list({c.asked.seed: c for c in cells if c.asked.client == client}.values())
+
+
+def _tested(cells: Sequence[Cell], client: str) -> int:
+    return next(c.test_clips for c in cells if c.asked.client == client)

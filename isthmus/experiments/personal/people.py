@@ -1,0 +1,56 @@
+"""Leave one person out: each actor in turn is the private client of a release that never saw them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isthmus.data.clip import Listing
+from isthmus.experiments.personal.cells.cells import Asked, Cell
+from isthmus.experiments.personal.findings import figures, tables
+from isthmus.experiments.personal.findings.guarding import guard_part
+from isthmus.experiments.personal.findings.habits import habits_part
+from isthmus.experiments.personal.findings.report import Section, picture_name
+
+
+def people(listing: Listing) -> tuple[str, ...]:
+    """The data set's actors, sorted. Raises ValueError where there are fewer than three to leave one out of."""
+    actors = tuple(sorted({ref.actor for ref in listing.refs if ref.actor is not None}))
+    if len(actors) < 3:
+        raise ValueError(f"leaving one person out needs three persons or more; this data set names {len(actors)}")
+    return actors
+
+
+def asked(actor: str, methods: Sequence[str], seeds: Sequence[int], classes: Sequence[int] = (0,)) -> tuple[Asked, ...]:
+    """``classes``: as users of how many classes each; 0 of all."""
+    return tuple(
+        Asked(actor, "sensitive", method, seed, classes=count)
+        for count in classes
+        for seed in seeds
+        for method in methods
+    )
+
+
+def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str, Any]) -> list[Section]:
+    found: list[Section] = []
+    for count in dict.fromkeys(cell.asked.classes for cell in cells):
+        own = tables.pick(cells, classes=count)
+        who = f", users of {count} {'class' if count == 1 else 'classes'}" if count else ""
+        found += [_of_users(own, methods, who), *guard_part(own, outputs, who), *habits_part(own, outputs, who)]
+    return found
+
+
+def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Section:
+    baseline = "all" if "all" in methods else methods[0]
+    text = "Each person is the one client of a release whose teacher, students and public clips never saw them."
+    if who:
+        text += " Of their clips only those of some classes, drawn for each person and seed, serve selection and test."
+    return Section(
+        f"Leave one person out{who}",
+        (
+            tables.by_person(cells, baseline, methods, f"Accuracy on each person, % at ratio 1 in fp32{who}"),
+            tables.differences(cells, "sensitive", ("all", "random", "cluster"), f"Paired over persons and seeds{who}"),
+            tables.by_mask(cells, f"Clips that lack one modality{who}"),
+            tables.cost(cells, f"What was selected, and what it took{who}"),
+        ),
+        {picture_name("people", who): figures.gain_by_client(cells, [m for m in methods if m != baseline], baseline)},
+        text,
+    )
