@@ -62,7 +62,7 @@ lint: $(INSTALLED)
 	$(BIN)/buf lint proto
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
-	for name in selection encoder teacher_cache training stream footprint planning drift model_sizes infaas_live elastic_front elastic_engine elastic_vit warmup; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+	for name in selection encoder teacher_cache training stream footprint elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.vit elastic.warmup; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 proto: $(INSTALLED)
 	$(BIN)/python -m isthmus.proto.generate

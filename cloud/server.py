@@ -172,12 +172,13 @@ class Server:
         return _Release(signer, offer, gate, students.publish_base(shelf, signer, offer, time.time()))
 
     def _open_elastic(self, shelf: Shelf) -> Elastic | None:
-        if self._settings.elastic_model is None:
+        settings = self._settings.elastic
+        if settings is None:
             return None
         # A server for devices alone does without timm.
         from isthmus.cloud.elastic.serve.host import open_elastic
 
-        elastic = open_elastic(self._settings, shelf.database, shelf.artefacts)
+        elastic = open_elastic(settings, shelf.database, shelf.artefacts)
         self._stack.callback(elastic.decoder.close)
         if elastic.warm is not None:
             self._stack.callback(elastic.warm.close)

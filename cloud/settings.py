@@ -1,5 +1,6 @@
 """The service's settings: from the command line, else from ISTHMUS_CLOUD_<NAME> in the environment."""
 
+import dataclasses
 import ipaddress
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from isthmus.cloud.elastic.policies.by_name import DEFAULT_POLICY
+from isthmus.cloud.elastic.serve.settings import ElasticSettings, NumberTypeChoice
 
 
 class CloudSettings(BaseSettings):
@@ -59,10 +60,10 @@ class CloudSettings(BaseSettings):
     """What ``isthmus elastic profile`` wrote; default: a file in ``state``."""
     elastic_measure: bool = False
     """Measure this machine at the start, and keep that as the profile."""
-    elastic_policy: str = DEFAULT_POLICY
+    elastic_policy: str = ElasticSettings.policy
     elastic_device: str = "cpu"
     elastic_threads: int = Field(default=1, ge=1)
-    elastic_number_type: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    elastic_number_type: NumberTypeChoice = "auto"
     """auto: the profile's; where the machine is measured, the quicker one that answers alike."""
     elastic_compiler: str | None = None
     elastic_memory_bytes: int | None = Field(default=None, ge=1)
@@ -103,6 +104,17 @@ class CloudSettings(BaseSettings):
         return self
 
     @property
+    def elastic(self) -> ElasticSettings | None:
+        """The settings of elastic serving; None if no model is named."""
+        if self.elastic_model is None:
+            return None
+        return ElasticSettings(
+            model=self.elastic_model,
+            state=self.state,
+            **{name: getattr(self, f"elastic_{name}") for name in _ELASTIC},
+        )
+
+    @property
     def database_url(self) -> str:
         if self.database is not None:
             return self.database.get_secret_value()
@@ -134,6 +146,9 @@ class CloudSettings(BaseSettings):
     def elastic_key(self) -> str | None:
         """Raises ValueError for an empty file, OSError for one that cannot be read."""
         return _key(self.elastic_key_file)
+
+
+_ELASTIC = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in ("model", "state")]
 
 
 def _key(file: Path | None) -> str | None:

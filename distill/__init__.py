@@ -1,0 +1,1 @@
+"""Models and learning: train the teacher, choose public samples, and distil students."""

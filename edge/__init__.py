@@ -1,0 +1,1 @@
+"""Everything that runs on the device. It never imports torch, the cloud or training code."""

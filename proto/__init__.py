@@ -1,0 +1,1 @@
+"""The contract between device and cloud: messages, errors, limits, and the generated protobuf code."""

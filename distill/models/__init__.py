@@ -1,0 +1,1 @@
+"""The networks: trunks, the teacher, classifier heads and compressors."""

@@ -1,4 +1,4 @@
-"""Which public samples a device's student is distilled on, and how much each counts (spec 1, section 6). Pure.
+"""PURE. Choose the public samples on which a device's student is distilled, and weight them.
 
 A strategy maps what the device sent and the public set to a weighted choice; ``STRATEGIES`` holds those that a recipe
 may name. ``cosine`` is the paper's (Eq. 5.5, SelectData of Alg. 7); the others are ours.

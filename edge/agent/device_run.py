@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from isthmus.edge.agent.behaviour import Answered, State
 from isthmus.edge.agent.device_state import DeviceState, StoredVerdict
-from isthmus.edge.agent.inference import CloudAnswers, answer_locally, encode
+from isthmus.edge.agent.inference import CloudAnswers, answer_locally
 from isthmus.edge.agent.report import ClipResult, RunFacts, build_report
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.link.compression import Setting, choose, make_policy
-from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.codec import frame_bytes
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import NumberType, ratio_name

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from isthmus.data.transforms import InputSpec, evaluation_frames
-from isthmus.edge.capture.sources import Clock, Taken
+from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, Setting, observe_answer
 from isthmus.edge.link.interface import InferSession, Link
 from isthmus.edge.own_clips.habits import Habits
@@ -22,17 +21,6 @@ from isthmus.proto.messages import FeatureFrame, Features, FloatArray, InferRepl
 SESSION_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 20.0
 MOST_TRIES = 8
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A clip's features with the milliseconds that decoding and encoding took."""
-
-    name: str
-    label: int | None
-    features: Features
-    decode_ms: float
-    encode_ms: float
 
 
 @dataclass(frozen=True)
@@ -60,14 +48,6 @@ class Answer:
 
 OnFailure = Callable[[IsthmusError], None]
 """Told of a broken link before the next try; returns when it is time to try again."""
-
-
-def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock) -> Encoded:
-    began_s = clock()
-    frames_KHWC = taken.clip.frames_KHWC
-    frames_KCHW = None if frames_KHWC is None else evaluation_frames(frames_KHWC, spec)
-    features = encoder.features(taken.clip.spectrogram_FT, frames_KCHW)
-    return Encoded(taken.ref.name, taken.ref.label, features, taken.decode_ms, (clock() - began_s) * 1000)
 
 
 def answer_locally(encoder: StudentEncoder, features: Features, clock: Clock) -> Answer:

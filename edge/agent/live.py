@@ -8,10 +8,11 @@ from typing import Protocol
 from isthmus.data.clip import ClipRef
 from isthmus.data.layouts.listing import read_listing
 from isthmus.edge.agent.behaviour import Answered, Answering, Failed, Tick
-from isthmus.edge.agent.inference import Answer, CloudAnswers, answer_locally, encode
+from isthmus.edge.agent.inference import Answer, CloudAnswers, answer_locally
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.compression import Setting, choose, make_policy
+from isthmus.edge.student.encoder import encode
 from isthmus.proto.errors import Unavailable
 from isthmus.proto.messages import NumberType
 

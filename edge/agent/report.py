@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.edge.agent.device_state import LedgerEntry, StoredVerdict
-from isthmus.edge.agent.inference import Answer, Encoded, accuracy
+from isthmus.edge.agent.inference import Answer, accuracy
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.student.download import Tally
+from isthmus.edge.student.encoder import Encoded
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.messages import Captured, JobStatus, ratio_name
 

@@ -8,10 +8,9 @@ import numpy as np
 
 from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.agent.inference import encode
 from isthmus.edge.capture.sources import Clock, replay
 from isthmus.edge.own_clips.prototypes import each_clip, make_prototypes
-from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.messages import Features, Prototypes, UploadMode
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isthmus.data.transforms import InputSpec
+from isthmus.data.transforms import InputSpec, evaluation_frames
+from isthmus.edge.capture.sources import Clock, Taken
 from isthmus.proto.errors import Corrupt, Internal
 from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
 
@@ -23,6 +25,17 @@ TEACHER_HEAD = "teacher_head.onnx"
 LOCAL_HEAD = "local_head.onnx"
 
 _PROBE_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A clip's features with the milliseconds that decoding and encoding took."""
+
+    name: str
+    label: int | None
+    features: Features
+    decode_ms: float
+    encode_ms: float
 
 
 class RuntimeUnusable(Internal):
@@ -130,6 +143,15 @@ class StudentEncoder:
                 raise Corrupt(f"{file} does not load: {_first_line(error)}") from error
             self._sessions[file] = session
         return session
+
+
+def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock) -> Encoded:
+    """Returns the clip's features and how long they took; ``spec`` says which frames are used."""
+    began_s = clock()
+    frames_KHWC = taken.clip.frames_KHWC
+    frames_KCHW = None if frames_KHWC is None else evaluation_frames(frames_KHWC, spec)
+    features = encoder.features(taken.clip.spectrogram_FT, frames_KCHW)
+    return Encoded(taken.ref.name, taken.ref.label, features, taken.decode_ms, (clock() - began_s) * 1000)
 
 
 def load_test(folder: Path, manifest: StudentManifest) -> None:

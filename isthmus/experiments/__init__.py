@@ -1,0 +1,1 @@
+"""The papers' experiments, each a command that writes a result file."""

@@ -1,0 +1,1 @@
+"""Attacks on what a device sends, and a report of what each upload gives away."""

@@ -19,7 +19,7 @@ from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_
 from isthmus.data.media.encode import write_flv, write_wav
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.heads import HeadBank
-from isthmus.distill.recipes import Recipe, TrainConfig, smoke
+from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teacher.teach import cache_teacher_outputs
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
@@ -27,28 +27,10 @@ from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+from tests.rigs.release import CLASSES, EMOTIONS, TAKES, tiny_recipe
 
-CLASSES = ("NEU", "HAP", "SAD")
 CLIPS = 24
 BASE_FILE_BYTES = 1_300_000
-
-
-def tiny_recipe() -> Recipe:
-    """The smoke recipe with everything that costs time cut down."""
-    base = smoke("crema-d", CLASSES)
-    sgd = TrainConfig(epochs=3, batch_size=12, learning_rate=1e-3, schedule="constant", augment=False)
-    return dataclasses.replace(
-        base,
-        name="tiny",
-        input=InputSpec(
-            spectrogram_bins=32, spectrogram_columns=32, frame_px=32, stored_px=36, frames_stored=2, frames_used=1
-        ),
-        teacher_trunk="resnet18",
-        all_distill=dataclasses.replace(sgd, epochs=1),
-        personalise=dataclasses.replace(base.personalise, train=sgd, rounds=2, samples_per_row=3, min_cluster=3),
-        heads=dataclasses.replace(sgd, epochs=2),
-        ratios=(1.0, 2.0),
-    )
 
 
 def write_clips(folder: Path, spec: InputSpec) -> None:
@@ -83,10 +65,6 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     HeadBank(recipe.feature_width, len(CLASSES), recipe.ratios).save(release.base_dir / "heads.safetensors")
     yield root
     shutil.rmtree(root)
-
-
-EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
-TAKES = 4
 
 
 @pytest.fixture(scope="session")

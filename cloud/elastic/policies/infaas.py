@@ -45,9 +45,9 @@ SIZES: Final = tuple(
         (1, 3.6, 0.9, 1_217_000_000),
     )
 )
-"""ViT-S, B and L of 224 pixels in float32. Costs, bytes and loading are measured (tests/bench/model_sizes.py: 330 to
-620 MB/s in several runs, from files in memory to a model that answers, one core; the best is taken). The errors are our
-assumption, so nothing of it may be quoted as the paper's."""
+"""ViT-S, B and L of 224 pixels in float32. Costs, bytes and loading are measured by tests/bench/elastic/model_sizes.py:
+330 to 620 MB/s in several runs, from files in memory to a model that answers, on one core. The best run is taken. The
+errors are our assumption, so no figure here may be quoted as the paper's."""
 MEMORY_BYTES: Final = 3 * 346_000_000
 """Room for a base model of each of three tasks."""
 

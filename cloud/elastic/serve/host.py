@@ -3,7 +3,6 @@
 import logging
 import os
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -20,9 +19,9 @@ from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.serve.serving import Elastic
+from isthmus.cloud.elastic.serve.settings import ElasticSettings
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
-from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.images import ImageError, PixelSpec, decode_image
@@ -30,37 +29,34 @@ from isthmus.proto.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
-PROFILE_FILE: Final = "elastic_profile.json"
-"""In the state folder, where none is named."""
 
-
-def open_elastic(settings: CloudSettings, database: Database, artefacts: Artefacts) -> Elastic:
+def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artefacts) -> Elastic:
     """Everything but the threads' start. Blocks; for minutes where the machine is to be measured.
 
     Raises InvalidInput, with the way out, for a model, profile or policy that cannot be had or do not belong together.
     """
     # The number of threads is the calling thread's own; heads on the event loop keep theirs.
-    torch.set_num_threads(settings.elastic_threads)
-    path = settings.elastic_profile or settings.state / PROFILE_FILE
-    before = read_profile(path) if path.is_file() or not settings.elastic_measure else None
+    torch.set_num_threads(settings.threads)
+    path = settings.profile_path
+    before = read_profile(path) if path.is_file() or not settings.measure else None
     runner = _runner(settings, before)
-    profile = _measured(runner, path, before) if settings.elastic_measure or before is None else before
+    profile = _measured(runner, path, before) if settings.measure or before is None else before
     for line in profile.key.differences(machine_key(runner)):
         log.warning("the profile was measured elsewhere (%s); '--elastic-measure' measures this machine", line)
     try:
-        policy = make_policy(settings.elastic_policy, profile)
+        policy = make_policy(settings.policy, profile)
     except ValueError as error:
         raise InvalidInput(f"--elastic-policy: {error}") from error
     engine = Engine(
         profile,
         policy,
-        max_waiting=settings.elastic_max_waiting,
-        memory_limit_bytes=settings.elastic_memory_bytes,
+        max_waiting=settings.max_waiting,
+        memory_limit_bytes=settings.memory_bytes,
     )
     warm = _warm(settings, runner)
     base = ModelExecutor(runner, runner.pixels)
     executor = base if warm is None else WarmExecutor(base, warm, profile.gammas)
-    live = LiveEngine(engine, executor, on_start=lambda: torch.set_num_threads(settings.elastic_threads))
+    live = LiveEngine(engine, executor, on_start=lambda: torch.set_num_threads(settings.threads))
 
     def changed(name: str, task: Task | None) -> None:
         if task is None:
@@ -72,7 +68,7 @@ def open_elastic(settings: CloudSettings, database: Database, artefacts: Artefac
     shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
     registry = Registry(database, artefacts, shape, changed)
     registry.load()
-    log.info("elastic serving of %s at gamma %s", settings.elastic_model, profile.gammas)
+    log.info("elastic serving of %s at gamma %s", settings.model, profile.gammas)
     return Elastic(registry, live, Decoder(lambda data: decoded(data, runner.pixels)), shape, warm)
 
 
@@ -98,20 +94,20 @@ def read_profile(path: Path) -> Profile:
         raise InvalidInput(f"{path.name}: {error}; {way_out}") from error
 
 
-def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
+def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:
     """The model on its device, merging by the profile's schedules."""
     schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
-    source = str(settings.elastic_model)
+    source = settings.model
     try:
         vit = load_vit(source)
-        model, pixels = ElasticViT(vit, schedules), pixel_spec(vit, source, settings.elastic_pixels)
+        model, pixels = ElasticViT(vit, schedules), pixel_spec(vit, source, settings.pixels)
         return ElasticRunner(
             model,
             pixels,
-            device=settings.elastic_device,
+            device=settings.device,
             number_type=_number_type(settings, profile, model, pixels),
-            compiler=settings.elastic_compiler,
-            packed=settings.elastic_warm is None,
+            compiler=settings.compiler,
+            packed=settings.warm is None,
         )
     except ModelError as error:
         raise InvalidInput(f"--elastic-model: {error}") from error
@@ -119,15 +115,15 @@ def _runner(settings: CloudSettings, profile: Profile | None) -> ElasticRunner:
         raise InvalidInput(f"the model cannot be served so: {error}") from error
 
 
-def _warm(settings: CloudSettings, runner: ElasticRunner) -> WarmModels | None:
+def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None:
     """The warmed models, if a store of them is named; a model that cannot be used is logged and left out."""
-    if settings.elastic_warm is None:
+    if settings.warm is None:
         return None
     try:
-        warm = WarmModels(settings.elastic_warm, runner, limit_bytes=settings.elastic_warm_bytes)
+        warm = WarmModels(settings.warm, runner, limit_bytes=settings.warm_bytes)
     except ValueError as error:
         raise InvalidInput(f"--elastic-warm: {error}") from error
-    if warm.common.reducer == "pruning" and settings.elastic_measure:
+    if warm.common.reducer == "pruning" and settings.measure:
         warm.close()
         raise InvalidInput(
             "--elastic-measure times merging, and the warmed models prune: use 'isthmus elastic profile --warm'"
@@ -136,10 +132,12 @@ def _warm(settings: CloudSettings, runner: ElasticRunner) -> WarmModels | None:
     return warm
 
 
-def _number_type(settings: CloudSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec) -> NumberType:
+def _number_type(
+    settings: ElasticSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec
+) -> NumberType:
     """As asked for; else that of the profile; else, or where the machine is measured, what serves best here."""
-    known = None if profile is None or settings.elastic_measure else profile.key.number_type
-    asked = named(known if settings.elastic_number_type == "auto" else settings.elastic_number_type)
+    known = None if profile is None or settings.measure else profile.key.number_type
+    asked = named(known if settings.number_type == "auto" else settings.number_type)
     if asked is not None:
         return asked
     # Without labels a number type is judged by how often it answers as float32 does.
@@ -148,10 +146,10 @@ def _number_type(settings: CloudSettings, profile: Profile | None, model: Elasti
         model,
         pixels,
         pictures,
-        device=settings.elastic_device,
-        compiler=settings.elastic_compiler,
-        packed=settings.elastic_warm is None,
-        number_types=NUMBER_TYPES if settings.elastic_warm is None else ("float32", "bfloat16"),
+        device=settings.device,
+        compiler=settings.compiler,
+        packed=settings.warm is None,
+        number_types=NUMBER_TYPES if settings.warm is None else ("float32", "bfloat16"),
     )
     log.info("%s", chosen.said())
     return chosen.number_type

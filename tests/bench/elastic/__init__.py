@@ -1,0 +1,1 @@
+"""Measurements of elastic serving: ``python -m tests.bench.elastic.<name>``."""

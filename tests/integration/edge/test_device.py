@@ -1,0 +1,302 @@
+"""A device from its first start to a better student, over a cloud in memory, with real clips and real ONNX files."""
+
+import json
+import random
+import shutil
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isthmus.edge.agent.behaviour import Answering, Phase, answering
+from isthmus.edge.agent.device_run import DeviceRun, InferConfig
+from isthmus.edge.agent.live import LiveAnswers
+from isthmus.edge.agent.report import write_report
+from isthmus.edge.agent.runtime import Observer, RunConfig, Stopped
+from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
+from isthmus.edge.capture.sources import replay
+from isthmus.edge.link.interface import MemoryLink
+from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
+from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
+from tests.rigs.device import device
+from tests.rigs.release import TAKES
+
+
+def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    runtime, state, _ = device(tmp_path / "device", cloud, plan)
+    report = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0, 1.5)), cloud="memory").execute()
+    runtime.close()
+    write_report(tmp_path / "report.json", report)
+    read = json.loads((tmp_path / "report.json").read_text())
+    assert read["students"] == {"base": "base", "interim": ["interim"], "final": "final", "refused": ""}
+    assert (read["failure"], read["job"]["stage"]) == ("", "ready")
+    assert [each["round"] for each in read["prototypes"]["rounds"]] == [0, 1]
+    assert read["prototypes"]["min_size"] >= 3
+    assert all(min(each["sizes"]) >= 3 and sum(each["sizes"]) == 8 for each in read["prototypes"]["rounds"])
+    assert len(read["predictions"]) == 8
+    for prediction in read["predictions"]:
+        assert set(prediction["cloud"]) == {"1", "1.5"}
+        assert None not in (prediction["before"], prediction["local"], *prediction["cloud"].values())
+        # The cloud's students know no FEA: such a clip has no label here.
+        assert prediction["label"] == {"NEU": 0, "HAP": 1, "SAD": 2, "FEA": None}[prediction["name"].split("_")[2]]
+    assert read["accuracy"]["clips_with_label"] == 6
+    assert 0 <= read["accuracy"]["cloud"]["1"] <= 1
+    frames = read["bytes"]["up"]["inference"]
+    assert frames["1"] > frames["1.5"] > 0
+    assert read["bytes"]["raw_test_clips"] > 100 * read["bytes"]["up"]["prototypes"] / 2
+    assert read["link"]["round_trip_s"] >= 0
+    assert read["rss_bytes"] > 1 << 20
+    assert read["ms_per_clip"]["encode"]["median"] > 0
+    assert {"enrol", "fetch_base", "make_prototypes", "upload", "fetch_final", "swap_final", "infer"} <= set(
+        read["wall_s"]["stages"]
+    )
+    # Nothing that leaves says what a clip is called or labelled: only rows of numbers went up.
+    assert all(upload.values_KC.shape[1] == 3 for upload in cloud.uploads.values())
+
+
+def test_clips_with_sound_or_picture_alone_are_answered_and_told_apart(
+    students: Any, clips: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clips, data)
+    heard = [f"1001_A{number:02}_NEU_XX" for number in range(TAKES)]
+    seen = [f"1001_A{number:02}_HAP_XX" for number in range(TAKES)]
+    broken = "1001_A00_SAD_XX"  # its sound is fine, its picture is there and cannot be read: damage, not sound alone
+    for name in heard:
+        (data / "VideoFlash" / f"{name}.flv").unlink()
+    for name in seen:
+        (data / "AudioWAV" / f"{name}.wav").unlink()
+    (data / "VideoFlash" / f"{broken}.flv").write_bytes(b"no film")
+    plan = plan_clips(data, seed=1)
+    runtime, state, _ = device(tmp_path / "device", students.cloud(), plan)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0, 1.5)), cloud="memory").execute()
+    runtime.close()
+    assert list(report["clips"]["skipped"]) == [broken]
+    tested = {each["name"]: each for each in report["predictions"]}
+    counted = report["clips"]["captured"]
+    assert counted == {
+        "both": len(tested.keys() - {*heard, *seen}),
+        "sound": len(tested.keys() & {*heard}),
+        "picture": len(tested.keys() & {*seen}),
+    }
+    assert min(counted.values()) > 0
+    for name, prediction in tested.items():
+        assert prediction["captured"] == ("sound" if name in heard else "picture" if name in seen else "both")
+        assert None not in (prediction["before"], prediction["local"], *prediction["cloud"].values())
+    by_captured = report["accuracy"]["captured"]
+    assert by_captured["sound"]["clips_with_label"] == counted["sound"]
+    assert by_captured["sound"]["local"] == np.mean([tested[name]["local"] == 0 for name in heard if name in tested])
+    assert by_captured["picture"]["cloud"]["1.5"] == np.mean(
+        [tested[name]["cloud"]["1.5"] == 1 for name in seen if name in tested]
+    )
+
+
+def test_a_kill_at_any_moment_is_only_a_pause(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    """The process dies before each action in turn; every next process goes on, and the work is done once."""
+    cloud = students.cloud()
+
+    class Killed(Exception):
+        pass
+
+    lives, stages = 0, []
+    while True:
+        lives += 1
+        assert lives < 40
+        performed = 0
+
+        def die_at_the_second_action(stage: str) -> None:
+            nonlocal performed
+            performed += 1
+            if performed == 2:
+                raise Killed
+            stages.append(stage)
+
+        runtime, _, _ = device(tmp_path, cloud, plan, observer=Observer(on_stage=die_at_the_second_action))
+        try:
+            state = runtime.run()
+        except Killed:
+            continue
+        break
+    assert (state.phase, state.active_id, state.base_id) == (Phase.SERVE, "final", "base")
+    assert lives > 8
+    assert len(cloud.jobs) == 1
+    assert stages.count("enrol") == 1
+    assert sorted(cloud.uploads) == [("job-1", 0), ("job-1", 1)]
+
+
+def test_the_link_gone_in_the_middle_of_everything(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    """One look at the cloud in six fails; the device waits, comes back, and ends as if nothing had happened."""
+
+    weather = random.Random(3)
+
+    class Flaky(MemoryLink):
+        def _check_reachable(self) -> None:
+            if weather.random() < 1 / 6:
+                raise Unavailable("the cloud cannot be reached")
+
+    cloud = students.cloud()
+    cloud.chunk_bytes = 200
+    runtime, state, clock = device(tmp_path, cloud, plan, link=Flaky(cloud))
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
+    assert report["students"]["final"] == "final"
+    assert clock.slept
+    assert all(None not in each["cloud"].values() for each in report["predictions"])
+
+
+def test_a_download_that_is_damaged_on_the_way(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    """One flipped byte, once: that file is fetched again. Always: the old student stays."""
+
+    class Flipping(MemoryLink):
+        flips = 1
+
+        def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
+            for chunk in super().fetch_file(student_id, file_name, offset_bytes):
+                if self.flips and student_id == "final":
+                    self.flips -= 1
+                    data = bytes([chunk.data[0] ^ 1]) + chunk.data[1:]
+                    chunk = Chunk(chunk.offset_bytes, data, zlib.crc32(data))
+                yield chunk
+
+    cloud = students.cloud()
+    once, _, _ = device(tmp_path / "once", cloud, plan, link=Flipping(cloud))
+    assert once.run().active_id == "final"
+    always_link = Flipping(students.cloud())
+    always_link.flips = 1_000_000
+    always, _, _ = device(tmp_path / "always", always_link.cloud, plan, link=always_link)
+    state = always.run()
+    assert (state.phase, state.active_id) == (Phase.SERVE, "base")
+    assert "hash does not match" in state.failure
+    current = always.slot.current()
+    assert current is not None
+    assert current.manifest.student_id == "base"
+
+
+def test_a_student_signed_by_somebody_else(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    final = cloud.students["final"]
+    cloud.students["final"] = replace(final, signature=bytes(64))
+    runtime, _, _ = device(tmp_path, cloud, plan)
+    state = runtime.run()
+    assert state.active_id == "base"
+    assert "signature" in state.failure
+
+
+def test_a_student_of_other_classes_is_refused(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    cloud.enrolment = replace(cloud.enrolment, classes=("SAD", "HAP", "NEU"))
+    runtime, _, _ = device(tmp_path, cloud, plan)
+    with pytest.raises(Stopped, match="not those this device enrolled with"):
+        runtime.run()
+
+
+def test_a_failed_job(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    cloud.script = (JobStatus("", Stage.FAILED, error="out of memory"),)
+    runtime, state, _ = device(tmp_path, cloud, plan)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
+    assert "out of memory" in report["failure"]
+    assert report["students"]["final"] == ""
+    assert report["predictions"][0]["local"] == report["predictions"][0]["before"]
+
+
+def test_a_ratio_the_student_does_not_have(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    runtime, state, _ = device(tmp_path, students.cloud(), plan)
+    with pytest.raises(InvalidInput, match=r"no ratio 7; it has 1, 1\.5"):
+        DeviceRun(runtime, state, plan, InferConfig(ratios=(7.0,)), cloud="memory").execute()
+
+
+def test_too_few_clips(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    few = replace(plan, selection=plan.selection[:2])
+    runtime, _, _ = device(tmp_path, students.cloud(), few)
+    state = runtime.run()
+    assert "2 clips are too few" in state.failure
+    assert not runtime.link.traffic.up_bytes["prototypes"]
+
+
+def test_personalising_again_starts_from_the_finished_student(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    first, _, _ = device(tmp_path, cloud, plan)
+    first.run()
+    first.close()
+    second, state, _ = device(tmp_path, cloud, plan)
+    second.personalise_again()
+    assert second.run().base_id == "final"
+    assert sorted(cloud.jobs.values()) == ["job-1", "job-2"]
+    assert len(state.ledger()) == 4
+
+
+def test_noise_is_in_the_ledger(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    config = RunConfig("kiosk", seed=1)
+    config = replace(config, choices=replace(config.choices, noise=2.0))
+    runtime, state, _ = device(tmp_path, students.cloud(), plan, config=config)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
+    assert report["prototypes"]["epsilon_spent"] == 4.0
+    assert [entry.epsilon for entry in state.ledger()] == [2.0, 2.0]
+
+
+def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    config = RunConfig("kiosk", seed=1)
+    config = replace(config, choices=replace(config.choices, mode=UploadMode.FEATURES))
+    runtime, state, _ = device(tmp_path / "told", students.cloud(), plan, config=config)
+    runtime.run(until=Phase.ENCODE)
+    made = runtime.make_prototypes(runtime.state.active_id)
+    assert made.features_KE is not None
+    assert made.features_KE.shape == (len(made.sizes_K), 2 * runtime.enrolment.feature_width)
+    assert int(made.sizes_K.min()) >= 3
+    runtime.run()
+    assert {entry.mode for entry in state.ledger()} == {"features"}
+    silent, state, _ = device(tmp_path / "silent", students.cloud(), plan)
+    silent.run()
+    assert {entry.mode for entry in state.ledger()} == {"prototypes"}
+    assert silent.make_prototypes(silent.state.active_id).features_KE is None
+
+
+def test_secrets_are_for_the_owner_only(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    runtime, state, _ = device(tmp_path, students.cloud(), plan)
+    runtime.run(until=Phase.ENCODE)
+    assert (tmp_path / "credentials.json").stat().st_mode & 0o077 == 0
+    (tmp_path / "agent.json").write_text("{")
+    with pytest.raises(Corrupt, match=r"agent\.json does not read"):
+        state.agent()
+
+
+def test_live_clips_fall_back_to_the_device_and_return(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    runtime, _, clock = device(tmp_path, cloud, plan)
+    runtime.run()
+    live = LiveAnswers(runtime, latency_budget_s=0.5)
+    taken = next(replay(plan.test[:1], runtime.spec, clock, runtime.damage))
+    through_cloud = live.answer(taken, 0.0)
+    assert through_cloud.setting is not None
+    cloud.reachable = False
+    alone = live.answer(taken, 0.0)
+    assert alone.setting is None
+    assert alone.answer.predicted is not None
+    assert answering(runtime.state) is Answering.LOCAL
+    cloud.reachable = True
+    clock.sleep(60)
+    assert live.answer(taken, 0.0).setting is not None
+    live.close()
+
+
+def test_an_answer_of_the_wrong_width_is_refused(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    cloud.answer = lambda student, sequence, frame: InferReply(sequence, np.array([0.5, 0.5], np.float32))
+    runtime, state, _ = device(tmp_path, cloud, plan)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
+    assert report["predictions"][0]["cloud"] == {"1": None}
+    assert "2 classes of 3" in report["predictions"][0]["cloud_errors"]["1"]
+    assert report["predictions"][0]["local"] is not None
+
+
+def test_nothing_in_memory_holds_a_thread(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    runtime, _, _ = device(tmp_path, students.cloud(), plan)
+    runtime.run()
+    runtime.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("isthmus")]

@@ -1,0 +1,173 @@
+"""The experiments on a synthetic set: every method and control, killed half way, and gone on with the same numbers."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.synthetic.sets import make_crema_d
+from isthmus.distill.prepare import begin_release, choose_split
+from isthmus.experiments.cli import app
+from isthmus.experiments.personal.cells import work
+from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
+from isthmus.experiments.personal.cells.methods import METHODS, PAPER
+from isthmus.experiments.personal.findings.habits import user_of
+from tests.rigs.release import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    make_crema_d(root, actors=3, takes=2, seed=0, difficulty=0.2, progress=False)
+    return root
+
+
+def begin(root: Path, data: Path, private: str) -> None:
+    """A release whose every training takes one epoch."""
+    listing = read_listing(data)
+    tiny = tiny_recipe()
+    once = dataclasses.replace(tiny.all_distill, epochs=1, batch_size=12)
+    recipe = dataclasses.replace(
+        tiny,
+        classes=listing.classes,
+        teacher=dataclasses.replace(tiny.teacher, audio=once, visual=once, head=once),
+        personalise=dataclasses.replace(tiny.personalise, train=dataclasses.replace(once, epochs=2)),
+        heads=once,
+    )
+    begin_release(root, listing, recipe, choose_split(listing, private_actors=private.split(",")), progress=False)
+
+
+@pytest.fixture(scope="module")
+def release(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With its teacher and base student, so that every test here may run alone."""
+    root = tmp_path_factory.mktemp("paper") / "release"
+    begin(root, data, "1003")
+    work.teach(work.TeachTask(str(root), 0))
+    work.make_seed(work.StudentTask(str(root), 0))
+    return root
+
+
+def invoke(*args: object) -> str:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Every cell without its wall times."""
+    cells = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))}
+    for cell in cells.values():
+        del cell["stage_s"]
+    return cells
+
+
+def paper(data: Path, release: Path, out: Path, *more: object) -> list[object]:
+    return ["paper", "--data", data, "--release", release, "--out", out, "--seeds", 1, "--workers", 1,
+            "--upload-shares", "1", *more]  # fmt: skip
+
+
+def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> None:
+    output = invoke(*paper(data, release, tmp_path, "--clips-per-cluster", "3,6"))
+    assert "FAILED" not in output
+    made = numbers(tmp_path)
+    cells = {(c["asked"]["scenario"], c["asked"]["method"], c["asked"]["clips_per_cluster"]) for c in made.values()}
+    assert cells == {("sensitive", name, 3) for name in METHODS} | {("insensitive", name, 3) for name in PAPER} | {
+        ("sensitive", "cluster", 6)
+    }
+    folder = tmp_path / "cells"
+    all_serve = load(folder, Asked("1003", "insensitive", "cluster", 0))
+    cluster = load(folder, Asked("1003", "sensitive", "cluster", 0))
+    assert all_serve.selection_clips == all_serve.test_clips == 12
+    assert cluster.selected == cluster.rows_sent * 3
+    assert load(folder, Asked("1003", "sensitive", "all", 0)).plain == cluster.before
+    on_selection, on_test = load_outputs(folder, cluster.asked)
+    assert len(on_selection.labels_N) == cluster.selection_clips
+    np.testing.assert_allclose(on_test.new_local_NC.sum(axis=1), 1, atol=1e-4)
+    read = {c["asked"]["method"] for c in made.values() if c["masks_read"]}
+    assert read == {"all"} | {name for name, method in METHODS.items() if method.heads_on == "all"}
+    base = load(folder, Asked("1003", "sensitive", "all", 0))
+    user = user_of(base, [base], load_outputs(folder, base.asked))
+    assert user is not None
+    assert base.masks_read["both"] == pytest.approx(user.right(user.habits()))
+    page = (tmp_path / "report.html").read_text()
+    assert (
+        "Tables 5.2 and 5.4" in page
+        and "guard" in page
+        and "Simulated users of few classes" in page
+        and "data:image/png;base64," in page
+    )
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_a_killed_run_goes_on_with_the_same_numbers(
+    data: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--scenarios", "sensitive", "--ladder", "oracle", "--clips-per-cluster", "3")
+    whole, killed = paper(data, release, tmp_path / "whole", *few), paper(data, release, tmp_path / "killed", *few)
+    invoke(*whole)
+    real, begun = work.make_cell, 0
+
+    def make_some(task: work.CellTask) -> str:
+        nonlocal begun
+        begun += 1
+        if begun > 3:
+            raise KeyboardInterrupt
+        return real(task)
+
+    monkeypatch.setattr("isthmus.experiments.personal.cells.study.make_cell", make_some)
+    stopped = CliRunner().invoke(app, [str(arg) for arg in killed])
+    assert stopped.exit_code == 130
+    assert len(numbers(tmp_path / "killed")) == 3
+    monkeypatch.setattr("isthmus.experiments.personal.cells.study.make_cell", real)
+    invoke(*killed)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    oracle = load(tmp_path / "whole" / "cells", Asked("1003", "sensitive", "oracle", 0))
+    assert max(oracle.selected_per_class) - min(oracle.selected_per_class) <= 1, "the client has every class alike"
+
+
+def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "cells" / "1003.sensitive.random.s0.c3.u100.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
+    few = ("--scenarios", "sensitive", "--ladder", "none", "--clips-per-cluster", "3")
+    result = CliRunner().invoke(app, [str(arg) for arg in paper(data, release, tmp_path, *few)])
+    assert result.exit_code == 1
+    assert "delete it" in result.output
+    assert len(list((tmp_path / "cells").glob("*.npz"))) == 3
+    for wrong in (["--ladder", "magic"], ["--scenarios", "none"]):
+        refused = CliRunner().invoke(
+            app, ["paper", "--data", str(data), "--release", str(release), "--out", str(tmp_path), *wrong]
+        )
+        assert refused.exit_code == 1 and "Traceback" not in refused.output
+
+
+def test_every_person_is_left_out_once(data: Path, tmp_path: Path) -> None:
+    for fold in ("1001-1002", "1003"):
+        begin(tmp_path / "folds" / fold / "release", data, fold.replace("-", ","))
+    output = invoke("people", "--data", data, "--out", tmp_path, "--methods", "all,cluster", "--together", 2,
+                    "--classes", "0,4", "--workers", 2)  # fmt: skip
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert sorted({cell["asked"]["client"] for cell in result["cells"]}) == ["1001", "1002", "1003"]
+    assert "Leave one person out, users of 4 classes" in output and "The guarded update" in output
+    for cell in result["cells"]:
+        few = cell["asked"]["classes"]
+        _, on_test = load_outputs(tmp_path / "cells", Asked(**cell["asked"]))
+        assert len(set(on_test.labels_N.tolist())) == (few or 6)
+
+
+def test_every_loop_costs_what_it_says(data: Path, release: Path, tmp_path: Path) -> None:
+    output = invoke("cost", "--data", data, "--release", release, "--out", tmp_path, "--plain-rounds", 2,
+                    "--plain-epochs", 4)  # fmt: skip
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert [(run["loop"], run["rounds"], run["epochs"]) for run in runs] == [
+        ("plain", 2, 4), ("short", 2, 2), ("default", 2, 2),
+    ]  # fmt: skip
+    assert all(run["compute_s"]["distil"] > 0 for run in runs)
+    assert runs[2]["compute_s"]["heads"] > runs[1]["compute_s"]["heads"]  # heads on all public clips, not on the pick
+    assert output.count("times less") == 2

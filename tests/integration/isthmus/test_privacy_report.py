@@ -1,0 +1,136 @@
+"""``isthmus privacy report`` on a synthetic data set and an untrained release: whole, stopped, and wrongly asked."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isthmus.data.cli import app as data_app
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.splits import by_actor
+from isthmus.distill.prepare import begin_release
+from isthmus.distill.recipes import smoke
+from isthmus.distill.release import Release, save_weights
+from isthmus.distill.student.evaluate import student_outputs
+from isthmus.distill.teacher.teach import cache_teacher_outputs
+from isthmus.privacy import attacks, measure
+from isthmus.privacy.cli import app
+from tests.rigs.release import tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A synthetic set of four people, two of them clients, and a release of random weights on it."""
+    root = tmp_path_factory.mktemp("privacy")
+    data = root / "data"
+    ended = CliRunner().invoke(data_app, ["make", "crema-d", str(data), "--actors", "4", "--takes", "2"])
+    assert ended.exit_code == 0, ended.output
+    listing = read_listing(data)
+    recipe = dataclasses.replace(smoke("crema-d", listing.classes), input=tiny_recipe().input, name="tiny")
+    release = begin_release(root / "release", listing, recipe, by_actor(listing, ["1003", "1004"]), progress=False)
+    torch.manual_seed(0)
+    save_weights(release.new_teacher(), release.teacher_path)
+    save_weights(release.new_student(), release.student_path(0))
+    cache_teacher_outputs(release, CPU)
+    return data, root / "release"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer shadow uploads and epochs: what is tested here does not hang on how well the attack goes."""
+    monkeypatch.setattr(measure, "SHADOWS", 8)
+    short = dataclasses.replace(attacks.TRAINING, epochs=2)
+    monkeypatch.setattr(measure, "train_decoder", functools.partial(attacks.train_decoder, config=short))
+
+
+def report(made: tuple[Path, Path], out: Path, *more: str) -> Any:
+    data, release = made
+    options = ["report", "--data", str(data), "--release", str(release), "--out", str(out), "--device", "cpu"]
+    return CliRunner().invoke(app, [*options, "--floors", "3,7", "--epsilons", "", *more])
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = report(made, whole)
+    assert done.exit_code == 0, done.output
+    result = json.loads((whole / "result.json").read_text())
+    # 12 clips a client, 6 of them sent: a floor of 7 is too high for both.
+    assert len(result["skipped"]) == 2
+    assert "6 clips are too few" in result["skipped"][0]
+    cells = {(cell["client"], cell["slug"]): cell for cell in result["cells"] if cell["kind"] == "mode"}
+    assert len(cells) == 2 * 5
+    every = cells["1003", "features"]
+    assert every["membership"]["distance, same person"]["auc"]["value"] == 1
+    assert every["message_bytes"] > cells["1003", "prototypes-floor-3"]["message_bytes"]
+    assert cells["1003", "prototypes-floor-3"]["smallest_cluster"] >= 3
+    assert every["selection"]["overlap"] == 1
+    assert cells["1004", "stranger-floor-3"]["inversion"] is None
+    base = next(cell for cell in result["cells"] if cell["kind"] == "baselines")
+    assert base["inversion"]["mean public clip"]["sound_same_class"] is None  # a clip of each class: none to tell from
+    assert base["chance"]["retrieval"] == pytest.approx(1 / 6)
+    assert base["inversion"]["mean public clip"]["sound_retrieval"] == pytest.approx(1 / 6)
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 + 4
+    assert "2 cells could not be measured" in page
+    assert "no formal guarantee" in page
+    assert "cannot be measured (the very clip out of all in" in page
+    assert len(list((whole / "pictures").glob("*.png"))) == 7
+    assert "Skipped: 2 cells." in (whole / "result.md").read_text()
+
+    really = measure.train_decoder
+    calls = []
+
+    def stop_at_the_third(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(measure, "train_decoder", stop_at_the_third)
+    assert isinstance(report(made, parts).exception, Stopped)
+    kept = {path: path.stat().st_mtime_ns for path in (parts / "cells").rglob("*.json")}
+    assert len(kept) == 2 + 2 * 2
+    monkeypatch.setattr(measure, "train_decoder", really)
+    assert report(made, parts).exit_code == 0
+    assert (parts / "result.json").read_text() == (whole / "result.json").read_text()
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+
+
+def test_wrong_questions_are_answered_in_one_line(made: tuple[Path, Path], tmp_path: Path) -> None:
+    for more, said in (
+        (("--clients", "1003,9999"), "no client 9999 in this release's split; it has 1003, 1004"),
+        (("--floors", "1"), "floors are at least 2"),
+        (("--epsilons", "0"), "an epsilon is a number above 0"),
+        (("--seeds", "7"), "isthmus distill student --seed 7"),
+        (("--seeds", ""), "name at least one seed"),
+    ):
+        ended = report(made, tmp_path / "out", *more)
+        assert ended.exit_code == 1
+        assert said in ended.output
+        assert "Traceback" not in ended.output
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_outputs_do_not_hang_on_frames_that_nobody_looks_at(made: tuple[Path, Path]) -> None:
+    release = Release.open(made[1])
+    clips = release.public.subset(np.arange(5))
+    whole = student_outputs(release.student(0), release.teacher_head, clips, CPU)
+    alone = measure.evaluated_frames_alone(clips)
+    assert alone.frames_NKHWC.shape[1] == 1
+    few = student_outputs(release.student(0), release.teacher_head, alone, CPU)
+    np.testing.assert_allclose(few.visual_ND, whole.visual_ND, atol=1e-5)
+    np.testing.assert_allclose(few.probabilities_NC, whole.probabilities_NC, atol=1e-5)

@@ -1,0 +1,27 @@
+"""A tiny ElasticViT with random weights, and images for it."""
+
+import torch
+from torch import Tensor
+
+from isthmus.cloud.elastic.model.timm_import import create_model
+from isthmus.cloud.elastic.model.vit import ElasticViT
+
+NAME = "vit_tiny_patch16_224"
+
+
+TINY = {"img_size": 48, "patch_size": 8, "depth": 4, "num_classes": 5}
+
+
+def tiny(seed: int = 0, name: str = NAME, **changes: object) -> ElasticViT:
+    """37 tokens, width 192, 4 layers; weights large enough for attention to differ from token to token."""
+    torch.manual_seed(seed)
+    made = create_model(name, pretrained=False, **{**TINY, **changes}).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1)
+    return ElasticViT(made)
+
+
+def images(count: int = 3, px: int = 48) -> Tensor:
+    return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(9))

@@ -1,0 +1,137 @@
+"""The measuring commands still run, on sizes cut down until nothing is measured; and what they report is in order."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isthmus.distill.selection import STRATEGIES
+from tests.bench.harness import Report, Spread, interleaved
+from tests.bench.selection import SETS, greedy
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def measured(out: Path, name: str, *options: str) -> dict[str, Any]:
+    """Runs a command as ``make bench`` does, and returns its JSON."""
+    command = [sys.executable, "-m", f"tests.bench.{name}", *options, "--out", str(out / "found.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((out / "found.json").read_text())
+    assert found["machine"]["threads"] == 1
+    assert {"load_average_before", "others_share", "quiet"} <= set(found["load"])
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_selection(tmp_path: Path) -> None:
+    found = measured(tmp_path, "selection", "--samples", "3000", "--prototypes", "8", "--repeats", "1")
+    assert {row["set"] for row in found["rows"]} == set(SETS)
+    assert {"isthmus", "faiss", "scikit-learn", *STRATEGIES} - {"cosine"} <= {row["what"] for row in found["rows"]}
+    rivals = ("isthmus", "faiss", "scikit-learn")
+    smooth = [row for row in found["rows"] if row["set"] == "smooth" and row["what"] in rivals]
+    assert all(row["same_as_ours"] > 0.95 for row in smooth), "the three select alike where nothing ties"
+
+
+@pytest.mark.timeout(600)
+def test_teacher_cache(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "teacher_cache", "--presets", "smoke", "--clips", "18", "--repeats", "1")["rows"]
+    assert [row["what"] for row in rows] == ["bare forward", "cache"]
+    assert rows[0]["share_of_bare"] == 1
+    assert all(row["clips_s"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(600)
+def test_training(tmp_path: Path) -> None:
+    few = ("--presets", "smoke", "--repeats", "1", "--most-others", "1", "--each-s", "0.1")
+    rows = measured(tmp_path, "training", *few)["rows"]
+    assert [row["others"] for row in rows] == [0] * 5 + [1] * 3
+    assert all(row["seconds"]["median"] > 0 for row in rows)
+    assert [row["times_floor"] is not None for row in rows] == [True] * 2 + [False] * 6
+
+
+@pytest.mark.timeout(600)
+def test_encoder(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "encoder", "--presets", "smoke", "--repeats", "1")["rows"]
+    engines = {"torch eager", "ONNX Runtime float32", "ONNX Runtime int8"}
+    assert {(row["encoder"], row["engine"]) for row in rows} == {(e, on) for e in ("audio", "visual") for on in engines}
+    assert all(row["operations"] > 1e8 and row["cpu_s"]["median"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(900)
+def test_stream(tmp_path: Path) -> None:
+    options = ("--frames", "5", "--repeats", "1", "--ratios", "3", "--number-types", "int8")
+    rows = measured(tmp_path, "stream", *options)["rows"]
+    assert {(row["server"], row["in_flight"]) for row in rows} == {(s, n) for s in ("cloud", "echo") for n in (1, 64)}
+    assert all(row["p50_s"]["median"] <= row["p99_s"]["median"] for row in rows)
+    assert all(row["reply_bytes"] == row["request_bytes"] for row in rows if row["server"] == "echo")
+
+
+@pytest.mark.timeout(600)
+def test_footprint(tmp_path: Path) -> None:
+    """In the tests' own environment, since the device's may not be there: what is measured then is no device."""
+    options = ("--presets", "smoke", "--edge-python", sys.executable)
+    sizes = {row["what"]: row["bytes"] for row in measured(tmp_path, "footprint", *options)["rows"]}
+    assert sizes["install, .[edge]"] > 1e8
+    for who in ("isthmus edge", "torch eager"):
+        assert sizes[f"memory, {who}, encoding, smoke"] > sizes[f"memory, {who}, imported, smoke"] > 1e7
+
+
+def test_planning(tmp_path: Path) -> None:
+    found = measured(tmp_path, "elastic.planning", "--batches", "6", "--size", "2", "--repeats", "1")
+    assert found["config"]["gammas"] == 8
+    assert any(row["what"].startswith("priced") for row in found["rows"])
+
+
+@pytest.mark.timeout(600)
+def test_elastic_front(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "elastic_front", "--queries", "3", "--repeats", "1")["rows"]
+    ways = {"echo, same bytes", "MakeQuery, pixels", "MakeQuery, JPEG", "ModelInfer, pixels"}
+    assert {row["way"] for row in rows} == ways
+    assert all(0 < row["added_p50_s"]["median"] <= row["wall_p50_s"]["median"] for row in rows)
+
+
+@pytest.mark.timeout(600)
+def test_elastic_engine(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "elastic_engine", "--images", "16", "--repeats", "1", "--batches", "1,4")["rows"]
+    assert [row["batch"] for row in rows] == [1, 4]
+    assert all(row["share"]["median"] > 0 and 1 <= row["mean_batch_made"] <= row["batch"] for row in rows)
+
+
+@pytest.mark.timeout(600)
+def test_model_sizes(tmp_path: Path) -> None:
+    small = "vit_tiny_patch16_224,vit_small_patch16_224"
+    rows = measured(tmp_path, "model_sizes", "--models", small, "--batch", "1", "--repeats", "1")["rows"]
+    assert [row["model"] for row in rows] == small.split(",")
+    assert 0 < rows[0]["cost"] < 1 == rows[1]["cost"] and all(row["load_bytes_per_s"] > 0 for row in rows)
+
+
+def test_candidates_take_turns() -> None:
+    order: list[str] = []
+    timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=3, warmups=1)
+    assert "".join(order) == "abababab"
+    assert timings["a"].wall_s.repeats == 3
+
+
+def test_a_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 1)
+    with pytest.raises(ValueError):
+        Spread.of([])
+
+
+def test_a_report_says_whether_the_machine_was_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("nothing", {"size": 1}, rows=[{"what": "a"}], floors={"floor, s": 2.0}, notes=["a note"])
+    report.finish({"what": lambda row: str(row["what"])}, tmp_path / "deep" / "found.json")
+    found = json.loads((tmp_path / "deep" / "found.json").read_text())
+    assert found["config"] == {"size": 1} and found["rows"] == [{"what": "a"}]
+    shown = capsys.readouterr().out
+    assert ("BUSY" in shown) is not found["load"]["quiet"]
+
+
+def test_the_greedy_choice_of_the_rivals_takes_nothing_twice() -> None:
+    assert greedy(np.array([[0, 1, 2, 3], [1, 0, 2, 3]]), 4, 2).tolist() == [0, 1, 2, 3]

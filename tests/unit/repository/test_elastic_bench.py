@@ -1,0 +1,59 @@
+"""The measurements of the elastic ViT and of warm-up still run, on a model cut down until nothing is measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from isthmus.cloud.elastic.model.timm_import import create_model
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_elastic_vit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    options = [
+        "--model",
+        tmp_path / "model.safetensors",
+        "--batches",
+        "1,2",
+        "--gammas=-4,0,2",
+        "--repeats",
+        "1",
+        "--number-types",
+        "float32,bfloat16",
+    ]
+    options += ["--rivals", "timm eager,ONNX Runtime", "--out", tmp_path / "found.json"]
+    command = [sys.executable, "-m", "tests.bench.elastic.vit", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    ours = {(f"ours, {name}", gamma) for name in ("float32", "bfloat16") for gamma in (-4, 0, 2)}
+    expected = ours | {("timm eager", ""), ("ONNX Runtime", "")}
+    assert [(row["engine"], row["gamma"]) for row in rows if row["batch"] == 1] == [
+        (row["engine"], row["gamma"]) for row in rows if row["batch"] == 2
+    ]
+    assert {(row["engine"], row["gamma"]) for row in rows} == expected
+    assert all(row["cpu_s"]["median"] > 0 and row["times_floor"] > 0 for row in rows)
+    assert all(row["of_promised"] == 1 for row in rows if row["gamma"] == 0)
+
+
+def test_warmup(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    model = tmp_path / "model.safetensors"
+    options = ["--model", model, "--averaged", model, "--numbers", "8", "--batch", "2", "--members", "2"]
+    options += ["--switches", "4", "--repeats", "1", "--out", tmp_path / "found.json"]
+    command = [sys.executable, "-m", "tests.bench.elastic.warmup", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["what"].split()[0] for row in rows] == ["tuning", "tuning", "average", "average", "4", "10"]
+    assert rows[0]["of_promised"] == 1 and rows[1]["promised"] > 1
+    assert rows[2]["times_floor"] > 0 and rows[4]["each_ms"] > 0
