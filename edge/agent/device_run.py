@@ -6,13 +6,14 @@ While the cloud learns, the device answers the test clips with the student it be
 from dataclasses import dataclass
 
 from isthmus.edge.agent.behaviour import Answered, State
-from isthmus.edge.agent.device_state import DeviceState, StoredVerdict
+from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import CloudAnswers, answer_locally
 from isthmus.edge.agent.report import ClipResult, RunFacts, build_report
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.link.compression import Setting, choose, make_policy
+from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.codec import frame_bytes
 from isthmus.proto.errors import InvalidInput
@@ -66,7 +67,7 @@ class DeviceRun:
         runtime = self.runtime
         began_s = runtime.clock()
         runtime.observer.on_stage("infer_before")
-        encoder = runtime.encoder(runtime.state.base_id)
+        encoder = runtime.clips.encoder(runtime.state.base_id)
         for taken in replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage):
             encoded = encode(encoder, taken, runtime.spec, runtime.clock)
             result = self._result(encoded.name, encoded.label)
@@ -83,8 +84,8 @@ class DeviceRun:
         if unknown:
             offered = ", ".join(ratio_name(ratio) for ratio in manifest.ratios)
             raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
-        encoder = runtime.encoder(state.active_id)
-        habits = runtime.habits(state.active_id)
+        encoder = runtime.clips.encoder(state.active_id)
+        habits = runtime.clips.habits(state.active_id)
         # Only to tell whether refusing it was right, on clips whose label is known.
         refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
         number_type = self._config.number_type
@@ -146,7 +147,7 @@ class DeviceRun:
             verdict=state.verdict,
             refused_id=state.refused_id,
             compared=self._compared(state),
-            habits=runtime.habits(state.active_id),
+            habits=runtime.clips.habits(state.active_id),
             link=self._link_facts(ratios),
         )
         return build_report(facts, [self._results[name] for name in sorted(self._results)])

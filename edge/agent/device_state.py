@@ -18,6 +18,7 @@ from typing import Any
 
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
 from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb
 from isthmus.proto.errors import Corrupt, IsthmusError
@@ -38,22 +39,6 @@ class LedgerEntry:
     message_bytes: int
     epsilon: float | None
     sent_s: float
-
-
-@dataclass(frozen=True)
-class StoredVerdict:
-    """What the guard said of ``new_id`` in place of ``old_id``. ``old``, ``new``: estimates of accuracy by name."""
-
-    old_id: str
-    new_id: str
-    accept: bool
-    reason: str
-    estimator: str
-    margin: float
-    clips: int
-    changed: int
-    old: dict[str, float]
-    new: dict[str, float]
 
 
 class DeviceState:

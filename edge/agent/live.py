@@ -37,8 +37,8 @@ class LiveAnswers:
         manifest = runtime.slot.installed(active_id).manifest
         self._runtime = runtime
         self._spec = runtime.spec
-        self._encoder = runtime.encoder(active_id)
-        self._habits = runtime.habits(active_id)
+        self._encoder = runtime.clips.encoder(active_id)
+        self._habits = runtime.clips.habits(active_id)
         self._policy = make_policy(manifest.feature_width, manifest.ratios, tuple(NumberType), latency_budget_s)
         self._cloud = CloudAnswers(
             runtime.link,

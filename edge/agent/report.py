@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isthmus.edge.agent.device_state import LedgerEntry, StoredVerdict
+from isthmus.edge.agent.device_state import LedgerEntry
 from isthmus.edge.agent.inference import Answer, accuracy
 from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.download import Tally
 from isthmus.edge.student.encoder import Encoded
 from isthmus.edge.student.slot import disk_errors

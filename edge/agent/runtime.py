@@ -14,20 +14,19 @@ from dataclasses import dataclass, field
 from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent import behaviour
-from isthmus.edge.agent.device_state import DeviceState, LedgerEntry, StoredVerdict
+from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, observe_transfer
 from isthmus.edge.link.interface import Link
 from isthmus.edge.link.outbox import Entry, Outbox
-from isthmus.edge.own_clips.guard import Outputs, judge
-from isthmus.edge.own_clips.habits import Habits, learn
-from isthmus.edge.own_clips.selection_pass import PrototypeChoices, encode_selection, prototypes_from
+from isthmus.edge.own_clips.own_clips import OwnClips
+from isthmus.edge.own_clips.selection_pass import PrototypeChoices
 from isthmus.edge.student.download import Tally, fetch_student
-from isthmus.edge.student.encoder import StudentEncoder, load_test
+from isthmus.edge.student.encoder import load_test
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
-from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, WrongState
-from isthmus.proto.messages import Enrolment, Features, JobStatus, Prototypes
+from isthmus.proto.errors import InvalidInput, IsthmusError, WrongState
+from isthmus.proto.messages import Enrolment, JobStatus
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 
@@ -111,8 +110,7 @@ class Runtime:
         self._trouble = ""
         self._slot: StudentSlot | None = None
         self._enrolment: Enrolment | None = None
-        self._encoder: tuple[str, StudentEncoder] | None = None
-        self._encoded: tuple[str, dict[str, Features]] = ("", {})
+        self._clips: OwnClips | None = None
         self.state = device.agent()
         enrolment = device.enrolment()
         if enrolment is not None:
@@ -131,6 +129,13 @@ class Runtime:
         if self._slot is None:
             raise WrongState("this device has not enrolled yet")
         return self._slot
+
+    @property
+    def clips(self) -> OwnClips:
+        """The selection clips. Raises WrongState before the device has enrolled: they are encoded by students."""
+        if self._clips is None:
+            raise WrongState("this device has not enrolled yet")
+        return self._clips
 
     @property
     def spec(self) -> InputSpec:
@@ -180,41 +185,6 @@ class Runtime:
                 self._wait(action.until_s)
                 self._dispatch(behaviour.Tick())
 
-    def encoder(self, student_id: str) -> StudentEncoder:
-        """The installed student's models; the last one asked for stays loaded."""
-        if self._encoder is None or self._encoder[0] != student_id:
-            self._encoder = (student_id, StudentEncoder(self.slot.installed(student_id).folder))
-        return self._encoder[1]
-
-    def habits(self, student_id: str) -> Habits | None:
-        """What the selection clips told of this user through the student's eyes; None where nothing is known."""
-        return self._device.habits().get(student_id) if self.config.habits else None
-
-    def make_prototypes(self, student_id: str) -> Prototypes:
-        """Encodes the selection clips with the student. Raises BadPrototypes where too few can be used."""
-        encoder = self.encoder(student_id)
-        encoded = {name: features for name, (features,) in self._encode_selection((encoder,)).items()}
-        if student_id == self.state.active_id:
-            self._encoded = (student_id, encoded)  # Kept for the guard: a later student is compared with this one.
-            self._learn_habits(student_id, encoder, tuple(encoded.values()))
-        return prototypes_from(
-            tuple(encoded.values()),
-            encoder,
-            self.config.choices,
-            classes=len(self.enrolment.classes),
-            seed=self.config.seed,
-        )
-
-    def _encode_selection(self, encoders: Sequence[StudentEncoder]) -> dict[str, tuple[Features, ...]]:
-        return encode_selection(
-            self._selection,
-            encoders,
-            self.spec,
-            clock=self.clock,
-            on_clip=self.observer.on_clip,
-            on_damage=self.damage,
-        )
-
     def damage(self, damage: Damage) -> None:
         """Takes note of a clip that cannot be used; each is told once."""
         if damage.name not in self.record.damaged:
@@ -258,7 +228,8 @@ class Runtime:
                 return self._judge(old_id, new_id)
             case behaviour.Swap(student_id):
                 if self.state.purpose is behaviour.Purpose.FINAL:
-                    self._know_habits(student_id)
+                    # No guard may have run this student on the clips, or its run was cut short.
+                    self.clips.learn_habits(student_id, in_use=self._in_use())
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
                 return behaviour.Swapped(student_id)
@@ -285,7 +256,23 @@ class Runtime:
     def _use(self, enrolment: Enrolment) -> None:
         self._enrolment = enrolment
         self._slot = StudentSlot(self._device.root / "students", enrolment.signing_public_key, load_test)
+        self._clips = OwnClips(
+            self._selection,
+            self._slot,
+            self.spec,
+            self._device,
+            self.config.choices,
+            classes=len(enrolment.classes),
+            seed=self.config.seed,
+            use_habits=self.config.habits,
+            clock=self.clock,
+            on_clip=lambda done, total: self.observer.on_clip(done, total),
+            on_damage=self.damage,
+        )
         self.link.authenticate(enrolment.token)
+
+    def _in_use(self) -> tuple[str, ...]:
+        return self.state.base_id, self.state.active_id
 
     def _fetch(self, student_id: str) -> behaviour.Event:
         if student_id and self.slot.is_sound(student_id):
@@ -316,82 +303,14 @@ class Runtime:
         return behaviour.Verified(student_id)
 
     def _judge(self, old_id: str, new_id: str) -> behaviour.Event:
-        """Both students on the selection clips, each decoded once; none where the present student's are still known."""
         if not self.config.guard:
             return behaviour.Judged(new_id, True, "not compared with the student before: the guard is off")
-        old, new = self.encoder(old_id), StudentEncoder(self.slot.installed(new_id).folder)
-        known_id, known = self._encoded
-        if known_id == old_id:
-            of_new = {name: features for name, (features,) in self._encode_selection((new,)).items()}
-            pairs = [(known[name], features) for name, features in of_new.items() if name in known]
-        else:
-            pairs = [(before, after) for before, after in self._encode_selection((old, new)).values()]
-        if not pairs:
-            return behaviour.Judged(new_id, False, "no selection clip could be used to compare the new student by")
-        outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
-        outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
-        try:
-            verdict = judge(outputs_old, outputs_new)
-        except ValueError as error:
-            return behaviour.Judged(new_id, False, f"the new student cannot be judged: {error}")
-        self._learn_habits(new_id, new, [after for _, after in pairs])
-        self._device.save_verdict(
-            StoredVerdict(
-                old_id,
-                new_id,
-                verdict.accept,
-                verdict.reason,
-                verdict.rule.estimator.value,
-                verdict.rule.margin,
-                verdict.clips,
-                verdict.changed,
-                verdict.old,
-                verdict.new,
-            )
-        )
-        return behaviour.Judged(new_id, verdict.accept, verdict.reason)
-
-    def _outputs(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> Outputs:
-        measured = self.slot.installed(student_id).manifest.measured
-        return Outputs(
-            encoder.local_probabilities_of(features),
-            encoder.teacher_probabilities(features),
-            None if measured is None else measured.atc_threshold,
-        )
-
-    def _know_habits(self, student_id: str) -> None:
-        """Before a student is swapped in that no guard has seen on the selection clips, or whose run was cut short."""
-        if self._head_shares(student_id) and student_id not in self._device.habits():
-            encoder = StudentEncoder(self.slot.installed(student_id).folder)
-            encoded = self._encode_selection((encoder,)).values()
-            self._learn_habits(student_id, encoder, [features for (features,) in encoded])
-
-    def _head_shares(self, student_id: str) -> tuple[float, ...]:
-        """Class shares that the student's heads were trained on; empty where habits are unwanted or cannot be read."""
-        measured = self.slot.installed(student_id).manifest.measured
-        return () if measured is None or not self.config.habits else measured.class_shares
-
-    def _learn_habits(self, student_id: str, encoder: StudentEncoder, features: Sequence[Features]) -> None:
-        """On disk as soon as they are known; those of students that are gone are forgotten. Raises Corrupt for a
-        student that answers what is no number."""
-        trained = self._head_shares(student_id)
-        if not trained or not features:
-            return
-        try:
-            found = learn(student_id, encoder.local_probabilities_of(features), trained)
-        except ValueError as error:
-            raise Corrupt(f"student {student_id}: {error}") from error
-        kept = {
-            name: one
-            for name, one in self._device.habits().items()
-            if name in (self.state.base_id, self.state.active_id)
-        }
-        self._device.save_habits({**kept, student_id: found}.values())
+        return behaviour.Judged(new_id, *self.clips.compare(old_id, new_id, in_use=self._in_use()))
 
     def _fill_outbox(self, student_id: str, round: int) -> behaviour.Event:
         """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""
         if self._outbox.get(_entry_name(round)) is None:
-            prototypes = self.make_prototypes(student_id)
+            prototypes = self.clips.prototypes(student_id, in_use=self._in_use())
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
         return behaviour.Encoded(round)

@@ -245,7 +245,7 @@ def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, p
     config = replace(config, choices=replace(config.choices, mode=UploadMode.FEATURES))
     runtime, state, _ = device(tmp_path / "told", students.cloud(), plan, config=config)
     runtime.run(until=Phase.ENCODE)
-    made = runtime.make_prototypes(runtime.state.active_id)
+    made = runtime.clips.prototypes(runtime.state.active_id, in_use=())
     assert made.features_KE is not None
     assert made.features_KE.shape == (len(made.sizes_K), 2 * runtime.enrolment.feature_width)
     assert int(made.sizes_K.min()) >= 3
@@ -254,7 +254,7 @@ def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, p
     silent, state, _ = device(tmp_path / "silent", students.cloud(), plan)
     silent.run()
     assert {entry.mode for entry in state.ledger()} == {"prototypes"}
-    assert silent.make_prototypes(silent.state.active_id).features_KE is None
+    assert silent.clips.prototypes(silent.state.active_id, in_use=()).features_KE is None
 
 
 def test_secrets_are_for_the_owner_only(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_answers_know_the_users_habits_unless_that_is_unwanted(
     runtime, state, _ = device(tmp_path / "knowing", cloud, plan, guard=guard)
     report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
     active = runtime.state.active_id
-    habits = runtime.habits(active)
+    habits = runtime.clips.habits(active)
     assert habits is not None
     assert report["habits"]["shares"] == habits.shares
     assert habits.clips == 8 and {"base", active} <= set(state.habits())
@@ -125,7 +125,7 @@ def test_answers_know_the_users_habits_unless_that_is_unwanted(
         for answer_C in (prediction["probabilities"]["local"], prediction["probabilities"]["cloud"]["1"]):
             assert sum(answer_C) == pytest.approx(1, abs=1e-4)
     again = device(tmp_path / "knowing", cloud, plan, guard=guard)[0]
-    assert again.habits(active) == habits, "a restart knows them"
+    assert again.clips.habits(active) == habits, "a restart knows them"
 
     off, off_state, _ = device(tmp_path / "not", cloud, plan, config=RunConfig("kiosk", seed=1, habits=False))
     plain: Any = DeviceRun(off, off_state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
@@ -140,7 +140,9 @@ def test_a_student_whose_answers_are_no_numbers_is_refused_and_no_habits_are_lea
 
     def broken(encoder: StudentEncoder, features: Any) -> Any:
         answers_NC = real(encoder, features)
-        final = len(features) > 1 and runtime.state.phase is Phase.JUDGE and encoder is not runtime.encoder("base")
+        final = (
+            len(features) > 1 and runtime.state.phase is Phase.JUDGE and encoder is not runtime.clips.encoder("base")
+        )
         return np.full_like(answers_NC, np.nan) if final else answers_NC
 
     monkeypatch.setattr(StudentEncoder, "local_probabilities_of", broken)
