@@ -14,7 +14,7 @@ from isthmus.data import splits
 from isthmus.data.clip import ClipError, ClipRef, Damage, Listing
 from isthmus.data.layouts import ave, crema_d
 from isthmus.data.layouts.listing import AUTO, read_listing
-from isthmus.data.media.decode import decode
+from isthmus.data.media.decode import check_decodes
 from isthmus.data.progress import progress_bar
 from isthmus.data.synthetic.sets import make_ave, make_crema_d
 from isthmus.data.transforms import InputSpec
@@ -57,7 +57,7 @@ def check_clips(listing: Listing, *, decoding: bool, on_clip: Callable[[], None]
     for ref in listing.refs:
         try:
             if decoding:
-                decode(ref, _SHORT_SPEC)
+                check_decodes(ref, _SHORT_SPEC)
             usable.append(ref)
         except ClipError as error:
             damaged.append(Damage(error.name, error.reason))

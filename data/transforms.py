@@ -18,7 +18,6 @@ from typing import Final
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import signal
 
 LOG_FLOOR: Final = 1e-7
 TUKEY_TAPER: Final = 0.25
@@ -110,6 +109,20 @@ def _check(spec: InputSpec) -> None:
         raise ValueError(f"input spec: {spec.frames_used} frames used of {spec.frames_stored} stored")
 
 
+def fitted(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Return the waveform tiled or cut to spec.samples and clipped to [-1, 1], float32 (spec.samples,).
+
+    Raises ValueError if the waveform is empty, not one-dimensional or not finite.
+    """
+    waveform_T = np.asarray(waveform_T, np.float32)
+    if waveform_T.ndim != 1 or waveform_T.size == 0:
+        raise ValueError(f"a waveform of shape {waveform_T.shape}: one axis and at least one sample are needed")
+    cut_T = np.resize(waveform_T, spec.samples)  # np.resize tiles a waveform that is too short
+    if not np.isfinite(cut_T).all():
+        raise ValueError("a waveform with samples that are not finite numbers")
+    return np.clip(cut_T, -1.0, 1.0)
+
+
 def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
     """Standardised log power spectrogram, float32 (spec.spectrogram_bins, spec.spectrogram_columns).
 
@@ -117,14 +130,11 @@ def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDA
     Raises ValueError for a waveform that is empty, not one-dimensional or not finite, and for a spec that asks for
     more bins or columns than its window and hop give.
     """
+    # Imported here: loading scipy.signal takes about a second of processor time, and checking clips does not need it.
+    from scipy import signal
+
     _check(spec)
-    waveform_T = np.asarray(waveform_T, np.float32)
-    if waveform_T.ndim != 1 or waveform_T.size == 0:
-        raise ValueError(f"a waveform of shape {waveform_T.shape}: one axis and at least one sample are needed")
-    cut_T = np.resize(waveform_T, spec.samples)  # np.resize tiles what is too short
-    if not np.isfinite(cut_T).all():
-        raise ValueError("a waveform with samples that are not finite numbers")
-    cut_T = np.clip(cut_T, -1.0, 1.0)
+    cut_T = fitted(waveform_T, spec)
     _, _, power_FT = signal.spectrogram(
         cut_T,
         fs=spec.sample_rate_hz,

@@ -16,6 +16,7 @@ import numpy as np
 from isthmus.cloud.elastic.model.executor import Image
 from isthmus.cloud.elastic.serve.serving import Elastic, Terms
 from isthmus.cloud.elastic.tasks.task import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
+from isthmus.cloud.rpc.task_messages import spec_to_pb
 from isthmus.proto.convert import identifier
 from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge, TooLate
 from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES
@@ -29,7 +30,6 @@ _MODES: Final[dict[int, PromptMode]] = {
     pb.PROMPT_MODE_APPEND: "append",
     pb.PROMPT_MODE_REPLACE: "replace",
 }
-_MODES_TO_PB: Final = {"append": pb.PROMPT_MODE_APPEND, "replace": pb.PROMPT_MODE_REPLACE}
 _REGISTRATIONS: Final = 2
 """At a time: each may hold a whole task in memory."""
 
@@ -105,17 +105,6 @@ def spec_from_pb(message: pb.TaskDescription) -> TaskSpec:
         accuracy=dict(message.accuracy),
         default_latency_s=message.default_latency_s or DEFAULT_LATENCY_S,
         default_utility=message.default_utility or DEFAULT_UTILITY,
-    )
-
-
-def spec_to_pb(spec: TaskSpec) -> pb.TaskDescription:
-    return pb.TaskDescription(
-        name=spec.name,
-        classes=spec.classes,
-        prompt_mode=_MODES_TO_PB[spec.prompt_mode],
-        accuracy=dict(spec.accuracy),
-        default_latency_s=spec.default_latency_s,
-        default_utility=spec.default_utility,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from isthmus.cloud.elastic.tasks.task import TaskSpec
-from isthmus.cloud.rpc.elastic import spec_to_pb
+from isthmus.cloud.rpc.task_messages import spec_to_pb
 from isthmus.proto.errors import NAME_KEY, from_status
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.v1 import elastic_pb2 as pb

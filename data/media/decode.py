@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from isthmus.data.clip import ClipError, ClipRef, DecodedClip
 from isthmus.data.media.truncation import is_cut_off
-from isthmus.data.transforms import InputSpec, evenly_spread, spectrogram, stored_frame
+from isthmus.data.transforms import InputSpec, evenly_spread, fitted, spectrogram, stored_frame
 
 MAX_PIXELS: Final = 50_000_000
 """A larger picture is refused before it is decoded."""
@@ -46,6 +46,20 @@ def decode(ref: ClipRef, spec: InputSpec) -> DecodedClip:
             None if ref.audio_path is None else spectrogram(_sound_of(ref, spec), spec),
             None if ref.video_path is None else _pictures(ref.video_path, spec, ref.start_s, ref.end_s),
         )
+
+
+def check_decodes(ref: ClipRef, spec: InputSpec) -> None:
+    """Decode the clip as ``decode`` does, without computing its spectrogram.
+
+    Raises ClipError for exactly the clips for which ``decode`` raises it, with the same reason.
+    """
+    with _naming(ref):
+        if ref.audio_path is None and ref.video_path is None:
+            raise _Unusable("it has neither a sound nor a video file")
+        if ref.audio_path is not None:
+            fitted(_sound_of(ref, spec), spec)
+        if ref.video_path is not None:
+            _pictures(ref.video_path, spec, ref.start_s, ref.end_s)
 
 
 def decode_sound(ref: ClipRef, spec: InputSpec) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from isthmus.data.clip import ClipError, ClipRef
-from isthmus.data.media.decode import decode
+from isthmus.data.media.decode import check_decodes, decode
 from isthmus.data.media.encode import write_flv, write_mp4, write_wav
 from isthmus.data.media.truncation import is_cut_off
 from isthmus.data.transforms import InputSpec, spectrogram
@@ -106,6 +106,15 @@ def test_stereo_at_another_rate_becomes_mono_at_the_specs(tmp_path: Path) -> Non
     assert set(spectrogram_FT[:, 2:-2].argmax(axis=0)) == {32}  # 1,000 Hz of 31.25 Hz a bin
 
 
+def _refused(clip: ClipRef, match: str) -> None:
+    """``decode`` and ``check_decodes`` refuse the clip for the same reason."""
+    with pytest.raises(ClipError, match=match) as decoded:
+        decode(clip, SPEC)
+    with pytest.raises(ClipError) as checked:
+        check_decodes(clip, SPEC)
+    assert str(checked.value) == str(decoded.value)
+
+
 def _truncated(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -116,8 +125,7 @@ def test_truncated_flv(tmp_path: Path, share: float) -> None:
     clip = _clip(tmp_path)
     assert not is_cut_off(tmp_path / "c.flv")
     _truncated(tmp_path / "c.flv", share)
-    with pytest.raises(ClipError, match=r"c: c\.flv is truncated"):
-        decode(clip, SPEC)
+    _refused(clip, r"c: c\.flv is truncated")
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.6, 0.999])
@@ -125,8 +133,7 @@ def test_truncated_wav(tmp_path: Path, share: float) -> None:
     clip = _clip(tmp_path)
     assert not is_cut_off(tmp_path / "c.wav")
     _truncated(tmp_path / "c.wav", share)
-    with pytest.raises(ClipError, match=r"c: c\.wav is truncated"):
-        decode(clip, SPEC)
+    _refused(clip, r"c: c\.wav is truncated")
 
 
 def test_truncated_mp4_with_its_index_at_either_end(tmp_path: Path) -> None:
@@ -141,20 +148,16 @@ def test_truncated_mp4_with_its_index_at_either_end(tmp_path: Path) -> None:
     assert decode(ClipRef("s", streamed, streamed, 0, None), SPEC).frames_KHWC.shape == (10, 32, 32, 3)
     _truncated(path, 0.6)
     _truncated(streamed, 0.6)
-    with pytest.raises(ClipError, match=r"v\.mp4 is damaged or no media file"):
-        decode(ClipRef("v", path, path, 0, None), SPEC)
-    with pytest.raises(ClipError, match=r"s\.mp4 is (truncated|damaged)"):
-        decode(ClipRef("s", streamed, streamed, 0, None), SPEC)
+    _refused(ClipRef("v", path, path, 0, None), r"v\.mp4 is damaged or no media file")
+    _refused(ClipRef("s", streamed, streamed, 0, None), r"s\.mp4 is (truncated|damaged)")
 
 
 def test_wav_of_zero_bytes_and_of_zero_samples(tmp_path: Path) -> None:
     clip = _clip(tmp_path)
     (tmp_path / "c.wav").write_bytes(b"")
-    with pytest.raises(ClipError, match=r"c: c\.wav is empty"):
-        decode(clip, SPEC)
+    _refused(clip, r"c: c\.wav is empty")
     write_wav(tmp_path / "c.wav", np.zeros(0, np.float32), RATE)
-    with pytest.raises(ClipError, match=r"c\.wav has no samples|c\.wav is damaged"):
-        decode(clip, SPEC)
+    _refused(clip, r"c\.wav has no samples|c\.wav is damaged")
 
 
 def test_without_sound_and_without_picture(tmp_path: Path) -> None:
@@ -165,10 +168,8 @@ def test_without_sound_and_without_picture(tmp_path: Path) -> None:
     assert heard.frames_KHWC is None
     np.testing.assert_array_equal(seen.frames_KHWC, whole.frames_KHWC)
     np.testing.assert_array_equal(heard.spectrogram_FT, whole.spectrogram_FT)
-    with pytest.raises(ClipError, match="c: it has neither a sound nor a video file"):
-        decode(replace(clip, audio_path=None, video_path=None), SPEC)
-    with pytest.raises(ClipError, match=r"c\.wav holds no picture"):
-        decode(replace(clip, video_path=clip.audio_path), SPEC)
+    _refused(replace(clip, audio_path=None, video_path=None), "c: it has neither a sound nor a video file")
+    _refused(replace(clip, video_path=clip.audio_path), r"c\.wav holds no picture")
     silent = tmp_path / "silent.mp4"
     with av.open(str(silent), "w") as output:
         stream = output.add_stream("mpeg4", rate=FPS)
@@ -176,21 +177,17 @@ def test_without_sound_and_without_picture(tmp_path: Path) -> None:
         for picture_HWC in _brightening(10):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")))
         output.mux(stream.encode(None))
-    with pytest.raises(ClipError, match=r"silent\.mp4 holds no sound"):
-        decode(replace(clip, audio_path=silent, video_path=silent), SPEC)
+    _refused(replace(clip, audio_path=silent, video_path=silent), r"silent\.mp4 holds no sound")
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     clip = _clip(tmp_path)
-    with pytest.raises(ClipError, match=r"gone\.wav cannot be read"):
-        decode(replace(clip, audio_path=tmp_path / "gone.wav"), SPEC)
+    _refused(replace(clip, audio_path=tmp_path / "gone.wav"), r"gone\.wav cannot be read")
     (tmp_path / "c.wav").write_text("this is no sound\n" * 100)
-    with pytest.raises(ClipError, match=r"c\.wav is damaged or no media file"):
-        decode(clip, SPEC)
+    _refused(clip, r"c\.wav is damaged or no media file")
 
 
 def test_event_beyond_the_end(tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write_mp4(path, _brightening(30), FPS, _rising(3), RATE)
-    with pytest.raises(ClipError, match="no sound between 7 s"):
-        decode(ClipRef("v", path, path, 0, None, 7.0, 9.0), SPEC)
+    _refused(ClipRef("v", path, path, 0, None, 7.0, 9.0), "no sound between 7 s")
