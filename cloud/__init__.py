@@ -1,1 +1,1 @@
-"""The cloud: makes devices known, personalises a student for each, and answers their features."""
+"""The cloud: enrols devices, personalises a student for each, and answers their features."""

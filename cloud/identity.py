@@ -1,7 +1,7 @@
-"""Who calls: devices enrol once, and show their token with every other call. Plain functions that know no grpc.
+"""Identity of callers: a device enrols once and sends its token with every later call. Plain functions without grpc.
 
-A token is ``<device id>.<secret>``. The database holds the SHA-256 of the whole; the secret is 256 random bits, so a
-plain hash is enough.
+A token is ``<device id>.<secret>``. The database stores the SHA-256 of the whole token. The secret has 256
+random bits, so a plain hash is enough.
 """
 
 import hashlib
@@ -22,7 +22,10 @@ _UNKNOWN_HASH = hashlib.sha256(b"no such device").digest()
 
 @dataclass(frozen=True)
 class Gate:
-    """Who may enrol. ``enrolment_key`` None: anyone who can reach the server, which then listens on loopback only."""
+    """Who may enrol.
+
+    If ``enrolment_key`` is None, anyone who can reach the server may enrol; the server then listens on loopback only.
+    """
 
     enrolment_key: str | None
     max_devices: int
@@ -42,10 +45,10 @@ def enrol(
     now_s: float,
     new_secret: Callable[[], tuple[str, str]],
 ) -> Enrolment:
-    """Makes a device known. ``new_secret`` gives a fresh (device id, secret).
+    """Enrol a device. ``new_secret`` returns a fresh (device id, secret).
 
-    Raises Unauthenticated for a wrong key, TooLarge or InvalidInput for a name that cannot be shown, Busy when the
-    server has all the devices that it takes.
+    Raises Unauthenticated if the key is wrong, TooLarge or InvalidInput if the name cannot be shown, and Busy if the
+    server already has as many devices as it accepts.
     """
     if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
         raise Unauthenticated("the enrolment key is missing or wrong; ask the operator for it")
@@ -57,7 +60,7 @@ def enrol(
     token = f"{device_id}.{secret}"
     device = Device(device_id, device_name, _hash(token), now_s)
     if not devices.add(database, device, at_most=gate.max_devices):
-        raise Busy("this server takes no more devices; ask the operator")
+        raise Busy("this server accepts no more devices; ask the operator")
     return Enrolment(
         device_id=device_id,
         token=token,
@@ -69,7 +72,7 @@ def enrol(
 
 
 def authenticate(database: Database, token: str) -> Device:
-    """The device that a token belongs to. Raises Unauthenticated, with one message for every reason."""
+    """Return the device that a token belongs to. Raises Unauthenticated, with one message for every reason."""
     device_id = token.partition(".")[0]
     known = devices.get(database, device_id) if 0 < len(device_id) <= 32 else None
     # An unknown device costs the same comparison as a known one.
@@ -84,6 +87,6 @@ def _hash(token: str) -> bytes:
 
 
 def same_secret(given: str, wanted: str) -> bool:
-    """Whether two secrets are the same, in a time that tells nothing of either."""
-    # Hashed first, so that the time does not tell the key's length.
+    """Return whether two secrets are equal. The time taken reveals nothing about either."""
+    # Hashed first, so that the time does not reveal the key's length.
     return hmac.compare_digest(_hash(given), _hash(wanted))

@@ -1,4 +1,4 @@
-"""Answers features with the heads of their student. Plain functions and a cache; knows no grpc."""
+"""Answer features with the heads of their student. Plain functions and a cache, without grpc."""
 
 import asyncio
 import logging
@@ -18,11 +18,11 @@ from isthmus.proto.messages import FloatArray, InferReply
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 0.001
-"""Less time than this is too little to compute an answer and send it."""
+"""Shortest time in which an answer can be computed and sent."""
 
 
 class Heads(Protocol):
-    """What ``isthmus.distill.models.heads.HeadBank`` offers here."""
+    """The part of ``isthmus.distill.models.heads.HeadBank`` that answering needs."""
 
     @property
     def ratios(self) -> Sequence[float]: ...
@@ -32,17 +32,17 @@ class Heads(Protocol):
 
 @dataclass
 class Session:
-    """One stream's student and the last sequence number seen in it."""
+    """The student of one stream, and the last sequence number received on it."""
 
     heads: Heads
     feature_width: int
     last_sequence: int = -1
 
     def reply(self, sequence: int, frame: bytes, remaining_s: float | None) -> InferReply:
-        """The answer to one request. A request that cannot be answered is refused in its reply; nothing is raised.
+        """Answer one request. A request that cannot be answered is refused in its reply; nothing is raised.
 
-        ``remaining_s`` is the time until the caller's deadline (None: no deadline). A request that would come too late
-        is refused before anything is computed.
+        ``remaining_s`` is the time until the caller's deadline (None: no deadline). A request that would miss its
+        deadline is refused before anything is computed.
         """
         began_s = time.perf_counter()
         try:
@@ -64,7 +64,7 @@ class Session:
 
 
 class HeadCache:
-    """The heads of the students in use, loaded once, the least recently used dropped first. For one event loop."""
+    """Heads of the students in use, for one event loop. Each is loaded once; the least recently used goes first."""
 
     def __init__(self, shelf: Shelf, load: Callable[[Path], Heads], *, scratch: Path, capacity: int) -> None:
         self._shelf = shelf
@@ -75,7 +75,10 @@ class HeadCache:
         self._loading: dict[str, asyncio.Lock] = {}
 
     async def heads(self, device_id: str, student_id: str) -> Heads:
-        """Raises NotYours for another's student, WrongState for one that has no heads (an interim student)."""
+        """Return the heads of a student, loading them if necessary.
+
+        Raises NotYours for another device's student, WrongState for a student without heads (an interim student).
+        """
         row = await asyncio.to_thread(reachable, self._shelf, device_id, student_id)
         if row.kind == "interim":
             raise WrongState("an interim student has no heads; wait for the finished one, or name the base student")

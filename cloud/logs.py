@@ -1,4 +1,4 @@
-"""Log lines as JSON on standard error: one object a line, the same few keys."""
+"""Log lines as JSON on standard error: one object per line, always the same few keys."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 class JsonLines(logging.Formatter):
-    """time, level, logger, message, and the traceback where there is one."""
+    """Formats a record as JSON with time, level, logger, message and, if there is one, the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -22,7 +22,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Sends our own log to standard error; of the libraries, and of the learning code, only warnings."""
+    """Send our own log to standard error. Libraries and the learning code log warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""What a release offers to devices: the few facts of it that the service needs, free of torch."""
+"""The facts about a release that the service needs to serve devices, without torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Offer:
-    """``rounds`` is the recipe's own number; ``epochs`` bounds what a device may ask for instead.
+    """What a release offers to devices.
 
-    ``settled_at``: the overlap of two rounds' selections from which on no more rounds are asked for; None: never.
+    ``rounds`` is the recipe's default number of rounds; a device may ask for at most ``epochs``.
+    ``settled_at``: overlap of two rounds' selections from which no further round is asked for; None: never.
     """
 
     release_hash: str
@@ -28,7 +29,7 @@ class Offer:
 
 
 def offer_of(release: "Release") -> Offer:
-    """Raises ReleaseError where the release is not complete."""
+    """Read the offer from a release. Raises ReleaseError if the release is incomplete."""
     recipe = release.recipe
     return Offer(
         release_hash=release.release_hash,

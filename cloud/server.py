@@ -1,6 +1,7 @@
-"""The server: opens what it stands on, wires the services, starts the worker, and undoes all of it in order.
+"""The server: opens database and files, wires the services, starts the worker, and closes everything in reverse order.
 
-One per database. Everything is asyncio; what blocks (database, files) goes to threads, what learns to the worker.
+There is one server per database. It runs on asyncio; blocking work (database, files) runs in threads, and learning runs
+in the worker process.
 """
 
 import asyncio
@@ -57,9 +58,9 @@ def _options(message_bytes: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_send_message_length", message_bytes),
         ("grpc.max_metadata_size", 8 << 10),
-        # Two servers on one port would share its devices at random.
+        # With port reuse, two servers on one port would each receive some of the devices at random.
         ("grpc.so_reuseport", 0),
-        # A device that vanished is noticed, and one may ask every 10 s whether we are still here.
+        # A vanished device is noticed. A device may ping every 10 s to check that the server is still there.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -69,7 +70,7 @@ def _options(message_bytes: int) -> tuple[tuple[str, int], ...]:
 
 @dataclass(frozen=True)
 class _Release:
-    """What the services for devices stand on."""
+    """What the services for devices need."""
 
     signer: Signer
     offer: Offer
@@ -79,7 +80,7 @@ class _Release:
 
 @dataclass(frozen=True)
 class _Ground:
-    """What the services stand on; those that are not offered have none of their own."""
+    """What the services need. The part of a service that is not offered is None."""
 
     shelf: Shelf
     release: _Release | None
@@ -88,7 +89,7 @@ class _Ground:
 
 
 class Server:
-    """``start`` once, ``stop`` once. Nothing is opened or bound before ``start``."""
+    """One running service. Call ``start`` once and ``stop`` once. Nothing is opened or bound before ``start``."""
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
@@ -98,7 +99,7 @@ class Server:
         self.elastic: Elastic | None = None
         """Elastic serving, once started with ``elastic_model``."""
         self.metrics_port: int | None = None
-        """Where metrics are served, once started with ``metrics_port``."""
+        """Port of the metrics, once started with ``metrics_port``."""
 
     @property
     def worker_pid(self) -> int | None:
@@ -106,10 +107,10 @@ class Server:
         return None if self._supervisor is None else self._supervisor.pid
 
     async def start(self) -> int:
-        """Starts to listen and returns the port.
+        """Start to listen and return the port.
 
-        Raises Locked if another server has the database; InvalidInput (with the way out) for settings that do not
-        work here; ReleaseError where the release is not complete. Whatever was opened is then closed again.
+        Raises Locked if another server uses the database, InvalidInput (naming the way out) if the settings do not
+        work here, and ReleaseError if the release is incomplete. Whatever was opened is then closed again.
         """
         try:
             return await self._start()
@@ -118,7 +119,7 @@ class Server:
             raise
 
     async def stop(self) -> None:
-        """Lets calls end for a moment, then closes everything. A job in progress goes on at the next start."""
+        """Give calls a moment to end, then close everything. A job in progress resumes at the next start."""
         await self._stack.aclose()
 
     async def _start(self) -> int:
@@ -175,7 +176,7 @@ class Server:
         settings = self._settings.elastic
         if settings is None:
             return None
-        # A server for devices alone does without timm.
+        # A server for devices alone does not need timm.
         from isthmus.cloud.elastic.serve.host import open_elastic
 
         elastic = open_elastic(settings, shelf.database, shelf.artefacts)
@@ -207,7 +208,7 @@ class Server:
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         services = [service.full_name for file in files for service in file.services_by_name.values()]
-        # The protocols lie in pools of their own (see proto/generate.py); who asks is shown them as one.
+        # Each protocol has a descriptor pool of its own (see proto/generate.py). Reflection shows them as one.
         pool = DescriptorPool()
         for file in (*files, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             pool.AddSerializedFile(file.serialized_pb)
@@ -246,7 +247,9 @@ class Server:
         except OSError as error:
             raise InvalidInput(f"TLS: {error}") from error
         except RuntimeError as error:
-            raise InvalidInput(f"cannot listen on {settings.listen}: taken, or not an address here") from error
+            raise InvalidInput(
+                f"cannot listen on {settings.listen}: the port is taken, or the address is not one of this machine"
+            ) from error
 
     def _tell_worker(self) -> None:
         if self._supervisor is not None:
@@ -254,7 +257,7 @@ class Server:
 
 
 def _write_port(path: Path, address: str) -> None:
-    """Whole or not at all, so that whoever waits for the file never reads half of it."""
+    """Write the file atomically, so that whoever waits for it never reads half of it."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(f"{address}\n")
     os.replace(part, path)

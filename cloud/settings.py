@@ -1,4 +1,4 @@
-"""The service's settings: from the command line, else from ISTHMUS_CLOUD_<NAME> in the environment."""
+"""The service's settings, from the command line or else from ISTHMUS_CLOUD_<NAME> in the environment."""
 
 import dataclasses
 import ipaddress
@@ -13,69 +13,69 @@ from isthmus.cloud.elastic.serve.settings import ElasticSettings, NumberTypeChoi
 
 
 class CloudSettings(BaseSettings):
-    """Checked when made: a server that would be unsafe to start never gets its settings (pydantic.ValidationError)."""
+    """All settings, validated on creation: unsafe settings raise pydantic.ValidationError, so no server gets them."""
 
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_CLOUD_", frozen=True, extra="forbid")
 
     release: Path | None = None
-    """Folder made by ``isthmus distill``; without one the server has no devices, and needs ``elastic_model``."""
+    """Folder made by ``isthmus distill``. Without one the server serves no devices and needs ``elastic_model``."""
     state: Path
     """Folder for the signing key, the embedded database, students and unfinished jobs."""
     listen: str = "127.0.0.1:0"
-    """HOST:PORT; port 0 takes a free one."""
+    """HOST:PORT; port 0 chooses a free port."""
     database: SecretStr | None = None
-    """SQLAlchemy URL; default: an SQLite file in ``state``. Secret, since it may hold a password."""
+    """SQLAlchemy URL. Default: an SQLite file in ``state``. Secret, because it may hold a password."""
     artefacts: str | None = None
-    """fsspec URL for students' files; default: a folder in ``state``."""
+    """fsspec URL for students' files. Default: a folder in ``state``."""
     enrolment_key_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     port_file: Path | None = None
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
-    """Prometheus metrics on this port of loopback; none by default."""
+    """Port on loopback for Prometheus metrics. Default: no metrics."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     workers: int = Field(default=1, ge=0, le=1)
-    """0: answer devices, but let personalisations wait."""
+    """0: answer devices, but run no personalisations."""
     worker_threads: int | None = Field(default=None, ge=1)
-    """Threads of the worker's arithmetic; the learning library's choice by default."""
+    """Compute threads of the worker. Default: chosen by the learning library."""
     max_devices: int = Field(default=10_000, ge=1)
     max_queued_jobs: int = Field(default=100, ge=1)
     max_calls: int = Field(default=1_000, ge=1)
     """Calls in progress over all devices."""
     max_calls_per_device: int = Field(default=16, ge=1)
     cached_heads: int = Field(default=64, ge=1)
-    """Students whose heads are kept in memory."""
+    """Number of students whose heads are kept in memory."""
     keep_students: int = Field(default=3, ge=1)
-    """Newest students kept for each device."""
+    """Number of students kept per device, newest first."""
     awaiting_timeout_s: float = Field(default=7 * 24 * 3600.0, gt=0)
-    """How long a job waits for its device's next prototypes before it is given up."""
+    """How long a job waits for its device's next prototypes before it fails."""
     watch_interval_s: float = Field(default=0.2, gt=0)
 
     elastic_model: str | None = None
-    """Elastic serving: a safetensors file with timm's weights of a ViT, or a name that timm knows. None: none."""
+    """Elastic serving: a safetensors file with timm's weights of a ViT, or a timm model name. None: off."""
     elastic_pixels: str | None = None
-    """Mean and deviation with which the model reads pictures, by name; for a name of timm's they are known."""
+    """Mean and deviation with which the model reads pictures, by name. For a timm model name they are known."""
     elastic_profile: Path | None = None
-    """What ``isthmus elastic profile`` wrote; default: a file in ``state``."""
+    """Profile written by ``isthmus elastic profile``. Default: a file in ``state``."""
     elastic_measure: bool = False
-    """Measure this machine at the start, and keep that as the profile."""
+    """Measure this machine at the start and save the result as the profile."""
     elastic_policy: str = ElasticSettings.policy
     elastic_device: str = "cpu"
     elastic_threads: int = Field(default=1, ge=1)
     elastic_number_type: NumberTypeChoice = "auto"
-    """auto: the profile's; where the machine is measured, the quicker one that answers alike."""
+    """auto: the profile's number type. When the machine is measured: the fastest type with the same answers."""
     elastic_compiler: str | None = None
     elastic_memory_bytes: int | None = Field(default=None, ge=1)
-    """A batch that is predicted to need more is split."""
+    """Memory limit of a batch. A batch that is predicted to need more is split."""
     elastic_max_waiting: int = Field(default=1_024, ge=1)
-    """Images that may wait for a batch; further ones are refused."""
+    """Number of images that may wait for a batch. Further images are refused."""
     elastic_warm: Path | None = None
-    """Folder of warmed models (``isthmus elastic warmup``): each batch of their task runs on the best for its gamma."""
+    """Folder of warmed models (``isthmus elastic warmup``). Each batch of their task runs on the best for its gamma."""
     elastic_warm_bytes: int | None = Field(default=None, ge=1)
-    """Memory for warmed models; the one used longest ago makes room. Default: room for all."""
+    """Memory for warmed models; the least recently used is dropped first. Default: room for all."""
     elastic_key_file: Path | None = None
-    """File with the key that clients of elastic serving show; without one, whoever reaches the server is served."""
+    """File with the key that clients of elastic serving must send. Default: everyone is served."""
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -133,18 +133,18 @@ class CloudSettings(BaseSettings):
         return self.state / "signing_key"
 
     def to_json(self) -> str:
-        """Everything, secrets included: for the pipe to the worker, never for a log."""
+        """Return all settings, secrets included. For the pipe to the worker, never for a log."""
         values = self.model_dump(mode="json", exclude={"database"})
         if self.database is not None:
             values["database"] = self.database.get_secret_value()
         return json.dumps(values)
 
     def enrolment_key(self) -> str | None:
-        """Raises ValueError for an empty file, OSError for one that cannot be read."""
+        """Read the enrolment key. Raises ValueError if the file is empty, OSError if it cannot be read."""
         return _key(self.enrolment_key_file)
 
     def elastic_key(self) -> str | None:
-        """Raises ValueError for an empty file, OSError for one that cannot be read."""
+        """Read the key of elastic serving. Raises ValueError if the file is empty, OSError if it cannot be read."""
         return _key(self.elastic_key_file)
 
 
@@ -161,7 +161,7 @@ def _key(file: Path | None) -> str | None:
 
 
 def split_listen(listen: str) -> tuple[str, int]:
-    """("::1", 50051) of "[::1]:50051". Raises ValueError."""
+    """Split "[::1]:50051" into ("::1", 50051). Raises ValueError."""
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdecimal():
         raise ValueError(f"listen: {listen!r} is not HOST:PORT")
@@ -169,7 +169,7 @@ def split_listen(listen: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The learning steps of a job, done by ``isthmus.distill``. Importing this imports torch."""
+"""The learning steps of a job, performed by ``isthmus.distill``. Importing this module imports torch."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 
 
 class DistillLearning:
-    """Learning on a release. A round's student is read back from the checkpoint: no step needs another in memory."""
+    """Learning on a release. Each step reads the student from the checkpoint and shares no memory with another."""
 
     def __init__(self, release: Release) -> None:
         self._release = release

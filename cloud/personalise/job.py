@@ -6,12 +6,13 @@
                                                                                               ready <──Exported────┘
     any stage but ready ──Failed | Expired──> failed
 
-After every round but the last the interim student is exported and the device is asked for new prototypes. A round whose
-selection is that of the round before, nearly enough (``Selected.settled``), is the last one: it trains all the epochs
-that are left, so that only downloads and prototypes are saved.
-``step`` is the only place where a job changes. It reads no clock and does no I/O: what is to be done comes back as
-actions, and the outcome returns as the next event. A worker that died in mid-stage takes the job again (``Taken``) and
-gets the action of that stage anew, so every action must be safe to repeat.
+After each round but the last the interim student is exported, and the device is asked for new prototypes. If a round's
+selection is nearly that of the round before (``Selected.settled``), it is the last round: it trains all the epochs that
+remain, so that only downloads and prototypes are saved.
+
+``step`` is the only place where a job changes. It reads no clock and does no I/O: it returns the actions to perform,
+and their outcome is the next event. If a worker died in the middle of a stage, the next one takes the job again
+(``Taken``) and gets the action of that stage again, so each action must be safe to repeat.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from isthmus.proto.errors import OutOfOrder, WrongState
 from isthmus.proto.messages import JobStatus, Stage
 
 MAX_ATTEMPTS: Final = 5
-"""How often a job may be taken without getting anywhere before it is given up."""
+"""Number of times a job may be taken without progress before it fails."""
 
 MAX_ERROR_CHARS: Final = 300
 
@@ -37,7 +38,7 @@ _COMPRESSED_AT: Final = 0.95
 
 @dataclass(frozen=True)
 class Job:
-    """All there is to know of a job; one row of the table ``jobs``. Times are Unix seconds."""
+    """The whole state of a job; one row of the table ``jobs``. Times are Unix seconds."""
 
     job_id: str
     device_id: str
@@ -53,21 +54,21 @@ class Job:
     epochs: int = 0
     progress: float = 0.0
     attempts: int = 0
-    """Times taken since the job last got further."""
+    """Number of times the job was taken since it last made progress."""
     not_before_s: float = 0.0
     selected_per_class: tuple[int, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     student_id: str = ""
     error: str = ""
     settled: bool = False
-    """The present round is the last, though ``rounds`` were planned: its selection has settled."""
+    """The current round is the last although ``rounds`` were planned, because its selection has settled."""
 
     @property
     def last_round(self) -> bool:
         return self.settled or self.round + 1 >= self.rounds
 
 
-# ---- events: what happened
+# ---- events
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Selected:
-    """The round's public clips are chosen and kept. ``settled``: nearly the same as those of the round before."""
+    """The round's public clips are selected and stored. ``settled``: nearly the same as those of the round before."""
 
     per_class: tuple[int, ...]
     settled: bool = False
@@ -85,7 +86,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """An epoch of distilling or of compressing is done; counted from 1 over the stage."""
+    """An epoch of distilling or compressing is done; counted from 1 over the stage."""
 
     epoch: int
     epochs: int
@@ -93,12 +94,12 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The round's student is trained and kept."""
+    """The round's student is trained and stored."""
 
 
 @dataclass(frozen=True)
 class HeadsTrained:
-    """Compressors and heads are trained and kept."""
+    """Compressors and heads are trained and stored."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Stalled:
-    """Something outside the job (a full disk) stopped it; the same stage is tried again later."""
+    """Something outside the job (a full disk) stopped it. The same stage is tried again later."""
 
     reason: str
 
@@ -134,7 +135,7 @@ class Expired:
 
 Event = Taken | Selected | EpochDone | Distilled | HeadsTrained | Exported | Uploaded | Stalled | Failed | Expired
 
-# ---- actions: what is to be done
+# ---- actions
 
 
 @dataclass(frozen=True)
@@ -176,24 +177,24 @@ SUCCESSORS: Final[Mapping[Stage, frozenset[Stage]]] = {
     Stage.READY: frozenset(),
     Stage.FAILED: frozenset(),
 }
-"""The graph of stages: from each, where a single step may lead (besides staying)."""
+"""The graph of stages: where a single step may lead from each stage, besides staying there."""
 
 RUNNABLE: Final = frozenset({Stage.QUEUED, Stage.SELECTING, Stage.DISTILLING, Stage.COMPRESSING, Stage.EXPORTING})
-"""Stages in which a job wants a worker."""
+"""Stages in which a job needs a worker."""
 
 
 def step(job: Job, event: Event, now_s: float) -> Step:
-    """The job after ``event``, and what is to be done next.
+    """Return the job after ``event`` and the actions to perform next.
 
-    Raises OutOfOrder for prototypes of a round that is not awaited, WrongState for any other event that the job's
-    stage does not admit. A job that raised is unchanged.
+    Raises OutOfOrder for prototypes of a round that is not awaited, and WrongState for any other event that does not
+    fit the job's stage. The job is then unchanged.
     """
     match event:
         case Taken():
             return _taken(job, now_s)
         case Selected(per_class, settled):
             _require(job, Stage.SELECTING, event)
-            # In round 0 there is nothing to compare with, and in the last planned round nothing to cut.
+            # Round 0 has no predecessor to compare with, and the last planned round has nothing to cut.
             cut = settled and job.round > 0 and not job.last_round
             job = replace(_enter(job, Stage.DISTILLING, now_s, selected_per_class=per_class), settled=cut)
             return job, (Distil(job.round),)
@@ -229,14 +230,14 @@ def step(job: Job, event: Event, now_s: float) -> Step:
             return _enter(job, Stage.FAILED, now_s, error=reason[:MAX_ERROR_CHARS]), (Discard(),)
         case Expired():
             _require(job, Stage.AWAITING_PROTOTYPES, event)
-            reason = f"the prototypes of round {job.round} never came; start again"
+            reason = f"the prototypes of round {job.round} never arrived; start again"
             return _enter(job, Stage.FAILED, now_s, error=reason), (Discard(),)
         case _:
             assert_never(event)
 
 
 def status(job: Job) -> JobStatus:
-    """What the device is told of its job."""
+    """Return the status of a job as the device sees it."""
     spent_s = sum(job.stage_seconds.get(stage.value, 0.0) for stage in RUNNABLE - {Stage.QUEUED})
     running = not job.stage.ended and job.progress > 0
     return JobStatus(
@@ -258,7 +259,7 @@ def status(job: Job) -> JobStatus:
 
 def _taken(job: Job, now_s: float) -> Step:
     if job.stage not in RUNNABLE:
-        raise WrongState(f"a job that is {job.stage.value} is not for a worker")
+        raise WrongState(f"a job that is {job.stage.value} needs no worker")
     if job.attempts >= MAX_ATTEMPTS:
         reason = job.error or f"the worker stopped {job.attempts} times while {job.stage.value}; see the server's log"
         return _enter(job, Stage.FAILED, now_s, error=reason), (Discard(),)
@@ -266,7 +267,7 @@ def _taken(job: Job, now_s: float) -> Step:
     if job.stage is Stage.QUEUED:
         job = replace(_enter(job, Stage.SELECTING, now_s), attempts=attempts)
     else:
-        # The time since the last step was lost with the worker that died: it is not this stage's work.
+        # The time since the last step was lost with the worker that died. It does not count as work of this stage.
         job = replace(job, attempts=attempts, updated_s=now_s)
     return job, (_work(job),)
 
@@ -294,15 +295,15 @@ def _stalled(job: Job, reason: str, now_s: float) -> Step:
 def _require(job: Job, stage: Stage | tuple[Stage, ...], event: Event) -> None:
     allowed = stage if isinstance(stage, tuple) else (stage,)
     if job.stage not in allowed:
-        raise WrongState(f"the job is {job.stage.value}: {_told(event)} does not fit")
+        raise WrongState(f"the job is {job.stage.value}: {_named(event)} does not fit")
 
 
-def _told(event: Event) -> str:
+def _named(event: Event) -> str:
     return "an upload of prototypes" if isinstance(event, Uploaded) else type(event).__name__
 
 
 def _timed(job: Job, now_s: float) -> Job:
-    """Adds the time since the last step to the stage. A clock set back counts as no time."""
+    """Add the time since the last step to the stage. If the clock was set back, add nothing."""
     seconds = dict(job.stage_seconds)
     seconds[job.stage.value] = seconds.get(job.stage.value, 0.0) + max(0.0, now_s - job.updated_s)
     return replace(job, stage_seconds=seconds, updated_s=now_s)
@@ -336,7 +337,7 @@ def _enter(
 
 
 def _measured(job: Job) -> Job:
-    """Progress over the whole job; it never falls."""
+    """Update the progress of the whole job. It never decreases."""
     done = min(1.0, job.epoch / job.epochs) if job.epochs else 0.0
     per_round = _ROUNDS_SHARE / job.rounds
     match job.stage:
@@ -345,7 +346,7 @@ def _measured(job: Job) -> Job:
         case Stage.SELECTING | Stage.AWAITING_PROTOTYPES:
             progress = job.round * per_round
         case Stage.DISTILLING:
-            # Epochs count over all the rounds, so their share is already that of the whole.
+            # Epochs count over all rounds, so their share is already that of the whole job.
             progress = job.round * per_round + _SELECTING_SHARE * per_round
             progress = max(progress, done * _ROUNDS_SHARE)
         case Stage.EXPORTING:

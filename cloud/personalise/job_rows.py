@@ -1,4 +1,4 @@
-"""Rows of the tables ``jobs`` and ``uploads``. A job changes only through ``apply``: read, step, write, in one go."""
+"""Rows of the tables ``jobs`` and ``uploads``. A job changes only through ``apply``, in one transaction."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -16,13 +16,13 @@ _ENDED = tuple(stage.value for stage in Stage if stage.ended)
 
 
 def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int) -> tuple[Job, bool]:
-    """Adds the job and its first upload, and says whether it is new.
+    """Add the job and its first upload. Returns the job and whether it is new.
 
-    The same device and idempotency key give the job that is already there. Raises WrongState if the device has
-    another job that has not ended, Busy if ``at_most_waiting`` jobs are waiting for a worker already.
+    If the device already has a job with this idempotency key, that job is returned. Raises WrongState if the device has
+    another job that has not ended, and Busy if ``at_most_waiting`` jobs are waiting for a worker.
     """
     with database.writing() as connection:
-        # Two calls of one device wait for each other here (on SQLite the whole transaction does that).
+        # Two calls of one device wait for each other here (on SQLite the whole transaction has this effect).
         connection.execute(sa.select(devices.c.id).where(devices.c.id == job.device_id).with_for_update())
         mine = sa.select(jobs).where(jobs.c.device_id == job.device_id)
         known = connection.execute(mine.where(jobs.c.idempotency_key == job.idempotency_key)).first()
@@ -41,9 +41,9 @@ def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int
 
 
 def apply(database: Database, job_id: str, event: Event, now_s: float, *, upload: bytes | None = None) -> Step:
-    """Steps the job in one transaction; ``upload`` keeps the prototypes of the round that the job then stands in.
+    """Step the job in one transaction. ``upload`` is stored as the prototypes of the round in which the job then is.
 
-    Raises NotYours if there is no such job, and what ``job.step`` raises; the database is then unchanged.
+    Raises NotYours if there is no such job, and whatever ``job.step`` raises. The database is then unchanged.
     """
     with database.writing() as connection:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
@@ -57,13 +57,14 @@ def apply(database: Database, job_id: str, event: Event, now_s: float, *, upload
 
 
 def get(database: Database, job_id: str) -> Job | None:
+    """Return the job, or None if there is none of this id."""
     with database.reading() as connection:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
     return None if row is None else _job(row)
 
 
 def payload(database: Database, job_id: str, round: int) -> bytes:
-    """The upload of a round. Raises NotYours if there is none."""
+    """Return the upload of a round. Raises NotYours if there is none."""
     with database.reading() as connection:
         found = connection.scalar(
             sa.select(uploads.c.payload).where(uploads.c.job_id == job_id, uploads.c.round == round)
@@ -74,7 +75,7 @@ def payload(database: Database, job_id: str, round: int) -> bytes:
 
 
 def next_runnable(database: Database, now_s: float) -> Job | None:
-    """The job that a worker should take: one already begun before a new one, else the oldest."""
+    """Return the job that a worker should take: first a job already begun, else the oldest. None if there is none."""
     query = (
         sa.select(jobs)
         .where(jobs.c.stage.in_([stage.value for stage in machine.RUNNABLE]), jobs.c.not_before_s <= now_s)
@@ -87,14 +88,14 @@ def next_runnable(database: Database, now_s: float) -> Job | None:
 
 
 def awaiting_since(database: Database, before_s: float) -> list[str]:
-    """Ids of jobs whose device has owed its prototypes since before ``before_s``."""
+    """Return the ids of jobs that have waited for prototypes since before ``before_s``."""
     query = sa.select(jobs.c.id).where(jobs.c.stage == Stage.AWAITING_PROTOTYPES.value, jobs.c.updated_s < before_s)
     with database.reading() as connection:
         return list(connection.scalars(query))
 
 
 def listing(database: Database, device_ids: Iterable[str] | None = None) -> list[Job]:
-    """Jobs, oldest first; of the given devices, or of all."""
+    """Return the jobs of the given devices, or of all devices, oldest first."""
     query = sa.select(jobs).order_by(jobs.c.created_s, jobs.c.id)
     if device_ids is not None:
         query = query.where(jobs.c.device_id.in_(list(device_ids)))

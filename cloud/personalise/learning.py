@@ -1,4 +1,4 @@
-"""What the runner asks of the learning code. ``distilling.py`` answers it with ``isthmus.distill``."""
+"""The interface between runner and learning code. ``distilling.py`` implements it with ``isthmus.distill``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from isthmus.distill.selection import Selection
 from isthmus.proto.messages import Prototypes
 
 OnEpoch = Callable[[int, int], None]
-"""Told (epochs done, epochs in all) after each epoch; may raise to stop the work."""
+"""Called with (epochs done, total epochs) after each epoch. It may raise to stop the work."""
 
 
 @dataclass(frozen=True)
 class RoundWork:
-    """One round of a job: the public clips chosen for it, and the checkpoint that all rounds share.
+    """One round of a job: the public clips selected for it, and the checkpoint shared by all rounds.
 
-    ``round``: through the end of which (from 0, of ``rounds``) to train; a settled job goes through to the last one.
+    ``round``: train to the end of this round (from 0, of ``rounds``). A settled job trains to the end of the last one.
     """
 
     selection: Selection
@@ -27,30 +27,30 @@ class RoundWork:
 
 
 class Learning(Protocol):
-    """The learning steps of a job. Each is deterministic in its arguments and may be repeated after a kill."""
+    """The learning steps of a job. Each is deterministic in its arguments and may be repeated after a crash."""
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
-        """Public clips in the order taken, and how much each counts."""
+        """Select public clips; returns them in order, with a weight for each."""
         ...
 
     def per_class(self, selection: Selection) -> tuple[int, ...]:
-        """How many of the clips are of each class."""
+        """Count the selected clips of each class."""
         ...
 
     def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
-        """Trains the round's student into the checkpoint, from where that stands."""
+        """Train the round's student, resuming from the checkpoint and writing to it."""
         ...
 
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
-        """Trains compressors and heads on the finished student of the checkpoint and writes them to ``heads``.
+        """Train compressors and heads on the finished student of the checkpoint and write them to ``heads``.
 
-        What they do on public clips goes to ``students.MEASURED_FILE`` beside, before ``heads`` is there.
+        Their results on public clips are written to ``students.MEASURED_FILE`` beside it, before ``heads`` appears.
         """
         ...
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
-        """Writes the device's files of the round's student to ``out_dir``; without heads an interim one.
+        """Write the device's files of the round's student to ``out_dir``. Without heads the student is an interim one.
 
-        A file ``<name>.patch`` among them makes ``<name>`` of the base student's file of that name.
+        A file ``<name>.patch`` among them turns the base student's file ``<name>`` into this student's.
         """
         ...

@@ -1,8 +1,8 @@
-"""A student's files as patches against the base student's, built at export: kept only where the student stays as it is.
+"""Patches of a student's files against the base student, built at export and kept only if the student stays the same.
 
-What a patch gives is what the device will run, so it is what is published. Each file gets the cheapest coding of
-``LADDER`` with which it agrees, on public clips of the selection, with the exported one (which agrees with torch, see
-distill/student/export.py); where none does, the whole file is published.
+The device runs the patched file, so the patched file is published. Each file gets the cheapest coding of ``LADDER``
+with which it agrees with the exported file on public clips of the selection (the exported file agrees with torch, see
+distill/student/export.py). If no coding does, the whole file is published.
 """
 
 import functools
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 MOST_ERROR: Final = 0.01
 """Relative error of a file's outputs: |patched - exported| / |exported| over all clips."""
 LEAST_AGREEMENT: Final = 0.99
-"""Share of clips to which every head, on the device and in the cloud, gives the same class."""
+"""Share of clips for which each head, on the device and in the cloud, gives the same class."""
 MOST_CLIPS: Final = 128
-"""More clips would say little more, and every personalisation waits for it."""
+"""More clips would add little, and each personalisation waits for this comparison."""
 LEAST_VALUES: Final = 64
-"""Smaller tensors travel as they are."""
+"""Smaller tensors are sent unchanged."""
 
 ENCODERS: Final = ("audio_encoder.onnx", "visual_encoder.onnx")
 
@@ -43,7 +43,7 @@ _BATCH_CLIPS: Final = 16
 
 @dataclass(frozen=True)
 class Coding:
-    """How differences are coded; ``levels`` counts for int8 alone."""
+    """How differences are coded. ``levels`` applies to int8 only."""
 
     number_type: NumberType
     levels: int = 127
@@ -63,20 +63,20 @@ LADDER: Final = (
 
 
 Classify = Callable[[str, Sequence[FloatArray]], npt.NDArray[np.int64]]
-"""From a compressor's file name and its two outputs to the classes (N,) that the cloud's head of that ratio gives."""
+"""From a compressor's file name and its two outputs to the classes (N,) given by the cloud's head of that ratio."""
 
 
 def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays, *, classify: Classify) -> list[Path]:
-    """Replaces each file that has a patch by what the patch gives; returns all files, with the patches beside them.
+    """Replace each file that has a patch by the patched file. Returns all files, patches included.
 
-    ``clips``: public clips to compare on; evenly spaced ones are taken where they are more than ``MOST_CLIPS``. Each
-    file gets the cheapest coding with which it is near enough to what was exported, on the same inputs; where the
-    student as a whole then answers otherwise, the cheapest codings are given up one after the other.
+    ``clips``: public clips to compare on. If there are more than ``MOST_CLIPS``, evenly spaced ones are used. Each file
+    gets the cheapest coding with which its outputs are close enough to those of the exported file on the same inputs.
+    If the student as a whole then answers differently, the cheapest codings are abandoned one after the other.
     """
     exported = {path.name: path.read_bytes() for path in files}
     bases = {name: found for name, content in exported.items() if (found := _against(base_dir / name, content))}
     if not bases:
-        log.info("no patch: no file of the student has the layout of the base student's")
+        log.info("no patch: no file of the student has the same layout as the base student's")
         return list(files)
     world = _World(
         exported, classify, clips.subset(np.unique(np.linspace(0, len(clips.names) - 1, MOST_CLIPS).astype(np.int64)))
@@ -106,14 +106,14 @@ def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays, *, c
                 log.info("%s: a patch in %s, %d bytes for %d, relative error %.2g", name, coding, *sizes, error)
             log.info("the patched student gives %.1f %% of the clips the same class", 100 * same_class)
             return _write(files, {name: coded(name, coding)[0] for name, coding in chosen.items()}, patched)
-    log.info("no patch: none is near enough to the exported student")
+    log.info("no patch: none is close enough to the exported student")
     return list(files)
 
 
 def weight_spans(content: bytes) -> list[Span]:
-    """Where an ONNX file holds float32 initialisers of some size, rising; a row is an output channel (the first axis).
+    """Find the float32 initialisers of an ONNX file that have ``LEAST_VALUES`` or more values, in rising order.
 
-    Raises InvalidInput for what is no ONNX file.
+    A row is an output channel (the first axis). Raises InvalidInput if the content is not an ONNX file.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -124,7 +124,7 @@ def weight_spans(content: bytes) -> list[Span]:
         values = len(tensor.raw_data) // 4
         if tensor.data_type != onnx.TensorProto.FLOAT or values < LEAST_VALUES:
             continue
-        # protobuf writes the initialisers in their order, so the next one stands after the last.
+        # protobuf writes the initialisers in order, so the next one follows the last.
         offset = content.find(tensor.raw_data, position)
         spans.append(Span(offset, values, tensor.dims[0] if len(tensor.dims) > 1 else 1))
         position = offset + 4 * values
@@ -132,7 +132,7 @@ def weight_spans(content: bytes) -> list[Span]:
 
 
 class _World:
-    """The clips, and what the exported student gives on them."""
+    """The clips, and the exported student's outputs on them."""
 
     def __init__(self, exported: Mapping[str, bytes], classify: Classify, clips: ClipArrays) -> None:
         self._classify = classify
@@ -142,13 +142,15 @@ class _World:
         self._expected = {name: self._run(name, content, self._features) for name, content in exported.items()}
 
     def error(self, name: str, content: bytes) -> float:
-        """|this - exported| / |exported| of a file's outputs, on the exported student's inputs; the largest of them."""
+        """Return the largest |this - exported| / |exported| over a file's outputs, on the exported student's inputs."""
         pairs = zip(self._expected[name], self._run(name, content, self._features), strict=True)
         return max(float(np.linalg.norm(got - known) / (np.linalg.norm(known) or 1.0)) for known, got in pairs)
 
     def same_class(self, files: Mapping[str, bytes]) -> float:
-        """Share of clips to which a student gives the exported one's class: the least over the heads on the device and
-        those in the cloud."""
+        """Return the share of clips with the same class as from the exported student.
+
+        This is the least over the heads on the device and those in the cloud.
+        """
         features = [self._encode(name, files[name]) for name in ENCODERS]
         return min(
             float(
@@ -167,7 +169,8 @@ class _World:
         if name in ENCODERS:
             return [self._encode(name, content)]
         session = _session(content)
-        given = [*features, np.ones((len(features[0]), 2), np.float32)]  # heads are told what is present: both
+        # A head also needs to know which modalities are present: here both.
+        given = [*features, np.ones((len(features[0]), 2), np.float32)]
         feed = dict(zip([node.name for node in session.get_inputs()], given, strict=False))
         outputs: list[FloatArray] = session.run(None, feed)
         return outputs
@@ -190,7 +193,7 @@ class _World:
 
 
 def _against(base_path: Path, content: bytes) -> tuple[bytes, list[Span]] | None:
-    """The base's file and the spans of weights, where the two have the same layout and are not the same."""
+    """Return the base's file and its spans of weights, if both files have the same layout and differ."""
     base = base_path.read_bytes() if base_path.is_file() else b""
     if len(base) != len(content) or base == content:
         return None

@@ -1,7 +1,7 @@
-"""Carries out what the state machine asks for, one action at a time; each outcome is stored before the next begins.
+"""Perform the actions of the state machine one at a time. Each outcome is stored before the next action begins.
 
-A job's working files stand in ``<work>/<job id>/``: ``selection-<round>.npz``, ``checkpoint.safetensors`` and
-``heads.safetensors``. Every action is safe to repeat, so a killed worker's job is simply taken again.
+A job's working files are in ``<work>/<job id>/``: ``selection-<round>.npz``, ``checkpoint.safetensors`` and
+``heads.safetensors``. Each action is safe to repeat, so the job of a killed worker is simply taken again.
 """
 
 import logging
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Runner:
-    """``now_s`` is the wall clock in Unix seconds."""
+    """Runs jobs. ``now_s`` returns the wall clock in Unix seconds."""
 
     shelf: students.Shelf
     signer: Signer
@@ -56,9 +56,9 @@ class Runner:
     now_s: Callable[[], float]
 
     def run(self, job_id: str) -> Job:
-        """Takes the job and works on it until it ends, waits for its device, or stalls. Returns it as it then stands.
+        """Take the job and work on it until it ends, waits for its device, or stalls. Returns its final state.
 
-        What goes wrong in the work is the job's failure, not the caller's; only failures of the database escape.
+        If the work fails, the job fails and nothing is raised. Only errors of the database are raised.
         """
         job, actions = self._apply(job_id, Taken())
         while actions:
@@ -82,7 +82,7 @@ class Runner:
         except Exception as error:
             if _full(error):
                 log.warning("job %s: the disk is full while %s", job.job_id, job.stage.value)
-                return Stalled("the server's disk is full; the work so far is kept and goes on when there is room")
+                return Stalled("the server's disk is full; the work so far is kept and continues when there is space")
             log.exception("job %s failed while %s", job.job_id, job.stage.value)
             return Failed(_short(error, job))
 
@@ -102,7 +102,7 @@ class Runner:
                 log.info("job %s: %s", job.job_id, note)
             _keep(chosen, selection)
             return Selected(self.learning.per_class(selection), self._settled(folder, action.round, selection))
-        # A settled round trains what the rounds that are cut would have trained.
+        # A settled round also trains the epochs of the rounds that were cut.
         through = job.rounds - 1 if job.settled else action.round
         work = RoundWork(_kept(chosen), through, job.rounds, job.seed, checkpoint)
         match action:
@@ -142,7 +142,7 @@ class Runner:
 
 
 def discard(work_dir: Path, job_id: str) -> None:
-    """Removes a job's working files."""
+    """Remove a job's working files."""
     shutil.rmtree(work_dir / job_id, ignore_errors=True)
 
 
@@ -161,19 +161,19 @@ def _kept(path: Path) -> Selection:
 
 
 def _full(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that the disk is full."""
+    """Return whether an error, or one of its causes, means that the disk is full."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, StorageFull) or (isinstance(cause, OSError) and disk_is_full(cause)):
             return True
-        if "(os error 28)" in str(cause):  # ENOSPC as safetensors' writer words it, in an error type of its own
+        if "(os error 28)" in str(cause):  # ENOSPC as safetensors' writer reports it, in an error type of its own
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def _short(error: Exception, job: Job) -> str:
-    """What the device is told. Our own errors are written for it; of others it learns only where they struck."""
+    """Return the message for the device. Our own errors are written for it; for others it gets only the stage."""
     if isinstance(error, IsthmusError):
         return str(error)
     return f"the server failed while {job.stage.value}; its operator finds the reason in the log under job {job.job_id}"

@@ -1,4 +1,4 @@
-"""Personalisations as devices ask for them: start, upload, look. Plain functions that know no grpc."""
+"""The requests of devices about personalisations: start, upload, look. Plain functions without grpc."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 _SEED_LIMIT = 2**31
-"""Seeds are below it: numpy takes no negative ones, and the job derives others by small additions."""
+"""Exclusive upper bound of seeds. numpy accepts no negative seeds, and the job derives others by small additions."""
 
 
 def start(
@@ -29,9 +29,9 @@ def start(
     new_id: Callable[[], str],
     at_most_waiting: int,
 ) -> Job:
-    """Starts a personalisation, or finds the one that the same key started.
+    """Start a personalisation, or return the one that was started with the same key.
 
-    Raises InvalidInput, BadPrototypes, WrongState if another one of this device has not ended, Busy.
+    Raises InvalidInput, BadPrototypes, Busy, and WrongState if this device has another one that has not ended.
     """
     if not 0 < len(idempotency_key) <= MAX_NAME_CHARS or not idempotency_key.isprintable():
         raise InvalidInput(f"idempotency key: 1 to {MAX_NAME_CHARS} printable characters")
@@ -57,9 +57,9 @@ def start(
 def upload(
     database: Database, offer: Offer, device_id: str, *, job_id: str, round: int, prototypes: Prototypes, now_s: float
 ) -> Job:
-    """Takes the prototypes of a later round; repeating the upload that was last taken changes nothing.
+    """Accept the prototypes of a later round. Repeating the last accepted upload changes nothing.
 
-    Raises NotYours, BadPrototypes, OutOfOrder for a round that is not awaited, WrongState if none is.
+    Raises NotYours, BadPrototypes, OutOfOrder if another round is awaited, and WrongState if none is.
     """
     job = get(database, device_id, job_id)
     check_prototypes(offer, prototypes)
@@ -70,7 +70,7 @@ def upload(
 
 
 def get(database: Database, device_id: str, job_id: str) -> Job:
-    """The device's own job. Raises NotYours."""
+    """Return the device's own job. Raises NotYours."""
     job = job_rows.get(database, job_id)
     if job is None or job.device_id != device_id:
         raise NotYours("no such job")
@@ -78,27 +78,29 @@ def get(database: Database, device_id: str, job_id: str) -> Job:
 
 
 def check_prototypes(offer: Offer, prototypes: Prototypes) -> None:
-    """Beyond what the message itself must hold: label set and feature width are ours, and the floor is kept.
+    """Check prototypes against the release: number of classes, feature width and the floor of cluster sizes.
 
     Raises BadPrototypes.
     """
     classes = prototypes.values_KC.shape[1]
     if classes != len(offer.classes):
-        raise BadPrototypes(f"prototypes: {classes} classes; this server knows {len(offer.classes)}")
+        raise BadPrototypes(f"prototypes: {classes} classes; this server has {len(offer.classes)}")
     if prototypes.mode is not UploadMode.PROBABILITIES and int(prototypes.sizes_K.min()) < offer.min_cluster:
-        raise BadPrototypes(f"prototypes: one stands for fewer than {offer.min_cluster} clips, the server's floor")
+        raise BadPrototypes(f"prototypes: one averages fewer than {offer.min_cluster} clips, the server's floor")
     if prototypes.features_KE is not None and prototypes.features_KE.shape[1] != 2 * offer.feature_width:
         values = prototypes.features_KE.shape[1]
         raise BadPrototypes(
-            f"prototypes: {values} feature values a row; this server's students have 2 x {offer.feature_width}"
+            f"prototypes: {values} feature values per row; this server's students have 2 x {offer.feature_width}"
         )
 
 
 def to_payload(prototypes: Prototypes) -> bytes:
+    """Return the bytes stored for an upload."""
     return prototypes_to_pb(prototypes).SerializeToString(deterministic=True)
 
 
 def from_payload(payload: bytes) -> Prototypes:
+    """Return the prototypes of a stored upload."""
     return prototypes_from_pb(pb.Prototypes.FromString(payload))
 
 

@@ -1,6 +1,6 @@
-"""The server's Ed25519 key: made at the first start, kept in the state folder, pinned by every device.
+"""The server's Ed25519 key: created at the first start, kept in the state folder, pinned by each device.
 
-What is signed are bytes, so that a device verifies exactly what it then reads.
+Signatures cover bytes, so that a device verifies exactly the bytes that it then reads.
 """
 
 import os
@@ -25,14 +25,14 @@ class Signer:
         return f"Signer(public_key={self.public_key.hex()})"
 
     def sign(self, content: bytes) -> bytes:
-        """64 bytes of Ed25519 signature."""
+        """Return the Ed25519 signature (64 bytes) of ``content``."""
         return self._key.sign(content)
 
 
 def load_or_create(path: Path) -> Signer:
-    """The key in ``path``, made there (mode 0600) if there is none.
+    """Load the key in ``path``, or create it there (mode 0600) if there is none.
 
-    Raises InvalidInput if the file is no such key, or if others than its owner may read it.
+    Raises InvalidInput if the file is not such a key, or if others than its owner may read it.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -48,7 +48,7 @@ def load_or_create(path: Path) -> Signer:
 
 def _load(path: Path) -> Signer:
     if path.stat().st_mode & 0o077:
-        raise InvalidInput(f"others may read the signing key: chmod 600 {path}")
+        raise InvalidInput(f"other users may read the signing key; run: chmod 600 {path}")
     content = path.read_bytes()
     if len(content) != _KEY_BYTES:
         raise InvalidInput(f"{path} is not a signing key. If damaged, remove it; every device must then enrol anew")

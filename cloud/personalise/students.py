@@ -1,6 +1,6 @@
-"""Students as devices get them: published with a signed manifest, described, and read in chunks. Knows no grpc.
+"""Publish students with a signed manifest, describe them, and read their files in chunks. Without grpc.
 
-A device sees its own students and the base student; anything else does not exist for it.
+A device sees its own students and the base student; nothing else exists for it.
 """
 
 import hashlib
@@ -32,21 +32,22 @@ from isthmus.proto.messages import (
 from isthmus.proto.patch import base_sha256
 
 HEADS_FILE = "heads.safetensors"
-"""Beside the device's files, in no manifest: the heads stay in the cloud."""
+"""Stored beside the device's files but in no manifest: the heads stay in the cloud."""
 
 MEASURED_FILE = "measured.json"
-"""Beside the heads: what they do on public clips (PublicMeasure), which the manifest tells the device."""
+"""Stored beside the heads: their results on public clips (PublicMeasure), which the manifest passes to the device."""
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where students are kept."""
+    """The two stores that hold students: their rows and their files."""
 
     database: Database
     artefacts: Artefacts
 
 
 def base_student_id(offer: Offer) -> str:
+    """Return the id of the release's base student."""
     return f"base-{offer.release_hash[:16]}"
 
 
@@ -62,9 +63,9 @@ def publish(
     heads: Path | None,
     now_s: float,
 ) -> StudentManifest:
-    """Stores a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull.
+    """Store a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull.
 
-    ``files``: the manifest's, and patches under the names that ``patch_name`` gives.
+    ``files``: the files of the manifest, and patches named by ``patch_name``.
     """
     for path in (*files, *([heads] if heads is not None else [])):
         shelf.artefacts.put(student_id, path.name, path)
@@ -86,7 +87,7 @@ def publish(
 
 
 def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> str:
-    """Publishes the release's base student, if it is not there yet. Returns its id.
+    """Publish the release's base student, unless it is published already. Returns its id.
 
     Raises InvalidInput if the release has no complete base student.
     """
@@ -112,14 +113,14 @@ def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> st
 
 
 def prune(shelf: Shelf, device_id: str, *, keep: int) -> None:
-    """Removes all but a device's ``keep`` newest students."""
+    """Remove all but a device's ``keep`` newest students."""
     for row in students.of_device(shelf.database, device_id)[keep:]:
         students.remove(shelf.database, row.student_id)
         shelf.artefacts.remove(row.student_id)
 
 
 def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
-    """The student, if it is the device's own or a base student. Raises NotYours."""
+    """Return the student if it is the device's own or a base student. Raises NotYours."""
     row = students.get(shelf.database, student_id)
     if row is None or row.device_id not in (None, device_id):
         raise NotYours("no such student")
@@ -127,7 +128,10 @@ def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
 
 
 def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> SignedManifest:
-    """The signed manifest of a student; for an empty id the device's newest, else the base student. Raises NotYours."""
+    """Return the signed manifest of a student. Raises NotYours.
+
+    An empty id means the device's newest student or, if it has none, the base student.
+    """
     if student_id:
         return reachable(shelf, device_id, student_id).signed
     own = students.of_device(shelf.database, device_id)
@@ -135,9 +139,9 @@ def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> Sig
 
 
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
-    """The manifest's entry of the file, or of the patch, to be read.
+    """Return the manifest's entry of a file or patch that a device asks for.
 
-    Raises NotYours for another's student or a file outside the manifest, InvalidInput for an impossible offset.
+    Raises NotYours for another device's student or a file outside the manifest, InvalidInput for an impossible offset.
     """
     manifest = manifest_from_bytes(reachable(shelf, device_id, student_id).signed.manifest_bytes)
     offered = {file.name: file for file in manifest.files}
@@ -151,7 +155,7 @@ def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, o
 
 
 def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) -> Iterator[Chunk]:
-    """The file from ``offset_bytes`` on. Blocking. Raises NotYours if it is gone, Internal if it is cut short."""
+    """Yield the file from ``offset_bytes`` on. Blocking. Raises NotYours if it is gone, Internal if it is too short."""
     with shelf.artefacts.open(student_id, file.name) as reader:
         reader.seek(offset_bytes)
         while offset_bytes < file.size_bytes:

@@ -1,4 +1,4 @@
-"""The server's side of the worker: starts it, tells it of new work, starts it again when it dies."""
+"""The server's side of the worker: starts it, signals new work, and restarts it when it dies."""
 
 import asyncio
 import json
@@ -35,17 +35,17 @@ class Supervisor:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Returns when the first worker runs."""
+        """Start the first worker; returns when it runs."""
         self._process = await self._spawn()
         self._task = asyncio.create_task(self._keep_alive(self._process), name="worker supervisor")
 
     def tell(self) -> None:
-        """There may be new work. A worker that is just being started looks by itself."""
+        """Signal that there may be new work. A worker that is being started looks by itself."""
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(b"\n")
 
     async def stop(self) -> None:
-        """Ends the worker; its job goes on at the next start."""
+        """End the worker. Its job resumes at the next start."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -76,7 +76,7 @@ class Supervisor:
             self._process = process = await self._spawn()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        # Spawned from the event loop's own thread: the kernel's parent-death signal goes by thread.
+        # Spawned from the event loop's own thread, because the kernel's parent-death signal is bound to the thread.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -86,7 +86,7 @@ class Supervisor:
         )
         assert process.stdin is not None
         hello = {"settings": json.loads(self._settings.to_json()), "parent_pid": os.getpid()}
-        # Through the pipe, not the command line: a database's password would show in the process list.
+        # Sent through the pipe, because a command line would show the database's password in the process list.
         process.stdin.write(json.dumps(hello).encode() + b"\n")
         with suppress(ConnectionError):
             await process.stdin.drain()

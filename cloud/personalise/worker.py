@@ -1,7 +1,7 @@
-"""The worker process: takes one job at a time, on a process of its own, so that learning never delays an answer.
+"""The worker process: takes one job at a time, in a process of its own, so that learning never delays an answer.
 
 The server starts it and writes to its standard input: first one line of JSON (settings and the server's process id),
-then an empty line whenever there may be new work. End of input, or the server's death by whatever means, ends it.
+then an empty line whenever there may be new work. The worker ends when its input ends or the server dies.
 """
 
 import ctypes
@@ -30,13 +30,13 @@ from isthmus.proto.errors import InvalidInput, IsthmusError, Locked
 log = logging.getLogger(__name__)
 
 _IDLE_S: Final = 5.0
-"""How often to look for work without being told: jobs that stalled, devices that never came back."""
+"""How often to look for work without a signal: jobs that stalled, devices that never came back."""
 _PREDECESSOR_S: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class Worker:
-    """Looks for work and has it done. ``settings`` are the server's."""
+    """Looks for work and runs it. ``settings`` are the server's."""
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
@@ -44,11 +44,11 @@ class Worker:
         self._news = threading.Event()
 
     def tell(self) -> None:
-        """There may be new work."""
+        """Signal that there may be new work."""
         self._news.set()
 
     def run_forever(self) -> None:
-        """Works until the process ends. Raises what is no single job's fault and no passing trouble."""
+        """Work until the process ends. Raises errors that are neither one job's fault nor temporary."""
         self.sweep()
         while True:
             self._news.clear()
@@ -61,7 +61,7 @@ class Worker:
                 self._news.wait(_IDLE_S)
 
     def run_once(self) -> bool:
-        """Works on the job that is due, if there is one; says whether there was."""
+        """Work on the job that is due. Returns whether there was one."""
         now_s = time.time()
         for job_id in job_rows.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
             job_rows.apply(self._database, job_id, Expired(), now_s)
@@ -74,7 +74,7 @@ class Worker:
 
     @cached_property
     def _runner(self) -> Runner:
-        # Imported at the first job, not before: a worker without work stays small.
+        # Imported at the first job, so that a worker without work stays small.
         import torch
 
         from isthmus.cloud.personalise.distilling import DistillLearning
@@ -97,7 +97,7 @@ class Worker:
         )
 
     def sweep(self) -> None:
-        """Removes working files of jobs that ended just before a crash."""
+        """Remove working files of jobs that ended just before a crash."""
         if not self._settings.work_dir.is_dir():
             return
         open_jobs = {job.job_id for job in job_rows.listing(self._database) if not job.stage.ended}
@@ -107,7 +107,7 @@ class Worker:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when the server dies, even by ``kill -9`` (Linux; elsewhere input ends)."""
+    """Ask the kernel to kill this process when the server dies, even by ``kill -9`` (Linux; elsewhere input ends)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -117,7 +117,7 @@ def die_with_parent(parent_pid: int) -> None:
 def main() -> None:
     hello = json.loads(sys.stdin.buffer.readline())
     die_with_parent(hello["parent_pid"])
-    # Ctrl-C reaches the whole terminal; the server decides when the worker ends.
+    # Ctrl-C reaches all processes of the terminal; the server decides when the worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = CloudSettings(**hello["settings"])
     logs.configure(settings.log_level)
@@ -126,7 +126,7 @@ def main() -> None:
     def listen() -> None:
         for _ in sys.stdin.buffer:
             worker.tell()
-        # Every step is stored before the next, so leaving in the middle loses nothing.
+        # Each step is stored before the next begins, so an exit in the middle loses nothing.
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True, name="input").start()
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def _after_predecessor(database: Database) -> lock.Lock:
-    """The worker's lock. The worker of a killed server may take a moment to go. Raises Locked if it stays."""
+    """Take the worker's lock, waiting for the worker of a killed server to end. Raises Locked if it does not."""
     until_s = time.monotonic() + _PREDECESSOR_S
     while True:
         try:

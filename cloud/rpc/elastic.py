@@ -1,4 +1,4 @@
-"""ElasticService on the wire: tasks come in chunks, images one a call."""
+"""ElasticService on the wire: a task arrives in chunks, an image in one call."""
 
 import asyncio
 import hashlib
@@ -31,13 +31,16 @@ _MODES: Final[dict[int, PromptMode]] = {
     pb.PROMPT_MODE_REPLACE: "replace",
 }
 _REGISTRATIONS: Final = 2
-"""At a time: each may hold a whole task in memory."""
+"""Registrations at a time. Each may hold a whole task in memory."""
 
 
 @dataclass(frozen=True)
 class ElasticServicer(pb_grpc.ElasticServiceServicer):
-    """``scratch``: folder for weights on their way in. An upload that takes longer than its timeout is given up, so
-    that a client that stalls keeps nobody from registering."""
+    """Maps ElasticService to elastic serving.
+
+    ``scratch``: folder for weights while they are uploaded. An upload that exceeds ``upload_timeout_s`` is aborted, so
+    that a stalled client does not prevent others from registering.
+    """
 
     elastic: Elastic
     scratch: Path
@@ -48,7 +51,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
         self, requests: AsyncIterator[pb.RegisterTaskRequest], context: Any
     ) -> pb.RegisterTaskResponse:
         if self._registering.locked():
-            raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again when they are")
+            raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again when one is done")
         async with self._registering:
             await asyncio.to_thread(self.scratch.mkdir, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.scratch, suffix=".part") as file:
@@ -58,7 +61,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
                         spec = spec_from_pb(opening.task)
                         await _receive(requests, opening, file)
                 except TimeoutError as error:
-                    raise TooLate(f"the task did not come within {self.upload_timeout_s:g} s") from error
+                    raise TooLate(f"the task did not arrive within {self.upload_timeout_s:g} s") from error
                 task = await asyncio.to_thread(self.elastic.registry.register, spec, Path(file.name), time.time())
         log.info("task %s is registered, version %d", task.name, task.version)
         return pb.RegisterTaskResponse(task=task_to_pb(task))
@@ -74,7 +77,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
     async def MakeQuery(self, request: pb.MakeQueryRequest, context: Any) -> pb.MakeQueryResponse:
         task = self.elastic.registry.get(request.task)
         terms = Terms(
-            # 0 is what proto3 says for nothing; NaN is not 0, and is refused further on.
+            # In proto3 0 means absent. NaN is not 0 and is refused later.
             latency_s=request.latency_s if request.latency_s != 0 else None,
             utility=request.utility if request.HasField("utility") else None,
             remaining_s=context.time_remaining(),
@@ -94,7 +97,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
 
 
 def spec_from_pb(message: pb.TaskDescription) -> TaskSpec:
-    """Raises InvalidInput or TooLarge."""
+    """Convert a task's description from protobuf. Raises InvalidInput or TooLarge."""
     mode = _MODES.get(message.prompt_mode)
     if mode is None:
         raise InvalidInput("prompt mode: unknown; the other side is newer")
@@ -109,6 +112,7 @@ def spec_from_pb(message: pb.TaskDescription) -> TaskSpec:
 
 
 def task_to_pb(task: Task) -> pb.RegisteredTask:
+    """Convert a registered task to protobuf."""
     return pb.RegisteredTask(
         description=spec_to_pb(task.spec), version=task.version, prompted_gammas=task.prompted_gammas
     )
@@ -133,7 +137,7 @@ async def _opening(requests: AsyncIterator[pb.RegisterTaskRequest]) -> pb.Regist
             if opening.weights_bytes > MAX_TASK_WEIGHTS_BYTES:
                 raise TooLarge(f"weights: at most {MAX_TASK_WEIGHTS_BYTES} bytes are accepted")
             if opening.weights_bytes < 1 or len(opening.weights_sha256) != 32:
-                raise InvalidInput("weights: their length and SHA-256 are wanted")
+                raise InvalidInput("weights: their length and SHA-256 are required")
             return opening
         break
     raise OutOfOrder("the first message describes the task")
@@ -142,21 +146,21 @@ async def _opening(requests: AsyncIterator[pb.RegisterTaskRequest]) -> pb.Regist
 async def _receive(
     requests: AsyncIterator[pb.RegisterTaskRequest], opening: pb.RegisterTaskRequest.Opening, file: Any
 ) -> None:
-    """Writes the chunks to ``file``, checked one by one and as a whole."""
+    """Write the chunks to ``file``; check each chunk and the whole."""
     digest, received = hashlib.sha256(), 0
     async for request in requests:
         if request.WhichOneof("part") != "chunk":
-            raise OutOfOrder("after the opening come chunks")
+            raise OutOfOrder("after the opening only chunks may follow")
         chunk = request.chunk
         if len(chunk.data) > CHUNK_BYTES or received + len(chunk.data) > opening.weights_bytes:
-            raise TooLarge("weights: a chunk that is too long, or more than was announced")
+            raise TooLarge("weights: a chunk is too long, or there are more bytes than announced")
         if chunk.offset_bytes != received or not chunk.data:
-            raise OutOfOrder(f"weights: the next chunk starts at {received}, and holds something")
+            raise OutOfOrder(f"weights: the next chunk starts at {received} and is not empty")
         if zlib.crc32(chunk.data) != chunk.crc32:
             raise Corrupt(f"weights: the checksum at {received} does not match; send them again")
         received += len(chunk.data)
         digest.update(chunk.data)
         await asyncio.to_thread(file.write, chunk.data)
     if received != opening.weights_bytes or digest.digest() != opening.weights_sha256:
-        raise Corrupt("weights: they are not what was announced; send them again")
+        raise Corrupt("weights: not what was announced (length or SHA-256 differs); send them again")
     await asyncio.to_thread(file.flush)

@@ -1,4 +1,4 @@
-"""The other end of ElasticService: what registers tasks and asks queries, for the command line and for measurements."""
+"""The client of ElasticService: registers tasks and sends queries, for the command line and for measurements."""
 
 import hashlib
 import zlib
@@ -20,7 +20,7 @@ _TIMEOUT_S = 60.0
 
 
 def registration(spec: TaskSpec, weights: bytes) -> Iterator[pb.RegisterTaskRequest]:
-    """The messages of RegisterTask: the description, then the weights (a safetensors file) in chunks."""
+    """Yield the messages of RegisterTask: the description, then the weights (a safetensors file) in chunks."""
     opening = pb.RegisterTaskRequest.Opening(
         task=spec_to_pb(spec), weights_bytes=len(weights), weights_sha256=hashlib.sha256(weights).digest()
     )
@@ -32,7 +32,7 @@ def registration(spec: TaskSpec, weights: bytes) -> Iterator[pb.RegisterTaskRequ
 
 @dataclass(frozen=True)
 class ElasticClient:
-    """A connection to a server. Every call raises the IsthmusError that the server answered with, or Unavailable."""
+    """A connection to a server. Each call raises the IsthmusError that the server returned, or Unavailable."""
 
     stub: pb_grpc.ElasticServiceStub
     key: str | None
@@ -65,7 +65,7 @@ class ElasticClient:
 
 @contextmanager
 def connected(server: str, *, key: str | None = None, tls_cert: Path | None = None) -> Iterator[ElasticClient]:
-    """``server`` is HOST:PORT. With ``tls_cert``, the PEM certificate to trust, over TLS; else in the clear."""
+    """Connect to ``server`` (HOST:PORT), over TLS if ``tls_cert`` (the PEM certificate to trust) is given."""
     if tls_cert is None:
         channel = grpc.insecure_channel(server)
     else:

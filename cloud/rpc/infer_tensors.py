@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: images out of a request, answers into a response.
+"""Tensors of the Open Inference Protocol: read images from a request, write answers to a response.
 
 Axes: N images of one request, H, W in pixels, C classes.
 """
@@ -20,27 +20,27 @@ from isthmus.proto.open_inference import inference_pb2 as pb
 IMAGE: Final = "image"
 """BYTES (N): JPEG or PNG files."""
 PIXELS: Final = "pixels"
-"""UINT8 (N, H, W, 3): RGB in the model's size."""
+"""UINT8 (N, H, W, 3): RGB at the model's image size."""
 TENSOR: Final = "tensor"
-"""FP32 (N, 3, H, W): standardised as the model reads it."""
+"""FP32 (N, 3, H, W): standardised as the model expects it."""
 LOGITS: Final = "logits"
 """FP32 (N, C)."""
 LABEL: Final = "label"
-"""BYTES (N): the name of the likeliest class."""
+"""BYTES (N): the name of the most likely class."""
 
 _TYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 
 
 def image_shape(name: str, model: ModelShape) -> tuple[str, tuple[int, ...]]:
-    """Data type of an input and its shape without N."""
+    """Return the data type of an input and its shape without N."""
     side = model.image_px
     return {IMAGE: ("BYTES", ()), PIXELS: ("UINT8", (side, side, 3)), TENSOR: ("FP32", (3, side, side))}[name]
 
 
 def images_of(request: pb.ModelInferRequest, model: ModelShape) -> list[bytes] | list[Image]:
-    """The images of a request, at least one. Raises InvalidInput or TooLarge, before anything is copied."""
+    """Return the images of a request, at least one. Raises InvalidInput or TooLarge before anything is copied."""
     if len(request.inputs) != 1 or request.inputs[0].name not in (IMAGE, PIXELS, TENSOR):
-        raise InvalidInput(f"inputs: exactly one of '{IMAGE}', '{PIXELS}' and '{TENSOR}' is wanted")
+        raise InvalidInput(f"inputs: exactly one of '{IMAGE}', '{PIXELS}' and '{TENSOR}' is required")
     tensor = request.inputs[0]
     if any(name.startswith("shared_memory") for name in tensor.parameters):
         raise InvalidInput(f"input '{tensor.name}': shared memory is not supported; send the data")
@@ -51,20 +51,20 @@ def images_of(request: pb.ModelInferRequest, model: ModelShape) -> list[bytes] |
     if tensor.datatype != datatype or not shape or shape[1:] != rest or shape[0] < 1:
         wanted = ", ".join(("N", *map(str, rest)))
         raise InvalidInput(
-            f"input '{tensor.name}': {datatype} of shape ({wanted}) is wanted; "
+            f"input '{tensor.name}': {datatype} of shape ({wanted}) is required; "
             f"this is {tensor.datatype[:16]} of {list(shape)[:8]}"
         )
     if shape[0] > MAX_IMAGES_PER_REQUEST:
         raise TooLarge(f"at most {MAX_IMAGES_PER_REQUEST} images are accepted in one request")
     if len(request.raw_input_contents) > 1:
-        raise InvalidInput("more raw contents than inputs")
+        raise InvalidInput("there are more raw contents than inputs")
     raw = request.raw_input_contents[0] if request.raw_input_contents else None
     if datatype == "BYTES":
         return _files(tensor, raw, shape[0])
     if raw is not None:
         wanted_bytes = math.prod(shape) * _TYPES[datatype].itemsize
         if len(raw) != wanted_bytes:
-            raise InvalidInput(f"input '{tensor.name}': {len(raw)} bytes; {wanted_bytes} are wanted")
+            raise InvalidInput(f"input '{tensor.name}': {len(raw)} bytes; {wanted_bytes} are required")
         values = np.frombuffer(raw, _TYPES[datatype])
     else:
         values = _typed(tensor, datatype, math.prod(shape))
@@ -74,7 +74,7 @@ def images_of(request: pb.ModelInferRequest, model: ModelShape) -> list[bytes] |
 def _files(tensor: Any, raw: bytes | None, count: int) -> list[bytes]:
     files = list(tensor.contents.bytes_contents) if raw is None else list(_elements(raw, count))
     if len(files) != count:
-        raise InvalidInput(f"input '{tensor.name}': {len(files)} elements; {count} are wanted")
+        raise InvalidInput(f"input '{tensor.name}': {len(files)} elements; {count} are required")
     return files
 
 
@@ -86,7 +86,7 @@ def _elements(raw: bytes, count: int) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<I", raw, offset)
         offset += 4
         if length > len(raw) - offset:
-            raise InvalidInput(f"input '{IMAGE}': an element that ends beyond the data")
+            raise InvalidInput(f"input '{IMAGE}': an element ends beyond the data")
         yield raw[offset : offset + length]
         offset += length
     if offset != len(raw):
@@ -96,7 +96,7 @@ def _elements(raw: bytes, count: int) -> Iterator[bytes]:
 def _typed(tensor: Any, datatype: str, count: int) -> Image:
     contents = tensor.contents.fp32_contents if datatype == "FP32" else tensor.contents.uint_contents
     if len(contents) != count:
-        raise InvalidInput(f"input '{tensor.name}': {len(contents)} numbers; {count} are wanted")
+        raise InvalidInput(f"input '{tensor.name}': {len(contents)} numbers; {count} are required")
     if datatype == "FP32":
         return np.array(contents, np.float32)
     values = np.array(contents, np.uint32)
@@ -106,19 +106,19 @@ def _typed(tensor: Any, datatype: str, count: int) -> Image:
 
 
 def wanted_outputs(request: pb.ModelInferRequest, task: Task) -> list[tuple[str, int]]:
-    """Names of the outputs to send, each with how many classes to rank in it (0: the tensor itself).
+    """Return the names of the outputs to send, each with the number of classes to rank (0: the tensor itself).
 
-    Raises InvalidInput for an unknown one, for one named twice, and for a ranking that cannot be.
+    Raises InvalidInput for an unknown output, an output named twice, and an impossible ranking.
     """
     wanted = []
     for output in request.outputs:
         if output.name not in (LOGITS, LABEL):
-            raise InvalidInput(f"outputs: '{LOGITS}' and '{LABEL}' are there, not {output.name[:64]!r}")
+            raise InvalidInput(f"outputs: '{LOGITS}' and '{LABEL}' exist, not {output.name[:64]!r}")
         if any(name.startswith("shared_memory") for name in output.parameters):
             raise InvalidInput(f"output '{output.name}': shared memory is not supported")
         ranked = output.parameters["classification"].int64_param if "classification" in output.parameters else 0
         if ranked < 0 or (ranked and output.name != LOGITS):
-            raise InvalidInput(f"classification: a number of classes, on the output '{LOGITS}', is wanted")
+            raise InvalidInput(f"classification: a number of classes is required, on the output '{LOGITS}'")
         wanted.append((output.name, min(ranked, len(task.spec.classes))))
     if len({name for name, _ in wanted}) != len(wanted):
         raise InvalidInput("outputs: one is named twice")
@@ -126,7 +126,7 @@ def wanted_outputs(request: pb.ModelInferRequest, task: Task) -> list[tuple[str,
 
 
 def add_outputs(response: pb.ModelInferResponse, answers: Sequence[Answer], wanted: Sequence[tuple[str, int]]) -> None:
-    """Adds the tensors, raw. A ranking is BYTES (N, k): "logit:index:class", best first, as Triton writes it."""
+    """Add the tensors as raw contents. A ranking is BYTES (N, k): "logit:index:class", best first, as in Triton."""
     count = len(answers)
     logits_NC = np.stack([answer.logits_C for answer in answers])
     classes = answers[0].task.spec.classes

@@ -1,4 +1,4 @@
-"""InferenceService on the wire: one stream, one student, an answer to every frame."""
+"""InferenceService on the wire: one student per stream, one answer per frame."""
 
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +17,8 @@ from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
 @dataclass(frozen=True)
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
+    """Maps InferenceService to sessions on cached heads."""
+
     cache: HeadCache
     offer: Offer
     metrics: Metrics
@@ -24,11 +26,11 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def Infer(self, requests: AsyncIterator[pb.InferRequest], context: Any) -> AsyncIterator[pb.InferResponse]:
         named = dict(context.invocation_metadata() or ()).get("isthmus-student")
         if not isinstance(named, str):
-            raise InvalidInput("name the student in the metadata 'isthmus-student'")
+            raise InvalidInput("no student is named; set the metadata 'isthmus-student'")
         heads = await self.cache.heads(caller().device_id, identifier("isthmus-student", named))
         session = Session(heads, self.offer.feature_width)
         async for request in requests:
-            # A head is one small matrix product: cheaper here than the way to another thread and back.
+            # A head is one small matrix product: cheaper to compute here than in another thread.
             began_s = time.perf_counter()
             reply = session.reply(request.sequence, request.frame, context.time_remaining())
             self.metrics.frame_seconds.observe(time.perf_counter() - began_s)

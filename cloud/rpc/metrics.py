@@ -1,4 +1,4 @@
-"""What Prometheus may read, in a registry of the server's own."""
+"""Metrics for Prometheus, in a registry of the server's own."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from isthmus.cloud.elastic.serve.live import LiveEngine
 
 
 class Metrics:
-    """Each server has its own registry, so that two in one process do not mix."""
+    """The metrics of one server. Each server has its own registry, so that two in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -32,19 +32,19 @@ class Metrics:
         self.worker_restarts = Counter("isthmus_worker_restarts", "Workers that died.", registry=self.registry)
 
     def watch_elastic(self, live: LiveEngine) -> None:
-        """From now on also what elastic serving counts."""
+        """Also report the counts of elastic serving from now on."""
         self.registry.register(_Elastic(live))
 
 
 class _Elastic(Collector):
-    """Reads the engine's own counts whenever metrics are asked for."""
+    """Reads the engine's own counts on each scrape."""
 
     def __init__(self, live: LiveEngine) -> None:
         self._live = live
 
     def collect(self) -> Iterable[Metric]:
         queries = CounterMetricFamily(
-            "isthmus_elastic_queries", "Images by task, and how they ended.", labels=["task", "outcome"]
+            "isthmus_elastic_queries", "Images by task and outcome.", labels=["task", "outcome"]
         )
         batches = CounterMetricFamily("isthmus_elastic_batches", "Batches in which a task ran.", labels=["task"])
         for task, counted in self._live.all_statistics().items():
@@ -53,4 +53,4 @@ class _Elastic(Collector):
             batches.add_metric([task], counted.batches)
         yield queries
         yield batches
-        yield GaugeMetricFamily("isthmus_elastic_waiting", "Images that wait for a batch.", value=self._live.waiting())
+        yield GaugeMetricFamily("isthmus_elastic_waiting", "Images waiting for a batch.", value=self._live.waiting())

@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService on the wire: the Open Inference Protocol, version 2. A registered task is a model."""
+"""inference.GRPCInferenceService on the wire: the Open Inference Protocol, version 2. Each task is a model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from isthmus.cloud.rpc.infer_tensors import (
     images_of,
     wanted_outputs,
 )
-from isthmus.cloud.rpc.scopes import told
+from isthmus.cloud.rpc.scopes import for_caller
 from isthmus.proto.errors import InvalidInput, NotYours
 from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb
@@ -29,12 +29,14 @@ from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 PLATFORM: Final = "isthmus_elastic_vit"
 EXTENSIONS: Final = ("classification", "model_configuration", "statistics")
 _STREAM_IN_FLIGHT: Final = 256
-"""Requests of one stream that are being answered; further ones stay with the client."""
+"""Requests of one stream that are answered at a time. Further requests stay with the client."""
 _IGNORED: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"})
 
 
 @dataclass(frozen=True)
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
+    """Maps the Open Inference Protocol to elastic serving."""
+
     elastic: Elastic
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
@@ -111,7 +113,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Any
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         room = asyncio.Semaphore(_STREAM_IN_FLIGHT)
-        # Never over the semaphore's number, plus the end.
+        # Holds at most the semaphore's number of tasks, plus the end marker.
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         under_way: set[asyncio.Task[pb.ModelStreamInferResponse]] = set()
 
@@ -142,14 +144,17 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             response = await self._infer(request, remaining_s, of_call=False)
         except Exception as error:
             refused = pb.ModelInferResponse(model_name=request.model_name[:64], id=request.id[:64])
-            message = str(told(error, "ModelStreamInfer"))
+            message = str(for_caller(error, "ModelStreamInfer"))
             return pb.ModelStreamInferResponse(error_message=message, infer_response=refused)
         return pb.ModelStreamInferResponse(infer_response=response)
 
     async def _infer(
         self, request: pb.ModelInferRequest, remaining_s: float | None, *, of_call: bool
     ) -> pb.ModelInferResponse:
-        """``of_call``: the time that remains is this request's alone, so it may stand for the latency asked for."""
+        """Answer one request.
+
+        ``of_call``: the remaining time belongs to this request alone, so it may serve as the requested latency.
+        """
         task = self._task(request.model_name, request.model_version)
         terms = terms_of(request, task, remaining_s, of_call=of_call)
         wanted = wanted_outputs(request, task)
@@ -175,7 +180,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     def _task(self, name: str, version: str) -> Task:
         task = self.elastic.registry.get(name)
         if version not in ("", str(task.version)):
-            raise NotYours(f"task {name!r} has version {task.version}, and no other")
+            raise NotYours(f"task {name!r} has only version {task.version}")
         return task
 
     def _statistics(self, task: Task) -> pb.ModelStatistics:
@@ -198,10 +203,12 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
 
 def terms_of(request: pb.ModelInferRequest, task: Task, remaining_s: float | None, *, of_call: bool) -> Terms:
-    """Parameters ``latency_s`` and ``utility``; also ``timeout``, Triton's, in microseconds. Raises InvalidInput."""
+    """Read the parameters ``latency_s``, ``utility`` and Triton's ``timeout`` (microseconds). Raises InvalidInput."""
     unknown = set(request.parameters) - {"latency_s", "utility", "timeout"} - _IGNORED
     if unknown:
-        raise InvalidInput(f"unknown parameter {min(unknown)[:64]!r}; 'latency_s' and 'utility' are there")
+        raise InvalidInput(
+            f"unknown parameter {min(unknown)[:64]!r}; the known ones are 'latency_s', 'utility' and 'timeout'"
+        )
     latency_s = _number(request, "latency_s")
     timeout_us = _number(request, "timeout")
     if latency_s is None and timeout_us is not None:
@@ -217,12 +224,12 @@ def _number(request: pb.ModelInferRequest, name: str) -> float | None:
     parameter = request.parameters[name]
     which = parameter.WhichOneof("parameter_choice")
     if which not in ("int64_param", "uint64_param", "double_param"):
-        raise InvalidInput(f"parameter '{name}': a number is wanted")
+        raise InvalidInput(f"parameter '{name}': must be a number")
     return float(getattr(parameter, which))
 
 
 async def _all(asks: list[Any]) -> list[Answer]:
-    """All answers, or the first error; then the others are dropped."""
+    """Return all answers, or raise the first error and drop the others."""
     tasks = [asyncio.ensure_future(ask) for ask in asks]
     try:
         return list(await asyncio.gather(*tasks))

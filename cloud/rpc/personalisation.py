@@ -1,4 +1,4 @@
-"""PersonalisationService on the wire: maps messages, calls a plain function off the event loop, maps back."""
+"""PersonalisationService on the wire: map the request, call a plain function off the event loop, map the reply."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
-    """``tell_worker`` is called when there is new work."""
+    """Maps PersonalisationService to plain functions. ``tell_worker`` is called when there is new work."""
 
     shelf: Shelf
     offer: Offer
@@ -86,13 +86,13 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status(job)))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        # Another process changes the job, so the database is asked; only while a device watches.
-        told = None
+        # Another process changes the job, so the database is polled, but only while a device watches.
+        sent = None
         while True:
             job = await asyncio.to_thread(service.get, self.shelf.database, caller().device_id, request.job_id)
-            if job != told:
+            if job != sent:
                 yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(job)))
-                told = job
+                sent = job
             if job.stage.ended:
                 return
             await asyncio.sleep(self.watch_interval_s)

@@ -1,7 +1,7 @@
-"""What happens around every call of ours, as scopes: identity, limits, errors to statuses, metrics.
+"""Scopes around each call of our services: identity, limits, translation of errors to statuses, metrics.
 
-A scope is an async context manager entered before the handler runs and left when the call ends, whichever of the four
-kinds of call it is. Health and reflection are left alone: they need no token.
+A scope is an async context manager. It is entered before the handler runs and left when the call ends, for all four
+kinds of calls. Health and reflection have no scopes: they need no token.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _OURS: Final = ("/isthmus.v1.", _OPEN_INFERENCE)
 _OPEN: Final = frozenset(
     {
         "/isthmus.v1.PersonalisationService/Enrol",
-        # Asked by those who watch over a server; they say no more than that it is there.
+        # Asked by monitoring. The answers reveal only that the server is there.
         f"{_OPEN_INFERENCE}ServerLive",
         f"{_OPEN_INFERENCE}ServerReady",
     }
@@ -43,12 +43,12 @@ _CALLER: ContextVar[Device] = ContextVar("caller")
 
 
 def caller() -> Device:
-    """The device whose call this is."""
+    """Return the device that made the current call."""
     return _CALLER.get()
 
 
 class ScopeInterceptor(grpc.aio.ServerInterceptor):
-    """Puts a scope around every call of our services."""
+    """Puts a scope around each call of our services."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -86,9 +86,10 @@ def _scoped(handler: Any, scope: Callable[[Any], AbstractAsyncContextManager[Non
 
 
 def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
-    """Finds the device of the call's token; elastic serving knows no devices, but may ask for one key of all.
+    """Make the scope that finds the device by the call's token.
 
-    Raises Unauthenticated.
+    Elastic serving has no devices; with ``elastic_key`` its clients must send that key. The scope raises
+    Unauthenticated.
     """
 
     @asynccontextmanager
@@ -107,7 +108,7 @@ def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
                 raise Unauthenticated("the key is wrong; ask the operator for it")
             yield
             return
-        # Never reset: every call has a context of its own, and a stream that its client left is closed in another.
+        # Never reset: each call has a context of its own, and an abandoned stream is closed in another context.
         _CALLER.set(await asyncio.to_thread(identity.authenticate, database, token))
         yield
 
@@ -115,7 +116,7 @@ def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
 
 
 def limit_scope(calls_per_device: int) -> Scope:
-    """Bounds the calls that one device has in progress; elastic serving has its own bounds. Raises Busy."""
+    """Make the scope that bounds the calls in progress per device. It raises Busy. Elastic serving is exempt."""
     in_progress: Counter[str] = Counter()
 
     @asynccontextmanager
@@ -139,18 +140,18 @@ def limit_scope(calls_per_device: int) -> Scope:
 
 @asynccontextmanager
 async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
-    """Ends the call with the status of the error that it met."""
+    """End a failed call with the status of its error."""
     try:
         yield
     except grpc.aio.BaseError:
         raise
     except Exception as error:
-        ours = told(error, method)
+        ours = for_caller(error, method)
         await context.abort(_STATUS[ours.code], str(ours), ((NAME_KEY, type(ours).__name__),))
 
 
-def told(error: Exception, method: str) -> IsthmusError:
-    """What a caller is told of an error: of our own faults a reference, under which the log has the rest."""
+def for_caller(error: Exception, method: str) -> IsthmusError:
+    """Return the error to send to a caller. An internal error becomes a reference; the log has the details under it."""
     ours = translated(error)
     if isinstance(ours, Internal):
         reference = secrets.token_hex(4)
@@ -160,7 +161,7 @@ def told(error: Exception, method: str) -> IsthmusError:
 
 
 def translated(error: Exception) -> IsthmusError:
-    """The error of our tree that stands for any other; Internal where none fits better."""
+    """Return the error of our tree for any exception; Internal if none fits better."""
     if isinstance(error, DBAPIError):
         known = as_ours(error)
         return known if isinstance(known, IsthmusError) else Internal(str(error))
@@ -172,7 +173,7 @@ def translated(error: Exception) -> IsthmusError:
 
 
 def metrics_scope(metrics: Metrics) -> Scope:
-    """Counts calls by method and status, and times them."""
+    """Make the scope that counts calls by method and status and measures their duration."""
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:

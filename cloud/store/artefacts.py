@@ -1,6 +1,6 @@
 """Files of students: a folder beside the server, or any fsspec URL (``s3://bucket/prefix``).
 
-A key is ``<student id>/<file name>``, both checked against a narrow alphabet, so that nothing a client sends can ever
+A key is ``<student id>/<file name>``. Both are checked against a narrow alphabet, so that no input from a client can
 name another place. A file appears under its key whole or not at all.
 """
 
@@ -23,12 +23,12 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def valid_name(name: str) -> bool:
-    """Whether ``name`` may stand for a student or one of its files."""
+    """Return whether ``name`` may name a student or one of its files."""
     return _NAME.fullmatch(name) is not None
 
 
 class Artefacts:
-    """Files of students under one URL. Blocking: call it off the event loop."""
+    """Files of students under one URL. Every method blocks: call it off the event loop."""
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -36,13 +36,13 @@ class Artefacts:
         self._fs.makedirs(self._root, exist_ok=True)
 
     def put(self, student_id: str, name: str, source: Path) -> None:
-        """Copies the file ``source`` to its key, atomically; replaces what was there.
+        """Copy the file ``source`` to its key atomically, replacing any previous file.
 
-        Raises StorageFull (and leaves nothing behind) when the disk is full.
+        Raises StorageFull (and leaves nothing behind) if the disk is full.
         """
         target = self._path(student_id, name)
         self._fs.makedirs(self._fs._parent(target), exist_ok=True)
-        # An object store makes an object appear only when its upload ends; a folder needs a rename.
+        # In an object store an object appears only when its upload ends; a folder needs a rename.
         staged = f"{self._fs._parent(target)}/.{uuid4().hex}.part" if self._local else target
         try:
             with source.open("rb") as reader, self._fs.open(staged, "wb") as writer:
@@ -61,7 +61,7 @@ class Artefacts:
             raise
 
     def size_bytes(self, student_id: str, name: str) -> int:
-        """Raises NotYours if there is no such file."""
+        """Return a file's size. Raises NotYours if there is no such file."""
         try:
             return int(self._fs.size(self._path(student_id, name)))
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Artefacts:
 
     @contextmanager
     def open(self, student_id: str, name: str) -> Iterator[IO[bytes]]:
-        """The file, open for reading at its start. Raises NotYours if there is no such file."""
+        """Open a file for reading. Raises NotYours if there is no such file."""
         try:
             file = self._fs.open(self._path(student_id, name), "rb")
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class Artefacts:
 
     @contextmanager
     def on_disk(self, student_id: str, name: str, scratch: Path) -> Iterator[Path]:
-        """A path to the file: the file itself in a folder, else a copy in ``scratch`` that is removed afterwards."""
+        """Yield a path to the file: the file itself in a folder, else a temporary copy in ``scratch``."""
         path = self._path(student_id, name)
         if self._local:
             yield Path(path)
@@ -95,7 +95,7 @@ class Artefacts:
             copy.unlink(missing_ok=True)
 
     def remove(self, student_id: str) -> None:
-        """Removes every file of a student; nothing happens if there are none."""
+        """Remove all files of a student, if there are any."""
         if not valid_name(student_id):
             raise NotYours("no such student")
         with suppress(FileNotFoundError):

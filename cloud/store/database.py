@@ -1,8 +1,8 @@
 """The database: SQLite beside the server, or PostgreSQL by URL. One short transaction at a time.
 
 ``reading`` and ``writing`` are the only ways in. A writing transaction takes SQLite's write lock at its start
-(``BEGIN IMMEDIATE``), so that reading a row, deciding, and writing it back is one step on both databases (PostgreSQL:
-the row is read ``FOR UPDATE``).
+(``BEGIN IMMEDIATE``); on PostgreSQL the row is read ``FOR UPDATE``. On both databases, reading a row, deciding and
+writing it back is therefore one step.
 """
 
 import errno
@@ -44,15 +44,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that sees one state of the database."""
+        """Open a transaction that sees one state of the database."""
         with _translated(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that is committed at the end of the block, or undone if it raises.
+        """Open a transaction that is committed at the end of the block, or rolled back if the block raises.
 
-        Raises StorageFull when the disk is full, Busy when another transaction holds on for too long.
+        Raises StorageFull if the disk is full, Busy if another transaction takes too long.
         """
         with (
             _translated(),
@@ -62,7 +62,7 @@ class Database:
             yield connection
 
     def migrate(self) -> None:
-        """Brings the schema to the newest version. Call it under the server's lock."""
+        """Upgrade the schema to the newest version. Call it under the server's lock."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
         with self.writing() as connection:
@@ -77,15 +77,15 @@ def _normalised(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
-        raise InvalidInput("the database URL does not parse; try sqlite:///FILE or postgresql://HOST/NAME") from None
+        raise InvalidInput("the database URL cannot be parsed; try sqlite:///FILE or postgresql://HOST/NAME") from None
     backend = parsed.get_backend_name()
     if backend not in ("sqlite", "postgresql"):
-        raise InvalidInput(f"no support for {backend!r} databases; use sqlite:///FILE or postgresql://HOST/NAME")
+        raise InvalidInput(f"{backend!r} databases are not supported; use sqlite:///FILE or postgresql://HOST/NAME")
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver's own implicit BEGIN comes too late for us; _begin_sqlite sends it.
+    # The driver's implicit BEGIN would be sent too late; _begin_sqlite sends it.
     connection.isolation_level = None
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
@@ -105,7 +105,7 @@ def _translated() -> Iterator[None]:
 
 
 def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
-    """The error of our tree for a failure of the database that a client or an operator can do something about."""
+    """Return the error of our tree, if a client or an operator can act on this failure; else the same error."""
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
         code = cause.sqlite_errorcode & 0xFF if hasattr(cause, "sqlite_errorcode") else 0
@@ -123,5 +123,5 @@ def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether an error of the file system says that no space (or quota) is left."""
+    """Return whether an error of the file system means that no space or quota is left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""Rows of the table ``devices``. Only the hash of a token is ever stored."""
+"""Rows of the table ``devices``. Only the hash of a token is stored, never the token."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,8 @@ from isthmus.cloud.store.schema import devices
 
 @dataclass(frozen=True)
 class Device:
+    """An enrolled device. Times are Unix seconds; ``revoked_s`` is None while the device may call."""
+
     device_id: str
     name: str
     token_hash: bytes
@@ -21,7 +23,7 @@ class Device:
 
 
 def add(database: Database, device: Device, *, at_most: int) -> bool:
-    """Adds the device, unless ``at_most`` devices are there already; says whether it did."""
+    """Add the device and return True, or return False if there are ``at_most`` devices already."""
     with database.writing() as connection:
         count = connection.scalar(sa.select(sa.func.count()).select_from(devices).where(devices.c.revoked_s.is_(None)))
         if (count or 0) >= at_most:
@@ -35,20 +37,21 @@ def add(database: Database, device: Device, *, at_most: int) -> bool:
 
 
 def get(database: Database, device_id: str) -> Device | None:
+    """Return the device, or None if there is none of this id."""
     with database.reading() as connection:
         row = connection.execute(sa.select(devices).where(devices.c.id == device_id)).first()
     return None if row is None else _device(row)
 
 
 def listing(database: Database) -> list[Device]:
-    """Every device, oldest first."""
+    """Return all devices, oldest first."""
     with database.reading() as connection:
         rows = connection.execute(sa.select(devices).order_by(devices.c.created_s, devices.c.id)).all()
     return [_device(row) for row in rows]
 
 
 def revoke(database: Database, device_id: str, now_s: float) -> bool:
-    """Shuts a device out from its next call on; says whether there was such a device."""
+    """Refuse a device from its next call on. Returns whether there was such a device."""
     with database.writing() as connection:
         result = connection.execute(
             devices.update().where(devices.c.id == device_id, devices.c.revoked_s.is_(None)).values(revoked_s=now_s)

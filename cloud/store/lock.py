@@ -1,7 +1,8 @@
-"""Keeps a second process off what only one may hold: one server a database, one worker at a time.
+"""Locks against a second process: one server per database, and one worker per database.
 
-Beside an SQLite file the lock is ``flock`` on a neighbouring file; on PostgreSQL it is an advisory lock held by a
-connection of its own. The system drops either when its process dies, ``kill -9`` included, so no stale lock is left.
+For SQLite the lock is ``flock`` on a file beside the database. On PostgreSQL it is an advisory lock held by a
+connection of its own. The system drops either lock when its process dies, even by ``kill -9``, so no stale lock
+remains.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import Locked
 
-# Keys of PostgreSQL's advisory locks: the first half names us, the second what is held.
+# Keys of PostgreSQL's advisory locks: the first half identifies us, the second the purpose.
 _OURS: Final = 0x15_7A_05
 _PURPOSES: Final = {"server": 1, "worker": 2}
 
@@ -46,7 +47,7 @@ class _AdvisoryLock:
 
 
 def acquire(database: Database, purpose: str) -> Lock:
-    """Takes the lock for ``purpose`` ("server" or "worker") without waiting.
+    """Take the lock for ``purpose`` ("server" or "worker") without waiting.
 
     Raises Locked if another process (or another Server of this process) holds it.
     """

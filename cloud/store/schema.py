@@ -1,4 +1,4 @@
-"""The tables. Migrations bring a database to this shape; a test compares the two."""
+"""The tables. Migrations produce this schema; a test compares the two."""
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ devices = sa.Table(
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("name", sa.String(64), nullable=False),
-    # SHA-256 of the token; the token itself is never stored.
+    # SHA-256 of the token. The token itself is never stored.
     sa.Column("token_hash", sa.LargeBinary(32), nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("revoked_s", sa.Float, nullable=True),
@@ -48,7 +48,7 @@ jobs = sa.Table(
     sa.UniqueConstraint("device_id", "idempotency_key"),
 )
 
-# The prototypes of each round, as the bytes of the protobuf message in which they came.
+# The prototypes of each round, as the bytes of the received protobuf message.
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -61,10 +61,10 @@ students = sa.Table(
     "students",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    # NULL: a base student, which every device may fetch.
+    # NULL for a base student, which every device may fetch.
     sa.Column("device_id", sa.String(32), sa.ForeignKey("devices.id"), nullable=True, index=True),
     sa.Column("kind", sa.String(16), nullable=False),
-    # Exactly the bytes that were signed.
+    # Exactly the signed bytes.
     sa.Column("manifest", sa.LargeBinary, nullable=False),
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),

@@ -1,4 +1,4 @@
-"""Rows of the table ``students``: who may have which student, and its signed manifest."""
+"""Rows of the table ``students``: the owner and the signed manifest of each student."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from isthmus.proto.messages import SignedManifest
 
 @dataclass(frozen=True)
 class StudentRow:
-    """``device_id`` None: a base student, open to every device."""
+    """A student. ``device_id`` is None for a base student, which is open to every device."""
 
     student_id: str
     device_id: str | None
@@ -21,7 +21,7 @@ class StudentRow:
 
 
 def put(database: Database, student: StudentRow) -> None:
-    """Adds the student, or replaces the one of the same id."""
+    """Add the student, or replace the one with the same id."""
     with database.writing() as connection:
         connection.execute(students.delete().where(students.c.id == student.student_id))
         connection.execute(
@@ -37,13 +37,14 @@ def put(database: Database, student: StudentRow) -> None:
 
 
 def get(database: Database, student_id: str) -> StudentRow | None:
+    """Return the student, or None if there is none of this id."""
     with database.reading() as connection:
         row = connection.execute(sa.select(students).where(students.c.id == student_id)).first()
     return None if row is None else _student(row)
 
 
 def of_device(database: Database, device_id: str) -> list[StudentRow]:
-    """A device's own students, newest first."""
+    """Return a device's own students, newest first."""
     query = (
         sa.select(students)
         .where(students.c.device_id == device_id)
@@ -54,6 +55,7 @@ def of_device(database: Database, device_id: str) -> list[StudentRow]:
 
 
 def remove(database: Database, student_id: str) -> None:
+    """Remove the student's row, if there is one."""
     with database.writing() as connection:
         connection.execute(students.delete().where(students.c.id == student_id))
 

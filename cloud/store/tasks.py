@@ -1,4 +1,4 @@
-"""Rows of the table ``tasks``: what is registered for elastic serving. The weights lie with the artefacts."""
+"""Rows of the table ``tasks``: the tasks registered for elastic serving. Their weights are artefacts."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from isthmus.proto.errors import Busy
 
 @dataclass(frozen=True)
 class TaskRow:
-    """``version`` counts the registrations of the name, from 1; ``artefact_id`` is where its weights lie."""
+    """A registered task. ``version`` counts the name's registrations from 1; ``artefact_id`` names its weights."""
 
     name: str
     version: int
@@ -23,9 +23,9 @@ class TaskRow:
 def put(
     database: Database, name: str, spec_json: str, artefact_id: str, created_s: float, *, at_most: int
 ) -> tuple[TaskRow, str | None]:
-    """Adds the task, or replaces the one of the same name. Also the artefact that no row names any more, if any.
+    """Add the task, or replace the one with the same name. Returns it, and the artefact that is now unused, if any.
 
-    Raises Busy where a new name would be one task too many.
+    Raises Busy if the name is new and there are ``at_most`` tasks already.
     """
     with database.writing() as connection:
         before = connection.execute(sa.select(tasks).where(tasks.c.name == name).with_for_update()).first()
@@ -46,7 +46,7 @@ def put(
 
 
 def remove(database: Database, name: str) -> tuple[bool, str | None]:
-    """Whether there was such a task, and the artefact that no row names any more, if any."""
+    """Remove a task. Returns whether it existed, and the artefact that is now unused, if any."""
     with database.writing() as connection:
         before = connection.execute(sa.select(tasks).where(tasks.c.name == name).with_for_update()).first()
         if before is None:
@@ -56,14 +56,14 @@ def remove(database: Database, name: str) -> tuple[bool, str | None]:
 
 
 def listing(database: Database) -> list[TaskRow]:
-    """Every task, by name."""
+    """Return all tasks, sorted by name."""
     with database.reading() as connection:
         rows = connection.execute(sa.select(tasks).order_by(tasks.c.name)).all()
     return [TaskRow(row.name, row.version, row.spec, row.artefact_id, row.created_s) for row in rows]
 
 
 def named(database: Database, artefact_id: str) -> bool:
-    """Whether some task has these weights."""
+    """Return whether some task uses these weights."""
     with database.reading() as connection:
         return _unused(connection, artefact_id) is None
 

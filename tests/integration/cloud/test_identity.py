@@ -1,4 +1,4 @@
-"""Who may call, and what each may see."""
+"""Who may call, and what each caller may see."""
 
 import asyncio
 import stat

@@ -1,4 +1,4 @@
-"""The stream of feature frames: bad ones are refused one by one, and the stream and its neighbours go on."""
+"""The stream of feature frames: bad frames are refused one by one; the stream and other streams continue."""
 
 import asyncio
 import struct
@@ -27,7 +27,7 @@ def a_frame(seed: int = 0, ratio: float = 1.0, width: int | None = None) -> byte
 
 
 def sealed(frame: bytes) -> bytes:
-    """The frame with its checksum made right again."""
+    """Return the frame with a correct checksum."""
     return frame[:-4] + struct.pack("<I", zlib.crc32(frame[:-4]))
 
 
@@ -72,13 +72,13 @@ def test_a_bad_frame_is_answered_with_its_error_and_the_stream_goes_on(rig: Any)
         assert not answered.HasField("error")
         assert sum(answered.probabilities) == pytest.approx(1.0, abs=1e-5)
     assert last.sequence == len(bad) + 1
-    told = {name: reply.error for name, reply in zip(bad, refused, strict=True)}
-    assert {name: error.code for name, error in told.items()} == dict.fromkeys(bad, 3), "INVALID_ARGUMENT"
-    assert len({error.message for error in told.values()}) >= 6, "each says what is wrong with it"
+    errors = {name: reply.error for name, reply in zip(bad, refused, strict=True)}
+    assert {name: error.code for name, error in errors.items()} == dict.fromkeys(bad, 3), "INVALID_ARGUMENT"
+    assert len({error.message for error in errors.values()}) >= 6, "each names its fault"
     assert not any(reply.probabilities for reply in refused)
 
 
-def test_a_clip_with_one_modality_is_answered_by_the_head_that_was_told_so(rig: Any) -> None:
+def test_a_clip_with_one_modality_is_answered_by_a_head_that_knows_it(rig: Any) -> None:
     rng = np.random.default_rng(4)
     audio_D, visual_D = rng.random((2, D), np.float32)
     given = [Features(audio_D, visual_D), Features(audio_D, None), Features(None, visual_D)]

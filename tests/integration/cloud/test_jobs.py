@@ -1,4 +1,4 @@
-"""Personalisations as a device starts and follows them; no worker runs here, so jobs stay where they are put."""
+"""A device starts and follows personalisations. No worker runs here, so jobs stay in their stage."""
 
 import asyncio
 import time
@@ -80,7 +80,7 @@ def test_the_same_key_is_the_same_job_and_another_must_wait(rig: Any) -> None:
             code, message = await rig.refusal(rig.start(device, "b"))
             assert code is grpc.StatusCode.FAILED_PRECONDITION
             assert "under way" in message
-            assert (await rig.start(other, "a")).job_id != first.job_id, "keys are each device's own"
+            assert (await rig.start(other, "a")).job_id != first.job_id, "each device has its own keys"
             database = Database(rig.settings().database_url)
             job_rows.apply(database, first.job_id, Failed("enough"), time.time())
             database.close()
@@ -130,7 +130,7 @@ def test_a_watcher_hears_of_every_change_and_uploads_only_when_asked(rig: Any) -
                 code, _ = await rig.refusal(upload(wrong))
                 assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert (await upload(1)).job.stage == Stage.STAGE_SELECTING
-            assert (await upload(1)).job.stage == Stage.STAGE_SELECTING, "sent again after a lost answer: no harm"
+            assert (await upload(1)).job.stage == Stage.STAGE_SELECTING, "a repeated upload changes nothing"
             job_rows.apply(database, job.job_id, Failed("the end"), time.time())
             last = None
             while (reply := await watch.read()) is not grpc.aio.EOF:

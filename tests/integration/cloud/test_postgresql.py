@@ -1,4 +1,4 @@
-"""The same store on PostgreSQL. Set ISTHMUS_POSTGRES_URL to a server on which databases may be created."""
+"""The store on PostgreSQL. Set ISTHMUS_POSTGRES_URL to a server on which databases may be created."""
 
 import asyncio
 import os
@@ -87,7 +87,7 @@ def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Data
     assert len(job_rows.listing(database)) == 1
 
 
-def test_one_server_and_one_worker_hold_it(database: Database) -> None:
+def test_one_server_and_one_worker_may_hold_the_locks(database: Database) -> None:
     held = lock.acquire(database, "server")
     with pytest.raises(Locked):
         lock.acquire(database, "server")
@@ -96,7 +96,7 @@ def test_one_server_and_one_worker_hold_it(database: Database) -> None:
     lock.acquire(database, "server").release()
 
 
-def test_a_whole_server_runs_on_it(database: Database, rig: Any) -> None:
+def test_a_whole_server_runs_on_postgresql(database: Database, rig: Any) -> None:
     url = database.url.render_as_string(hide_password=False)
 
     async def scenario() -> pb.JobStatus:
@@ -113,7 +113,7 @@ def test_a_whole_server_runs_on_it(database: Database, rig: Any) -> None:
     assert stored is not None and stored.stage is Stage.QUEUED
 
 
-def test_a_server_that_is_not_there_is_told_as_such() -> None:
+def test_an_unreachable_database_is_reported_as_unavailable() -> None:
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     with pytest.raises(Unavailable, match="cannot be reached"), Database("postgresql://127.0.0.1:1/x").reading():
         pass

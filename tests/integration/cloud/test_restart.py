@@ -1,6 +1,6 @@
-"""The promise of the cloud: killed in mid-job and started again, it ends the job as if nothing had happened.
+"""A cloud killed in the middle of a job and started again finishes the job with the same result.
 
-A separate server process with its worker, real learning on the tiny release.
+The tests use a separate server process with its worker, and real learning on the tiny release.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Stage = pb.JobStatus.Stage
 
 @contextmanager
 def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of its own process, and its address."""
+    """Run a server in a process of its own; yields the process and the address."""
     options = ["--release", str(release), "--state", str(state), "--worker-threads", "1", "--log-level", "warning"]
     process = subprocess.Popen(
         [sys.executable, "-m", "isthmus.cli", "cloud", "serve", *options], stdout=subprocess.PIPE, text=True
@@ -55,7 +55,7 @@ def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Pope
 
 
 async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> pb.JobStatus:
-    """The job's status once it has ended, or once it distils and ``epoch`` epochs are done."""
+    """Return the job's status when it has ended, or when it distils and ``epoch`` epochs are done."""
     request = pb.WatchJobRequest(job_id=job_id)
     async for reply in device.personalisation.WatchJob(request, metadata=device.metadata):
         job = reply.job

@@ -1,4 +1,4 @@
-"""Starting and stopping: what a server refuses to do, and what it leaves behind."""
+"""Start and stop of a server: what it refuses to do, and what it leaves behind."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
 
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
-    """The command sets up the process's log; the tests after it shall have theirs."""
+    """Restore logging after a command that configures the process's log."""
     ours, root = logging.getLogger("isthmus.cloud"), logging.getLogger()
     before = ours.level, root.level, root.handlers[:]
     yield
@@ -104,7 +104,7 @@ def test_over_tls_only_those_who_trust_the_certificate_get_in(rig: Any, tmp_path
 
 
 def write_certificate(cert: Path, key: Path) -> None:
-    """Self-signed for localhost."""
+    """Write a self-signed certificate for localhost and its key."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -175,14 +175,14 @@ def test_beyond_loopback_tls_and_a_key_are_required(tmp_path: Path, listen: str)
     assert CloudSettings(**paths, tls_cert=file, tls_key=file, enrolment_key_file=file).listen == listen
 
 
-def test_secrets_stand_in_no_representation(tmp_path: Path) -> None:
+def test_representations_contain_no_secrets(tmp_path: Path) -> None:
     settings = CloudSettings(release=tmp_path, state=tmp_path, database="postgresql://me:hush@db/x")
     assert "hush" not in f"{settings!r} {settings} {settings.model_dump()}"
     assert settings.database_url.endswith("me:hush@db/x")
     assert "hush" in settings.to_json()
 
 
-def test_an_unexpected_failure_is_told_by_reference_and_logged_in_full(
+def test_an_unexpected_failure_is_reported_by_reference_and_logged_in_full(
     rig: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:

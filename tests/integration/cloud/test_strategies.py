@@ -1,4 +1,4 @@
-"""Every strategy that a recipe may name, run by the service on what a device sends, features among it."""
+"""The service runs every strategy that a recipe may name on a device's uploads, features included."""
 
 import asyncio
 import dataclasses

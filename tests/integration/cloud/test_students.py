@@ -1,4 +1,4 @@
-"""Students on their way to a device: chunks, offsets, and what is not to be had."""
+"""Download of students: chunks, offsets, and files that must not be served."""
 
 import asyncio
 import zlib

@@ -1,4 +1,4 @@
-"""Whatever happens to a job, in whatever order: it stays on the graph of stages, and it is never lost."""
+"""In any order of events a job stays on the graph of stages and is never lost."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,7 +124,7 @@ def test_crashes_in_any_stage_lead_to_the_same_student(rounds: int, crashes: lis
                 job, actions = step(job, Selected((1, 2), settle[actions[0].round]), 0.0)
             else:
                 job, actions = step(job, outcome(actions[0]), 0.0)
-    # The first round after round 0 whose selection had settled is the last one; else the last that was planned.
+    # The last round is the first one after round 0 whose selection has settled, else the last planned one.
     rounds_done = next((round + 1 for round in range(1, rounds) if settle[round]), rounds)
     expected: list[object] = []
     for round in range(rounds_done):

@@ -1,4 +1,4 @@
-"""Sessions and the cache of heads, without a server."""
+"""Sessions and the cache of heads, tested without a server."""
 
 import asyncio
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_request_that_would_come_too_late_is_not_computed() -> None:
     assert session.reply(1, FRAME, remaining_s=5.0).probabilities_C is HALF
 
 
-def test_a_failure_of_ours_is_told_without_its_details(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_failure_is_reported_without_details(caplog: pytest.LogCaptureFixture) -> None:
     reply = Session(FixedHeads(RuntimeError("secret")), feature_width=8).reply(0, FRAME, None)
     assert reply.error_code == 13
     assert "secret" not in reply.error_message
@@ -88,7 +88,7 @@ def test_heads_are_loaded_once_and_the_least_used_are_dropped(shelf: Shelf, tmp_
     assert loaded == ["base", "mine", "base"]
 
 
-def test_heads_of_anothers_and_of_interim_students_are_not_to_be_had(shelf: Shelf, tmp_path: Path) -> None:
+def test_heads_of_another_device_and_of_interim_students_are_refused(shelf: Shelf, tmp_path: Path) -> None:
     cache = HeadCache(shelf, lambda path: FixedHeads(HALF), scratch=tmp_path, capacity=9)
     for student_id in ("yours", "nobodys"):
         with pytest.raises(NotYours, match="no such student"):

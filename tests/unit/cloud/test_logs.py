@@ -1,4 +1,4 @@
-"""The service's log lines: JSON, and without secrets."""
+"""Log lines of the service are JSON and contain no secrets."""
 
 import json
 import logging

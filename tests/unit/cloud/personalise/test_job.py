@@ -1,4 +1,4 @@
-"""The pure life of a job, told as events."""
+"""The state machine of a job, driven by events."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def a_job(rounds: int = 1) -> Job:
 
 
 def after(job: Job, *events: Event, start_s: float = 100.0) -> Job:
-    """The job after the events, one second apart."""
+    """Return the job after the events, one second apart."""
     for second, event in enumerate(events, start=1):
         job, _ = step(job, event, start_s + second)
     return job
@@ -101,7 +101,7 @@ def test_a_job_taken_again_after_a_crash_repeats_its_stage(events: tuple[Event, 
     job = after(a_job(), *events)
     taken, actions = step(job, Taken(), 1_000.0)
     assert (taken.stage, actions) == (job.stage, (again,))
-    assert taken.stage_seconds == job.stage_seconds, "the time that the server was down is nobody's work"
+    assert taken.stage_seconds == job.stage_seconds, "the time during which the server was down does not count as work"
 
 
 def test_a_job_that_never_gets_anywhere_is_given_up() -> None:

@@ -1,4 +1,4 @@
-"""Patches of tiny students that really run: taken where the student stays as it is, and only there."""
+"""Patches of tiny students that really run: kept only if the student stays the same."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from isthmus.proto.patch import apply_patch
 
 @dataclass(frozen=True)
 class Clips:
-    """Random clips in memory, with what of ``ClipArrays`` is read."""
+    """Random clips in memory, with the attributes of ``ClipArrays`` that patching reads."""
 
     spec: InputSpec
     spectrograms_NFT: np.ndarray
@@ -40,7 +40,7 @@ def clips(students: Any) -> Clips:
 
 
 def nudged(content: bytes, by: float) -> bytes:
-    """The same network, its weights moved a little."""
+    """Return the same network with its weights changed by noise of scale ``by``."""
     model, rng = onnx.load_model_from_string(content), np.random.default_rng(6)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
@@ -68,7 +68,7 @@ def compressed(content: bytes) -> np.ndarray:
 def test_what_is_published_is_what_the_patch_gives_and_near_what_was_exported(
     students: Any, clips: Any, tmp_path: Path, by: float
 ) -> None:
-    """Weights moved a little, or so far that coarse codings no longer do."""
+    """Weights moved a little, or so far that coarse codings no longer suffice."""
     base = students.files("base", 1)
     exported = {name: content if "head" in name else nudged(content, by) for name, content in base.items()}
     write(tmp_path / "base", base)
@@ -100,7 +100,7 @@ def test_a_student_that_would_be_answered_otherwise_is_not_patched_coarsely(
     files = write(tmp_path / "new", exported)
 
     def touchy(name: str, outputs: Any) -> np.ndarray:
-        """Answers by the last bits: no rounding passes unseen."""
+        """Classify by the last bits, so that no rounding passes unnoticed."""
         return np.ascontiguousarray(outputs[0]).view(np.uint32).sum(axis=1)
 
     assert patch_student(files, tmp_path / "base", clips, classify=touchy) == files

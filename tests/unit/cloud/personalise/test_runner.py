@@ -1,4 +1,4 @@
-"""The runner with learning that costs nothing: two rounds, failures, a full disk, a kill between any two steps."""
+"""The runner with learning that takes no time: two rounds, failures, a full disk, a kill between any two steps."""
 
 import errno
 import os
@@ -27,11 +27,11 @@ EPOCHS = 4
 
 
 class Killed(BaseException):
-    """Stands for ``kill -9``: nothing of ours catches it."""
+    """Simulates ``kill -9``: no code of ours catches it."""
 
 
 class CountedLearning:
-    """Learning whose student is the text of all that went into it; resumes from its checkpoint as the real one does."""
+    """Learning whose student is the text of all its inputs. It resumes from its checkpoint like the real one."""
 
     def __init__(self, before: Callable[[str], None] = lambda step: None) -> None:
         self._before = before
@@ -223,7 +223,7 @@ def test_a_full_disk_keeps_the_work_and_the_job_goes_on_later(bench: Bench, wrap
     assert (ready.stage, ready.error) == (Stage.READY, "")
 
 
-def test_a_job_of_an_older_release_is_told_to_start_again(bench: Bench) -> None:
+def test_a_job_of_an_older_release_fails_with_advice_to_start_again(bench: Bench) -> None:
     bench.start()
     newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, bench.offer.base_dir)
     job = bench.runner(CountedLearning(), newer).run("job")

@@ -1,4 +1,4 @@
-"""The database and what keeps others off it; the artefacts and what happens when the disk is full."""
+"""The database, its locks, and the artefacts, also when the disk is full."""
 
 import errno
 import io
@@ -80,7 +80,7 @@ def test_a_job_under_way_is_taken_before_a_new_one_and_a_stalled_one_waits(datab
     assert due_late is not None and due_late.job_id == "begun"
 
 
-def test_a_full_database_is_told_as_a_full_disk(database: Database) -> None:
+def test_a_full_database_is_reported_as_a_full_disk(database: Database) -> None:
     with pytest.raises(StorageFull), database.writing() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
@@ -114,7 +114,7 @@ def test_a_lock_is_one_processs_and_falls_when_it_is_killed(database: Database) 
 
 @pytest.fixture(params=["folder", "memory"])
 def artefacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artefacts:
-    """A folder, and a store that is none (as S3 is)."""
+    """A local folder, and a store that is not one (like S3)."""
     return Artefacts(str(tmp_path / "a") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
