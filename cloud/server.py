@@ -6,7 +6,6 @@ in the worker process.
 
 import asyncio
 import logging
-import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from isthmus.cloud.settings import CloudSettings, split_listen
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.proto.errors import InvalidInput
@@ -258,6 +258,4 @@ class Server:
 
 def _write_port(path: Path, address: str) -> None:
     """Write the file atomically, so that whoever waits for it never reads half of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(f"{address}\n")
-    os.replace(part, path)
+    write_atomically(path, f"{address}\n")

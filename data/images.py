@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from isthmus.data.files import replaced
+
 MAX_PIXELS: Final = 64_000_000
 """A larger picture is refused by its header, before anything is decoded."""
 MAX_FILE_BYTES: Final = 32 << 20
@@ -175,10 +177,8 @@ def write_images(path: Path, labelled: LabelledImages) -> None:
         out = io.BytesIO()
         Image.fromarray(picture_HWC).save(out, "PNG")
         rows.append({"image": {"bytes": out.getvalue(), "path": None}, "label": label})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), part)
-    part.replace(path)
+    with replaced(path) as part:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
 
 
 def _rows(path: Path) -> Iterator[tuple[Any, Any]]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isthmus.data.cache.build import CacheFull
+from isthmus.data.files import write_atomically
 from isthmus.distill import release as releases
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.prepare import begin_release, choose_split, decode, read_data, recipe_for, release_split
@@ -25,7 +26,7 @@ from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_prob
 from isthmus.distill.student.export import ExportError, export_student
 from isthmus.distill.student.personalise import distil_round, select_round, train_heads
 from isthmus.distill.teacher.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
-from isthmus.distill.training.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.training.checkpoint import CheckpointError
 from isthmus.distill.training.loop import EpochReport, TrainingDiverged, pick_device
 from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
 from isthmus.proto.messages import Captured
@@ -220,7 +221,7 @@ def select(
         "clips": [opened.public.names[index] for index in indices_S],
         "per_class": dict(zip(opened.recipe.classes, counts.tolist(), strict=True)),
     }
-    write_atomically(out, json.dumps(document, indent=1).encode())
+    write_atomically(out, json.dumps(document, indent=1))
     worth = f", worth {selected.effective_size:.0f} of equal weight" if selected.weighted else ""
     table = Table(title=f"{len(indices_S)} of {len(opened.public.names)} public clips{worth}")
     for name in ("class", "selected"):

@@ -8,11 +8,11 @@ from typing import Any, Literal, cast
 from isthmus.data.cache.build import build_arrays
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
+from isthmus.data.files import write_atomically
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import Split, by_actor, by_class, published
 from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.training.checkpoint import write_atomically
 
 
 def choose_split(
@@ -55,7 +55,7 @@ def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *,
     path = root / "split.json"
     if path.exists() and Split.from_json(path.read_text()) != split:
         raise ReleaseError(f"{root} was begun with another split of the data. Choose another --release folder.")
-    write_atomically(path, split.to_json().encode())
+    write_atomically(path, split.to_json())
     release.set_public(decode(listing, split.public, recipe, release.public_dir, progress=progress))
     return release
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from isthmus.data.cache.read import ClipArrays
+from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import Recipe
-from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.teacher_cache import TeacherOutputs, open_outputs
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,7 +56,7 @@ class Release:
                     "Choose another --release folder, or remove this one."
                 )
             return existing
-        write_atomically(path, recipe.to_json().encode())
+        write_atomically(path, recipe.to_json())
         return Release(root, recipe)
 
     @staticmethod
@@ -98,7 +99,7 @@ class Release:
     def set_public(self, clips: ClipArrays) -> None:
         """Names the decoded clips below ``public_dir`` that this release stands on."""
         folder = clips.folder.relative_to(self.public_dir)
-        write_atomically(self.root / "public.json", json.dumps({"folder": str(folder)}).encode())
+        write_atomically(self.root / "public.json", json.dumps({"folder": str(folder)}))
 
     def new_teacher(self, weights: Path | None = None) -> Teacher:
         recipe = self.recipe
@@ -163,7 +164,7 @@ class Release:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Raises CheckpointError where the disk is full."""
+    """Raises DiskFull."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     write_atomically(path, save(state))
 

@@ -42,8 +42,9 @@ from isthmus.cloud.elastic.tasks.task import PROMPT_MODES, PromptMode, TaskSpec
 from isthmus.cloud.elastic.warm.models import timed_model
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
 from isthmus.cloud.elastic.warm.store import WarmStore
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
 
@@ -277,7 +278,7 @@ def measure_profile(
     if reduced is not elastic:  # the model that is served beside the pruning ones is what a server knows itself by
         vanilla = ElasticRunner(elastic, pixel, device=where, number_type=chosen)
         profile = dataclasses.replace(profile, key=profiler.machine_key(vanilla))
-    write_atomically(out, profile.to_json().encode())
+    write_atomically(out, profile.to_json())
     pictures = next((some for _, some in labelled.values()), None)
     similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures))))) if pictures else ()
     draw(profile, similarity_L, out.with_suffix(".png"))

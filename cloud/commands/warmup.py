@@ -37,9 +37,9 @@ from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.tuning import FROZEN, TARGETS, TUNE, Subject, Target, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
+from isthmus.data.files import write_atomically
 from isthmus.data.images import read_images, write_images
 from isthmus.data.synthetic.details import detail_classes, with_details
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.progress import EpochBars, bars
 
@@ -310,7 +310,7 @@ def make_details(
     classes = detail_classes(marks)
     recipe = TaskRecipe("details", classes, tuple(range(len(classes))))
     path = out.with_suffix(".json")
-    write_atomically(path, json.dumps(dataclasses.asdict(recipe), indent=1).encode())
+    write_atomically(path, json.dumps(dataclasses.asdict(recipe), indent=1))
     Console().print(f"written: {out} ({len(labelled)} pictures with generated details), {path}", soft_wrap=True)
 
 

@@ -12,13 +12,13 @@ import torch
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.patching import patch_student
 from isthmus.cloud.personalise.students import MEASURED_FILE
+from isthmus.data.files import replaced, write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.student import personalise
 from isthmus.distill.student.export import export_student
 from isthmus.distill.student.measure import measure_public
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.loop import pick_device
 from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 
@@ -50,10 +50,9 @@ class DistillLearning:
             on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
         )
         measured = measure_public(self._release, student, bank, work.selection, pick_device())
-        write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)).encode())
-        part = heads.with_name(f"{heads.name}.part")
-        bank.save(part)
-        part.replace(heads)
+        write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)))
+        with replaced(heads) as part:
+            bank.save(part)
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         bank = HeadBank.load(heads) if heads is not None else None

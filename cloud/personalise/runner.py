@@ -5,7 +5,6 @@ A job's working files are in ``<work>/<job id>/``: ``selection-<round>.npz``, ``
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from isthmus.cloud.personalise.job import (
 from isthmus.cloud.personalise.learning import Learning, RoundWork
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store.database import disk_is_full
+from isthmus.data.files import replaced
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.settling import settled
 from isthmus.proto.errors import IsthmusError, StorageFull
@@ -147,12 +147,8 @@ def discard(work_dir: Path, job_id: str) -> None:
 
 
 def _keep(path: Path, selection: Selection) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with replaced(path) as part, part.open("wb") as file:
         np.savez(file, indices_S=selection.indices_S, weights_S=selection.weights_S)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _kept(path: Path) -> Selection:

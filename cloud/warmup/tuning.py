@@ -29,9 +29,10 @@ from isthmus.cloud.elastic.warm.store import ReducerName
 from isthmus.cloud.warmup.profiling import check_numbers, check_pictures
 from isthmus.cloud.warmup.pruning_training import PrunedPictures, PruningLoss
 from isthmus.data.cache.keys import digest
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.recipes import TrainConfig
-from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.loop import EpochReport, OnEpoch, SeededDataset, fit, ignore_epochs, optimizer_for
 
 TUNE: Final = TrainConfig(
@@ -174,7 +175,7 @@ def tune(
     nothing from the vanilla model's answers, which it gives already: with that target it is that model, in no time.
 
     Raises GivenUp as soon as the next epoch would pass ``allowance_s``; ValueError for a number that the tokens do not
-    allow; TrainingDiverged; CheckpointError where ``folder`` is of another run, or the disk is full.
+    allow; TrainingDiverged; CheckpointError if ``folder`` is of another run; DiskFull.
     """
     model = start(subject, config)
     check_numbers([number], model)
@@ -189,7 +190,7 @@ def tune(
         nonlocal last_s
         now_s = clock()
         spent_s, epoch_s, last_s = before_s + now_s - began_s, now_s - last_s, now_s
-        write_atomically(timing, json.dumps({"seconds": spent_s}).encode())
+        write_atomically(timing, json.dumps({"seconds": spent_s}))
         on_epoch(report)
         if report.epoch < report.epochs and spent_s + epoch_s > allowance_s:
             raise GivenUp(number, min(spent_s, allowance_s))

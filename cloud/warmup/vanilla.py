@@ -15,8 +15,8 @@ from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
 from isthmus.cloud.warmup.compare.claims import in_turn
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, tensors_of_model, tune, with_head
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs
 
 

@@ -35,8 +35,8 @@ from isthmus.cloud.warmup.tuning import (
     tensors_of_model,
     tune,
 )
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.loop import EpochReport, pick_device
 
 MIDDLE: Final = 20
@@ -257,7 +257,7 @@ class Warming:
                 written.update(soup.average(states, shares, into=written or None))
                 model = model_of(card, written, self.subject.model.schedules)
                 known[which] = self._profiled(model, [number])[number]
-                write_atomically(path, json.dumps(tried).encode())
+                write_atomically(path, json.dumps(tried))
             return known[which]
 
         best = soup.ensemble(number, {name: shares[number] for name, shares in members.items()}, evaluate)
@@ -281,7 +281,7 @@ class Warming:
 
     def _keep(self, plan: Plan) -> None:
         raw = {"key": self._key(), "plan": json.loads(plan.to_json())}
-        write_atomically(self.folder / "plan.json", json.dumps(raw, indent=1).encode())
+        write_atomically(self.folder / "plan.json", json.dumps(raw, indent=1))
 
 
 def find_ratio(
@@ -311,7 +311,7 @@ def find_ratio(
     ``profiling``.
 
     Raises BudgetTooSmall; ValueError for numbers that the tokens do not allow, and for pictures that lack a class;
-    TrainingDiverged; CheckpointError where the folder is of another run, or the disk is full.
+    TrainingDiverged; CheckpointError if the folder is of another run; DiskFull.
     """
     subject = Subject(task, tuple(classes), model, pixels, learning, profiling, pick_device(device))
     if numbers is None:

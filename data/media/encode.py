@@ -1,9 +1,7 @@
 """Writes samples and frames as WAV, FLV and MP4, through PyAV; the same input gives the same bytes."""
 
-import os
 import wave
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +9,15 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.data.files import replaced
+
 FLV_SOUND_HZ: Final = 22_050
 """MP3 in Flash video knows 11,025, 22,050 and 44,100 Hz only."""
 
 
 def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int) -> None:
     """Mono 16-bit WAV of samples in [-1, 1]. Written beside ``path`` first, so that no half file is ever seen."""
-    with _whole_file(path) as part, wave.open(str(part), "wb") as file:
+    with replaced(path, durable=False) as part, wave.open(str(part), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate_hz)
@@ -51,7 +51,7 @@ def _write(
     _, height, width, _ = frames_KHWC.shape
     sound_hz = FLV_SOUND_HZ if container == "flv" else rate_hz
     with (
-        _whole_file(path) as part,
+        replaced(path, durable=False) as part,
         av.open(str(part), "w", format=container, options={"fflags": "+bitexact"}) as output,
     ):
         picture: Any = output.add_stream(codecs[0], rate=fps)
@@ -95,13 +95,3 @@ def _interleaved(first: Iterator[Any], second: Iterator[Any]) -> Sequence[Any]:
 
 def _pcm16(waveform_T: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
     return np.round(np.clip(waveform_T, -1.0, 1.0) * 32_767).astype(np.int16)
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

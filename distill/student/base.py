@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from isthmus.data.files import replaced
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.selection import Selection
@@ -38,9 +39,8 @@ def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEp
     if not path.exists():
         everything = Selection.whole(len(release.public.names))
         heads = train_heads(release, release.student(seed), everything, seed=seed, on_epoch=on_epoch, device=device)
-        part = path.with_name(f"{path.name}.part")
-        heads.save(part)
-        part.replace(path)
+        with replaced(path) as part:
+            heads.save(part)
     return HeadBank.load(path)
 
 

@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from isthmus.data.files import replaced
 from isthmus.distill.models.heads import FusionHead, HeadBank, RatioHead
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
@@ -104,23 +105,22 @@ def _export(
     module: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str], path: Path
 ) -> Path:
     module.eval()
-    part = path.with_name(path.name + ".part")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        # The TorchScript exporter: a tenth of the processor time of the dynamo one for these plain networks, and it
-        # folds batch normalisation into the convolutions. Every personalisation waits for it.
-        torch.onnx.export(
-            module,
-            inputs,
-            str(part),
-            input_names=list(input_names),
-            output_names=list(output_names),
-            opset_version=OPSET,
-            dynamo=False,
-            dynamic_axes={name: {0: "batch"} for name in (*input_names, *output_names)},
-        )
-    _check(module, inputs, part, path.name)
-    part.replace(path)
+    with replaced(path, durable=False) as part:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            # The TorchScript exporter: a tenth of the processor time of the dynamo one for these plain networks, and it
+            # folds batch normalisation into the convolutions. Every personalisation waits for it.
+            torch.onnx.export(
+                module,
+                inputs,
+                str(part),
+                input_names=list(input_names),
+                output_names=list(output_names),
+                opset_version=OPSET,
+                dynamo=False,
+                dynamic_axes={name: {0: "batch"} for name in (*input_names, *output_names)},
+            )
+        _check(module, inputs, part, path.name)
     return path
 
 

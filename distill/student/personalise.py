@@ -142,7 +142,7 @@ def distil_round(
 
     The checkpoint carries student and optimiser from one round to the next and, inside a round, from epoch to epoch,
     so a killed job goes on where it stood. ``start`` defaults to the release's base student. What is selected enters
-    the draw of batches only through its length and order. Raises TrainingDiverged, CheckpointError.
+    the draw of batches only through its length and order. Raises TrainingDiverged, CheckpointError, DiskFull.
     """
     config = release.recipe.personalise.train
     began = start if start is not None else release.student(0)

@@ -14,12 +14,12 @@ from rich.progress import Progress as Bars
 from torch import Tensor, nn
 
 from isthmus.data.cache.read import ClipArrays
+from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import FusionHead, RatioHead, present
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teacher.balance import OgmGe
 from isthmus.distill.teacher.held_out import CrossFit, Held, cross_fit, fit_weights, held_out_clips, temperature
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.datasets import LabelledClips, LabelledFeatures, LabelledFrames, LabelledSpectrograms
 from isthmus.distill.training.loop import EpochReport, OnGradients, SeededDataset, fit
 from isthmus.distill.training.losses import classification_loss, masked_loss
@@ -51,7 +51,7 @@ def train_teacher(
 ) -> Losses:
     """Trains, saves and runs the teacher over the public clips. Resumes from the stage and epoch it was stopped in.
 
-    Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError.
+    Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError, DiskFull.
     """
     recipe = release.recipe
     clips, held_out = teaching_clips(release, seed)
@@ -115,7 +115,7 @@ def train_teacher(
     if held_out is not None and fusion.linear() is not None:
         crossed = fit_on_held_out(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out, dropout, seed)
         facts = {"clips": len(held_out), "actors": sorted({*held_out.actors} - {""}), **dataclasses.asdict(crossed)}
-        write_atomically(folder / "held_out.json", json.dumps(facts, indent=1).encode())
+        write_atomically(folder / "held_out.json", json.dumps(facts, indent=1))
     elif recipe.teacher.head.epochs:
         audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device, bars, "features for the head")
         data = LabelledFeatures(audio_ND, visual_NKD, clips.labels_N, recipe.input.frames_used, seed)

@@ -1,8 +1,6 @@
 """Checkpoints as safetensors: model, optimiser and progress in one file, written whole or not at all."""
 
-import errno
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from isthmus.data.files import write_atomically
+
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be written or does not belong to this run. The last good file is kept."""
+    """A checkpoint that is damaged or belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,8 @@ class Progress:
     losses: tuple[float, ...]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside ``path`` and renames over it; raises CheckpointError on a full disk, ``path`` unharmed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise CheckpointError(
-                f"the disk is full: {path.name} ({len(content)} bytes) was not written; "
-                "the last complete one is kept. Free some space and run the same command again to go on."
-            ) from error
-        raise
-
-
 def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Raises CheckpointError where the disk is full."""
+    """Writes model, optimiser and progress to ``path``. Raises DiskFull; the last checkpoint is then kept."""
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():

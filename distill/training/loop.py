@@ -112,7 +112,7 @@ def fit(
     after the last; ``on_epoch`` is called after that, and may raise to stop. ``on_gradients`` may change the gradients
     of a batch before they are applied.
 
-    Raises TrainingDiverged, CheckpointError.
+    Raises TrainingDiverged, CheckpointError, DiskFull.
     """
     device = device or pick_device()
     module.to(device)

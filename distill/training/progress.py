@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
+from isthmus.distill.figures import png
 from isthmus.distill.training.loop import EpochReport
 
 
@@ -66,20 +67,16 @@ class EpochBars:
 
 def save_loss_curves(folder: Path, losses: Mapping[str, Sequence[float]], title: str) -> None:
     """Writes ``history.json`` and ``loss.png``: one curve per stage, loss against epoch."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "history.json", json.dumps({k: list(v) for k, v in losses.items()}, indent=1).encode())
+    write_atomically(folder / "history.json", json.dumps({k: list(v) for k, v in losses.items()}, indent=1))
     shown = {stage: values for stage, values in losses.items() if values}
-    figure, axes = pyplot.subplots(1, max(1, len(shown)), figsize=(4 * max(1, len(shown)), 3), squeeze=False)
+    figure = Figure(figsize=(4 * max(1, len(shown)), 3))
+    axes = figure.subplots(1, max(1, len(shown)), squeeze=False)
     for axis, (stage, values) in zip(axes[0], shown.items(), strict=False):
         axis.plot(range(1, len(values) + 1), values)
         axis.set(title=stage, xlabel="epoch", ylabel="loss")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(folder / "loss.png", dpi=110)
-    pyplot.close(figure)
+    write_atomically(folder / "loss.png", png(figure))

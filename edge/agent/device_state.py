@@ -10,12 +10,12 @@ Each file is replaced as a whole by one rename, so a kill leaves the old or the 
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from isthmus.data.files import write_atomically
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
@@ -135,14 +135,8 @@ class DeviceState:
         return raw
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        fresh = self.root / f"{name}.new"
         with disk_errors():
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(content, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(fresh, self.root / name)
+            write_atomically(self.root / name, json.dumps(content), mode=0o600)
 
     def _corrupt(self, name: str) -> Corrupt:
         return Corrupt(f"{self.root / name} does not read; move it away and run again")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isthmus.data.files import write_atomically
 from isthmus.edge.agent.device_state import LedgerEntry
 from isthmus.edge.agent.inference import Answer, accuracy
 from isthmus.edge.own_clips.habits import Habits
@@ -169,11 +170,8 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Raises StorageFull."""
-    fresh = path.with_name(f"{path.name}.new")
     with disk_errors():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_atomically(path, json.dumps(report, indent=1) + "\n")
 
 
 def rss_bytes() -> int:

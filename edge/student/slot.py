@@ -21,6 +21,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from isthmus.data.files import write_atomically
 from isthmus.proto.convert import identifier, manifest_from_bytes
 from isthmus.proto.errors import Corrupt, IsthmusError, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
@@ -86,8 +87,8 @@ class StudentSlot:
             missing_bytes += sum(file.size_bytes for file in manifest.files if patch_name(file.name) in wanted)
             if shutil.disk_usage(folder).free < missing_bytes + SPARE_BYTES:
                 raise StorageFull(f"the disk cannot hold {missing_bytes} more bytes of student {manifest.student_id}")
-            _write_durably(folder / SIGNATURE, signed.signature)
-            _write_durably(staged, signed.manifest_bytes)
+            write_atomically(folder / SIGNATURE, signed.signature)
+            write_atomically(staged, signed.manifest_bytes)
         return manifest
 
     def missing(self, manifest: StudentManifest) -> list[tuple[StudentFile, int]]:
@@ -283,11 +284,10 @@ class StudentSlot:
         except Corrupt:
             made = b""
         if hashlib.sha256(made).digest() == file.sha256:
-            _write_durably(_part(folder, file), made)
-            os.replace(_part(folder, file), folder / file.name)
+            write_atomically(folder / file.name, made)
         else:
             _part(folder, file).unlink(missing_ok=True)
-            _write_durably(_came_whole(folder, file), b"")
+            write_atomically(_came_whole(folder, file), b"")
         part.unlink()
 
     def _check_files(self, installed: Installed) -> None:
@@ -350,13 +350,6 @@ def _point(link: Path, folder: Path) -> None:
     fresh.symlink_to(Path("versions") / folder.name, target_is_directory=True)
     os.replace(fresh, link)
     _sync_folder(link.parent)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

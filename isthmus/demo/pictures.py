@@ -1,6 +1,5 @@
 """The report's pictures: each a function from plain data to PNG bytes. No state of pyplot is touched."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -13,15 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from isthmus.demo.outcome import ClientOutcome, KeptClip, readable_bytes
 from isthmus.demo.stages import StageRecord
+from isthmus.distill.figures import png
 
 COLOURS: Final = ("#94a3b8", "#1d4ed8", "#60a5fa", "#15803d", "#b45309", "#7c3aed")
-DPI: Final = 110
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:
@@ -52,7 +45,7 @@ def accuracy(clients: Sequence[ClientOutcome]) -> bytes:
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(0, 112)
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def bytes_per_clip(clients: Sequence[ClientOutcome]) -> bytes:
@@ -69,7 +62,7 @@ def bytes_per_clip(clients: Sequence[ClientOutcome]) -> bytes:
     axes.set_xlim(right=max(counts) * 6)
     axes.invert_yaxis()
     axes.set_xlabel("bytes (logarithmic)")
-    return _png(figure)
+    return png(figure)
 
 
 def selected(clients: Sequence[ClientOutcome], classes: Sequence[str]) -> bytes:
@@ -78,7 +71,7 @@ def selected(clients: Sequence[ClientOutcome], classes: Sequence[str]) -> bytes:
     _grouped_bars(axes, classes, {client.name: client.selected_per_class for client in clients})
     axes.set_ylabel("public clips selected")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def prototypes(client: ClientOutcome, classes: Sequence[str]) -> bytes:
@@ -95,7 +88,7 @@ def prototypes(client: ClientOutcome, classes: Sequence[str]) -> bytes:
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_title(f"{client.name}: {count} prototypes", fontsize=10)
     figure.colorbar(image, ax=axes, label="probability", shrink=0.8)
-    return _png(figure)
+    return png(figure)
 
 
 def kept(clip: KeptClip, shown: int = 5) -> bytes:
@@ -118,7 +111,7 @@ def kept(clip: KeptClip, shown: int = 5) -> bytes:
     )
     axes.set(xlabel="seconds", ylabel="hertz (mel scale)")
     above.suptitle(clip.name, fontsize=10, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
@@ -137,7 +130,7 @@ def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def wall_times(stages: Sequence[StageRecord]) -> bytes:
@@ -154,4 +147,4 @@ def wall_times(stages: Sequence[StageRecord]) -> bytes:
     axes.set_xlim(right=1.25 * max(stage.seconds for stage in stages))
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    return _png(figure)
+    return png(figure)

@@ -3,13 +3,14 @@
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from isthmus.data.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ class StageLedger:
         self.records.append(StageRecord(name, "", seconds))
 
     def _save(self) -> None:
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text(json.dumps([asdict(record) for record in self._finished.values()], indent=1))
-        os.replace(part, self._path)
+        write_atomically(self._path, json.dumps([asdict(record) for record in self._finished.values()], indent=1))
 
 
 def _read(path: Path) -> dict[str, StageRecord]:

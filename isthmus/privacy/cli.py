@@ -9,9 +9,10 @@ import torch
 import typer
 
 from isthmus.data.cache.build import CacheFull
+from isthmus.data.files import write_atomically
 from isthmus.distill.prepare import read_data, release_split
 from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.training.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.training.checkpoint import CheckpointError
 from isthmus.distill.training.loop import TrainingDiverged, pick_device
 from isthmus.distill.training.progress import bars
 from isthmus.privacy import measure
@@ -77,9 +78,9 @@ def report(
                 advance=lambda cells: progress.advance(task, cells),
             )
         text = reports.markdown(result)
-        write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
-        write_atomically(out / "result.md", text.encode())
-        write_atomically(out / "report.html", reports.render(result, out).encode())
+        write_atomically(out / "result.json", json.dumps(result, indent=1))
+        write_atomically(out / "result.md", text)
+        write_atomically(out / "report.html", reports.render(result, out))
     except (ReleaseError, CheckpointError, TrainingDiverged, CacheFull, ValueError, OSError) as error:
         typer.echo(f"isthmus privacy: {error}", err=True)
         raise typer.Exit(1) from error

@@ -14,13 +14,14 @@ import torch
 
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
+from isthmus.data.files import write_atomically
 from isthmus.data.splits import Split, latency_halves
 from isthmus.data.transforms import frame_positions
 from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
 from isthmus.distill.selection import select_cosine
 from isthmus.distill.student.evaluate import StudentOutputs, student_outputs
-from isthmus.distill.training.checkpoint import state_hash, write_atomically
+from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.teacher_cache import head_probabilities
 from isthmus.privacy.attacks import (
     COMPONENTS,
@@ -190,7 +191,7 @@ class _Seed:
             made, shown = self._baselines(name) if mode is None else self._measured(name, mode)
             if examples:
                 write_atomically(pictures, _npz(shown))
-            write_atomically(path, json.dumps(made, indent=1).encode())
+            write_atomically(path, json.dumps(made, indent=1))
         cell: dict[str, Any] = json.loads(path.read_text())
         cell["pictures"] = str(pictures.relative_to(self._out)) if examples else None
         return cell

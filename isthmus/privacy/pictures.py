@@ -1,12 +1,13 @@
 """The report's pictures: originals beside what each upload gave back, and both attacks beside chance. PNG bytes."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from isthmus.distill.figures import png
 
 if TYPE_CHECKING:
     from isthmus.privacy.report import ModeSummary
@@ -64,7 +65,7 @@ def _grid(rows: dict[str, tuple[Any, Any]]) -> bytes:
     labels = [name.replace(", ", ",\n").replace(": ", ":\n") for name in rows]
     left.set_yticks((np.arange(len(rows)) + 0.5) * frames.shape[0] / len(rows), labels, fontsize=7)
     left.tick_params(length=0)
-    return _png(figure)
+    return png(figure, dpi=DPI)
 
 
 def _mosaic(lines: Sequence[Any], blank: float) -> Any:
@@ -120,10 +121,4 @@ def _dots(rows: Sequence[tuple[str, Sequence[Any]]], kinds: Sequence[str], label
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, dpi=DPI)

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from isthmus import __version__
+from isthmus.data.files import write_atomically
 from isthmus.privacy import pictures
 from isthmus.privacy.measure import BASELINES
 
@@ -267,9 +268,7 @@ def render(result: dict[str, Any], out: Path) -> str:
     summaries = summarise(result)
     drawn = pictures.draw(result, summaries, out)
     for name, png in drawn.items():
-        path = out / "pictures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png)
+        write_atomically(out / "pictures" / f"{name}.png", png)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isthmus.privacy", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )

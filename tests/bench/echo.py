@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 
+from isthmus.data.files import write_atomically
+
 
 class Echo(grpc.GenericRpcHandler):
     """Any method, as a stream of bytes in both directions."""
@@ -32,9 +34,7 @@ async def serve(port_file: Path) -> None:
     server = grpc.aio.server(handlers=[Echo()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    part = port_file.with_name(f"{port_file.name}.part")
-    part.write_text(f"127.0.0.1:{port}\n", encoding="ascii")
-    part.replace(port_file)
+    write_atomically(port_file, f"127.0.0.1:{port}\n")
     await stop.wait()
     await server.stop(None)
 

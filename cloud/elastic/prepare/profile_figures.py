@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.data.files import write_atomically
+from isthmus.distill.figures import png
 
 
 def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
     """Writes four plots side by side as one PNG. ``similarity_L`` may be empty."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (by_gamma, rates, by_size, by_layer) = pyplot.subplots(1, 4, figsize=(18, 4))
+    figure = Figure(figsize=(18, 4))
+    by_gamma, rates, by_size, by_layer = figure.subplots(1, 4)
     for task, shares in profile.accuracy.items():
         able = [gamma for gamma in profile.gammas if gamma <= 0 or shares[gamma] > 0]
         by_gamma.plot(able, [100 * shares[gamma] for gamma in able], marker="o", label=task)
@@ -38,6 +38,4 @@ def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
     key = profile.key
     figure.suptitle(f"{key.processor}, {key.device}, {key.threads} threads, {key.number_type}")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    write_atomically(path, png(figure))

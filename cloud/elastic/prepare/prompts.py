@@ -65,7 +65,7 @@ def learn_task(
     """Head and prompts of a task. Interrupted, the same call goes on in ``folder`` where it stood.
 
     Raises ValueError for labels beyond ``classes`` and pictures of another size; TrainingDiverged; CheckpointError
-    where the folder belongs to another run, or the disk is full.
+    if the folder belongs to another run; DiskFull.
     """
     side = model.image_px
     if labelled.pictures_NHWC.shape[1:] != (side, side, 3):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
 
 
 def read_search(path: Path, key: list[Any]) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def read_search(path: Path, key: list[Any]) -> dict[str, Any]:
 
 
 def write_search(path: Path, state: dict[str, Any]) -> None:
-    """Raises CheckpointError where the disk is full."""
-    write_atomically(path, json.dumps(state, indent=1).encode())
+    """Writes the schedule to ``path``. Raises DiskFull."""
+    write_atomically(path, json.dumps(state, indent=1))
 
 
 def read_schedules(path: Path | None) -> dict[int, tuple[int, ...]]:

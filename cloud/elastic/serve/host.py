@@ -1,7 +1,6 @@
 """Opens elastic serving from the service's settings: model, profile, policy, tasks. Importing this imports torch."""
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.data.files import write_atomically
 from isthmus.data.images import ImageError, PixelSpec, decode_image
 from isthmus.proto.errors import InvalidInput
 
@@ -167,7 +167,5 @@ def _measured(runner: ElasticRunner, path: Path, before: Profile | None) -> Prof
         raise InvalidInput(f"the model cannot be measured: {error}") from error
     for task, accuracy in ({} if before is None else before.accuracy).items():
         profile = profile.with_task(task, accuracy)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(profile.to_json(), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, profile.to_json())
     return profile

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
 from isthmus.proto.errors import IsthmusError
 
 MAX_DESCRIPTION_CHARS = 1 << 20
@@ -29,7 +29,7 @@ class TaskFiles:
     weights: TaskWeights
 
     def save(self, folder: Path) -> Path:
-        """Writes the three files, and says where the weights are. Raises CheckpointError where the disk is full."""
+        """Writes the three files and returns the path of the weights. Raises DiskFull."""
         weights, spec = self.weights, self.spec
         tensors = {"head.weight": weights.head_weight_CD, "head.bias": weights.head_bias_C}
         tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in weights.prompts_LGD.items()}
@@ -41,8 +41,8 @@ class TaskFiles:
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         path = folder / f"{spec.name}.safetensors"
         write_atomically(path, safetensors.numpy.save(contiguous, metadata))
-        write_atomically(folder / f"{spec.name}.recipe.json", json.dumps(asdict(self.recipe), indent=1).encode())
-        write_atomically(folder / f"{spec.name}.json", spec.to_json().encode())
+        write_atomically(folder / f"{spec.name}.recipe.json", json.dumps(asdict(self.recipe), indent=1))
+        write_atomically(folder / f"{spec.name}.json", spec.to_json())
         return path
 
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from isthmus.cloud.elastic.warm.profiled import Profiled
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
 
 FORMAT: Final = 1
 MAX_CARD_CHARS: Final = 4 << 20
@@ -102,7 +102,7 @@ class WarmStore:
                 raise StoreError(f"{path} holds warmed models of another task or reducer: name another folder")
             return store
         raw = {"format": FORMAT, "task": common.task, "classes": common.classes, "reducer": common.reducer}
-        write_atomically(path / "store.json", json.dumps(raw, indent=1).encode())
+        write_atomically(path / "store.json", json.dumps(raw, indent=1))
         return store
 
     def common(self) -> Common:
@@ -177,7 +177,7 @@ class WarmStore:
         seconds: float = 0.0,
         pictures: int = 0,
     ) -> Card:
-        """Writes a model, or replaces it. Raises CheckpointError on a full disk; then the model of before is there."""
+        """Writes a model, or replaces it. Raises DiskFull; the model of before is then kept."""
         _checked(name)
         stored = {key: self._write(tensor) for key, tensor in tensors.items()}
         card = Card(name, kind, number, heads, stored, dict(accuracy or {}), dict(shares or {}), seconds, pictures)
@@ -185,7 +185,7 @@ class WarmStore:
         return card
 
     def write_card(self, card: Card) -> None:
-        """Writes what is said of a model anew. Raises CheckpointError on a full disk."""
+        """Writes what is said of a model anew. Raises DiskFull."""
         raw = {
             "format": FORMAT,
             "name": card.name,
@@ -201,7 +201,7 @@ class WarmStore:
                 for key, one in card.tensors.items()
             },
         }
-        write_atomically(self.path / "models" / f"{card.name}.json", json.dumps(raw, indent=1).encode())
+        write_atomically(self.path / "models" / f"{card.name}.json", json.dumps(raw, indent=1))
 
     def remove(self, name: str) -> None:
         """The model's card; ``collect`` frees its tensors. No such model: nothing."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Cells:
                 return False
             if self.get(name) is None:  # it may have been made while we asked
                 value = {"key": self.key, "value": made()}
-                write_atomically(self.folder / f"{name}.json", json.dumps(value, indent=1).encode())
+                write_atomically(self.folder / f"{name}.json", json.dumps(value, indent=1))
         return True
 
     @contextmanager

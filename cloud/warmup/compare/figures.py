@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 
 from isthmus.cloud.warmup.compare.comparison import METHODS
+from isthmus.data.files import write_atomically
+from isthmus.distill.figures import png
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes four PNG files, means over the seeds of a grid's result; returns their paths."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
     seeds: Sequence[Mapping[str, Any]] = result["seeds"]
     numbers: list[int] = list(result["numbers"])
     title = f"{result['task']}, {result['reducer']}"
@@ -33,11 +31,11 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     def save(figure: Any, name: str) -> None:
         figure.suptitle(title)
         figure.tight_layout()
-        figure.savefig(folder / name, dpi=110)
-        pyplot.close(figure)
+        write_atomically(folder / name, png(figure))
         written.append(folder / name)
 
-    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axis = figure.subplots()
     for method in METHODS:
         by_seed = np.array([[seed["accuracy"][method][str(number)] for number in numbers] for seed in seeds])
         axis.plot(numbers, 100 * by_seed.mean(axis=0), marker="o", label=method)
@@ -47,7 +45,8 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     axis.legend()
     save(figure, "accuracy_by_method.png")
 
-    figure, axis = pyplot.subplots(figsize=(6, 5))
+    figure = Figure(figsize=(6, 5))
+    axis = figure.subplots()
     shown = axis.imshow(grid_TI, origin="lower", aspect="auto")
     axis.set(xlabel="number at inference", ylabel="number tuned for", title="Accuracy, %")
     axis.set_xticks(range(len(numbers)), [str(number) for number in numbers])
@@ -58,14 +57,16 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     figure.colorbar(shown)
     save(figure, "tuned_by_inference.png")
 
-    figure, axis = pyplot.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
     best = [numbers[int(place)] for place in grid_TI.argmax(axis=0)]
     axis.plot(numbers, best, marker="o")
     axis.set(xlabel="number at inference", ylabel="best number to tune for", title="Best tuned number")
     axis.grid(alpha=0.3)
     save(figure, "best_tuned_number.png")
 
-    figure, axis = pyplot.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axis = figure.subplots()
     costs = {
         "exhaustive": statistics.fmean(seed["exhaustive_s"] for seed in seeds),
         "planned": statistics.fmean(seed["planned_s"] for seed in seeds),

@@ -28,8 +28,8 @@ from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pict
 from isthmus.cloud.warmup.tuning import DEFAULT, Subject, TuneConfig, predicted_seconds, probe, start, tune
 from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Told, Warming, named, nearest, silent, unseen
 from isthmus.data.cache.keys import digest
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages
-from isthmus.distill.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,8 @@ class Grid:
             told("other processes are still at some cells; the last one to end writes the result")
             return None
         result = self.result()
-        write_atomically(self.folder / "result.json", json.dumps(result, indent=1).encode())
-        write_atomically(self.folder / "result.md", markdown(result).encode())
+        write_atomically(self.folder / "result.json", json.dumps(result, indent=1))
+        write_atomically(self.folder / "result.md", markdown(result))
         return result
 
     def result(self) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile, paper_
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.data.files import write_atomically
 from isthmus.data.traces import read_trace
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.experiments.elastic.figures import draw_all
 
 Floats = npt.NDArray[np.float64]
@@ -179,8 +179,8 @@ def run(
         "epsilon": EPSILON,
         "cells": cells,
     }
-    write_atomically(out / "result.json", json.dumps(result).encode())
-    write_atomically(out / "result.md", markdown(result).encode())
+    write_atomically(out / "result.json", json.dumps(result))
+    write_atomically(out / "result.md", markdown(result))
     return result
 
 
@@ -214,7 +214,7 @@ def _cell(
         "possible": sum(query.utility for query in queries),
         "rows": rows,
     }
-    write_atomically(path, json.dumps(cell, indent=1).encode())
+    write_atomically(path, json.dumps(cell, indent=1))
     return cell
 
 

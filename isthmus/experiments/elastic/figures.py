@@ -4,7 +4,6 @@ Each function takes plain data and returns PNG bytes; no state of pyplot is touc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +15,8 @@ from matplotlib.figure import Figure
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Ran, Run
+from isthmus.data.files import write_atomically
+from isthmus.distill.figures import png
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,9 +36,7 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str, *, legend: bo
     if legend:
         figure.legend(fontsize=8, loc="outside right upper")
     axes.grid(alpha=0.3)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def utility_over_time(runs: Mapping[str, Run]) -> bytes:
@@ -173,10 +172,9 @@ def draw_all(
         "accuracy_and_throughput": accuracy_and_throughput(profile),
         "throughput_by_size": throughput_by_size(profile),
     }
-    out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, png in pictures.items():
+    for name, picture in pictures.items():
         path = out / f"{name}.png"
-        path.write_bytes(png)
+        write_atomically(path, picture)
         paths.append(path)
     return paths

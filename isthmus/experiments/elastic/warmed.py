@@ -15,7 +15,8 @@ from typing import Any, Final
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.warm.profiled import VANILLA, Profiled, warmed_profile
 from isthmus.cloud.elastic.warm.store import WarmStore
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
+from isthmus.distill.figures import png
 from isthmus.experiments.elastic import comparison
 from isthmus.experiments.elastic.comparison import Told, Workload
 
@@ -53,7 +54,7 @@ def run(
     store = WarmStore(warm)
     sides = both_profiles(comparison.load_profile(str(profile)), store.common().task, store.profiled())
     for side, of in sides.items():
-        write_atomically(out / "profiles" / f"{side}.json", of.to_json().encode())
+        write_atomically(out / "profiles" / f"{side}.json", of.to_json())
     paths = [str(out / "profiles" / f"{side}.json") for side in SIDES]
     found = comparison.run(
         paths,
@@ -76,8 +77,8 @@ def run(
         **{key: found[key] for key in ("traces", "loads", "seeds", "duration_s", "window_s", "versions", "cells")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(result))
-    write_atomically(out / "result.json", json.dumps(plain).encode())
-    write_atomically(out / "result.md", markdown(plain).encode())
+    write_atomically(out / "result.json", json.dumps(plain))
+    write_atomically(out / "result.md", markdown(plain))
     for trace in traces:
         workload = Workload(trace, loads[-1], seeds[0], duration_s, window_s)
         draw_latencies(sides, workload, policies, out / "pictures" / f"latency-{Path(trace).stem}.png")
@@ -119,12 +120,10 @@ def _cell(result: Mapping[str, Any], trace: str, policy: str, load: float, key: 
 
 def draw_latencies(sides: Mapping[str, Profile], workload: Workload, policies: Sequence[str], path: Path) -> None:
     """The CDF of the time from arrival to answer of every query that ran, by side and policy (figure 4.10)."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.5))
+    figure = Figure(figsize=(7, 4.5))
+    axis = figure.subplots()
     for side, profile in sides.items():
         queries = comparison.queries_of(workload, profile)
         for place, policy in enumerate(policies):
@@ -141,6 +140,4 @@ def draw_latencies(sides: Mapping[str, Profile], workload: Workload, policies: S
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    write_atomically(path, png(figure))

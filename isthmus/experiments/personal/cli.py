@@ -15,10 +15,11 @@ import typer
 from isthmus import __version__
 from isthmus.data.cache.build import CacheFull
 from isthmus.data.clip import Listing
+from isthmus.data.files import write_atomically
 from isthmus.distill.prepare import begin_release, choose_split, read_data, recipe_for, release_split
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.training.checkpoint import CheckpointError, write_atomically
+from isthmus.distill.training.checkpoint import CheckpointError
 from isthmus.distill.training.loop import TrainingDiverged
 from isthmus.distill.training.progress import bars
 from isthmus.experiments.personal import cost, paper, people
@@ -190,8 +191,8 @@ def cost_command(
         "preset": opened.recipe.name,
         "runs": [asdict(run) for run in found],
     }
-    write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
-    write_atomically(out / "result.md", made.markdown().encode())
+    write_atomically(out / "result.json", json.dumps(result, indent=1))
+    write_atomically(out / "result.md", made.markdown())
     typer.echo(made.markdown())
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'}")
 
@@ -245,7 +246,7 @@ def _write(
         "recipe": json.loads(recipe.to_json()),
         "cells": [asdict(cell) for cell in made],
     }
-    write_atomically(out / "result.json", json.dumps(result, indent=1).encode())
+    write_atomically(out / "result.json", json.dumps(result, indent=1))
     written = report.write(out, title, facts, found)
     typer.echo(report.markdown(title, facts, found))
     typer.echo(f"written: {out / 'result.json'}, {', '.join(map(str, written))}")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from isthmus.data.cache.read import ClipArrays
+from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
@@ -30,7 +31,6 @@ from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.student.base import base_heads
 from isthmus.distill.student.evaluate import accuracy, bank_probabilities, student_outputs
 from isthmus.distill.student.personalise import select_round, train_heads
-from isthmus.distill.training.checkpoint import write_atomically
 from isthmus.distill.training.datasets import DistillationClips
 from isthmus.distill.training.loop import fit
 from isthmus.distill.training.losses import feature_distillation_loss
@@ -160,7 +160,7 @@ def measure(
                         labels_T,
                     )
                     done = Spent(loop, client, seed, rounds, epochs, rounds, spent, right, before)
-                    write_atomically(path, json.dumps(asdict(done), indent=1).encode())
+                    write_atomically(path, json.dumps(asdict(done), indent=1))
                 found.append(Spent(**json.loads(path.read_text())))
                 told(
                     f"{loop}, client {client}, seed {seed}: {found[-1].total_s:.0f} s of processor time, "

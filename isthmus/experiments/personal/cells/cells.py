@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import replaced, write_atomically
 
 Floats = npt.NDArray[np.float32]
 
@@ -95,16 +95,14 @@ class Outputs:
 
 def save(folder: Path, cell: Cell, on_selection: Outputs, on_test: Outputs) -> None:
     """Writes the outputs, then the JSON whose presence says that the cell is done."""
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{where}_{name}": value
         for where, outputs in (("selection", on_selection), ("test", on_test))
         for name, value in vars(outputs).items()
     }
-    part = folder / f"{cell.asked.name}.part.npz"
-    np.savez_compressed(part, **arrays)
-    part.replace(folder / f"{cell.asked.name}.npz")
-    write_atomically(folder / f"{cell.asked.name}.json", json.dumps(asdict(cell), indent=1).encode())
+    with replaced(folder / f"{cell.asked.name}.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    write_atomically(folder / f"{cell.asked.name}.json", json.dumps(asdict(cell), indent=1))
 
 
 def done(folder: Path, asked: Asked) -> bool:

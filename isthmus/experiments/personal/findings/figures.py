@@ -1,12 +1,12 @@
 """The paper's figures 5.6 to 5.15 from cells, as PNG bytes. No state of pyplot is touched."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from isthmus.distill.figures import png
 from isthmus.experiments.personal.cells.cells import Cell
 from isthmus.experiments.personal.findings.paired import spread
 from isthmus.experiments.personal.findings.tables import in_order, pick
@@ -19,12 +19,6 @@ def _panels(count: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
     return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def distillation_loss(cells: Sequence[Cell], methods: Sequence[str]) -> bytes:
@@ -40,7 +34,7 @@ def distillation_loss(cells: Sequence[Cell], methods: Sequence[str]) -> bytes:
                 axis.plot(range(1, epochs + 1), mean, label=method)
         axis.set(title=client, xlabel="epoch", ylabel="distillation loss")
     axes[0].legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def selected_per_class(cells: Sequence[Cell], methods: Sequence[str], classes: Sequence[str]) -> bytes:
@@ -57,7 +51,7 @@ def selected_per_class(cells: Sequence[Cell], methods: Sequence[str], classes: S
         axis.set_xticks(places, list(classes), fontsize=8, rotation=90 if len(classes) > 8 else 0)
         axis.set(title=client, ylabel="public clips selected")
     axes[0].legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def accuracy_by(cells: Sequence[Cell], key: str, label: str) -> bytes:
@@ -71,7 +65,7 @@ def accuracy_by(cells: Sequence[Cell], key: str, label: str) -> bytes:
         )
     axis.set(xlabel=label, ylabel="accuracy, %")
     axis.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def accuracy_against_bytes(
@@ -96,7 +90,7 @@ def accuracy_against_bytes(
     axis.set_xscale("log")
     axis.set(xlabel="bytes a clip (logarithmic)", ylabel="accuracy, %, mean over clients and seeds")
     axis.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def gain_by_client(cells: Sequence[Cell], methods: Sequence[str], baseline: str) -> bytes:
@@ -115,7 +109,7 @@ def gain_by_client(cells: Sequence[Cell], methods: Sequence[str], baseline: str)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(methods)), list(methods), rotation=30, ha="right", fontsize=8)
     axis.set_ylabel(f"points over {baseline}")
-    return _png(figure)
+    return png(figure)
 
 
 def estimate_against_truth(pairs: Sequence[tuple[float, float]], estimate: str) -> bytes:
@@ -125,4 +119,4 @@ def estimate_against_truth(pairs: Sequence[tuple[float, float]], estimate: str) 
     axis.axhline(0, color="black", linewidth=0.8)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(xlabel=f"estimated change, points ({estimate})", ylabel="true change, points")
-    return _png(figure)
+    return png(figure)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from isthmus import __version__
-from isthmus.distill.training.checkpoint import write_atomically
+from isthmus.data.files import write_atomically
 from isthmus.experiments.personal.findings.tables import Table
 
 
@@ -50,6 +50,6 @@ def write(out: Path, title: str, facts: Mapping[str, str], sections: Sequence[Se
     page = environment.get_template("report.html").render(
         version=__version__, title=title, facts=facts, sections=sections
     )
-    write_atomically(out / "result.md", markdown(title, facts, sections).encode())
-    write_atomically(out / "report.html", page.encode())
+    write_atomically(out / "result.md", markdown(title, facts, sections))
+    write_atomically(out / "report.html", page)
     return [out / "result.md", out / "report.html"]

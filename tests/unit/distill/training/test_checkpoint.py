@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from isthmus.data.files import DiskFull
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.checkpoint import CheckpointError, state_hash
 from isthmus.distill.training.loop import EpochReport, SeededDataset, TrainingDiverged, fit, learning_rate
@@ -73,7 +74,7 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match="disk is full"):
+    with pytest.raises(DiskFull, match="disk is full"):
         train(config, checkpoint=path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
