@@ -1,70 +1,19 @@
-"""A tiny release of random arrays and untrained networks, and a real server on it: seconds, not minutes."""
+"""What integration tests share. What needs torch is imported when it is asked for: the device's tests run without."""
 
-import dataclasses
-import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import grpc
 import numpy as np
 import pytest
-import torch
 
-from isthmus.cloud.server import Server
-from isthmus.cloud.settings import CloudSettings
-from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
 from isthmus.data.media.encode import write_flv, write_wav
-from isthmus.data.transforms import InputSpec
-from isthmus.distill.models.heads import HeadBank
-from isthmus.distill.recipes import Recipe
-from isthmus.distill.release import Release, save_weights
-from isthmus.distill.teacher.teach import cache_teacher_outputs
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
-from isthmus.proto.convert import prototypes_to_pb
-from isthmus.proto.messages import Prototypes, UploadMode
-from isthmus.proto.v1 import isthmus_pb2 as pb
-from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
-from tests.rigs.release import CLASSES, EMOTIONS, TAKES, tiny_recipe
+from tests.rigs.clips import EMOTIONS, TAKES
 
-CLIPS = 24
-BASE_FILE_BYTES = 1_300_000
-
-
-def write_clips(folder: Path, spec: InputSpec) -> None:
-    """Random clips as a finished folder of the decoded cache."""
-    rng = np.random.default_rng(7)
-    folder.mkdir(parents=True)
-    rng.standard_normal((CLIPS, *spectrogram_shape(spec)), np.float32).tofile(folder / SPECTROGRAMS)
-    rng.integers(0, 256, (CLIPS, *frames_shape(spec)), np.uint8).tofile(folder / FRAMES)
-    clips = [
-        {"name": f"clip{i:02}", "label": i % len(CLASSES), "actor": "1001", "key": f"{i:064x}"} for i in range(CLIPS)
-    ]
-    index = {"format": FORMAT, "spec": dataclasses.asdict(spec), "classes": CLASSES, "clips": clips, "skipped": []}
-    (folder / INDEX).write_text(json.dumps(index))
-
-
-@pytest.fixture(scope="session")
-def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An untrained release: real networks, random weights. Its base student's files are no ONNX, only bytes."""
-    root = tmp_path_factory.mktemp("release")
-    recipe = tiny_recipe()
-    release = Release.create(root, recipe)
-    write_clips(release.public_dir / "clips", recipe.input)
-    (root / "public.json").write_text(json.dumps({"folder": "clips"}))
-    torch.manual_seed(0)
-    save_weights(release.new_teacher(), release.teacher_path)
-    save_weights(release.new_student(), release.student_path(0))
-    cache_teacher_outputs(release, torch.device("cpu"))
-    release.base_dir.mkdir()
-    rng = np.random.default_rng(11)
-    for name in ("audio_encoder.onnx", "visual_encoder.onnx", "teacher_head.onnx"):
-        (release.base_dir / name).write_bytes(rng.bytes(BASE_FILE_BYTES))
-    HeadBank(recipe.feature_width, len(CLASSES), recipe.ratios).save(release.base_dir / "heads.safetensors")
-    yield root
-    shutil.rmtree(root)
+if TYPE_CHECKING:
+    from tests.rigs.cloud import Rig
 
 
 @pytest.fixture(scope="session")
@@ -89,85 +38,19 @@ def plan(clips: Path) -> ClipPlan:
     return plan_clips(clips, seed=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Client:
-    """An enrolled device's view of the server."""
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of an untrained release, see ``make_tiny_release``."""
+    from tests.rigs.cloud import make_tiny_release
 
-    device_id: str
-    channel: grpc.aio.Channel
-    metadata: tuple[tuple[str, str], ...]
-
-    @property
-    def personalisation(self) -> pb_grpc.PersonalisationServiceStub:
-        return pb_grpc.PersonalisationServiceStub(self.channel)
-
-    @property
-    def inference(self) -> pb_grpc.InferenceServiceStub:
-        return pb_grpc.InferenceServiceStub(self.channel)
-
-    async def describe(self, student_id: str = "") -> pb.StudentManifest:
-        request = pb.DescribeStudentRequest(student_id=student_id)
-        reply = await self.personalisation.DescribeStudent(request, metadata=self.metadata)
-        return pb.StudentManifest.FromString(reply.manifest)
-
-
-def some_prototypes(rows: int = 4) -> Prototypes:
-    values_KC = np.random.default_rng(3).dirichlet(np.ones(len(CLASSES)), rows).astype(np.float32)
-    return Prototypes(values_KC, np.full(rows, 3, np.int32), UploadMode.PROTOTYPES, 3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rig:
-    """What a test needs to run a real server on the tiny release, in the test's own folder."""
-
-    release: Path
-    state: Path
-    recipe: Recipe = dataclasses.field(default_factory=tiny_recipe)
-
-    def settings(self, **changes: object) -> CloudSettings:
-        """Of a server without a worker, on a free port of loopback."""
-        return CloudSettings(**{"release": self.release, "state": self.state, "workers": 0, **changes})
-
-    @asynccontextmanager
-    async def running(self, **changes: object) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-        """A started server and a channel to it."""
-        server = Server(self.settings(**changes))
-        port = await server.start()
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield server, channel
-        finally:
-            await server.stop()
-
-    async def enrol(self, channel: grpc.aio.Channel, name: str = "kiosk", key: str = "") -> Client:
-        request = pb.EnrolRequest(device_name=name, enrolment_key=key)
-        reply = await pb_grpc.PersonalisationServiceStub(channel).Enrol(request)
-        return Client(reply.device_id, channel, (("authorization", f"Bearer {reply.token}"),))
-
-    def prototypes(self, rows: int = 4, classes: int = len(CLASSES), size: int = 3) -> pb.Prototypes:
-        values_KC = np.random.default_rng(3).dirichlet(np.ones(classes), rows).astype(np.float32)
-        sizes_K = np.full(rows, size, np.int32)
-        return prototypes_to_pb(Prototypes(values_KC, sizes_K, UploadMode.PROTOTYPES, size))
-
-    async def start(self, client: Client, key: str = "k1", *, rounds: int = 1, seed: int = 5) -> pb.JobStatus:
-        request = pb.StartPersonalisationRequest(
-            idempotency_key=key, prototypes=self.prototypes(), rounds=rounds, seed=seed
-        )
-        return (await client.personalisation.StartPersonalisation(request, metadata=client.metadata)).job
-
-    async def refusal(self, call: Any) -> tuple[grpc.StatusCode, str]:
-        """Status and message with which a call, or a stream of answers, is refused. Fails where it is not."""
-        try:
-            if hasattr(call, "__aiter__"):
-                async for _ in call:
-                    pass
-            else:
-                await call
-        except grpc.aio.AioRpcError as error:
-            return error.code(), error.details()
-        pytest.fail("the call was accepted")
+    root = tmp_path_factory.mktemp("release")
+    make_tiny_release(root)
+    yield root
+    shutil.rmtree(root)
 
 
 @pytest.fixture
-def rig(tiny_release: Path, tmp_path: Path) -> Rig:
+def rig(tiny_release: Path, tmp_path: Path) -> "Rig":
+    from tests.rigs.cloud import Rig
+
     return Rig(tiny_release, tmp_path / "state")

@@ -24,9 +24,3 @@ def tiny_recipe() -> Recipe:
         heads=dataclasses.replace(sgd, epochs=2),
         ratios=(1.0, 2.0),
     )
-
-
-EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
-
-
-TAKES = 4

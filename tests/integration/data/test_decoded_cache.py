@@ -124,7 +124,7 @@ from isthmus.data.layouts.listing import read_listing
 from isthmus.data.transforms import InputSpec
 
 root, cache, spec = sys.argv[1:]
-real, seen = arrays.decode, []
+real, seen = build.decode, []
 
 def deadly(ref, spec):
     seen.append(ref.name)
@@ -132,9 +132,9 @@ def deadly(ref, spec):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(ref, spec)
 
-arrays.decode, arrays.BATCH = deadly, 2
+build.decode, build.BATCH = deadly, 2
 listing = read_listing(Path(root))
-arrays.build_arrays(listing, listing.classes, InputSpec.from_json(spec), Path(cache), progress=False, workers=1)
+build.build_arrays(listing, listing.classes, InputSpec.from_json(spec), Path(cache), progress=False, workers=1)
 """
 
 

@@ -23,8 +23,8 @@ from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
+from tests.rigs.clips import TAKES
 from tests.rigs.device import device
-from tests.rigs.release import TAKES
 
 
 def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
