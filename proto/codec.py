@@ -1,4 +1,4 @@
-"""A feature frame: one clip's compressed features as bytes. No I/O.
+"""The feature frame: one clip's compressed features as bytes. No I/O.
 
 Layout, little-endian:
 
@@ -8,14 +8,15 @@ Layout, little-endian:
          5     1  number type: 0 fp32, 1 fp16, 2 int8
          6     2  compression ratio in thousandths
          8     2  width of a vector
-        10     1  presence: bit 0 the audio vector, bit 1 the visual vector; never neither
+        10     1  presence: bit 0 the audio vector, bit 1 the visual vector; at least one
         11     1  zero
-        12     -  int8 only: the scale of each vector that is present, float32
+        12     -  int8 only: the scale of each vector in the frame, float32
          -     -  audio values if present, then visual values if present
       last     4  CRC-32 of everything before it
 
-Error of a value x, at most: fp32 0; fp16 ``max(|x| 2^-11, 2^-25)``; int8 ``scale / 2`` with ``scale`` the vector's
-largest magnitude over 127. Every byte of a frame is covered by the checksum, so one changed byte is always noticed.
+The largest error of a value x is 0 in fp32, ``max(|x| 2^-11, 2^-25)`` in fp16, and ``scale / 2`` in int8, where
+``scale`` is the vector's largest magnitude over 127. The checksum covers every byte, so one changed byte is always
+noticed.
 """
 
 import math
@@ -52,15 +53,15 @@ _VALUE_BYTES: Final = {NumberType.FP32: 4, NumberType.FP16: 2, NumberType.INT8: 
 
 
 def frame_bytes(feature_width: int, ratio: float, number_type: NumberType, *, vectors: int = 2) -> int:
-    """Size in bytes of the frame of one clip before anything is packed: both modalities, or ``vectors`` of them."""
+    """Return the size in bytes of one clip's frame, with both modalities or ``vectors`` of them. Nothing is packed."""
     return _frame_bytes(compressed_width(feature_width, ratio), vectors, number_type)
 
 
 def pack_frame(frame: FeatureFrame) -> bytes:
-    """The frame's bytes. A modality that was not captured takes none.
+    """Return the frame's bytes. A modality that was not captured takes no bytes.
 
-    Raises BadFrame for vectors that are not one-dimensional, are empty or too wide, differ in width, hold NaN or
-    infinity, or hold a value too large for the number type; and for a ratio that thousandths cannot hold.
+    Raises BadFrame for vectors that are not one-dimensional, are empty or too wide, differ in width, contain NaN or
+    infinity, or contain a value too large for the number type. It also raises it for a ratio outside 1 to 65.535.
     """
     ratio_fixed = _ratio_fixed(frame.ratio)
     present = 0
@@ -87,11 +88,11 @@ def pack_frame(frame: FeatureFrame) -> bytes:
 
 
 def unpack_frame(data: bytes, *, feature_width: int, ratios: Collection[float]) -> FeatureFrame:
-    """The frame that ``data`` holds. Features come back as float32, the ratio as the very member of ``ratios``.
+    """Return the frame in ``data``, with float32 features and the ratio as the member of ``ratios``.
 
     Raises BadFrame for anything but exactly one sound frame: wrong magic, version, number type or checksum, a ratio
     outside ``ratios``, a width other than ``compressed_width(feature_width, ratio)``, no modality or an unknown one,
-    missing or trailing bytes, NaN or infinity. Nothing larger than ``data`` (times four, from int8) is allocated.
+    missing or trailing bytes, NaN or infinity. Allocates at most four times the size of ``data`` (int8 to float32).
     """
     if len(data) < _HEADER.size + _CHECKSUM.size:
         raise BadFrame(f"frame of {len(data)} bytes is too short")
@@ -153,7 +154,7 @@ def _narrowed(values_W: FloatArray, number_type: NumberType) -> bytes:
 
 
 def _quantised(values_W: FloatArray) -> tuple[float, bytes]:
-    """Symmetric int8: the scale (float32, rounded up so that no value needs clipping) and the rounded quotients."""
+    """Return the float32 scale, rounded up so that no value is clipped, and the rounded int8 quotients."""
     largest = float(np.abs(values_W).max())
     scale = np.float32(largest / _INT8_LIMIT)
     if float(scale) * _INT8_LIMIT < largest:

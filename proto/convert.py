@@ -1,8 +1,8 @@
-"""Between the dataclasses of messages.py and protobuf, in pairs: ``<x>_to_pb`` and ``<x>_from_pb``.
+"""Conversion between the dataclasses of messages.py and protobuf, in pairs: ``<x>_to_pb`` and ``<x>_from_pb``.
 
-Whatever comes in is foreign: each ``_from_pb`` checks bounds (limits.py) before it allocates, then what the values
-must mean, and raises an error of the tree (InvalidInput, BadPrototypes, TooLarge, Corrupt) with a message fit to be
-sent back. Features do not pass here but through codec.py.
+Every incoming message is untrusted. Each ``_from_pb`` checks the bounds (limits.py) before it allocates, then checks
+the values. It raises an error of the tree (InvalidInput, BadPrototypes, TooLarge, Corrupt) whose message can be sent
+back to the peer. codec.py converts features.
 
 Axes: K prototypes, C classes.
 """
@@ -80,9 +80,9 @@ _STAGE_FROM_PB: Final = {number: stage for stage, number in _STAGE_TO_PB.items()
 
 
 def identifier(field: str, text: str, *, optional: bool = False) -> str:
-    """``text``, if it is fit to be an id: letters, digits, ``_ . -``, at most 64, no leading dot.
+    """Return ``text`` if it is an id: at most 64 letters, digits, ``_ . -``, starting with a letter or digit.
 
-    Ids become folder names and metadata, so nothing else passes. Raises InvalidInput.
+    Ids become folder names and metadata, so anything else raises InvalidInput.
     """
     if (optional and not text) or (len(text) <= MAX_NAME_CHARS and _IDENTIFIER.fullmatch(text)):
         return text
@@ -90,7 +90,7 @@ def identifier(field: str, text: str, *, optional: bool = False) -> str:
 
 
 def file_name(text: str) -> str:
-    """``text``, if it can be the name of a student's file: no folder, lower case, ``.onnx``. Raises InvalidInput."""
+    """Return ``text`` if it is the name of a student's file: lower case, no folder, ``.onnx``. Raises InvalidInput."""
     if len(text) <= MAX_NAME_CHARS and _FILE_NAME.fullmatch(text):
         return text
     raise InvalidInput("file name: not the name of a student's file")
@@ -113,8 +113,11 @@ def prototypes_to_pb(prototypes: Prototypes) -> pb.Prototypes:
 
 
 def prototypes_from_pb(message: pb.Prototypes) -> Prototypes:
-    """Raises TooLarge over a bound; BadPrototypes where sizes disagree with the floor, a row is no distribution, or
-    features come in another mode than FEATURES, not at all in that, or with noise."""
+    """Return the prototypes of an upload.
+
+    Raises TooLarge over a bound. Raises BadPrototypes if a size is below the floor, a row is no distribution, mode
+    FEATURES has no features or has noise, or another mode has features.
+    """
     rows, classes, feature_values = message.rows, message.classes, message.feature_values
     if (
         rows > MAX_PROTOTYPE_ROWS
@@ -153,7 +156,7 @@ def prototypes_from_pb(message: pb.Prototypes) -> Prototypes:
 
 
 def _features_from_pb(message: pb.Prototypes, mode: UploadMode) -> FloatArray | None:
-    """Of prototypes whose bounds and rows have been checked."""
+    """Return the features of prototypes whose bounds and rows have been checked."""
     if mode is not UploadMode.FEATURES:
         if message.features or message.feature_values:
             raise BadPrototypes("prototypes: features come in mode features alone")
@@ -184,7 +187,7 @@ def enrolment_to_pb(enrolment: Enrolment) -> pb.EnrolResponse:
 
 
 def enrolment_from_pb(message: pb.EnrolResponse) -> Enrolment:
-    """Raises InvalidInput or TooLarge. The input spec is bounded here and parsed where it is used."""
+    """Return the enrolment. The input spec is bounded here and parsed later. Raises InvalidInput or TooLarge."""
     if not message.token or len(message.token) > _MAX_TEXT_CHARS or not message.token.isascii():
         raise InvalidInput("enrolment: the token is missing or malformed")
     if len(message.signing_public_key) != _ED25519_KEY_BYTES:
@@ -218,7 +221,7 @@ def job_status_to_pb(status: JobStatus) -> pb.JobStatus:
 
 
 def job_status_from_pb(message: pb.JobStatus) -> JobStatus:
-    """Raises InvalidInput or TooLarge."""
+    """Return the status. Raises InvalidInput or TooLarge."""
     stage = _STAGE_FROM_PB.get(message.stage)
     if stage is None:
         raise InvalidInput("job: unknown stage; the other side is newer")
@@ -256,7 +259,7 @@ def student_file_to_pb(file: StudentFile) -> pb.StudentFile:
 
 
 def student_file_from_pb(message: pb.StudentFile) -> StudentFile:
-    """Raises InvalidInput for a name or hash that cannot be, TooLarge for a size over the bound."""
+    """Return the file. Raises InvalidInput for an impossible name or hash, TooLarge for a size over the bound."""
     _file_facts(message.size_bytes, message.sha256)
     patch = None
     if message.HasField("patch"):
@@ -275,8 +278,11 @@ def _file_facts(size_bytes: int, *hashes: bytes) -> None:
 
 
 def public_measure_from_pb(message: pb.PublicMeasure, classes: int) -> PublicMeasure:
-    """Raises InvalidInput for a share or a threshold outside 0 to 1, of no clips, or shares that are none of so many
-    classes."""
+    """Return the measurement.
+
+    Raises InvalidInput for no clips, an accuracy or threshold outside 0 to 1, or shares that are no distribution over
+    ``classes``.
+    """
     if message.clips < 1 or not (0 <= message.accuracy <= 1 and 0 <= message.atc_threshold <= 1):
         raise InvalidInput("student: what was measured on public clips is out of bounds")
     shares = tuple(message.class_shares)
@@ -303,7 +309,7 @@ def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
 
 
 def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
-    """Raises InvalidInput or TooLarge."""
+    """Return the manifest. Raises InvalidInput or TooLarge."""
     if len(message.files) > MAX_STUDENT_FILES or len(message.ratios) > _MAX_RATIOS:
         raise TooLarge("student: too many files or ratios")
     files = tuple(student_file_from_pb(file) for file in message.files)
@@ -330,13 +336,13 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
 
 
 def manifest_to_bytes(manifest: StudentManifest) -> bytes:
-    """The bytes that are signed and sent."""
+    """Return the bytes that are signed and sent."""
     manifest_bytes: bytes = student_manifest_to_pb(manifest).SerializeToString(deterministic=True)
     return manifest_bytes
 
 
 def manifest_from_bytes(manifest_bytes: bytes) -> StudentManifest:
-    """Parses bytes whose signature has been verified. Raises InvalidInput or TooLarge."""
+    """Parse bytes whose signature has been verified. Raises InvalidInput or TooLarge."""
     if len(manifest_bytes) > MAX_MESSAGE_BYTES:
         raise TooLarge("student: the manifest is larger than a message")
     message = pb.StudentManifest()
@@ -352,7 +358,7 @@ def signed_manifest_to_pb(signed: SignedManifest) -> pb.DescribeStudentResponse:
 
 
 def signed_manifest_from_pb(message: pb.DescribeStudentResponse) -> SignedManifest:
-    """Raises Corrupt for a signature of the wrong length; verifying it is the receiver's next step."""
+    """Return the manifest with its signature, which the receiver must verify. Raises Corrupt for a wrong length."""
     if len(message.signature) != _ED25519_SIGNATURE_BYTES or not message.manifest:
         raise Corrupt("student: the manifest is not signed")
     return SignedManifest(message.manifest, message.signature)
@@ -363,7 +369,7 @@ def chunk_to_pb(chunk: Chunk) -> pb.FetchStudentResponse:
 
 
 def chunk_from_pb(message: pb.FetchStudentResponse) -> Chunk:
-    """Raises TooLarge for a chunk over the bound, InvalidInput for an impossible one, Corrupt for a wrong CRC-32."""
+    """Return the chunk. Raises TooLarge, InvalidInput for an impossible chunk, Corrupt for a wrong CRC-32."""
     if len(message.data) > CHUNK_BYTES:
         raise TooLarge(f"chunk: {len(message.data)} bytes; at most {CHUNK_BYTES} are accepted")
     if not message.data or not 0 <= message.offset_bytes < MAX_STUDENT_FILE_BYTES:
@@ -385,7 +391,7 @@ def infer_reply_to_pb(reply: InferReply) -> pb.InferResponse:
 
 
 def infer_reply_from_pb(message: pb.InferResponse) -> InferReply:
-    """Raises InvalidInput for probabilities that are no distribution, TooLarge for too many."""
+    """Return the answer. Raises InvalidInput for probabilities that are no distribution, TooLarge for too many."""
     if message.HasField("error"):
         error = message.error
         return InferReply(

@@ -1,23 +1,23 @@
-"""Every error that may cross the wire, as one tree. Each knows its status code and whether a retry helps.
+"""Every error that may cross the wire, as one tree. Each has a status code and says whether a retry helps.
 
     IsthmusError
     ├── InvalidInput            INVALID_ARGUMENT      a value that can never be accepted
-    │   ├── BadFrame            INVALID_ARGUMENT      a feature frame that does not parse or hold sound numbers
-    │   ├── BadPrototypes       INVALID_ARGUMENT      prototypes that are not distributions, or break the floor
+    │   ├── BadFrame            INVALID_ARGUMENT      a feature frame that does not parse, or holds NaN or infinity
+    │   ├── BadPrototypes       INVALID_ARGUMENT      prototypes that are not distributions, or below the floor
     │   └── OutOfOrder          INVALID_ARGUMENT      a sequence number or round that does not follow the last
     ├── TooLarge                RESOURCE_EXHAUSTED    over a bound of limits.py (retry: no)
     ├── Unauthenticated         UNAUTHENTICATED       no token, or an unknown one
-    ├── NotYours                NOT_FOUND             unknown, or another device's: the two look the same
-    ├── WrongState              FAILED_PRECONDITION   the job or student is not where this call needs it
+    ├── NotYours                NOT_FOUND             unknown, or of another device: both look the same
+    ├── WrongState              FAILED_PRECONDITION   the job or student is not in the state this call needs
     ├── Busy                    RESOURCE_EXHAUSTED    too much work at the moment (retry: yes)
     ├── TooLate                 DEADLINE_EXCEEDED     could not be answered in time, so it was not computed
-    ├── Unavailable             UNAVAILABLE           the other shore cannot be reached (retry: yes)
+    ├── Unavailable             UNAVAILABLE           the other side cannot be reached (retry: yes)
     ├── Corrupt                 DATA_LOSS             a checksum, hash or signature that does not match (retry: yes)
     ├── StorageFull             RESOURCE_EXHAUSTED    the disk is full; the work so far is kept (retry: yes)
-    ├── Locked                  FAILED_PRECONDITION   another server holds this database
-    └── Internal                INTERNAL              our fault; details stay in the server's log
+    ├── Locked                  FAILED_PRECONDITION   another process holds this database or folder
+    └── Internal                INTERNAL              a fault of the server; details are in its log
 
-Messages are short and say what to do. They never hold a secret, a path of the server or a stack trace.
+Messages are short and say what to do. They never contain a secret, a path of the server or a stack trace.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from typing import ClassVar, Final
 
 
 class IsthmusError(Exception):
-    """Root of the tree. ``code`` is a google.rpc.Code number (the same as grpc.StatusCode.value[0])."""
+    """Root of the tree. ``code`` is a google.rpc.Code number, equal to grpc.StatusCode.value[0]."""
 
     code: ClassVar[int] = 2
     retryable: ClassVar[bool] = False
@@ -96,7 +96,7 @@ class Internal(IsthmusError):
 
 
 NAME_KEY: Final = "isthmus-error"
-"""Key of the trailing metadata that names the error's class, since several share a status code."""
+"""Key of the trailing metadata that names the error's class, because several classes share a status code."""
 
 
 def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:
@@ -106,7 +106,7 @@ def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:
 
 
 def from_status(code: int, message: str, name: str = "") -> IsthmusError:
-    """The error of the tree that stands for a status received over the wire.
+    """Return the error of the tree for a status that was received over the wire.
 
     ``name`` is the value of ``NAME_KEY``; empty where gRPC itself refused the call, or a proxy on the way. Then
     RESOURCE_EXHAUSTED is a message over gRPC's bound, which no retry helps.

@@ -1,10 +1,10 @@
-"""Regenerates the protobuf code under proto/: ``python -m isthmus.proto.generate [--check]``.
+"""Regenerate the protobuf code under proto/: ``python -m isthmus.proto.generate [--check]``.
 
-The compiler is given the virtual path ``isthmus/proto=proto``, so that what it writes imports as
+The compiler gets the virtual path ``isthmus/proto=proto``, so the generated code imports as
 ``isthmus.proto.v1.isthmus_pb2``. The output is committed; ``--check`` compares it with a fresh run and fails on any
-difference. The code of a published protocol is given a descriptor pool of its own: its clients bring the same names
-in the pool of the process, which takes every name once. Needs grpcio-tools (extra ``dev``), pinned because the oldest
-protobuf that can run the code depends on it.
+difference. The code of a published protocol gets its own descriptor pool: clients of that protocol register the same
+names in the process's pool, which accepts every name once. Needs grpcio-tools (extra ``dev``). Its version is pinned
+because it decides the oldest protobuf that can run the code.
 """
 
 import argparse
@@ -20,13 +20,13 @@ OWN_POOL = ("open_inference/inference_pb2.py",)
 
 
 class GenerationError(Exception):
-    """The compiler is missing or refused a source."""
+    """The compiler is missing, or it refused a source."""
 
 
 def compile_sources(out_dir: Path) -> dict[str, bytes]:
-    """Runs protoc into ``out_dir``; returns the generated files by their path relative to proto/.
+    """Run protoc into ``out_dir`` and return the generated files by their path relative to proto/.
 
-    Raises GenerationError where grpcio-tools is not installed or a source does not compile.
+    Raises GenerationError if grpcio-tools is not installed or a source does not compile.
     """
     try:
         from grpc_tools import protoc
@@ -54,12 +54,12 @@ def compile_sources(out_dir: Path) -> dict[str, bytes]:
 def _in_own_pool(code: bytes) -> bytes:
     shared = b"_descriptor_pool.Default()"
     if code.count(shared) != 1:
-        raise GenerationError("the compiler writes its descriptor pool in another way than it did")
+        raise GenerationError("the compiler writes its descriptor pool differently from before; adapt _in_own_pool")
     return code.replace(shared, b"_descriptor_pool.DescriptorPool()")
 
 
 def stale_files(fresh: dict[str, bytes], proto_dir: Path = PROTO_DIR) -> list[str]:
-    """Names of generated files that are absent from ``proto_dir`` or differ from ``fresh``."""
+    """Return the names of generated files that are absent from ``proto_dir`` or differ from ``fresh``."""
     return [
         name
         for name, content in fresh.items()
@@ -69,7 +69,7 @@ def stale_files(fresh: dict[str, bytes], proto_dir: Path = PROTO_DIR) -> list[st
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m isthmus.proto.generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the committed code is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the committed code is stale")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         try:

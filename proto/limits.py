@@ -1,9 +1,9 @@
-"""Bounds of the wire, checked before memory is taken. Both shores read them from here."""
+"""Bounds of the wire, checked before memory is allocated. Device and cloud both use them."""
 
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
-"""No gRPC message of either direction is larger."""
+"""The largest gRPC message in either direction."""
 
 CHUNK_BYTES: Final = 512 << 10
 """Payload of one chunk of a student's file."""
@@ -11,19 +11,19 @@ CHUNK_BYTES: Final = 512 << 10
 MAX_CLASSES: Final = 1_000
 MAX_PROTOTYPE_ROWS: Final = 10_000
 MAX_PROTOTYPE_VALUES: Final = 200_000
-"""rows x (classes + feature values); 800 kB of float32, so that a whole upload stays within one message."""
+"""rows x (classes + feature values): 800 kB of float32, so a whole upload fits into one message."""
 
 MAX_FEATURE_WIDTH: Final = 4_096
 MAX_STUDENT_FILES: Final = 64
 MAX_STUDENT_FILE_BYTES: Final = 1 << 30
 MAX_PATCH_PARTS: Final = 16_384
-"""Spans and pieces of one patch."""
+"""Spans and pieces in one patch."""
 
 MAX_NAME_CHARS: Final = 64
 MAX_ROUNDS: Final = 100
 
 MAX_IMAGE_MESSAGE_BYTES: Final = 4 << 20
-"""Where elastic serving is on, a message may be this large: a picture, or 64 small ones."""
+"""The largest message if elastic serving is on: one picture, or 64 small ones."""
 
 MAX_IMAGES_PER_REQUEST: Final = 64
 MAX_TASK_WEIGHTS_BYTES: Final = 64 << 20

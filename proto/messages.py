@@ -1,4 +1,4 @@
-"""What crosses the wire, as frozen dataclasses over numpy: the only form in which either shore handles it.
+"""Everything that crosses the wire, as frozen dataclasses over numpy. Device and cloud handle no other form.
 
 Axes: K prototypes, C classes, D feature width.
 """
@@ -13,7 +13,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class UploadMode(Enum):
-    """What an upload holds, most private first."""
+    """What an upload contains, most private first."""
 
     PROTOTYPES = "prototypes"
     PROBABILITIES = "probabilities"
@@ -36,7 +36,7 @@ class Stage(Enum):
 
 
 class NumberType(Enum):
-    """How one feature value travels."""
+    """The number type of one feature value on the wire."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -45,10 +45,10 @@ class NumberType(Enum):
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Centroids of class probabilities. ``values_KC`` rows sum to 1; ``sizes_K`` counts the clips behind each.
+    """Centroids of class probabilities. Rows of ``values_KC`` sum to 1; ``sizes_K`` counts the clips of each row.
 
-    ``features_KE``, in mode FEATURES alone, are the means of the student's features over the same clips: E = 2 D,
-    audio then visual.
+    ``features_KE`` is set in mode FEATURES only: the means of the student's features over the same clips, with
+    E = 2 D, audio then visual. ``epsilon`` is the privacy budget of the noise; None if there is no noise.
     """
 
     values_KC: FloatArray
@@ -69,9 +69,9 @@ class Captured(Enum):
 
 @dataclass(frozen=True)
 class Features:
-    """A clip's features, one vector a modality; None where that modality was not captured, never for both.
+    """A clip's features, one vector per modality. None means that the modality was not captured.
 
-    Width is floor(D / ratio) after compression. Raises ValueError where both are None.
+    The width is D, or floor(D / ratio) after compression. Raises ValueError if both are None.
     """
 
     audio_D: FloatArray | None
@@ -88,7 +88,7 @@ class Features:
         return Captured.PICTURE if self.audio_D is None else Captured.BOTH
 
     def filled(self) -> tuple[FloatArray, FloatArray]:
-        """Both vectors, zeros in place of the absent one: what a head is given beside ``present_2``."""
+        """Return both vectors, zeros for an absent one: the input of a head, together with ``present_2``."""
         known = self.audio_D if self.audio_D is not None else self.visual_D
         zeros = np.zeros_like(known, np.float32)
         return (
@@ -97,13 +97,13 @@ class Features:
         )
 
     def present_2(self) -> FloatArray:
-        """1 for each modality that is there, 0 for the absent: sound, picture."""
+        """Return (2,): 1 for a captured modality and 0 for an absent one, sound then picture."""
         return np.array([self.audio_D is not None, self.visual_D is not None], np.float32)
 
 
 @dataclass(frozen=True)
 class FeatureFrame:
-    """Features as they travel: what the codec packs and unpacks."""
+    """Features on the wire: the codec packs and unpacks this."""
 
     features: Features
     ratio: float
@@ -138,12 +138,12 @@ class JobStatus:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
     settled: bool = False
-    """The selection settled before the last round, so that the rounds that were left are not asked for."""
+    """The selection settled before the last round, so the cloud skips the remaining rounds."""
 
 
 @dataclass(frozen=True)
 class StudentPatch:
-    """What makes a student's file of the file whose SHA-256 is ``base_sha256`` (see patch.py)."""
+    """A patch that turns the file with SHA-256 ``base_sha256`` into a student's file (see patch.py)."""
 
     base_sha256: bytes
     size_bytes: int
@@ -152,7 +152,8 @@ class StudentPatch:
 
 @dataclass(frozen=True)
 class StudentFile:
-    """``patch``: the cheaper way to the same bytes, for who has the base; fetched as ``patch_name(name)``."""
+    """One file of a student. ``patch`` gives the same bytes for fewer, to a device that has the base; it is fetched
+    as ``patch_name(name)``."""
 
     name: str
     size_bytes: int
@@ -162,12 +163,11 @@ class StudentFile:
 
 @dataclass(frozen=True)
 class PublicMeasure:
-    """What the cloud measured of a student's local head on ``clips`` labelled public clips.
+    """The cloud's measurement of a student's local head on ``clips`` labelled public clips.
 
-    ``atc_threshold``: the confidence above which the share of those clips equals ``accuracy``
-    (edge/own_clips/guard.py).
-    ``class_shares``: of each class among the clips that the heads were trained on, summing to 1
-    (edge/own_clips/habits.py); empty where those were a selection.
+    ``atc_threshold`` is the confidence above which the share of those clips equals ``accuracy``
+    (edge/own_clips/guard.py). ``class_shares`` are the shares of the classes among the clips that the heads were
+    trained on; they sum to 1 (edge/own_clips/habits.py) and are empty if those clips were a selection.
     """
 
     clips: int
@@ -178,14 +178,14 @@ class PublicMeasure:
 
 @dataclass(frozen=True)
 class StudentManifest:
-    """What a student consists of. ``kind`` is "base", "interim" or "final".
+    """The parts of a student. ``kind`` is "base", "interim" or "final".
 
     File names (all float32 ONNX, batch axis B free):
       audio_encoder.onnx    spectrogram_BFT -> features_BD
       visual_encoder.onnx   frames_BKCHW (K frames, normalised) -> features_BD, the mean over frames
       teacher_head.onnx     audio_BD, visual_BD, present_B2 -> probabilities_BC   (makes the prototypes)
-      local_head.onnx       audio_BD, visual_BD, present_B2 -> probabilities_BC   (answers without a link; "base" and
-                            "final"); present_B2 is 1 or 0 for sound and picture, an absent one's features are zeros
+      local_head.onnx       audio_BD, visual_BD, present_B2 -> probabilities_BC   (answers without the cloud; "base" and
+                            "final"); present_B2 is 1 or 0 for sound and picture; an absent one has zero features
       compressor_r<ratio>.onnx   audio_BD, visual_BD -> audio_BW, visual_BW with W = floor(D / ratio); <ratio> as
                             in ``ratio_name``
     """
@@ -203,7 +203,7 @@ class StudentManifest:
 
 @dataclass(frozen=True)
 class SignedManifest:
-    """The manifest's exact bytes and their signature; verify before parsing."""
+    """The manifest's exact bytes and their signature. Verify the signature before you parse the bytes."""
 
     manifest_bytes: bytes
     signature: bytes
@@ -218,7 +218,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class InferReply:
-    """One answer: probabilities, or the error of that one request."""
+    """The answer to one request: its probabilities, or its error."""
 
     sequence: int
     probabilities_C: FloatArray | None
@@ -229,21 +229,21 @@ class InferReply:
 
 
 def patch_name(file_name: str) -> str:
-    """Under which name the patch of a student's file is fetched."""
+    """Return the name under which the patch of a student's file is fetched."""
     return f"{file_name}.patch"
 
 
 def patch_file(file: StudentFile) -> StudentFile | None:
-    """The file's patch as a file to be fetched; None where there is no patch."""
+    """Return the file's patch as a file to fetch; None if there is no patch."""
     patch = file.patch
     return None if patch is None else StudentFile(patch_name(file.name), patch.size_bytes, patch.sha256)
 
 
 def ratio_name(ratio: float) -> str:
-    """How a compression ratio stands in file names: 1 -> "1", 1.5 -> "1.5"."""
+    """Return a compression ratio as it is written in file names: 1 -> "1", 1.5 -> "1.5"."""
     return f"{ratio:g}"
 
 
 def compressed_width(feature_width: int, ratio: float) -> int:
-    """floor(d / ratio), at least 1 (spec: a module d -> floor(d / ratio))."""
+    """Return floor(feature_width / ratio), at least 1: the width of a compressed feature."""
     return max(1, int(feature_width / ratio))

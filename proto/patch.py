@@ -1,21 +1,21 @@
-"""A file of a student as a patch against the same file of another: a few bits a weight. No I/O.
+"""A student's file as a patch against the same file of another student: a few bits per weight. No I/O.
 
-Two ONNX files of one architecture have the same layout: only weights differ. A patch lists spans of float32 weights
-with the coded difference of each, and the few other bytes that differ, verbatim. Little endian:
+Two ONNX files of one architecture have the same layout; only their weights differ. A patch lists spans of float32
+weights with the coded difference of each weight, and the few other bytes that differ. Little endian:
 
     magic "ISP1" | coding u8 | 3 zero bytes | base SHA-256 | file size u64 | spans u32 | pieces u32 | body size u64
     body, compressed by zlib:
         for each span    offset u64 | values u32 | rows u32
         for each piece   offset u64 | length u32
-        the spans' scales, float32, one a row (int8 only)
+        the spans' scales, float32, one per row (int8 only)
         the spans' differences, int8 or float16
         the pieces' bytes
-    CRC-32 of all before it, u32
+    CRC-32 of everything before it, u32
 
-Where the difference d = target - base is coded in int8, row r (an output channel) has scale_r = max |d| / levels, and a
-weight becomes base + q * scale with q = round(d / scale): two float32 operations, so every machine gets the same bytes.
-The result is not the target but close to it; who publishes the *result* can sign its hash. Fewer levels cost accuracy
-and save bytes, since the entropy coder needs fewer bits for smaller numbers.
+In int8, row r (an output channel) of the difference d = target - base has scale_r = max |d| / levels. A weight becomes
+base + q * scale with q = round(d / scale): two float32 operations, so every machine gets the same bytes. The result is
+close to the target but not equal to it, so the publisher signs the hash of the *result*. Fewer levels cost accuracy and
+save bytes, because the entropy coder needs fewer bits for smaller numbers.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ MOST_LEVELS: Final = 127
 
 @dataclass(frozen=True)
 class Span:
-    """``values`` float32 weights at ``offset_bytes``, in ``rows`` equal rows (output channels of one tensor)."""
+    """A run of ``values`` float32 weights at ``offset_bytes``, in ``rows`` equal rows (output channels of a tensor)."""
 
     offset_bytes: int
     values: int
@@ -60,10 +60,10 @@ def make_patch(
     coding: NumberType = NumberType.INT8,
     levels: int = MOST_LEVELS,
 ) -> bytes:
-    """The patch that brings ``base`` near ``target``: exactly so outside the spans, within half a step inside.
+    """Return the patch that turns ``base`` into ``target``: exactly outside the spans, within half a step inside.
 
-    ``levels``: int8 differences reach from minus to plus this (1 to 127). Raises InvalidInput for files of different
-    size, spans outside the file or over one another, or weights that are no finite numbers.
+    int8 differences range from ``-levels`` to ``levels`` (1 to 127). Raises InvalidInput for files of different size,
+    spans outside the file or overlapping, or weights that are not finite.
     """
     if coding not in _CODING_TO_BYTE or not 1 <= levels <= MOST_LEVELS:
         raise InvalidInput("patch: differences are coded in int8 with 1 to 127 levels, or in fp16")
@@ -72,12 +72,12 @@ def make_patch(
     ordered = sorted(spans, key=lambda span: span.offset_bytes)
     span_table = np.array([(span.offset_bytes, span.values, span.rows) for span in ordered], _SPAN)
     if not _in_order(span_table, np.zeros(0, _PIECE), len(base)):
-        raise InvalidInput("patch: a span lies outside the file or over another")
+        raise InvalidInput("patch: a span is outside the file or overlaps another")
     scales, differences = [], []
     for span in ordered:
         difference_RV = _floats(target, span).astype(np.float64) - _floats(base, span)
         if not np.isfinite(difference_RV).all():
-            raise InvalidInput("patch: a weight is no finite number")
+            raise InvalidInput("patch: a weight is not finite")
         scale_R, coded_RV = _code(difference_RV, coding, levels)
         scales.append(scale_R.tobytes())
         differences.append(coded_RV.tobytes())
@@ -97,31 +97,31 @@ def make_patch(
         len(pieces),
         len(body),
     )
-    # Coded differences do not repeat, they only favour small numbers: Huffman codes alone are as small, and quicker.
+    # Coded differences do not repeat, but small numbers are frequent: Huffman codes alone are as small, and faster.
     packer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     sealed = header + packer.compress(body) + packer.flush()
     return sealed + _CRC.pack(zlib.crc32(sealed))
 
 
 def base_sha256(patch: bytes) -> bytes:
-    """SHA-256 of the file that the patch is against. Raises Corrupt for what is no whole patch."""
+    """Return the SHA-256 of the file that the patch applies to. Raises Corrupt for an incomplete patch."""
     return _opened(patch)[1]
 
 
 def coding_of(patch: bytes) -> NumberType:
-    """How the patch codes differences. Raises Corrupt for what is no whole patch."""
+    """Return how the patch codes differences. Raises Corrupt for an incomplete patch."""
     return _opened(patch)[0]
 
 
 def apply_patch(base: bytes, patch: bytes) -> bytes:
-    """The file that the patch makes of ``base``: always the same bytes, on every machine.
+    """Return the patched ``base``: the same bytes on every machine.
 
-    Raises Corrupt for a patch that was cut or changed, or that is against another file. Sizes are checked before
+    Raises Corrupt for a patch that was cut or changed, or that applies to another file. Sizes are checked before
     anything is unpacked.
     """
     coding, wanted, size_bytes, span_count, piece_count, body_bytes = _opened(patch)
     if len(base) != size_bytes or hashlib.sha256(base).digest() != wanted:
-        raise Corrupt("patch: it is not against this file")
+        raise Corrupt("patch: it applies to another file")
     body = _unpacked(patch, body_bytes)
     spans = np.frombuffer(body, _SPAN, span_count)
     pieces = np.frombuffer(body, _PIECE, piece_count, span_count * _SPAN.itemsize)
@@ -132,11 +132,11 @@ def apply_patch(base: bytes, patch: bytes) -> bytes:
     if body_bytes != position + 4 * scale_count + value_bytes + verbatim_bytes:
         raise Corrupt("patch: its parts do not add up")
     if not _in_order(spans, pieces, size_bytes):
-        raise Corrupt("patch: a part lies outside the file or over another")
+        raise Corrupt("patch: a part is outside the file or overlaps another")
     scales = np.frombuffer(body, "<f4", scale_count, position)
     position += 4 * scale_count
     if not np.isfinite(scales).all():
-        raise Corrupt("patch: a scale is no finite number")
+        raise Corrupt("patch: a scale is not finite")
     made = bytearray(base)
     row = 0
     for offset, values, rows in spans.tolist():
@@ -172,7 +172,7 @@ def _floats(content: bytes, span: Span) -> npt.NDArray[np.float32]:
 
 
 def _in_order(spans: npt.NDArray[np.void], pieces: npt.NDArray[np.void], size_bytes: int) -> bool:
-    """Whether spans and pieces lie inside the file, none empty, each kind rising, and none over another."""
+    """Return whether spans and pieces are inside the file, not empty, each kind in order, and do not overlap."""
     if (spans["values"] == 0).any() or (spans["rows"] == 0).any() or (pieces["length"] == 0).any():
         return False
     if (spans["values"] % np.maximum(spans["rows"], 1) != 0).any():
@@ -187,7 +187,7 @@ def _in_order(spans: npt.NDArray[np.void], pieces: npt.NDArray[np.void], size_by
 
 
 def _pieces(base: bytes, target: bytes, spans: Sequence[Span]) -> Iterator[tuple[int, int]]:
-    """Stretches outside the (rising) spans that differ; stretches a few bytes apart are told as one."""
+    """Yield (offset, length) of differing bytes outside the ordered spans; runs a few bytes apart become one."""
     start = 0
     for end, after in [*((s.offset_bytes, s.offset_bytes + 4 * s.values) for s in spans), (len(base), len(base))]:
         one, other = (np.frombuffer(each, np.uint8, end - start, start) for each in (base, target))
@@ -207,13 +207,13 @@ def _opened(patch: bytes) -> tuple[NumberType, bytes, int, int, int, int]:
     if magic != _MAGIC or coding not in _BYTE_TO_CODING or zeros != bytes(3):
         raise Corrupt("patch: not a patch of this version")
     tables = spans * _SPAN.itemsize + pieces * _PIECE.itemsize
-    # A span of v weights costs at most a scale and a difference for each: never more than 5 bytes for 4.
+    # A weight costs at most a scale and a difference: never more than 5 bytes for its 4.
     if (
         not 0 < size_bytes <= MAX_STUDENT_FILE_BYTES
         or spans + pieces > MAX_PATCH_PARTS
         or not tables <= body_bytes <= tables + 2 * size_bytes
     ):
-        raise Corrupt("patch: its sizes cannot be")
+        raise Corrupt("patch: its sizes are impossible")
     return _BYTE_TO_CODING[coding], sha256, size_bytes, spans, pieces, body_bytes
 
 
@@ -224,5 +224,5 @@ def _unpacked(patch: bytes, body_bytes: int) -> bytes:
     except zlib.error as error:
         raise Corrupt("patch: its body does not unpack") from error
     if len(body) != body_bytes or not unpacker.eof or unpacker.unused_data:
-        raise Corrupt("patch: its body has another size than it says")
+        raise Corrupt("patch: its body does not have the stated size")
     return body

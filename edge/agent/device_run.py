@@ -1,6 +1,6 @@
 """One run of a device over a data set: personalise, answer the test clips in every way, and report.
 
-While the cloud learns, the device answers the test clips with the student it began with ("before").
+While the cloud trains, the device answers the test clips with its first student ("before").
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from isthmus.proto.messages import NumberType, ratio_name
 
 @dataclass(frozen=True)
 class InferConfig:
-    """``ratios`` empty: all that the student has."""
+    """How test clips are answered. Empty ``ratios`` means all ratios of the student."""
 
     ratios: tuple[float, ...] = ()
     number_type: NumberType = NumberType.FP16
@@ -30,7 +30,7 @@ class InferConfig:
 
 
 class DeviceRun:
-    """``runtime`` is the device's; ``plan`` has labels in the cloud's order once enrolled (see ``execute``)."""
+    """Runs ``plan`` on the device of ``runtime``."""
 
     def __init__(
         self, runtime: Runtime, device: DeviceState, plan: ClipPlan, config: InferConfig, *, cloud: str
@@ -45,8 +45,10 @@ class DeviceRun:
         runtime.observer.on_accepted = self._answer_before
 
     def execute(self) -> dict[str, object]:
-        """Personalises, infers, and returns the report. Raises Stopped where a person is needed, and InvalidInput
-        for a ratio that the student does not have."""
+        """Personalise, answer, and return the report.
+
+        Raises Stopped if a person is needed, InvalidInput for a ratio that the student does not have.
+        """
         began_s = self.runtime.clock()
         for damage in self._plan.damaged:
             self.runtime.damage(damage)
@@ -61,7 +63,7 @@ class DeviceRun:
         self._plan = self._plan.labelled(self.runtime.enrolment.classes)
 
     def _answer_before(self) -> None:
-        """With the base student and no link. A clip that cannot be used is left out everywhere."""
+        """Answer the test clips with the first student, without the link. Unusable clips are left out everywhere."""
         self._before_done = True
         self._relabel()
         runtime = self.runtime
@@ -86,7 +88,7 @@ class DeviceRun:
             raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
         encoder = runtime.clips.encoder(state.active_id)
         habits = runtime.clips.habits(state.active_id)
-        # Only to tell whether refusing it was right, on clips whose label is known.
+        # Used only to report whether the refusal was right, on clips with a label.
         refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
         number_type = self._config.number_type
         settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]

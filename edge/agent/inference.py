@@ -1,7 +1,7 @@
-"""Answering clips: encode once, then locally, or through the cloud at a ratio and number type.
+"""Answers to clips: encode once, then answer locally, or through the cloud at a ratio and number type.
 
-A link that breaks in mid-stream is opened again, a bounded number of times; a clip the cloud cannot answer keeps its
-local answer and says so.
+A stream that breaks is opened again a bounded number of times. A clip that the cloud cannot answer gets an answer with
+an error; the caller keeps the local one.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ MOST_TRIES = 8
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities (C,), or why there are none. ``up_bytes`` counts the whole request message."""
+    """Probabilities (C,), or the reason why there are none. ``up_bytes``: size of the whole request message."""
 
     probabilities_C: FloatArray | None
     error: str = ""
@@ -40,14 +40,14 @@ class Answer:
         return None if self.probabilities_C is None else int(self.probabilities_C.argmax())
 
     def under(self, habits: Habits | None) -> "Answer":
-        """As it reads for this device's user; itself where nothing is known of them, or there is no answer."""
+        """Return the answer adapted to the user's habits; unchanged if there are no habits or no answer."""
         if habits is None or self.probabilities_C is None:
             return self
         return replace(self, probabilities_C=habits.answer(self.probabilities_C))
 
 
 OnFailure = Callable[[IsthmusError], None]
-"""Told of a broken link before the next try; returns when it is time to try again."""
+"""Called with the error before the next try; returns when it is time to try again."""
 
 
 def answer_locally(encoder: StudentEncoder, features: Features, clock: Clock) -> Answer:
@@ -58,9 +58,9 @@ def answer_locally(encoder: StudentEncoder, features: Features, clock: Clock) ->
 
 @dataclass
 class CloudAnswers:
-    """Questions to one student's heads in the cloud, over one stream that is opened again when it breaks.
+    """Requests to one student's heads in the cloud, over one stream that is opened again when it breaks.
 
-    ``estimate`` is the link as measured so far.
+    ``estimate`` is the present estimate of the link.
     """
 
     link: Link
@@ -75,7 +75,7 @@ class CloudAnswers:
     _sequence: int = 0
 
     def ask(self, features: Features, setting: Setting) -> Answer:
-        """One clip at one setting. Never raises for the link: the answer says what went wrong."""
+        """Ask for one clip at one setting. Errors of the link are not raised: the answer contains them."""
         began_s = self.clock()
         compressed = self.encoder.compress(features, setting.ratio)
         frame = pack_frame(FeatureFrame(compressed, setting.ratio, setting.number_type))
@@ -131,6 +131,6 @@ class CloudAnswers:
 
 
 def accuracy(predicted: Sequence[int | None], labels: Sequence[int | None]) -> float | None:
-    """Share of the clips with a known label that were answered with it; None where no label is known."""
+    """Return the accuracy over the clips with a label; None if no clip has one."""
     pairs = [(guess, label) for guess, label in zip(predicted, labels, strict=True) if label is not None]
     return None if not pairs else float(np.mean([guess == label for guess, label in pairs]))

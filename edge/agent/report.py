@@ -1,4 +1,4 @@
-"""What a run saw, as JSON: predictions, accuracies, bytes and times. Labels appear here and nowhere else."""
+"""The report of a run as JSON: predictions, accuracies, bytes and times. Labels appear only here."""
 
 import json
 import resource
@@ -23,10 +23,12 @@ FORMAT = 1
 
 @dataclass
 class ClipResult:
-    """One test clip. ``before``: the student that personalisation began with, on the device alone; ``local``: the
-    finished student, likewise, knowing the user's habits, and ``plain``: not knowing them; ``cloud``: the finished
-    student's features answered by the cloud, by ratio, read with the habits; ``refused``: the student that was not
-    taken, on the device alone, where the clip's label is known."""
+    """The answers to one test clip.
+
+    ``before``: by the first student, on the device. ``local``: by the finished student on the device, with the user's
+    habits; ``plain``: the same without them. ``cloud``: by the cloud from the finished student's features, by ratio,
+    with the habits. ``refused``: by a refused student on the device, if the clip's label is known.
+    """
 
     name: str
     label: int | None
@@ -39,13 +41,13 @@ class ClipResult:
 
     @property
     def captured(self) -> str:
-        """What the clip has; "" where it could not be encoded at all."""
+        """The clip's modalities; "" if it could not be encoded."""
         return "" if self.encoded is None else self.encoded.features.captured.value
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All of a run but its clips' results. Bytes are message bytes; ``raw_test_bytes`` are the test clips' files."""
+    """A run without its clips' results. Bytes are message bytes; ``raw_test_bytes``: the test clips' files."""
 
     device_name: str
     device_id: str
@@ -77,7 +79,7 @@ class RunFacts:
 
 
 def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]:
-    """The report's tree, of plain JSON values. A class is its index into ``classes``; null is "not known"."""
+    """Return the report as plain JSON values. A class is an index into ``classes``; null means "unknown"."""
     labels = [clip.label for clip in clips]
     cloud_of = {ratio_name(ratio): [clip.cloud.get(ratio) for clip in clips] for ratio in facts.ratios}
     inference_bytes = {name: sum(a.up_bytes for a in answers if a) for name, answers in cloud_of.items()}
@@ -169,13 +171,13 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Raises StorageFull."""
+    """Write the report atomically. Raises StorageFull."""
     with disk_errors():
         write_atomically(path, json.dumps(report, indent=1) + "\n")
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process now; where the system does not tell, its peak."""
+    """Return this process's resident bytes; its peak if the system does not report the present value."""
     try:
         resident_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -184,7 +186,7 @@ def rss_bytes() -> int:
 
 
 def _guard(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any] | None:
-    """How the new student came to be taken or refused; ``right`` where the labels of the test clips can tell."""
+    """Return why the new student was accepted or refused; ``right`` is known if test clips have labels."""
     if not facts.verdict:
         return None
     compared, accepted = facts.compared, not facts.refused_id
@@ -209,7 +211,7 @@ def _predicted(answer: Answer | None) -> int | None:
 
 
 def _accuracy_of(captured: Captured, clips: Sequence[ClipResult], ratios: Sequence[float]) -> dict[str, Any]:
-    """As in the report's accuracy, of the clips that have just this."""
+    """Return the report's accuracies for the clips with exactly these modalities."""
     some = [clip for clip in clips if clip.captured == captured.value]
     labels = [clip.label for clip in some]
     return {

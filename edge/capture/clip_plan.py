@@ -1,4 +1,4 @@
-"""Which of a data set's clips personalise the student and which are then answered."""
+"""The split of a data set into clips that personalise the student and clips that are then answered."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from isthmus.edge.capture.sources import read_names
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """``classes`` are the data set's own; ``labelled`` rewrites labels to the cloud's order of classes."""
+    """The clips of a run. Labels index ``classes``; ``labelled`` changes them to the cloud's classes."""
 
     classes: tuple[str, ...]
     selection: tuple[ClipRef, ...]
@@ -20,7 +20,7 @@ class ClipPlan:
     damaged: tuple[Damage, ...]
 
     def labelled(self, classes: Sequence[str]) -> "ClipPlan":
-        """Labels as indices into ``classes``, by name; a class the cloud does not know becomes no label."""
+        """Return the plan with labels that index ``classes``, by name; an unknown class becomes None."""
         index = {name: position for position, name in enumerate(classes)}
 
         def relabel(refs: Iterable[ClipRef]) -> tuple[ClipRef, ...]:
@@ -41,18 +41,18 @@ def plan_clips(
     test_clips: Path | None = None,
     seed: int = 0,
 ) -> ClipPlan:
-    """From files of names where given; else the device's clips (of the actors, of the list, or all), halved by class.
+    """Return the plan: from two files of names, else the device's clips (of the actors or list), halved by class.
 
-    The halves use labels where file names carry them, only to be balanced and reproducible; labels are never sent.
-    Clips without a label count as one class; those with sound or picture alone are clips like any other. Raises
-    ValueError, naming the clips or actors that are not there.
+    The halves use labels, if file names contain them, only to be balanced and reproducible; labels are never sent.
+    Clips without a label count as one class. Clips with only sound or only picture count like any other. Raises
+    ValueError that names the missing clips or actors.
     """
     if (selection_clips is None) != (test_clips is None):
         raise ValueError("--selection-clips and --test-clips go together")
     listing = read_listing(data, layout)
     everything = sorted((*listing.refs, *listing.incomplete), key=lambda ref: ref.name)
     known = {ref.name: ref for ref in everything}
-    # A damaged clip is known too: it is reported as skipped, not as missing.
+    # Damaged clips are known: they are reported as skipped, not as missing.
     damaged = {damage.name for damage in listing.damaged}
     if selection_clips is not None and test_clips is not None:
         selection_names, test_names = read_names(selection_clips), read_names(test_clips)

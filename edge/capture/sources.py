@@ -1,4 +1,4 @@
-"""Where clips come from: a data set replayed from files, or this device's camera and microphone."""
+"""The sources of clips: a data set replayed from files, or this device's camera and microphone."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +18,12 @@ Clock = Callable[[], float]
 
 
 class CaptureUnavailable(IsthmusError):
-    """This device has no camera or microphone that can be used."""
+    """This device has no usable camera or microphone."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A clip ready for the encoders, and the milliseconds it took to decode."""
+    """A clip ready for the encoders, and the milliseconds that decoding took."""
 
     ref: ClipRef
     clip: DecodedClip
@@ -33,7 +33,7 @@ class Taken:
 def replay(
     refs: Iterable[ClipRef], spec: InputSpec, clock: Clock, on_damage: Callable[[Damage], None]
 ) -> Iterator[Taken]:
-    """Decodes one clip at a time, in order; a clip that cannot be used is named to ``on_damage`` and left out."""
+    """Decode one clip at a time, in order. An unusable clip is reported to ``on_damage`` and left out."""
     for ref in refs:
         began_s = clock()
         try:
@@ -45,27 +45,27 @@ def replay(
 
 
 def raw_bytes(refs: Iterable[ClipRef]) -> int:
-    """Size of the clips' files: what sending them raw would have cost."""
+    """Return the bytes of the clips' files: the cost of sending them raw."""
     paths = {path for ref in refs for path in (ref.audio_path, ref.video_path) if path is not None}
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Clip names from a text file, one a line; blank lines and ``#`` comments are skipped. Raises ValueError."""
+    """Read clip names from a text file, one per line, without blank lines and ``#`` comments. Raises ValueError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: the list of clips cannot be read") from error
     names = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"{path}: no clips, or one twice")
+        raise ValueError(f"{path}: the list is empty or names a clip twice")
     return names
 
 
 class LiveCapture:
     """Clips of ``spec.duration_s`` from a camera and the default microphone. A context manager.
 
-    Raises CaptureUnavailable, saying what is missing, when it is opened and when a recording fails.
+    Opening it and recording raise CaptureUnavailable, which names what is missing.
     """
 
     def __init__(self, spec: InputSpec, clock: Clock, *, camera: int = 0) -> None:
@@ -75,7 +75,7 @@ class LiveCapture:
         self._camera = _open_camera(camera)
 
     def record(self, name: str) -> Taken:
-        """Blocks for the length of one clip."""
+        """Record one clip; blocks for its duration."""
         try:
             recording_T1 = self._sound.rec(
                 self._spec.samples, samplerate=self._spec.sample_rate_hz, channels=1, dtype="float32"
@@ -103,7 +103,7 @@ class LiveCapture:
         self.close()
 
     def _pictures(self) -> list[npt.NDArray[np.uint8]]:
-        """RGB pictures of one clip's time, at most four times as many as are kept."""
+        """Return the RGB pictures of one clip, at most four times as many as are kept."""
         every_s = self._spec.duration_s / (4 * self._spec.frames_stored)
         until_s = self._clock() + self._spec.duration_s
         due_s = self._clock()
@@ -111,12 +111,12 @@ class LiveCapture:
         while self._clock() < until_s:
             seen, picture_HWC = self._camera.read()
             if not seen:
-                raise CaptureUnavailable("the camera gives no pictures any more")
+                raise CaptureUnavailable("the camera stopped delivering pictures")
             if self._clock() >= due_s:
                 pictures.append(np.ascontiguousarray(picture_HWC[:, :, ::-1]))
                 due_s += every_s
         if not pictures:
-            raise CaptureUnavailable("the camera gave no picture within a clip's time")
+            raise CaptureUnavailable("the camera delivered no picture during a clip")
         return pictures
 
 
@@ -132,7 +132,7 @@ def _sound_library() -> Any:
     try:
         sounddevice.check_input_settings()
     except (sounddevice.PortAudioError, ValueError) as error:
-        raise CaptureUnavailable(f"no microphone that can be used: {error}") from error
+        raise CaptureUnavailable(f"no usable microphone: {error}") from error
     return sounddevice
 
 

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a device: progress while it works, tables when it is done."""
+"""Output of a device on a terminal: progress while it works, tables when it is done."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _SHOWN_SHARES = 3
 
 @contextlib.contextmanager
 def terminal_observer(console: Console) -> Iterator[Observer]:
-    """Progress on ``console``, where it is a terminal. Damaged clips and waits are told on any console."""
+    """Show progress if ``console`` is a terminal. Damaged clips and waits are printed on any console."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,7 +53,7 @@ def _observer(console: Console, progress: Progress, task: TaskID) -> Observer:
     def job(status: JobStatus) -> None:
         detail = f"{status.stage.value.replace('_', ' ')}, round {status.round + 1} of {status.rounds}"
         if status.settled:
-            detail += " (the selection has settled: the last)"
+            detail += " (the last: the selection has settled)"
         if status.eta_s > 0:
             detail += f", {status.eta_s:.0f} s left"
         progress.update(task, total=1.0, completed=status.progress, detail=detail)
@@ -74,10 +74,10 @@ def _observer(console: Console, progress: Progress, task: TaskID) -> Observer:
 
 
 def print_result(console: Console, report: Mapping[str, Any]) -> None:
-    """Accuracies, where labels are known, and what they cost in bytes and time."""
+    """Print accuracies, if labels are known, with their cost in bytes and time."""
     accuracy, sent, ms = report["accuracy"], report["bytes"]["up_per_clip"], report["ms_per_clip"]
     table = Table(title=f"{len(report['clips']['test'])} test clips")
-    for column in ("answered by", "accuracy", "bytes up a clip", "ms a clip (median)"):
+    for column in ("answered by", "accuracy", "bytes up per clip", "ms per clip (median)"):
         table.add_column(column, justify="left" if column == "answered by" else "right")
     table.add_row("base student, on the device", _percent(accuracy["before"]), "0", "")
     local = _median(ms["encode"]), _median(ms["local_head"])
@@ -95,14 +95,14 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
         console.print(_habits(report["habits"], report["classes"]), markup=False)
     prototypes = report["prototypes"]
     console.print(
-        f"What left: {report['bytes']['up']['prototypes']:,} bytes of prototypes "
-        f"({prototypes['count']} of at least {prototypes['min_size']} clips each). "
-        f"Raw test clips, which stayed: {report['bytes']['raw_test_clips']:,} bytes."
+        f"Sent: {report['bytes']['up']['prototypes']:,} bytes of prototypes "
+        f"({prototypes['count']}, each the mean of at least {prototypes['min_size']} clips). "
+        f"Kept on the device: {report['bytes']['raw_test_clips']:,} bytes of raw test clips."
     )
 
 
 def print_disclosure(console: Console, disclosure: Disclosure) -> None:
-    """What would leave, in words and numbers."""
+    """Print what would leave the device, in words and numbers."""
     console.print("What would leave this device:")
     for sentence in disclosure.sentences:
         console.print(f"  - {sentence}", markup=False)
@@ -117,19 +117,20 @@ def print_disclosure(console: Console, disclosure: Disclosure) -> None:
 
 
 def _verdict(guard: Mapping[str, Any]) -> str:
-    said = f"The new student was {'taken' if guard['accepted'] else 'refused'}: {guard['reason']}."
+    text = f"The new student was {'taken' if guard['accepted'] else 'refused'}: {guard['reason']}."
     if guard["right"] is None:
-        return said
+        return text
     measured = f"{_percent(guard['true_accuracy']['old'])} before, {_percent(guard['true_accuracy']['new'])} after"
-    return (
-        f"{said} On the labelled test clips, alone: {measured}; the guard was {'right' if guard['right'] else 'wrong'}."
-    )
+    right = "right" if guard["right"] else "wrong"
+    return f"{text} On the labelled test clips, without the cloud: {measured}; the guard was {right}."
 
 
 def _habits(habits: Mapping[str, Any], classes: Sequence[str]) -> str:
     ranked = sorted(zip(habits["shares"], classes, strict=True), reverse=True)
     named = ", ".join(f"{name} {share:.0%}" for share, name in ranked[:_SHOWN_SHARES])
-    return f"How often you are in each state, as {habits['clips']} clips tell (this stays on the device): {named}."
+    return (
+        f"How often you are in each state, estimated from {habits['clips']} clips (this stays on the device): {named}."
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -1,7 +1,8 @@
-"""How hard to compress for the link as it is now. Pure: measurements in, a setting out.
+"""Choice of the compression for the present link. Pure: measurements in, a setting out.
 
-Spec 1, section 7: the least compressed setting whose predicted latency meets the budget, with hysteresis; a local
-answer where none does or the link is gone. Predicted latency = round trip + server time + frame bytes / throughput.
+The choice is the least compressed setting whose predicted latency meets the budget, with hysteresis. The clip is
+answered locally if no setting meets it or the link is down.
+Predicted latency = round trip + server time + frame bytes / throughput.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +14,12 @@ SMOOTHING = 0.25
 """Weight of a new measurement in the moving averages."""
 
 MIN_THROUGHPUT_BYTES = 8 << 10
-"""Smaller transfers are ruled by the round trip and say nothing of throughput."""
+"""Smaller transfers are dominated by the round trip and do not measure throughput."""
 
 
 @dataclass(frozen=True)
 class LinkEstimate:
-    """Smoothed measurements; None until the first. ``server_s`` is the cloud's own time for one clip."""
+    """Smoothed measurements of the link; None before the first. ``server_s``: the cloud's own seconds per clip."""
 
     throughput_bytes_s: float | None = None
     round_trip_s: float | None = None
@@ -27,7 +28,7 @@ class LinkEstimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """``frame_bytes`` are those of a clip with both modalities: the most. One that lacks either takes about half."""
+    """A ratio and number type. ``frame_bytes``: for a clip with both modalities; a clip with one takes about half."""
 
     ratio: float
     number_type: NumberType
@@ -36,8 +37,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Policy:
-    """``settings`` run from least to most compressed. Hysteresis: a less compressed setting than the present one
-    must meet ``(1 - margin)`` of the budget, so that a link on the edge does not flip at every clip."""
+    """``settings`` are ordered from least to most compressed.
+
+    Hysteresis: a setting that is less compressed than the present one must meet ``(1 - margin)`` of the budget.
+    Otherwise a link near the limit would change its setting at every clip.
+    """
 
     settings: tuple[Setting, ...]
     latency_budget_s: float
@@ -51,12 +55,12 @@ def make_policy(
     latency_budget_s: float,
     margin: float = 0.2,
 ) -> Policy:
-    """Every pair of ratio and number type, most bytes first (ties: the lower ratio, so the finer feature, first).
+    """Return a policy over every pair of ratio and number type, most bytes first; ties go to the lower ratio.
 
     Raises ValueError for no settings, a budget that is not positive or a margin outside [0, 1).
     """
     if not ratios or not number_types:
-        raise ValueError("at least one ratio and one number type are needed")
+        raise ValueError("a policy needs at least one ratio and one number type")
     if not latency_budget_s > 0 or not 0 <= margin < 1:
         raise ValueError(f"latency budget {latency_budget_s} s with margin {margin}")
     settings = [
@@ -69,7 +73,7 @@ def make_policy(
 
 
 def observe_transfer(estimate: LinkEstimate, sent_bytes: int, elapsed_s: float) -> LinkEstimate:
-    """After a bulk transfer. Too small a one leaves the estimate as it is."""
+    """Return the estimate after a bulk transfer. A transfer that is too small changes nothing."""
     busy_s = elapsed_s - (estimate.round_trip_s or 0.0)
     if sent_bytes < MIN_THROUGHPUT_BYTES or busy_s <= 0:
         return estimate
@@ -77,7 +81,7 @@ def observe_transfer(estimate: LinkEstimate, sent_bytes: int, elapsed_s: float) 
 
 
 def observe_answer(estimate: LinkEstimate, sent_bytes: int, elapsed_s: float, server_s: float) -> LinkEstimate:
-    """After one clip's answer: what is neither server time nor time on the wire was the round trip."""
+    """Return the estimate after one answer. The round trip is the time that neither server nor transfer took."""
     wire_s = sent_bytes / estimate.throughput_bytes_s if estimate.throughput_bytes_s else 0.0
     round_trip_s = max(0.0, elapsed_s - server_s - wire_s)
     return replace(
@@ -88,17 +92,17 @@ def observe_answer(estimate: LinkEstimate, sent_bytes: int, elapsed_s: float, se
 
 
 def predicted_s(estimate: LinkEstimate, setting: Setting) -> float:
-    """Latency of one clip; what has not been measured counts as nothing."""
+    """Return the predicted latency of one clip in seconds. Unmeasured parts count as 0."""
     wire_s = setting.frame_bytes / estimate.throughput_bytes_s if estimate.throughput_bytes_s else 0.0
     return (estimate.round_trip_s or 0.0) + estimate.server_s + wire_s
 
 
 def choose(policy: Policy, estimate: LinkEstimate, current: Setting | None, *, link_up: bool) -> Setting | None:
-    """The setting for the next clip; None answers locally.
+    """Return the setting for the next clip; None means that the clip is answered locally.
 
-    ``current`` is the last choice (None: local, or none yet). Before any measurement the most compressed setting is
-    taken: the one that does least harm on an unknown link. For one ``current``, a better link (more throughput,
-    less round trip and server time) never gives a more compressed setting.
+    ``current`` is the last choice (None: local, or no choice yet). Before any measurement the most compressed setting
+    is chosen, because it loads an unknown link least. For the same ``current``, a better link (more throughput, less
+    round trip and server time) never gives a more compressed setting.
     """
     if not link_up:
         return None

@@ -1,4 +1,4 @@
-"""What the device asks of the cloud, as a protocol; the one over gRPC is in grpc_link.py, one in memory is here.
+"""The device's calls to the cloud, as a protocol, with an implementation in memory. over_grpc.py has the one over gRPC.
 
 Every method raises errors of ``isthmus.proto.errors`` and no other. A Link is used by one thread at a time.
 """
@@ -16,20 +16,20 @@ from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prot
 
 @dataclass
 class Traffic:
-    """Message bytes by kind of call, in each direction, without HTTP/2 and TLS around them."""
+    """Message bytes by kind of call, in each direction, without the overhead of HTTP/2 and TLS."""
 
     up_bytes: Counter[str] = field(default_factory=Counter)
     down_bytes: Counter[str] = field(default_factory=Counter)
 
 
 class InferSession(Protocol):
-    """One stream of questions to the heads of one student."""
+    """One stream of requests to the heads of one student."""
 
     def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
-        """Sends one frame and waits for its answer. ``sequence`` rises strictly.
+        """Send one frame and wait for its answer. ``sequence`` must increase strictly.
 
-        A refused frame is a reply with an error; the session goes on. Raises Unavailable where the link broke and
-        TooLate where no answer came in time: the session is over after either.
+        A refused frame gives a reply with an error, and the session goes on. Raises Unavailable if the link broke and
+        TooLate if no answer came within ``timeout_s``; both end the session.
         """
 
     def close(self) -> None: ...
@@ -39,38 +39,38 @@ class Link(Protocol):
     traffic: Traffic
 
     def authenticate(self, token: str) -> None:
-        """Later calls carry this token."""
+        """Send this token with all later calls."""
 
     def enrol(self, device_name: str, enrolment_key: str) -> Enrolment: ...
 
     def start_personalisation(
         self, idempotency_key: str, prototypes: Prototypes, *, rounds: int, seed: int
     ) -> JobStatus:
-        """Starts a job, or returns the job that this key has started before. ``rounds`` 0 leaves it to the cloud."""
+        """Start a job, or return the job that this key has started. ``rounds`` 0 leaves the number to the cloud."""
 
     def upload_prototypes(self, job_id: str, round: int, prototypes: Prototypes) -> JobStatus: ...
 
     def watch_job(self, job_id: str) -> Iterator[JobStatus]:
-        """The job's state at once, then at every change. It may end before the job does: watch again."""
+        """Yield the job's present state, then every change. The stream may end before the job: watch again."""
 
     def describe_student(self, student_id: str) -> SignedManifest:
-        """The named student's manifest; "" asks for the newest. Its signature is the caller's to verify."""
+        """Return the named student's manifest; "" means the newest. The caller verifies its signature."""
 
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
-        """The file's chunks from ``offset_bytes`` on, each with a CRC-32 that has been checked."""
+        """Yield the file's chunks from ``offset_bytes`` on. The CRC-32 of each has been checked."""
 
     def open_infer(self, student_id: str, *, timeout_s: float) -> InferSession:
-        """``timeout_s`` bounds the whole session and travels to the cloud as its deadline."""
+        """Open a session. ``timeout_s`` bounds the whole session and is sent to the cloud as its deadline."""
 
     def close(self) -> None: ...
 
 
 @dataclass
 class MemoryCloud:
-    """A cloud in this process, for tests and dry runs: it holds students and lets a script drive the jobs.
+    """A cloud in this process, for tests and dry runs. It holds students, and a script drives the jobs.
 
-    ``script`` gives the states of a job after its start. A state AWAITING_PROTOTYPES holds the job there until the
-    prototypes of its round have come. ``answer`` maps (student id, frame) to a reply without its sequence.
+    ``script`` lists the states of a job after its start. A job stays in a state AWAITING_PROTOTYPES until the
+    prototypes of its round arrive. ``answer`` maps (student id, sequence, frame) to a reply.
     """
 
     enrolment: Enrolment
@@ -87,7 +87,7 @@ class MemoryCloud:
 
 
 class MemoryLink:
-    """A Link straight into a MemoryCloud."""
+    """A Link into a MemoryCloud, by direct calls."""
 
     def __init__(self, cloud: MemoryCloud) -> None:
         self.cloud = cloud
@@ -186,7 +186,7 @@ class MemoryInferSession:
     def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
         self._link._check_reachable()
         if sequence <= self._last_sequence:
-            raise InvalidInput("the sequence does not rise")
+            raise InvalidInput("the sequence does not increase")
         self._last_sequence = sequence
         self._link.traffic.up_bytes["inference"] += len(frame)
         return self._link.cloud.answer(self._student_id, sequence, frame)

@@ -1,4 +1,4 @@
-"""What would leave the device, told to the person whose clips they are: in bytes and in plain words. Pure."""
+"""An upload explained to the person whose clips it comes from, in bytes and in plain words. Pure."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from isthmus.proto.messages import Prototypes, UploadMode
 
 @dataclass(frozen=True)
 class Row:
-    """One prototype: how many clips it stands for and its classes, likeliest first, as shares of 1."""
+    """One prototype: the number of its clips, and its classes with their shares of 1, likeliest first."""
 
     clips: int
     shares: tuple[tuple[str, float], ...]
@@ -16,7 +16,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Disclosure:
-    """``message_bytes`` is the exact size of the message that would be sent; ``raw_bytes`` of the clips that stay."""
+    """An explained upload. ``message_bytes``: exact size of the message; ``raw_bytes``: size of the clips."""
 
     rows: tuple[Row, ...]
     smallest: int
@@ -26,7 +26,7 @@ class Disclosure:
 
 
 def disclose(prototypes: Prototypes, classes: tuple[str, ...], raw_bytes: int) -> Disclosure:
-    """``classes`` name the columns of the prototypes. Nothing is sent."""
+    """Explain the prototypes, whose columns are ``classes``. Nothing is sent."""
     message_bytes = prototypes_to_pb(prototypes).ByteSize()
     rows = tuple(
         Row(
@@ -55,26 +55,26 @@ def _what(prototypes: Prototypes, clips: int, smallest: int) -> str:
     if prototypes.mode is UploadMode.PROBABILITIES:
         return (
             f"For each of your {clips} clips, {classes} numbers: how likely the student finds each class. "
-            "The cloud sees every clip's own numbers. Mode 'prototypes' tells less."
+            "The cloud sees the numbers of every single clip. Mode 'prototypes' reveals less."
         )
     if prototypes.features_KE is not None:
         return (
-            f"{rows} averages of {classes} numbers (how likely the student finds each class), with each the average of "
-            f"the {prototypes.features_KE.shape[1]} numbers that the student makes of a clip's sound and picture, and "
-            f"how many of your {clips} clips it stands for: never fewer than {prototypes.min_cluster}, at the least "
-            f"{smallest}. Those further numbers can tell of more than classes, such as a voice or a face. "
-            "Mode 'prototypes' tells less."
+            f"{rows} averages of {classes} numbers (how likely the student finds each class). With each goes the "
+            f"average of the {prototypes.features_KE.shape[1]} numbers that the student makes of a clip's sound and "
+            f"picture, and how many of your {clips} clips were averaged: never fewer than {prototypes.min_cluster}, "
+            f"here at least {smallest}. The further numbers can reveal more than classes, such as a voice or a face. "
+            "Mode 'prototypes' reveals less."
         )
     return (
         f"{rows} averages of {classes} numbers (how likely the student finds each class), and how many of your "
-        f"{clips} clips each average stands for: never fewer than {prototypes.min_cluster}, at the least {smallest}."
+        f"{clips} clips were averaged for each: never fewer than {prototypes.min_cluster}, here at least {smallest}."
     )
 
 
 def _extent(message_bytes: int, clips: int, raw_bytes: int) -> str:
     return (
-        f"That is {message_bytes:,} bytes. Your {clips} clips are {raw_bytes:,} bytes; none of their sound or pictures "
-        "leave this device: there is no message that could carry them."
+        f"That is {message_bytes:,} bytes. Your {clips} clips are {raw_bytes:,} bytes. Their sound and pictures stay "
+        "on this device: no message could carry them."
     )
 
 
@@ -82,9 +82,9 @@ def _noise(prototypes: Prototypes) -> str:
     if prototypes.epsilon is None:
         return (
             "No noise is added. Averaging hides a single clip among its neighbours, but that is no formal guarantee: "
-            "clips that are alike have an average that is like each of them."
+            "the average of similar clips is similar to each of them."
         )
     return (
-        f"Laplace noise is added to the averages; this spends a privacy budget of epsilon {prototypes.epsilon:g}, and "
-        "as much again at every later round. Which clips are averaged together, and how many, is not hidden by it."
+        f"Laplace noise is added to the averages. This spends a privacy budget of epsilon {prototypes.epsilon:g}, and "
+        "the same again in every later round. The noise does not hide which clips are averaged together, or how many."
     )

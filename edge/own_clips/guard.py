@@ -1,23 +1,23 @@
-"""PURE: whether a new student pays, judged without a label on the device's own clips, before it is swapped in.
+"""PURE: whether a new student is good enough, judged without labels on the device's own clips before it is used.
 
-Axes: N selection clips, C classes. Each estimate of a student's accuracy is the mean over the clips of a score, all on
-the same clips, so that what is alike in both students cancels out of their difference:
+Axes: N selection clips, C classes. Each estimate of a student's accuracy is the mean of a score over the clips. Both
+students see the same clips, so what is equal in both cancels out of the difference:
 
     confidence   max_c p_local[c]                   (Hendrycks and Gimpel, ICLR 2017, as an average)
-    atc          1[max_c p_local[c] >= t]           average thresholded confidence (Garg et al., ICLR 2022), with t as
-                                                    the cloud measured it for that student on public clips
+    atc          1[max_c p_local[c] >= t]           average thresholded confidence (Garg et al., ICLR 2022); the cloud
+                                                    measured t for that student on public clips
     agreement    1[argmax p_local = argmax p_teacher]   (after Jiang et al., ICLR 2022: two heads on the same features)
-    teacher      p_teacher[argmax p_local]          expected accuracy, were the teacher's head calibrated
+    teacher      p_teacher[argmax p_local]          expected accuracy if the teacher's head is calibrated
     joint        (p_teacher + p_teacher') / 2 [argmax p_local]
     cross        p_teacher'[argmax p_local]
     present      p_present[argmax p_local]
 
-where p_teacher is the teacher's head on this student's features, p_teacher' on the other's, and p_present the local
-head of the student in use. The last three are ours: a student whose features have collapsed is sure of itself, and its
-own teacher head with it; under ``joint`` both students are scored by one judge, under ``cross`` none by itself.
-``present`` trusts what is in use: it never finds a new student better, only nearer or farther, so it wants a tolerance,
-and a student that is sure and wrong could never be replaced under it. It is the default because, of these, it alone
-told over many updates which ones hurt (docs/results/personalisation).
+p_teacher is the teacher's head on this student's features, p_teacher' on the other student's, and p_present is the
+local head of the student in use. The last three are ours. A student whose features have collapsed is confident, and so
+is the teacher's head on its features; ``joint`` therefore scores both students by one judge, and ``cross`` scores none
+by itself. ``present`` trusts the student in use: it never rates a new student better, only closer or farther. It needs
+a tolerance, and a student that is confident and wrong could never be replaced under it. It is the default because it
+was the only one that detected harmful updates reliably over many updates (docs/results/personalisation).
 """
 
 from dataclasses import dataclass
@@ -41,17 +41,17 @@ class Estimator(Enum):
 
 
 DEFAULT_ESTIMATOR: Final = Estimator.PRESENT
-"""By which a device judges unless told otherwise."""
+"""The estimator of a device by default."""
 
 DEFAULT_MARGIN: Final = -0.02
-"""So much estimated accuracy may be lost; it belongs to the default estimate."""
+"""The accepted change of estimated accuracy (share of clips); it belongs to the default estimator."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """One student on the selection clips: its local head, and the teacher's head on its features; rows sum to 1.
+    """One student's outputs on the selection clips: its local head and the teacher's head. Rows sum to 1.
 
-    ``atc_threshold``: from the student's manifest; None where the cloud measured none.
+    ``atc_threshold`` is from the student's manifest; None if the cloud measured none.
     """
 
     local_NC: FloatArray
@@ -61,7 +61,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Rule:
-    """Accept where the estimate of the new student is at least that of the old one plus ``margin`` (share of clips)."""
+    """Accept the new student if its estimate is at least that of the old one plus ``margin`` (share of clips)."""
 
     estimator: Estimator = DEFAULT_ESTIMATOR
     margin: float = DEFAULT_MARGIN
@@ -69,9 +69,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``old`` and ``new``: every estimate of accuracy by its name; ``atc`` is missing where there is no threshold.
+    """The guard's decision. ``old`` and ``new``: all estimates by name; ``atc`` is missing without a threshold.
 
-    ``changed``: the clips, of ``clips``, that the new student answers otherwise than the old one.
+    ``changed`` of the ``clips`` clips get another answer from the new student.
     """
 
     accept: bool
@@ -84,9 +84,9 @@ class Verdict:
 
 
 def estimates(student: Outputs, other: Outputs, present: Outputs) -> dict[Estimator, float]:
-    """Estimates of the student's accuracy on the clips, 0 to 1, by the formulas above; ``present`` is the one in use.
+    """Return the estimates of the student's accuracy, 0 to 1, by the formulas above; ``present`` is the one in use.
 
-    Without a threshold there is no ATC. Raises ValueError for no clips, shapes that differ, or what is no number.
+    ATC is missing without a threshold. Raises ValueError for no clips, different shapes, NaN or infinity.
     """
     _check(student, other)
     confidence_N = student.local_NC.max(axis=1)
@@ -107,9 +107,9 @@ def estimates(student: Outputs, other: Outputs, present: Outputs) -> dict[Estima
 
 
 def judge(old: Outputs, new: Outputs, rule: Rule = Rule()) -> Verdict:
-    """Whether the new student is to take the old one's place. Where the two come out equal, it is.
+    """Decide whether the new student replaces the old one. With margin 0 it does if both estimates are equal.
 
-    Raises ValueError as ``estimates`` does, and where the rule's estimate cannot be made for one of the two.
+    Raises ValueError as ``estimates`` does, and if the rule's estimate cannot be made for one of the two.
     """
     of_old, of_new = estimates(old, new, old), estimates(new, old, old)
     if rule.estimator not in of_old or rule.estimator not in of_new:
@@ -118,16 +118,16 @@ def judge(old: Outputs, new: Outputs, rule: Rule = Rule()) -> Verdict:
     accept = after >= before + rule.margin
     clips = len(old.local_NC)
     changed = int((old.local_NC.argmax(axis=1) != new.local_NC.argmax(axis=1)).sum())
-    asked = f", a gain of {100 * rule.margin:.1f} points was asked for" if rule.margin > 0 else ""
+    asked = f", a gain of {100 * rule.margin:.1f} points is required" if rule.margin > 0 else ""
     if rule.margin < 0:
-        asked = f", a loss of {-100 * rule.margin:.1f} points is let pass"
+        asked = f", a loss of {-100 * rule.margin:.1f} points is accepted"
     reason = (
         f"estimated accuracy {100 * before:.1f} % before and {100 * after:.1f} % after "
-        f"('{rule.estimator.value}', {clips} clips, {changed} answered otherwise{asked})"
+        f"('{rule.estimator.value}', {clips} clips, {changed} answered differently{asked})"
     )
     return Verdict(
         accept,
-        reason if accept else f"the new student would not pay: {reason}",
+        reason if accept else f"the new student is not good enough: {reason}",
         {estimator.value: value for estimator, value in of_old.items()},
         {estimator.value: value for estimator, value in of_new.items()},
         rule,
@@ -140,8 +140,8 @@ def _check(student: Outputs, other: Outputs) -> None:
     shape = student.local_NC.shape
     arrays = (student.local_NC, student.teacher_NC, other.local_NC, other.teacher_NC)
     if len(shape) != 2 or 0 in shape:
-        raise ValueError("no clip to judge the students by")
+        raise ValueError("no clip to compare the students on")
     if any(array.shape != shape for array in arrays):
         raise ValueError("the students were not seen on the same clips and classes")
     if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("a student's probabilities are not numbers")
+        raise ValueError("a student's probabilities are not finite")

@@ -1,4 +1,4 @@
-"""One pass over the selection clips: encode each with a student, and make the prototypes that may leave."""
+"""One pass over the selection clips: encode each with a student, then make the prototypes that may leave."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from isthmus.proto.messages import Features, Prototypes, UploadMode
 
 @dataclass(frozen=True)
 class PrototypeChoices:
-    """``noise`` is the epsilon of one upload; None adds no noise.
+    """How prototypes are made. ``noise`` is the epsilon of one upload; None adds no noise.
 
     Raises BadPrototypes for noise in mode FEATURES, before any clip is read.
     """
@@ -44,7 +44,10 @@ def prototypes_of(
     on_clip: Callable[[int, int], None],
     on_damage: Callable[[Damage], None],
 ) -> Prototypes:
-    """Labels are never read. Raises BadPrototypes where too few clips can be used, Corrupt for a student that fails."""
+    """Return the prototypes of the clips; labels are never read.
+
+    Raises BadPrototypes if too few clips can be used, Corrupt for a student that fails.
+    """
     encoded = encode_selection(refs, (encoder,), spec, clock=clock, on_clip=on_clip, on_damage=on_damage)
     features = [of_student for (of_student,) in encoded.values()]
     return prototypes_from(features, encoder, choices, classes=classes, seed=seed)
@@ -59,7 +62,7 @@ def encode_selection(
     on_clip: Callable[[int, int], None],
     on_damage: Callable[[Damage], None],
 ) -> dict[str, tuple[Features, ...]]:
-    """By a clip's name, its features from each of the students; every clip is decoded once, and then forgotten."""
+    """Return each clip's features from every student, by clip name. Each clip is decoded once and then dropped."""
     encoded: dict[str, tuple[Features, ...]] = {}
     for taken in replay(refs, spec, clock, on_damage):
         encoded[taken.ref.name] = tuple(encode(encoder, taken, spec, clock).features for encoder in encoders)
@@ -70,7 +73,7 @@ def encode_selection(
 def prototypes_from(
     features: Sequence[Features], encoder: StudentEncoder, choices: PrototypeChoices, *, classes: int, seed: int
 ) -> Prototypes:
-    """What may leave of these clips. Raises BadPrototypes where they are too few."""
+    """Return the prototypes of these features. Raises BadPrototypes if there are too few clips."""
     probabilities_NC = encoder.teacher_probabilities(features) if features else np.zeros((0, classes), np.float32)
     if choices.mode is UploadMode.PROBABILITIES:
         return each_clip(probabilities_NC)

@@ -60,8 +60,8 @@ class ElasticServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def RegisterTask(self, request_iterator, context):
-        """Adds a task, or replaces the one of the same name: first its description, then its weights in chunks. Takes effect
-        for every query that comes after the answer; those under way are still answered by what they were asked of.
+        """Adds a task or replaces the one of the same name: first its description, then its weights in chunks. The new task
+        answers every query that arrives after the response; the old one still answers queries that arrived before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,14 +74,14 @@ class ElasticServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveTask(self, request, context):
-        """Forgets a task. Queries under way are still answered.
+        """Removes a task. Queries that arrived before are still answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MakeQuery(self, request, context):
-        """Classifies one image. DEADLINE_EXCEEDED says that it could not be done in time and was not computed.
+        """Classifies one image. DEADLINE_EXCEEDED means that it would have been late and was not computed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class PersonalisationServiceStub:
-    """Everything a device does but inference. All calls except Enrol carry the metadata
-    "authorization: Bearer <token>", and reach only what belongs to that token's device.
+    """All calls of a device except inference. Every call but Enrol carries the metadata "authorization: Bearer <token>"
+    and reaches only the students and jobs of that token's device.
     """
 
     def __init__(self, channel):
@@ -69,12 +69,12 @@ class PersonalisationServiceStub:
 
 
 class PersonalisationServiceServicer:
-    """Everything a device does but inference. All calls except Enrol carry the metadata
-    "authorization: Bearer <token>", and reach only what belongs to that token's device.
+    """All calls of a device except inference. Every call but Enrol carries the metadata "authorization: Bearer <token>"
+    and reaches only the students and jobs of that token's device.
     """
 
     def Enrol(self, request, context):
-        """Makes a device known and hands it its token, the label set and how clips are to be prepared.
+        """Registers a device and returns its token, the classes and how clips are prepared.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,28 +88,28 @@ class PersonalisationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadPrototypes(self, request, context):
-        """Uploads the prototypes of a later round, made with that round's interim student.
+        """Uploads the prototypes of a later round, which that round's interim student made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Streams a job's state: once at once, then at every change, until it ends or the device hangs up.
+        """Streams a job's state: first the present one, then every change, until the job ends or the device cancels.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeStudent(self, request, context):
-        """The signed manifest of a student: the named one, else the device's newest, else the base student.
+        """Returns the signed manifest of the named student, else of the device's newest, else of the base student.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchStudent(self, request, context):
-        """One file of a student in chunks, from an offset.
+        """Streams one file of a student in chunks, from an offset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,8 +157,8 @@ def add_PersonalisationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PersonalisationService:
-    """Everything a device does but inference. All calls except Enrol carry the metadata
-    "authorization: Bearer <token>", and reach only what belongs to that token's device.
+    """All calls of a device except inference. Every call but Enrol carries the metadata "authorization: Bearer <token>"
+    and reaches only the students and jobs of that token's device.
     """
 
     @staticmethod
@@ -325,7 +325,7 @@ class PersonalisationService:
 
 
 class InferenceServiceStub:
-    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads answer.
+    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads are used.
     """
 
     def __init__(self, channel):
@@ -342,7 +342,7 @@ class InferenceServiceStub:
 
 
 class InferenceServiceServicer:
-    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads answer.
+    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads are used.
     """
 
     def Infer(self, request_iterator, context):
@@ -368,7 +368,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
-    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads answer.
+    """Inference on features. The metadata "isthmus-student: <student id>" names the student whose heads are used.
     """
 
     @staticmethod

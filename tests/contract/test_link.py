@@ -36,7 +36,7 @@ PROTOTYPES = Prototypes(
 
 
 class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer):
-    """The memory cloud behind gRPC: each call is answered by a MemoryLink of its own."""
+    """The memory cloud behind gRPC: a new MemoryLink answers each call."""
 
     def __init__(self, cloud: MemoryCloud) -> None:
         self.cloud = cloud
@@ -101,7 +101,7 @@ class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer)
 
 @dataclass
 class Shore:
-    """A cloud and a link to it; ``stall`` makes it answer no more, where the link can tell."""
+    """A cloud and a link to it; ``stall`` stops its answers if the link can notice that."""
 
     cloud: MemoryCloud
     link: Link
@@ -146,7 +146,7 @@ def test_enrolment(shore: Shore) -> None:
         shore.link.enrol("kiosk", "a wrong key")
 
 
-def test_a_stranger_reaches_nothing(shore: Shore) -> None:
+def test_an_unknown_token_reaches_nothing(shore: Shore) -> None:
     with pytest.raises(Unauthenticated):
         shore.link.describe_student("")
     shore.link.authenticate("another token")
@@ -244,12 +244,12 @@ def test_no_cloud_at_all() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "nowhere", "host:", "host:port", ":80"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_an_invalid_address(address: str) -> None:
     with pytest.raises(InvalidInput, match="HOST:PORT"):
         open_channel(address)
 
 
-def test_beyond_this_machine_tls_is_wanted() -> None:
+def test_beyond_this_machine_tls_is_required() -> None:
     with pytest.raises(InvalidInput, match="--tls"):
         open_channel("cloud.example:443")
     open_channel("cloud.example:443", tls=True).close()

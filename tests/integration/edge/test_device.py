@@ -56,18 +56,16 @@ def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: P
     assert {"enrol", "fetch_base", "make_prototypes", "upload", "fetch_final", "swap_final", "infer"} <= set(
         read["wall_s"]["stages"]
     )
-    # Nothing that leaves says what a clip is called or labelled: only rows of numbers went up.
+    # No name or label of a clip leaves the device: only rows of numbers went up.
     assert all(upload.values_KC.shape[1] == 3 for upload in cloud.uploads.values())
 
 
-def test_clips_with_sound_or_picture_alone_are_answered_and_told_apart(
-    students: Any, clips: Path, tmp_path: Path
-) -> None:
+def test_clips_with_only_sound_or_picture_are_answered_and_counted(students: Any, clips: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(clips, data)
     heard = [f"1001_A{number:02}_NEU_XX" for number in range(TAKES)]
     seen = [f"1001_A{number:02}_HAP_XX" for number in range(TAKES)]
-    broken = "1001_A00_SAD_XX"  # its sound is fine, its picture is there and cannot be read: damage, not sound alone
+    broken = "1001_A00_SAD_XX"  # the picture cannot be read: a damaged clip, not one with sound only
     for name in heard:
         (data / "VideoFlash" / f"{name}.flv").unlink()
     for name in seen:
@@ -131,7 +129,7 @@ def test_a_kill_at_any_moment_is_only_a_pause(students: Any, plan: ClipPlan, tmp
 
 
 def test_the_link_gone_in_the_middle_of_everything(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
-    """One look at the cloud in six fails; the device waits, comes back, and ends as if nothing had happened."""
+    """One call in six fails; the device waits, retries, and ends with the same result."""
 
     weather = random.Random(3)
 
@@ -150,7 +148,7 @@ def test_the_link_gone_in_the_middle_of_everything(students: Any, plan: ClipPlan
 
 
 def test_a_download_that_is_damaged_on_the_way(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
-    """One flipped byte, once: that file is fetched again. Always: the old student stays."""
+    """One flipped byte, once: the file is fetched again. In every download: the old student stays."""
 
     class Flipping(MemoryLink):
         flips = 1
@@ -240,10 +238,10 @@ def test_noise_is_in_the_ledger(students: Any, plan: ClipPlan, tmp_path: Path) -
     assert [entry.epsilon for entry in state.ledger()] == [2.0, 2.0]
 
 
-def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+def test_features_leave_the_device_only_if_its_user_chose_so(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
     config = RunConfig("kiosk", seed=1)
     config = replace(config, choices=replace(config.choices, mode=UploadMode.FEATURES))
-    runtime, state, _ = device(tmp_path / "told", students.cloud(), plan, config=config)
+    runtime, state, _ = device(tmp_path / "chosen", students.cloud(), plan, config=config)
     runtime.run(until=Phase.ENCODE)
     made = runtime.clips.prototypes(runtime.state.active_id, in_use=())
     assert made.features_KE is not None
@@ -251,10 +249,10 @@ def test_features_leave_the_device_only_where_its_user_chose_so(students: Any, p
     assert int(made.sizes_K.min()) >= 3
     runtime.run()
     assert {entry.mode for entry in state.ledger()} == {"features"}
-    silent, state, _ = device(tmp_path / "silent", students.cloud(), plan)
-    silent.run()
+    default, state, _ = device(tmp_path / "default", students.cloud(), plan)
+    default.run()
     assert {entry.mode for entry in state.ledger()} == {"prototypes"}
-    assert silent.clips.prototypes(silent.state.active_id, in_use=()).features_KE is None
+    assert default.clips.prototypes(default.state.active_id, in_use=()).features_KE is None
 
 
 def test_secrets_are_for_the_owner_only(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a device makes of a new student: the guard that may refuse it, and the habits it reads answers with."""
+"""A device with a new student: the guard may refuse it, and habits change how its answers are read."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_student_that_would_answer_worse_is_refused(students: Any, plan: ClipP
     runtime, state, _ = device(tmp_path, cloud, plan, guard=True, observer=watch)
     agent_state = runtime.run()
     assert (agent_state.phase, agent_state.active_id, agent_state.refused_id) == (Phase.SERVE, "base", "final")
-    assert "would not pay" in agent_state.verdict
+    assert "not good enough" in agent_state.verdict
     assert agent_state.failure == ""
     assert decoded.count(1) == 3, "base and interim made prototypes; the guard decoded once more, for the new student"
     current = runtime.slot.current()
@@ -52,9 +52,9 @@ def test_a_student_that_would_answer_worse_is_refused(students: Any, plan: ClipP
     assert guard["estimates"]["old"]["joint"] > guard["estimates"]["new"]["joint"]
     truth = guard["true_accuracy"]
     assert guard["right"] == (truth["new"] < truth["old"])
-    told = CliRunner().invoke(app, ["status", "--state", str(tmp_path), "--json"])
-    assert json.loads(told.output)["refused_student"] == "final"
-    assert "would not pay" in json.loads(told.output)["verdict"]
+    shown = CliRunner().invoke(app, ["status", "--state", str(tmp_path), "--json"])
+    assert json.loads(shown.output)["refused_student"] == "final"
+    assert "not good enough" in json.loads(shown.output)["verdict"]
 
 
 def test_a_student_that_answers_as_well_is_taken_wherever_the_process_dies(
@@ -99,8 +99,8 @@ def test_without_the_guard_any_student_is_taken_and_the_state_says_so(
     assert state.verdict() is None
 
 
-def telling_shares(students: Any) -> MemoryCloud:
-    """A cloud whose base and final student say what their heads were trained on."""
+def with_class_shares(students: Any) -> MemoryCloud:
+    """A cloud whose base and final student state the class shares of their training."""
     cloud: MemoryCloud = students.cloud()
     for seed, kind in enumerate(("base", "interim", "final")):
         if kind != "interim":
@@ -113,7 +113,7 @@ def telling_shares(students: Any) -> MemoryCloud:
 def test_answers_know_the_users_habits_unless_that_is_unwanted(
     students: Any, plan: ClipPlan, tmp_path: Path, guard: bool
 ) -> None:
-    cloud = telling_shares(students)
+    cloud = with_class_shares(students)
     runtime, state, _ = device(tmp_path / "knowing", cloud, plan, guard=guard)
     report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
     active = runtime.state.active_id
@@ -146,8 +146,8 @@ def test_a_student_whose_answers_are_no_numbers_is_refused_and_no_habits_are_lea
         return np.full_like(answers_NC, np.nan) if final else answers_NC
 
     monkeypatch.setattr(StudentEncoder, "local_probabilities_of", broken)
-    runtime, state, _ = device(tmp_path, telling_shares(students), plan, guard=True)
-    told = runtime.run()
-    assert (told.active_id, told.refused_id) == ("base", "final")
-    assert "cannot be judged" in told.verdict
+    runtime, state, _ = device(tmp_path, with_class_shares(students), plan, guard=True)
+    ended = runtime.run()
+    assert (ended.active_id, ended.refused_id) == ("base", "final")
+    assert "cannot be judged" in ended.verdict
     assert set(state.habits()) == {"base"}

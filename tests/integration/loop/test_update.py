@@ -182,5 +182,5 @@ def test_the_guard_takes_no_sabotaged_student(
         assert (current.manifest.student_id, runtime.state.refused_id) == ("finished", "")
     else:
         assert (current.manifest.student_id, runtime.state.refused_id) == (runtime.state.base_id, "finished")
-        assert "would not pay" in runtime.state.verdict
+        assert "not good enough" in runtime.state.verdict
     assert runtime.record.downloads["student_final"].whole_bytes == (0 if good else head.stat().st_size)

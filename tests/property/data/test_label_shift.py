@@ -93,5 +93,5 @@ def test_a_user_of_few_states_is_told_right_more_often(apart, gain):
 
 @pytest.mark.parametrize("local_NC", [np.zeros((0, 3), np.float32), np.array([[np.nan, 0.5, 0.5]], np.float32)])
 def test_habits_cannot_be_learned_of_nothing(local_NC):
-    with pytest.raises(ValueError, match="no clips, or answers that are no numbers"):
+    with pytest.raises(ValueError, match="no clips to learn habits from, or answers that are not finite"):
         learn("s", local_NC, (0.2, 0.3, 0.5))

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: no unverified or refused student is swapped in, and the agent is never lost."""
+"""For any events in any order: no unverified or refused student is swapped in, and the agent always has a next step."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ events = st.one_of(
 
 
 def fitting(action: behaviour.Action, status: JobStatus, accept: bool = True) -> behaviour.Event:
-    """What a willing world answers, so that random runs get far."""
+    """The event that reports success of ``action``, so that random runs get far."""
     match action:
         case behaviour.Enrol():
             return behaviour.Enrolled()
@@ -109,7 +109,7 @@ def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, floa
         if state.phase is Phase.STOPPED:
             assert not state.active_id
         if state.phase not in (Phase.SERVE, Phase.STOPPED):
-            # Not lost: a restart always has something to do next.
+            # A restart always has a next step.
             _, due = step(state, behaviour.Started(), now_s)
             assert len(due) == 1
 

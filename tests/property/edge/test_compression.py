@@ -1,4 +1,4 @@
-"""A better link never gives a more compressed setting; a choice, once made, is kept while the link stays as it is."""
+"""A better link never gives a more compressed setting; a choice is kept while the link does not change."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The guard's estimates against loops over clips, and its verdicts where they can be known beforehand."""
+"""The guard's estimates against loops over clips, and its verdicts where the right one is known."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_a_verdict_follows_its_estimates_and_margin(
     old, new = random_outputs(*shape), random_outputs(shape[0] + 1, *shape[1:])
     verdict = judge(old, new, Rule(estimator, margin))
     assert verdict.accept == (verdict.new[estimator.value] >= verdict.old[estimator.value] + margin)
-    assert ("would not pay" in verdict.reason) != verdict.accept
+    assert ("not good enough" in verdict.reason) != verdict.accept
     assert (verdict.clips, verdict.rule.margin) == (shape[1], margin)
     assert 0 <= verdict.changed <= verdict.clips
 
@@ -60,7 +60,7 @@ def test_the_same_student_again_is_taken_and_gains_nothing(shape: tuple[int, int
 
 @given(st.integers(1, 20), st.integers(2, 6))
 def test_a_sure_student_that_is_wrong_is_refused(clips: int, classes: int) -> None:
-    """All clips alike, down to a single one: the new student is sure of what nobody else believes."""
+    """All clips are alike (one to many): the new student is confident of a class that no other head gives."""
     truth_NC = np.tile(np.eye(classes, dtype=np.float32)[0] * 0.6 + 0.4 / classes, (clips, 1))
     wrong_NC = np.tile(np.eye(classes, dtype=np.float32)[1], (clips, 1))
     verdict = judge(Outputs(truth_NC, truth_NC), Outputs(wrong_NC, truth_NC))
@@ -78,7 +78,7 @@ def test_what_cannot_be_judged_is_said() -> None:
         judge(Outputs(none, none), Outputs(none, none))
     with pytest.raises(ValueError, match="same clips"):
         judge(good, random_outputs(0, 2, 4))
-    with pytest.raises(ValueError, match="not numbers"):
+    with pytest.raises(ValueError, match="not finite"):
         judge(good, Outputs(good.local_NC, np.full((3, 4), np.nan, np.float32)))
     unmeasured = random_outputs(1, 3, 4, threshold=None)
     assert Estimator.ATC not in estimates(unmeasured, good, good)

@@ -1,4 +1,4 @@
-"""For any input: no prototype under the floor, sizes sum to n, every row a distribution."""
+"""For any input: no prototype is below the floor, sizes sum to n, and every row is a distribution."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ def test_floor_sizes_and_rows_hold(
     if noise is None:
         mean_C = (made.values_KC * made.sizes_K[:, np.newaxis]).sum(axis=0) / made.sizes_K.sum()
         np.testing.assert_allclose(mean_C, probabilities_NC.mean(axis=0), atol=1e-5)
-    # What the cloud checks on the way in is the strictest reader there is.
+    # The cloud's check of an upload is the strictest reader.
     read = prototypes_from_pb(prototypes_to_pb(made))
     np.testing.assert_array_equal(read.values_KC, made.values_KC)
 

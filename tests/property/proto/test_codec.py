@@ -62,7 +62,7 @@ def test_round_trip_is_within_the_bound(frame: FeatureFrame) -> None:
 
 
 @given(frames())
-def test_a_frame_is_as_long_as_foretold_and_an_absent_vector_takes_no_bytes(frame: FeatureFrame) -> None:
+def test_a_frame_is_as_long_as_predicted_and_an_absent_vector_takes_no_bytes(frame: FeatureFrame) -> None:
     vectors = 2 if frame.features.captured is Captured.BOTH else 1
     assert len(pack_frame(frame)) == frame_bytes(WIDTH, frame.ratio, frame.number_type, vectors=vectors)
 
@@ -81,7 +81,7 @@ def test_any_changed_byte_is_refused(frame: FeatureFrame, data: st.DataObject) -
 
 
 @given(st.binary(max_size=300))
-def test_arbitrary_bytes_never_do_worse_than_bad_frame(noise: bytes) -> None:
+def test_arbitrary_bytes_raise_at_most_bad_frame(noise: bytes) -> None:
     read = None
     with contextlib.suppress(BadFrame):
         read = unpack_frame(b"ISTF" + noise, feature_width=WIDTH, ratios=RATIOS)

@@ -1,4 +1,4 @@
-"""Conversions between dataclasses and protobuf: pairs agree, and what comes in is bounded and checked."""
+"""Conversions between dataclasses and protobuf: pairs agree, and incoming messages are bounded and checked."""
 
 import zlib
 
@@ -55,7 +55,7 @@ def test_prototypes_with_features_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "told"),
+    ("changes", "error", "reason"),
     [
         ({"features": b"1234"}, BadPrototypes, "bytes of features"),
         ({"features": b"", "feature_values": 0}, BadPrototypes, "bytes of features"),
@@ -69,11 +69,11 @@ def test_prototypes_with_features_pair() -> None:
         ({"rows": 100, "feature_values": 4_000}, TooLarge, "over the bound"),
     ],
 )
-def test_features_out_of_bounds_are_refused(changes: dict[str, object], error: type[IsthmusError], told: str) -> None:
+def test_features_out_of_bounds_are_refused(changes: dict[str, object], error: type[IsthmusError], reason: str) -> None:
     sent = convert.prototypes_to_pb(WITH_FEATURES)
     for name, value in changes.items():
         setattr(sent, name, value)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=reason):
         convert.prototypes_from_pb(sent)
 
 
@@ -113,7 +113,7 @@ def test_bad_prototypes_are_refused(changes: dict[str, object], error: type[Isth
         convert.prototypes_from_pb(message(**changes))
 
 
-def test_probabilities_stand_for_one_clip_each() -> None:
+def test_probabilities_have_size_one() -> None:
     read = convert.prototypes_from_pb(message(mode=pb.Prototypes.MODE_PROBABILITIES, sizes=[1, 1]))
     assert read.mode is UploadMode.PROBABILITIES
 

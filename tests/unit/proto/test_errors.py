@@ -1,4 +1,4 @@
-"""What crosses the wire as a status comes back as the error that it was."""
+"""An error that crosses the wire as a status becomes the same error again."""
 
 import pytest
 

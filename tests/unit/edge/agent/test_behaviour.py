@@ -1,4 +1,4 @@
-"""The agent's life told as events and actions."""
+"""The agent's life as a sequence of events and actions."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def job(stage: Stage, round: int = 0, student_id: str = "", error: str = "") -> 
 
 
 def test_the_whole_life() -> None:
-    told: list[tuple[behaviour.Event, list[behaviour.Action]]] = [
+    expected_by_event: list[tuple[behaviour.Event, list[behaviour.Action]]] = [
         (behaviour.Started(), [behaviour.Enrol()]),
         (behaviour.Enrolled(), [behaviour.Fetch("")]),
         (behaviour.Fetched("base"), [behaviour.Verify("base")]),
@@ -51,7 +51,7 @@ def test_the_whole_life() -> None:
         (behaviour.Swapped("final"), [behaviour.Serve()]),
     ]
     state = State()
-    for event, expected in told:
+    for event, expected in expected_by_event:
         state, actions = step(state, event, 0.0)
         assert list(actions) == expected, event
     assert (state.active_id, state.base_id, state.failure) == ("final", "base", "")
@@ -63,9 +63,9 @@ def test_a_refused_student_is_not_swapped_in_and_the_present_one_serves() -> Non
     judging = State(phase=Phase.JUDGE, purpose=Purpose.FINAL, wanted_id="new", active_id="base", base_id="base")
     judging, actions = step(judging, behaviour.Started(), 0.0)
     assert actions == (behaviour.Judge("base", "new"),)
-    state, actions = step(judging, behaviour.Judged("new", False, "it would not pay"), 0.0)
+    state, actions = step(judging, behaviour.Judged("new", False, "it is not good enough"), 0.0)
     assert actions == (behaviour.Serve(),)
-    assert (state.active_id, state.refused_id, state.verdict) == ("base", "new", "it would not pay")
+    assert (state.active_id, state.refused_id, state.verdict) == ("base", "new", "it is not good enough")
     assert state.failure == "", "a refusal is no failure"
     again = behaviour.personalise_again(state)
     assert (again.active_id, again.refused_id, again.verdict) == ("base", "", "")

@@ -1,4 +1,4 @@
-"""Which clips make the prototypes and which are answered."""
+"""The split into clips that make the prototypes and clips that are answered."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from isthmus.edge.capture.clip_plan import plan_clips
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Names alone: a plan decodes nothing."""
+    """Only names exist: a plan decodes nothing."""
     for actor in ("1001", "1002"):
         for sentence in ("AAA", "BBB", "CCC", "DDD"):
             for emotion in ("NEU", "HAP"):
@@ -70,5 +70,5 @@ def test_what_is_wrong_is_named(data: Path) -> None:
         plan_clips(data, actors=["1009"])
     with pytest.raises(ValueError, match="cannot be read"):
         plan_clips(data, clips=data / "missing.txt")
-    with pytest.raises(ValueError, match="one twice"):
+    with pytest.raises(ValueError, match="names a clip twice"):
         plan_clips(data, clips=names_file(data, "twice.txt", "a", "a"))

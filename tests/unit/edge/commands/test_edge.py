@@ -1,4 +1,4 @@
-"""The device's command: what it says, and how it refuses."""
+"""The device's command: its output and its refusals."""
 
 import json
 from pathlib import Path
@@ -42,9 +42,9 @@ def test_status(state: Path) -> None:
     facts = json.loads(call("status", "--state", state, "--json").output)
     assert (facts["device_id"], facts["phase"], facts["student"]) == ("device-1", "serve", "final")
     assert (facts["uploaded_bytes"], facts["smallest_prototype"], facts["epsilon_spent"]) == (60, 4, 1.5)
-    told = call("status", "--state", state)
-    assert told.exit_code == 0
-    assert "token-1" not in told.output
+    shown = call("status", "--state", state)
+    assert shown.exit_code == 0
+    assert "token-1" not in shown.output
 
 
 def test_rollback_and_back(state: Path) -> None:

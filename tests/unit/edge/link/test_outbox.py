@@ -1,4 +1,4 @@
-"""The outbox keeps what was put in across a kill, within its bounds."""
+"""The outbox keeps its entries across a kill, within its bounds."""
 
 import sqlite3
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     with Outbox(path) as outbox:
         outbox.put(entry("a"))
         pages = outbox._database.execute("PRAGMA page_count").fetchone()[0]
-        outbox._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a full disk.
+        outbox._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then fails as on a full disk.
         with pytest.raises(StorageFull, match="disk is full"):
             outbox.put(entry("b", bytes(100_000)))
         assert outbox.waiting() == [entry("a")]

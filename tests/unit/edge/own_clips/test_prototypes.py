@@ -49,7 +49,7 @@ def test_identical_clips_make_one_prototype() -> None:
 def test_folding_goes_to_the_nearest_and_renumbers() -> None:
     folded_K = fold_small(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([3, 1, 4]), 3)
     assert folded_K.tolist() == [0, 0, 1]
-    # The first goes to the third, and both together then take in the second.
+    # The first is folded into the third; then the second is folded into both.
     centroids_KC = np.array([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.0, 1.0]])
     assert fold_small(centroids_KC, np.array([1, 3, 5, 9]), 5).tolist() == [0, 0, 0, 1]
 
@@ -86,7 +86,7 @@ def test_each_clip_is_the_less_private_mode() -> None:
     assert (sent.mode, sent.min_cluster, sent.sizes_K.tolist()) == (UploadMode.PROBABILITIES, 1, [1] * 9)
 
 
-def test_features_are_averaged_over_the_very_clusters() -> None:
+def test_features_are_averaged_over_the_same_clusters() -> None:
     rng = np.random.default_rng(2)
     probabilities_NC, features_NE = rng.dirichlet(np.ones(5), 40).astype(np.float32), rng.random((40, 6), np.float32)
     plain = make_prototypes(probabilities_NC, seed=4, min_cluster=6)
@@ -127,12 +127,12 @@ def test_features_with_noise_are_refused_before_any_clip_is_read() -> None:
         PrototypeChoices(mode=UploadMode.FEATURES, noise=1.0)
 
 
-def test_what_features_tell_is_said_in_plain_words() -> None:
+def test_features_are_explained_in_plain_words() -> None:
     made = make_prototypes(three_groups(), seed=0, features_NE=np.ones((9, 4), np.float32))
-    told = disclose(made, ("a", "b", "c"), 1_000)
-    assert "average of the 4 numbers" in told.sentences[0]
-    assert "Mode 'prototypes' tells less" in told.sentences[0]
-    assert told.message_bytes == prototypes_to_pb(made).ByteSize()
+    explained = disclose(made, ("a", "b", "c"), 1_000)
+    assert "average of the 4 numbers" in explained.sentences[0]
+    assert "Mode 'prototypes' reveals less" in explained.sentences[0]
+    assert explained.message_bytes == prototypes_to_pb(made).ByteSize()
 
 
 def test_noise_needs_a_seed_the_cloud_does_not_know() -> None:

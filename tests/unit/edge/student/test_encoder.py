@@ -1,4 +1,4 @@
-"""The student on ONNX Runtime: shapes, refusals, and a runtime that dies."""
+"""The student on ONNX Runtime: shapes, refusals, and a runtime that crashes."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_one_modality_is_answered_without_the_other(folder: Path) -> None:
     np.testing.assert_array_equal(picture.visual_D, whole.visual_D)
     answers_NC = encoder.teacher_probabilities([whole, sound, picture])
     assert len({row.tobytes() for row in answers_NC}) == 3
-    # A batch of mixed clips is answered as each of them alone.
+    # A batch of mixed clips gives the same answers as each clip alone.
     np.testing.assert_allclose(answers_NC[1], encoder.teacher_probabilities([sound])[0], rtol=1e-5)
     for part in (sound, picture):
         assert encoder.local_probabilities(part).sum() == pytest.approx(1, abs=1e-5)
@@ -75,7 +75,7 @@ def test_what_is_absent_or_broken_is_named(folder: Path) -> None:
         ("echo 'ModuleNotFoundError: no onnxruntime' >&2; exit 1", "no onnxruntime.*pip install 'isthmus"),
     ],
 )
-def test_a_runtime_that_dies_is_told_with_the_way_out(tmp_path: Path, script: str, message: str) -> None:
+def test_a_runtime_that_crashes_is_reported_with_the_way_out(tmp_path: Path, script: str, message: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o700)

@@ -1,4 +1,4 @@
-"""The slot refuses whatever is not exactly what was signed, and keeps the student it has."""
+"""The slot refuses everything that differs from what was signed, and keeps the present student."""
 
 import errno
 import os
@@ -224,7 +224,7 @@ def test_what_did_not_change_is_not_fetched_again(used: StudentSlot, students: A
 
 
 def patched_student(students: Any, old: dict[str, bytes]) -> tuple[SignedManifest, dict[str, bytes]]:
-    """Student "new", whose visual encoder can also be had as a patch against "old"; and all that can be fetched."""
+    """Student "new", whose visual encoder is also available as a patch against "old", and all files and patches."""
     files = students.files("final", 2)
     name = "visual_encoder.onnx"
     patch = make_patch(old[name], files[name], [])
