@@ -5,7 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 
 def progress_bar(*, enabled: bool = True) -> Progress:
-    """A bar with count, share and time left, to be used as a context manager."""
+    """Return a progress bar with count, share and time left, to be used as a context manager."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("[progress.description]{task.description}"),

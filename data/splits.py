@@ -1,6 +1,6 @@
-"""Who is public and who is private: the paper's splits, published lists, and one client a person.
+"""Which clips are public and which are private: the paper's splits, published lists, and one client per person.
 
-Everything is names of clips, sorted, and depends on nothing but the arguments.
+Splits consist of sorted clip names and depend only on the arguments.
 """
 
 import csv
@@ -20,7 +20,7 @@ PRIVATE_SHARE: Final = 0.1
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the public clips, and of each client's own. No name is in two places."""
+    """Names of the public clips, and of each client's own. No name occurs twice."""
 
     name: str
     public: tuple[str, ...]
@@ -28,7 +28,7 @@ class Split:
 
     @property
     def private(self) -> tuple[str, ...]:
-        """Every client's clips together, sorted."""
+        """All clients' clips together, sorted."""
         return tuple(sorted(name for names in self.clients.values() for name in names))
 
     def to_json(self) -> str:
@@ -36,7 +36,7 @@ class Split:
 
     @staticmethod
     def from_json(text: str) -> "Split":
-        """Raises ValueError for text that is no split, or one in which a clip stands twice."""
+        """Read a split. Raises ValueError if the text is not a split, or if a clip occurs twice in it."""
         raw = json.loads(text)
         try:
             clients = {str(client): tuple(map(str, names)) for client, names in raw["clients"].items()}
@@ -45,14 +45,14 @@ class Split:
             raise ValueError(f"no split: {error!r}") from error
         everyone = [*split.public, *split.private]
         if len(everyone) != len(set(everyone)):
-            raise ValueError("no split: a clip stands in it twice")
+            raise ValueError("no split: it contains a clip twice")
         return split
 
 
 def by_actor(listing: Listing, private_actors: Sequence[str]) -> Split:
-    """One client for each private actor, named after them; everybody else is public.
+    """Return a split with one client per private actor, named after the actor; everybody else is public.
 
-    Raises ValueError where an actor has no clips, none is private, or nobody would be public.
+    Raises ValueError if an actor has no clips, no actor is private, or nobody would be public.
     """
     wanted = tuple(dict.fromkeys(private_actors))
     actors = sorted({ref.actor for ref in listing.refs if ref.actor is not None})
@@ -73,11 +73,12 @@ def by_class(
     share: float = PRIVATE_SHARE,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> Split:
-    """The paper's split: client_1 holds the private clips of the first half of the classes, client_2 of the rest.
+    """Return the paper's split: client_1 holds the private clips of the first half of the classes, client_2 of the
+    rest.
 
-    ``private`` names the private clips; without it, ``share`` of the clips is drawn with ``seed``, every class in
-    proportion. ``groups`` are the classes of client_1, client_2 and so on; private clips of no group are left out.
-    Raises ValueError for a private name that the listing lacks, a class in two groups, and an empty side.
+    ``private`` names the private clips; without it, ``share`` of the clips is drawn with ``seed``, in proportion to the
+    classes. ``groups`` are the classes of client_1, client_2 and so on; private clips of no group are left out. Raises
+    ValueError for a private name that the listing lacks, a class in two groups, and an empty side.
     """
     drawn = stratified(listing.refs, share=share, seed=seed) if private is None else tuple(private)
     of_name = {ref.name: ref for ref in listing.refs}
@@ -103,11 +104,12 @@ def by_class(
 
 
 def published(listing: Listing, private_list: Path) -> Split:
-    """The paper's split with the private clips of a published list.
+    """Return the paper's split with the private clips of a published list.
 
-    The list is AVE's testSet.txt (`label&id&quality&start&end`) or a CSV whose first column is a clip's name (with or
-    without file ending) and whose second, where there is one, its label; a header line is skipped.
-    Raises ValueError naming what is wrong: no such file, a clip the data set lacks, a label that contradicts it.
+    The list is AVE's testSet.txt (`label&id&quality&start&end`) or a CSV. The first column of the CSV is a clip's name
+    (with or without file ending); the second, if there is one, is its label. A header line is skipped.
+
+    Raises ValueError naming the fault: no such file, a clip that the data set lacks, a label that contradicts it.
     """
     if not private_list.is_file():
         raise ValueError(f"the split list {private_list} is missing")
@@ -119,9 +121,10 @@ def published(listing: Listing, private_list: Path) -> Split:
 
 
 def stratified(refs: Iterable[ClipRef], *, share: float, seed: int) -> tuple[str, ...]:
-    """``share`` of the clips, every class in proportion (largest remainders), drawn with ``seed``; sorted names.
+    """Draw ``share`` of the clips with ``seed``, in proportion to the classes (largest remainders), and return sorted
+    names.
 
-    Raises ValueError for a share outside 0..1 and for clips without label.
+    Raises ValueError for a share outside 0..1 and for clips without a label.
     """
     if not 0 < share < 1:
         raise ValueError(f"a share of {share:g} is not between 0 and 1")
@@ -141,10 +144,10 @@ def stratified(refs: Iterable[ClipRef], *, share: float, seed: int) -> tuple[str
 
 
 def latency_halves(names: Sequence[str], labels: Sequence[int], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The latency-sensitive scenario: selection clips and test clips, both sorted.
+    """Return selection clips and test clips of the latency-sensitive scenario, both sorted.
 
-    Of each class half, rounded down, goes to selection and the rest to test (spec 1, section 3).
-    The same clips in another order give the same halves. Raises ValueError where names and labels do not match up.
+    Half of each class, rounded down, goes to selection and the rest to test. The same clips in another order give the
+    same halves. Raises ValueError if names and labels do not match.
     """
     if len(names) != len(labels) or len(set(names)) != len(names):
         raise ValueError(f"{len(names)} names ({len(set(names))} different) for {len(labels)} labels")
@@ -162,7 +165,7 @@ def _draw(names: Sequence[str], count: int, rng: np.random.Generator) -> list[st
 
 
 def _left_out(listing: Listing) -> set[str]:
-    """Names of the clips that are there but no split has: damaged, or with one modality alone."""
+    """Return the names of clips that exist but are in no split: damaged, or with only one modality."""
     return {damage.name for damage in listing.damaged} | {ref.name for ref in listing.incomplete}
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 
 MAX_ROWS: Final = 20_000_000
 """Eight bytes a row are kept; more rows than the published files have."""
@@ -24,24 +24,24 @@ class TraceError(ValueError):
     """No trace, or a line that cannot be read. Says which."""
 
 
-def read_azure_functions_2021(path: Path) -> Floats:
+def read_azure_functions_2021(path: Path) -> Float64s:
     """One row per invocation: app, func, end_timestamp, duration (seconds). An arrival is end - duration."""
     return _read(path, ("end_timestamp", "duration"), _invocation_s)
 
 
-def read_azure_llm_2023(path: Path) -> Floats:
+def read_azure_llm_2023(path: Path) -> Float64s:
     """One row per request: TIMESTAMP (UTC, seven decimals), ContextTokens, GeneratedTokens."""
     return _read(path, ("TIMESTAMP",), _timestamp_s)
 
 
-READERS: Final[Mapping[str, tuple[str, Callable[[Path], Floats]]]] = {
+READERS: Final[Mapping[str, tuple[str, Callable[[Path], Float64s]]]] = {
     "azure-functions-2021": ("end_timestamp", read_azure_functions_2021),
     "azure-llm-2023": ("TIMESTAMP", read_azure_llm_2023),
 }
 """Format name: a column that only this format has, and its reader."""
 
 
-def read_trace(path: Path) -> Floats:
+def read_trace(path: Path) -> Float64s:
     """Either format, told apart by the header. Raises TraceError for a file that is neither, OSError for none."""
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         header = next(csv.reader([file.readline(1 << 16)]), [])
@@ -64,7 +64,7 @@ def _timestamp_s(row: Mapping[str, str]) -> float:
     return at_s + (float(f"0.{decimals}") if decimals else 0.0)
 
 
-def _read(path: Path, columns: tuple[str, ...], arrival_s: Callable[[Mapping[str, str]], float]) -> Floats:
+def _read(path: Path, columns: tuple[str, ...], arrival_s: Callable[[Mapping[str, str]], float]) -> Float64s:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)

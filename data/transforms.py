@@ -1,11 +1,12 @@
-"""From waveform and frames to what the encoders read: the one definition that device and training share.
+"""From waveform and frames to the encoders' input: the one definition that device and training share.
 
-numpy, scipy and OpenCV only: the device installs this file.
+It uses numpy, scipy and OpenCV only, because the device installs this file.
+
 Axes: T samples or spectrogram columns, F frequency bins, K frames of a clip, H W pixels, C channels.
 
-Sound (spec 1, section 3; the preparation of OGM-GE, Peng et al., CVPR 2022): mono, tiled or cut to the duration,
-clipped to [-1, 1], one-sided power spectral density over Tukey(0.25) windows with their mean removed,
-log(S + 1e-7), then standardised clip by clip.
+Sound (the preparation of OGM-GE, Peng et al., CVPR 2022): mono, tiled or cut to the duration, clipped to [-1, 1],
+one-sided power spectral density over Tukey(0.25) windows with their mean removed, log(S + 1e-7), then standardised clip
+by clip.
 
 Picture: centre square, ImageNet mean and deviation; random-resized-crop and flip in training.
 """
@@ -44,10 +45,10 @@ _BOUNDS: Final = {
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a clip is prepared. It travels to the device as JSON, and is part of every cache key.
+    """How a clip is prepared. It is sent to the device as JSON, and is part of every cache key.
 
-    The defaults are CREMA-D's of the paper: 3 s at 16 kHz, window 512, hop 159, so a spectrogram of 257 x 299.
-    A preset may resize the spectrogram (area interpolation, before log and standardisation) and the frames.
+    The defaults are the paper's for CREMA-D: 3 s at 16 kHz, window 512, hop 159, so a spectrogram of 257 x 299. A
+    preset may resize the spectrogram (area interpolation, before log and standardisation) and the frames.
     """
 
     sample_rate_hz: int = 16_000
@@ -65,7 +66,7 @@ class InputSpec:
 
     @property
     def samples(self) -> int:
-        """Length of the prepared waveform."""
+        """Length of the prepared waveform, in samples."""
         return round(self.sample_rate_hz * self.duration_s)
 
     @property
@@ -78,7 +79,7 @@ class InputSpec:
 
     @staticmethod
     def from_json(text: str) -> "InputSpec":
-        """Raises ValueError for text that is not exactly a spec's fields with sane bounds."""
+        """Read a spec. Raises ValueError for text that is not exactly a spec's fields within their bounds."""
         raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ValueError("input spec: not a JSON object")
@@ -124,11 +125,11 @@ def fitted(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[
 
 
 def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
-    """Standardised log power spectrogram, float32 (spec.spectrogram_bins, spec.spectrogram_columns).
+    """Return the standardised log power spectrogram, float32 (spec.spectrogram_bins, spec.spectrogram_columns).
 
-    ``waveform_T`` is mono at spec.sample_rate_hz, of any length above zero. Silence gives zeros.
-    Raises ValueError for a waveform that is empty, not one-dimensional or not finite, and for a spec that asks for
-    more bins or columns than its window and hop give.
+    ``waveform_T`` is mono at spec.sample_rate_hz, of any length above zero. Silence gives zeros. Raises ValueError for
+    a waveform that is empty, not one-dimensional or not finite, and for a spec that asks for more bins or columns than
+    its window and hop give.
     """
     # Imported here: loading scipy.signal takes about a second of processor time, and checking clips does not need it.
     from scipy import signal
@@ -155,7 +156,9 @@ def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDA
 
 
 def stored_frame(picture_HWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Centre square of an RGB picture, resized to uint8 (spec.stored_px, spec.stored_px, 3): how a frame is cached."""
+    """Return the centre square of an RGB picture, resized to uint8 (spec.stored_px, spec.stored_px, 3), as it is
+    cached.
+    """
     height, width = picture_HWC.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -163,26 +166,27 @@ def stored_frame(picture_HWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDA
 
 
 def evenly_spread(count: int, of: int) -> npt.NDArray[np.int64]:
-    """Middle positions of ``count`` equal parts of range(of), in order; they repeat where count exceeds it."""
+    """Return the middle positions of ``count`` equal parts of range(of), in order; they repeat if count exceeds it."""
     return ((2 * np.arange(count, dtype=np.int64) + 1) * of) // (2 * count)
 
 
 def frame_positions(spec: InputSpec) -> npt.NDArray[np.int64]:
-    """Which of the stored frames evaluation looks at: spec.frames_used of them, evenly spaced, in time order."""
+    """Return which stored frames evaluation uses: spec.frames_used of them, evenly spaced, in time order."""
     return evenly_spread(spec.frames_used, spec.frames_stored)
 
 
 def evaluation_frames(frames_KHWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
-    """The fixed frames of a stored clip, whole and normalised: float32 (spec.frames_used, 3, frame_px, frame_px).
+    """Return the fixed frames of a stored clip, whole and normalised: float32 (spec.frames_used, 3, frame_px,
+    frame_px).
 
-    Raises ValueError where the clip does not hold spec.frames_stored square frames.
+    Raises ValueError if the clip does not hold spec.frames_stored square frames.
     """
     _check_frames(frames_KHWC, spec)
     return all_frames(frames_KHWC[frame_positions(spec)], spec)
 
 
 def all_frames(frames_KHWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:
-    """Every given frame prepared as in evaluation: float32 (K, 3, frame_px, frame_px)."""
+    """Return every given frame prepared as in evaluation: float32 (K, 3, frame_px, frame_px)."""
     return _normalise([_resize(frame_HWC, spec.frame_px) for frame_HWC in frames_KHWC])
 
 
@@ -193,11 +197,11 @@ def training_frames(
     *,
     crop_scale: tuple[float, float] = CROP_SCALE,
 ) -> npt.NDArray[np.float32]:
-    """Random distinct frames in time order, each cropped, resized and flipped by chance, and normalised.
+    """Return random distinct frames in time order, each cropped, resized and randomly flipped, and normalised.
 
-    Returns float32 (spec.frames_used, 3, frame_px, frame_px). ``crop_scale`` bounds the share of the area a crop keeps.
-    Each frame draws its own crop and flip, as in the published training code.
-    Raises ValueError where the clip does not hold spec.frames_stored square frames.
+    Returns float32 (spec.frames_used, 3, frame_px, frame_px). ``crop_scale`` bounds the share of the area that a crop
+    keeps. Each frame draws its own crop and flip, as in the published training code. Raises ValueError if the clip does
+    not hold spec.frames_stored square frames.
     """
     _check_frames(frames_KHWC, spec)
     chosen = np.sort(rng.choice(spec.frames_stored, spec.frames_used, replace=False))
@@ -210,7 +214,7 @@ def training_frames(
 
 
 def _random_crop(side: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop of a square, area and log aspect drawn evenly (Szegedy et al. 2015)."""
+    """Return top, left, height and width of a crop of a square; area and log aspect are uniform (Szegedy et al. 2015)."""
     for _ in range(10):
         area = side * side * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))

@@ -1,4 +1,4 @@
-"""From a data folder to a begun release: which clips are public, which belong to whom, and both decoded."""
+"""From a data folder to a release: choose public clips and clients, and decode the public clips."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from isthmus.distill.release import Release, ReleaseError
 def choose_split(
     listing: Listing, *, private_actors: Sequence[str] = (), private_list: Path | None = None, seed: int = 0
 ) -> Split:
-    """By person where actors are named, by a published list where one is given, else the paper's, drawn with ``seed``.
+    """Return the split: by person if actors are named, by a published list if one is given, else the paper's, drawn
+    with ``seed``.
 
-    Raises ValueError saying what does not fit the data.
+    Raises ValueError if the arguments do not fit the data.
     """
     if private_actors and private_list is not None:
         raise ValueError("name private actors or give a list of private clips, not both")
@@ -32,7 +33,7 @@ def choose_split(
 
 
 def recipe_for(listing: Listing, preset: str, held_out: float | None = None, balance: str | None = None) -> Recipe:
-    """The preset, with the teacher's share held out and balance changed where given.
+    """Return the preset, with ``held_out`` and ``balance`` of the teacher replaced if they are given.
 
     Raises ValueError for an unknown preset, layout or balance, and for a share outside [0, 1).
     """
@@ -47,9 +48,9 @@ def recipe_for(listing: Listing, preset: str, held_out: float | None = None, bal
 
 
 def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *, progress: bool = True) -> Release:
-    """Writes recipe and split, and decodes the public clips into the release.
+    """Write recipe and split, and decode the public clips into the release.
 
-    Raises ReleaseError where the folder was begun with another recipe or split.
+    Raises ReleaseError if the folder was begun with another recipe or split.
     """
     release = Release.create(root, recipe)
     path = root / "split.json"
@@ -61,7 +62,7 @@ def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *,
 
 
 def release_split(release: Release) -> Split:
-    """The split the release was begun with. Raises ReleaseError where there is none."""
+    """Return the split that the release was begun with. Raises ReleaseError if there is none."""
     try:
         return Split.from_json((release.root / "split.json").read_text())
     except FileNotFoundError as error:
@@ -71,13 +72,13 @@ def release_split(release: Release) -> Split:
 def decode(
     listing: Listing, names: Sequence[str], recipe: Recipe, cache_dir: Path, *, progress: bool = True
 ) -> ClipArrays:
-    """The named clips, decoded as the recipe reads them. Names that the listing lacks raise KeyError."""
+    """Decode the named clips as the recipe reads them. Raises KeyError for names that the listing lacks."""
     by_name = {ref.name: ref for ref in listing.refs}
     return build_arrays([by_name[name] for name in names], listing.classes, recipe.input, cache_dir, progress)
 
 
 def read_data(root: Path, layout: str = "auto") -> Listing:
-    """``read_listing`` with the one-line error a command shows. Raises ValueError."""
+    """Return the listing of ``read_listing``, with errors of one line for a command to show. Raises ValueError."""
     if not root.is_dir():
         raise ValueError(
             f"{root} is not a folder. 'isthmus data make crema-d {root}' makes a synthetic data set there."

@@ -1,7 +1,7 @@
 """A run is a named function that returns its whole frozen configuration.
 
-``thesis`` holds the sizes of the paper; ``small`` the same networks on inputs sized for two CPU cores; ``smoke``
-ends in minutes and serves the demo and the tests. What differs from the paper stands beside the value.
+``thesis`` holds the sizes of the paper; ``small`` the same networks on inputs sized for two CPU cores; ``smoke`` takes
+minutes and serves the demo and the tests. A comment beside a value says where it differs from the paper.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from isthmus.distill.selection import STRATEGIES
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One optimisation: what ``train.fit`` needs to know."""
+    """The settings of one optimisation, as ``loop.fit`` needs them."""
 
     epochs: int
     batch_size: int = 64
@@ -37,10 +37,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """How the teacher comes about; ``balance`` says what keeps one branch from starving the other (spec 1, section 8).
+    """How the teacher is trained. ``balance`` is the method that keeps one branch from dominating the other.
 
     "unimodal": each branch alone, then the head on their features. "ogm-ge": both branches and the head at once by
-    ``joint``, gradients modulated with ``alpha`` (distill/teacher/balance.py), then the head again on features.
+    ``joint``, with gradients modulated by ``alpha`` (distill/teacher/balance.py), then the head again on features.
     """
 
     audio: TrainConfig
@@ -51,7 +51,7 @@ class TeacherConfig:
     alpha: float = 0.8
     """Strength of the modulation; the paper takes 0.8 for CREMA-D."""
     held_out: float = 0.1
-    """Share of the public clips that no branch is trained on, and a linear head is fitted on instead of being trained
+    """Share of the public clips that no branch is trained on. A linear head is fitted on them instead of being trained
     by ``head`` (distill/teacher/held_out.py)."""
 
     def __post_init__(self) -> None:
@@ -76,18 +76,18 @@ class PersonaliseConfig:
     strategy: str = "cosine"
     """One of ``selection.STRATEGIES``."""
     samples_per_row: int = 10
-    """n of SelectData; the paper does not give it (spec 1, section 6)."""
+    """n of SelectData; the paper does not give it."""
     clips_per_cluster: int = 3
     min_cluster: int = 3
     settled_at: float | None = None
-    """Overlap (Jaccard) of two rounds' selections from which on the job trains to its end without another round;
-    None asks for every round (distill/student/settling.py)."""
+    """Overlap (Jaccard) of two rounds' selections from which the job trains to its end without another round; None runs
+    every round (distill/student/settling.py)."""
 
     keep: float = 0.5
     """Share of the base student's weights in the finished one (``personalise.averaged``); the paper keeps none."""
     heads_on: Literal["all", "selection"] = "all"
-    """What heads are trained on. The paper says the selection: with some tens of clips that costs more than it brings
-    (docs/results/personalisation)."""
+    """The clips that heads are trained on. The paper takes the selection; with a few tens of clips that loses more
+    accuracy than it gains (docs/results/personalisation)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep < 1:
@@ -116,14 +116,14 @@ class Recipe:
     fusion: Fusion = "concat"
     ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     modality_dropout: float = 0.15
-    """Probability with which a head in training misses the sound, and as much again the picture; never both."""
+    """Probability that a head in training gets no sound; the same again for the picture; never both."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=1)
 
     @staticmethod
     def from_json(text: str) -> "Recipe":
-        """Raises ValueError where the text is not a recipe of this version."""
+        """Read a recipe. Raises ValueError if the text is not a recipe of this version."""
         try:
             raw: dict[str, Any] = json.loads(text)
             stages = {key: _train_config(raw["teacher"][key]) for key in ("audio", "visual", "head", "joint")}
@@ -143,7 +143,7 @@ class Recipe:
             raise ValueError(f"not a recipe of this version: {error}") from error
 
     def hash(self, *parts: str) -> str:
-        """16 hex digits over the whole configuration and whatever else is named (a data hash, a seed)."""
+        """Return 16 hex digits over the whole configuration and the given parts (a data hash, a seed)."""
         return hashlib.sha256("\n".join([self.to_json(), *parts]).encode()).hexdigest()[:16]
 
 
@@ -153,7 +153,7 @@ def _train_config(raw: dict[str, Any]) -> TrainConfig:
 
 
 def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
-    """The paper's sizes: SGD, momentum 0.9, weight decay 1e-4, 1e-3 then 1e-4 from epoch 70, batch 64."""
+    """Return the paper's sizes: SGD, momentum 0.9, weight decay 1e-4, rate 1e-3 and from epoch 70 1e-4, batch 64."""
     long = dataset == "ave"
     spec = InputSpec(duration_s=10.0, spectrogram_columns=1004) if long else InputSpec()
     return Recipe(
@@ -174,9 +174,9 @@ def thesis(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Reci
 
 
 def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
-    """The paper's networks on 64-pixel frames and spectrograms of 64 x 75 (AVE: 64 x 251), from random weights.
+    """Return the paper's networks on 64-pixel frames and spectrograms of 64 x 75 (AVE: 64 x 251), from random weights.
 
-    AdamW and more AllDistill epochs than the paper's one, since there are no ImageNet weights to start from.
+    It uses AdamW and more AllDistill epochs than the paper's one, because there are no ImageNet weights to start from.
     """
     base = thesis(dataset, classes)
     columns = 251 if dataset == "ave" else 75
@@ -211,7 +211,7 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
 
 
 def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
-    """Minutes in all: ResNet18 for teacher and student alike, 48-pixel frames, gentle crops, small batches."""
+    """Return a recipe of minutes: ResNet18 for teacher and student alike, 48-pixel frames, gentle crops, small batches."""
     base = small(dataset, classes)
     columns = 160 if dataset == "ave" else 48
     quick = dataclasses.replace(base.teacher.audio, batch_size=16, warmup_epochs=1, crop_scale=(0.7, 1.0))

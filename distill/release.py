@@ -4,7 +4,7 @@ recipe.json                     the whole configuration, and the hash of the dat
 public/                         the decoded public clips (data/cache/build.py)
 teacher/teacher.safetensors     and history.json, loss.png
 teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
-students/<seed>.safetensors     AllDistill students, one per seed; <seed>-heads.safetensors: their heads, likewise
+students/<seed>.safetensors     AllDistill students, one per seed; their heads in <seed>-heads.safetensors
 base/                           the student a new device gets: ONNX files and heads.safetensors
 """
 
@@ -31,21 +31,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ReleaseError(Exception):
-    """A release that is missing, incomplete or made by another version. Says which command makes it."""
+    """A release that is missing, incomplete or made by another version. The message names the command that makes it."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """An opened release. Parts are loaded when first asked for, and raise ReleaseError where they are missing."""
+    """An opened release. Parts are loaded when first used; a missing part raises ReleaseError then."""
 
     root: Path
     recipe: Recipe
 
     @staticmethod
     def create(root: Path, recipe: Recipe) -> "Release":
-        """Begins a release, or opens it where it was begun with the same recipe.
+        """Begin a release, or open the one that was begun with the same recipe.
 
-        Raises ReleaseError where the folder holds a release of another recipe.
+        Raises ReleaseError if the folder holds a release of another recipe.
         """
         path = root / "recipe.json"
         if path.exists():
@@ -80,7 +80,7 @@ class Release:
 
     @property
     def base_dir(self) -> Path:
-        """ONNX files and heads of the student that a new device gets."""
+        """The folder with ONNX files and heads of the student that a new device gets."""
         return self.root / "base"
 
     def student_path(self, seed: int) -> Path:
@@ -97,7 +97,7 @@ class Release:
         return ClipArrays.open(self.public_dir / json.loads(pointer.read_text())["folder"])
 
     def set_public(self, clips: ClipArrays) -> None:
-        """Names the decoded clips below ``public_dir`` that this release stands on."""
+        """Record which decoded clips below ``public_dir`` this release uses."""
         folder = clips.folder.relative_to(self.public_dir)
         write_atomically(self.root / "public.json", json.dumps({"folder": str(folder)}))
 
@@ -117,7 +117,7 @@ class Release:
         return self.teacher.head
 
     def student(self, seed: int = 0) -> EncoderPair:
-        """The AllDistill student of a seed (0 is the base student's)."""
+        """Load the AllDistill student of a seed (0: the base student)."""
         return load_weights(self.new_student(), self.student_path(seed), f"isthmus distill student --seed {seed}")
 
     @cached_property
@@ -134,9 +134,9 @@ class Release:
         return outputs
 
     def over(self, clips: ClipArrays, outputs: TeacherOutputs) -> "Release":
-        """This release with other clips in the place of the public ones: recipe, teacher and students are the same.
+        """Return this release with other clips in place of the public ones; recipe, teacher and students stay the same.
 
-        Raises ValueError where the outputs are not of as many clips.
+        Raises ValueError if the number of outputs is not the number of clips.
         """
         if len(outputs.probabilities_NC) != len(clips):
             raise ValueError(f"teacher outputs of {len(outputs.probabilities_NC)} clips for {len(clips)}")
@@ -145,18 +145,18 @@ class Release:
         return other
 
     def under(self, recipe: Recipe) -> "Release":
-        """This release with another recipe for what is still to be made of it: clips and teacher are the same."""
+        """Return this release with another recipe for what is still to be made; clips and teacher stay the same."""
         other = Release(self.root, recipe)
         vars(other).update(public=self.public, teacher_outputs=self.teacher_outputs, teacher=self.teacher)
         return other
 
     def outputs_key(self) -> str:
-        """Hash of the teacher's weights and of the public data."""
+        """Return the hash of the teacher's weights and of the public data."""
         return f"{state_hash([self.teacher])}-{self.public.content_hash[:16]}"
 
     @cached_property
     def release_hash(self) -> str:
-        """16 hex digits over recipe, teacher, public data and base student."""
+        """Return 16 hex digits over recipe, teacher, public data and base student."""
         return self.recipe.hash(self.outputs_key(), state_hash([self.student(0)]))
 
     def labels(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -164,13 +164,13 @@ class Release:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Raises DiskFull."""
+    """Write the module's weights to ``path``. Raises DiskFull."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     write_atomically(path, save(state))
 
 
 def load_weights(module: M, path: Path, command: str) -> M:
-    """Loads strictly and sets evaluation mode. Raises ReleaseError naming the command that makes the file."""
+    """Load the weights strictly and set evaluation mode. Raises ReleaseError naming the command that makes the file."""
     if not path.exists():
         raise ReleaseError(f"{path} is missing: run '{command}' first.")
     try:

@@ -1,8 +1,8 @@
-"""Imports torchvision where its compiled extension cannot load, as beside a CPU-only torch.
+"""Imports torchvision even if its compiled extension cannot load, for example beside a CPU build of torch.
 
-``import torchvision`` registers fake kernels for two operators of its extension and fails where the extension did
-not load. Declaring the two schemas first lets the import pass; calling those operators still fails, and nothing here
-calls them. Where the extension loads, this module does nothing.
+``import torchvision`` registers fake kernels for two operators of its extension, and fails if the extension did not
+load. Declaring the two schemas first makes the import pass. Calling those operators still fails, and nothing here calls
+them. If the extension loads, this module does nothing.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _library: torch.library.Library | None = None
 def _extension_loads() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # let the import itself say that torchvision is missing
+        return True  # the import itself then reports that torchvision is missing
     for extension in sorted(Path(spec.origin).parent.glob("_C*.so")):
         try:
             torch.ops.load_library(str(extension))

@@ -1,9 +1,10 @@
-"""Decoded clips in a cache keyed by content: filling it is resumable and atomic; ``stored`` says how it lies there.
+"""Decode clips into a cache keyed by content; ``read`` describes its layout.
 
-While a folder of the cache is filled it is called <key>.partial and holds journal.jsonl beside the two arrays: a line
-for every clip whose row is on the disk. Rows are appended and synced before they are journalled, so a process killed
-at any moment loses at most one batch; the next one cuts the arrays back to the journal and goes on. The folder gets
-its final name in one rename. Rows that another finished folder of the cache already holds are copied, not decoded.
+Building is resumable and atomic. While a folder of the cache is filled it is called <key>.partial and holds
+journal.jsonl beside the two arrays: one line per clip whose row is on the disk. Rows are appended and synced before
+they are journalled, so a process killed at any moment loses at most one batch; the next one cuts the arrays back to the
+journal and goes on. The folder gets its final name in one rename. Rows that another finished folder of the cache
+already holds are copied, not decoded.
 """
 
 import errno
@@ -41,14 +42,14 @@ from isthmus.data.transforms import InputSpec
 __all__ = ["CacheFull", "ClipArrays", "PickedRows", "Rows", "build_arrays"]
 
 BATCH: Final = 32
-"""Clips between two syncs: what a kill can cost."""
+"""Clips between two syncs: the most that a kill can lose."""
 WORKERS: Final = 2
 """Threads that decode; FFmpeg, OpenCV and the Fourier transform run outside the interpreter's lock."""
 _JOURNAL: Final = "journal.jsonl"
 
 
 class CacheFull(Exception):
-    """The disk under the cache is full. What was decoded so far is kept; says how much more is needed."""
+    """The disk under the cache is full. What was decoded so far is kept; the message says how much more is needed."""
 
 
 _Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
@@ -57,7 +58,7 @@ _Rows = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be built: the clips, their content keys, and the folder that stands for exactly them."""
+    """The clips to build, their content keys, and the folder for exactly these clips."""
 
     refs: tuple[ClipRef, ...]
     keys: tuple[str, ...]
@@ -93,13 +94,14 @@ def build_arrays(
     *,
     workers: int = WORKERS,
 ) -> ClipArrays:
-    """Decodes clips into the cache, or opens them where it already holds them.
+    """Decode clips into the cache, or open them if it already holds them.
 
-    Clips that cannot be decoded get no row and are named in ``skipped`` with the reason, after those that the listing
-    itself calls damaged. Row order is that of the given clips. A second process building the same clips waits for the
-    first and then finds them done.
-    Raises ValueError where no clip at all can be decoded, CacheFull when the disk is full (what was decoded is kept),
-    and OSError where the cache cannot be written.
+    Clips that cannot be decoded get no row. They are named in ``skipped`` with the reason, after those that the listing
+    itself calls damaged. Row order is that of the given clips. A second process that builds the same clips waits for
+    the first and then finds them done.
+
+    Raises ValueError if no clip at all can be decoded, CacheFull if the disk is full (what was decoded is kept), and
+    OSError if the cache cannot be written.
     """
     refs = clips.refs if isinstance(clips, Listing) else tuple(clips)
     damaged = clips.damaged if isinstance(clips, Listing) else ()
@@ -167,7 +169,7 @@ def _fill(plan: _Plan, *, progress: bool, workers: int) -> None:
 
 
 def _obtain(plan: _Plan, position: int, known: dict[str, tuple[ClipArrays, int]]) -> _Rows | str:
-    """The clip's rows, from another folder of the cache where it has them; or the reason why it cannot be had."""
+    """Return the clip's rows, from another folder of the cache if it has them; or the reason why there are none."""
     if plan.keys[position] in known:
         source, row = known[plan.keys[position]]
         return source.spectrograms_NFT[row], source.frames_NKHWC[row]
@@ -207,7 +209,9 @@ def _finish(plan: _Plan, partial: Path, done: list[dict[str, Any]]) -> None:
 
 
 def _read_journal(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Entries of the clips already done. A last line cut short, and all from a changed key on, do not count."""
+    """Return the entries of the clips already done, without a last line cut short and without all from a changed key
+    on.
+    """
     if not path.is_file():
         return []
     done: list[dict[str, Any]] = []
@@ -226,7 +230,7 @@ def _read_journal(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _holds_rows(partial: Path, plan: _Plan, rows: int) -> bool:
-    """Whether both arrays are at least as long as the journal says."""
+    """Return whether both arrays are at least as long as the journal says."""
     files = (partial / SPECTROGRAMS, partial / FRAMES)
     return all(
         path.is_file() and path.stat().st_size >= rows * size for path, size in zip(files, plan.row_bytes, strict=True)
@@ -234,7 +238,7 @@ def _holds_rows(partial: Path, plan: _Plan, rows: int) -> bool:
 
 
 def _known_rows(plan: _Plan) -> dict[str, tuple[ClipArrays, int]]:
-    """Where finished folders of the same preparation hold the plan's content."""
+    """Return the folder and row of each of the plan's keys that a finished folder of the same preparation holds."""
     wanted = set(plan.keys)
     known: dict[str, tuple[ClipArrays, int]] = {}
     for path in sorted(plan.cache_dir.glob(f"*/{INDEX}")):
@@ -245,14 +249,14 @@ def _known_rows(plan: _Plan) -> dict[str, tuple[ClipArrays, int]]:
                 continue
             source = ClipArrays.open(path.parent)
         except (ValueError, OSError):
-            continue  # made by another version, or taken away meanwhile: the clips are decoded again
+            continue  # made by another version, or removed in the meantime: the clips are decoded again
         known.update({key: (source, row) for row, key in enumerate(source.keys) if key in wanted})
     return known
 
 
 @contextmanager
 def _opened_at(path: Path, length_bytes: int) -> Iterator[BinaryIO]:
-    """A file opened for appending after its first ``length_bytes`` bytes; what lay behind is dropped."""
+    """Open a file for appending after its first ``length_bytes`` bytes; anything after them is dropped."""
     with path.open("ab") as file:
         os.ftruncate(file.fileno(), length_bytes)
         yield file
@@ -263,7 +267,7 @@ def _sync(descriptor: int) -> None:
 
 
 def _check_room(plan: _Plan, clips: int) -> None:
-    """Says before hours of decoding, rather than after, that the disk is too small."""
+    """Raise CacheFull if the disk is too small, before hours of decoding rather than after."""
     status = os.statvfs(plan.cache_dir)
     if status.f_bavail * status.f_frsize < clips * sum(plan.row_bytes):
         raise _full(plan, clips)

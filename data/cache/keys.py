@@ -1,4 +1,4 @@
-"""Keys of the decoded cache: what was read and how it was prepared, never when or under which name."""
+"""Keys of the decoded cache. They depend on the content and its preparation, not on time or name."""
 
 import hashlib
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from isthmus.data.clip import ClipRef
 from isthmus.data.transforms import InputSpec
 
 PREPARATION_VERSION: Final = 1
-"""Raised whenever decoding or the transforms change what they give for the same file."""
+"""Increased whenever decoding or the transforms change their result for the same file."""
 
 
 class ContentHasher:
-    """Hashes files, each once, however many clips are cut from it."""
+    """Hashes each file once, however many clips are cut from it."""
 
     def __init__(self) -> None:
         self._digests: dict[Path, str] = {}
 
     def file(self, path: Path | None) -> str:
-        """SHA-256 of a file's bytes in hex; of a missing or unreadable one, a mark that says so."""
+        """Return the SHA-256 of a file's bytes in hex; for a missing or unreadable file, a mark that says so."""
         if path is None:
             return "none"
         if path not in self._digests:
@@ -31,13 +31,15 @@ class ContentHasher:
         return self._digests[path]
 
     def clip(self, ref: ClipRef) -> str:
-        """Key of a clip's content: its sound, its picture, and the event cut out of them. Not its name or label."""
+        """Return the key of a clip's content: its sound, its picture, and the event cut from them, but not its name or
+        label.
+        """
         parts = (self.file(ref.audio_path), self.file(ref.video_path), repr(ref.start_s), repr(ref.end_s))
         return digest(parts)
 
 
 def digest(parts: Iterable[str]) -> str:
-    """SHA-256 in hex over texts, none of which can run into the next."""
+    """Return the SHA-256 in hex over texts, so that texts split at other places give another hash."""
     total = hashlib.sha256()
     for part in parts:
         encoded = part.encode()
@@ -47,7 +49,9 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def preparation(spec: InputSpec) -> str:
-    """What a decoded clip depends on besides its content. ``frame_px`` and ``frames_used`` act after the cache."""
+    """Return the part of the key besides content. ``frame_px`` and ``frames_used`` act after the cache, so they are not
+    in it.
+    """
     cached = (
         spec.sample_rate_hz,
         spec.duration_s,

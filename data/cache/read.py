@@ -6,7 +6,7 @@ A finished folder of the cache:
     <cache>/<key>/spectrograms.f32   (N, F, T) float32, row by row
     <cache>/<key>/frames.u8          (N, K, H, W, 3) uint8, row by row
 
-``arrays`` fills it.
+``build`` writes it.
 
 Axes: N clips, F frequency bins, T columns, K frames, H W pixels, C channels.
 """
@@ -33,9 +33,10 @@ S = TypeVar("S", bound=np.generic)
 
 
 class PickedRows(Generic[S]):
-    """Some rows of an array, in any order, read when indexed and never copied as a whole.
+    """Some rows of an array, in any order. They are read when indexed and never copied as a whole.
 
-    Takes what a first axis takes (a number, a slice, an array of numbers or of truth values) and returns plain arrays.
+    Accepts any index of a first axis (a number, a slice, an array of numbers or of truth values) and returns plain
+    arrays.
     """
 
     def __init__(self, array_N: npt.NDArray[S], rows: npt.NDArray[np.int64]) -> None:
@@ -60,7 +61,7 @@ class PickedRows(Generic[S]):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
-            raise ValueError("these rows are no array of their own: they have to be copied")
+            raise ValueError("these rows are not an array of their own: they must be copied")
         return self._array_N[self._rows].astype(dtype or self.dtype, copy=False)
 
     def pick(self, rows: npt.NDArray[np.int64]) -> "PickedRows[S]":
@@ -68,14 +69,14 @@ class PickedRows(Generic[S]):
 
 
 Rows = npt.NDArray[S] | PickedRows[S]
-"""A memory map, a view of one, or a pick of its rows: all are indexed alike."""
+"""A memory map, a view of one, or some of its rows: all are indexed in the same way."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClipArrays:
-    """Clips ready for training and inference, row i of every array and tuple belonging to clip i.
+    """Clips ready for training and inference. Row i of every array and tuple belongs to clip i.
 
-    ``labels_N``: int64, -1 where unknown. ``actors``: empty text where unknown. ``keys``: content key of each clip.
+    ``labels_N``: int64, -1 if unknown. ``actors``: empty text if unknown. ``keys``: content key of each clip.
     ``skipped``: the clips that could not be decoded, with the reason; they have no row.
     """
 
@@ -89,28 +90,28 @@ class ClipArrays:
     classes: tuple[str, ...]
     skipped: tuple[Damage, ...]
     source: Path | None
-    """The folder these are the whole of; None for a subset."""
+    """The folder that holds exactly these clips; None for a subset."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def folder(self) -> Path:
-        """The folder ``open`` takes. Raises ValueError for a subset, which has none."""
+        """The folder that ``open`` takes. Raises ValueError for a subset, which has none."""
         if self.source is None:
             raise ValueError("a subset of clips has no folder of its own: build arrays of just these clips")
         return self.source
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 in hex over the clips' content keys, in order, and the spec. Names and labels do not enter."""
+        """SHA-256 in hex over the clips' content keys, in order, and the spec. It does not depend on names and labels."""
         return digest([self.spec.to_json(), *self.keys])
 
     @staticmethod
     def open(folder: Path) -> "ClipArrays":
-        """Maps a finished folder of the cache, read-only.
+        """Map a finished folder of the cache, read-only.
 
-        Raises ValueError where it is no such folder, or its arrays are not as long as its index says.
+        Raises ValueError if it is no such folder, or if its arrays are not as long as its index says.
         """
         index = read_index(folder)
         spec = InputSpec.from_json(json.dumps(index["spec"]))
@@ -129,9 +130,9 @@ class ClipArrays:
         )
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "ClipArrays":
-        """The clips at ``indices``, in that order; nothing is copied.
+        """Return the clips at ``indices``, in that order; nothing is copied.
 
-        Raises IndexError for an index out of range and ValueError for none at all.
+        Raises IndexError for an index out of range and ValueError for no indices.
         """
         rows = np.asarray(indices, np.int64).reshape(-1)
         if rows.size == 0:
@@ -152,7 +153,7 @@ class ClipArrays:
         )
 
     def indices(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Rows of the named clips, in the given order; clips that were skipped are left out.
+        """Return the rows of the named clips, in the given order, without clips that were skipped.
 
         Raises KeyError for a name that is neither here nor among the skipped.
         """
@@ -170,7 +171,7 @@ def frames_shape(spec: InputSpec) -> tuple[int, int, int, int]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a finished folder. Raises ValueError where there is none that this version reads."""
+    """Return the index of a finished folder. Raises ValueError if there is none that this version reads."""
     try:
         index = json.loads((folder / INDEX).read_text())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writes samples and frames as WAV, FLV and MP4, through PyAV; the same input gives the same bytes."""
+"""Write samples and frames as WAV, FLV and MP4, through PyAV. The same input gives the same bytes."""
 
 import wave
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from isthmus.data.files import replaced
 
 FLV_SOUND_HZ: Final = 22_050
-"""MP3 in Flash video knows 11,025, 22,050 and 44,100 Hz only."""
+"""MP3 in Flash video has 11,025, 22,050 and 44,100 Hz only."""
 
 
 def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int) -> None:
-    """Mono 16-bit WAV of samples in [-1, 1]. Written beside ``path`` first, so that no half file is ever seen."""
+    """Write samples in [-1, 1] as mono 16-bit WAV. The file appears whole or not at all."""
     with replaced(path, durable=False) as part, wave.open(str(part), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -27,14 +27,14 @@ def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int) -> 
 def write_flv(
     path: Path, frames_KHWC: npt.NDArray[np.uint8], fps: int, waveform_T: npt.NDArray[np.float32], rate_hz: int
 ) -> None:
-    """Flash video as CREMA-D has it: FLV1 (Sorenson H.263) pictures with MP3 sound."""
+    """Write Flash video as in CREMA-D: FLV1 (Sorenson H.263) pictures with MP3 sound."""
     _write(path, frames_KHWC, fps, waveform_T, rate_hz, container="flv", codecs=("flv", "libmp3lame"))
 
 
 def write_mp4(
     path: Path, frames_KHWC: npt.NDArray[np.uint8], fps: int, waveform_T: npt.NDArray[np.float32], rate_hz: int
 ) -> None:
-    """MPEG-4 pictures with AAC sound."""
+    """Write MPEG-4 pictures with AAC sound."""
     _write(path, frames_KHWC, fps, waveform_T, rate_hz, container="mp4", codecs=("mpeg4", "aac"))
 
 
@@ -88,7 +88,7 @@ def _sound_packets(stream: Any, waveform_T: npt.NDArray[np.float32], rate_hz: in
 
 
 def _interleaved(first: Iterator[Any], second: Iterator[Any]) -> Sequence[Any]:
-    """Packets of both tracks by time, as a player wants to read them."""
+    """Return the packets of both tracks in order of time, as players need them."""
     packets = [*first, *second]
     return sorted(packets, key=lambda packet: float(packet.dts * packet.time_base))
 

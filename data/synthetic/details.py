@@ -1,10 +1,10 @@
-"""Pictures with small generated details, whose reading decides the class: a task that hurts where tokens are merged.
+"""Pictures with small generated details that decide the class: a task on which merging tokens costs accuracy.
 
-On real fine-grained sets (birds, cars, aircraft) the answer lies in a few small places, and merging blurs them. Here
-real pictures are only the ground: into each of some columns, at a height drawn by chance, a light square of a few
-pixels is blended, with one dark stroke that lies level or stands upright. The class is the reading of all strokes from
-left to right. The marks are generated and look alike but for their strokes, so tokens that hold them are the first to
-be merged with each other. Call it what it is: pictures with generated details.
+In real fine-grained sets (birds, cars, aircraft) the class depends on a few small places, and merging blurs them. Here
+real pictures are only the background. In each of a few columns, at a random height, a light square of a few pixels is
+blended in, with one dark stroke that is horizontal or vertical. The class is the reading of all strokes from left to
+right. The marks are generated and differ only in their strokes, so tokens that hold them are the first to be merged
+with each other. Always call these sets pictures with generated details.
 """
 
 from itertools import product
@@ -21,7 +21,9 @@ MAX_MARKS: Final = 4
 
 
 def detail_classes(marks: int) -> tuple[str, ...]:
-    """The readings of so many marks, in the order of their labels. Raises ValueError for fewer than 1 or over 4."""
+    """Return the readings of ``marks`` marks, in the order of their labels. Raises ValueError for fewer than 1 or over
+    4.
+    """
     if not 1 <= marks <= MAX_MARKS:
         raise ValueError(f"{marks} marks: from 1 to {MAX_MARKS} are wanted")
     return tuple("-".join(reading) for reading in product(STROKES, repeat=marks))
@@ -30,9 +32,9 @@ def detail_classes(marks: int) -> tuple[str, ...]:
 def with_details(
     labelled: LabelledImages, *, seed: int, marks: int = 3, side_px: int = 5, contrast: float = 0.8
 ) -> LabelledImages:
-    """The same pictures with ``marks`` details each, labelled by their reading (see ``detail_classes``).
+    """Return the same pictures with ``marks`` details each, labelled by their reading (see ``detail_classes``).
 
-    ``contrast``: how much of a mark is seen, 1 covers the picture. Draws hang on seed and position alone. Raises
+    ``contrast`` is the opacity of a mark; 1 covers the picture. Draws depend only on seed and position. Raises
     ValueError for marks that are too small to be read, too large for their column, or of no contrast.
     """
     side = labelled.pictures_NHWC.shape[1]
@@ -56,7 +58,7 @@ def with_details(
 
 
 def _blend(square_HWC: Pictures, upright: bool, contrast: float) -> None:
-    """Draws one mark in place."""
+    """Draw one mark in place."""
     side = len(square_HWC)
     mark_HW = np.full((side, side), LIGHT, np.float32)
     if upright:

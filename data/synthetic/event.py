@@ -1,6 +1,6 @@
 """Synthetic audio-visual events: chimes, rattles and hisses with turning shapes, one recipe per category.
 
-Nothing here was recorded; the categories only borrow AVE's names. K frames, H W pixels, C channels, T samples.
+Nothing here was recorded; only the names of the categories are AVE's. K frames, H W pixels, C channels, T samples.
 """
 
 import colorsys
@@ -52,7 +52,7 @@ CATEGORIES: Final = (
 
 @dataclass(frozen=True)
 class Span:
-    """When an event happens in a video, in whole seconds, as AVE annotates."""
+    """The time of an event in a video, in whole seconds, as AVE annotates it."""
 
     category: int
     start_s: int
@@ -61,7 +61,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a category sounds and looks."""
+    """The sound and look of a category."""
 
     base_hz: float
     repeat_hz: float
@@ -72,7 +72,7 @@ class Recipe:
 
     @staticmethod
     def of(category: int) -> "Recipe":
-        """The category's own recipe: neighbours in number are far apart in sound and look."""
+        """Return the category's own recipe; consecutive categories differ strongly in sound and look."""
         return Recipe(
             base_hz=110 * 2 ** (4 * (category * 5 % 28) / 28),
             repeat_hz=0.8 * 2 ** (3 * (category * 11 % 28) / 28),
@@ -83,7 +83,7 @@ class Recipe:
         )
 
     def varied(self, rng: np.random.Generator, spread: float) -> "Recipe":
-        """One event of the category; ``spread`` is the deviation in octaves, and a tenth of it in hue."""
+        """Return one event of the category; ``spread`` is the deviation in octaves, and a tenth of it in hue."""
         return Recipe(
             base_hz=self.base_hz * 2 ** rng.normal(0, spread),
             repeat_hz=self.repeat_hz * 2 ** rng.normal(0, spread),
@@ -97,7 +97,7 @@ class Recipe:
 def record(
     spans: Sequence[Span], rng: np.random.Generator, *, cue_spread: float, snr_db: float, grain: float
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """A video: frames uint8 (K, PX, PX, 3) and sound float32 (T,), with nothing but noise outside the events."""
+    """Return a video: frames uint8 (K, PX, PX, 3) and sound float32 (T,), with nothing but noise outside the events."""
     waveform_T = rng.normal(0, 0.25 * 10 ** (-snr_db / 20), RATE_HZ * DURATION_S)
     backdrop = rng.integers(40, 200, 3)
     frames_KHWC = np.tile(backdrop.astype(np.float32), (FPS * DURATION_S, PX, PX, 1))

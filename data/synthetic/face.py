@@ -1,4 +1,4 @@
-"""Synthetic faces: drawn heads whose brows, eyes and mouth carry an emotion. Not photographs.
+"""Synthetic faces: drawn heads whose brows, eyes and mouth express an emotion. They are not photographs.
 
 K frames, H W pixels, C channels (RGB).
 """
@@ -14,7 +14,7 @@ PX: Final = 160
 FPS: Final = 12
 
 CUES: Final = ("brow_raise", "brow_furrow", "eye_open", "mouth_curve", "mouth_open", "mouth_width")
-"""What the face says an emotion with, each around -1..1 and 0 for a face at rest."""
+"""The features that express an emotion, each around -1..1, and 0 for a face at rest."""
 
 _SKINS: Final = ((245, 214, 190), (225, 180, 150), (198, 145, 110), (150, 100, 70), (105, 68, 48))
 _SHIFT: Final = 4
@@ -23,7 +23,7 @@ _SHIFT: Final = 4
 
 @dataclass(frozen=True)
 class Face:
-    """What stays the same in every picture of an actor."""
+    """The features of an actor that stay the same in every picture."""
 
     skin: tuple[int, int, int]
     hair: tuple[int, int, int]
@@ -63,10 +63,10 @@ def film(
     grain: float,
     unrest: float,
 ) -> npt.NDArray[np.uint8]:
-    """A talking head: uint8 (K, PX, PX, 3), one frame per entry of ``loudness_K`` (0..1), which moves the lips.
+    """Return a talking head: uint8 (K, PX, PX, 3), one frame per entry of ``loudness_K`` (0..1), which moves the lips.
 
-    The expression comes on over the first frames and stays; the head sways; ``grain`` is the deviation of the
-    camera's noise in grey levels; ``unrest`` (0..1) is how freely head and camera move.
+    The expression appears over the first frames and stays; the head sways. ``grain`` is the deviation of the camera's
+    noise in grey levels; ``unrest`` (0..1) is how freely head and camera move.
     """
     count = len(loudness_K)
     onset_K = np.clip(0.45 + np.arange(count) / max(1, count) * 1.6, 0.0, 1.0)

@@ -1,14 +1,14 @@
 """Synthetic data sets in CREMA-D's and AVE's layouts: real files, invented content.
 
 Nobody was recorded or photographed. In the CREMA-D layout a formant synthesiser speaks and a drawn face talks; both
-carry the emotion through cues (pitch, rate, brightness...; brows, eyes, mouth). In the AVE layout the events are
-chimes, rattles and hisses with turning shapes, under AVE's category names. Accuracies on them say whether the software
-works, not how well a method does on people.
+express the emotion through cues (pitch, rate, brightness...; brows, eyes, mouth). In the AVE layout the events are
+chimes, rattles and hisses with turning shapes, under AVE's category names. Accuracies on these sets show whether the
+software works, not how well a method works on people.
 
-``difficulty`` from 0 to 1 weakens the cues and adds to their spread, to the background noise and to the grain. Actors
-differ in voice, looks and light, and in how they express each emotion: everyone has one of four styles with a touch of
-their own, so one person differs from the average, and a few others resemble them. That is what personalisation lives
-on.
+``difficulty`` from 0 to 1 weakens the cues and increases their spread, the background noise and the grain. Actors
+differ in voice, looks and light, and in how they express each emotion. Everyone has one of four styles with small
+differences of their own, so one person differs from the average, and a few others resemble them. Personalisation makes
+use of this.
 
 The same arguments give the same files, byte for byte, with the same library versions.
 """
@@ -81,13 +81,13 @@ _FACE_CUES_CV: Final = np.array(
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What the knob turns."""
+    """The quantities that ``difficulty`` changes."""
 
     knob: float
 
     @property
     def cue(self) -> float:
-        """Factor on the cues that all people share."""
+        """Factor of the cues that all people share."""
         return 1.2 - 0.7 * self.knob
 
     @property
@@ -116,7 +116,7 @@ class Actor:
 
     @staticmethod
     def draw(number: int, seed: int) -> "Actor":
-        """Actor ``number`` (from 0) of a seed; the same whoever else plays."""
+        """Return actor ``number`` (from 0) of a seed; the other actors do not matter."""
         rng = np.random.default_rng([seed, 1, number])
         style = np.random.default_rng([seed, 2, number % STYLES])
         shapes = (_VOICE_CUES_CV.shape, _FACE_CUES_CV.shape)
@@ -131,10 +131,10 @@ class Actor:
 
 
 def make_crema_d(root: Path, *, actors: int, takes: int, seed: int, difficulty: float, progress: bool = True) -> None:
-    """Writes a synthetic set in CREMA-D's layout: ``actors`` people with ``takes`` clips of each of the six emotions.
+    """Write a synthetic set in CREMA-D's layout: ``actors`` people with ``takes`` clips of each of the six emotions.
 
-    Actors are 1001, 1002, ... A set begun with the same arguments is completed.
-    Raises ValueError for arguments out of bounds, and where ``root`` already holds anything else.
+    Actors are 1001, 1002, ... A set begun with the same arguments is completed. Raises ValueError for arguments out of
+    bounds, and if ``root`` already holds anything else.
     """
     _check("actors", actors, 1, MAX_ACTORS)
     _check("takes", takes, 1, MAX_TAKES)
@@ -187,7 +187,7 @@ def _expressed(
 
 
 def _loudness(waveform_T: npt.NDArray[np.float32], rate_hz: int, fps: int) -> npt.NDArray[np.float64]:
-    """Root mean square per video frame, 1 at the loudest."""
+    """Return the root mean square per video frame, 1 at the loudest."""
     samples = rate_hz // fps
     count = max(2, len(waveform_T) // samples)
     loudness_K = np.sqrt(np.mean(np.resize(waveform_T, (count, samples)).astype(np.float64) ** 2, axis=1))
@@ -197,11 +197,11 @@ def _loudness(waveform_T: npt.NDArray[np.float32], rate_hz: int, fps: int) -> np
 def make_ave(
     root: Path, *, classes: int = 28, takes: int = 10, seed: int, difficulty: float, progress: bool = True
 ) -> None:
-    """Writes a synthetic set in AVE's layout: ``takes`` events of each of the first ``classes`` categories.
+    """Write a synthetic set in AVE's layout: ``takes`` events of each of the first ``classes`` categories.
 
-    Of every category a tenth, at least one event, goes to testSet.txt, as many to valSet.txt, the rest to
-    trainSet.txt. Every video lasts 10 s; in each tenth one a second event, of another category, follows the first.
-    Raises ValueError for arguments out of bounds, and where ``root`` already holds anything else.
+    A tenth of every category, at least one event, goes to testSet.txt, as many to valSet.txt, the rest to trainSet.txt.
+    Every video lasts 10 s. In every tenth video a second event, of another category, follows the first. Raises
+    ValueError for arguments out of bounds, and if ``root`` already holds anything else.
     """
     _check("classes", classes, 2, len(synthetic_event.CATEGORIES))
     _check("takes", takes, 3, 1000)
@@ -232,7 +232,7 @@ def make_ave(
 
 
 def _plan_videos(classes: int, takes: int, seed: int) -> Iterator[tuple[str, str, Sequence[synthetic_event.Span]]]:
-    """For every video its id, its list and its events."""
+    """Yield the id, the list and the events of every video."""
     alphabet = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
     held_out = max(1, takes // 10)
     rng = np.random.default_rng([seed, 4])
@@ -253,7 +253,7 @@ def _plan_videos(classes: int, takes: int, seed: int) -> Iterator[tuple[str, str
 
 
 def _begin(root: Path, what: Mapping[str, Any], seed: int, difficulty: float) -> None:
-    """Marks ``root`` as a synthetic set of these arguments; refuses to mix it with anything else."""
+    """Mark ``root`` as a synthetic set of these arguments. Raises ValueError if it holds anything else."""
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty {difficulty:g} is not between 0 and 1")
     if seed < 0:

@@ -1,7 +1,7 @@
-"""Synthetic speech: glottal pulses through the formants of vowels, its prosody carrying an emotion. Not a recording.
+"""Synthetic speech: glottal pulses through the formants of vowels, with prosody that expresses an emotion.
 
-Source and filter after Fant (1960): pulses of Rosenberg's shape (1971), resonances in cascade, and
-breath noise. T samples.
+It is not a recording. Source and filter after Fant (1960): pulses of Rosenberg's shape (1971), resonances in cascade,
+and breath noise. T samples.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from scipy import signal
 RATE_HZ: Final = 16_000
 
 CUES: Final = ("pitch", "range", "slope", "rate", "brightness", "roughness")
-"""What the voice says an emotion with, each around -1..1 and 0 for nothing special."""
+"""The features that express an emotion, each around -1..1, and 0 for a neutral voice."""
 
 FORMANTS_HZ: Final = {
     "a": (730, 1090, 2440),
@@ -26,13 +26,13 @@ FORMANTS_HZ: Final = {
     "A": (660, 1720, 2410),
 }
 _HIGHER_HZ: Final = (3500, 4500, 5500)
-"""Resonances that all vowels share; without them the sound would end above the third."""
+"""Resonances that all vowels share; without them there would be no sound above the third formant."""
 _BANDWIDTHS_HZ: Final = (70.0, 100.0, 150.0, 220.0, 300.0, 400.0)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What stays the same in everything an actor says."""
+    """The properties of an actor's voice that are the same in every utterance."""
 
     pitch_hz: float
     tract: float
@@ -49,7 +49,7 @@ class Voice:
 def speak(
     voice: Voice, cues_V: npt.NDArray[np.float64], vowels: Sequence[str], rng: np.random.Generator, *, snr_db: float
 ) -> npt.NDArray[np.float32]:
-    """One utterance, a syllable per vowel, over background noise ``snr_db`` below it: float32 (T,) in [-1, 1]."""
+    """Return one utterance, a syllable per vowel, over background noise ``snr_db`` below it: float32 (T,) in [-1, 1]."""
     pitch, spread, slope, rate, brightness, roughness = np.clip(cues_V, -1.6, 1.6)
     syllable_s = 2 ** (-0.7 * rate) / 4.2 * rng.uniform(0.92, 1.08, len(vowels))
     edges_T = np.concatenate([[0.0], np.cumsum(syllable_s)])
@@ -89,7 +89,9 @@ def speak(
 
 
 def _glottal(pitch_T: npt.NDArray[np.float64], open_share: float) -> npt.NDArray[np.float64]:
-    """Derivative of the air flow through the vocal folds: opening for two thirds of ``open_share`` of a period."""
+    """Return the derivative of the air flow through the vocal folds, which open for two thirds of ``open_share`` of a
+    period.
+    """
     phase_T = np.cumsum(pitch_T / RATE_HZ) % 1.0
     opening, closing = open_share * 2 / 3, open_share / 3
     flow_T = np.where(
@@ -101,7 +103,7 @@ def _glottal(pitch_T: npt.NDArray[np.float64], open_share: float) -> npt.NDArray
 
 
 def _formants(vowel: str, tract: float) -> npt.NDArray[Any]:
-    """Second-order sections of the vowel's resonances, each of gain one at zero frequency."""
+    """Return second-order sections of the vowel's resonances, each of gain one at zero frequency."""
     sections = []
     for formant_hz, bandwidth_hz in zip((*FORMANTS_HZ[vowel], *_HIGHER_HZ), _BANDWIDTHS_HZ, strict=True):
         radius = np.exp(-np.pi * bandwidth_hz / RATE_HZ)

@@ -16,10 +16,11 @@ Fusion = Literal["concat", "sum", "film", "gated"]
 
 
 class FusionHead(nn.Module):
-    """Fuses audio_BD and visual_BD into logits_BC: concat (default), sum, FiLM or gated, as OGM-GE names them.
+    """Fuses audio_BD and visual_BD into logits_BC: concat (default), sum, FiLM or gated, named as in OGM-GE.
 
-    ``present_B2`` (1 or 0 for sound, for picture) says what each clip has; None: all have both. What is absent counts
-    as zeros. Logits come divided by ``temperature``, which is 1 until the head is calibrated.
+    ``present_B2`` (1 or 0 for sound, for picture) says which modalities each clip has; None means that all clips have
+    both. An absent modality counts as zeros. Logits are divided by ``temperature``, which is 1 until the head is
+    calibrated.
     """
 
     temperature: Tensor
@@ -61,7 +62,7 @@ class FusionHead(nn.Module):
         return logits / self.temperature
 
     def linear(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(W_audio_CD, W_visual_CD, bias_C) where the fusion is linear in the features, else None."""
+        """Return (W_audio_CD, W_visual_CD, bias_C) if the fusion is linear in the features, else None."""
         if self.fusion == "concat":
             audio_CD, visual_CD = self.classifier.weight.chunk(2, dim=1)
             bias_C: Tensor = self.classifier.bias
@@ -73,7 +74,7 @@ class FusionHead(nn.Module):
         return audio_CD / self.temperature, visual_CD / self.temperature, bias_C / self.temperature
 
     def shares(self, audio_BD: Tensor, visual_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Each modality's part of the logits, (B, C) both: they sum to them, the bias being halved between them.
+        """Return each modality's part of the logits, both (B, C). They sum to the logits; each gets half of the bias.
 
         Raises ValueError for a fusion that is not linear.
         """
@@ -85,7 +86,7 @@ class FusionHead(nn.Module):
 
     @torch.no_grad()
     def set_weights(self, audio_CD: Tensor, visual_CD: Tensor, temperature: float) -> None:
-        """Replaces the weights that ``linear`` gives at temperature 1, keeps the bias, and sets the temperature.
+        """Replace the weights that ``linear`` gives at temperature 1, keep the bias, and set the temperature.
 
         Raises ValueError for a fusion that is not linear.
         """
@@ -100,7 +101,7 @@ class FusionHead(nn.Module):
 
     @torch.no_grad()
     def start_from_branches(self, audio: nn.Linear, visual: nn.Linear) -> None:
-        """Starts as the sum of the two branches' own logits, so that joint training begins where the branches ended.
+        """Start as the sum of the two branches' own logits, so that joint training begins at the branches' result.
 
         Only for the linear fusions; the others keep their random start.
         """
@@ -113,12 +114,12 @@ class FusionHead(nn.Module):
 
 
 def present(captured: Captured, count: int) -> Tensor:
-    """present_B2 of ``count`` clips that all have just this."""
+    """Return present_B2 of ``count`` clips that all have exactly these modalities."""
     return torch.tensor([captured is not Captured.PICTURE, captured is not Captured.SOUND]).float().expand(count, 2)
 
 
 def masked(audio_BD: Tensor, visual_BD: Tensor, present_B2: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both, with zeros where ``present_B2`` says 0; as they are where it is None."""
+    """Return both features, with zeros wherever ``present_B2`` is 0; unchanged if it is None."""
     if present_B2 is None:
         return audio_BD, visual_BD
     return audio_BD * present_B2[:, :1], visual_BD * present_B2[:, 1:]
@@ -160,11 +161,11 @@ class HeadBank(nn.Module):
 
     @property
     def local_ratio(self) -> float:
-        """The least compressed: its head is the one that the device has a copy of."""
+        """The smallest ratio: the device has a copy of its head."""
         return min(self.ratios)
 
     def __getitem__(self, ratio: float) -> RatioHead:
-        """The head of a ratio. Raises KeyError for one that the bank was not made for."""
+        """Return the head of a ratio. Raises KeyError for a ratio that the bank does not have."""
         for known, head in zip(self.ratios, self._heads, strict=True):
             if known == ratio:
                 assert isinstance(head, RatioHead)
@@ -175,9 +176,9 @@ class HeadBank(nn.Module):
     def probabilities(
         self, audio_W: npt.NDArray[np.float32] | None, visual_W: npt.NDArray[np.float32] | None, ratio: float
     ) -> npt.NDArray[np.float32]:
-        """Class probabilities (C,) of one clip's compressed pair; None for a modality that is absent.
+        """Return the class probabilities (C,) of one clip's compressed pair; None stands for an absent modality.
 
-        Raises KeyError for an unknown ratio, ValueError where both are absent.
+        Raises KeyError for an unknown ratio, ValueError if both are absent.
         """
         head = self[ratio]
         audio_W, visual_W = Features(audio_W, visual_W).filled()
@@ -195,7 +196,7 @@ class HeadBank(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises ValueError where the file is not a head bank."""
+        """Read a bank that ``save`` wrote. Raises ValueError if the file is not a head bank."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:

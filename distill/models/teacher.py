@@ -1,4 +1,4 @@
-"""The teacher: two encoders, the fusion head, and each branch's own classifier (spec 1, section 2)."""
+"""The teacher: two encoders, the fusion head, and each branch's own classifier (chapter 5 of the paper)."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from isthmus.distill.models.trunk import EncoderPair
 
 
 class Teacher(nn.Module):
-    """ResNet101 trunks by default. The branch classifiers serve uni-modal pre-training and each branch's own report."""
+    """Two encoders (ResNet101 trunks by default) and a head. The branch classifiers serve uni-modal pre-training and
+    report each branch's own accuracy.
+    """
 
     def __init__(
         self,
@@ -28,7 +30,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def branches_from_head(self) -> None:
-        """Each branch's classifier becomes its share of the head, half of the bias to each. Linear fusions only."""
+        """Set each branch's classifier to its share of the head, with half of the bias each. Linear fusions only."""
         weights = self.head.linear()
         if weights is None:
             raise ValueError(f"fusion {self.head.fusion!r} is not linear: the branches have no share of it")
@@ -38,7 +40,7 @@ class Teacher(nn.Module):
             classifier.bias.copy_(bias_C / 2)
 
     def forward(self, spectrogram_BFT: Tensor, frames_BKCHW: Tensor) -> Tensor:
-        """logits_BC of the fused pair."""
+        """Return logits_BC of the fused pair."""
         audio_BD = self.encoders.audio(spectrogram_BFT)
         visual_BD = self.encoders.visual(frames_BKCHW).mean(dim=1)
         logits: Tensor = self.head(audio_BD, visual_BD)

@@ -16,11 +16,11 @@ WIDTHS: Final = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101"
 
 
 def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn.Module:
-    """A torchvision ResNet without its classifier.
+    """Return a torchvision ResNet without its classifier.
 
-    ``weights`` is a safetensors file of ImageNet weights in torchvision's names; ``conv1`` is averaged over RGB where
-    ``in_channels`` is 1 (spec 1, section 2). Without it the trunk starts from random weights with the last batch
-    normalisation of every block at zero, which a deep trunk needs to learn from little data, and the log says so.
+    ``weights`` is a safetensors file of ImageNet weights in torchvision's names. If ``in_channels`` is 1, ``conv1`` is
+    averaged over RGB. Without a file the trunk starts from random weights with the last batch normalisation of every
+    block at zero, which a deep trunk needs to learn from little data; the log says so.
 
     Raises ValueError for an unknown name, or for weights that do not fit.
     """
@@ -45,10 +45,11 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
 
 
 def laid_out(trunk: nn.Module) -> nn.Module:
-    """The faster memory layout for convolutions: channels last, but for the last stage on a processor.
+    """Set the faster memory layout for convolutions and return the trunk: channels last, except the last stage on a
+    processor.
 
-    That stage has most of the weights and the fewest pixels. oneDNN gives weight gradients as they lie in contiguous
-    memory, and laying them anew is slower than the convolution itself: a fifth of a training step on 48-pixel pictures.
+    That stage has most of the weights and the fewest pixels. oneDNN returns weight gradients in contiguous layout, and
+    converting them takes longer than the convolution itself: a fifth of a training step on 48-pixel pictures.
     """
     last_stage = trunk.get_submodule("layer4")
     trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,8 +66,8 @@ def _contiguous_on_cpu(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 class Encoder(nn.Module):
     """One modality: trunk, and for the teacher a neck to the shared width D.
 
-    The neck ends in a ReLU. The student's feature is a mean of ReLUs, never negative: a purely linear neck would put
-    half of what the student is asked to match (Eq. 5.4) out of its reach. See docs/decisions.
+    The neck ends in a ReLU. The student's feature is a mean of ReLUs and never negative: a purely linear neck would put
+    half of what the student must match (Eq. 5.4) out of its reach. See decision 0004.
 
     ``forward``: (B, in_channels, H, W) -> features_BD.
     """

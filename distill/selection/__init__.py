@@ -1,7 +1,7 @@
 """PURE. Choose the public samples on which a device's student is distilled, and weight them.
 
-A strategy maps what the device sent and the public set to a weighted choice; ``STRATEGIES`` holds those that a recipe
-may name. ``cosine`` is the paper's (Eq. 5.5, SelectData of Alg. 7); the others are ours.
+A strategy maps the device's upload and the public set to a weighted choice. ``STRATEGIES`` holds the strategies that a
+recipe may name. ``cosine`` is the paper's (Eq. 5.5, SelectData of Alg. 7); the others are ours.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What every strategy is measured against: chance, everything, and an oracle that knows the client's classes."""
+"""Controls for comparing strategies: chance, everything, and an oracle that knows the client's classes."""
 
 import numpy as np
 
@@ -15,23 +15,24 @@ from isthmus.distill.selection.quota import members_by_class, quotas
 
 
 def random(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """As many public samples as ``cosine`` would take, drawn without regard to the device."""
+    """Take as many public samples as ``cosine`` would, drawn at random whatever the device sent."""
     check(wanted, public, samples_per_row)
     count = wanted_count(wanted, public, samples_per_row)
     return Selection.of(np.sort(rng.choice(len(public), size=count, replace=False)).astype(np.int64))
 
 
 def everything(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """The whole public set."""
+    """Take the whole public set."""
     check(wanted, public, samples_per_row)
     return Selection.whole(len(public))
 
 
 def class_oracle(true_counts_C: Indices) -> Strategy:
-    """For experiments alone: as many random public samples of each class as the client truly has, in proportion.
+    """Return a strategy for experiments: as many random public samples of each class as the client truly has, in
+    proportion.
 
-    No service can know ``true_counts_C``, so this stands in no table of strategies. A class that the public set has
-    too few of is made up for as in ``quota``. The strategy raises ValueError where the counts are not one a class.
+    No service can know ``true_counts_C``, so no table of strategies contains it. Classes with too few public samples
+    are replaced as in ``quota``. The strategy raises ValueError unless there is one count per class.
     """
 
     def oracle(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:

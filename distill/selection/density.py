@@ -1,4 +1,4 @@
-"""Soft weights: how much likelier a public sample is to be the client's than to be public.
+"""Soft weights: how much more likely a public sample is under the client's distribution than under the public one.
 
 Axes: K rows, N public samples, C classes, R kernel centres, P plausible samples, B a block, V width compared.
 """
@@ -7,21 +7,21 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.distill.selection.interface import Floats, Public, Selection, Wanted, Wide, check
+from isthmus.distill.selection.interface import Float32s, Float64s, Public, Selection, Wanted, check
 from isthmus.distill.selection.prior import client_prior
 from isthmus.distill.selection.space import Space, by_both, by_probability
 
 MOST: Final = 20.0
-"""No sample counts more than so many times the mean."""
+"""The largest weight, as a multiple of the mean."""
 
 NEGLIGIBLE: Final = 0.05
 """Samples that count less than this share of the mean are left out."""
 
 _IMPLAUSIBLE: Final = 0.01
-"""Samples whose classes alone make them so much less likely than the mean are not looked at more closely."""
+"""Samples whose class factor alone is below this share of the mean get no kernel factor."""
 
 _SHARE: Final = 0.1
-"""The ratio is taken to a mixture that holds so much of the client itself, which bounds it by 10."""
+"""Share of the client in the mixture that the ratio is taken to; it bounds the ratio by 10."""
 
 _RIDGE: Final = 0.1
 _CENTRES: Final = 512
@@ -32,21 +32,22 @@ _ROWS: Final = 1 << 16
 
 
 def density_ratio(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """Weights w(x) = p_client(x) / p_public(x) for every public sample that matters, in order of index.
+    """Return weights w(x) = p_client(x) / p_public(x) for every public sample that matters, in order of index.
 
-    In two factors. First the classes: where only the class prior differs between client and public, the ratio is
-    sum_c pi_c / own_c beta_p(c | x) exactly (Saerens et al. 2002), pi by EM from the prototypes (``prior``). Then
-    what the classes leave over: the ratio of the prototypes' density to that of the public set so weighted, by
-    relative least-squares importance fitting (Yamada et al., "Relative density-ratio estimation for robust
-    distribution comparison", Neural Computation 25, 2013) with Gaussian kernels of cosine distance around the
-    prototypes, in probabilities, and in features too where the device sent them. A teacher that tells nothing apart
-    gives every sample weight 1.
+    The weight has two factors. The first is the classes: if only the class prior differs between client and public, the
+    ratio is exactly sum_c pi_c / own_c beta_p(c | x) (Saerens et al. 2002), with pi by EM from the prototypes
+    (``prior``). The second is what remains: the ratio of the prototypes' density to that of the public set with those
+    weights, by relative least-squares importance fitting (Yamada et al., "Relative density-ratio estimation for robust
+    distribution comparison", Neural Computation 25, 2013). Its Gaussian kernels of cosine distance are centred on the
+    prototypes, in probabilities, and in features too if the device sent them. If the teacher gives the same output for
+    everything, every sample has weight 1.
 
-    Samples under ``NEGLIGIBLE`` times the mean are dropped; the others are clipped at ``MOST`` times theirs and scaled
-    to mean 1. ``Selection.effective_size`` says how many samples of equal weight that is worth. How many stay
-    depends on the client, not on ``samples_per_row``: of a client of 3 classes in 28 about a tenth of the public set,
-    and an epoch costs as much more than a hard pick's. The order of the rows changes rounding alone, up to
-    512 rows; beyond, every so-manyth is a kernel's centre. ``rng`` is not used.
+    Samples under ``NEGLIGIBLE`` times the mean are dropped; the others are clipped at ``MOST`` times their mean and
+    scaled to mean 1. ``Selection.effective_size`` is the number of equally weighted samples that this is worth. How
+    many samples stay depends on the client, not on ``samples_per_row``: for a client of 3 classes in 28 about a tenth
+    of the public set, and an epoch takes longer than one of a hard pick in the same proportion. Up to 512 rows, their
+    order changes only rounding; beyond that, an evenly spaced part of the rows become kernel centres. ``rng`` is not
+    used.
 
     Raises ValueError as ``cosine``, and for features that the public set cannot match.
     """
@@ -62,9 +63,12 @@ def density_ratio(wanted: Wanted, public: Public, samples_per_row: int, rng: np.
     return Selection(plausible_P[stays_P], _clipped(weights_P[stays_P]).astype(np.float32))
 
 
-def _clipped(weights_P: Wide) -> Wide:
-    """With mean 1 and none over ``MOST``. Clipping lowers the mean, so the bound is found for each number of clipped
-    samples: with k of them it is MOST times the sum of the others over P - MOST k."""
+def _clipped(weights_P: Float64s) -> Float64s:
+    """Return the weights with mean 1 and none over ``MOST``.
+
+    Clipping lowers the mean, so the bound is found for each number of clipped samples: with k of them it is MOST times
+    the sum of the others over P - MOST k.
+    """
     falling_P = np.sort(weights_P)[::-1]
     samples = len(falling_P)
     clipped = np.arange(-(-samples // MOST))  # Fewer than P / MOST can be over MOST times the mean.
@@ -72,12 +76,12 @@ def _clipped(weights_P: Wide) -> Wide:
     bounds = MOST * rest / (samples - MOST * clipped)
     fits = falling_P[clipped.astype(np.int64)] <= bounds
     weights_P = np.minimum(weights_P, bounds[int(fits.argmax()) if fits.any() else -1])
-    normalised_P: Wide = weights_P / weights_P.mean()
+    normalised_P: Float64s = weights_P / weights_P.mean()
     return normalised_P
 
 
-def _class_ratio(probabilities_NC: Floats, ratio_C: Wide) -> Wide:
-    """The likelihood ratio of a shift in class priors, for every sample. (N,)."""
+def _class_ratio(probabilities_NC: Float32s, ratio_C: Float64s) -> Float64s:
+    """Return the likelihood ratio of a shift in class priors for every sample, (N,)."""
     return np.concatenate(
         [
             probabilities_NC[start : start + _ROWS].astype(np.float64) @ ratio_C
@@ -86,8 +90,9 @@ def _class_ratio(probabilities_NC: Floats, ratio_C: Wide) -> Wide:
     )
 
 
-def _kernel_ratio(space: Space, shares_K: Wide, reference_P: Wide) -> Wide:
-    """Relative density ratio of the rows to the samples weighted by ``reference_P``, with mean 1 under the latter.
+def _kernel_ratio(space: Space, shares_K: Float64s, reference_P: Float64s) -> Float64s:
+    """Return the relative density ratio of the rows to the samples weighted by ``reference_P``, with mean 1 under the
+    latter.
 
     Least squares: (a H_client + (1 - a) H_reference + ridge) theta = h_client, theta cut at 0 (Yamada et al., eq. 9).
     The bandwidth is the mean distance of the reference from its nearest centre.
@@ -116,12 +121,14 @@ def _kernel_ratio(space: Space, shares_K: Wide, reference_P: Wide) -> Wide:
     return ratio_P / mean if mean > 0 else np.ones(space.samples)
 
 
-def _kernel_sums(space: Space, centres_RV: Wide, theta_R: Wide, bandwidth: float) -> Wide:
-    """sum_r theta_r k(x, centre_r) for every sample: in float32, whose rounding no weight feels. (P,)."""
+def _kernel_sums(space: Space, centres_RV: Float64s, theta_R: Float64s, bandwidth: float) -> Float64s:
+    """Return sum_r theta_r k(x, centre_r) for every sample (P,), in float32: its rounding does not matter to the
+    weights.
+    """
     left_VR = (centres_RV / (np.sqrt(space.unit) * bandwidth)).T.astype(np.float32)
-    # exp(-1/h) of each part is taken into theta: one pass less over what is large.
+    # exp(-1/h) of each part is multiplied into theta: one pass less over the large array.
     theta_R = (theta_R * np.exp(-space.parts / bandwidth)).astype(np.float32)
-    sums: list[Wide] = []
+    sums: list[Float64s] = []
     for start in range(0, space.samples, _BLOCK):
         block_BV = space.vectors(slice(start, start + _BLOCK)) / np.sqrt(space.unit)
         kernel_BR = block_BV.astype(np.float32) @ left_VR

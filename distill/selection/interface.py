@@ -1,4 +1,4 @@
-"""What a strategy is given and what it gives back: the device's upload, the public set, and a weighted choice.
+"""Input and output of a strategy: the device's upload, the public set, and a weighted choice.
 
 Axes: K prototype rows, N public samples, C classes, E feature width (both modalities, audio then visual), S chosen.
 """
@@ -11,31 +11,31 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Wide = npt.NDArray[np.float64]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Rows = slice | Indices
 
 
 class FeatureRows(Protocol):
-    """Features of the public samples, read by slices or by indices: an array, memory-mapped or not, or a view."""
+    """Features of the public samples, read by slices or by indices: an array (memory-mapped or not) or a view."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def __getitem__(self, rows: Rows, /) -> Floats: ...
+    def __getitem__(self, rows: Rows, /) -> Float32s: ...
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the device sent: rows of class probabilities, how many clips each stands for, and features if it chose so.
+    """The device's upload: rows of class probabilities, the number of clips behind each, and features if it sent them.
 
-    Raises ValueError for shapes that disagree, no rows, values that are not numbers, or a row of no clips.
+    Raises ValueError for shapes that disagree, no rows, values that are not finite, or a row of no clips.
     """
 
-    prototypes_KC: Floats
+    prototypes_KC: Float32s
     sizes_K: npt.NDArray[np.int32]
-    features_KE: Floats | None = None
+    features_KE: Float32s | None = None
 
     def __post_init__(self) -> None:
         if self.prototypes_KC.ndim != 2 or len(self.prototypes_KC) == 0:
@@ -51,20 +51,20 @@ class Wanted:
                 raise ValueError("the prototypes' features hold values that are not numbers")
 
     @cached_property
-    def shares_K(self) -> Wide:
+    def shares_K(self) -> Float64s:
         """The share of the device's clips behind each row; sums to 1."""
-        shares_K: Wide = self.sizes_K / self.sizes_K.sum(dtype=np.int64)
+        shares_K: Float64s = self.sizes_K / self.sizes_K.sum(dtype=np.int64)
         return shares_K
 
 
 @dataclass(frozen=True)
 class Public:
-    """The public set as the teacher sees it; all may be memory-mapped. ``labels_N``: true classes, -1 where unknown.
+    """The teacher's outputs on the public set; all may be memory-mapped. ``labels_N``: true classes, -1 if unknown.
 
-    Raises ValueError for shapes that disagree or no samples. Values are checked as they are read.
+    Raises ValueError for shapes that disagree or no samples. Values are checked when they are read.
     """
 
-    probabilities_NC: Floats
+    probabilities_NC: Float32s
     labels_N: Indices
     features: FeatureRows | None = None
 
@@ -83,14 +83,14 @@ class Public:
 
 @dataclass(frozen=True)
 class Selection:
-    """Public samples to learn from, in the order taken, and how much each counts. No sample stands twice.
+    """Public samples to learn from, in the order taken, and how much each counts. No sample occurs twice.
 
-    ``weights_S`` have mean 1; all are 1 where samples are picked or not, without shades between. ``notes`` tell in
-    plain sentences where the strategy could not do what was asked of it.
+    ``weights_S`` have mean 1; a hard pick has weight 1 for each. ``notes`` are plain sentences that say what the
+    strategy could not do as asked.
     """
 
     indices_S: Indices
-    weights_S: Floats
+    weights_S: Float32s
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,12 +99,12 @@ class Selection:
 
     @staticmethod
     def of(indices_S: Indices, notes: tuple[str, ...] = ()) -> "Selection":
-        """A hard pick: every weight 1."""
+        """Return a hard pick: every weight 1."""
         return Selection(indices_S, np.ones(len(indices_S), np.float32), notes)
 
     @staticmethod
     def whole(samples: int) -> "Selection":
-        """Every sample of a set, each counting alike."""
+        """Return every sample of a set with weight 1."""
         return Selection.of(np.arange(samples, dtype=np.int64))
 
     def __len__(self) -> int:
@@ -122,11 +122,11 @@ class Selection:
 
 
 Strategy = Callable[[Wanted, Public, int, np.random.Generator], Selection]
-"""(what the device sent, the public set, samples per row, rng) -> Selection. Pure; the same for the same rng."""
+"""(upload, public set, samples per row, rng) -> Selection. Pure; the same rng gives the same selection."""
 
 
 def check(wanted: Wanted, public: Public, samples_per_row: int) -> None:
-    """Raises ValueError for another label set, or fewer than one sample a row."""
+    """Raise ValueError if the label sets differ, or for fewer than one sample per row."""
     if wanted.prototypes_KC.shape[1] != public.probabilities_NC.shape[1]:
         raise ValueError(
             f"prototypes {wanted.prototypes_KC.shape} and public {public.probabilities_NC.shape} "
@@ -137,5 +137,5 @@ def check(wanted: Wanted, public: Public, samples_per_row: int) -> None:
 
 
 def wanted_count(wanted: Wanted, public: Public, samples_per_row: int) -> int:
-    """min(K n, N): as many samples as a hard strategy picks."""
+    """Return min(K n, N), the number of samples that a hard strategy picks."""
     return min(len(wanted.prototypes_KC) * samples_per_row, len(public))

@@ -1,4 +1,4 @@
-"""The nearest public samples of each row, exactly: one pass over a set of any size, equal samples in order of index.
+"""The nearest public samples of each row, exactly: one pass over a set of any size; equal samples in order of index.
 
 Axes: K rows, N public samples, V width of the vectors compared, B one block of public samples, M candidates.
 """
@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.distill.selection.interface import Floats, Indices, Rows, Wide
+from isthmus.distill.selection.interface import Float32s, Float64s, Indices, Rows
 
 BLOCK_ROWS: Final = 1024
-"""Public samples per block: its similarities to 300 rows are 1.2 MB of float32, so that they stay in cache."""
+"""Public samples per block: its similarities to 300 rows are 1.2 MB of float32, so they stay in cache."""
 
 GROUP_ROWS: Final = 512
 """Rows per pass over the public set. Bounds the similarities in memory whatever the number of rows."""
@@ -23,22 +23,22 @@ _SAMPLE: Final = 16_384
 
 SCALE: Final = float(1 << 26)
 """Unit vectors are rounded to multiples of 2**-26, finer than the float32 they come from. Products of two are then
-integers of at most 52 bits, and a float64 sum of them is exact: equal samples get equal similarities wherever they
-stand and in whatever order the matrix product adds, so that ties and blocks change nothing."""
+integers of at most 52 bits, and a float64 sum of them is exact: equal samples get equal similarities at
+every position and in every order of addition, so the block size changes neither ties nor results."""
 
 _DENSE: Final = 64
-"""Where a float32 sieve lets through more than one pair in this many, a float64 product of all is cheaper."""
+"""If more than one pair in this many passes the float32 sieve, a float64 product of all is cheaper."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Samples to choose from, and which of them are taken. ``taken_N`` is the one thing here that changes.
+    """Samples to choose from, and which of them are taken. Only ``taken_N`` changes.
 
-    ``vectors`` reads rows as rounded vectors (B, V) whose products with the queries are exact in float64;
-    ``longest`` is the largest product there can be. For unit vectors (``rounded_unit``) it is ``SCALE`` squared.
+    ``vectors`` reads rows as rounded vectors (B, V) whose products with the queries are exact in float64; ``longest``
+    is the largest possible product. For unit vectors (``rounded_unit``) it is ``SCALE`` squared.
     """
 
-    vectors: Callable[[Rows], Wide]
+    vectors: Callable[[Rows], Float64s]
     taken_N: npt.NDArray[np.bool_]
     longest: float = SCALE**2
     block_rows: int = BLOCK_ROWS
@@ -47,8 +47,8 @@ class Pool:
     def free(self) -> int:
         return len(self.taken_N) - int(np.count_nonzero(self.taken_N))
 
-    def blocks(self) -> Iterator[tuple[Indices, Wide]]:
-        """(index_B, vectors_BV) of the samples not taken, in order."""
+    def blocks(self) -> Iterator[tuple[Indices, Float64s]]:
+        """Yield (index_B, vectors_BV) of the samples not taken, in order."""
         for start in range(0, len(self.taken_N), self.block_rows):
             free_B = ~self.taken_N[start : start + self.block_rows]
             index_B = np.flatnonzero(free_B) + start
@@ -57,37 +57,39 @@ class Pool:
                 yield index_B, self.vectors(slice(start, start + self.block_rows) if whole else index_B)
 
 
-def best(queries_KV: Wide, pool: Pool, keep_K: Indices) -> list[tuple[Wide, Indices]]:
-    """Per row the similarities and indices of its ``keep`` best free samples, best first, ties to the lower index.
+def best(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> list[tuple[Float64s, Indices]]:
+    """Return per row the similarities and indices of its ``keep`` best free samples, best first, ties to the lower
+    index.
 
-    Fewer where fewer are free. At most ``GROUP_ROWS`` x ``pool.block_rows`` similarities exist at a time, beside what
-    is kept.
+    There are fewer if fewer are free. At most ``GROUP_ROWS`` x ``pool.block_rows`` similarities exist at a time, in
+    addition to those kept.
     """
     keep_K = np.minimum(keep_K, pool.free)
     if pool.free == 0:
         return [(np.empty(0), np.empty(0, np.int64))] * len(queries_KV)
-    found: list[tuple[Wide, Indices]] = []
+    found: list[tuple[Float64s, Indices]] = []
     for start in range(0, len(queries_KV), GROUP_ROWS):
         group = slice(start, start + GROUP_ROWS)
         found += _best_of_group(queries_KV[group], pool, keep_K[group])
     return found
 
 
-def _best_of_group(queries_KV: Wide, pool: Pool, keep_K: Indices) -> list[tuple[Wide, Indices]]:
+def _best_of_group(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> list[tuple[Float64s, Indices]]:
     found = _sweep(queries_KV, pool, keep_K, _likely_floors(queries_KV, pool, keep_K))
     short = np.flatnonzero([len(kept[1]) < keep for kept, keep in zip(found, keep_K, strict=True)])
     if len(short):
-        # A guess was too high. These rows go again without one.
+        # A guess was too high. These rows are searched again without one.
         again = _sweep(queries_KV[short], pool, keep_K[short], np.full(len(short), -np.inf))
         for row, kept in zip(short, again, strict=True):
             found[row] = kept
     return found
 
 
-def _likely_floors(queries_KV: Wide, pool: Pool, keep_K: Indices) -> Wide:
-    """A similarity per row that its ``keep`` best probably exceed, and few others: from every so-manyth sample.
+def _likely_floors(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> Float64s:
+    """Return a similarity per row that its ``keep`` best probably exceed, and few others, from an evenly spaced sample.
 
-    With a share m of the public set, the keep-th best stands near rank keep * m in the sample, give or take its root.
+    With a share m of the public set, the keep-th best is near rank keep * m in the sample, with a deviation of about
+    its root.
     """
     samples = len(pool.taken_N)
     stride = samples // _SAMPLE | 1
@@ -97,7 +99,7 @@ def _likely_floors(queries_KV: Wide, pool: Pool, keep_K: Indices) -> Wide:
     similarities_KM = queries_KV @ sample_MV.T
     expected_K = keep_K / stride
     rank_K = np.ceil(expected_K + 3 * np.sqrt(expected_K) + 3).astype(np.int64)
-    # One less, so that what ties with the guess is above it.
+    # One less, so that a tie with the guess is above it.
     floors = [
         float(np.partition(row_M, -rank)[-rank]) - 1 if rank <= len(row_M) else -np.inf
         for row_M, rank in zip(similarities_KM, rank_K, strict=True)
@@ -105,16 +107,18 @@ def _likely_floors(queries_KV: Wide, pool: Pool, keep_K: Indices) -> Wide:
     return np.array(floors)
 
 
-def _sweep(queries_KV: Wide, pool: Pool, keep_K: Indices, floor_K: Wide) -> list[tuple[Wide, Indices]]:
-    """One pass: per row its ``keep`` best above its floor, best first, ties to the lower index; fewer if there are.
+def _sweep(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s) -> list[tuple[Float64s, Indices]]:
+    """Make one pass: return per row its ``keep`` best above its floor, best first, ties to the lower index; fewer if
+    there are.
 
-    The floors rise at every merge to the row's worst kept candidate; merges come when as many candidates wait as are
-    kept, so their number grows with the logarithm of N and what waits stays within the kept plus one block.
+    At every merge a row's floor rises to its worst kept candidate. A merge runs when as many candidates wait as are
+    kept. The number of merges therefore grows with the logarithm of N, and at most the kept number plus one block of
+    candidates wait.
     """
     rows = len(queries_KV)
     sieve = _Sieve(queries_KV, pool.longest)
-    kept: list[tuple[Wide, Indices]] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
-    waiting: list[tuple[Indices, Indices, Wide]] = []
+    kept: list[tuple[Float64s, Indices]] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
+    waiting: list[tuple[Indices, Indices, Float64s]] = []
     floor_K = floor_K.copy()
     room = 2 * int(keep_K.sum())
     count = 0
@@ -134,27 +138,27 @@ def _sweep(queries_KV: Wide, pool: Pool, keep_K: Indices, floor_K: Wide) -> list
 class _Sieve:
     """Pairs of a row and a sample whose exact similarity exceeds the row's floor.
 
-    A float32 product finds all that can, and the few it lets through are computed exactly. Where near-one-hot samples
-    crowd at the floors, closer than float32 tells apart, the product is taken of what a sample lacks to its corner
-    (the one-hot vector of its largest class) instead: small numbers with small errors. Where that too lets through
-    many, all are computed exactly.
+    A float32 product finds all possible pairs, and the few that pass are computed exactly. If near-one-hot samples
+    crowd at the floors, closer than float32 can separate, the product is taken of the difference between a sample and
+    its corner (the one-hot vector of its largest class) instead: small numbers have small errors. If many pass that
+    too, all are computed exactly.
     """
 
-    def __init__(self, queries_KV: Wide, longest: float) -> None:
+    def __init__(self, queries_KV: Float64s, longest: float) -> None:
         self._queries_KV = queries_KV
         self._longest = longest
         self._narrow_KV = queries_KV.astype(np.float32)
         self._corners = False
 
-    def above(self, block_BV: Wide, floor_K: Wide) -> tuple[Indices, Indices, Wide]:
-        """(row, column, exact similarity) of each such pair, by row."""
+    def above(self, block_BV: Float64s, floor_K: Float64s) -> tuple[Indices, Indices, Float64s]:
+        """Return (row, column, exact similarity) of each such pair, by row."""
         most = len(self._queries_KV) * len(block_BV) // _DENSE
         flat: Indices | None = None
         if np.isfinite(floor_K).all():
             if not self._corners:
                 flat = np.flatnonzero(self._likely(block_BV, floor_K))
                 self._corners = len(flat) > most
-            if self._corners:  # Vectors of several parts have no corner to lack from.
+            if self._corners:  # Vectors of several parts have no corner.
                 single = self._longest == SCALE**2
                 flat = np.flatnonzero(self._likely_by_corner(block_BV, floor_K)) if single else None
         if flat is not None and len(flat) <= most:
@@ -167,18 +171,21 @@ class _Sieve:
         row, column = np.divmod(flat, len(block_BV))
         return row, column, similarity_KB.ravel()[flat]
 
-    def _likely(self, block_BV: Wide, floor_K: Wide) -> npt.NDArray[np.bool_]:
-        """Float32 vectors and sums err by at most (V + 2) 2**-24 of the product of the lengths."""
+    def _likely(self, block_BV: Float64s, floor_K: Float64s) -> npt.NDArray[np.bool_]:
+        """Return the pairs that may exceed their floor: float32 vectors and sums err by at most (V + 2) 2**-24 of the
+        product of the lengths.
+        """
         margin = (block_BV.shape[1] + 6) * 2.0**-24 * self._longest
         similarity_KB = self._narrow_KV @ block_BV.astype(np.float32).T
         likely_KB: npt.NDArray[np.bool_] = similarity_KB > (floor_K - margin).astype(np.float32)[:, np.newaxis]
         return likely_KB
 
-    def _likely_by_corner(self, block_BV: Wide, floor_K: Wide) -> npt.NDArray[np.bool_]:
-        """With s = corner + d: q.s > floor exactly where q.d + (q.corner - floor) > 0, in one product of 2C columns.
+    def _likely_by_corner(self, block_BV: Float64s, floor_K: Float64s) -> npt.NDArray[np.bool_]:
+        """Return the pairs that may exceed their floor, by their distance from a corner.
 
-        Float32 errs by at most (2C + 4) 2**-24 (|q||d| + |q.corner - floor|). Where the second term exceeds the first
-        it decides the sign, so twice the first bounds what can be missed; with d = 0, an exact tie, nothing is let by.
+        With s = corner + d: q.s > floor exactly if q.d + (q.corner - floor) > 0, in one product of 2C columns. Float32
+        errs by at most (2C + 4) 2**-24 (|q||d| + |q.corner - floor|). If the second term exceeds the first, it decides
+        the sign, so twice the first bounds what can be missed. With d = 0, an exact tie, no pair passes.
         """
         samples, classes = block_BV.shape
         corner_B = (np.arange(samples), block_BV.argmax(axis=1))
@@ -197,15 +204,17 @@ class _Sieve:
 
 
 def _merge(
-    kept: list[tuple[Wide, Indices]], waiting: list[tuple[Indices, Indices, Wide]], keep_K: npt.NDArray[np.int64]
-) -> list[tuple[Wide, Indices]]:
-    """Per row the ``keep`` best of what was kept and what waits.
+    kept: list[tuple[Float64s, Indices]],
+    waiting: list[tuple[Indices, Indices, Float64s]],
+    keep_K: npt.NDArray[np.int64],
+) -> list[tuple[Float64s, Indices]]:
+    """Return per row the ``keep`` best of the kept and the waiting candidates.
 
-    Stable sorts break ties to the lower index: kept candidates come from earlier blocks, and waiting ones stand in
-    order of index.
+    Stable sorts break ties to the lower index: kept candidates are from earlier blocks, and waiting ones are in order
+    of index.
     """
     row = np.concatenate([part[0] for part in waiting])
-    by_row = np.argsort(row.astype(np.uint16), kind="stable")  # Of 16 bits: sorted in linear time.
+    by_row = np.argsort(row.astype(np.uint16), kind="stable")  # 16-bit keys are sorted in linear time.
     index = np.concatenate([part[1] for part in waiting])[by_row]
     similarity = np.concatenate([part[2] for part in waiting])[by_row]
     bounds = np.searchsorted(row[by_row], np.arange(len(kept) + 1))
@@ -224,12 +233,12 @@ def _merge(
     return merged
 
 
-def rounded_unit(rows_RV: Floats | Wide, scale: float = SCALE) -> Wide:
-    """Each row at length ``scale``, rounded to whole numbers. Raises ValueError for values that are not numbers."""
+def rounded_unit(rows_RV: Float32s | Float64s, scale: float = SCALE) -> Float64s:
+    """Return each row at length ``scale``, rounded to whole numbers. Raises ValueError for values that are not finite."""
     wide_RV = rows_RV.astype(np.float64)
     norms_R = np.sqrt((wide_RV * wide_RV).sum(axis=1))
     if not np.isfinite(norms_R).all():
         raise ValueError("the public set holds values that are not numbers")
     wide_RV *= (scale / np.maximum(norms_R, 1e-12))[:, np.newaxis]
-    rounded_RV: Wide = np.rint(wide_RV, out=wide_RV)
+    rounded_RV: Float64s = np.rint(wide_RV, out=wide_RV)
     return rounded_RV

@@ -3,11 +3,11 @@
 import numpy as np
 
 from isthmus.distill.selection.interface import (
+    Float64s,
     Indices,
     Public,
     Selection,
     Wanted,
-    Wide,
     check,
     wanted_count,
 )
@@ -17,17 +17,17 @@ from isthmus.distill.selection.turns import take_in_turn
 
 
 def quota(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """Each class gets its share of min(K n, N) by the client's prior; a class's samples are the nearest of its label.
+    """Give each class its share of min(K n, N) by the client's prior, and take the nearest samples of that label.
 
-    The prior comes by EM from the prototypes (``prior``), the quotas by largest remainder. A class with fewer public
-    samples than its quota gives what it has; the rest is spread over the other classes by prior, and told in the
-    notes. Within a class the prototypes share the quota by how many of its clips are likely behind each (size times
-    posterior), and take the nearest samples of that label in turn: by features where the device sent them, by
-    probabilities otherwise. Samples without a label are never taken. Ties go to the lower index; the order of the
-    rows matters only where two want the same sample. ``rng`` is not used.
+    The prior is estimated by EM from the prototypes (``prior``), the quotas by largest remainder. A class with fewer
+    public samples than its quota gives all it has; the rest goes to the other classes by prior, and the notes say so.
+    Within a class the prototypes share the quota by the number of its clips that are likely behind each (size times
+    posterior). They take the nearest samples of that label in turn: by features if the device sent them, else by
+    probabilities. Samples without a label are never taken. Ties go to the lower index; the order of the rows matters
+    only if two want the same sample. ``rng`` is not used.
 
-    Raises ValueError as ``cosine``, for labels beyond the label set, for a public set without labels, and for
-    features that the public set cannot match.
+    Raises ValueError as ``cosine``, for labels beyond the label set, for a public set without labels, and for features
+    that the public set cannot match.
     """
     check(wanted, public, samples_per_row)
     classes = wanted.prototypes_KC.shape[1]
@@ -53,10 +53,10 @@ def quota(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.G
     return Selection.of(np.concatenate(picked), notes)
 
 
-def quotas(prior_C: Wide, capacity_C: Indices, total: int) -> Indices:
-    """``total`` samples (at most all there are) over the classes by prior, none over its capacity.
+def quotas(prior_C: Float64s, capacity_C: Indices, total: int) -> Indices:
+    """Distribute ``total`` samples (at most all there are) over the classes by prior, none over its capacity.
 
-    What a full class cannot take goes to the others by prior; by room where the prior gives them nothing.
+    What a full class cannot take goes to the others by prior, or by free capacity if the prior gives them nothing.
     """
     given_C = np.zeros(len(prior_C), np.int64)
     while (left := total - int(given_C.sum())) > 0:
@@ -68,8 +68,8 @@ def quotas(prior_C: Wide, capacity_C: Indices, total: int) -> Indices:
     return given_C
 
 
-def largest_remainder(weights_R: Wide, total: int) -> Indices:
-    """``total`` in whole numbers in proportion to the weights (Hamilton's method), ties to the lower position."""
+def largest_remainder(weights_R: Float64s, total: int) -> Indices:
+    """Divide ``total`` into whole numbers in proportion to the weights (Hamilton's method), ties to the lower position."""
     exact_R = weights_R * (total / weights_R.sum())
     counts_R: Indices = np.floor(exact_R).astype(np.int64)
     order_R = np.argsort(counts_R - exact_R, kind="stable")
@@ -78,7 +78,9 @@ def largest_remainder(weights_R: Wide, total: int) -> Indices:
 
 
 def members_by_class(public: Public, classes: int) -> list[Indices]:
-    """Indices of each class's samples, ascending. Raises ValueError for labels out of range, and for none at all."""
+    """Return the indices of each class's samples, ascending. Raises ValueError for labels out of range, or if there are
+    none.
+    """
     labels_N = np.asarray(public.labels_N)
     if labels_N.max() >= classes or labels_N.min() < -1:
         raise ValueError(f"public labels run from {labels_N.min()} to {labels_N.max()}; there are {classes} classes")
@@ -89,8 +91,8 @@ def members_by_class(public: Public, classes: int) -> list[Indices]:
     return [by_class_N[bounds[c] : bounds[c + 1]] for c in range(classes)]
 
 
-def _posterior(wanted: Wanted, ratio_C: Wide) -> Wide:
-    """Each row's class probabilities under the client's prior."""
+def _posterior(wanted: Wanted, ratio_C: Float64s) -> Float64s:
+    """Return each row's class probabilities under the client's prior."""
     posterior_KC = np.maximum(wanted.prototypes_KC, 0.0) * ratio_C
-    normalised_KC: Wide = posterior_KC / np.maximum(posterior_KC.sum(axis=1, keepdims=True), 1e-300)
+    normalised_KC: Float64s = posterior_KC / np.maximum(posterior_KC.sum(axis=1, keepdims=True), 1e-300)
     return normalised_KC

@@ -1,4 +1,4 @@
-"""What public samples are compared with prototypes in: class probabilities, features, or both joined.
+"""The vectors that public samples and prototypes are compared by: class probabilities, features, or both joined.
 
 Axes: K rows, N public samples, C classes, E feature width, V width of the vectors compared, M some samples.
 """
@@ -9,59 +9,56 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.distill.selection.interface import Floats, Indices, Public, Rows, Wanted, Wide
+from isthmus.distill.selection.interface import Float32s, Float64s, Indices, Public, Rows, Wanted
 from isthmus.distill.selection.nearest import BLOCK_ROWS, SCALE, Pool, rounded_unit
 
 _STATISTICS_ROWS: Final = 16_384
-"""At most about twice as many public samples, evenly spaced, give the mean and deviation of each feature."""
+"""Mean and deviation of each feature are taken over at most about twice this many public samples, evenly spaced."""
 
 _JOINT_SCALE: Final = SCALE / 2
-"""Of each half of a joint vector: the sum of two exact products must stay exact too."""
+"""Scale of each half of a joint vector: the sum of two exact products must stay exact too."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """Rounded unit vectors whose products are exact similarities (``nearest``): of the rows, and read of the samples.
+    """Rounded unit vectors of rows and samples whose products are exact similarities (``nearest``).
 
-    ``parts`` unit vectors are joined in each vector, so that similarities are sums of as many cosines.
+    Each vector joins ``parts`` unit vectors, so a similarity is a sum of that many cosines.
     """
 
-    queries_KV: Wide
-    vectors: Callable[[Rows], Wide]
+    queries_KV: Float64s
+    vectors: Callable[[Rows], Float64s]
     samples: int
     parts: int = 1
 
     @property
     def unit(self) -> float:
-        """The product of two vectors that stands for a cosine of 1."""
+        """The product of two vectors that corresponds to a cosine of 1."""
         return SCALE**2 if self.parts == 1 else _JOINT_SCALE**2
 
     def pool(self, block_rows: int = BLOCK_ROWS) -> Pool:
-        """All samples, none taken yet."""
+        """Return a pool of all samples, none taken yet."""
         return Pool(self.vectors, np.zeros(self.samples, dtype=bool), self.parts * self.unit, block_rows)
 
     def within(self, members_M: Indices) -> "Space":
-        """The same with these samples alone, numbered anew from 0."""
+        """Return the same space with only these samples, numbered from 0."""
         return Space(self.queries_KV, lambda rows: self.vectors(members_M[rows]), len(members_M), self.parts)
-
-    def of_rows(self, rows: Indices) -> "Space":
-        """The same with these rows alone."""
-        return Space(self.queries_KV[rows], self.vectors, self.samples, self.parts)
 
 
 def by_probability(wanted: Wanted, public: Public) -> Space:
-    """Cosine of class probabilities (Eq. 5.5)."""
+    """Compare by the cosine of class probabilities (Eq. 5.5)."""
     return Space(
         rounded_unit(wanted.prototypes_KC), lambda rows: rounded_unit(public.probabilities_NC[rows]), len(public)
     )
 
 
 def by_feature(wanted: Wanted, public: Public) -> Space:
-    """Cosine of standardised features: of each, the public mean taken off and divided by the public deviation.
+    """Compare by the cosine of standardised features: the public mean is subtracted and the public deviation divided
+    out.
 
-    Raw features of a network share a large common direction, in which every pair is alike; and a student trained by
-    least squares (Eq. 5.4) keeps the teacher's directions but not its lengths. Raises ValueError where the release
-    has no features, or of another width.
+    Raw features of a network share a large common direction, in which every pair is similar. A student trained by least
+    squares (Eq. 5.4) keeps the teacher's directions but not its lengths. Raises ValueError if the release has no
+    features, or features of another width.
     """
     features_KE, standard = _standardised(wanted, public)
     rows = _rows_of(public)
@@ -69,11 +66,13 @@ def by_feature(wanted: Wanted, public: Public) -> Space:
 
 
 def by_both(wanted: Wanted, public: Public) -> Space:
-    """Cosine of probabilities plus cosine of standardised features. Raises ValueError as ``by_feature``."""
+    """Compare by the cosine of probabilities plus the cosine of standardised features. Raises ValueError as
+    ``by_feature``.
+    """
     features_KE, standard = _standardised(wanted, public)
     rows = _rows_of(public)
 
-    def joined(probabilities_MC: Floats, features_ME: Floats) -> Wide:
+    def joined(probabilities_MC: Float32s, features_ME: Float32s) -> Float64s:
         halves = (rounded_unit(probabilities_MC, _JOINT_SCALE), rounded_unit(standard(features_ME), _JOINT_SCALE))
         return np.concatenate(halves, axis=1)
 
@@ -85,14 +84,14 @@ def by_both(wanted: Wanted, public: Public) -> Space:
     )
 
 
-def _rows_of(public: Public) -> Callable[[Rows], Floats]:
+def _rows_of(public: Public) -> Callable[[Rows], Float32s]:
     features = public.features
     if features is None:
         raise ValueError("the device sent features, but this public set has none to compare them with")
     return lambda rows: features[rows]
 
 
-def _standardised(wanted: Wanted, public: Public) -> tuple[Floats, Callable[[Floats], Wide]]:
+def _standardised(wanted: Wanted, public: Public) -> tuple[Float32s, Callable[[Float32s], Float64s]]:
     rows = _rows_of(public)
     features_KE = wanted.features_KE
     if features_KE is None:
@@ -106,6 +105,6 @@ def _standardised(wanted: Wanted, public: Public) -> tuple[Floats, Callable[[Flo
         raise ValueError("the public set holds features that are not numbers")
     mean_E = sample_ME.mean(axis=0)
     deviation_E = sample_ME.std(axis=0)
-    # A feature that is the same everywhere tells nothing.
+    # A feature that is the same everywhere carries no information.
     scale_E = np.where(deviation_E > 1e-6 * (1e-6 + np.abs(mean_E)), 1 / np.maximum(deviation_E, 1e-30), 0.0)
     return features_KE, lambda features_ME: (features_ME - mean_E) * scale_E

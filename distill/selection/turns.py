@@ -5,12 +5,12 @@ from typing import Final
 import numpy as np
 
 from isthmus.distill.selection.interface import (
-    Floats,
+    Float32s,
+    Float64s,
     Indices,
     Public,
     Selection,
     Wanted,
-    Wide,
     check,
     wanted_count,
 )
@@ -18,23 +18,24 @@ from isthmus.distill.selection.nearest import BLOCK_ROWS, GROUP_ROWS, Pool, best
 from isthmus.distill.selection.space import Space, by_both, by_probability
 
 CANDIDATES: Final = 4_000_000
-"""Candidates that round-robin keeps at most for all rows together, and at least twice what each row takes."""
+"""The most candidates that round-robin keeps for all rows together, but at least twice what each row takes."""
 
 
 def cosine(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """The paper's: see ``select_cosine``. Sizes, features and ``rng`` are not used."""
+    """Select as the paper does: see ``select_cosine``. Sizes, features and ``rng`` are not used."""
     check(wanted, public, samples_per_row)
     return Selection.of(select_cosine(wanted.prototypes_KC, public.probabilities_NC, samples_per_row))
 
 
 def select_cosine(
-    prototypes_KC: Floats, probabilities_NC: Floats, samples_per_row: int, *, block_rows: int = BLOCK_ROWS
+    prototypes_KC: Float32s, probabilities_NC: Float32s, samples_per_row: int, *, block_rows: int = BLOCK_ROWS
 ) -> Indices:
-    """SelectData: each prototype in turn takes the n most cosine-similar public samples not yet taken.
+    """Run SelectData: each prototype in turn takes the n most cosine-similar public samples not yet taken.
 
     Returns min(K * n, N) indices in the order taken, ties to the lower index, whatever ``block_rows``. Similarities are
-    told apart down to about 1e-7 (decision 0007); nearer ones are ordered by their rounding, the same everywhere.
+    separated down to about 1e-7 (decision 0007); closer ones are ordered by their rounding, the same on every machine.
     ``probabilities_NC`` may be memory-mapped; at most ``GROUP_ROWS`` x ``block_rows`` similarities exist at a time.
+
     Raises ValueError for shapes that do not match, non-finite values, or zero rows.
     """
     sizes_K = np.ones(len(prototypes_KC), np.int32)
@@ -46,11 +47,11 @@ def select_cosine(
 
 
 def take_in_turn(space: Space, counts_K: Indices, pool: Pool) -> Indices:
-    """Each row in turn takes its count of the most similar free samples, which are marked as taken in ``pool``.
+    """Let each row in turn take its count of the most similar free samples, and mark them as taken in ``pool``.
 
-    A row can be robbed of at most what the rows before it in its group take, so as many of its best and its own count
-    are all that can matter: one pass over the public set collects them for a group of rows, and the greedy choice is
-    then made on these candidates alone. What earlier groups took is left out of the pass.
+    A row can lose at most as many samples as the rows before it in its group take. So that many of its best, plus its
+    own count, are all that can matter. One pass over the public set collects them for a group of rows, and the greedy
+    choice is then made on these candidates alone. The pass leaves out what earlier groups took.
     """
     picked: list[Indices] = [np.empty(0, np.int64)]
     rows = np.flatnonzero(counts_K)
@@ -65,13 +66,13 @@ def take_in_turn(space: Space, counts_K: Indices, pool: Pool) -> Indices:
 
 
 def round_robin(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.Generator) -> Selection:
-    """Rows take turns, one sample each, until each has n: min(K n, N) samples, ties to the lower index.
+    """Let rows take turns, one sample each, until each has n: min(K n, N) samples, ties to the lower index.
 
-    So a row's n-th sample never costs a later row its first. Likeness is the cosine of probabilities alone; where the
-    device sent features it is that times the cosine of features, brought from [-1, 1] to [0, 1] (ours; not in the
-    paper). Of a large public set a row then sees as many samples of the greatest sum of the two cosines as all rows
-    take together, and orders these by the product. ``rng`` is not used. Raises ValueError as ``cosine``, and for
-    features that the public set cannot match.
+    A row's n-th sample therefore never costs a later row its first. Similarity is the cosine of probabilities. If the
+    device sent features, it is that times the cosine of features, mapped from [-1, 1] to [0, 1] (ours; not in the
+    paper). Of a large public set a row then considers the samples with the greatest sum of the two cosines, as many as
+    all rows take together, and orders these by the product. ``rng`` is not used. Raises ValueError as ``cosine``, and
+    for features that the public set cannot match.
     """
     check(wanted, public, samples_per_row)
     space = by_probability(wanted, public) if wanted.features_KE is None else by_both(wanted, public)
@@ -81,7 +82,9 @@ def round_robin(wanted: Wanted, public: Public, samples_per_row: int, rng: np.ra
 
 
 def _take_by_turns(space: Space, classes: int, total: int, pool: Pool) -> Indices:
-    """A row whose candidates run out, or soon will, looks again among what is free: nothing nearer was passed over."""
+    """Take turns. A row whose candidates run out, or soon will, searches the free samples again; no nearer one was
+    passed over.
+    """
     rows = len(space.queries_KV)
     keep = min(total, max(2 * -(-total // rows), CANDIDATES // rows))
     candidates: list[list[int]] = [[] for _ in range(rows)]
@@ -115,7 +118,7 @@ def _take_by_turns(space: Space, classes: int, total: int, pool: Pool) -> Indice
     return np.array(picked, dtype=np.int64)
 
 
-def _by_product(space: Space, row: int, classes: int, similarity_M: Wide, index_M: Indices) -> Indices:
+def _by_product(space: Space, row: int, classes: int, similarity_M: Float64s, index_M: Indices) -> Indices:
     if space.parts == 1:
         return index_M
     index_M = np.sort(index_M)

@@ -23,7 +23,7 @@ def make_student(
     on_epoch: OnEpoch = ignore_epochs,
     weights: Path | None = None,
 ) -> None:
-    """The AllDistill student of ``seed``, unless it is there. Resumes after a kill."""
+    """Train the AllDistill student of ``seed``, unless it exists. Resumes after a kill."""
     path = release.student_path(seed)
     if path.exists():
         return
@@ -34,7 +34,9 @@ def make_student(
 
 
 def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> HeadBank:
-    """Heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the release."""
+    """Return the heads of the AllDistill student of ``seed`` on all public clips: trained once, then read from the
+    release.
+    """
     path = release.heads_path(seed)
     if not path.exists():
         everything = Selection.whole(len(release.public.names))
@@ -45,9 +47,9 @@ def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEp
 
 
 def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> None:
-    """Heads of the seed-0 student on all public clips, and its ONNX files: what a device gets before anything else.
+    """Train heads of the seed-0 student on all public clips and export its ONNX files: a new device's first student.
 
-    The folder appears whole or not at all, and only where it is not there yet.
+    The folder appears whole or not at all. If it exists, nothing is done.
     """
     if release.base_dir.exists():
         return

@@ -1,26 +1,26 @@
-"""PURE: how far apart two sets of rows are: the proxy A-distance of the paper's section 5.4."""
+"""PURE: how far apart two sets of rows are, as the proxy A-distance of the paper's section 5.4."""
 
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating]
+Reals = npt.NDArray[np.floating]
 
 _FOLDS: Final = 5
 
 
 def proxy_a_distance(
-    ours_ND: Floats, theirs_MD: Floats, *, seed: int, ours_weights_N: npt.NDArray[np.floating] | None = None
+    ours_ND: Reals, theirs_MD: Reals, *, seed: int, ours_weights_N: npt.NDArray[np.floating] | None = None
 ) -> float:
-    """2 (1 - 2 err) of a linear classifier told to separate the two sets (Ben-David et al. 2007), in [0, 2].
+    """Return 2 (1 - 2 err) of a linear classifier that separates the two sets (Ben-David et al. 2007), in [0, 2].
 
-    ``err`` is the balanced error (the mean of both sides' shares told wrong) of L2-regularised logistic regression on
+    ``err`` is the balanced error (the mean of both sides' error rates) of L2-regularised logistic regression on
     standardised columns, on rows it was not fitted on: stratified folds, as many as the smaller side has rows, at most
-    5. Errors above a half count as a half. ``ours_weights_N`` counts the clips behind each of ours, as the sizes of
-    prototypes do; rows of the selection may carry the weights of a loss the same way.
+    5. Errors above a half count as a half. ``ours_weights_N`` is the number of clips behind each of our rows, as the
+    sizes of prototypes are. Without it all rows count alike.
 
-    Raises ValueError where a side has fewer than two rows, since then nothing can be held out, or the widths differ.
+    Raises ValueError if a side has fewer than two rows, since then nothing can be held out, or if the widths differ.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
@@ -29,7 +29,7 @@ def proxy_a_distance(
 
     smaller = min(len(ours_ND), len(theirs_MD))
     if smaller < 2:
-        raise ValueError(f"{len(ours_ND)} and {len(theirs_MD)} rows cannot be told apart: both sides need two")
+        raise ValueError(f"{len(ours_ND)} and {len(theirs_MD)} rows cannot be compared: both sides need two")
     rows_RD = np.concatenate([ours_ND, theirs_MD]).astype(np.float64)
     side_R = np.repeat([0, 1], [len(ours_ND), len(theirs_MD)])
     ours_N = np.ones(len(ours_ND)) if ours_weights_N is None else np.asarray(ours_weights_N, np.float64)
@@ -40,7 +40,7 @@ def proxy_a_distance(
     for fitted, held_out in folds.split(rows_RD, side_R):
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1_000))
         fit_weight = weight_R[fitted].copy()
-        for side in (0, 1):  # both sides weigh alike in every fold
+        for side in (0, 1):  # both sides have the same weight in every fold
             own = side_R[fitted] == side
             fit_weight[own] *= len(fitted) / (2 * fit_weight[own].sum())
         model.fit(rows_RD[fitted], side_R[fitted], logisticregression__sample_weight=fit_weight)

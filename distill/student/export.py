@@ -1,11 +1,10 @@
-"""A student as ONNX files for the device, each checked against torch before it counts (names: StudentManifest)."""
+"""A student as ONNX files for the device, each compared with torch before it is accepted (names: StudentManifest)."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ TOLERANCE = 1e-3
 
 
 class ExportError(Exception):
-    """An exported file that does not compute what torch computes."""
+    """An exported file whose outputs differ from torch's."""
 
 
 class _AudioEncoder(nn.Module):
@@ -62,10 +61,10 @@ class _Compressor(nn.Module):
 
 
 def export_student(release: Release, student: EncoderPair, heads: HeadBank | None, out_dir: Path) -> list[Path]:
-    """Writes a student's files and returns them, sorted; ``heads`` None makes an interim one (no local head).
+    """Write a student's files and return them, sorted. ``heads`` None makes an interim student without a local head.
 
-    ``heads.safetensors`` stays in the cloud and is not among the returned files. Raises ExportError where a file's
-    outputs differ from torch's.
+    ``heads.safetensors`` stays in the cloud and is not among the returned files. Raises ExportError if a file's outputs
+    differ from torch's.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     spec, width = release.recipe.input, release.recipe.feature_width
@@ -126,7 +125,7 @@ def _export(
 
 @torch.inference_mode()
 def _check(module: nn.Module, inputs: tuple[Tensor, ...], onnx_path: Path, name: str) -> None:
-    """Compares on the traced batch and on one of another size."""
+    """Compare on the traced batch and on a batch of another size."""
     session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
     for batch in (inputs, tuple(tensor[:1].repeat(3, *[1] * (tensor.ndim - 1)) for tensor in inputs)):
         expected = module(*batch)
@@ -137,38 +136,3 @@ def _check(module: nn.Module, inputs: tuple[Tensor, ...], onnx_path: Path, name:
             difference = float(np.abs(torch_value.numpy() - onnx_value).max())
             if not difference <= TOLERANCE * scale:
                 raise ExportError(f"{name}: ONNX Runtime differs from torch by {difference:.2e} (scale {scale:.2e})")
-
-
-def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[npt.NDArray[np.float32]]) -> Path:
-    """Static int8 (QDQ, per channel) of an encoder file; ``calibration`` yields batches of its one input."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quant_pre_process,
-        quantize_static,
-    )
-
-    name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
-        def __init__(self) -> None:
-            self._batches = iter(calibration)
-
-        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {name: batch}
-
-    prepared = out_path.with_name(out_path.name + ".prepared")
-    quant_pre_process(path, prepared)
-    quantize_static(
-        prepared,
-        out_path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        activation_type=QuantType.QUInt8,
-    )
-    prepared.unlink()
-    return out_path

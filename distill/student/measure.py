@@ -1,4 +1,4 @@
-"""How good a student alone is on public clips, and from which confidence on: what a device's guard goes by."""
+"""A student's own accuracy on public clips, and the confidence threshold that a device's guard uses."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,14 @@ from isthmus.distill.student.personalise import clips_of_heads
 from isthmus.proto.messages import PublicMeasure
 
 FEWEST_CLIPS = 50
-"""Fewer clips that the student did not learn from say less than all of them, those included."""
+"""With fewer clips outside the selection, measuring on all labelled clips is more accurate."""
 MOST_CLIPS = 512
-"""More would say little more, and every personalisation waits for it."""
+"""More clips would hardly change the result, and every personalisation waits for it."""
 
 
 def atc_threshold(confidence_N: npt.NDArray[np.floating], right_N: npt.NDArray[np.bool_]) -> float:
-    """The confidence t with share(confidence >= t) = share(right): Garg et al. (ICLR 2022), eq. 1, with the largest
-    probability as the score. Confidences that are equal to t all count as above it. Raises ValueError for no clips.
+    """Return the confidence t with share(confidence >= t) = share(right): Garg et al. (ICLR 2022), eq. 1, with the
+    largest probability as the score. Confidences equal to t all count as above it. Raises ValueError for no clips.
     """
     if len(confidence_N) == 0:
         raise ValueError("no clips to measure on")
@@ -33,8 +33,9 @@ def atc_threshold(confidence_N: npt.NDArray[np.floating], right_N: npt.NDArray[n
 def measured_rows(
     labels_N: npt.NDArray[np.int64], selected_S: npt.NDArray[np.int64], *, at_most: int = MOST_CLIPS
 ) -> npt.NDArray[np.int64]:
-    """Which public clips to measure on, rising: labelled ones outside the selection, evenly spaced where there are more
-    than ``at_most``; all labelled ones where fewer than ``FEWEST_CLIPS`` are outside."""
+    """Return the public clips to measure on, in ascending order: labelled clips outside the selection, evenly spaced if
+    there are more than ``at_most``; all labelled clips if fewer than ``FEWEST_CLIPS`` are outside.
+    """
     labelled = np.flatnonzero(labels_N >= 0)
     outside = np.setdiff1d(labelled, selected_S)
     rows = outside if len(outside) >= FEWEST_CLIPS else labelled
@@ -42,9 +43,12 @@ def measured_rows(
 
 
 def head_shares(release: Release, selection: Selection) -> tuple[float, ...]:
-    """Share of each class among the clips that heads were trained on, where those are all public clips, each counting
-    alike; else empty: a few epochs on a selection do not teach a head how rare it made a class, so that who corrects
-    for it spoils the answers (docs/log.md)."""
+    """Return the share of each class among the clips that heads were trained on, if those are all public clips with
+    equal weights; else return an empty tuple.
+
+    A few epochs on a selection do not teach a head how rare it made a class, so correcting for that spoils the answers
+    (docs/log.md).
+    """
     learned = clips_of_heads(release, selection)
     if learned.weighted or len(learned) < len(release.public.names):
         return ()
@@ -60,10 +64,10 @@ def measure_public(
     selection: Selection,
     device: torch.device,
 ) -> PublicMeasure:
-    """Accuracy and ATC threshold of the student's local head (the least compressed of ``heads``) on public clips, and
-    its ``head_shares``, given what the student was distilled on.
+    """Return accuracy and ATC threshold of the student's local head (the smallest ratio of ``heads``) on public clips,
+    and its ``head_shares`` for the selection that the student was distilled on.
 
-    Raises ValueError where no public clip has a label.
+    Raises ValueError if no public clip has a label.
     """
     labels_N = release.labels()
     rows = measured_rows(labels_N, selection.indices_S)

@@ -1,7 +1,7 @@
 """AllDistill (Alg. 6), selective distillation in rounds (Alg. 7) and compression training (Alg. 8), as plain functions.
 
-The cloud's worker, the command line and the experiments call these same functions, so that a student made over the
-wire equals one made offline from the same seed.
+The cloud's worker, the command line and the experiments call these same functions. A student made over the wire
+therefore equals one made offline from the same seed.
 """
 
 import copy
@@ -27,7 +27,7 @@ from isthmus.distill.training.loop import fit as fit_module
 from isthmus.distill.training.losses import feature_distillation_loss, masked_loss
 from isthmus.distill.training.teacher_cache import TeacherFeatures, encode_clips
 
-Floats = npt.NDArray[np.float32]
+Float32s = npt.NDArray[np.float32]
 StudentEncoders = EncoderPair
 
 
@@ -45,10 +45,10 @@ def distil(
     device: torch.device | None = None,
     on_epoch: OnEpoch = ignore_epochs,
 ) -> tuple[float, ...]:
-    """Eq. 5.4 on the chosen public clips, both modalities at once: they share no weights, so each is on its own.
+    """Train ``student`` in place by Eq. 5.4 on the chosen public clips, and return the loss of each epoch.
 
-    Clips count by their weight in the loss, not in batch normalisation, whose statistics know no weights. Trains
-    ``student`` in place; returns the loss of each epoch. Arguments as in ``train.fit``.
+    Both modalities are trained at once; they share no weights. Clips count by their weight in the loss, but not in
+    batch normalisation, whose statistics are not weighted. Arguments as in ``loop.fit``.
     """
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
@@ -83,7 +83,7 @@ def all_distill(
     device: torch.device | None = None,
     on_epoch: OnEpoch = ignore_epochs,
 ) -> EncoderPair:
-    """Alg. 6: the student that every device begins with, distilled on the whole public set."""
+    """Train the student that every device begins with: distilled on the whole public set (Alg. 6)."""
     torch.manual_seed(seed)
     student = release.new_student(weights)
     everything = Selection.whole(len(release.public.names))
@@ -111,9 +111,9 @@ def select_round(
     strategy: str | Strategy | None = None,
     samples_per_row: int | None = None,
 ) -> Selection:
-    """SelectData of one round, by the recipe's strategy or another: a name, or for experiments a function.
+    """Run SelectData of one round with the recipe's strategy or another: a name, or for experiments a function.
 
-    Raises ValueError for an unknown name, and on what the strategy refuses.
+    Raises ValueError for an unknown name, and for what the strategy refuses.
     """
     config = release.recipe.personalise
     strategy = strategy or config.strategy
@@ -138,11 +138,11 @@ def distil_round(
     start: EncoderPair | None = None,
     device: torch.device | None = None,
 ) -> EncoderPair:
-    """One round of Alg. 7: round ``round`` (from 0) of ``rounds`` trains its share of the recipe's epochs.
+    """Run one round of Alg. 7: round ``round`` (from 0) of ``rounds`` trains its share of the recipe's epochs.
 
-    The checkpoint carries student and optimiser from one round to the next and, inside a round, from epoch to epoch,
-    so a killed job goes on where it stood. ``start`` defaults to the release's base student. What is selected enters
-    the draw of batches only through its length and order. Raises TrainingDiverged, CheckpointError, DiskFull.
+    The checkpoint carries student and optimiser from one round to the next and, within a round, from epoch to epoch, so
+    a killed job resumes. ``start`` defaults to the release's base student. The selection affects the draw of batches
+    only by its length and order. Raises TrainingDiverged, CheckpointError, DiskFull.
     """
     config = release.recipe.personalise.train
     began = start if start is not None else release.student(0)
@@ -165,11 +165,11 @@ def distil_round(
 
 @torch.no_grad()
 def averaged(began: EncoderPair, student: EncoderPair, keep: float) -> EncoderPair:
-    """``student`` with each weight moved back by the share ``keep`` towards the student it began as.
+    """Return ``student`` with each weight moved by the share ``keep`` towards ``began``, the student it started as.
 
-    A student distilled on a few clips forgets the others. Between it and the one that knows them all lies one that
-    has learned about as much and forgotten less (WiSE-FT: Wortsman et al., CVPR 2022; not in the paper). Statistics of
-    batch normalisation are averaged likewise. ``keep`` 0 changes nothing.
+    A student distilled on a few clips forgets the others. A student between it and its start has learned about as much
+    and forgotten less (WiSE-FT: Wortsman et al., CVPR 2022; not in the paper). Statistics of batch normalisation are
+    averaged too. ``keep`` 0 changes nothing.
     """
     if keep:
         before = began.state_dict()
@@ -180,7 +180,9 @@ def averaged(began: EncoderPair, student: EncoderPair, keep: float) -> EncoderPa
 
 
 def clips_of_heads(release: Release, selection: Selection) -> Selection:
-    """What heads are trained on where the student was distilled on ``selection``, by the recipe's ``heads_on``."""
+    """Return the clips that heads are trained on if the student was distilled on ``selection``, by the recipe's
+    ``heads_on``.
+    """
     every = release.recipe.personalise.heads_on == "all"
     return Selection.whole(len(release.public.names)) if every else selection
 
@@ -194,13 +196,12 @@ def train_heads(
     on_epoch: OnEpoch = ignore_epochs,
     device: torch.device | None = None,
 ) -> HeadBank:
-    """Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
+    """Run Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
 
-    The recipe's ``heads_on`` "all" takes all public clips instead, each counting alike. Features of the clips are
-    computed once, and each clip counts by its weight. Where the teacher's fusion
-    is linear, a ratio's compressor starts as the leading principal directions of those features and its head as the
-    teacher's head seen through them, so that training begins at the uncompressed student's own accuracy instead of at
-    chance (beyond the paper).
+    With the recipe's ``heads_on`` "all", all public clips are used instead, with equal weights. Features of the clips
+    are computed once, and each clip counts by its weight. If the teacher's fusion is linear, a ratio's compressor
+    starts as the leading principal directions of those features, and its head as the teacher's head on the compressed
+    features. Training then begins at the uncompressed student's own accuracy instead of at chance (beyond the paper).
     """
     recipe = release.recipe
     device = device or pick_device()
@@ -227,7 +228,7 @@ def train_heads(
             )
             for ratio in bank.ratios
         ]
-        return torch.stack(losses).sum()  # no weights are shared: each ratio trains on its own
+        return torch.stack(losses).sum()  # the ratios share no weights, so the sum trains each on its own
 
     config = dataclasses.replace(recipe.heads, batch_size=min(recipe.heads.batch_size, max(2, len(clips.names))))
     fit_module(bank, data, loss, config, seed=seed, run="heads", device=device, on_epoch=on_epoch)
@@ -235,7 +236,7 @@ def train_heads(
 
 
 @torch.no_grad()
-def _start_from_teacher(bank: HeadBank, release: Release, audio_SD: Floats, visual_SD: Floats) -> None:
+def _start_from_teacher(bank: HeadBank, release: Release, audio_SD: Float32s, visual_SD: Float32s) -> None:
     linear = release.teacher_head.linear()
     if linear is None:
         return
@@ -259,8 +260,8 @@ def _start_from_teacher(bank: HeadBank, release: Release, audio_SD: Floats, visu
         head.classifier.bias.copy_(bias)
 
 
-def _leading_directions(features_SD: Floats, width: int) -> Tensor:
-    """(W, D) orthonormal rows: principal directions first, completed to W where there are fewer samples."""
+def _leading_directions(features_SD: Float32s, width: int) -> Tensor:
+    """Return (W, D) orthonormal rows: principal directions first, completed to W if there are fewer samples."""
     if width >= features_SD.shape[1]:
         return torch.eye(features_SD.shape[1])[:width]
     centred = torch.from_numpy(features_SD - features_SD.mean(axis=0)).double()

@@ -1,4 +1,4 @@
-"""PURE: when rounds of selection have nothing more to tell, because the selection no longer changes."""
+"""PURE: whether further rounds of selection are useless because the selection no longer changes."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,9 +7,10 @@ Indices = npt.NDArray[np.int64]
 
 
 def overlap(before_S: Indices, after_S: Indices) -> float:
-    """Jaccard index of two selections of public clips: |A and B| / |A or B|, 0 to 1. Order and repeats do not count.
+    """Return the Jaccard index of two selections of public clips: |A and B| / |A or B|, 0 to 1. Order and repeats do
+    not count.
 
-    Two empty selections are the same one: 1.
+    Two empty selections are equal: 1.
     """
     before, after = np.unique(before_S), np.unique(after_S)
     shared = len(np.intersect1d(before, after, assume_unique=True))
@@ -18,9 +19,9 @@ def overlap(before_S: Indices, after_S: Indices) -> float:
 
 
 def settled(before_S: Indices, after_S: Indices, threshold: float) -> bool:
-    """Whether the selection of a round is that of the round before, up to ``threshold`` of overlap (0 to 1).
+    """Return whether the selection of a round equals that of the round before, up to ``threshold`` of overlap (0 to 1).
 
-    The paper selects anew every 10 epochs whatever comes of it (Alg. 7). Where the answer no longer changes, asking
-    costs a download and prototypes and brings nothing, so the epochs that are left are trained on this selection.
+    The paper selects again every 10 epochs in any case (Alg. 7). If the answer no longer changes, another round costs a
+    download and prototypes and gains nothing. The remaining epochs are then trained on this selection.
     """
     return overlap(before_S, after_S) >= threshold

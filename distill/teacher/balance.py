@@ -12,9 +12,10 @@ from isthmus.distill.models.teacher import Teacher
 
 
 def discrepancy(audio_BC: Tensor, visual_BC: Tensor, labels_B: Tensor) -> float:
-    """rho of sound (Eq. 8): its summed confidence in the right classes over the picture's. Picture's is 1 / rho.
+    """Return rho of sound (Eq. 8): its summed confidence in the right classes over the picture's. The picture's is 1 /
+    rho.
 
-    The logits are each branch's own share of the head's, half of the bias to each (Eq. 7).
+    The logits are each branch's own share of the head's, with half of the bias each (Eq. 7).
     """
     right = [
         torch.softmax(logits_BC.detach().float(), dim=1).gather(1, labels_B[:, None]).sum()
@@ -24,15 +25,15 @@ def discrepancy(audio_BC: Tensor, visual_BC: Tensor, labels_B: Tensor) -> float:
 
 
 def coefficient(rho: float, alpha: float) -> float:
-    """k (Eq. 9): 1 - tanh(alpha rho) for the modality that is ahead (rho > 1), else 1."""
+    """Return k (Eq. 9): 1 - tanh(alpha rho) for the modality that is ahead (rho > 1), else 1."""
     return 1.0 - float(torch.tanh(torch.tensor(alpha * rho))) if rho > 1 else 1.0
 
 
 @torch.no_grad()
 def modulate(encoder: nn.Module, k: float, generator: torch.Generator) -> None:
-    """Eq. 10: every gradient times k, plus Gaussian noise of that gradient's own standard deviation.
+    """Apply Eq. 10 in place: every gradient times k, plus Gaussian noise with that gradient's own standard deviation.
 
-    The deviation over a tensor's elements stands for the covariance of the batch's gradient, which is never formed.
+    The deviation over a tensor's elements replaces the covariance of the batch's gradient, which is never formed.
     Tensors of one element have no deviation and get no noise.
     """
     for parameter in encoder.parameters():
@@ -44,9 +45,9 @@ def modulate(encoder: nn.Module, k: float, generator: torch.Generator) -> None:
 
 
 class OgmGe:
-    """Loss and gradient hook of one joint training; the hook reads what the loss of the same batch has seen.
+    """Loss and gradient hook of one joint training; the hook uses the logits that the loss of the same batch computed.
 
-    Raises ValueError for a fusion that is not linear, whose logits are no sum of the branches' shares.
+    Raises ValueError for a fusion that is not linear: its logits are not a sum of the branches' shares.
     """
 
     def __init__(self, teacher: Teacher, alpha: float, label_smoothing: float, seed: int):
@@ -59,7 +60,7 @@ class OgmGe:
         self._rho = 1.0
 
     def loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy of the head on (spectrogram_BFT, frames_BKCHW, labels_B)."""
+        """Return the head's cross-entropy on (spectrogram_BFT, frames_BKCHW, labels_B)."""
         spectrogram_BFT, frames_BKCHW, labels_B = batch
         teacher = self._teacher
         audio_BD = teacher.encoders.audio(spectrogram_BFT)
@@ -69,7 +70,7 @@ class OgmGe:
         return nn.functional.cross_entropy(audio_BC + visual_BC, labels_B, label_smoothing=self._label_smoothing)
 
     def on_gradients(self, epoch: int, step: int) -> None:
-        """To be called between the backward pass and the optimiser's step."""
+        """Modulate the gradients; call it between the backward pass and the optimiser's step."""
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + epoch) * 1_000_003 + step)
         encoders = self._teacher.encoders
         for encoder, rho in (

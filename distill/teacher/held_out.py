@@ -1,7 +1,7 @@
-"""Public clips kept from the branches' training: which they are, and a head and its temperature fitted on them.
+"""Public clips held out from the branches' training: which they are, and a head and temperature fitted on them.
 
-A head fitted on clips that its branches know by heart trusts the branch that remembers best, not the one that tells
-most about strangers. Axes: N clips, M modalities (sound, picture), D feature width, C classes.
+A head fitted on clips that its branches have memorised trusts the branch with the better memory, not the one that is
+more accurate on new people. Axes: N clips, M modalities (sound, picture), D feature width, C classes.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,22 @@ from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn import functional
 
-Doubles = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 FOLDS: Final = 5
 DECAY: Final = 1.0
-"""How strongly a head's weights are drawn to where they start; docs/log.md has the values tried."""
+"""How strongly a head's weights are pulled towards their start; docs/log.md has the values tried."""
 MASKS: Final = ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
 
 
 def held_out_clips(actors: Sequence[str], labels_N: npt.NDArray[np.int64], share: float, seed: int) -> Indices:
-    """Sorted rows of the clips held out: at least ``share`` of them (0: none).
+    """Return the sorted rows of the clips held out: at least ``share`` of them (0: none).
 
-    Where every clip has an actor, and there are two or more, whole persons: as few as reach the share, drawn among
-    those by ``seed``. Otherwise ``share`` of each class, rounded up, so that one clip of it is left. Raises
-    ValueError for a share outside [0, 1), and where nobody would be left to train on.
+    If every clip has an actor and there are two or more, whole persons are held out: as few as reach the share, drawn
+    with ``seed`` among the choices of that size. Otherwise ``share`` of each class is held out, rounded up, with at
+    least one clip of the class left. Raises ValueError for a share outside [0, 1), and if nobody would be left to train
+    on.
     """
     if not 0 <= share < 1:
         raise ValueError(f"a held-out share of {share:g} is not in [0, 1)")
@@ -59,7 +60,7 @@ def _fewest_actors(actors: Sequence[str], wanted: float, rng: np.random.Generato
     fewest = int(np.argmax(np.cumsum(largest) >= wanted)) + 1
     chosen: list[int] = []
     for actor in rng.permutation(len(names)):
-        # Taken where the share can still be reached with the largest of the others in the places then left.
+        # Taken if the largest of the others can still reach the share in the places that are left.
         others = np.sort(np.delete(sizes, [*chosen, actor]))[::-1][: fewest - len(chosen) - 1]
         if len(chosen) < fewest and sizes[[*chosen, actor]].sum() + others.sum() >= wanted:
             chosen.append(int(actor))
@@ -68,9 +69,9 @@ def _fewest_actors(actors: Sequence[str], wanted: float, rng: np.random.Generato
 
 @dataclass(frozen=True)
 class Held:
-    """Features of held-out clips, and what to know of them. ``groups_N`` numbers the persons, or is all one."""
+    """Features of held-out clips and their labels. ``groups_N`` numbers the persons, or is all one."""
 
-    features_NMD: Doubles
+    features_NMD: Float64s
     labels_N: npt.NDArray[np.int64]
     groups_N: npt.NDArray[np.int64]
 
@@ -78,13 +79,14 @@ class Held:
         return Held(self.features_NMD[rows], self.labels_N[rows], self.groups_N[rows])
 
 
-def fit_weights(held: Held, start_MCD: Doubles, bias_C: Doubles, dropout: float, decay: float = DECAY) -> Doubles:
-    """Weights (M, C, D) of a linear head for clips neither branch has seen; the bias stays, as it is one of classes.
+def fit_weights(held: Held, start_MCD: Float64s, bias_C: Float64s, dropout: float, decay: float = DECAY) -> Float64s:
+    """Return weights (M, C, D) of a linear head for clips that neither branch has seen. The bias stays: it belongs to
+    the classes.
 
     Minimises the mean cross-entropy expected under modality dropout (sound or picture absent with probability
     ``dropout`` each), plus ``decay`` times the squared distance of the weights from their start, each modality's in
-    units of its features' mean square. The problem is convex, so that some hundred clips decide the direction and
-    the start all the rest. Raises ValueError for no clips or shapes that do not fit.
+    units of its features' mean square. The problem is convex: about a hundred clips decide the balance between the
+    modalities, and the start decides the rest. Raises ValueError if there are no clips or shapes do not fit.
     """
     count, modalities, width = held.features_NMD.shape
     if count == 0 or start_MCD.shape != (modalities, len(bias_C), width):
@@ -111,29 +113,29 @@ def fit_weights(held: Held, start_MCD: Doubles, bias_C: Doubles, dropout: float,
         return total
 
     optimizer.step(objective)
-    fitted: Doubles = weights.detach().numpy()
+    fitted: Float64s = weights.detach().numpy()
     return fitted
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What held-out clips say of a head fitted on them: each told by weights that have not seen it.
+    """Result of cross-fitting a head on held-out clips: each clip is classified by weights that have not seen it.
 
-    ``accuracy_3``: share told right with both modalities, sound alone, picture alone.
+    ``accuracy_3``: accuracy with both modalities, with sound alone, with picture alone.
     """
 
     temperature: float
     accuracy_3: tuple[float, float, float]
 
 
-def cross_fit(held: Held, start_MCD: Doubles, bias_C: Doubles, dropout: float, seed: int) -> CrossFit:
-    """Logits of each fold are made by weights fitted on the other folds; one scalar minimises the cross-entropy of all.
+def cross_fit(held: Held, start_MCD: Float64s, bias_C: Float64s, dropout: float, seed: int) -> CrossFit:
+    """Classify each fold with weights fitted on the other folds, and fit one temperature on all logits.
 
-    Folds are persons where there are several, else classes dealt out in equal parts. Raises ValueError for fewer than
-    two clips.
+    Folds are persons if there are several, else each class is dealt out in equal parts. Raises ValueError for fewer
+    than two clips.
     """
     if len(held.labels_N) < 2:
-        raise ValueError("one held-out clip cannot tell how sure a head may be: raise the held-out share")
+        raise ValueError("one held-out clip is too few to calibrate a head: raise the held-out share")
     fold_N = _folds(held, np.random.default_rng(seed))
     unseen_NMC = np.zeros((len(held.labels_N), len(MASKS[0]), len(bias_C)))
     for fold in np.unique(fold_N):
@@ -144,8 +146,8 @@ def cross_fit(held: Held, start_MCD: Doubles, bias_C: Doubles, dropout: float, s
     return CrossFit(temperature(by_mask[0], held.labels_N), (both, sound, picture))
 
 
-def temperature(logits_NC: Doubles, labels_N: npt.NDArray[np.int64]) -> float:
-    """Guo et al., ICML 2017: the number, from 1/20 to 20, by which divided the logits have least cross-entropy."""
+def temperature(logits_NC: Float64s, labels_N: npt.NDArray[np.int64]) -> float:
+    """Return the divisor, from 1/20 to 20, at which the logits have the least cross-entropy (Guo et al., ICML 2017)."""
 
     def cross_entropy(log_temperature: float) -> float:
         of_class_NC = log_softmax(logits_NC / np.exp(log_temperature), axis=1)
@@ -156,7 +158,7 @@ def temperature(logits_NC: Doubles, labels_N: npt.NDArray[np.int64]) -> float:
 
 
 def _folds(held: Held, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """A fold's number for each clip, from 0."""
+    """Return a fold number for each clip, from 0."""
     persons, person_N = np.unique(held.groups_N, return_inverse=True)
     if len(persons) > 1:
         dealt: npt.NDArray[np.int64] = rng.permutation(len(persons))[person_N] % FOLDS

@@ -1,4 +1,4 @@
-"""Training the teacher (Eq. 5.3): the branches, each alone or balanced, then the head that weighs them."""
+"""Train the teacher (Eq. 5.3): the branches, each alone or balanced, then the head that fuses them."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ from isthmus.proto.messages import Captured
 
 log = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
+Float32s = npt.NDArray[np.float32]
 Losses = dict[str, tuple[float, ...]]
 Watch = Callable[[str, EpochReport], None]
 
@@ -49,7 +49,7 @@ def train_teacher(
     watch: Watch = lambda _stage, _report: None,
     bars: Bars | None = None,
 ) -> Losses:
-    """Trains, saves and runs the teacher over the public clips. Resumes from the stage and epoch it was stopped in.
+    """Train and save the teacher, and run it over the public clips. Resume from the stage and epoch it was stopped in.
 
     Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError, DiskFull.
     """
@@ -127,7 +127,7 @@ def train_teacher(
 
 
 def teaching_clips(release: Release, seed: int) -> tuple[ClipArrays, ClipArrays | None]:
-    """The public clips that the branches are trained on, and those held out (None where the recipe holds out none)."""
+    """Return the public clips that the branches are trained on, and those held out (None if the recipe holds out none)."""
     public = release.public
     held = held_out_clips(public.actors, public.labels_N, release.recipe.teacher.held_out, seed)
     if held.size == 0:
@@ -136,9 +136,10 @@ def teaching_clips(release: Release, seed: int) -> tuple[ClipArrays, ClipArrays 
 
 
 def fit_on_held_out(
-    head: FusionHead, audio_ND: Floats, visual_ND: Floats, clips: ClipArrays, dropout: float, seed: int
+    head: FusionHead, audio_ND: Float32s, visual_ND: Float32s, clips: ClipArrays, dropout: float, seed: int
 ) -> CrossFit:
-    """Fits a linear head from where it is, on features of clips that the branches have not seen, and calibrates it.
+    """Fit a linear head, from its present weights, on features of clips that the branches have not seen, and calibrate
+    it.
 
     Raises ValueError for a fusion that is not linear.
     """
@@ -162,8 +163,8 @@ def fit_on_held_out(
 
 
 @torch.no_grad()
-def calibrate(head: FusionHead, audio_ND: Floats, visual_ND: Floats, labels_N: npt.NDArray[np.int64]) -> None:
-    """Sets the temperature of a head that was fitted on other clips than these."""
+def calibrate(head: FusionHead, audio_ND: Float32s, visual_ND: Float32s, labels_N: npt.NDArray[np.int64]) -> None:
+    """Set the temperature of a head that was fitted on other clips than these."""
     head.cpu().eval()
     logits_NC = head(torch.from_numpy(audio_ND), torch.from_numpy(visual_ND)).double().numpy()
     head.temperature.fill_(temperature(logits_NC, np.asarray(labels_N)))
@@ -172,7 +173,9 @@ def calibrate(head: FusionHead, audio_ND: Floats, visual_ND: Floats, labels_N: n
 def head_loss(
     head: FusionHead | RatioHead, dropout: float, label_smoothing: float
 ) -> Callable[[Sequence[Tensor]], Tensor]:
-    """Cross-entropy of a head alone on (audio_BD, visual_BD, labels_B), expected under modality dropout."""
+    """Return the loss of a head alone: cross-entropy on (audio_BD, visual_BD, labels_B), expected under modality
+    dropout.
+    """
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
         audio_BD, visual_BD, labels_B = batch
@@ -182,7 +185,7 @@ def head_loss(
 
 
 def cache_teacher_outputs(release: Release, device: torch.device, bars: Bars | None = None) -> TeacherOutputs:
-    """Runs the teacher once over the public clips, unless its outputs are there already."""
+    """Run the teacher once over the public clips, unless its outputs are already there."""
     folder = release.root / "teacher_outputs" / release.outputs_key()
     if not folder.exists():
         teacher = release.teacher.to(device)
@@ -195,8 +198,9 @@ def cache_teacher_outputs(release: Release, device: torch.device, bars: Bars | N
 
 @dataclasses.dataclass(frozen=True)
 class TeacherAccuracy:
-    """Shares of clips told right: by the head with both modalities and with one of them absent (``no_visual``,
-    ``no_audio``), and by each branch's own classifier (``audio``, ``visual``)."""
+    """Accuracy of the head with both modalities and with one of them absent (``no_visual``, ``no_audio``), and of each
+    branch's own classifier (``audio``, ``visual``).
+    """
 
     joint: float
     audio: float
@@ -208,7 +212,7 @@ class TeacherAccuracy:
 
 @torch.inference_mode()
 def teacher_accuracy(teacher: Teacher, clips: ClipArrays, device: torch.device) -> TeacherAccuracy:
-    """Accuracy on labelled clips (``ClipArrays``), frames as in evaluation. Raises ValueError where there are none."""
+    """Measure the teacher on labelled clips, frames as in evaluation. Raises ValueError if there are none."""
     if len(clips.names) == 0:
         raise ValueError("no clips to measure the teacher on")
     audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)

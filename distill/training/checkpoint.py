@@ -20,7 +20,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: epochs done, the loss of each, and the run it belongs to."""
+    """The state of a run: epochs done, the mean loss of each, and the name of the run it belongs to."""
 
     run: str
     epochs_done: int
@@ -28,7 +28,7 @@ class Progress:
 
 
 def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes model, optimiser and progress to ``path``. Raises DiskFull; the last checkpoint is then kept."""
+    """Write model, optimiser and progress to ``path``. Raises DiskFull; the last checkpoint is then kept."""
     tensors: dict[str, Tensor] = {f"model.{key}": value for key, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -39,9 +39,9 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, run: str) -> Progress | None:
-    """Restores module and optimiser in place; None where there is no file.
+    """Restore module and optimiser in place and return the progress; return None if there is no file.
 
-    Raises CheckpointError where the file is of another run or is damaged.
+    Raises CheckpointError if the file belongs to another run or is damaged.
     """
     if not path.exists():
         return None
@@ -51,20 +51,22 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
             if metadata.get("run") != run:
                 raise CheckpointError(
                     f"{path.name} belongs to another run ({metadata.get('run')}, not {run}): its configuration or data "
-                    "differ. Remove it to begin anew, or use another folder."
+                    "differ. Remove it to start again, or use another folder."
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except CheckpointError:
         raise
     except Exception as error:  # safetensors raises its own untyped errors on damage
-        raise CheckpointError(f"{path.name} is damaged ({error}). Remove it to begin anew.") from error
+        raise CheckpointError(f"{path.name} is damaged ({error}). Remove it to start again.") from error
     module.load_state_dict(_under(tensors, "model."))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Any]] = {}
     for key, value in _under(tensors, "optimizer.").items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:  # laid out as the parameter is: fused optimisers walk both as they lie
+        if (
+            value.shape == parameter.shape
+        ):  # in the parameter's memory layout: fused optimisers walk both in memory order
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -76,7 +78,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def state_hash(states: Iterable[nn.Module]) -> str:
-    """16 hex digits over all weights: the identity of a model in cache keys."""
+    """Return 16 hex digits over all weights: the identity of a model in cache keys."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -84,5 +86,5 @@ def state_hash(states: Iterable[nn.Module]) -> str:
         for key, value in module.state_dict().items():
             digest.update(key.encode())
             flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
+            digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()[:16]

@@ -45,7 +45,7 @@ class LabelledSpectrograms(SeededDataset[Sequence[Tensor]]):
 
 
 class LabelledFrames(SeededDataset[Sequence[Tensor]]):
-    """(frames_KCHW, label), K = frames_used at random."""
+    """(frames_KCHW, label); the K = frames_used frames are drawn at random."""
 
     def __init__(self, clips: ClipArrays, seed: int, *, augment: bool, crop_scale: tuple[float, float] = CROP_SCALE):
         super().__init__(len(clips.names), seed)
@@ -78,11 +78,11 @@ class LabelledClips(SeededDataset[Sequence[Tensor]]):
 
 
 class DistillationClips(SeededDataset[Sequence[Tensor]]):
-    """(spectrogram_FT, frames_KCHW, teacher audio_D, teacher visual_D) for chosen public clips; where they do not
-    all count alike, also the clip's weight.
+    """(spectrogram_FT, frames_KCHW, teacher audio_D, teacher visual_D) of chosen public clips; also the clip's weight
+    if they do not all count alike.
 
-    Frames are drawn at random but prepared as in evaluation, so that the cached per-frame teacher features, averaged
-    over the very frames drawn, are the exact target of Eq. 5.4 (spec 1, section 10).
+    Frames are drawn at random but prepared as in evaluation. The mean of the cached teacher features of exactly the
+    frames drawn is therefore the exact target of Eq. 5.4.
     """
 
     def __init__(self, clips: ClipArrays, teacher: TeacherOutputs, selection: Selection, seed: int):
@@ -108,7 +108,8 @@ class DistillationClips(SeededDataset[Sequence[Tensor]]):
 
 
 class LabelledFeatures(SeededDataset[Sequence[Tensor]]):
-    """(audio_D, visual_D, label) from features computed once; visual is a mean of ``frames_used`` drawn frames.
+    """(audio_D, visual_D, label) from features computed once; the visual feature is the mean of ``frames_used`` drawn
+    frames.
 
     With ``weights_N`` also the sample's weight.
     """

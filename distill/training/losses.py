@@ -1,8 +1,8 @@
 """One function per equation of the paper (chapter 5). Axes: B batch, D feature width, C classes.
 
-``weights_B`` say how much each sample counts (``selection.Selection``; not in the paper). Their mean is 1 over all that
-is learned from, so a batch's loss is divided by its size and not by its weights: over an epoch no sample counts more
-for the company it is drawn with. Without them the loss is the equation as printed.
+``weights_B`` is how much each sample counts (``selection.Selection``; not in the paper). The weights have mean 1 over
+the whole training set. A batch's loss is therefore divided by its size, not by the sum of its weights, so that over an
+epoch no sample counts more because of the batch it is drawn in. Without weights the loss is the equation as printed.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,9 @@ from isthmus.proto.messages import Captured
 def classification_loss(
     logits_BC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0, weights_B: Tensor | None = None
 ) -> Tensor:
-    """Eq. 5.3 (teacher) and Eq. 5.9 (heads): cross-entropy, mean over the batch. Smoothing is ours, 0 as printed."""
+    """Return Eq. 5.3 (teacher) and Eq. 5.9 (heads): cross-entropy, mean over the batch. Label smoothing is ours; it is
+    0 in the paper.
+    """
     if weights_B is None:
         return functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing)
     losses_B = functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing, reduction="none")
@@ -31,8 +33,8 @@ def masked_loss(
     label_smoothing: float = 0.0,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """The expectation of ``classification_loss`` when the sound is absent with probability ``dropout``, and the picture
-    with as much, never both.
+    """Return the expectation of ``classification_loss`` if the sound is absent with probability ``dropout``, the
+    picture with the same probability, and never both.
 
     All three cases are computed and weighted, so nothing is drawn and the gradient has no noise from the masks.
     ``logits_of`` maps present_B2 (None: all there) to logits_BC.
@@ -50,7 +52,7 @@ def masked_loss(
 
 
 def feature_distillation_loss(student_BD: Tensor, teacher_BD: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """Eq. 5.4: mean squared error of one modality's features, mean over batch and width."""
+    """Return Eq. 5.4: mean squared error of one modality's features, mean over batch and width."""
     if weights_B is None:
         return functional.mse_loss(student_BD, teacher_BD)
     return (weights_B * functional.mse_loss(student_BD, teacher_BD, reduction="none").mean(dim=1)).mean()

@@ -1,4 +1,4 @@
-"""What a person sees of long training: a bar with rate and time left, and loss curves as PNG and JSON."""
+"""Progress of long training for people: a bar with rate and time left, and loss curves as PNG and JSON."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from isthmus.distill.training.loop import EpochReport
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Progress bars on standard error; silent where that is not a terminal."""
+    """Show progress bars on standard error; show nothing if that is not a terminal."""
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
@@ -42,7 +42,7 @@ def bars() -> Iterator[Progress]:
 
 
 class EpochBars:
-    """Turns epoch reports into one bar per stage; where there is no terminal, into one line per stage and epoch."""
+    """Turn epoch reports into one bar per stage, or without a terminal into one line per stage and epoch."""
 
     def __init__(self, progress: Progress, samples: int, unit: str = "clips"):
         self._progress = progress
@@ -66,7 +66,7 @@ class EpochBars:
 
 
 def save_loss_curves(folder: Path, losses: Mapping[str, Sequence[float]], title: str) -> None:
-    """Writes ``history.json`` and ``loss.png``: one curve per stage, loss against epoch."""
+    """Write ``history.json`` and ``loss.png``: one curve per stage, loss against epoch."""
     from matplotlib.figure import Figure
 
     write_atomically(folder / "history.json", json.dumps({k: list(v) for k, v in losses.items()}, indent=1))

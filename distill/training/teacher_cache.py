@@ -23,7 +23,7 @@ BATCH_CLIPS = 16
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Axes: N clips, K stored frames, D feature width, C classes. Rows stand in the clips' order."""
+    """The teacher's outputs. Axes: N clips in the order of the set, K stored frames, D feature width, C classes."""
 
     audio_features_ND: npt.NDArray[np.float32]
     visual_features_NKD: npt.NDArray[np.float32]
@@ -38,9 +38,9 @@ def encode_clips(
     progress: Progress | None = None,
     what: str = "encode",
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame.
+    """Return the features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame.
 
-    The next batch is read and normalised in a thread while the encoders work on this one.
+    A thread reads and normalises the next batch while the encoders work on this one.
     """
     encoders.to(device).eval()
     task = progress.add_task(what, total=len(clips.names), note="") if progress is not None else None
@@ -61,7 +61,7 @@ def encode_clips(
 
 
 def prepared_batch(clips: ClipArrays, rows: range) -> tuple[Tensor, Tensor]:
-    """spectrograms_BFT and frames_BKCHW of some rows, prepared as in evaluation."""
+    """Return spectrograms_BFT and frames_BKCHW of some rows, prepared as in evaluation."""
     frames = torch.from_numpy(np.stack([all_frames(clips.frames_NKHWC[row], clips.spec) for row in rows]))
     return torch.from_numpy(np.array(clips.spectrograms_NFT[rows.start : rows.stop], dtype=np.float32)), frames
 
@@ -73,7 +73,9 @@ def head_probabilities(
     visual_ND: npt.NDArray[np.float32],
     captured: Captured = Captured.BOTH,
 ) -> npt.NDArray[np.float32]:
-    """softmax of the teacher head: beta_p on teacher features, beta_c on a student's; as if ``captured`` were all."""
+    """Return the softmax of the teacher head: beta_p on teacher features, beta_c on a student's, as if each clip had
+    only ``captured``.
+    """
     device = next(head.parameters()).device
     audio, visual = torch.from_numpy(audio_ND).to(device), torch.from_numpy(visual_ND).to(device)
     logits_NC = head.eval()(audio, visual, present(captured, len(audio_ND)).to(device))
@@ -82,7 +84,7 @@ def head_probabilities(
 
 
 def evaluation_mean(visual_NKD: npt.NDArray[np.float32], clips: ClipArrays) -> npt.NDArray[np.float32]:
-    """A clip's visual feature as in evaluation: the mean over the fixed, evenly spaced frames. (N, D)."""
+    """Return each clip's visual feature (N, D) as in evaluation: the mean over the fixed, evenly spaced frames."""
     mean_ND: npt.NDArray[np.float32] = visual_NKD[:, list(frame_positions(clips.spec))].mean(axis=1)
     return mean_ND
 
@@ -91,7 +93,7 @@ def evaluation_mean(visual_NKD: npt.NDArray[np.float32], clips: ClipArrays) -> n
 class TeacherFeatures:
     """Both modalities' features of each public clip as one row (E = 2 D): audio, then visual as in evaluation.
 
-    Rows are read when asked for, by a slice or by indices.
+    Rows are read when they are indexed, by a slice or by indices.
     """
 
     outputs: TeacherOutputs
@@ -109,7 +111,7 @@ class TeacherFeatures:
 
 
 def save_outputs(folder: Path, outputs: TeacherOutputs) -> None:
-    """Writes the three arrays; the folder appears whole or not at all."""
+    """Write the three arrays; the folder appears whole or not at all."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -121,7 +123,7 @@ def save_outputs(folder: Path, outputs: TeacherOutputs) -> None:
 
 
 def open_outputs(folder: Path) -> TeacherOutputs:
-    """Memory-maps what ``save_outputs`` wrote. Raises FileNotFoundError."""
+    """Memory-map the arrays that ``save_outputs`` wrote. Raises FileNotFoundError."""
     return TeacherOutputs(
         *(
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)

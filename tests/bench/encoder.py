@@ -6,7 +6,7 @@ hang on them, and of accuracy nothing is said here.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,22 +15,27 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 import typer
-from onnxruntime.quantization import quant_pre_process
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quant_pre_process,
+    quantize_static,
+)
 from torch import Tensor, nn
 
 from isthmus.data.transforms import InputSpec
-from isthmus.distill.student.export import quantise_encoder
 from isthmus.edge.student.encoder import AUDIO_ENCODER, VISUAL_ENCODER
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, interleaved, shown
 from tests.bench.untrained import encoders_release, export_base
 
-Floats = npt.NDArray[np.float32]
+Float32s = npt.NDArray[np.float32]
 
 CALIBRATION_BATCHES = 8
 
 
-def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Floats:
+def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Float32s:
     """Random input of the encoder in ``file``, standardised as real input is."""
     shape = (
         (1, spec.spectrogram_bins, spec.spectrogram_columns)
@@ -40,7 +45,34 @@ def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Floats:
     return rng.standard_normal(shape, np.float32)
 
 
-def on_onnx_runtime(path: Path, clip: Floats) -> Callable[[], object]:
+def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[Float32s]) -> Path:
+    """Static int8 (QDQ, per channel) of an encoder file; ``calibration`` yields batches of its one input."""
+    name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
+        def __init__(self) -> None:
+            self._batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Float32s] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {name: batch}
+
+    prepared = out_path.with_name(out_path.name + ".prepared")
+    quant_pre_process(path, prepared)
+    quantize_static(
+        prepared,
+        out_path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+    )
+    prepared.unlink()
+    return out_path
+
+
+def on_onnx_runtime(path: Path, clip: Float32s) -> Callable[[], object]:
     """With the session options of the device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
@@ -51,7 +83,7 @@ def on_onnx_runtime(path: Path, clip: Floats) -> Callable[[], object]:
     return lambda: session.run(None, feed)
 
 
-def on_torch(encode: Callable[[Tensor], Tensor], clip: Floats) -> Callable[[], object]:
+def on_torch(encode: Callable[[Tensor], Tensor], clip: Float32s) -> Callable[[], object]:
     tensor = torch.from_numpy(clip)
 
     def run() -> Tensor:
@@ -111,7 +143,7 @@ def measure_preset(report: Report, root: Path, preset: str, repeats: int, rate: 
     rng = np.random.default_rng(0)
     for file, encode in ((AUDIO_ENCODER, student.audio), (VISUAL_ENCODER, student.visual)):
 
-        def calibration(name: str = file) -> Iterator[Floats]:
+        def calibration(name: str = file) -> Iterator[Float32s]:
             return (one_clip(name, spec, rng) for _ in range(CALIBRATION_BATCHES))
 
         clip = one_clip(file, spec, rng)

@@ -108,7 +108,7 @@ def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
 def test_split_survives_json_and_bad_json_is_refused() -> None:
     split = Split("by-actor", ("a", "b"), {"1": ("c",)})
     assert Split.from_json(split.to_json()) == split
-    with pytest.raises(ValueError, match="stands in it twice"):
+    with pytest.raises(ValueError, match="contains a clip twice"):
         Split.from_json('{"name": "x", "public": ["a"], "clients": {"1": ["a"]}}')
     with pytest.raises(ValueError, match="no split"):
         Split.from_json("[1]")
