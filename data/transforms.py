@@ -214,7 +214,7 @@ def training_frames(
 
 
 def _random_crop(side: int, rng: np.random.Generator, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of a crop of a square; area and log aspect are uniform (Szegedy et al. 2015)."""
+    """Return top, left, height and width of a crop of a square, area and log aspect uniform (Szegedy et al. 2015)."""
     for _ in range(10):
         area = side * side * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))

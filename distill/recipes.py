@@ -211,7 +211,7 @@ def small(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
 
 
 def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
-    """Return a recipe of minutes: ResNet18 for teacher and student alike, 48-pixel frames, gentle crops, small batches."""
+    """Return a recipe of minutes: ResNet18 for both networks, 48-pixel frames, gentle crops, small batches."""
     base = small(dataset, classes)
     columns = 160 if dataset == "ave" else 48
     quick = dataclasses.replace(base.teacher.audio, batch_size=16, warmup_epochs=1, crop_scale=(0.7, 1.0))

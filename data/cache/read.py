@@ -104,7 +104,7 @@ class ClipArrays:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 in hex over the clips' content keys, in order, and the spec. It does not depend on names and labels."""
+        """SHA-256 in hex over the clips' content keys, in order, and the spec. Names and labels do not matter."""
         return digest([self.spec.to_json(), *self.keys])
 
     @staticmethod

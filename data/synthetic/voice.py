@@ -49,7 +49,7 @@ class Voice:
 def speak(
     voice: Voice, cues_V: npt.NDArray[np.float64], vowels: Sequence[str], rng: np.random.Generator, *, snr_db: float
 ) -> npt.NDArray[np.float32]:
-    """Return one utterance, a syllable per vowel, over background noise ``snr_db`` below it: float32 (T,) in [-1, 1]."""
+    """Return an utterance, a syllable per vowel, over background noise ``snr_db`` below it: float32 (T,) in [-1, 1]."""
     pitch, spread, slope, rate, brightness, roughness = np.clip(cues_V, -1.6, 1.6)
     syllable_s = 2 ** (-0.7 * rate) / 4.2 * rng.uniform(0.92, 1.08, len(vowels))
     edges_T = np.concatenate([[0.0], np.cumsum(syllable_s)])

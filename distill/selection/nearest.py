@@ -234,7 +234,7 @@ def _merge(
 
 
 def rounded_unit(rows_RV: Float32s | Float64s, scale: float = SCALE) -> Float64s:
-    """Return each row at length ``scale``, rounded to whole numbers. Raises ValueError for values that are not finite."""
+    """Return each row at length ``scale``, rounded to whole numbers. Raises ValueError for non-finite values."""
     wide_RV = rows_RV.astype(np.float64)
     norms_R = np.sqrt((wide_RV * wide_RV).sum(axis=1))
     if not np.isfinite(norms_R).all():

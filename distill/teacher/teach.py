@@ -127,7 +127,7 @@ def train_teacher(
 
 
 def teaching_clips(release: Release, seed: int) -> tuple[ClipArrays, ClipArrays | None]:
-    """Return the public clips that the branches are trained on, and those held out (None if the recipe holds out none)."""
+    """Return the public clips for the branches, and those held out (None if the recipe holds out none)."""
     public = release.public
     held = held_out_clips(public.actors, public.labels_N, release.recipe.teacher.held_out, seed)
     if held.size == 0:
