@@ -69,7 +69,7 @@ def quotas(prior_C: Float64s, capacity_C: Indices, total: int) -> Indices:
 
 
 def largest_remainder(weights_R: Float64s, total: int) -> Indices:
-    """Divide ``total`` into whole numbers in proportion to the weights (Hamilton's method), ties to the lower position."""
+    """Divide ``total`` into whole numbers in proportion to the weights (Hamilton), ties to the lower position."""
     exact_R = weights_R * (total / weights_R.sum())
     counts_R: Indices = np.floor(exact_R).astype(np.int64)
     order_R = np.argsort(counts_R - exact_R, kind="stable")
