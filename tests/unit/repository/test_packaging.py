@@ -1,0 +1,165 @@
+"""What an installation gets: extras that bring what the code imports, and pins within their ranges."""
+
+import ast
+import importlib.metadata as metadata
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+# The extra with which a file must run; the longest path decides.
+EXTRA_OF = {
+    "proto/": "client",
+    "proto/generate.py": "dev",
+    "edge/": "edge",
+    "data/": "edge",
+    "data/images.py": "elastic",
+    "distill/": "train",
+    "cloud/": "cloud",
+    "cloud/elastic/model/": "elastic",
+    "isthmus/": "demo",
+}
+
+ONLY_WHAT_THE_EXTRA_HAS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+missing = Missing()
+missing.missing = set(sys.argv[1].split(","))
+sys.meta_path.insert(0, missing)
+"""
+
+
+def own(extra: str) -> list[Requirement]:
+    """The requirements that an installation of the extra has at first hand, those of other extras of ours included."""
+    found = []
+    for line in EXTRAS[extra]:
+        requirement = Requirement(line)
+        if requirement.name == "isthmus":
+            for other in requirement.extras:
+                found += own(other)
+        else:
+            found.append(requirement)
+    return found
+
+
+def requires(distribution: str) -> list[str]:
+    """What a distribution requires; nothing if it is not installed here."""
+    try:
+        return metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+@cache
+def brought(extra: str) -> frozenset[str]:
+    """Names of all distributions that an installation of the extra brings, as this environment knows them."""
+    todo = [*own(extra), *map(Requirement, PROJECT["project"]["dependencies"])]
+    names: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while todo:
+        requirement = todo.pop()
+        for wanted in ("", *requirement.extras):
+            if (requirement.name, wanted) in seen:
+                continue
+            seen.add((requirement.name, wanted))
+            names.add(canonicalize_name(requirement.name))
+            for line in requires(requirement.name):
+                further = Requirement(line)
+                if further.marker is None or further.marker.evaluate({"extra": wanted}):
+                    todo.append(further)
+    return frozenset(names)
+
+
+def distributions() -> dict[str, set[str]]:
+    return {
+        module: {canonicalize_name(name) for name in names}
+        for module, names in metadata.packages_distributions().items()
+        if module not in sys.stdlib_module_names and module != "isthmus"
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """The first names of all imports in a file, wherever they stand."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"isthmus"}
+
+
+def test_each_file_imports_only_what_its_extra_brings() -> None:
+    known = distributions()
+    missing = []
+    for room in ("proto", "edge", "data", "distill", "cloud", "isthmus"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            place = path.relative_to(ROOT).as_posix()
+            extra = EXTRA_OF[max((each for each in EXTRA_OF if place.startswith(each)), key=len)]
+            for module in sorted(imported(path)):
+                if not known.get(module, set()) & brought(extra):
+                    missing.append(f"{place} imports {module}, which isthmus[{extra}] does not bring")
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("extra", "module"),
+    [("client", "isthmus.cloud.commands.client"), ("edge", "isthmus.edge.commands.edge")],
+)
+def test_a_command_starts_with_its_extra_alone(extra: str, module: str) -> None:
+    missing = [name for name, found in distributions().items() if not found & brought(extra)]
+    assert "torch" in missing
+    code = f"{ONLY_WHAT_THE_EXTRA_HAS}\nimport {module}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, ",".join(missing)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_extras_give_ranges_and_constraints_pin_a_version_within(extra: str) -> None:
+    for requirement in own(extra):
+        pinned = {canonicalize_name(name): version for name, version in PINS.items()}.get(
+            canonicalize_name(requirement.name)
+        )
+        if extra not in ("postgres", "s3") and not requirement.name.startswith("types-"):
+            assert pinned, f"{requirement.name} has no pin in constraints.txt"
+            assert requirement.specifier.contains(pinned), f"{requirement} excludes the pinned {pinned}"
+        exact = [each for each in requirement.specifier if each.operator in ("==", "===")]
+        assert not exact or requirement.name == "grpcio-tools", f"{requirement} leaves no choice"
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_step_of_a_workflow_is_a_make_target(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    runs = re.findall(r"\brun:\s*(.*)", text)
+    assert runs
+    for command in runs:
+        make, _, target = command.partition(" ")
+        assert make == "make"
+        assert target in targets
+    for action in re.findall(r"\buses:\s*(\S+)", text):
+        assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action), f"{action} is not pinned to a commit"
