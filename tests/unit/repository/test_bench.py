@@ -89,7 +89,7 @@ def test_planning(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_elastic_front(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "elastic_front", "--queries", "3", "--repeats", "1")["rows"]
+    rows = measured(tmp_path, "elastic.front", "--queries", "3", "--repeats", "1")["rows"]
     ways = {"echo, same bytes", "MakeQuery, pixels", "MakeQuery, JPEG", "ModelInfer, pixels"}
     assert {row["way"] for row in rows} == ways
     assert all(0 < row["added_p50_s"]["median"] <= row["wall_p50_s"]["median"] for row in rows)
@@ -97,7 +97,7 @@ def test_elastic_front(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_elastic_engine(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "elastic_engine", "--images", "16", "--repeats", "1", "--batches", "1,4")["rows"]
+    rows = measured(tmp_path, "elastic.engine", "--images", "16", "--repeats", "1", "--batches", "1,4")["rows"]
     assert [row["batch"] for row in rows] == [1, 4]
     assert all(row["share"]["median"] > 0 and 1 <= row["mean_batch_made"] <= row["batch"] for row in rows)
 
@@ -105,7 +105,7 @@ def test_elastic_engine(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_model_sizes(tmp_path: Path) -> None:
     small = "vit_tiny_patch16_224,vit_small_patch16_224"
-    rows = measured(tmp_path, "model_sizes", "--models", small, "--batch", "1", "--repeats", "1")["rows"]
+    rows = measured(tmp_path, "elastic.model_sizes", "--models", small, "--batch", "1", "--repeats", "1")["rows"]
     assert [row["model"] for row in rows] == small.split(",")
     assert 0 < rows[0]["cost"] < 1 == rows[1]["cost"] and all(row["load_bytes_per_s"] > 0 for row in rows)
 
