@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from isthmus.cloud.elastic.tasks.task import TaskSpec
-from isthmus.cloud.rpc.elastic_client import ElasticClient, connected
+from isthmus.cloud.rpc.elastic_client import ElasticClient
 from isthmus.proto.errors import IsthmusError
-from isthmus.proto.v1 import elastic_pb2 as pb
 
 _Server = Annotated[str, typer.Option(help="HOST:PORT of 'isthmus cloud serve --elastic-model ...'.")]
 _KeyFile = Annotated[Path | None, typer.Option(help="File with the server's key for elastic serving.")]
@@ -89,12 +88,10 @@ def query(
     """Classify one image."""
     with _client(server, key_file, tls_cert) as client:
         try:
-            request = pb.MakeQueryRequest(task=task, encoded=image.read_bytes(), latency_s=latency)
+            encoded = image.read_bytes()
         except OSError as error:
             raise _failure(str(error)) from error
-        if utility is not None:
-            request.utility = utility
-        reply = client.query(request)
+        reply = client.query(task, encoded, latency_s=latency, utility=utility)
         print(
             f"{reply.class_name}\tgamma {reply.gamma}, waited {reply.queue_s * 1e3:.1f} ms, ran "
             f"{reply.run_s * 1e3:.1f} ms{'' if reply.in_time else ', late'}"
@@ -106,7 +103,7 @@ def _client(server: str, key_file: Path | None, tls_cert: Path | None) -> Iterat
     """A connection whose errors end the command in one line."""
     try:
         key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
-        with connected(server, key=key, tls_cert=tls_cert) as client:
+        with ElasticClient.connect(server, key=key, tls_cert=tls_cert) as client:
             yield client
     except (IsthmusError, OSError) as error:
         raise _failure(str(error)) from error

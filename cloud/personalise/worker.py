@@ -25,6 +25,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.extensions import load_extensions
 from isthmus.proto.errors import InvalidInput, IsthmusError, Locked
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = CloudSettings(**hello["settings"])
     logs.configure(settings.log_level)
+    load_extensions()
     worker = Worker(settings)
 
     def listen() -> None:

@@ -37,6 +37,20 @@ class ElasticClient:
     stub: pb_grpc.ElasticServiceStub
     key: str | None
 
+    @staticmethod
+    @contextmanager
+    def connect(server: str, *, key: str | None = None, tls_cert: Path | None = None) -> "Iterator[ElasticClient]":
+        """Connect to ``server`` (HOST:PORT), over TLS if ``tls_cert`` (the PEM certificate to trust) is given.
+
+        ``key`` is the service's key for elastic serving, if it asks for one. Nothing is sent before the first call.
+        """
+        if tls_cert is None:
+            channel = grpc.insecure_channel(server)
+        else:
+            channel = grpc.secure_channel(server, grpc.ssl_channel_credentials(tls_cert.read_bytes()))
+        with channel:
+            yield ElasticClient(pb_grpc.ElasticServiceStub(channel), key)
+
     def register(self, spec: TaskSpec, weights: bytes) -> pb.RegisteredTask:
         messages = registration(spec, weights)
         with _errors():
@@ -52,7 +66,17 @@ class ElasticClient:
         with _errors():
             self.stub.RemoveTask(pb.RemoveTaskRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_S)
 
-    def query(self, request: pb.MakeQueryRequest) -> pb.MakeQueryResponse:
+    def query(
+        self, task: str, encoded: bytes, *, latency_s: float = 0.0, utility: float | None = None
+    ) -> pb.MakeQueryResponse:
+        """Classify one image, the bytes of a JPEG or PNG file, and return class, gamma and times.
+
+        ``latency_s``: seconds until the answer must be there; 0 takes the task's default. ``utility``: the worth of a
+        correct answer in time; None takes the task's default.
+        """
+        request = pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s)
+        if utility is not None:
+            request.utility = utility
         with _errors():
             reply: pb.MakeQueryResponse
             reply = self.stub.MakeQuery(request, metadata=self._metadata, timeout=_TIMEOUT_S)
@@ -61,17 +85,6 @@ class ElasticClient:
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return () if self.key is None else (("authorization", f"Bearer {self.key}"),)
-
-
-@contextmanager
-def connected(server: str, *, key: str | None = None, tls_cert: Path | None = None) -> Iterator[ElasticClient]:
-    """Connect to ``server`` (HOST:PORT), over TLS if ``tls_cert`` (the PEM certificate to trust) is given."""
-    if tls_cert is None:
-        channel = grpc.insecure_channel(server)
-    else:
-        channel = grpc.secure_channel(server, grpc.ssl_channel_credentials(tls_cert.read_bytes()))
-    with channel:
-        yield ElasticClient(pb_grpc.ElasticServiceStub(channel), key)
 
 
 @contextmanager

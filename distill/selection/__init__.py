@@ -22,6 +22,30 @@ STRATEGIES: Final[dict[str, Strategy]] = {
     "transport": transport,
     "density_ratio": density_ratio,
 }
+"""Strategies by the name that a recipe or a command line may give.
+
+>>> sorted(STRATEGIES)
+['all', 'cosine', 'density_ratio', 'quota', 'random', 'round_robin', 'transport']
+"""
+
+
+def add_strategy(name: str, strategy: Strategy) -> None:
+    """Make ``strategy`` known under ``name`` to recipes, commands and the cloud's worker of this process.
+
+    Raises ValueError if ``name`` is not an identifier, or already belongs to another strategy. An installed package
+    adds its strategies in every process through an extension (``isthmus.extensions``).
+
+    >>> def first(wanted, public, samples_per_row, rng):
+    ...     return Selection.of(np.arange(min(samples_per_row, len(public))))
+    >>> add_strategy("first", first)
+    >>> STRATEGIES.pop("first") is first
+    True
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} cannot name a strategy: use letters, digits and underscores")
+    if STRATEGIES.setdefault(name, strategy) is not strategy:
+        raise ValueError(f"there is already a strategy named {name!r}: choose another name")
+
 
 __all__ = [
     "STRATEGIES",
@@ -30,6 +54,7 @@ __all__ = [
     "Selection",
     "Strategy",
     "Wanted",
+    "add_strategy",
     "class_oracle",
     "cosine",
     "density_ratio",

@@ -1,6 +1,6 @@
 """PURE: the policies by name, for command lines and settings. All run in the same engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from isthmus.cloud.elastic.policies.baselines import Clipper, Fifo, FixedGamma
@@ -10,10 +10,10 @@ from isthmus.cloud.elastic.policies.throughput import ThroughputRule
 from isthmus.cloud.elastic.scheduling.policy import Choice, Policy
 from isthmus.cloud.elastic.scheduling.profile import Profile
 
-__all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "make_policy"]
+__all__ = ["DEFAULT_POLICY", "POLICIES", "Choice", "Fifo", "Policy", "add_policy", "make_policy"]
 
 DEFAULT_POLICY: Final = "priced"
-POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
+POLICIES: Final[dict[str, Callable[[], Policy]]] = {
     "priced": Priced,
     "exact": lambda: Otas(Planner.EXACT),
     "otas": lambda: Otas(Planner.PAPER),
@@ -24,6 +24,23 @@ POLICIES: Final[Mapping[str, Callable[[], Policy]]] = {
 """``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
 exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the
 arrival rate allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
+
+
+def add_policy(name: str, make: Callable[[], Policy]) -> None:
+    """Make the policy that ``make`` returns known under ``name`` to settings and commands of this process.
+
+    ``make`` is called once per engine. Raises ValueError if ``name`` is not an identifier, or already belongs to
+    another policy. An installed package adds its policies through an extension (``isthmus.extensions``).
+
+    >>> add_policy("mine", POLICIES["pets"])
+    >>> make_policy("mine", paper_profile()).gammas
+    (0,)
+    >>> del POLICIES["mine"]
+    """
+    if not name.isidentifier():
+        raise ValueError(f"{name!r} cannot name a policy: use letters, digits and underscores")
+    if POLICIES.setdefault(name, make) is not make:
+        raise ValueError(f"there is already a policy named {name!r}: choose another name")
 
 
 def make_policy(name: str, profile: Profile) -> Policy:

@@ -22,7 +22,7 @@ import typer
 from PIL import Image
 
 from isthmus.cloud.elastic.tasks.task import TaskSpec
-from isthmus.cloud.rpc.elastic_client import connected
+from isthmus.cloud.rpc.elastic_client import ElasticClient
 from isthmus.demo.processes import Family
 from isthmus.proto.open_inference import inference_pb2 as oip
 from isthmus.proto.open_inference import inference_pb2_grpc as oip_grpc
@@ -139,7 +139,7 @@ def main(
         echo = family.start("echo", [sys.executable, ECHO, echo_port])
         echo_address = family.wait_for_address(echo, echo_port, START_TIMEOUT_S)
         server_address = family.wait_for_address(server, server_port, START_TIMEOUT_S)
-        with connected(server_address) as client:
+        with ElasticClient.connect(server_address) as client:
             client.register(TaskSpec(TASK, tuple(map(str, range(10))), accuracy={0: 0.7}), head_only().to_bytes())
         asyncio.run(measure(report, server_address, echo_address, queries, repeats))
     columns: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -1,0 +1,1 @@
+../../isthmus/__init__.pyi
