@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from isthmus.cloud.personalise.students import HEADS_FILE, Shelf, reachable
 from isthmus.proto.codec import unpack_frame
-from isthmus.proto.errors import Internal, IsthmusError, OutOfOrder, TooLate, WrongState
+from isthmus.proto.errors import BadFrame, Internal, IsthmusError, OutOfOrder, TooLate, WrongState
 from isthmus.proto.messages import FloatArray, InferReply
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ class Session:
             unpacked = unpack_frame(frame, feature_width=self.feature_width, ratios=self.heads.ratios)
             features = unpacked.features
             probabilities_C = self.heads.probabilities(features.audio_D, features.visual_D, unpacked.ratio)
+            if not np.isfinite(probabilities_C).all():
+                raise BadFrame("the features are too large: the student's heads overflow on them")
         except IsthmusError as error:
             return _refusal(sequence, error, began_s)
         except Exception:

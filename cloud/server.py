@@ -7,7 +7,7 @@ in the worker process.
 import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,21 +26,24 @@ from isthmus.cloud.personalise import signing, students
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.personalise.supervisor import Supervisor
+from isthmus.cloud.rpc import transport
+from isthmus.cloud.rpc.calls import CallInterceptor
 from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.cloud.rpc.inference import InferenceServicer
+from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
-from isthmus.cloud.rpc.scopes import ScopeInterceptor, identity_scope, limit_scope, metrics_scope, status_scope
+from isthmus.cloud.rpc.scopes import count_scope, devices_calling, identity_scope, metrics_scope, status_scope
+from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.settings import CloudSettings, split_listen
-from isthmus.cloud.store import lock
+from isthmus.cloud.store import devices, lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
-from isthmus.proto.errors import InvalidInput
-from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES
+from isthmus.proto.errors import InvalidInput, IsthmusError, Unauthenticated
 from isthmus.proto.open_inference import inference_pb2 as inference_pb
 from isthmus.proto.open_inference import inference_pb2_grpc as inference_grpc
 from isthmus.proto.v1 import elastic_pb2 as elastic_pb
@@ -51,21 +54,8 @@ from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 2.0
-
-
-def _options(message_bytes: int) -> tuple[tuple[str, int], ...]:
-    return (
-        ("grpc.max_receive_message_length", message_bytes),
-        ("grpc.max_send_message_length", message_bytes),
-        ("grpc.max_metadata_size", 8 << 10),
-        # With port reuse, two servers on one port would each receive some of the devices at random.
-        ("grpc.so_reuseport", 0),
-        # A vanished device is noticed. A device may ping every 10 s to check that the server is still there.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    )
+_REVOKED_S: Final = 2.0
+"""How often to look for revoked devices with open calls."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +86,13 @@ class Server:
         self._stack = AsyncExitStack()
         self._supervisor: Supervisor | None = None
         self._metrics = Metrics()
+        self._calls = OpenCalls()
+        self._work = Work()
+        self._enrolling = Work(threads=2)
         self.elastic: Elastic | None = None
         """Elastic serving, once started with ``elastic_model``."""
+        self.port: int | None = None
+        """The port on which it listens, once started."""
         self.metrics_port: int | None = None
         """Port of the metrics, once started with ``metrics_port``."""
 
@@ -134,9 +129,11 @@ class Server:
             self._metrics.watch_elastic(self.elastic.live)
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
         server, health_servicer = self._wire(ground)
-        port = await self._bind(server)
+        port = self.port = await self._bind(server)
         await server.start()
         self._stack.push_async_callback(server.stop, _GRACE_S)
+        shut_out = asyncio.create_task(self._shut_out_revoked(ground.shelf.database), name="revoked devices")
+        self._stack.push_async_callback(_cancelled, shut_out)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if self._supervisor is not None:
             await self._supervisor.start()
@@ -187,16 +184,19 @@ class Server:
 
     def _wire(self, ground: _Ground) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
         settings = self._settings
+        database = ground.shelf.database
+        for work in (self._work, self._enrolling):
+            work.start()
+            self._stack.push_async_callback(work.stop)
+        count = count_scope(self._calls, most=settings.max_calls, most_per_device=settings.max_calls_per_device)
         scopes = (
             metrics_scope(self._metrics),
             status_scope,
-            identity_scope(ground.shelf.database, ground.elastic_key),
-            limit_scope(settings.max_calls_per_device),
+            identity_scope(database, self._work, ground.elastic_key),
         )
         server = grpc.aio.server(
-            interceptors=[ScopeInterceptor(scope) for scope in scopes],
-            options=_options(MAX_MESSAGE_BYTES if ground.elastic is None else MAX_IMAGE_MESSAGE_BYTES),
-            maximum_concurrent_rpcs=settings.max_calls,
+            interceptors=[CallInterceptor(scopes, count)],
+            options=transport.options(settings.max_connections, elastic=ground.elastic is not None),
         )
         files: list[Any] = []
         if ground.release is not None:
@@ -224,6 +224,8 @@ class Server:
             gate=release.gate,
             signing_public_key=release.signer.public_key,
             metrics=self._metrics,
+            work=self._work,
+            enrolling=self._enrolling,
             tell_worker=self._tell_worker,
             max_queued_jobs=settings.max_queued_jobs,
             watch_interval_s=settings.watch_interval_s,
@@ -251,9 +253,26 @@ class Server:
                 f"cannot listen on {settings.listen}: the port is taken, or the address is not one of this machine"
             ) from error
 
+    async def _shut_out_revoked(self, database: Database) -> None:
+        """End the open calls of devices that have been revoked."""
+        while True:
+            await asyncio.sleep(_REVOKED_S)
+            try:
+                revoked = await asyncio.to_thread(devices.revoked_among, database, devices_calling(self._calls))
+            except IsthmusError as error:
+                log.warning("revoked devices are not known at the moment: %s", error)
+                continue
+            self._calls.end(revoked, Unauthenticated("this device was revoked; enrol it again"))
+
     def _tell_worker(self) -> None:
         if self._supervisor is not None:
             self._supervisor.tell()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _write_port(path: Path, address: str) -> None:

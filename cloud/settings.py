@@ -42,7 +42,9 @@ class CloudSettings(BaseSettings):
     max_devices: int = Field(default=10_000, ge=1)
     max_queued_jobs: int = Field(default=100, ge=1)
     max_calls: int = Field(default=1_000, ge=1)
-    """Calls in progress over all devices."""
+    """Calls in progress over all devices. Calls count once their caller is known."""
+    max_connections: int = Field(default=4_096, ge=1)
+    """Open connections, of known and unknown callers. The limit of open files is raised to fit."""
     max_calls_per_device: int = Field(default=16, ge=1)
     cached_heads: int = Field(default=64, ge=1)
     """Number of students whose heads are kept in memory."""

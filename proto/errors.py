@@ -64,8 +64,14 @@ class WrongState(IsthmusError):
 
 
 class Busy(IsthmusError):
+    """``retry_after_s``: when the other side expects to have room again; None if it does not know."""
+
     code = 8
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TooLate(IsthmusError):
@@ -97,6 +103,9 @@ class Internal(IsthmusError):
 
 NAME_KEY: Final = "isthmus-error"
 """Key of the trailing metadata that names the error's class, because several classes share a status code."""
+
+RETRY_KEY: Final = "grpc-retry-pushback-ms"
+"""Key of the trailing metadata that says after how many milliseconds to try again. gRPC's own name for it."""
 
 
 def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import students
-from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
@@ -121,7 +121,8 @@ def prune(shelf: Shelf, device_id: str, *, keep: int) -> None:
 
 def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
     """Return the student if it is the device's own or a base student. Raises NotYours."""
-    row = students.get(shelf.database, student_id)
+    # An id that names no artefact is not asked for: some databases refuse such text with an error of their own.
+    row = students.get(shelf.database, student_id) if valid_name(student_id) else None
     if row is None or row.device_id not in (None, device_id):
         raise NotYours("no such student")
     return row

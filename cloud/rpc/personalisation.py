@@ -16,7 +16,9 @@ from isthmus.cloud.personalise.job import status
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.scopes import caller
+from isthmus.cloud.rpc.work import Work
 from isthmus.proto import convert
+from isthmus.proto.errors import Busy
 from isthmus.proto.messages import Chunk
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
@@ -26,19 +28,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
-    """Maps PersonalisationService to plain functions. ``tell_worker`` is called when there is new work."""
+    """Maps PersonalisationService to plain functions. ``tell_worker`` is called when there is new work.
+
+    ``work`` runs what devices ask for; ``enrolling`` has threads of its own, so that a flood of enrolments delays no
+    enrolled device.
+    """
 
     shelf: Shelf
     offer: Offer
     gate: Gate
     signing_public_key: bytes
     metrics: Metrics
+    work: Work
+    enrolling: Work
     tell_worker: Callable[[], None]
     max_queued_jobs: int
     watch_interval_s: float
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
-        enrolment = await asyncio.to_thread(
+        enrolment = await self.enrolling.do(
             identity.enrol,
             self.shelf.database,
             self.gate,
@@ -55,7 +63,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     async def StartPersonalisation(
         self, request: pb.StartPersonalisationRequest, context: Any
     ) -> pb.StartPersonalisationResponse:
-        job = await asyncio.to_thread(
+        job = await self.work.do(
             service.start,
             self.shelf.database,
             self.offer,
@@ -72,12 +80,12 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status(job)))
 
     async def UploadPrototypes(self, request: pb.UploadPrototypesRequest, context: Any) -> pb.UploadPrototypesResponse:
-        job = await asyncio.to_thread(
+        job = await self.work.do(
             service.upload,
             self.shelf.database,
             self.offer,
             caller().device_id,
-            job_id=request.job_id,
+            job_id=convert.identifier("job", request.job_id),
             round=request.round,
             prototypes=convert.prototypes_from_pb(request.prototypes),
             now_s=time.time(),
@@ -87,9 +95,14 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
         # Another process changes the job, so the database is polled, but only while a device watches.
-        sent = None
+        sent, job_id = None, convert.identifier("job", request.job_id)
         while True:
-            job = await asyncio.to_thread(service.get, self.shelf.database, caller().device_id, request.job_id)
+            try:
+                job = await self.work.do(service.get, self.shelf.database, caller().device_id, job_id)
+            except Busy:
+                if sent is None:
+                    raise
+                job = sent  # An open watch is not ended by load: it looks again later.
             if job != sent:
                 yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(job)))
                 sent = job
@@ -98,15 +111,13 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             await asyncio.sleep(self.watch_interval_s)
 
     async def DescribeStudent(self, request: pb.DescribeStudentRequest, context: Any) -> pb.DescribeStudentResponse:
-        signed = await asyncio.to_thread(
-            students.describe, self.shelf, self.offer, caller().device_id, request.student_id
-        )
+        signed = await self.work.do(students.describe, self.shelf, self.offer, caller().device_id, request.student_id)
         return convert.signed_manifest_to_pb(signed)
 
     async def FetchStudent(
         self, request: pb.FetchStudentRequest, context: Any
     ) -> AsyncIterator[pb.FetchStudentResponse]:
-        file = await asyncio.to_thread(
+        file = await self.work.do(
             students.check_fetch,
             self.shelf,
             caller().device_id,

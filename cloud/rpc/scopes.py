@@ -1,36 +1,36 @@
 """Scopes around each call of our services: identity, limits, translation of errors to statuses, metrics.
 
 A scope is an async context manager. It is entered before the handler runs and left when the call ends, for all four
-kinds of calls. Health and reflection have no scopes: they need no token.
+kinds of calls (``calls.py`` enters them). Health and reflection need no token.
 """
 
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final
 
 import grpc
 from sqlalchemy.exc import DBAPIError
 
 from isthmus.cloud import identity
+from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.metrics import Metrics
+from isthmus.cloud.rpc.work import Work, busy
 from isthmus.cloud.store.database import Database, as_ours, disk_is_full
 from isthmus.cloud.store.devices import Device
-from isthmus.proto.errors import NAME_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
+from isthmus.proto.errors import NAME_KEY, RETRY_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
 
 log = logging.getLogger(__name__)
 
 Scope = Callable[[str, Any], AbstractAsyncContextManager[None]]
 
 _OPEN_INFERENCE: Final = "/inference.GRPCInferenceService/"
-_ELASTIC: Final = ("/isthmus.v1.ElasticService/", _OPEN_INFERENCE)
-_OURS: Final = ("/isthmus.v1.", _OPEN_INFERENCE)
-_OPEN: Final = frozenset(
+ELASTIC: Final = ("/isthmus.v1.ElasticService/", _OPEN_INFERENCE)
+OURS: Final = ("/isthmus.v1.", _OPEN_INFERENCE)
+OPEN: Final = frozenset(
     {
         "/isthmus.v1.PersonalisationService/Enrol",
         # Asked by monitoring. The answers reveal only that the server is there.
@@ -40,6 +40,11 @@ _OPEN: Final = frozenset(
 )
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _CALLER: ContextVar[Device] = ContextVar("caller")
+_UNKNOWN: Final = "unknown callers"
+_ELASTIC_CLIENTS: Final = "clients of elastic serving"
+_MOST_UNKNOWN: Final = 64
+"""Calls of unknown callers that are worked on at a time."""
+_KNOWN: ContextVar[bool] = ContextVar("known", default=False)
 
 
 def caller() -> Device:
@@ -47,55 +52,22 @@ def caller() -> Device:
     return _CALLER.get()
 
 
-class ScopeInterceptor(grpc.aio.ServerInterceptor):
-    """Puts a scope around each call of our services."""
-
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None or not details.method.startswith(_OURS):
-            return handler
-        return _scoped(handler, partial(self._scope, details.method))
+def is_known() -> bool:
+    """Return whether the current caller has proved who it is: a device, or a holder of the key of elastic serving."""
+    return _KNOWN.get()
 
 
-def _scoped(handler: Any, scope: Callable[[Any], AbstractAsyncContextManager[None]]) -> Any:
-    codec = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-    async def single(request: Any, context: Any) -> Any:
-        async with scope(context):
-            return await inner(request, context)
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        async with scope(context), aclosing(inner(request, context)) as responses:
-            async for response in responses:
-                yield response
-
-    if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(stream, **codec)
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(stream, **codec)
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(single, **codec)
-    return grpc.unary_unary_rpc_method_handler(single, **codec)
-
-
-def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
+def identity_scope(database: Database, work: Work, elastic_key: str | None = None) -> Scope:
     """Make the scope that finds the device by the call's token.
 
     Elastic serving has no devices; with ``elastic_key`` its clients must send that key. The scope raises
-    Unauthenticated.
+    Unauthenticated, and Busy if the server has no time to look.
     """
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
-        elastic = method.startswith(_ELASTIC)
-        if method in _OPEN or (elastic and elastic_key is None):
+        elastic = method.startswith(ELASTIC)
+        if method in OPEN or (elastic and elastic_key is None):
             yield
             return
         metadata = dict(context.invocation_metadata() or ())
@@ -106,36 +78,40 @@ def identity_scope(database: Database, elastic_key: str | None = None) -> Scope:
         if elastic_key is not None and elastic:
             if not identity.same_secret(token, elastic_key):
                 raise Unauthenticated("the key is wrong; ask the operator for it")
-            yield
-            return
-        # Never reset: each call has a context of its own, and an abandoned stream is closed in another context.
-        _CALLER.set(await asyncio.to_thread(identity.authenticate, database, token))
+        else:
+            work.admit(context.time_remaining())
+            # Never reset: each call has a context of its own, and an abandoned stream is closed in another context.
+            _CALLER.set(await work.do(identity.authenticate, database, token))
+        _KNOWN.set(True)
         yield
 
     return scope
 
 
-def limit_scope(calls_per_device: int) -> Scope:
-    """Make the scope that bounds the calls in progress per device. It raises Busy. Elastic serving is exempt."""
-    in_progress: Counter[str] = Counter()
+def count_scope(calls: OpenCalls, *, most: int, most_per_device: int) -> Scope:
+    """Make the scope that bounds the calls in progress, in all and per device. It raises Busy."""
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
-        if method.startswith(_ELASTIC):
+        if method in OPEN:
+            who, full = _UNKNOWN, calls.of(_UNKNOWN) >= _MOST_UNKNOWN
+        else:
+            who = _ELASTIC_CLIENTS if method.startswith(ELASTIC) else caller().device_id
+            # Calls of unknown callers have a bound of their own, so they never use up the room of the others.
+            full = len(calls) - calls.of(_UNKNOWN) >= most
+        if who not in (_UNKNOWN, _ELASTIC_CLIENTS) and calls.of(who) >= most_per_device:
+            raise Busy(f"at most {most_per_device} calls at a time; try again when one has ended", retry_after_s=1.0)
+        if full:
+            raise busy(1.0)
+        async with calls.open(who):
             yield
-            return
-        who = "" if method in _OPEN else caller().device_id
-        if in_progress[who] >= calls_per_device:
-            raise Busy(f"at most {calls_per_device} calls at a time; try again when one has ended")
-        in_progress[who] += 1
-        try:
-            yield
-        finally:
-            in_progress[who] -= 1
-            if not in_progress[who]:
-                del in_progress[who]
 
     return scope
+
+
+def devices_calling(calls: OpenCalls) -> list[str]:
+    """Return the ids of the devices with calls in progress."""
+    return [who for who in calls.callers if who not in (_UNKNOWN, _ELASTIC_CLIENTS)]
 
 
 @asynccontextmanager
@@ -147,7 +123,10 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
         raise
     except Exception as error:
         ours = for_caller(error, method)
-        await context.abort(_STATUS[ours.code], str(ours), ((NAME_KEY, type(ours).__name__),))
+        trailing = [(NAME_KEY, type(ours).__name__)]
+        if isinstance(ours, Busy) and ours.retry_after_s is not None:
+            trailing.append((RETRY_KEY, str(round(1e3 * ours.retry_after_s))))
+        await context.abort(_STATUS[ours.code], str(ours), tuple(trailing))
 
 
 def for_caller(error: Exception, method: str) -> IsthmusError:

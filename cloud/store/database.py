@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 
 from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, StorageFull, Unavailable
 
@@ -100,7 +100,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, DataError) as error:
         raise as_ours(error) from error
 
 
@@ -114,6 +114,8 @@ def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return Busy("the database is busy; try again")
         return error
+    if isinstance(error, DataError):
+        return InvalidInput("the request holds a value that the database cannot store")
     state = getattr(cause, "sqlstate", None)
     if state == "53100":
         return StorageFull("the server's disk is full; try again later")

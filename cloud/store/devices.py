@@ -1,5 +1,6 @@
 """Rows of the table ``devices``. Only the hash of a token is stored, never the token."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -57,6 +58,14 @@ def revoke(database: Database, device_id: str, now_s: float) -> bool:
             devices.update().where(devices.c.id == device_id, devices.c.revoked_s.is_(None)).values(revoked_s=now_s)
         )
     return result.rowcount == 1
+
+
+def revoked_among(database: Database, device_ids: Iterable[str]) -> list[str]:
+    """Return those of the devices that have been revoked, or deleted."""
+    asked = set(device_ids)
+    with database.reading() as connection:
+        query = sa.select(devices.c.id).where(devices.c.id.in_(asked), devices.c.revoked_s.is_(None))
+        return sorted(asked - set(connection.scalars(query)))
 
 
 def _device(row: sa.Row[tuple[object, ...]]) -> Device:

@@ -1,0 +1,155 @@
+"""Every call, of all services: its first message is awaited for a bounded time, decoded here, and surrounded by scopes.
+
+gRPC would hold a call without a message for ever, and count it like any other. Here a call is a stream of raw bytes
+until its caller is known:
+
+    caller                            order                                            first message within
+    a device, or a holder of the key  identity, count, first message, handler          20 s; a stream: no limit
+    unknown (enrolment, health)       a place among unknown callers, first message,    5 s
+                                      count, handler
+    elastic serving without a key     first message, count, handler                    20 s; a stream: 60 s
+
+Only what has passed "count" takes part in the bounds on calls. Calls without an identity or a message never use up the
+room of those that have both.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+
+from isthmus.cloud.rpc.interrupt import Places
+from isthmus.cloud.rpc.scopes import ELASTIC, OPEN, OURS, Scope, is_known, status_scope
+from isthmus.proto.errors import InvalidInput, TooLate
+
+UNKNOWN_S: Final = 5.0
+KNOWN_S: Final = 20.0
+STREAM_S: Final = 60.0
+_ARRIVING: Final = 64
+"""Calls of unknown callers whose first message is being received. Each may hold one message in memory."""
+_STAYING: Final = 64
+"""Health watches and reflection streams that stay open."""
+
+_reads: set[asyncio.Future[Any]] = set()
+"""Reads in progress. A read cannot be cancelled while gRPC writes to its buffer, so it is left to end by itself."""
+
+
+@dataclass(frozen=True)
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Surrounds each call of our services with ``scopes`` and then ``count``; bounds calls of unknown callers."""
+
+    scopes: Sequence[Scope]
+    count: Scope
+    _arriving: Places = field(default_factory=lambda: Places(_ARRIVING))
+    _staying: Places = field(default_factory=lambda: Places(_STAYING))
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        ours = details.method.startswith(OURS)
+        enter = self._ours if ours else self._others
+        return _as_stream(handler, details.method, enter)
+
+    async def _ours(self, stack: AsyncExitStack, method: str, streams: bool, raw: Any, context: Any) -> bytes | None:
+        for scope in self.scopes:
+            await stack.enter_async_context(scope(method, context))
+        if is_known():
+            await stack.enter_async_context(self.count(method, context))
+            return await first_message(raw, None if streams else KNOWN_S)
+        if method in OPEN:
+            async with self._arriving.place(context.peer()):
+                message = await first_message(raw, UNKNOWN_S)
+        else:
+            assert method.startswith(ELASTIC), "any other call has an identity"
+            message = await first_message(raw, STREAM_S if streams else KNOWN_S)
+        await stack.enter_async_context(self.count(method, context))
+        return message
+
+    async def _others(self, stack: AsyncExitStack, method: str, streams: bool, raw: Any, context: Any) -> bytes | None:
+        await stack.enter_async_context(status_scope(method, context))
+        async with self._arriving.place(context.peer()):
+            message = await first_message(raw, UNKNOWN_S)
+        # A single health check is never refused: it has arrived, and is answered at once.
+        if streams or method.endswith("/Watch"):
+            await stack.enter_async_context(self._staying.place(context.peer()))
+        return message
+
+
+_Enter = Callable[[AsyncExitStack, str, bool, Any, Any], Awaitable[bytes | None]]
+
+
+async def first_message(raw: AsyncIterator[bytes], within_s: float | None) -> bytes | None:
+    """Return the first message of a call, or None if the caller sends none. Raises TooLate."""
+    read = asyncio.ensure_future(_next(raw))
+    _reads.add(read)
+    read.add_done_callback(_ended)
+    done, _ = await asyncio.wait({read}, timeout=within_s)
+    if not done:
+        raise TooLate(f"no message arrived within {within_s:g} s")
+    return read.result()
+
+
+async def _next(raw: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(raw, None)
+
+
+def _ended(read: asyncio.Future[Any]) -> None:
+    _reads.discard(read)
+    if not read.cancelled():
+        read.exception()  # a read that nobody awaits any more fails when its call ends
+
+
+def _as_stream(handler: Any, method: str, enter: _Enter) -> Any:
+    """Return a handler that takes raw messages, whichever of the four kinds ``handler`` is."""
+    streams = bool(handler.request_streaming)
+    inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    decode = _decoder(handler.request_deserializer)
+
+    async def begin(stack: AsyncExitStack, raw: Any, context: Any) -> Any:
+        message = await enter(stack, method, streams, raw, context)
+        if streams:
+            return await stack.enter_async_context(aclosing(_messages(message, raw, decode)))
+        if message is None:
+            raise InvalidInput("the call has no message")
+        return decode(message)
+
+    async def single(raw: Any, context: Any) -> Any:
+        async with AsyncExitStack() as stack:
+            return await inner(await begin(stack, raw, context), context)
+
+    async def stream(raw: Any, context: Any) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            responses = inner(await begin(stack, raw, context), context)
+            if inspect.isawaitable(responses):  # the handler writes by itself
+                await responses
+                return
+            await stack.enter_async_context(aclosing(responses))
+            async for response in responses:
+                yield response
+
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(single, None, handler.response_serializer)
+
+
+async def _messages(first: bytes | None, raw: Any, decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    if first is None:
+        return
+    yield decode(first)
+    async for message in raw:
+        yield decode(message)
+
+
+def _decoder(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def decode(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except Exception as error:
+            raise InvalidInput("the message cannot be decoded; it is not what this call takes") from error
+
+    return decode
