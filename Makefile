@@ -3,6 +3,7 @@
 #   make demo       the whole loop on this machine, ends with a table and demo-out/report.html
 #   make test       the test suite (ISTHMUS_EMOPAIR=<folder> adds the tests on real speech and faces)
 #   make test-edge  the device's tests in an environment without torch (PYTHON=python3.13 takes another Python)
+#   make system     install the Debian packages that the tests need (PostgreSQL); asks for root
 #   make lint       ruff, mypy strict, the import contracts, generated code up to date, the wire contract, workflows
 #   make bench      measurements, printed and never asserted
 #   make proto      generate the protobuf code again
@@ -47,8 +48,14 @@ DEMO_ARGS ?=
 RELEASES := $(wildcard tests/golden/releases/*.whl)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
 
-.PHONY: demo test test-edge lint bench proto clean install install-edge hooks lint-actions dist release-check publish
+.PHONY: demo system test test-edge lint bench proto clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
+
+# A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
+system:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	{ as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	$$as_root apt-get update -qq && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql; }
 
 install: $(INSTALLED)
 install-edge: $(EDGE_INSTALLED)

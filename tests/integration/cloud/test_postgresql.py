@@ -1,15 +1,12 @@
-"""The store on PostgreSQL. Set ISTHMUS_POSTGRES_URL to a server on which databases may be created."""
+"""The store on PostgreSQL, in a cluster that the tests start themselves."""
 
 import asyncio
-import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -22,29 +19,22 @@ from isthmus.cloud.store.schema import metadata
 from isthmus.proto.errors import IsthmusError, Locked, Unavailable, WrongState
 from isthmus.proto.messages import Stage
 from isthmus.proto.v1 import isthmus_pb2 as pb
+from tests.rigs.postgres import Cluster, running_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as running:
+        yield running
 
 
 @pytest.fixture
-def database() -> Iterator[Database]:
-    """A migrated database of the test's own, dropped afterwards."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    url = os.environ.get("ISTHMUS_POSTGRES_URL")
-    if not url:
-        pytest.skip("set ISTHMUS_POSTGRES_URL to test on a PostgreSQL server")
-    admin_url = Database(url).url
-    admin = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    name = f"isthmus_test_{secrets.token_hex(4)}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    opened = Database(admin_url.set(database=name).render_as_string(hide_password=False))
-    try:
+def database(cluster: Cluster) -> Iterator[Database]:
+    """A migrated database of the test's own."""
+    with cluster.database() as opened:
         opened.migrate()
         devices.add(opened, Device("dev", "kiosk", bytes(32), 1.0), at_most=9)
         yield opened
-    finally:
-        opened.close()
-        with admin.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def a_job(job_id: str) -> Job:
@@ -113,7 +103,7 @@ def test_a_whole_server_runs_on_postgresql(database: Database, rig: Any) -> None
     assert stored is not None and stored.stage is Stage.QUEUED
 
 
+@pytest.mark.usefixtures("cluster")
 def test_an_unreachable_database_is_reported_as_unavailable() -> None:
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
     with pytest.raises(Unavailable, match="cannot be reached"), Database("postgresql://127.0.0.1:1/x").reading():
         pass
