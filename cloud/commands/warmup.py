@@ -210,7 +210,7 @@ def carry_out(asked: Asked, *, time_budget_s: TimeBudget = None) -> None:
     plan, warming = asked.plan(time_budget_s), asked.warming
     with bars() as progress:
         watch = EpochBars(progress, len(asked.subject.learning), "pictures")
-        plan = warming.run(plan, on_epoch=watch, told=_say)
+        plan = warming.run(plan, on_epoch=watch, report=_say)
     warming.profile(_say)
     path = save_task(asked.subject, asked.recipe, _merged(warming.table()[VANILLA], asked.config), asked.out / "task")
     _show(plan)
@@ -276,7 +276,7 @@ def evaluate(
     )
     with bars() as progress:
         watch = EpochBars(progress, len(subject.learning), "pictures")
-        result = measured.run(on_epoch=watch, told=_say)
+        result = measured.run(on_epoch=watch, report=_say)
     if result is None:
         return
     written = figures.draw(result, out / "pictures")

@@ -1,1 +1,1 @@
-"""Elastic ViT serving: each batch runs with as many tokens as the load and its queries' utilities bear."""
+"""Elastic ViT serving: the load and the utilities of its queries decide how many tokens each batch gets."""

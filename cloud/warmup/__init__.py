@@ -1,1 +1,1 @@
-"""Warm-up: a few models tuned with fewer tokens, so that serving may take tokens away without losing answers."""
+"""Warm-up: tune a few models with fewer tokens, so that serving can remove tokens with little loss of accuracy."""

@@ -1,4 +1,4 @@
-"""PURE: which soups to keep under a storage budget: the 0-1 knapsack, solved exactly."""
+"""PURE: decides which soups to keep within a storage budget: the 0-1 knapsack problem, solved exactly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """``gain``: what keeping it adds (accuracy over the best single model). ``bytes``: what it takes."""
+    """A soup. ``gain`` is its accuracy above the best single model, ``bytes`` its size."""
 
     gain: float
     bytes: int
 
 
 def pack(items: Mapping[str, Item], budget_bytes: float) -> tuple[str, ...]:
-    """The names of most total gain whose bytes fit the budget, in the order given; of equal gain the fewest bytes.
+    """Returns the names with the largest total gain that fit the budget, in the given order.
 
-    Keeps, item by item, every reachable (bytes, gain) that no other beats in both, so it is exact for any real gains;
-    there are at most as many as subsets, and for the numbers of a model (tens) a few hundred. What gains nothing is
-    not kept. Raises ValueError for negative bytes.
+    Of sets with equal gain, the smallest is chosen. Item by item, every reachable pair (bytes, gain) is kept that no
+    other pair beats in both, so the result is exact for any real gains. There are at most as many pairs as subsets; for
+    the numbers of a model (tens) there are a few hundred. Items without gain are not kept.
+    Raises ValueError for negative bytes.
     """
     if any(item.bytes < 0 for item in items.values()):
-        raise ValueError("an item of negative bytes")
+        raise ValueError("an item has negative bytes")
     frontier: list[tuple[int, float, tuple[str, ...]]] = [(0, 0.0, ())]
     for name, item in items.items():
         if item.gain <= 0:
@@ -35,7 +36,7 @@ def pack(items: Mapping[str, Item], budget_bytes: float) -> tuple[str, ...]:
 
 
 def _undominated(labels: list[tuple[int, float, tuple[str, ...]]]) -> list[tuple[int, float, tuple[str, ...]]]:
-    """Gains strictly rise with bytes; of equals the first made stays."""
+    """Returns the labels whose gain is above that of every smaller label. Of equal labels the first one stays."""
     kept: list[tuple[int, float, tuple[str, ...]]] = []
     for label in sorted(labels, key=lambda label: (label[0], -label[1])):
         if not kept or label[1] > kept[-1][1]:

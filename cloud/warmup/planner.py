@@ -1,16 +1,16 @@
-"""PURE: which reduction numbers to fine-tune within a budget of time and storage (Alg. 4; spec 3, section 3).
+"""PURE: decides which reduction numbers to fine-tune within a budget of time and storage (Prodigy, Alg. 4).
 
-A number says how hard tokens are reduced: merges a layer, or per cent pruned. After Prodigy (chapter 4 of J. Chen,
-*Towards Elastic, Robust and Privacy-Preserving AI Model Serving*, PolyU, 2025). The middle number (about 20) serves all
-below it, so what is split is the interval from it to the largest one: always the part whose ends differ most in
-accuracy.
+Prodigy is chapter 4 of J. Chen, *Towards Elastic, Robust and Privacy-Preserving AI Model Serving*, PolyU, 2025. A
+reduction number is the number of merges per layer, or the per cent pruned. The model of the middle number (about 20)
+serves all numbers below it. The interval from it to the largest number is split repeatedly: always the part whose ends
+differ most in accuracy.
 
-Where we differ: the paper's pseudocode writes r_new - 1 and uses numbers that are not in R; here a new number is the
-member of R that is nearest the midpoint (of two as near, the larger: it is cheaper to tune). And costs are predicted,
-so every prediction is scaled by what models have cost so far beside their predictions, and who tunes gets an allowance
-of seconds: a model that would pass it is given up, and its seconds count.
+Where we differ: the paper's pseudocode uses r_new - 1, and numbers that are not in R. Here a new number is the member
+of R nearest to the midpoint; of two equally near ones it is the larger, which is cheaper to tune. Costs are predicted,
+so every prediction is scaled by the ratio of actual to predicted cost so far. Tuning gets an allowance of seconds: a
+model that would exceed it is given up, and its seconds count.
 
-The state is what was tuned, in order; all else follows from that. So a plan resumes from its JSON with no more ado.
+The state is the ordered list of tuned models; everything else follows from it. So a plan can resume from its JSON.
 """
 
 import json
@@ -25,12 +25,12 @@ UNBOUNDED: Final = math.inf
 
 
 class BudgetTooSmall(ValueError):
-    """The budget does not even hold the models at both ends; the message says which one would."""
+    """The budget is too small for the models at both ends. The message states a sufficient budget."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What tuning one number takes, predicted."""
+    """The predicted cost of tuning one number."""
 
     seconds: float
     bytes: int
@@ -38,9 +38,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning ``number`` took, and the accuracy of the model at its own number, on the profiling set.
+    """The cost of tuning ``number``, and the accuracy of the model at its own number on the profiling set.
 
-    ``accuracy`` None: given up when the time budget was spent; no model came of it and no bytes are kept.
+    ``accuracy`` None means that tuning was given up when the time budget was spent: there is no model and no bytes.
     """
 
     number: int
@@ -52,10 +52,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for, and what was tuned so far, in order.
+    """The request, and what was tuned so far, in order.
 
-    ``costs`` holds every number of R: what may be tuned is those from ``middle`` to the largest. ``probe_s``: what
-    predicting took; it counts. Raises ValueError for numbers or costs that cannot be, BudgetTooSmall.
+    ``costs`` holds every number of R; those from ``middle`` to the largest may be tuned. ``probe_s`` is the time of the
+    prediction, which counts too. Raises ValueError for impossible numbers or costs, and BudgetTooSmall.
     """
 
     middle: int
@@ -71,12 +71,12 @@ class Plan:
         if min(self.costs) < 0:
             raise ValueError(f"reduction numbers start at 0: {sorted(self.costs)}")
         if self.largest == self.middle:
-            raise ValueError(f"no number lies above the middle one, {self.middle}")
+            raise ValueError(f"no number is above the middle one, {self.middle}")
         for number, cost in self.costs.items():
             if not (0 < cost.seconds < math.inf and cost.bytes > 0):
                 raise ValueError(f"the cost of number {number} must be above 0: {cost}")
         if not self.probe_s >= 0:
-            raise ValueError(f"{self.probe_s} seconds of probing")
+            raise ValueError(f"the time of the probe must not be negative: {self.probe_s} s")
         ends = [self.costs[number] for number in self.ends]
         least_s = self.probe_s + math.fsum(cost.seconds for cost in ends)
         least_bytes = sum(cost.bytes for cost in ends)
@@ -89,38 +89,45 @@ class Plan:
 
     @property
     def largest(self) -> int:
+        """The largest number of R."""
         return max(self.costs)
 
     @property
     def ends(self) -> tuple[int, int]:
+        """The ends of the interval that is split."""
         return self.middle, self.largest
 
     @property
     def models(self) -> tuple[Tuned, ...]:
-        """Those that came to a model, by number."""
+        """The tuned models (without those that were given up), by number."""
         return tuple(sorted((one for one in self.tuned if one.accuracy is not None), key=lambda one: one.number))
 
     @property
     def spent_s(self) -> float:
+        """The seconds spent so far, including the probe."""
         return self.probe_s + math.fsum(one.seconds for one in self.tuned)
 
     @property
     def stored_bytes(self) -> int:
+        """The bytes of all tuned models."""
         return sum(one.bytes for one in self.models)
 
     @property
     def allowance_s(self) -> float:
-        """Seconds that the next model may take; one that would take more has to be given up."""
+        """The seconds that the next model may take. A model that would take more must be given up."""
         return self.time_budget_s - self.spent_s
 
     @property
     def overrun(self) -> float:
-        """What models cost so far, as a multiple of what was predicted; 1 before the first, and never below 1: a lucky
-        start is not banked on."""
+        """The ratio of actual to predicted cost so far.
+
+        It is 1 before the first model, and never below 1, so that a lucky start does not make predictions optimistic.
+        """
         predicted_s = math.fsum(one.predicted_s for one in self.tuned)
         return max(1.0, math.fsum(one.seconds for one in self.tuned) / predicted_s) if predicted_s else 1.0
 
     def predicted_s(self, number: int) -> float:
+        """Returns the predicted seconds of tuning ``number``, scaled by ``overrun``."""
         return self.costs[number].seconds * self.overrun
 
     def to_json(self) -> str:
@@ -142,11 +149,11 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """Raises ValueError for text that is no plan of this format."""
+        """Reads what ``to_json`` wrote. Raises ValueError for other text or another format."""
         try:
             raw: dict[str, Any] = json.loads(text)
             if raw["format"] != FORMAT:
-                raise ValueError(f"a plan of format {raw['format']!r}, and this reads {FORMAT}")
+                raise ValueError(f"the plan has format {raw['format']!r}; this version reads format {FORMAT}")
             time_s, stored = raw["time_budget_s"], raw["storage_budget_bytes"]
             return Plan(
                 middle=int(raw["middle"]),
@@ -169,12 +176,15 @@ class Plan:
                 ),
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no plan: {error!r}") from error
+            raise ValueError(f"not a plan: {error!r}") from error
 
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next: tune ``number``, or stop (None); ``why`` is for people. ``interval``: what is split."""
+    """What to do next: tune ``number``, or stop (None).
+
+    ``why`` is the reason as text for people. ``interval`` is the part that is split.
+    """
 
     number: int | None
     why: str
@@ -182,7 +192,7 @@ class Step:
 
 
 def next_step(plan: Plan) -> Step:
-    """The number to tune now. A pure function of the plan, so a plan that was read back goes on as it would have."""
+    """Returns the next step. It depends only on the plan, so a plan that was saved and read back continues the same."""
     if any(one.accuracy is None for one in plan.tuned):
         return Step(None, "the time budget is spent")
     known = {one.number for one in plan.tuned}
@@ -204,12 +214,12 @@ def next_step(plan: Plan) -> Step:
 
 
 def record(plan: Plan, tuned: Tuned) -> Plan:
-    """The plan after a model was tuned, or given up. Raises ValueError for a number that was not due."""
+    """Returns the plan after a model was tuned or given up. Raises ValueError for a number that was not due."""
     due = next_step(plan).number
     if tuned.number != due:
         raise ValueError(f"number {tuned.number} was tuned, but {due} was due")
     if not (tuned.seconds >= 0 and (tuned.accuracy is None or 0 <= tuned.accuracy <= 1)):
-        raise ValueError(f"what tuning came to cannot be: {tuned}")
+        raise ValueError(f"impossible result of tuning: {tuned}")
     return replace(plan, tuned=(*plan.tuned, tuned))
 
 
@@ -223,7 +233,10 @@ def _between(plan: Plan, low: int, high: int) -> list[int]:
 
 
 def _within(plan: Plan, low: int, high: int) -> int | None:
-    """The number to split (low, high) at: nearest the midpoint, or above that the first that both budgets allow."""
+    """Returns the number that splits (low, high), or None.
+
+    It is the number nearest to the midpoint, or the first larger one that both budgets allow.
+    """
     candidates = _between(plan, low, high)
     if not candidates:
         return None

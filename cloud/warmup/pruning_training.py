@@ -1,11 +1,12 @@
-"""Trains the predictors of token pruning together with the model (DynamicViT; see elastic/pruning.py).
+"""Trains the predictors of token pruning together with the model (DynamicViT; see model/pruning.py).
 
-While it learns no token is taken away, since pictures of a batch would be left with different numbers: a token that was
-decided against is masked out of attention. Decisions are drawn by Gumbel-softmax, straight through: 0 or 1 forward, the
-soft sample's gradient backward. The losses are the paper's: cross entropy; the answers and the remaining tokens of the
-unpruned model as teacher; and the squared distance of each stage's kept share from what is asked for.
+During training no token is removed, because the pictures of a batch would then have different numbers of tokens. A
+pruned token is masked out of attention instead. Decisions are sampled by straight-through Gumbel-softmax: 0 or 1 in the
+forward pass, the gradient of the soft sample in the backward pass. The losses are the paper's: cross entropy; the
+distance to the answers and to the remaining tokens of the unpruned model as teacher; and the squared distance of each
+stage's share of kept tokens from the requested share.
 
-Axes: B batch, N free tokens, T all tokens, S stages, H heads, d width of a head.
+Axes: B batch, N unprotected tokens, T all tokens, S stages, H heads, d width of a head.
 """
 
 from collections.abc import Sequence
@@ -26,13 +27,15 @@ from isthmus.distill.training.loop import SeededDataset
 ANSWERS_WEIGHT: Final = 0.5
 TOKENS_WEIGHT: Final = 0.5
 RATIO_WEIGHT: Final = 2.0
-"""The paper's weights of the three losses beside cross entropy."""
+"""The paper's weights of the three losses that are added to cross entropy."""
 EPSILON: Final = 1e-6
 
 
 class PrunedPictures(SeededDataset[Sequence[Tensor]]):
-    """Pictures and labels with the Gumbel noise of every decision (S, N, 2), so that a run resumed after a kill decides
-    as the undisturbed one would have."""
+    """Pictures, labels and the Gumbel noise of every decision (S, N, 2).
+
+    The noise is part of the data, so a run that resumes after a kill decides like an uninterrupted run.
+    """
 
     def __init__(self, pictures: Pictures, pruning: Pruning, seed: int):
         super().__init__(len(pictures), seed)
@@ -46,8 +49,11 @@ class PrunedPictures(SeededDataset[Sequence[Tensor]]):
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    """``logits_BC``; the last layer's ``tokens_BND``, normalised; ``staying_SBN``: 1 where a token is there after each
-    stage."""
+    """The result of a masked forward pass.
+
+    ``tokens_BND`` are the normalised tokens of the last layer. ``staying_SBN`` is 1 for tokens that remain after a
+    stage, else 0.
+    """
 
     logits_BC: Tensor
     tokens_BND: Tensor
@@ -55,10 +61,10 @@ class Masked:
 
 
 def masked_forward(model: ElasticViT, images_BCHW: Tensor, noise_BSN2: Tensor) -> Masked:
-    """The model with its tokens masked as drawn. Raises ValueError for a model that does not prune."""
+    """Runs the model with tokens masked by sampled decisions. Raises ValueError for a model that does not prune."""
     pruning, vit = model.reducer, model.vit
     if not isinstance(pruning, Pruning):
-        raise ValueError("this model merges; only a pruning one is trained so")
+        raise ValueError("this model merges tokens; this training is for pruning models")
     tokens_BTD = vit.norm_pre(vit._pos_embed(vit.patch_embed(images_BCHW)))
     free = tokens_BTD.shape[1] - model.protected
     staying_BN = tokens_BTD.new_ones((len(tokens_BTD), free))
@@ -80,8 +86,10 @@ def masked_forward(model: ElasticViT, images_BCHW: Tensor, noise_BSN2: Tensor) -
 
 
 def masked_attention(attention: torch.nn.Module, normed_BTD: Tensor, staying_BN: Tensor, protected: int) -> Tensor:
-    """Attention in which a token that has gone is seen by none but itself, differentiable in who stays:
-    weight_ij = exp(l_ij) g_ij / sum_k exp(l_ik) g_ik; g_ij is 1 where i = j or token j stays, else 0."""
+    """Computes attention in which only a pruned token itself attends to it. It is differentiable in ``staying_BN``.
+
+    weight_ij = exp(l_ij) g_ij / sum_k exp(l_ik) g_ik, where g_ij is 1 if i = j or token j stays, else 0.
+    """
     batch, tokens, _ = normed_BTD.shape
     queries, keys, values = project(attention, normed_BTD, tokens)
     logits_BHTT = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
@@ -95,7 +103,7 @@ def masked_attention(attention: torch.nn.Module, normed_BTD: Tensor, staying_BN:
 
 
 class PruningLoss:
-    """The loss of a batch (pictures, labels, noise) for pruning ``number`` per cent at each stage."""
+    """Computes the loss of a batch (pictures, labels, noise) for pruning ``number`` per cent at each stage."""
 
     def __init__(self, model: ElasticViT, teacher: ElasticViT, number: int, config: TrainConfig) -> None:
         self._model, self._teacher, self._smoothing = model, teacher, config.label_smoothing
@@ -107,15 +115,15 @@ class PruningLoss:
         masked = masked_forward(self._model, images_BCHW, noise_BSN2)
         vit = self._teacher.vit
         with torch.no_grad():
-            told_BTD = vit.forward_features(images_BCHW)
-            told_BC = vit.forward_head(told_BTD)
+            teacher_BTD = vit.forward_features(images_BCHW)
+            teacher_BC = vit.forward_head(teacher_BTD)
         loss = functional.cross_entropy(masked.logits_BC, labels_B, label_smoothing=self._smoothing)
         answers = functional.kl_div(
-            masked.logits_BC.log_softmax(dim=-1), told_BC.log_softmax(dim=-1), reduction="batchmean", log_target=True
+            masked.logits_BC.log_softmax(dim=-1), teacher_BC.log_softmax(dim=-1), reduction="batchmean", log_target=True
         )
-        there_BN = masked.staying_SBN[-1].detach()
-        apart_BN = (masked.tokens_BND - told_BTD[:, self._teacher.protected :]).square().mean(dim=-1)
-        tokens = (apart_BN * there_BN).sum() / there_BN.sum().clamp_min(1)
+        staying_BN = masked.staying_SBN[-1].detach()
+        apart_BN = (masked.tokens_BND - teacher_BTD[:, self._teacher.protected :]).square().mean(dim=-1)
+        tokens = (apart_BN * staying_BN).sum() / staying_BN.sum().clamp_min(1)
         shares_SB = masked.staying_SBN.mean(dim=-1)
         wanted_S1 = shares_SB.new_tensor(self._wanted_S)[:, None]
         ratio = (shares_SB - wanted_S1).square().mean()

@@ -1,12 +1,12 @@
-"""PURE: ensembles in weight space: the average of several models' weights ("soup") for one number (Alg. 5).
+"""PURE: ensembles in weight space: the average of several models' weights ("soup") for one number (Prodigy, Alg. 5).
 
-Prodigy's ensembler (chapter 4 of the thesis, spec 3 section 4): profile every tuned model at a number, normalise these
-accuracies over the models, and average the models' weights by them. Accuracies are close, so that is nearly the plain
-mean, and one bad model spoils it. Two sharper ways stand beside it: a softmax of accuracy over a temperature, which the
-profiling set chooses, and the greedy soup of Wortsman et al. (ICML 2022). Whatever is tried, no soup is kept that
-profiles worse than its best member alone.
+Prodigy's ensembler (chapter 4 of J. Chen's thesis, PolyU, 2025) profiles every tuned model at a number, normalises
+these accuracies over the models, and averages the weights by them. The accuracies are close, so the result is nearly
+the plain mean, and one bad model spoils it. Two sharper methods are added: a softmax of accuracy over a temperature,
+which the profiling set chooses, and the greedy soup of Wortsman et al. (ICML 2022). A soup that profiles worse than its
+best member alone is never kept.
 
-Nothing here normalises over a batch, so no statistics are to be computed anew for a soup.
+The models have no batch normalisation, so no statistics must be recomputed for a soup.
 """
 
 import math
@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 Shares = Mapping[str, float]
-"""How much of each model is in a soup; they sum to 1. Models of no share are left out."""
+"""The weight of each model in a soup. They sum to 1. Models with weight 0 are left out."""
 
 TEMPERATURES: Final = (0.02, 0.005)
-"""Of accuracy: a model that is one temperature worse counts a third."""
+"""Temperatures in units of accuracy: a model that is one temperature less accurate has about a third of the weight."""
 SMALLEST_SHARE: Final = 1e-3
-"""A smaller one is dropped: it would cost a read of all weights and change none of them to speak of."""
+"""Smaller shares are dropped: they would cost a read of all weights for a negligible effect."""
 CHUNK: Final = 1 << 18
-"""Weights averaged at a time: 1 MiB of float32, which stays in the cache while every model's are added."""
+"""Number of weights averaged at a time: 1 MiB of float32, which stays in the cache while all models are added."""
 
 
 @dataclass(frozen=True)
 class Soup:
-    """The best that was found for ``number``. ``method``: normalised, softmax:T, greedy, or best (a single model)."""
+    """The best soup for ``number``. ``method`` is normalised, softmax:T, greedy, or best (a single model)."""
 
     number: int
     shares: Shares
@@ -41,12 +41,12 @@ class Soup:
 
     @property
     def gain(self) -> float:
-        """Accuracy over the best single model, on the profiling set; never below 0."""
+        """Its accuracy above the best single model, on the profiling set; never below 0."""
         return self.accuracy - self.best_accuracy
 
 
 def normalised(accuracies: Mapping[str, float]) -> Shares:
-    """Accuracy over the sum of accuracies: the paper's. Raises ValueError without any accuracy above 0."""
+    """Returns each accuracy over the sum of accuracies, as in the paper. Raises ValueError if none is above 0."""
     total = math.fsum(accuracies.values())
     if not total > 0 or min(accuracies.values()) < 0:
         raise ValueError(f"accuracies {dict(accuracies)} cannot be weights")
@@ -54,9 +54,9 @@ def normalised(accuracies: Mapping[str, float]) -> Shares:
 
 
 def sharpened(accuracies: Mapping[str, float], temperature: float) -> Shares:
-    """softmax(accuracy / temperature). Raises ValueError for a temperature that is not above 0."""
+    """Returns softmax(accuracy / temperature). Raises ValueError for a temperature that is not above 0."""
     if not temperature > 0:
-        raise ValueError(f"a temperature of {temperature}")
+        raise ValueError(f"the temperature must be above 0, not {temperature}")
     best = max(accuracies.values())
     powers = {name: math.exp((share - best) / temperature) for name, share in accuracies.items()}
     total = math.fsum(powers.values())
@@ -64,7 +64,10 @@ def sharpened(accuracies: Mapping[str, float], temperature: float) -> Shares:
 
 
 def greedy(accuracies: Mapping[str, float], evaluate: Callable[[Shares], float]) -> tuple[Shares, float]:
-    """The greedy soup: best model first, each next one stays in the even average unless it makes it worse."""
+    """Returns the greedy soup and its accuracy.
+
+    Models are added to the plain average from the best on; each one stays unless it makes the soup worse.
+    """
     ranked = sorted(accuracies, key=lambda name: (-accuracies[name], name))
     members, best = ranked[:1], accuracies[ranked[0]]
     for name in ranked[1:]:
@@ -81,13 +84,13 @@ def ensemble(
     *,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> Soup:
-    """The best soup at ``number``, or its best member alone where none beats it.
+    """Returns the best soup at ``number``, or the best model alone if no soup beats it.
 
-    ``accuracies``: each model's at ``number`` on the profiling set. ``evaluate``: the accuracy there of the average
-    with these shares; it is asked once for each. Raises ValueError without models.
+    ``accuracies`` are those of the models at ``number`` on the profiling set. ``evaluate`` returns the accuracy there
+    of the average with given shares; it is called once for each. Raises ValueError without models.
     """
     if not accuracies:
-        raise ValueError("a soup of no models")
+        raise ValueError("a soup needs at least one model")
     best_member = min(accuracies, key=lambda name: (-accuracies[name], name))
     best = Soup(number, {best_member: 1.0}, accuracies[best_member], "best", best_member, accuracies[best_member])
     if len(accuracies) == 1:
@@ -118,16 +121,16 @@ def ensemble(
 def average(
     states: Mapping[str, Mapping[str, Tensor]], shares: Shares, *, into: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Each tensor as the sum of share x tensor over the models; a tensor that all share stays that very one.
+    """Returns each tensor as the sum of share x tensor over the models. A tensor shared by all is not copied.
 
-    ``into``: an earlier average of models of these shapes, whose memory is written over, that of ``states`` never;
-    fresh memory costs more than the sum does. Every weight is read once and every average written once: the sum is made
-    in parts that stay in the cache. Raises ValueError for models whose tensors differ in name, shape or type, and for
-    shares that do not sum to 1.
+    ``into`` is an earlier average of the same shapes. Its memory is reused, since allocating memory costs more than the
+    sum; memory of ``states`` is never overwritten. Every weight is read once and every average written once, in parts
+    that stay in the cache. Raises ValueError for models whose tensors differ in name, shape or type, and for shares
+    that do not sum to 1.
     """
     names = list(shares)
     if not names or abs(math.fsum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares that sum to {math.fsum(shares.values()):g}")
+        raise ValueError(f"shares must sum to 1, not {math.fsum(shares.values()):g}")
     first = states[names[0]]
     if len(names) == 1:
         return dict(first)

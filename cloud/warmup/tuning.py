@@ -1,7 +1,7 @@
-"""Fine-tunes a model with its tokens reduced by a fixed number, and predicts from a short probe what that will take.
+"""Fine-tunes a model with its tokens reduced by a fixed number, and predicts the time of that from a short probe.
 
-What is tuned is all but the embedding, which lies before the first reduction: so it stays the same tensors in every
-model, and is kept once. A run that is stopped goes on at its last checkpoint when it is called again.
+Everything is tuned except the embedding, which precedes the first reduction. So the embedding has the same tensors in
+every model and is stored once. A run that was stopped resumes from its last checkpoint when it is called again.
 """
 
 import copy
@@ -44,7 +44,7 @@ TUNE: Final = TrainConfig(
     schedule="cosine",
     label_smoothing=0.1,
 )
-"""The paper's 30 epochs; it does not say with which optimiser and rate."""
+"""30 epochs are the paper's. It does not name the optimiser and learning rate."""
 FROZEN: Final = ("patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token", "norm_pre.")
 PROBE_STEPS: Final = 3
 ANSWERS_BATCH: Final = 100
@@ -53,19 +53,23 @@ Losses = Callable[[Sequence[Tensor]], Tensor]
 Target = Literal["both", "vanilla", "labels"]
 TARGETS: Final = get_args(Target)
 LABELS_WEIGHT: Final = 0.5
-"""Of cross entropy beside the vanilla model's answers."""
+"""Weight of the cross entropy, relative to the loss against the vanilla model's answers."""
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """``frozen``: beginnings of parameters' names (timm's) that stay as they are.
+    """How to tune. Parameters whose timm names start with one of ``frozen`` do not change.
 
-    ``target``: what a merging model learns. "labels" is the paper's; "vanilla" the answers that the vanilla model gives
-    to the same pictures with all of its tokens (Kullback-Leibler divergence), which say of every class what reduction
-    made the model forget; "both" adds half of the one to the other, and wins back most where there are not many more
-    pictures than the vanilla model learned from (docs/log.md). The vanilla model answers each picture once, before
-    anything is timed; where pictures are augmented, in every step. A pruning model always learns from both, with the
-    weights of its paper (pruning_training.py).
+    ``target`` is what a merging model learns from:
+
+    - "labels": the labels, as in the paper.
+    - "vanilla": the answers of the vanilla model, with all its tokens, to the same pictures (Kullback-Leibler
+      divergence). They show for every class what the model lost by the reduction.
+    - "both": "vanilla" plus half of "labels". It recovers the most accuracy if there are not many more pictures than
+      the vanilla model was trained on (docs/log.md).
+
+    The vanilla model answers each picture once, before timing starts, or in every step if pictures are augmented. A
+    pruning model always learns from both, with the weights of its paper (pruning_training.py).
     """
 
     train: TrainConfig = TUNE
@@ -80,8 +84,10 @@ DEFAULT: Final = TuneConfig()
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is warmed: the vanilla model with a head for the task's classes, and pictures to learn from and to profile
-    on. ``model`` is never changed. Raises ValueError where they do not belong together."""
+    """The subject of a warm-up: a vanilla model with a head for the task's classes, and pictures to learn and profile.
+
+    ``model`` is never changed. Raises ValueError if the parts do not belong together.
+    """
 
     task: str
     classes: tuple[str, ...]
@@ -93,13 +99,15 @@ class Subject:
 
     def __post_init__(self) -> None:
         if self.model.classes != len(self.classes):
-            raise ValueError(f"a head for {self.model.classes} classes; task {self.task!r} has {len(self.classes)}")
+            raise ValueError(
+                f"the model's head has {self.model.classes} classes; task {self.task!r} has {len(self.classes)}"
+            )
         check_pictures("the pictures to learn from", self.learning, self.classes, self.model)
         check_pictures("the profiling set", self.profiling, self.classes, self.model)
 
     @cached_property
     def answers_NC(self) -> Tensor:
-        """The vanilla model's logits on the pictures to learn from, with all tokens; computed once."""
+        """The vanilla model's logits (N, C) on the pictures to learn from, with all tokens; computed once."""
         runner = ElasticRunner(self.model, self.pixels, device=str(self.device), graphs=False)
         task, pictures_NHWC = runner.own_task(), self.learning.pictures_NHWC
         answers: list[FloatArray] = []
@@ -109,13 +117,13 @@ class Subject:
         return torch.from_numpy(np.stack(answers))
 
     def key(self, config: TuneConfig) -> str:
-        """16 hex digits over all that a tuned model hangs on, its number aside."""
+        """Returns 16 hex digits that depend on everything that determines a tuned model, except its number."""
         parts = [state_hash([self.model]), repr(config), repr(self.pixels), self.learning.digest(), str(self.classes)]
         return digest(parts)[:16]
 
 
 class Taught(SeededDataset[Sequence[Tensor]]):
-    """Pictures and labels with the vanilla model's answer to each, (C,)."""
+    """Pictures, labels and the vanilla model's logits (C,) for each picture."""
 
     def __init__(self, pictures: Pictures, answers_NC: Tensor, seed: int):
         super().__init__(len(pictures), seed)
@@ -126,15 +134,15 @@ class Taught(SeededDataset[Sequence[Tensor]]):
 
 
 class GivenUp(Exception):
-    """Tuning would have passed its allowance of seconds. ``seconds``: what it took until then."""
+    """Tuning was stopped because it would exceed its allowance. ``seconds`` is the time that it took."""
 
     def __init__(self, number: int, seconds: float) -> None:
-        super().__init__(f"tuning for {number} was given up after {seconds:.1f} s: the time budget is spent")
+        super().__init__(f"tuning for {number} was stopped after {seconds:.1f} s: the time budget is spent")
         self.seconds = seconds
 
 
 def start(subject: Subject, config: TuneConfig) -> ElasticViT:
-    """A copy of the vanilla model to be tuned, with predictors where it prunes, all but what is frozen trainable."""
+    """Returns a trainable copy of the vanilla model, with predictors if it prunes. Frozen parameters stay frozen."""
     vit = copy.deepcopy(subject.model.vit)
     pruning: Pruning | None = None
     if config.reducer == "pruning":
@@ -150,7 +158,7 @@ def start(subject: Subject, config: TuneConfig) -> ElasticViT:
 
 
 def with_head(model: ElasticViT, classes: int, seed: int) -> ElasticViT:
-    """A copy with a new head for so many classes."""
+    """Returns a copy of the model with a new, random head for ``classes`` classes."""
     vit = copy.deepcopy(model.vit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -171,11 +179,12 @@ def tune(
     on_epoch: OnEpoch = ignore_epochs,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[ElasticViT, float]:
-    """The model tuned at ``number``, and the seconds it took, those before an interruption included. Number 0 learns
-    nothing from the vanilla model's answers, which it gives already: with that target it is that model, in no time.
+    """Tunes a model at ``number``. Returns it with the seconds it took, including those before an interruption.
 
-    Raises GivenUp as soon as the next epoch would pass ``allowance_s``; ValueError for a number that the tokens do not
-    allow; TrainingDiverged; CheckpointError if ``folder`` is of another run; DiskFull.
+    At number 0 with target "vanilla" there is nothing to learn, so the result is the vanilla model after 0 seconds.
+
+    Raises GivenUp as soon as the next epoch would exceed ``allowance_s``, ValueError for a number beyond the model's
+    tokens, TrainingDiverged, CheckpointError if ``folder`` belongs to another run, and DiskFull.
     """
     model = start(subject, config)
     check_numbers([number], model)
@@ -215,7 +224,7 @@ def tune(
 def learning_of(
     subject: Subject, model: ElasticViT, number: int, config: TuneConfig
 ) -> tuple[SeededDataset[Sequence[Tensor]], Losses]:
-    """The pictures and the loss with which ``model`` is tuned."""
+    """Returns the data set and the loss for tuning ``model``."""
     train = config.train
     pictures = Pictures(subject.learning, subject.pixels, augment=train.augment, seed=config.seed)
     teacher = subject.model.to(subject.device).eval().requires_grad_(False)
@@ -227,12 +236,12 @@ def learning_of(
 
     def from_vanilla(logits_BC: Tensor, batch: Sequence[Tensor]) -> Tensor:
         if len(batch) > 2:
-            told_BC = batch[2]
+            vanilla_BC = batch[2]
         else:
             with torch.no_grad():
-                told_BC = teacher(batch[0])
-        log_BC, told_BC = logits_BC.log_softmax(dim=-1), told_BC.log_softmax(dim=-1)
-        return functional.kl_div(log_BC, told_BC, reduction="batchmean", log_target=True)
+                vanilla_BC = teacher(batch[0])
+        log_BC, vanilla_BC = logits_BC.log_softmax(dim=-1), vanilla_BC.log_softmax(dim=-1)
+        return functional.kl_div(log_BC, vanilla_BC, reduction="batchmean", log_target=True)
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
         logits_BC = model(batch[0], -number)
@@ -251,7 +260,7 @@ def learning_of(
 
 @dataclass(frozen=True)
 class Probe:
-    """``step_s[number]``: measured seconds of a step. ``seconds``: what probing took."""
+    """The result of probing. ``step_s[number]`` is the measured time of a step, ``seconds`` the time of the probe."""
 
     step_s: Mapping[int, float]
     seconds: float
@@ -265,9 +274,9 @@ def probe(
     steps: int = PROBE_STEPS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Probe:
-    """The seconds of a step at the least and the largest of ``numbers``: the quickest of a few steps after a first.
+    """Measures a step at the smallest and the largest of ``numbers``: the fastest of ``steps`` steps after a first one.
 
-    Raises ValueError for numbers that the tokens do not allow.
+    Raises ValueError for numbers beyond the model's tokens.
     """
     steps_of = {number: one_step(subject, number, config) for number in sorted({min(numbers), max(numbers)})}
     began_s = clock()
@@ -284,7 +293,7 @@ def probe(
 
 
 def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], None]:
-    """A step of tuning as ``tune`` does it: pictures read and shifted, forward, backward, update."""
+    """Returns a function that does one step like ``tune``: read and shift pictures, forward, backward, update."""
     model = start(subject, config)
     check_numbers([number], model)
     dataset, loss = learning_of(subject, model, number, config)
@@ -299,7 +308,7 @@ def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], 
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
-        value.item()  # ends with the device
+        value.item()  # waits for the device
 
     return step
 
@@ -307,8 +316,11 @@ def one_step(subject: Subject, number: int, config: TuneConfig) -> Callable[[], 
 def predicted_seconds(
     subject: Subject, measured: Probe, numbers: Sequence[int], config: TuneConfig
 ) -> dict[int, float]:
-    """What tuning at each of ``numbers`` will take: between the probed numbers a step's seconds lie on the line through
-    their operation counts, and there are as many steps as pictures and epochs make."""
+    """Predicts the seconds of tuning at each of ``numbers``.
+
+    The time of a step is linear in the operations of the model, through the two probed numbers. The number of steps
+    follows from the pictures and epochs.
+    """
     model = start(subject, config)
     steps = config.train.epochs * math.ceil(len(subject.learning) / config.train.batch_size)
     low, high = min(measured.step_s), max(measured.step_s)
@@ -322,7 +334,7 @@ def predicted_seconds(
 
 
 def tensors_of_model(model: ElasticViT) -> dict[str, Tensor]:
-    """As a store keeps them: timm's names, and ``reducer.*``."""
+    """Returns the model's tensors as a store keeps them: with timm's names, and ``reducer.*``."""
     reducer = model.reducer.state_dict() if isinstance(model.reducer, nn.Module) else {}
     return {**model.vit.state_dict(), **{f"reducer.{name}": tensor for name, tensor in reducer.items()}}
 

@@ -1,4 +1,4 @@
-"""The vanilla model of a task: what is warmed, and what serves where nothing warmed is better. And its files."""
+"""Makes and saves the vanilla model of a task. It starts the warm-up, and serves if no warmed model is better."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -33,17 +33,17 @@ def vanilla_subject(
     device: torch.device,
     on_epoch: OnEpoch = ignore_epochs,
 ) -> Subject:
-    """What is warmed for a task. With ``epochs`` 0 the model as it is, which must have a head for the task's classes;
-    else one with a new head, tuned for so many with all of its tokens and all of its weights.
+    """Returns the subject of a task's warm-up.
 
-    Interrupted, the same call goes on in ``folder``. Raises ValueError for a head of other classes, TrainingDiverged,
-    CheckpointError.
+    With ``epochs`` 0 it is the model itself, which must have a head for the task's classes. Otherwise the model gets a
+    new head, and all its weights are tuned with all tokens for this many epochs. After an interruption, the same call
+    resumes from ``folder``. Raises ValueError for a head with other classes, TrainingDiverged, and CheckpointError.
     """
     if epochs == 0:
         if model.classes != len(recipe.classes):
             raise ValueError(
-                f"the model's head is for {model.classes} classes and task {recipe.name!r} has {len(recipe.classes)}: "
-                "give --vanilla-epochs, to learn the task first with all tokens"
+                f"the model's head has {model.classes} classes and task {recipe.name!r} has {len(recipe.classes)}: "
+                "give --vanilla-epochs to learn the task first with all tokens"
             )
         return Subject(recipe.name, recipe.classes, model, pixels, learning, profiling, device)
     headed = with_head(model, len(recipe.classes), config.seed)
@@ -68,9 +68,9 @@ def vanilla_subject(
 
 
 def save_task(subject: Subject, recipe: TaskRecipe, accuracy: Mapping[int, float], folder: Path) -> Path:
-    """The task with the vanilla model's head as files that register it with a server; returns the weights' path.
+    """Saves the task, with the vanilla model's head, as files for 'isthmus elastic register'. Returns their path.
 
-    ``accuracy``: the vanilla model's, by number of merges.
+    ``accuracy`` is that of the vanilla model by reduction number.
     """
     head: Any = subject.model.vit.head
     weights = TaskWeights(
@@ -81,7 +81,7 @@ def save_task(subject: Subject, recipe: TaskRecipe, accuracy: Mapping[int, float
 
 
 def _is_of(path: Path, key: str) -> bool:
-    """Whether the file is there, and of this run."""
+    """Returns True if the file exists and belongs to this run."""
     if not path.exists():
         return False
     with safetensors.safe_open(path, framework="pt") as file:

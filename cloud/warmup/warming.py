@@ -1,7 +1,7 @@
-"""From a vanilla model to a store of warmed ones: plan, tune, profile, average. Stopped anywhere, it goes on there.
+"""Makes a store of warmed models from a vanilla model: plan, tune, profile, average. It resumes wherever it stopped.
 
-A folder holds plan.json (what was asked for, what was tuned and what it took), tuning/ (the checkpoint of the model
-that is being tuned), soups.json (what was tried) and models/ (the store that serving reads).
+A folder holds plan.json (what was requested, what was tuned and how long it took), tuning/ (the checkpoint of the model
+in training), soups.json (what was tried) and models/ (the store that serving reads).
 """
 
 import dataclasses
@@ -40,23 +40,23 @@ from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.training.loop import EpochReport, pick_device
 
 MIDDLE: Final = 20
-"""The paper's r_mid: up to here one tuned model serves every number."""
+"""The paper's r_mid. One tuned model serves every number up to it."""
 
 OnEpoch = Callable[[str, EpochReport], None]
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def silent(_: str) -> None:
-    """A ``told`` for callers who do not listen."""
+    """Does nothing: a ``report`` for callers without an output."""
 
 
 def unseen(_what: str, _report: EpochReport) -> None:
-    """An ``on_epoch`` for callers who do not watch."""
+    """Does nothing: an ``on_epoch`` for callers without a progress display."""
 
 
 @dataclass(frozen=True, eq=False)
 class Warming:
-    """One folder's work. ``numbers`` ascend: what is profiled, and (from the plan's middle on) what may be tuned."""
+    """The warm-up in one folder. ``numbers`` ascend: all are profiled; those from the plan's middle may be tuned."""
 
     folder: Path
     subject: Subject
@@ -65,13 +65,13 @@ class Warming:
 
     @property
     def store(self) -> WarmStore:
-        """Raises StoreError where the folder is of another task or reducer."""
+        """The store of the folder. Raises StoreError if it belongs to another task or reducer."""
         return WarmStore.create(
             self.folder / "models", Common(self.subject.task, self.subject.classes, self.config.reducer)
         )
 
     def plan(self) -> Plan | None:
-        """What stands in the folder; None where nothing does. Raises ValueError where it is of another run."""
+        """Reads the plan in the folder; None if there is none. Raises ValueError if it belongs to another run."""
         path = self.folder / "plan.json"
         if not path.exists():
             return None
@@ -79,10 +79,10 @@ class Warming:
             raw = json.loads(path.read_text(encoding="utf-8"))
             key, plan = raw["key"], Plan.from_json(json.dumps(raw["plan"]))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}; remove it to begin anew") from error
+            raise ValueError(f"{path} is damaged: {error!r}; remove it to start again") from error
         if key != self._key():
             raise ValueError(
-                f"{path} is of another run: model, data, seed or training differ. Remove it, or name another folder"
+                f"{path} belongs to another run: model, data, seed or training differ. Remove it or name another folder"
             )
         return plan
 
@@ -94,13 +94,13 @@ class Warming:
         storage_budget_bytes: float = UNBOUNDED,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Plan:
-        """Probes and plans, or reads the plan that is there and gives it these budgets: they may be raised later.
+        """Probes and makes a plan, or reads the existing plan and replaces its budgets, so they can be raised later.
 
-        Raises BudgetTooSmall; ValueError for numbers that the tokens do not allow.
+        Raises BudgetTooSmall, and ValueError for numbers beyond the model's tokens.
         """
         before = self.plan()
         if before is not None:
-            # What was given up goes on where it stood, its seconds counted, once there is more time.
+            # With a larger time budget, a model that was given up resumes. Its seconds so far count.
             more = time_budget_s > before.time_budget_s
             tuned = tuple(one for one in before.tuned if not more or one.accuracy is not None)
             plan = dataclasses.replace(
@@ -122,15 +122,15 @@ class Warming:
         self._keep(plan)
         return plan
 
-    def run(self, plan: Plan, *, on_epoch: OnEpoch = unseen, told: Told = silent) -> Plan:
-        """Tunes what the plan asks for, until it asks for nothing more; each model is in the store when it is done.
+    def run(self, plan: Plan, *, on_epoch: OnEpoch = unseen, report: Report = silent) -> Plan:
+        """Tunes models until the plan has no next step. Each finished model is in the store.
 
-        Raises what ``tuning.tune`` raises; the plan is kept after every model.
+        Raises what ``tuning.tune`` raises. The plan is saved after every model.
         """
         self.keep_vanilla()
         while (step := next_step(plan)).number is not None:
             number, predicted_s = step.number, plan.predicted_s(step.number)
-            told(f"tuning for {number}: {step.why}; predicted {predicted_s:.0f} s")
+            report(f"tuning for {number}: {step.why}; predicted {predicted_s:.0f} s")
             try:
                 model, seconds = tune(
                     self.subject,
@@ -141,28 +141,31 @@ class Warming:
                     on_epoch=named(f"number {number}", on_epoch),
                 )
             except GivenUp as error:
-                told(str(error))
+                report(str(error))
                 tuned = Tuned(number, None, error.seconds, 0, predicted_s)
             else:
                 share = self._profiled(model, [number])[number]
                 self.save(model, number, seconds, {number: share})
                 tuned = Tuned(number, share, seconds, plan.costs[number].bytes, predicted_s)
-                told(f"{number}: {share:.1%} right, {seconds:.0f} s ({seconds / predicted_s - 1:+.0%} of predicted)")
+                report(
+                    f"{number}: accuracy {share:.1%}, {seconds:.0f} s ({seconds / predicted_s - 1:+.0%} of predicted)"
+                )
             plan = record(plan, tuned)
             self._keep(plan)
             if tuned.accuracy is not None:
                 for left in (self.folder / "tuning").glob(f"{number}.*"):
                     left.unlink()
-        told(next_step(plan).why)
+        report(next_step(plan).why)
         return plan
 
     def keep_vanilla(self) -> None:
-        """The model that is warmed, in the store beside the warmed ones."""
+        """Saves the vanilla model in the store, if it is not there."""
         if VANILLA not in self.store.names():
             model = start(self.subject, self.config).eval()
             self.store.save(VANILLA, tensors_of_model(model), kind="vanilla", number=0, heads=model.heads)
 
     def save(self, model: ElasticViT, number: int, seconds: float, accuracy: Mapping[int, float]) -> Card:
+        """Saves a tuned model in the store, with its accuracy on the profiling set by number."""
         return self.store.save(
             f"tuned-{number}",
             tensors_of_model(model),
@@ -174,8 +177,8 @@ class Warming:
             seconds=seconds,
         )
 
-    def profile(self, told: Told = silent) -> Table:
-        """The accuracy of every model of the store at every number, kept on its card as soon as it is known."""
+    def profile(self, report: Report = silent) -> Table:
+        """Measures every model of the store at every number, and saves each result on the model's card at once."""
         for name in self.store.names():
             card = self.store.card(name)
             if not set(self.numbers) <= set(card.accuracy):
@@ -184,29 +187,31 @@ class Warming:
                     card, accuracy={**card.accuracy, **known}, pictures=len(self.subject.profiling)
                 )
                 self.store.write_card(profiled)
-                told(f"{name}: " + ", ".join(f"{number} {share:.1%}" for number, share in known.items()))
+                report(f"{name}: " + ", ".join(f"{number} {share:.1%}" for number, share in known.items()))
         return self.table()
 
     def table(self) -> Table:
+        """Returns the accuracies on the cards of all models."""
         return {name: self.store.card(name).accuracy for name in self.store.names()}
 
     def model(self, name: str) -> ElasticViT:
+        """Loads a model of the store."""
         return model_of(self.store.card(name), self.store.load(name), self.subject.model.schedules)
 
-    def ensemble(self, storage_budget_bytes: float = UNBOUNDED, told: Told = silent) -> list[soup.Soup]:
-        """Finds the best soup of the tuned models for each number, and keeps those that are worth their bytes.
+    def ensemble(self, storage_budget_bytes: float = UNBOUNDED, report: Report = silent) -> list[soup.Soup]:
+        """Finds the best soup of the tuned models for each number, and keeps the soups that are worth their bytes.
 
-        A soup's gain is over the best single model, the vanilla one included; one that serves several numbers is kept
-        once and counts for all. Returns what was found for each number, kept or not.
+        The gain of a soup is its accuracy above the best single model, including the vanilla one. A soup that serves
+        several numbers is stored once, and its gains add up. Returns the best soup of each number, kept or not.
         """
-        table = self.profile(told)
+        table = self.profile(report)
         members = {name: shares for name, shares in table.items() if self.store.card(name).kind == "tuned"}
         if not members:
-            raise ValueError(f"{self.folder} holds no tuned models: 'isthmus elastic warmup run' makes them")
+            raise ValueError(f"{self.folder} holds no tuned models: make some with 'isthmus elastic warmup run'")
         states = {name: self.store.load(name) for name in members}
         _shared(states)
         written: dict[str, torch.Tensor] = {}
-        found = [self._soup(number, members, states, written, told) for number in self.numbers]
+        found = [self._soup(number, members, states, written, report) for number in self.numbers]
         gains: dict[str, float] = {}
         named: dict[str, soup.Soup] = {}
         for one in found:
@@ -231,9 +236,9 @@ class Warming:
             tensors = soup.average(states, one.shares)
             name = f"soup-{one.number}"
             self.store.save(name, tensors, kind="soup", number=one.number, heads=heads, shares=one.shares)
-            told(f"kept {name} ({one.method}): {gains[key]:+.2%} over the numbers it is the best for")
+            report(f"kept {name} ({one.method}): {gains[key]:+.2%} in all, over the numbers that it is best for")
         self.store.collect()
-        self.profile(told)
+        self.profile(report)
         return found
 
     def _soup(
@@ -242,9 +247,9 @@ class Warming:
         members: Table,
         states: Mapping[str, dict[str, torch.Tensor]],
         written: dict[str, torch.Tensor],
-        told: Told,
+        report: Report,
     ) -> soup.Soup:
-        """``written``: memory of the averages that are tried, used again and again."""
+        """Finds the best soup for ``number``. ``written`` is memory for averages, reused for every trial."""
         path = self.folder / "soups.json"
         key = json.dumps([sorted((name, members[name][number]) for name in members), number])
         tried: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -261,7 +266,10 @@ class Warming:
             return known[which]
 
         best = soup.ensemble(number, {name: shares[number] for name, shares in members.items()}, evaluate)
-        told(f"soup for {number}: {best.method}, {best.accuracy:.1%} against {best.best_accuracy:.1%} alone")
+        report(
+            f"soup for {number}: {best.method}, accuracy {best.accuracy:.1%}, best single model "
+            f"{best.best_accuracy:.1%}"
+        )
         return best
 
     def _profiled(
@@ -301,17 +309,16 @@ def find_ratio(
     soups: bool = True,
     device: str = "auto",
     on_epoch: OnEpoch = unseen,
-    told: Told = silent,
+    report: Report = silent,
 ) -> tuple[WarmStore, Table]:
-    """Data set and model in, warmed models out: the chapter's Find_Ratio, from planning to averaging.
+    """Makes warmed models from a model and a data set: Find_Ratio of Prodigy, from planning to averaging.
 
-    ``model``: the vanilla one, with a head for ``classes``; ``numbers``: of reduction (default: 0 and nine more up to
-    the most that the tokens allow). Called again with the same arguments it goes on where it was stopped. Returns the
-    store, which ``isthmus cloud serve --elastic-warm`` serves, and the accuracy of each model at each number on
-    ``profiling``.
+    ``model`` is the vanilla model, with a head for ``classes``. ``numbers`` are the reduction numbers; the default is 0
+    and nine more up to the largest possible. Called again with the same arguments, it resumes. Returns the store, which
+    ``isthmus cloud serve --elastic-warm`` serves, and the accuracy of each model at each number on ``profiling``.
 
-    Raises BudgetTooSmall; ValueError for numbers that the tokens do not allow, and for pictures that lack a class;
-    TrainingDiverged; CheckpointError if the folder is of another run; DiskFull.
+    Raises BudgetTooSmall, ValueError for numbers beyond the model's tokens and for pictures that lack a class,
+    TrainingDiverged, CheckpointError if the folder belongs to another run, and DiskFull.
     """
     subject = Subject(task, tuple(classes), model, pixels, learning, profiling, pick_device(device))
     if numbers is None:
@@ -319,29 +326,31 @@ def find_ratio(
         numbers = sorted({round(number) for number in np.linspace(0, most, 10)})
     warming = Warming(folder, subject, check_numbers(numbers, start(subject, config)), config)
     plan = warming.begin(middle=middle, time_budget_s=time_budget_s, storage_budget_bytes=storage_budget_bytes)
-    plan = warming.run(plan, on_epoch=on_epoch, told=told)
-    table = warming.profile(told)
+    plan = warming.run(plan, on_epoch=on_epoch, report=report)
+    table = warming.profile(report)
     if soups and plan.models:
-        warming.ensemble(storage_budget_bytes - plan.stored_bytes, told)
+        warming.ensemble(storage_budget_bytes - plan.stored_bytes, report)
         table = warming.table()
     return warming.store, table
 
 
 def nearest(numbers: Sequence[int], wanted: int) -> int:
-    """The number nearest ``wanted`` that is not the largest; of two as near the larger. Raises ValueError for fewer
-    than two numbers."""
+    """Returns the number nearest ``wanted``, except the largest number. Of two equally near ones it is the larger.
+
+    Raises ValueError for fewer than two numbers.
+    """
     if len(numbers) < 2:
-        raise ValueError(f"at least two numbers are wanted, not {list(numbers)}")
+        raise ValueError(f"at least two numbers are needed, not {list(numbers)}")
     return min(sorted(numbers)[:-1], key=lambda number: (abs(number - wanted), -number))
 
 
 def named(what: str, on_epoch: OnEpoch) -> Callable[[EpochReport], None]:
-    """``on_epoch`` as training calls it, for one of several runs."""
+    """Returns ``on_epoch`` for one of several runs, in the form that training calls."""
     return lambda report: on_epoch(what, report)
 
 
 def _shared(states: Mapping[str, dict[str, torch.Tensor]]) -> None:
-    """Tensors that all hold bitwise alike become one, in place."""
+    """Replaces tensors that are bitwise equal in all states by one tensor, in place."""
     first, *others = states.values()
     for key, tensor in first.items():
         for other in others:

@@ -1,4 +1,4 @@
-"""A tiny ViT of random weights, tasks for it, and a real server that serves them on loopback: seconds, not minutes."""
+"""A tiny ViT with random weights, tasks for it, and a real server on loopback that serves them within seconds."""
 
 import asyncio
 import io
@@ -57,7 +57,7 @@ def png(pixels_HWC: np.ndarray) -> bytes:
 
 
 def huge_png(side: int = 20_000) -> bytes:
-    """A true PNG of side x side black pixels: few bytes, many pixels."""
+    """Returns a valid PNG of side x side black pixels: few bytes, many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -71,7 +71,7 @@ def huge_png(side: int = 20_000) -> bytes:
 
 @dataclass(frozen=True)
 class Made:
-    """A task as its owner has it."""
+    """A task on its owner's side."""
 
     spec: TaskSpec
     weights: TaskWeights
@@ -99,7 +99,7 @@ THREE = (
 
 @dataclass
 class ElasticRig:
-    """``asked`` is a folder of the test's own."""
+    """A tiny model with a profile in ``folder``, and servers of it."""
 
     folder: Path
     runner: ElasticRunner = field(init=False)
@@ -121,7 +121,7 @@ class ElasticRig:
         )
 
     def direct(self, made: Made, pixels_HWC: np.ndarray, gamma: int) -> FloatArray:
-        """The logits of a call to the model itself."""
+        """Returns the logits of a direct call to the model."""
         (logits_C,) = self.runner.answer(
             pixels_HWC[None], gamma, [self.runner.prepare(made.weights, made.spec.prompt_mode)]
         )
@@ -141,7 +141,7 @@ class ElasticRig:
 
     @contextmanager
     def serving(self, *tasks: Made, **changes: object) -> Iterator[str]:
-        """The address of a server on a loop in a thread of its own, for clients that block."""
+        """Runs a server on an event loop in a thread of its own, for blocking clients. Yields its address."""
         address: list[str] = []
         up, stop = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
@@ -173,7 +173,7 @@ async def _always(serving: Any, up: threading.Event) -> None:
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
-    """Status and message with which a call is refused. Fails where it is not."""
+    """Returns the status and message of a refused call. Fails if the call is accepted."""
     try:
         await call
     except grpc.aio.AioRpcError as error:

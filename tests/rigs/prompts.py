@@ -1,4 +1,4 @@
-"""A model, labelled pictures and a configuration that learns prompts in seconds."""
+"""A model, labelled pictures, and a configuration that learns prompts within seconds."""
 
 from dataclasses import replace
 

@@ -33,7 +33,7 @@ def weights(seed: int, classes: int, gammas: tuple[int, ...] = (2,)) -> TaskWeig
 
 
 def some_tasks(runner: ElasticRunner) -> list[ServedTask]:
-    """Two that append, one that replaces, one that has no prompts at gamma 2."""
+    """Returns two tasks that append, one that replaces, and one without prompts at gamma 2, in mixed order."""
     given: list[tuple[TaskWeights, PromptMode]] = [
         (weights(1, 3), "append"),
         (weights(2, 5, (2, 4)), "append"),

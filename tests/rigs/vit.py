@@ -13,7 +13,7 @@ TINY = {"img_size": 48, "patch_size": 8, "depth": 4, "num_classes": 5}
 
 
 def tiny(seed: int = 0, name: str = NAME, **changes: object) -> ElasticViT:
-    """37 tokens, width 192, 4 layers; weights large enough for attention to differ from token to token."""
+    """Returns a model of 37 tokens, width 192 and 4 layers. Large weights make attention differ by token."""
     torch.manual_seed(seed)
     made = create_model(name, pretrained=False, **{**TINY, **changes}).eval()
     with torch.no_grad():

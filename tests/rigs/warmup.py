@@ -1,4 +1,4 @@
-"""A tiny ViT (17 tokens, 3 layers), pictures it learns in seconds, and quick settings for tuning it."""
+"""A tiny ViT (17 tokens, 3 layers), pictures that it learns within seconds, and fast settings for tuning it."""
 
 from dataclasses import replace
 
@@ -35,6 +35,6 @@ def subject() -> Subject:
 
 
 def quick(reducer: ReducerName = "merging", epochs: int = 2, seed: int = 0, target: Target = "labels") -> TuneConfig:
-    """From labels, since the vanilla model of ``subject`` knows nothing."""
+    """Returns settings that learn from labels, since the vanilla model of ``subject`` is untrained."""
     train = replace(TUNE, epochs=epochs, batch_size=8, learning_rate=1e-3)
     return TuneConfig(train, reducer, seed=seed, target=target)

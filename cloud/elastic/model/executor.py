@@ -1,4 +1,4 @@
-"""What runs a batch: images of any tasks together, all at one gamma."""
+"""Runs a batch: images of any tasks together, all at one gamma."""
 
 import threading
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from isthmus.cloud.elastic.tasks.task import FloatArray, PromptMode, Task, TaskW
 from isthmus.data.images import PixelSpec
 
 Image = npt.NDArray[Any]
-"""uint8 (H, W, 3) RGB in the model's size, or float32 (3, H, W) standardised as the model reads it."""
+"""uint8 (H, W, 3) RGB in the model's size, or float32 (3, H, W) standardised for the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One image, and the task whose prompts and head answer it."""
+    """One image, and the task whose prompts and head answer for it."""
 
     image: Image
     task: Task
@@ -28,11 +28,11 @@ class Executor(Protocol):
     """Runs batches one at a time, on the thread that calls it."""
 
     def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
-        """The logits of each item, in order, one per class of its task. Whatever it raises fails the whole batch."""
+        """Returns the logits (C,) of each item, in order: one per class of its task. An error fails the whole batch."""
 
 
 class Runner(Protocol):
-    """The model on its device, as ``runner.ElasticRunner`` offers it; what ``prepare`` returns is the runner's own."""
+    """The model on its device, such as ``runner.ElasticRunner``. ``prepare`` returns a type of the runner's own."""
 
     def prepare(self, weights: TaskWeights, mode: PromptMode) -> Any: ...
 
@@ -40,9 +40,9 @@ class Runner(Protocol):
 
 
 class ModelExecutor:
-    """An executor around the model. A task is prepared once, and let go when nobody holds it any more.
+    """An executor that runs the model. A task is prepared once, and dropped when nothing refers to it any more.
 
-    Preparing and running take turns: the runner is for one thread at a time.
+    A lock serialises preparing and running, since the runner supports one thread at a time.
     """
 
     def __init__(self, runner: Runner, pixels: PixelSpec) -> None:
@@ -52,7 +52,7 @@ class ModelExecutor:
         self._prepared: WeakKeyDictionary[Task, Any] = WeakKeyDictionary()
 
     def prepare(self, task: Task) -> None:
-        """Puts a task's weights where the model can use them, so that its first query need not wait for it."""
+        """Places a task's weights on the model's device, so that its first query does not wait for that."""
         with self._turn:
             self._prepared[task] = self._runner.prepare(task.weights, task.spec.prompt_mode)
 
@@ -66,7 +66,7 @@ class ModelExecutor:
 
 
 def stacked(items: Sequence[Item], pixels: PixelSpec) -> Image:
-    """The images as one array; where some are standardised already, the others are too."""
+    """Stacks the images into one array. If some of them are standardised already, it standardises the others too."""
     images = [item.image for item in items]
     if len({image.dtype for image in images}) > 1:
         images = [image if image.dtype == np.float32 else pixels.standardise(image[None])[0] for image in images]

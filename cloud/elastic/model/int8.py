@@ -1,8 +1,8 @@
-"""Linear layers in int8 on processors: weights scaled by output channel, inputs by token at every call.
+"""Linear layers in int8 for processors. Weights have one scale per output channel, inputs one scale per token.
 
-A token's scale is its own, so an answer never hangs on what else is in the batch. An int8 product takes about half of a
-float32 one's time where the processor has vector units for bytes, and less where it has dot products of them. All else
-of a block, attention included, stays in float32.
+Each token has its own scale, so an answer never depends on the rest of the batch. An int8 product takes about half the
+time of a float32 product if the processor has vector units for bytes, and less if it has dot products of bytes. The
+rest of a block, including attention, stays in float32.
 """
 
 from typing import Final
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 LARGEST: Final = 127
-"""Weights go from its negative to it."""
+"""Weights are from -127 to 127."""
 MIDDLE: Final = 64
-"""What stands for 0 in an input, which goes from 1 to 127: with 8 bits, sums of two products overflow the 16 bits that
-processors without dot products of bytes keep them in."""
+"""The zero point of inputs, which are from 1 to 127. With inputs of 8 bits, the sum of two products would overflow the
+16 bits that processors without dot products of bytes use."""
 SMALLEST: Final = 1e-30
-"""What is smaller is as good as 0, and has no scale whose inverse could be written."""
+"""Largest values below this are treated as 0: the inverse of their scale could not be represented."""
 
 
 class Int8Linear(nn.Module):
-    """An ``nn.Linear`` made int8. Takes and gives float32, for inference only."""
+    """An ``nn.Linear`` converted to int8. Inputs and outputs are float32. It is for inference only."""
 
     weight: Tensor
     scale_C: Tensor
@@ -41,9 +41,9 @@ class Int8Linear(nn.Module):
         return self.channels(inputs, 0, len(self.weight))
 
     def channels(self, inputs: Tensor, first: int, last: int) -> Tensor:
-        """Outputs ``first`` to ``last`` - 1 alone."""
+        """Computes only the outputs ``first`` to ``last`` - 1."""
         if (first, last) not in self._packed:
-            # The packed form hangs on the rows of the input in speed alone.
+            # The number of rows that weights are packed for affects only speed.
             self._packed[first, last] = torch.ops.onednn.qlinear_prepack(self.weight[first:last], None)
         width = inputs.shape[-1]
         rows = inputs.numel() // width
@@ -53,7 +53,7 @@ class Int8Linear(nn.Module):
         largest_N1 = torch.maximum(inputs_NK.amax(dim=1, keepdim=True), -inputs_NK.amin(dim=1, keepdim=True))
         steps_N1 = largest_N1.clamp_(min=SMALLEST).div_(MIDDLE - 1)
         rounded_MK = torch.empty((padded(rows), width), dtype=torch.int8)
-        # Cutting off the fraction rounds, after the half; and all is positive, so its bits mean the same without sign.
+        # After adding a half, truncation rounds. All values are positive, so int8 and uint8 have the same bits.
         rounded_MK[:rows] = (inputs_NK * steps_N1.reciprocal()).add_(MIDDLE + 0.5)
         rounded_MK[rows:] = MIDDLE
         outputs_MC: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
             self.scale_C[first:last],
             self._zeros_C[first:last],
             None,
-            1.0,  # scale and zero of outputs that are rounded too, which these are not
+            1.0,  # scale and zero point of quantised outputs; these outputs are not quantised
             0,
             torch.float32,
             "none",
@@ -78,7 +78,10 @@ class Int8Linear(nn.Module):
 
 
 def padded(rows: int) -> int:
-    """The rows that a product is computed with. oneDNN makes code for every number of rows, which takes longer than the
-    product, and keeps some thousand of them: few numbers have to do for all batch sizes and gammas."""
+    """Returns the number of rows, rounded up, that a product is computed with.
+
+    oneDNN generates code for every number of rows, which takes longer than the product itself, and caches about a
+    thousand of them. Rounding keeps the set of numbers small for all batch sizes and gammas.
+    """
     step = next((step for most, step in ((256, 16), (1_024, 32), (2_048, 64)) if rows <= most), 128)
     return -(-rows // step) * step

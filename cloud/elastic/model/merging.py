@@ -1,11 +1,11 @@
-"""PURE: merging of similar tokens between attention and MLP, and attention that knows how many each stands for.
+"""PURE: merges similar tokens between attention and MLP, with attention that accounts for the size of merged tokens.
 
 Bipartite soft matching and proportional attention of Bolya et al., "Token Merging: Your ViT But Faster" (ICLR 2023),
-written from the paper. All functions are differentiable in tokens, and have shapes that depend on shapes alone, so they
-compile and can be captured as graphs.
+written from the paper. All functions are differentiable in tokens. The shapes of results depend only on the shapes of
+arguments, so they compile and can be captured as graphs.
 
-Axes: B batch, N tokens, D width, E tokens that may receive, O tokens that may be merged into those, R merged ones,
-K ones that stay. The first ``protected`` tokens (class token, register tokens) take no part.
+Axes: B batch, N tokens, D width, E tokens that may receive others, O tokens that may be merged into those, R tokens
+that are merged, K tokens of O that stay. The first ``protected`` tokens (class token, register tokens) take no part.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Matching:
-    """Which tokens are merged into which. Unprotected tokens are split alternately: the 1st, 3rd, ... may receive, the
-    2nd, 4th, ... may be merged; positions below count within these two.
+    """Which tokens are merged into which.
 
-    ``merged_BR`` are the ones merged, most similar first, ``into_BR`` where each goes, ``staying_BK`` the other ones
-    that could have been merged, ascending.
+    Unprotected tokens alternate: the 1st, 3rd, ... may receive (E), and the 2nd, 4th, ... may be merged (O).
+    ``merged_BR`` are positions within O of the merged tokens, most similar first. ``into_BR`` are positions within E
+    of the tokens that receive them. ``staying_BK`` are positions within O of the tokens that stay, ascending.
     """
 
     merged_BR: Tensor
@@ -31,15 +31,16 @@ class Matching:
 
 
 def mergeable(tokens: int, wanted: int, protected: int = 1) -> int:
-    """How many of ``wanted`` tokens can go at one layer: at most half of those that are not protected, rounded down."""
+    """Returns how many of ``wanted`` tokens one layer can merge: at most half of the unprotected ones, rounded down."""
     return max(0, min(wanted, (tokens - protected) // 2))
 
 
 def match(keys_BND: Tensor, count: int, protected: int = 1) -> Matching:
-    """The ``count`` best edges from each second unprotected token to its nearest among the others, by cosine of keys.
+    """Matches every second unprotected token to the most similar of the others, and keeps the ``count`` best matches.
 
-    ``keys_BND``: attention keys averaged over heads. Ties go to the earlier token on either side.
-    Raises ValueError where fewer than ``count`` tokens can go (see ``mergeable``) or count is not positive.
+    The similarity is the cosine of ``keys_BND``, the attention keys averaged over heads. On both sides the earlier
+    token wins a tie. Raises ValueError if fewer than ``count`` tokens can be merged (see ``mergeable``) or ``count`` is
+    not positive.
     """
     tokens = keys_BND.shape[1]
     if not 0 < count <= mergeable(tokens, count, protected):
@@ -47,7 +48,7 @@ def match(keys_BND: Tensor, count: int, protected: int = 1) -> Matching:
     directions_BND = functional.normalize(keys_BND[:, protected:], dim=-1)
     similarity_BOE = directions_BND[:, 1::2] @ directions_BND[:, 0::2].mT
     best_BO, nearest_BO = similarity_BOE.max(dim=-1)
-    if count == best_BO.shape[1]:  # all go: nothing to be ranked
+    if count == best_BO.shape[1]:  # all are merged, so there is nothing to rank
         merged_BR = torch.arange(count, device=keys_BND.device).expand_as(nearest_BO)
         return Matching(merged_BR, nearest_BO, merged_BR[:, :0], protected)
     order_BO = best_BO.argsort(dim=-1, descending=True, stable=True)
@@ -56,13 +57,14 @@ def match(keys_BND: Tensor, count: int, protected: int = 1) -> Matching:
 
 
 def merge(tokens_BND: Tensor, sizes_BN: Tensor | None, matching: Matching) -> tuple[Tensor, Tensor]:
-    """Averages merged tokens weighted by their sizes: tokens (B, N - R, D) and their sizes, float32 (B, N - R).
+    """Averages merged tokens weighted by their sizes. Returns tokens (B, N - R, D) and their sizes, float32 (B, N - R).
 
-    A size is the number of input tokens that a token stands for; None: one each. Order: the protected, the receiving,
-    the staying ones. The sum of sizes, and of tokens times sizes, is that of the input.
+    The size of a token is the number of input tokens that it represents (``sizes_BN`` None: one each). The result holds
+    the protected, then the receiving, then the staying tokens. Merging conserves the sum of sizes and the sum of tokens
+    times sizes.
 
-    The paper's code scatters; here receiving tokens gain by one small matrix product, which is quicker on processors,
-    gives the same sums on every run, and fuses when compiled.
+    The paper's code scatters. Here a small matrix product adds to the receiving tokens: it is faster on processors,
+    gives the same sums on every run, and fuses if compiled.
     """
     protected = matching.protected
     batch, tokens, _ = tokens_BND.shape
@@ -88,6 +90,9 @@ def merge(tokens_BND: Tensor, sizes_BN: Tensor | None, matching: Matching) -> tu
 
 
 def proportional_mask(sizes_BN: Tensor, dtype: torch.dtype) -> Tensor:
-    """Log sizes (B, 1, 1, N), to be added to the logits of all heads and queries: attention then sees a merged token as
-    often as it has inputs, exactly, with any fused attention that takes a mask."""
+    """Returns log sizes (B, 1, 1, N), an additive mask for the attention logits of all heads and queries.
+
+    With it, attention counts a merged token exactly once per input token that it represents. It works with any fused
+    attention that accepts a mask.
+    """
     return sizes_BN.log().to(dtype)[:, None, None, :]

@@ -1,10 +1,11 @@
-"""Linear layers on processors whose weights lie packed beside, and with them the GELU that follows one of them.
+"""Linear layers for processors with prepacked weights, optionally fused with the exact GELU that follows.
 
-The usual product brings its weights into the order that it reads them in at every call, and writes the bias out before
-it. With few rows, as merging leaves them, that is much of the time: packed once, a block's products take half of the
-usual ones' time at 8 rows of ViT-B in float32, and 0.95 at 256. With more the usual product is as good or better, so
-both are kept: the weights of the blocks take twice the memory. In bfloat16, where the product itself is several times
-quicker, they take 0.53 to 0.95 of it (docs/results/elastic_vit_xeon-amx-2core_2026-11-29).
+The usual product reorders its weights at every call, and writes the bias before the product. With few rows, as after
+merging, this is a large part of the time. With weights packed once, the products of a block of ViT-B in float32 take
+half of the usual time at 8 rows, and 0.95 of it at 256 rows. With more rows the usual product is as fast or faster. So
+both forms are kept, and the weights of the blocks take twice the memory. In bfloat16, where the product itself is
+several times faster, packed products take 0.53 to 0.95 of the usual time
+(docs/results/elastic_vit_xeon-amx-2core_2026-11-29).
 """
 
 from typing import Final
@@ -14,15 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROWS: Final = range(2, 513)
-"""Of how many the packed product is the quicker in float32 (768 x 768 to 768 x 3,072, one thread; Intel with AVX-512,
-and up to 197 AMD with AVX2)."""
+"""Numbers of rows for which the packed product is faster in float32 (768 x 768 to 768 x 3,072, one thread, on Intel
+with AVX-512; on AMD with AVX2 it is faster up to 197 rows)."""
 HINT: Final = 256
-"""Rows that weights are packed for; others take a few per cent more than weights packed for them."""
+"""Number of rows that weights are packed for. With other numbers the product takes a few per cent longer than with
+weights packed for them."""
 
 
 class PackedLinear(nn.Linear):
-    """An ``nn.Linear`` with the same parameters. Where a gradient could be wanted, code is compiled, or there is no
-    packed product for the numbers, it is nothing else."""
+    """An ``nn.Linear`` with the same parameters, which uses packed weights if it can.
+
+    It computes the usual product if gradients are enabled, if code is being compiled, or if there is no packed product
+    for the number type and the number of rows.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -34,7 +39,7 @@ class PackedLinear(nn.Linear):
         return self.channels(inputs, 0, self.out_features)
 
     def channels(self, inputs: Tensor, first: int, last: int, gelu: bool = False) -> Tensor:
-        """Outputs ``first`` to ``last`` - 1 alone; with ``gelu`` the exact GELU of them, done as they are written."""
+        """Computes only the outputs ``first`` to ``last`` - 1; with ``gelu`` their exact GELU, in the same pass."""
         whole: Tensor | None = self.bias
         bias = None if whole is None else whole[first:last]
         if not self._packs(inputs):
@@ -48,7 +53,7 @@ class PackedLinear(nn.Linear):
         return packed
 
     def with_gelu(self, inputs: Tensor) -> Tensor:
-        """The exact GELU of the outputs."""
+        """Computes the exact GELU of all outputs."""
         return self.channels(inputs, 0, self.out_features, gelu=True)
 
     def _packs(self, inputs: Tensor) -> bool:

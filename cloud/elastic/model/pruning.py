@@ -1,13 +1,13 @@
-"""Token pruning: a small predictor at three layers says which tokens stay; a gamma of -P prunes P per cent at each.
+"""Token pruning: a small predictor at three layers decides which tokens stay. A gamma of -P prunes P per cent at each.
 
-DynamicViT (Rao et al., NeurIPS 2021), written from its formulas: of each token a local feature, beside the mean of a
-global feature over all tokens still there; an MLP on both gives the probabilities to drop and to keep. The tokens of
-highest probability to keep stay, a share (1 - P / 100) of what the stage before left. The class token and its like are
-never asked about. Training is in warmup/pruning_training.py.
+DynamicViT (Rao et al., NeurIPS 2021), written from its formulas. Each token has a local feature, and the remaining
+tokens share the mean of a global feature. An MLP on both gives the probabilities to drop and to keep. The tokens with
+the highest probability to keep stay: a share (1 - P / 100) of the tokens after the previous stage. Protected tokens
+(class token, registers) always stay. Training is in warmup/pruning_training.py.
 
-Where we differ: a predictor sits between attention and MLP of its block, where merging sits too, and not before it.
+Where we differ: the predictor is between attention and MLP of its block, like merging, and not before the block.
 
-Axes: B batch, N tokens, D width, S stages, two last: log-probability to drop, to keep.
+Axes: B batch, N tokens, D width, S stages, 2: log-probability to drop, to keep.
 """
 
 import math
@@ -21,12 +21,12 @@ from torch.nn import functional
 from isthmus.cloud.elastic.model.timm_import import VisionTransformer
 
 MAX_PERCENT: Final = 70
-"""The most that is pruned at a stage: with three stages, 3 of 100 tokens are left then."""
+"""Most tokens pruned per stage, in per cent. After three such stages 3 of 100 tokens are left."""
 KEEP: Final = 1
 
 
 class Predictor(nn.Module):
-    """Which tokens matter, from each alone and from all together."""
+    """Predicts which tokens matter, from each token alone and from all tokens together."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Predictor(nn.Module):
         )
 
     def forward(self, tokens_BND: Tensor, staying_BN: Tensor | None = None) -> Tensor:
-        """Log-probabilities (B, N, 2). ``staying_BN``, 1 or 0: which tokens are still there; None: all."""
+        """Returns log-probabilities (B, N, 2). ``staying_BN`` is 1 for tokens that remain, else 0; None: all remain."""
         local_BND, shared_BND = self.read(tokens_BND).chunk(2, dim=-1)
         if staying_BN is None:
             global_B1D = shared_BND.mean(dim=1, keepdim=True)
@@ -51,10 +51,9 @@ class Predictor(nn.Module):
 
 
 class Pruning(nn.Module):
-    """A reducer (see reducer.py) whose weights belong to the model: predictors at a quarter, a half and three quarters
-    of its depth.
+    """A reducer (see reducer.py) with weights of its own: predictors at 1/4, 1/2 and 3/4 of the depth.
 
-    Raises ValueError for a model too shallow for any stage, or of odd width.
+    Raises ValueError for a model that is too shallow for any stage, or whose width is not divisible by 4.
     """
 
     most = MAX_PERCENT
@@ -71,7 +70,7 @@ class Pruning(nn.Module):
         self.predictors = nn.ModuleList(Predictor(self._width) for _ in self.stages)
 
     def staying(self, gamma: int) -> tuple[int, ...]:
-        """How many unprotected tokens are left after each stage; at least one."""
+        """Returns how many unprotected tokens are left after each stage; at least one."""
         share = 1 - min(max(-gamma, 0), MAX_PERCENT) / 100
         return tuple(max(1, math.ceil(self._free * share ** (stage + 1) - 1e-9)) for stage in range(len(self.stages)))
 
@@ -95,5 +94,5 @@ class Pruning(nn.Module):
 
 
 def pruning_of(vit: VisionTransformer, tensors: Mapping[str, Tensor]) -> Pruning | None:
-    """The reducer whose weights are among a model's (``reducer.*``); None where there are none."""
+    """Returns an untrained pruning reducer if ``tensors`` holds weights of one (``reducer.*``), else None."""
     return Pruning(vit) if any(name.startswith("reducer.") for name in tensors) else None

@@ -1,6 +1,6 @@
-"""PURE: what takes tokens away inside a block, for a gamma below 0: the interface, and merging behind it.
+"""PURE: the interface of reducers, which remove tokens inside a block for a gamma below 0, and the merging reducer.
 
-A reducer sees a block's tokens between attention and MLP and gives fewer back; pruning (pruning.py) is the other one.
+A reducer receives a block's tokens between attention and MLP and returns fewer. The other reducer is in pruning.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,28 @@ from isthmus.cloud.elastic.model.merging import match, merge, mergeable
 
 
 class Reducer(Protocol):
-    """Shapes hang on shapes and counts alone, so what is made of it compiles and can be captured."""
+    """Removes tokens. The shapes of results depend only on shapes and counts, so models compile and can be captured."""
 
     most: int
-    """Down to minus this a gamma may go."""
+    """The lowest gamma is minus this."""
 
     def counts(self, gamma: int) -> tuple[int, ...]:
-        """How many tokens go at each layer; the last layer's are counted, though nobody would read them."""
+        """Returns how many tokens are removed at each layer, including the last one (without effect there)."""
 
     def reduce(
         self, layer: int, tokens_BND: Tensor, keys_BHNd: Tensor, sizes_BN: Tensor | None, count: int
     ) -> tuple[Tensor, Tensor | None]:
-        """``count`` tokens fewer, never a protected one, and how many inputs each of the rest stands for (None: one
-        each)."""
+        """Removes ``count`` tokens, never a protected one.
+
+        Returns the remaining tokens and how many input tokens each of them represents (None: one each).
+        """
 
     def operations(self, layer: int, tokens: int, count: int) -> int:
-        """Multiplies (with their adds) that taking ``count`` of ``tokens`` away costs for one image."""
+        """Returns the multiply-adds per image for the removal of ``count`` of ``tokens``."""
 
 
 class Merging:
-    """Token merging: |gamma| a layer, or as ``schedules[gamma]`` says; at most half of what is there at any layer."""
+    """Token merging: |gamma| tokens per layer, or the numbers of ``schedules[gamma]``, at most half of the tokens."""
 
     def __init__(
         self,
@@ -43,14 +45,14 @@ class Merging:
         heads: int,
         protected: int,
     ) -> None:
-        """Raises ValueError for schedules that cannot be."""
+        """Raises ValueError for impossible schedules."""
         self.most = tokens
         self.schedules = {gamma: tuple(schedule) for gamma, schedule in schedules.items()}
         self._shape = (tokens, depth, width, heads, protected)
         for gamma, schedule in self.schedules.items():
             if gamma >= 0 or len(schedule) != depth or not all(-tokens <= change <= 0 for change in schedule):
                 raise ValueError(
-                    f"schedule of gamma {gamma}: {schedule}; needed are a negative gamma and {depth} numbers from "
+                    f"schedule of gamma {gamma}: {schedule}; it needs a negative gamma and {depth} numbers from "
                     f"{-tokens} to 0"
                 )
 

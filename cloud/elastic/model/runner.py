@@ -1,7 +1,7 @@
-"""Runs batches on a device: number type, eager or compiled, graphs where there is a GPU, and tasks mixed in a batch.
+"""Runs batches of mixed tasks on a device: in a number type, eagerly or compiled, as CUDA graphs on a GPU.
 
-Samples whose tasks prompt alike (append, replace, none at this gamma) run together, each with its own task's prompts;
-then every task's head reads its own samples.
+Samples whose tasks use the same prompt mode (append, replace, or none at this gamma) run together, each with its own
+task's prompts. Then the head of each task reads its own samples.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +26,19 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.float32,
 }
-"""What images, prompts and heads are in. int8 is for the linear layers of the blocks alone."""
+"""The type of images, prompts and heads. int8 applies only to the linear layers of the blocks."""
 BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
-"""Batch sizes for which code is compiled and graphs are captured; a batch is filled up to the next of them."""
+"""Batch sizes that code is compiled and graphs are captured for. A batch is filled up to the next of them."""
 
 MAX_COMPILED: Final = 4_096
 
 Prompts = tuple[Tensor | None, Tensor | None]
-"""To append (B, L, G, D), to replace (B, L, 2, H, G, d); at most one of them."""
+"""Prompts to append (B, L, G, D) and to replace (B, L, 2, H, G, d); at most one of them is given."""
 
 
 @dataclass(frozen=True, eq=False)
 class ServedTask:
-    """A task's weights on the device. ``prompts[gamma]``: (L, G, D) to append, or (L, 2, H, G, d) to replace."""
+    """A task's weights on the device. ``prompts[gamma]`` is (L, G, D) to append, (L, 2, H, G, d) to replace."""
 
     head_weight_CD: Tensor
     head_bias_C: Tensor
@@ -46,21 +46,22 @@ class ServedTask:
     prompts: Mapping[int, Tensor]
 
     def group(self, gamma: int) -> PromptMode | None:
+        """Returns how the task prompts at ``gamma``; None: it does not."""
         return self.mode if gamma in self.prompts else None
 
 
 def runs_onednn(device: str, compiler: str | None) -> bool:
-    """Whether a runner so made could use layers of oneDNN's: int8 ones, packed ones."""
+    """Returns True if a runner with these options can use oneDNN's int8 and packed layers."""
     return torch.device(device).type == "cpu" and compiler is None and torch.backends.mkldnn.is_available()
 
 
 class ElasticRunner:
-    """Not thread-safe: one thread at a time calls ``answer``. Moves and converts ``model`` in place.
+    """Runs the model. It moves and converts ``model`` in place. Only one thread at a time may call ``answer``.
 
-    ``compiler`` names a backend of torch.compile ("inductor"), which makes code of its own for each (gamma, bucket) at
-    its first batch and takes up to a minute for it. On a GPU each is captured as a graph, unless ``graphs`` is False.
-    ``packed``: on processors float32 and bfloat16 weights are kept packed beside, in as much memory again (packed.py);
-    they must stay as they are.
+    ``compiler`` names a backend of torch.compile ("inductor"). It compiles code for each (gamma, bucket) at its first
+    batch, which takes up to a minute. On a GPU each of them is captured as a CUDA graph, unless ``graphs`` is False.
+    With ``packed``, float32 and bfloat16 weights are also kept in packed form on processors, which doubles their memory
+    (packed.py); the weights must not change afterwards.
 
     Raises ValueError for int8 on a GPU or with a compiler.
     """
@@ -80,7 +81,7 @@ class ElasticRunner:
         self.number_type: NumberType = number_type
         self.dtype = DTYPES[number_type]
         if number_type == "int8" and not runs_onednn(device, compiler):
-            raise ValueError("int8 runs on a processor, without a compiler")
+            raise ValueError("int8 runs only on a processor and without a compiler")
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
         if number_type == "int8":
             self.model.remake_linears(Int8Linear)
@@ -95,7 +96,7 @@ class ElasticRunner:
         self._ready: dict[tuple[int, int, PromptMode | None], Callable[[Tensor, Prompts], Tensor]] = {}
 
     def prepare(self, weights: TaskWeights, mode: PromptMode = "append") -> ServedTask:
-        """Raises ValueError where the task's shapes do not fit the model."""
+        """Places a task's weights on the device. Raises ValueError if its shapes do not fit the model."""
         prompts = {}
         for gamma, array_LGD in weights.prompts_LGD.items():
             if array_LGD.shape != (self.model.depth, gamma, self.model.width):
@@ -105,29 +106,33 @@ class ElasticRunner:
                 prompts[gamma] = prompts_LGD if mode == "append" else self.model.prompt_keys_values(prompts_LGD)
         if weights.head_weight_CD.shape[1:] != (self.model.width,):
             raise ValueError(
-                f"a head for {weights.head_weight_CD.shape[1:]} features; the model has {self.model.width}"
+                f"the head reads {weights.head_weight_CD.shape[1:]} features; the model has {self.model.width}"
             )
         return ServedTask(self._placed(weights.head_weight_CD), self._placed(weights.head_bias_C), mode, prompts)
 
     @property
     def compiled(self) -> bool:
+        """Whether the model runs as compiled code."""
         return self._compiler is not None
 
     def own_task(self) -> ServedTask:
-        """The model's own head as a task without prompts. Raises ValueError where it is not one linear layer."""
+        """Returns the model's own head as a task without prompts. Raises ValueError if it is not one linear layer."""
         head: Any = self.model.vit.head
         if not isinstance(head, torch.nn.Linear) or hasattr(self.model.vit, "head_dist"):
             raise ValueError("the model has no head of its own that a task could use")
         return ServedTask(head.weight, head.bias, "append", {})
 
     def plain(self) -> "ElasticRunner":
-        """The same model, tasks and device, run eagerly."""
+        """Returns a runner of the same model and device that runs eagerly."""
         return ElasticRunner(
             self.model, self.pixels, device=str(self.device), number_type=self.number_type, graphs=False
         )
 
     def images(self, pictures: npt.NDArray[Any] | Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) standardised on the device, or float (B, 3, H, W) that already is; in the number type."""
+        """Returns standardised pictures (B, 3, H, W) on the device, in the runner's number type.
+
+        ``pictures`` are uint8 (B, H, W, 3), or float (B, 3, H, W) if they are standardised already.
+        """
         tensor = torch.as_tensor(pictures).to(self.device, non_blocking=True)
         if tensor.dtype == torch.uint8:
             tensor = (tensor * self._scale_C - self._offset_C).permute(0, 3, 1, 2)
@@ -135,9 +140,10 @@ class ElasticRunner:
 
     @torch.inference_mode()
     def answer(self, pictures: npt.NDArray[Any] | Tensor, gamma: int, tasks: Sequence[ServedTask]) -> list[FloatArray]:
-        """The logits (C,) of each picture under its own task. A task without prompts for a gamma above 0 runs at 0.
+        """Returns the logits (C,) of each picture for its own task.
 
-        Raises ValueError for pictures that do not fit the model, or not one task for each.
+        A task without prompts for a gamma above 0 runs at gamma 0. Raises ValueError for pictures that do not fit the
+        model, or if there is not one task per picture.
         """
         if len(tasks) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures and {len(tasks)} tasks")
@@ -159,7 +165,10 @@ class ElasticRunner:
     def features(
         self, images_BCHW: Tensor, gamma: int, prompts: Tensor | None = None, mode: PromptMode | None = None
     ) -> Tensor:
-        """(B, D) of standardised images on the device. ``prompts``: in the form of ``mode``, one or for each sample."""
+        """Returns the features (B, D) of standardised images on the device.
+
+        ``prompts`` have the form of ``mode``, with a batch size of 1 or B.
+        """
         given: Prompts = (prompts, None) if mode == "append" else (None, prompts)
         batch = len(images_BCHW)
         if not (self._compiler or self._graphs):
@@ -177,7 +186,7 @@ class ElasticRunner:
         return self._ready[key](images_BCHW, given)[:batch]
 
     def _made(self, gamma: int, images_BCHW: Tensor, given: Prompts) -> Callable[[Tensor, Prompts], Tensor]:
-        """Code for this gamma and these shapes."""
+        """Makes the function that runs this gamma with these shapes."""
 
         def plain(images_BCHW: Tensor, prompts: Prompts) -> Tensor:
             return self.model.features(images_BCHW, gamma, *prompts)
@@ -195,7 +204,7 @@ class ElasticRunner:
 
 
 def _gathered(tasks: Sequence[ServedTask], gamma: int) -> Tensor:
-    """The prompts of each sample's task; where all are of one task, of batch size 1."""
+    """Returns the prompts of each sample's task. If all samples have one task, the batch size is 1."""
     distinct = list(dict.fromkeys(tasks))
     stacked = torch.stack([task.prompts[gamma] for task in distinct])
     if len(distinct) == 1:
@@ -205,7 +214,7 @@ def _gathered(tasks: Sequence[ServedTask], gamma: int) -> Tensor:
 
 
 def _filled(samples: Tensor, size: int) -> Tensor:
-    """Copies of the last sample behind the others, up to ``size``."""
+    """Fills the batch up to ``size`` with copies of the last sample."""
     missing = size - len(samples)
     return torch.cat((samples, samples[-1:].expand(missing, *samples.shape[1:]))) if missing else samples.contiguous()
 
@@ -213,13 +222,13 @@ def _filled(samples: Tensor, size: int) -> Tensor:
 def _captured(
     run: Callable[[Tensor, Prompts], Tensor], images_BCHW: Tensor, given: Prompts
 ) -> Callable[[Tensor, Prompts], Tensor]:
-    """``run`` as a CUDA graph over inputs of its own, which each call copies into."""
+    """Captures ``run`` as a CUDA graph. Each call of the result copies its arguments into the graph's own inputs."""
     images, prompts = images_BCHW.clone(), tuple(None if each is None else each.clone() for each in given)
     held: Prompts = (prompts[0], prompts[1])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their kernels before they are recorded
+        for _ in range(3):  # libraries must choose their kernels before the capture
             run(images, held)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

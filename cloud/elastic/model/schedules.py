@@ -1,8 +1,8 @@
-"""PURE: at which layers to merge. A schedule holds the change of token number at each layer, none above 0.
+"""PURE: searches at which layers to merge. A schedule holds the change of the token number at each layer, none above 0.
 
-Shallow layers hold more tokens that are alike, and a token that goes early is saved by all layers behind it. The paper
-tries four schedules for each gamma, in twelve layers; here they are scaled to any depth, and two that fall off
-linearly stand beside them. Then single moves between layers are tried for as long as they gain (ours).
+Shallow layers hold more similar tokens, and a token removed early saves work in all later layers. OTAS tries four
+schedules per gamma, for twelve layers. Here they are scaled to any depth, and two linearly falling schedules are added.
+Then single moves between layers are tried as long as they improve accuracy. The additions are ours.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ Schedule = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """The best schedule, its accuracy, and that of changing by gamma at every layer."""
+    """The best schedule, its accuracy, the accuracy of the uniform schedule, and the number of schedules tried."""
 
     schedule: Schedule
     accuracy: float
@@ -22,16 +22,16 @@ class Found:
 
 
 def candidates(gamma: int, depth: int, most: int) -> list[Schedule]:
-    """The uniform schedule first, then those of the paper and ours; no layer loses more than ``most``.
+    """Returns the uniform schedule, then the paper's, then ours. No layer loses more than ``most`` tokens.
 
     Raises ValueError for a gamma that is not below 0.
 
-    The paper's for gamma -20 and 12 layers: 25 twice, 20 six times, then 0; 23 three times, 20 five times, then 0; 22
-    four times, 20 four times, then 0. So: a sixth, a quarter and a third of the layers at 1.25, 1.15 and 1.1 of gamma,
-    and none in the last third.
+    The paper's schedules for gamma -20 and 12 layers: 25 twice, 20 six times, then 0; 23 three times, 20 five times,
+    then 0; 22 four times, 20 four times, then 0. That is 1.25, 1.15 and 1.1 times gamma in a sixth, a quarter and a
+    third of the layers, and nothing in the last third.
     """
     if not -most <= gamma < 0 or depth < 1:
-        raise ValueError(f"a schedule is for a gamma from {-most} to -1, not {gamma}, and at least one layer")
+        raise ValueError(f"a schedule needs a gamma from {-most} to -1, not {gamma}, and at least one layer")
     idle = depth // 3
     found = [(gamma,) * depth]
     for share, factor in ((1 / 6, 1.25), (1 / 4, 1.15), (1 / 3, 1.1)):
@@ -57,14 +57,15 @@ def search(
     slack: float = 0.02,
     on_evaluated: Callable[[Schedule, float], None] = lambda _schedule, _accuracy: None,
 ) -> Found:
-    """The schedule of best accuracy among those that need at most (1 + slack) times the operations of the uniform one.
+    """Returns the most accurate schedule with at most (1 + ``slack``) times the operations of the uniform schedule.
 
-    ``evaluate`` measures accuracy on the profiling set, at most ``max_evaluations`` times, those in ``known`` (from an
-    earlier, interrupted search) included. ``most``: tokens of the model. Of equal ones the first wins, so the uniform
-    one is left only for a better one. Raises ValueError for a gamma or a number of evaluations that cannot be.
+    ``evaluate`` measures accuracy on the profiling set. At most ``max_evaluations`` schedules are evaluated, including
+    those in ``known`` (from an earlier, interrupted search). ``most`` is the number of tokens of the model. The first
+    of equally accurate schedules wins, so only a better schedule replaces the uniform one.
+    Raises ValueError for a gamma that is not below 0, or fewer than one evaluation.
     """
     if max_evaluations < 1:
-        raise ValueError("at least one schedule has to be evaluated")
+        raise ValueError("at least one schedule must be evaluated")
     accuracies: dict[Schedule, float] = {}
     earlier = known or {}
     uniform = (gamma,) * depth
@@ -95,7 +96,7 @@ def search(
 
 
 def _moves(schedule: Schedule, step: int, most: int) -> Iterator[Schedule]:
-    """``step`` merges moved from one layer to another."""
+    """Yields the schedules in which ``step`` merges are moved from one layer to another."""
     for giver, given in enumerate(schedule):
         if given > -step:
             continue

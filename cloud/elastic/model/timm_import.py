@@ -1,6 +1,6 @@
-"""Imports timm where torchvision's compiled extension cannot load (see distill/torchvision_import.py)."""
+"""Imports timm also if torchvision's compiled extension cannot load (see distill/torchvision_import.py)."""
 
-import isthmus.distill.torchvision_import  # noqa: F401, I001 - has to come before timm, which imports torchvision
+import isthmus.distill.torchvision_import  # noqa: F401, I001 - must precede timm, which imports torchvision
 from timm import create_model
 from timm.layers.attention import Attention
 from timm.models.deit import VisionTransformerDistilled

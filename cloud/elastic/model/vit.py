@@ -1,17 +1,19 @@
-"""A vision transformer whose token number changes from layer to layer, by one number per batch: gamma.
+"""A vision transformer whose number of tokens changes from layer to layer, by one number per batch: gamma.
 
-Below 0, that many tokens are merged at each layer (or pruned: reducer.py); above 0, that many learned prompts of the
-task come in; at 0 it is timm's model. After OTAS (INFOCOM 2024). Two ways to prompt, equal at the first layer:
+Follows OTAS (INFOCOM 2024). A gamma below 0 merges that many tokens at each layer (or prunes: reducer.py). A gamma
+above 0 adds that many learned prompts of the task at each layer. At gamma 0 it is timm's model. There are two ways to
+prompt, which are equal at the first layer:
 
-- append: each layer's prompts stay for all later layers (the paper's throughputs say so): N + gamma * layer tokens.
-- replace: those of the layer before are dropped (VPT-deep, Jia et al., ECCV 2022). A prompt then matters by nothing but
-  its key and value at its own layer, which hang on no image: they are computed once (``prompt_keys_values``) and
-  attended to, and no token is added at all.
+- append: the prompts of each layer stay for all later layers, which makes N + gamma * layer tokens. The throughputs in
+  the paper imply this.
+- replace: the prompts of the previous layer are dropped (VPT-deep, Jia et al., ECCV 2022). Then a prompt has an effect
+  only through its key and value at its own layer, and these do not depend on the image. So they are computed once
+  (``prompt_keys_values``) and attended to, and no token is added.
 
-Of the last block only the class token (and its like) is read, so only that goes through its queries, projection and
-MLP: the same logits for a block's cost less.
+Only the protected tokens (class token, registers) are read after the last block. So only they go through its queries,
+projection and MLP, which gives the same logits for the cost of almost one block less.
 
-Axes: B batch, N tokens, D width, H heads, L layers, G prompts a layer, A = 2 (key, value), d width of a head.
+Axes: B batch, N tokens, D width, H heads, L layers, G prompts per layer, A = 2 (key, value), d width of a head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,17 +31,17 @@ from isthmus.cloud.elastic.model.timm_import import Attention, Block, VisionTran
 
 MAX_PROMPTS: Final = 256
 CACHED_BYTES: Final = 10 << 20
-"""What a processor's MLP keeps of its hidden layer at a time. A larger one leaves the cache between the two products,
-and is memory that the system hands out anew, cleared, at every layer."""
+"""On a processor, the MLP computes its hidden layer in parts of at most this size. A larger part would leave the cache
+between the two products, and the system would allocate and clear its memory again at every layer."""
 
 
 class ElasticViT(nn.Module):
-    """Wraps a timm ViT that pools by its class token; shares its weights.
+    """Wraps a timm ViT that pools by its class token, and shares its weights.
 
-    ``schedules[gamma]`` says for a gamma below 0 how the token number should change at each layer (a number from
-    -tokens to 0 for each); a gamma without one changes it by gamma at every layer. At a layer no more go than
-    ``mergeable`` says. With ``pruning`` tokens are pruned where they would be merged, and there are no schedules.
-    Raises ValueError for another kind of model and for schedules that cannot be.
+    ``schedules[gamma]``, for a gamma below 0, holds the change of the token number at each layer, from -tokens to 0. A
+    gamma without a schedule changes the number by gamma at every layer. ``mergeable`` limits how many tokens a layer
+    can merge. With ``pruning``, tokens are pruned instead of merged, and schedules are not allowed.
+    Raises ValueError for another kind of model and for impossible schedules.
     """
 
     def __init__(
@@ -68,12 +70,15 @@ class ElasticViT(nn.Module):
             protected=self.protected,
         )
         if pruning is not None and merging.schedules:
-            raise ValueError("schedules say where to merge; this model prunes")
+            raise ValueError("schedules are for merging, but this model prunes")
         self.schedules = merging.schedules
         self.reducer: Reducer = merging if pruning is None else pruning
 
     def merged_counts(self, gamma: int) -> tuple[int, ...]:
-        """How many tokens go at each layer, clamped. The last layer's come to nothing, since nobody reads them."""
+        """Returns how many tokens are removed at each layer, clamped to what is possible.
+
+        The count of the last layer has no effect, since only the protected tokens are read after it.
+        """
         return self.reducer.counts(gamma)
 
     def features(
@@ -83,8 +88,12 @@ class ElasticViT(nn.Module):
         prompts_BLGD: Tensor | None = None,
         prompts_BLAHGd: Tensor | None = None,
     ) -> Tensor:
-        """What a task's head reads, (B, D). Prompts to append or to replace may be given where gamma is above 0; for
-        one task alone, B may be 1. Without any, a gamma above 0 is 0. Raises ValueError for shapes that do not fit."""
+        """Returns the features that a task's head reads, (B, D).
+
+        ``images_BCHW`` are standardised. If gamma is above 0, prompts to append (``prompts_BLGD``) or to replace
+        (``prompts_BLAHGd``) may be given; their B may be 1 if all images have the same task. Without prompts, a gamma
+        above 0 is the same as 0. Raises ValueError for shapes that do not fit.
+        """
         read_BPD = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
         features_BD: Tensor = self.vit.forward_head(read_BPD, pre_logits=True)
         return features_BD
@@ -96,18 +105,18 @@ class ElasticViT(nn.Module):
         prompts_BLGD: Tensor | None = None,
         prompts_BLAHGd: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, C) of the model's own head; at gamma 0 those of the timm model. Raises as ``features``."""
+        """Returns the logits (B, C) of the model's own head; at gamma 0 they equal timm's. Raises like ``features``."""
         logits_BC: Tensor = self.vit.forward_head(self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd))
         return logits_BC
 
     def layer_keys(self, images_BCHW: Tensor) -> list[Tensor]:
-        """What merging would compare at gamma 0: each layer's keys averaged over heads, (B, N, d)."""
+        """Returns what merging compares at gamma 0: the keys of each layer, averaged over heads, (B, N, d)."""
         keys: list[Tensor] = []
         self._encode(images_BCHW, 0, None, None, lambda _tokens_BND, keys_BHNd: keys.append(keys_BHNd.mean(dim=1)))
         return keys
 
     def layer_tokens(self, images_BCHW: Tensor) -> list[Tensor]:
-        """What goes into each layer at gamma 0 beside the protected tokens, (B, N, D)."""
+        """Returns the input of each layer at gamma 0 without the protected tokens, (B, N, D)."""
         tokens: list[Tensor] = []
         self._encode(images_BCHW, 0, None, None, lambda tokens_BND, _: tokens.append(tokens_BND[:, self.protected :]))
         return tokens
@@ -120,8 +129,10 @@ class ElasticViT(nn.Module):
         prompts_BLAHGd: Tensor | None,
         on_layer: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """The protected tokens (B, P, D) after all blocks and the last normalisation. ``on_layer`` sees each layer's
-        tokens as they come in, and their keys."""
+        """Returns the protected tokens (B, P, D) after all blocks and the last normalisation.
+
+        ``on_layer`` is called with the input tokens of each layer and their keys.
+        """
         self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
         batch, vit = len(images_BCHW), self.vit
         tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(images_BCHW)))
@@ -142,7 +153,7 @@ class ElasticViT(nn.Module):
         return read_BPD
 
     def prompt_keys_values(self, prompts_LGD: Tensor) -> Tensor:
-        """Prompts to replace as the keys and values they come to, (L, A, H, G, d). Differentiable."""
+        """Returns the keys and values of prompts in "replace" mode, (L, A, H, G, d). It is differentiable."""
         found = []
         for block, prompts_GD in zip(self.blocks, prompts_LGD, strict=True):
             _, keys_BHGd, values_BHGd = project(block.attn, block.norm1(prompts_GD[None]), asking=0)
@@ -150,7 +161,7 @@ class ElasticViT(nn.Module):
         return torch.stack(found)
 
     def remake_linears(self, made: Callable[[nn.Linear], nn.Module]) -> None:
-        """Puts ``made(linear)`` in place of each linear layer of the blocks; int8.py and packed.py have some."""
+        """Replaces each linear layer of the blocks by ``made(linear)``, for example of int8.py or packed.py."""
         for block in self.blocks:
             for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
                 linear = getattr(part, name)
@@ -158,7 +169,10 @@ class ElasticViT(nn.Module):
                     setattr(part, name, made(linear))
 
     def operations(self, gamma: int, prompts: str | None = None) -> int:
-        """Of all matrix products for one image, two for a multiply and an add; prompts: None, "append" or "replace"."""
+        """Returns the operations of all matrix products for one image; a multiply and an add count as two.
+
+        ``prompts`` is None, "append" or "replace".
+        """
         vit, width = self.vit, self.width
         embed = vit.patch_embed.proj.weight.numel() * (self.tokens - self.protected)
         counted, tokens = embed, self.tokens
@@ -182,11 +196,11 @@ class ElasticViT(nn.Module):
     ) -> None:
         side = self.image_px
         if images_BCHW.ndim != 4 or tuple(images_BCHW.shape[1:]) != (3, side, side) or not len(images_BCHW):
-            raise ValueError(f"images of shape {tuple(images_BCHW.shape)}; needed are (B, 3, {side}, {side})")
+            raise ValueError(f"images of shape {tuple(images_BCHW.shape)}; the model needs (B, 3, {side}, {side})")
         if not -self.reducer.most <= gamma <= MAX_PROMPTS:
-            raise ValueError(f"gamma {gamma}: it goes from {-self.reducer.most} to {MAX_PROMPTS}")
+            raise ValueError(f"gamma {gamma}: it must be from {-self.reducer.most} to {MAX_PROMPTS}")
         if prompts_BLGD is not None and prompts_BLAHGd is not None:
-            raise ValueError("prompts either to append or to replace, not both")
+            raise ValueError("give prompts either to append or to replace, not both")
         for prompts, rest in (
             (prompts_BLGD, (self.depth, gamma, self.width)),
             (prompts_BLAHGd, (self.depth, 2, self.heads, gamma, self.width // self.heads)),
@@ -194,11 +208,13 @@ class ElasticViT(nn.Module):
             if prompts is not None and (
                 gamma <= 0 or len(prompts) not in (1, len(images_BCHW)) or tuple(prompts.shape[1:]) != rest
             ):
-                raise ValueError(f"prompts of shape {tuple(prompts.shape)} at gamma {gamma}; needed are (B, {rest})")
+                raise ValueError(
+                    f"prompts of shape {tuple(prompts.shape)} at gamma {gamma}; the model needs (B, {rest})"
+                )
 
 
 def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of the first ``asking`` tokens, keys and values of all: each (B, H, N, d)."""
+    """Returns the queries of the first ``asking`` tokens, and the keys and values of all tokens: each (B, H, N, d)."""
     batch, tokens, width = normed_BND.shape
     heads = attention.num_heads
     if asking == tokens:
@@ -213,7 +229,7 @@ def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Te
 
 
 def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
-    """The outputs ``first`` to ``last`` - 1 of a linear layer, alone."""
+    """Computes only the outputs ``first`` to ``last`` - 1 of a linear layer."""
     if type(linear) is nn.Linear:
         bias: Tensor | None = linear.bias
         return functional.linear(inputs, linear.weight[first:last], bias if bias is None else bias[first:last])
@@ -224,7 +240,10 @@ def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
 def _attend(
     attention: Any, normed_BND: Tensor, asking: int, sizes_BN: Tensor | None, prompts_BAHGd: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Output for the first ``asking`` tokens (B, asking, D), and the keys of all (B, H, N, d) without the prompts'."""
+    """Returns the output for the first ``asking`` tokens (B, asking, D), and the keys of all tokens (B, H, N, d).
+
+    The keys of the prompts are not included.
+    """
     queries, keys, values = project(attention, normed_BND, asking)
     mask = None if sizes_BN is None else proportional_mask(sizes_BN, queries.dtype)
     seen_keys = keys
@@ -237,8 +256,10 @@ def _attend(
 
 
 def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
-    """The MLP; on a processor, where nothing is compiled, of as many tokens at a time as its hidden layer is cached
-    for. No token's answer hangs on another's."""
+    """Computes the MLP. On a processor without compiled code, the tokens are split into parts that fit the cache.
+
+    The result does not depend on the parts, because the MLP treats each token alone.
+    """
     rows_MD = normed_BND.flatten(0, 1)
     most = max(1, CACHED_BYTES // (mlp.fc2.weight.shape[1] * normed_BND.element_size()))
     parts = -(-len(rows_MD) // most)
@@ -254,7 +275,7 @@ def _hidden_and_back(mlp: Any, inputs: Tensor) -> Tensor:
 
 
 def _check(vit: Any) -> None:
-    """Raises ValueError where the forward pass above would not be this model's."""
+    """Raises ValueError if the forward pass above would differ from this model's own."""
     reason = None
     if not isinstance(vit, VisionTransformer):
         reason = f"a {type(vit).__name__}"

@@ -1,10 +1,10 @@
-"""PURE: how many queries of each kind arrive a second, from those that came."""
+"""PURE: estimates how many queries arrive per second from the arrivals so far."""
 
 import math
 
 
 class ArrivalRate:
-    """An average over the past with exponentially falling weight: half of it lies within 0.7 ``window_s``."""
+    """Arrival rate, averaged with exponentially decaying weights. The last 0.7 ``window_s`` have half of the weight."""
 
     __slots__ = ("_last_s", "_rate_per_s", "window_s")
 
@@ -14,10 +14,10 @@ class ArrivalRate:
         self._last_s = -math.inf
 
     def add(self, at_s: float) -> None:
-        """One arrival. One that lies before the last counts as if it came with it."""
+        """Counts one arrival. An arrival earlier than the last one counts as if both were simultaneous."""
         self._rate_per_s = self.at(at_s) + 1 / self.window_s
         self._last_s = max(self._last_s, at_s)
 
     def at(self, now_s: float) -> float:
-        """Arrivals a second as of ``now_s``."""
+        """Returns the arrivals per second as of ``now_s``."""
         return self._rate_per_s * math.exp(min(0.0, self._last_s - now_s) / self.window_s)

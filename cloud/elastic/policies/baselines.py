@@ -1,4 +1,7 @@
-"""PURE: the policies to compare with, all at one gamma. Token adaptation is off; only order and batch size differ."""
+"""PURE: the baseline policies. Each serves every batch at one fixed gamma.
+
+They do not adapt the number of tokens. They differ only in the order of queries and the size of batches.
+"""
 
 from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
 from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
@@ -7,16 +10,16 @@ from isthmus.cloud.elastic.scheduling.query import Query, by_deadline
 
 
 def require_gamma(profile: Profile, gamma: int) -> None:
-    """Raises ValueError where ``profile`` was not measured at ``gamma``."""
+    """Raises ValueError if ``profile`` was not measured at ``gamma``."""
     if gamma not in profile.gammas:
         raise ValueError(f"the profile was not measured at gamma {gamma}, only at {list(profile.gammas)}")
 
 
 class Fifo:
-    """First come, first served, at one gamma, blind to utilities and deadlines.
+    """Decides first come, first served at one gamma, and ignores utilities and deadlines.
 
-    At gamma 0 this is PetS (Zhou et al., USENIX ATC 2022) as far as it can be told here: a shared backbone with a head
-    for each task, batches across tasks, throughput for a goal.
+    At gamma 0 this stands for PetS (Zhou et al., USENIX ATC 2022): a shared backbone with one head per task, batches
+    across tasks, and throughput as the goal.
     """
 
     def __init__(self, gamma: int = 0, epsilon: int = EPSILON) -> None:
@@ -39,10 +42,11 @@ class Fifo:
 
 
 class Clipper(Fifo):
-    """First come, first served at gamma 0 with an adaptive batch size (Crankshaw et al., NSDI 2017).
+    """Decides first come, first served at gamma 0, with an adaptive batch size (Crankshaw et al., NSDI 2017).
 
-    Clipper finds by trial the largest batch that stays within a latency goal; here the profile says it at once. The
-    goal is half of the shortest latency asked for among those waiting, so that one batch may run while one waits.
+    Clipper finds by trial the largest batch that meets a latency goal. Here the profile gives that size directly. The
+    goal is half of the shortest latency requested among the waiting queries, so that one batch can run while another
+    waits.
     """
 
     def __init__(self, epsilon: int = EPSILON) -> None:
@@ -63,10 +67,10 @@ class Clipper(Fifo):
 
 
 class FixedGamma:
-    """One gamma, batches of Alg. 1, earliest deadline first; what would be late is left out of its batch.
+    """Runs the batches of Alg. 1 at one gamma, earliest deadline first, without the queries that would be late.
 
-    At -5 to -20 the ToMe baseline, at 2 to 8 the VPT one, at 0 a PetS that knows deadlines. Each is as strong as one
-    gamma allows: the paper's own are not said to look at deadlines.
+    Gammas -5 to -20 are the ToMe baseline, 2 to 8 the VPT baseline, and 0 is a PetS that respects deadlines. Each is
+    as strong as one gamma allows: the paper does not say that its own baselines consider deadlines.
     """
 
     def __init__(self, gamma: int, rule: BatchingRule | None = None) -> None:
@@ -95,7 +99,10 @@ class FixedGamma:
 
 
 def in_time(queries: list[Query], times_s: tuple[float, ...], now_s: float) -> tuple[list[Query], list[Query]]:
-    """Splits queries (by deadline) that run together from ``now_s``: those too late for it, and those all in time."""
+    """Splits queries, sorted by deadline, into (those that would be late, those that finish in time together).
+
+    ``times_s[n]`` is the time of a batch of n queries, which starts at ``now_s``.
+    """
     for first in range(len(queries)):
         if queries[first].deadline_s >= now_s + times_s[len(queries) - first]:
             return queries[:first], queries[first:]

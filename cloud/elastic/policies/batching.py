@@ -1,4 +1,7 @@
-"""PURE: adaptive batching (Alg. 1, spec 2, section 5): waiting queries of like deadline and utility share a batch."""
+"""PURE: decides which waiting queries share a batch, by similar deadline and utility (OTAS, Alg. 1).
+
+It decides nothing about tokens: ``otas.py``, ``throughput.py`` and ``baselines.py`` pick the gamma of these batches.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +16,11 @@ MU: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class BatchingRule:
-    """A query joins a batch whose first arrival lies at most ``delta_s`` back, that holds fewer than ``epsilon``, whose
-    earliest deadline is within ``eta_s`` of its own, and whose first query's utility is within ``mu`` of its own."""
+    """The conditions for a query to join a batch.
+
+    The batch's first query arrived at most ``delta_s`` ago. The batch holds fewer than ``epsilon`` queries. Its
+    earliest deadline is within ``eta_s`` of the query's, and its first query's utility within ``mu`` of the query's.
+    """
 
     delta_s: float = DELTA_S
     epsilon: int = EPSILON
@@ -39,7 +45,7 @@ class _Open:
 
 
 class BatchQueue:
-    """The batches of Alg. 1, newest last. A batch that lost queries goes on with those it has; an empty one is gone."""
+    """The batches of Alg. 1, newest last. A batch that loses queries keeps the others; an empty batch is removed."""
 
     def __init__(self, rule: BatchingRule | None = None) -> None:
         self.rule = rule if rule is not None else BatchingRule()
@@ -50,7 +56,10 @@ class BatchQueue:
         return len(self._batches)
 
     def add(self, query: Query) -> None:
-        """Alg. 1: from the newest batch backwards, stopping at the first that is too old; else a new one."""
+        """Adds ``query`` to the newest batch that accepts it, or to a new batch (Alg. 1).
+
+        The search goes from the newest batch to older ones and stops at the first that is too old.
+        """
         rule = self.rule
         for batch in reversed(self._batches):
             first = batch.queries[0]
@@ -71,7 +80,7 @@ class BatchQueue:
         self._home[query.id] = opened
 
     def remove(self, query: Query) -> None:
-        """Raises KeyError for a query that is in no batch."""
+        """Removes ``query`` from its batch. Raises KeyError if it is in no batch."""
         batch = self._home.pop(query.id)
         batch.batch = None
         if len(batch.queries) == 1:
@@ -82,5 +91,5 @@ class BatchQueue:
             batch.deadline_s = min(other.deadline_s for other in batch.queries)
 
     def by_deadline(self) -> list[Batch]:
-        """All batches, earliest deadline first; of equal ones the older."""
+        """Returns all batches, earliest deadline first. Of equal deadlines the older batch is first."""
         return [batch.frozen() for batch in sorted(self._batches, key=lambda batch: batch.deadline_s)]

@@ -1,4 +1,4 @@
-"""PURE: the policies by name, for command lines and settings. All run in the same engine."""
+"""PURE: the policies by name, for command lines and settings. Every policy runs in the same engine."""
 
 from collections.abc import Callable
 from typing import Final
@@ -21,9 +21,14 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
     "clipper": Clipper,
     "throughput": ThroughputRule,
 }
-"""``priced``: batches made with their gamma, at a price of time. ``exact`` and ``otas``: batches of Alg. 1, then the
-exact planner or the paper's. ``pets`` and ``clipper``: gamma 0. ``throughput``: as few tokens taken away as the
-arrival rate allows (Prodigy's scheduler). ``fixed:G`` is gamma G throughout (ToMe, VPT)."""
+"""What each policy decides:
+
+- ``priced``: the batch and its gamma together, by a price of the executor's time.
+- ``exact`` and ``otas``: batches by Alg. 1, then each batch's gamma by the exact planner or by the paper's.
+- ``pets`` and ``clipper``: the batch only; gamma is always 0.
+- ``throughput``: batches by Alg. 1; the gamma removes as few tokens as the arrival rate allows (Prodigy's scheduler).
+- ``fixed:G``: batches by Alg. 1; gamma is always G (ToMe, VPT).
+"""
 
 
 def add_policy(name: str, make: Callable[[], Policy]) -> None:
@@ -44,8 +49,10 @@ def add_policy(name: str, make: Callable[[], Policy]) -> None:
 
 
 def make_policy(name: str, profile: Profile) -> Policy:
-    """A fresh policy that plans with ``profile``. Raises ValueError for a name that is none, with those that are, and
-    for a gamma that was not measured."""
+    """Returns a new policy that plans with ``profile``.
+
+    Raises ValueError for an unknown name (the message lists the known ones) and for a gamma that was not measured.
+    """
     policy: Policy
     if name.startswith("fixed:"):
         try:
@@ -56,6 +63,6 @@ def make_policy(name: str, profile: Profile) -> Policy:
     elif name in POLICIES:
         policy = POLICIES[name]()
     else:
-        raise ValueError(f"no policy {name!r}; there are {', '.join(POLICIES)} and fixed:G")
+        raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)} and fixed:G")
     policy.use(profile)
     return policy

@@ -1,10 +1,10 @@
-"""PURE: INFaaS (Romero et al., USENIX ATC 2021) as a baseline: models of three sizes are swapped, no tokens adapted.
+"""PURE: INFaaS (Romero et al., USENIX ATC 2021) as a baseline: it switches between three model sizes, not token counts.
 
-Every task has its own fine-tuned models, so a batch holds one task. The size follows the load: the largest whose
-throughput is above the arrival rate. A model that is not in memory is loaded first, which takes what it takes, and the
-one used longest ago makes room.
+Every task has its own fine-tuned models, so a batch holds one task. The policy decides the size by the load: the
+largest model whose throughput is above the arrival rate. A model that is not in memory is loaded first, which takes
+its loading time. The least recently used model is removed to make room.
 
-A size stands where a gamma stands elsewhere: -1 small, 0 base, 1 large, with a profile of its own.
+The model size takes the place of gamma (-1 small, 0 base, 1 large), with a profile of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,18 +20,18 @@ from isthmus.cloud.elastic.scheduling.query import Query
 
 RATE_WINDOW_S: Final = 1.0
 PATIENCE_S: Final = 2.0
-"""A larger size is taken only if the load has allowed it for so long; a smaller one at once."""
+"""The load must allow a larger size for this long before the policy takes it. A smaller size is taken at once."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One size of the model. ``load_s``: from disk to ready."""
+    """One size of the model. ``load_s`` is the time from disk to ready."""
 
     level: int
     cost: float
-    """Seconds of an image, as a multiple of the base model's."""
+    """Seconds per image, relative to the base model."""
     error: float
-    """Share of wrong answers, as a multiple of the base model's at gamma 0."""
+    """Share of wrong answers, relative to the base model at gamma 0."""
     memory_bytes: int
     load_s: float
 
@@ -45,15 +45,15 @@ SIZES: Final = tuple(
         (1, 3.6, 0.9, 1_217_000_000),
     )
 )
-"""ViT-S, B and L of 224 pixels in float32. Costs, bytes and loading are measured by tests/bench/elastic/model_sizes.py:
-330 to 620 MB/s in several runs, from files in memory to a model that answers, on one core. The best run is taken. The
-errors are our assumption, so no figure here may be quoted as the paper's."""
+"""ViT-S, ViT-B and ViT-L for 224 pixels, in float32. tests/bench/elastic/model_sizes.py measures costs, bytes and
+loading: 330 to 620 MB/s in several runs on one core, from cached files to a model that answers. The best run is used.
+The errors are our assumption, so no figure here may be quoted as the paper's."""
 MEMORY_BYTES: Final = 3 * 346_000_000
-"""Room for a base model of each of three tasks."""
+"""Room for one base model of each of three tasks."""
 
 
 def sizes_profile(base: Profile, sizes: tuple[ModelSize, ...] = SIZES) -> Profile:
-    """The profile of the three sizes, from the measured one of gamma 0. Raises ValueError where that has no gamma 0."""
+    """Derives the profile of the three sizes from gamma 0. Raises ValueError if ``base`` was not measured there."""
     if 0 not in base.gammas:
         raise ValueError("the profile was not measured at gamma 0")
     return Profile(
@@ -69,7 +69,7 @@ def sizes_profile(base: Profile, sizes: tuple[ModelSize, ...] = SIZES) -> Profil
 
 
 def _scaled(base: Profile, size: ModelSize) -> tuple[float, ...]:
-    """Only what grows with the batch scales with the model; what a batch costs however small stays."""
+    """Scales the part of the time that grows with the batch. The fixed cost of a batch does not depend on the model."""
     seconds = base.latency_s[0]
     per_image_s = (seconds[-1] - seconds[0]) / (base.sizes[-1] - base.sizes[0]) if len(seconds) > 1 else 0.0
     fixed_s = max(0.0, seconds[0] - per_image_s * base.sizes[0])
@@ -77,7 +77,10 @@ def _scaled(base: Profile, size: ModelSize) -> tuple[float, ...]:
 
 
 class Infaas:
-    """Oldest query first, with others of its task. What would be late, its model's loading included, is left out."""
+    """Batches the oldest query with others of its task, and picks the model size by the arrival rate.
+
+    It leaves out queries that would be late.
+    """
 
     def __init__(self, sizes: tuple[ModelSize, ...] = SIZES, epsilon: int = EPSILON) -> None:
         self.gammas = tuple(size.level for size in sizes)
@@ -130,14 +133,17 @@ class Infaas:
 
 
 class ModelsInMemory:
-    """Which models are in memory. The one used longest ago makes room; one that is larger than all of it is alone."""
+    """Tracks which models are in memory.
+
+    The least recently used model is removed to make room. A model larger than all of the memory stays alone in it.
+    """
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._memory_bytes = memory_bytes
         self._held: dict[tuple[str, int], int] = {}
 
     def use(self, task: str, size: ModelSize) -> tuple[bool, list[tuple[str, int]]]:
-        """Whether the task's model of this size has to be loaded, and which (task, level) leave for it."""
+        """Returns (whether this model must be loaded, the models (task, level) removed for it)."""
         model = (task, size.level)
         known = self._held.pop(model, None) is not None
         left = []
@@ -149,7 +155,7 @@ class ModelsInMemory:
 
 
 def loading_executor(sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = MEMORY_BYTES) -> Callable[[Work], float]:
-    """An executor model for the simulator: a batch takes its time, and before it that of loading its task's model."""
+    """Returns an executor model for the simulator: the time of a batch plus, if needed, of loading its task's model."""
     by_level: Mapping[int, ModelSize] = {size.level: size for size in sizes}
     models = ModelsInMemory(memory_bytes)
 

@@ -1,4 +1,7 @@
-"""PURE: batches of Alg. 1, then a planner over the queue of them: the paper's Alg. 2 and 3, or the exact one."""
+"""PURE: decides which batch of Alg. 1 runs next and at which gamma, by a planner over the queue of batches.
+
+The planner is the paper's (OTAS, Alg. 2 and 3) or the exact one; both are in ``planning.py``.
+"""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -24,14 +27,14 @@ from isthmus.cloud.elastic.scheduling.policy import Choice
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Batch, Query, by_deadline
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 
 RATE_WINDOW_S: Final = 0.5
 HORIZON: Final = 12
-"""The exact planner looks at so many batches, those due first: the plan is made anew after each batch, and only its
-first batch is ever run. Keeps a step under 2 ms however long the queue."""
+"""The exact planner considers this many batches, earliest deadline first. The plan is remade after each batch, and only
+its first batch is ever run, so a longer horizon gains little. One step stays under 2 ms for a queue of any length."""
 LABELS: Final = 32
-"""The exact planner's frontier is thinned to so many; what that may cost is the plan's ``loss_bound``."""
+"""The exact planner thins its frontier to this many labels. The plan's ``loss_bound`` bounds the loss."""
 
 
 class Planner(Enum):
@@ -40,10 +43,10 @@ class Planner(Enum):
 
 
 class Otas:
-    """Plans anew after each batch and runs the first batch of the plan, without the queries that it would make late.
+    """Makes a new plan after each batch, and runs the plan's first batch without the queries that would be late.
 
-    Beside the paper: a query that its own batch makes hopeless even at the fastest gamma is evicted before planning,
-    since a whole batch would otherwise wait for it to expire. What a plan leaves out stays queued.
+    Where we differ: a query that would be late in its own batch even at the fastest gamma is evicted before planning.
+    Otherwise the whole batch would wait until that query expires. Queries that a plan leaves out stay queued.
     """
 
     def __init__(self, planner: Planner, rule: BatchingRule | None = None) -> None:

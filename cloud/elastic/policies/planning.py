@@ -1,8 +1,8 @@
-"""PURE: which of the queued batches to run, in their order, and with which gamma (problem 3.2; spec 2, section 6).
+"""PURE: decides which of the queued batches run, and at which gamma each of them runs (OTAS, problem 3.2).
 
-Three planners over the same input. ``alg2`` and ``alg3`` are the paper's. ``exact`` keeps, after each batch, every pair
-of clock and utility that no other pair beats in both, so it is exact for the order given: Alg. 2 keeps one clock for
-each cell and can throw away the path that was a little poorer but much earlier.
+The three planners take the same input: batches in a given order. ``alg2`` and ``alg3`` are the paper's. ``exact``
+keeps, after each batch, every pair (clock, utility) that no other pair beats in both, so it is exact for the given
+order. Alg. 2 keeps one clock per cell and can discard a path that has slightly less utility but ends much earlier.
 
 Axes: N queries of a batch by deadline, G gammas.
 """
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 BETA: Final = 5
@@ -22,46 +22,46 @@ KAPPA: Final = 0.8
 WARM_UP_S: Final = 2.0
 MOST_LABELS: Final = 64
 SLACK: Final = 1e-9
-"""Utilities closer than this are not told apart when labels are bounded away."""
+"""Tolerance for rounding when labels are discarded by their bound, in units of utility."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One batch as a planner sees it. ``deadlines_N`` ascend. ``times_G``: seconds at each gamma.
+    """One batch as a planner sees it. ``deadlines_N`` ascend. ``times_G`` are the seconds at each gamma.
 
-    ``worth_GM``, M = N + 1: what the batch earns at each gamma when it ends after the first 0, 1, ... N of its
-    deadlines, so it falls along M to 0. A query ends in time up to its deadline and including it.
+    ``worth_GM``, M = N + 1, is the utility at each gamma if the batch ends after the first 0, 1, ... N of its
+    deadlines. It falls along M to 0. A query that ends exactly at its deadline is in time.
     """
 
-    deadlines_N: Floats
-    times_G: Floats
-    worth_GM: Floats
+    deadlines_N: Float64s
+    times_G: Float64s
+    worth_GM: Float64s
     mean_utility: float = 0.0
 
     @staticmethod
-    def of(deadlines_N: Floats, gains_NG: Floats, times_G: Floats, mean_utility: float = 0.0) -> "Candidate":
-        """Each query counts by its own deadline. ``gains_NG``: what each earns at each gamma; rows by deadline."""
+    def of(deadlines_N: Float64s, gains_NG: Float64s, times_G: Float64s, mean_utility: float = 0.0) -> "Candidate":
+        """Makes a candidate in which each query counts by its own deadline.
+
+        ``gains_NG`` is the expected utility of each query at each gamma, with rows sorted by deadline.
+        """
         worth_MG = np.zeros((len(gains_NG) + 1, gains_NG.shape[1]))
         worth_MG[:-1] = np.cumsum(gains_NG[::-1], axis=0)[::-1]
         return Candidate(deadlines_N, times_G, np.ascontiguousarray(worth_MG.T), mean_utility)
 
     def whole(self) -> "Candidate":
-        """The paper's reading: a batch that ends after its earliest deadline earns nothing."""
+        """Returns the candidate as in the paper: a batch that ends after its earliest deadline earns nothing."""
         worth_GM = np.zeros((len(self.times_G), 2))
         worth_GM[:, 0] = self.worth_GM[:, 0]
         return Candidate(self.deadlines_N[:1], self.times_G, worth_GM, self.mean_utility)
 
-    def earns(self, level: int, end_s: float) -> float:
-        """Expected utility when it runs at the gamma of index ``level`` and ends at ``end_s``."""
-        return float(self.worth_GM[level, np.searchsorted(self.deadlines_N, end_s)])
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``levels[b]``: index of batch b's gamma; None: it is not run. ``utility``: expected. ``end_s``: when all is done.
+    """A plan for batches in a given order.
 
-    ``loss_bound``: no plan for this order has an objective (utility - price x end) higher than this one's by more.
-    NaN where the planner gives no such promise.
+    ``levels[b]`` is the index of batch b's gamma, or None if batch b is not run. ``utility`` is the expected sum, and
+    ``end_s`` the end of the last batch. ``loss_bound`` is the most by which another plan for this order can have a
+    higher objective (utility - price x end). It is NaN if the planner has no such bound.
     """
 
     levels: tuple[int | None, ...]
@@ -73,13 +73,13 @@ class Plan:
 def exact(
     candidates: Sequence[Candidate], now_s: float, *, price_per_s: float = 0.0, most_labels: int = MOST_LABELS
 ) -> Plan:
-    """The plan of most utility - ``price_per_s`` x end, for batches run in the order given, each or not at all.
+    """Returns the plan with the largest utility - ``price_per_s`` x end. Batches keep their order; each runs or not.
 
-    A label is a pair (clock, utility) that the first b batches can reach. One is dropped if another is no later and no
-    poorer, or if even the best of all that follows could not bring it up to the best label of now. More than
-    ``most_labels`` are thinned: of those within one of ``most_labels`` equal ranges of utility the earliest stays. Each
-    thinning costs at most one range's width, since a continuation is worth no less from an earlier clock; the widths'
-    sum is ``loss_bound``, which is 0 where nothing was thinned: then the plan is exact.
+    A label is a pair (clock, utility) that the first b batches can reach. A label is dropped if another one is no later
+    and has no less utility. It is also dropped if even the best continuation cannot reach the current best label. If
+    there are more than ``most_labels``, they are thinned: utility is divided into ``most_labels`` equal ranges, and the
+    earliest label of each range stays. Each thinning costs at most the width of one range, because a continuation from
+    an earlier clock is worth no less. ``loss_bound`` is the sum of these widths; if it is 0, the plan is exact.
     """
     rest = _rest(candidates, price_per_s)
     clocks, utilities = np.array([now_s]), np.zeros(1)
@@ -126,7 +126,7 @@ def exact(
 
 
 def _rest(candidates: Sequence[Candidate], price_per_s: float) -> list[float]:
-    """What the batches from the b-th on could add to the objective at most, were there no deadlines between them."""
+    """Returns, for each b, an upper bound on what batches b, b + 1, ... add to the objective: deadlines are ignored."""
     rest = [0.0]
     for candidate in reversed(candidates):
         most = float((candidate.worth_GM[:, 0] - price_per_s * candidate.times_G).max())
@@ -135,10 +135,11 @@ def _rest(candidates: Sequence[Candidate], price_per_s: float) -> list[float]:
 
 
 def alg2(candidates: Sequence[Candidate], now_s: float) -> Plan:
-    """The paper's Alg. 2: batches by deadline; one best path for each (batch, level), level -1 for "not run".
+    """Plans by the paper's Alg. 2: one best path per (batch, level), where level -1 means "not run".
 
-    A batch must end before its earliest deadline. Where the paper leaves it open, of paths worth the same the earlier
-    is kept. Its promise holds for its own recursion alone, so ``loss_bound`` is NaN.
+    Batches are in order of deadline. A batch must end before its earliest deadline. The paper does not say how ties are
+    broken; here, of paths with equal utility the earlier one is kept. ``loss_bound`` is NaN, because Alg. 2 is optimal
+    only within its own recursion.
     """
     cells: list[tuple[float, float]] = [(0.0, now_s)]
     table: list[list[tuple[int, int]]] = []
@@ -167,11 +168,11 @@ def alg2(candidates: Sequence[Candidate], now_s: float) -> Plan:
 
 
 def alg3(candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kappa: float = KAPPA) -> Plan:
-    """The paper's Alg. 3: gamma by the arrival rate, raised for batches of high utility, lowered for late ones.
+    """Plans by the paper's Alg. 3: gamma follows the arrival rate, higher for high utility, lower for late batches.
 
-    ``level_of_rate``: index of f(q) (see ``level_for_rate``). Corrected: the paper runs a batch that misses its
-    deadline even at the smallest gamma, and raises one that the largest makes late; here the first is left out, and
-    the second keeps f(q).
+    ``level_of_rate`` is the index of f(q) (see ``level_for_rate``). Where we differ: the paper runs a batch that misses
+    its deadline even at the smallest gamma; here it is left out. The paper also raises gamma if the largest gamma makes
+    the batch late; here such a batch keeps f(q).
     """
     clock_s, utility = now_s, 0.0
     chosen: list[int | None] = []
@@ -194,9 +195,10 @@ def alg3(candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kapp
 
 
 def level_for_rate(capacities_G: Sequence[float], rate_per_s: float) -> int:
-    """f(q) of Alg. 3: the largest gamma whose throughput is above the arrival rate; none is: the smallest.
+    """Returns f(q) of Alg. 3: the index of the largest gamma whose throughput is above the arrival rate.
 
-    The paper has a table for its card; this computes it from the profile (``Profile.capacity_per_s``).
+    If there is none, it returns the smallest gamma's index, 0. The paper uses a table for its graphics card; here the
+    capacities are those of the profile (``Profile.capacity_per_s``).
     """
     for level in range(len(capacities_G) - 1, -1, -1):
         if rate_per_s < capacities_G[level]:

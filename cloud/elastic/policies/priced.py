@@ -1,10 +1,14 @@
-"""PURE: our policy: batches are made when an executor is free, of queries that want the same gamma at today's price.
+"""PURE: our default policy. Whenever an executor is free, it decides a batch and that batch's gamma together.
 
-Alg. 1 fills a batch before its gamma is known, so queries that should be hurried and queries that should be polished
-ride together. Here the order is turned round: the load (what waits and what is about to come, by kind) sets a price of
-the executor's time (see pricing.py), the price sets each kind's gamma, and a batch is filled from the kinds that share
-one, earliest deadline first. Every query counts by its own deadline. Whatever is not worth its time waits until nothing
-else does.
+Alg. 1 fills a batch before it knows the gamma, so queries that need speed share a batch with queries that deserve more
+tokens. Here gamma comes first:
+
+1. The load sets a price of the executor's time (``pricing.py``). The load is, for each kind of query, the number that
+   wait and the number that will arrive soon.
+2. The price sets each kind's gamma.
+3. A batch is filled from the kinds with the same gamma, earliest deadline first.
+
+Every query counts by its own deadline. A query that is not worth its time at this price waits until nothing else does.
 """
 
 import math
@@ -21,18 +25,18 @@ from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Query
 
 HORIZON: Final = 0.75
-"""The load is what waits and what comes within this share of the mean latency asked for."""
+"""The load counts waiting queries, and arrivals within this share of the mean requested latency."""
 BACKLOG: Final = 0.25
-"""That share of the mean latency may be left waiting at the end of the horizon. It keeps batches full."""
+"""Work that may wait at the end of the horizon, as a share of the mean requested latency. It keeps batches full."""
 TYPICAL_SIZE: Final = 48
-"""An image's cost at a gamma is its share of a batch of this size."""
+"""The cost of an image at a gamma is its share of the time of a batch of this size."""
 LONGEST: Final = 0.0875
-"""No batch takes longer than this share of the mean latency: while one runs, no price is looked at and nothing that is
-more urgent begins."""
+"""Longest time of a batch, as a share of the mean requested latency. While a batch runs, the price is not updated and
+nothing more urgent can start."""
 DEARER: Final = 0.05
-"""But for that no batch is made so small that its images cost more than this share above the least."""
+"""Exception to ``LONGEST``: no batch is made so small that an image costs more than this share above the least cost."""
 UTILITY_STEP: Final = 1.25
-"""Utilities within a factor of this belong to one kind."""
+"""Queries whose utilities differ by less than about this factor belong to one kind."""
 MAX_IDLE_KINDS: Final = 64
 MIN_WINDOW_S: Final = 0.1
 MAX_WINDOW_S: Final = 60.0
@@ -42,7 +46,7 @@ Waiting = tuple[float, int, Query]
 
 @dataclass(slots=True)
 class _Kind:
-    """Queries of one task and about one utility: those that wait, by deadline, and how fast more come."""
+    """Queries of one task and similar utility: the waiting ones, by deadline, and the arrival rate of more."""
 
     task: str
     utility: float
@@ -52,7 +56,7 @@ class _Kind:
 
 
 class Priced:
-    """See above. Where the profile knows no task of a query, ``arrived`` raises KeyError."""
+    """Decides by price (see the module). ``arrived`` raises KeyError if the profile lacks the query's task."""
 
     def __init__(self, epsilon: int = EPSILON) -> None:
         self.gammas: tuple[int, ...] = ()
@@ -99,11 +103,14 @@ class Priced:
         return chosen if chosen is not None else Choice()
 
     def price_per_s(self, now_s: float) -> float:
-        """Utility that a second of the executor is worth now."""
+        """Returns the current price: the utility per second of the executor."""
         return self._price(*self._asked_for(now_s))
 
     def _asked_for(self, now_s: float) -> tuple[list[float], float]:
-        """Arrivals a second of each kind, and their mean latency; where nobody asks, the longest of the kinds known."""
+        """Returns (arrivals per second of each kind, mean requested latency in seconds).
+
+        Without arrivals the latency is the longest of the known kinds.
+        """
         rates = [kind.rate.at(now_s) for kind in self._kinds.values()]
         latencies_s = [kind.latency_s for kind in self._kinds.values()]
         total = sum(rates)
@@ -123,12 +130,12 @@ class Priced:
         return self._market.price(counts_K, (HORIZON + BACKLOG) * latency_s)
 
     def _gains(self, kind: _Kind) -> list[float]:
-        """What a query of ``kind`` earns at each gamma; nothing where its task has gone."""
+        """Returns the expected utility of a query of ``kind`` at each gamma; 0 if its task was removed."""
         shares = self._profile.accuracy.get(kind.task)
         return [shares[gamma] * kind.utility if shares is not None else 0.0 for gamma in self.gammas]
 
     def _sorted_by_level(self, price: float) -> dict[int | None, list[Waiting]]:
-        """What waits, by the gamma it buys at ``price``, and then by deadline."""
+        """Groups waiting queries by the gamma that they buy at ``price`` (None: no time), sorted by deadline."""
         by_level: dict[int | None, list[Waiting]] = {}
         for index, kind in enumerate(self._kinds.values()):
             if kind.waiting:
@@ -139,7 +146,10 @@ class Priced:
         return by_level
 
     def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float, longest_s: float) -> Choice | None:
-        """Of the batches that could be run now, one for each gamma, the one that has least time to spare."""
+        """Makes one batch per gamma and returns the one with the least time to spare; None if no batch can run.
+
+        If no query can be in time at the wanted gamma, faster gammas are tried in turn.
+        """
         best: tuple[float, list[Waiting], int] | None = None
         for wanted, waiting in by_level.items():
             assert wanted is not None
@@ -157,7 +167,7 @@ class Priced:
         return Choice(tuple(query for _, _, query in best[1]), self.gammas[best[2]])
 
     def _forget_idle(self, now_s: float) -> None:
-        """Kinds that nobody asks for any more go when there are many: memory stays bounded by what waits."""
+        """Removes kinds without waiting queries or recent arrivals if there are many, to keep memory bounded."""
         if len(self._kinds) < MAX_IDLE_KINDS:
             return
         for key, kind in list(self._kinds.items()):
@@ -166,7 +176,10 @@ class Priced:
 
 
 def _batch(waiting: list[Waiting], times_s: tuple[float, ...], now_s: float, most: int) -> list[Waiting]:
-    """Up to ``most`` of the earliest deadlines that can be kept together; those too late for that are passed over."""
+    """Returns up to ``most`` queries with the earliest deadlines that all finish in time together.
+
+    It skips queries that would be late.
+    """
     full_s = now_s + times_s[most]
     first = bisect_left(waiting, (full_s,))
     if len(waiting) - first >= most:
@@ -178,7 +191,7 @@ def _batch(waiting: list[Waiting], times_s: tuple[float, ...], now_s: float, mos
 
 
 def _least_size(times_s: tuple[float, ...], epsilon: int) -> int:
-    """The smallest batch whose images cost at most DEARER more than in the batch where they cost least."""
+    """Returns the smallest batch size whose cost per image is at most ``DEARER`` above the least cost per image."""
     costs_s = [times_s[size] / size for size in range(1, epsilon + 1)]
     bearable_s = (1 + DEARER) * min(costs_s)
     return next(size for size, cost_s in enumerate(costs_s, 1) if cost_s <= bearable_s)

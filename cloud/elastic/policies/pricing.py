@@ -1,9 +1,9 @@
-"""PURE: what a second of the executor is worth just now.
+"""PURE: computes what a second of the executor is worth, and which gamma each kind of query buys at that price.
 
-The fluid relaxation of the paper's problem 3.2: queries can be run in parts, and deadlines are only a horizon. Then the
-best use of time is to buy, dearest first, segments of each query's upper hull of accuracy x utility against time; the
-price is what the last second bought was worth. At a price every query knows its own gamma: the last segment of its
-hull that is worth more than its time.
+This is the fluid relaxation of OTAS problem 3.2: queries can be run in parts, and deadlines only give a horizon. Each
+kind of query has an upper hull of accuracy x utility over time. The best use of the time is to buy segments of these
+hulls, highest gain per second first. The price is the gain per second of the last segment bought. At a given price, the
+gamma of a query is the last segment of its hull that gains more per second than the price.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 
 
 def hull(costs_s: Sequence[float], gains: Sequence[float]) -> list[tuple[float, float, int]]:
-    """Upper concave hull from "not run" (no cost, no gain) on: (gain per second, added seconds, level) by segment.
+    """Returns the upper concave hull that starts at "not run" (no cost, no gain).
 
-    Slopes fall. A level that is slower than another and no better is on no hull.
+    Each segment is (gain per second, added seconds, level). Slopes descend. A level that is slower than another level
+    and gains no more is not on the hull.
     """
     points = [(0.0, 0.0, -1)]
     for cost, gain, level in sorted(zip(costs_s, gains, range(len(gains)), strict=True)):
@@ -37,7 +38,7 @@ def _slope(left: tuple[float, float, int], right: tuple[float, float, int]) -> f
 
 
 class Market:
-    """The hulls of K kinds of query, ready to be priced for any number of each."""
+    """The hulls of K kinds of query. It computes the price for any number of queries of each kind."""
 
     def __init__(self, costs_s: Sequence[float], gains_KG: Sequence[Sequence[float]]) -> None:
         self._hulls = [hull(costs_s, gains) for gains in gains_KG]
@@ -46,8 +47,11 @@ class Market:
         self._added_S = np.array([added_s for _, added_s, _ in segments])
         self._kinds_S = np.array([kind for _, _, kind in segments], dtype=np.int64)
 
-    def price(self, counts_K: Floats, seconds: float) -> float:
-        """Utility per second of the last of ``seconds`` sold to ``counts_K`` queries; 0 where all get their best."""
+    def price(self, counts_K: Float64s, seconds: float) -> float:
+        """Returns the gain per second of the last segment that ``counts_K`` queries buy within ``seconds``.
+
+        It is 0 if there is enough time for every query's best gamma.
+        """
         if not len(self._kinds_S):
             return 0.0
         sold_S = np.cumsum(self._added_S * counts_K[self._kinds_S])
@@ -55,7 +59,7 @@ class Market:
         return float(self._slopes_S[last]) if last < len(sold_S) else 0.0
 
     def level(self, kind: int, price: float) -> int | None:
-        """The gamma that a query of ``kind`` buys at ``price``; None: its time is worth more to others."""
+        """Returns the index of the gamma that a query of ``kind`` buys at ``price``; None if it buys no time at all."""
         bought = None
         for slope, _, level in self._hulls[kind]:
             if slope < price:

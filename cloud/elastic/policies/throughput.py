@@ -1,4 +1,4 @@
-"""PURE: Prodigy's own rule for the reduction number (chapter 4 of Chen 2025), as a policy of the engine."""
+"""PURE: decides the gamma by the arrival rate alone: Prodigy's reduction scheduler (chapter 4 of Chen 2025)."""
 
 from isthmus.cloud.elastic.policies.baselines import in_time
 from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
@@ -8,10 +8,10 @@ from isthmus.cloud.elastic.scheduling.query import Query, by_deadline
 
 
 class ThroughputRule:
-    """Prodigy's reduction scheduler: the smallest number whose profiled throughput is above the arrivals a second
-    during the last batch, else the largest; batches of Alg. 1, earliest deadline first, without what would be late.
+    """Runs the batches of Alg. 1, earliest deadline first, without the queries that would be late.
 
-    The first batch, of which no rate is known yet, runs at the smallest number.
+    The reduction number is the smallest whose profiled throughput is above the arrival rate during the last batch, or
+    the largest if there is none. The first batch runs at the smallest number, since no rate is known yet.
     """
 
     def __init__(self, rule: BatchingRule | None = None) -> None:
@@ -22,10 +22,10 @@ class ThroughputRule:
         self._rate_per_s = 0.0
 
     def use(self, profile: Profile) -> None:
-        """Raises ValueError for a profile without any gamma up to 0."""
+        """Plans with ``profile``. Raises ValueError if it has no gamma of 0 or below."""
         self.gammas = tuple(gamma for gamma in profile.gammas if gamma <= 0)
         if not self.gammas:
-            raise ValueError("the profile has no gamma up to 0 that tokens could be taken away at")
+            raise ValueError("the profile has no gamma of 0 or below, so no tokens can be removed")
         self._capacity = {gamma: profile.capacity_per_s(gamma) for gamma in self.gammas}
         self._times_s = {gamma: profile.times_s(gamma) for gamma in self.gammas}
 
@@ -49,12 +49,12 @@ class ThroughputRule:
         return Choice(evict=tuple(doomed))
 
     def gamma_for(self, rate_per_s: float) -> int:
-        """The gamma nearest 0 that serves more than ``rate_per_s``, else the furthest."""
+        """Returns the gamma nearest 0 that serves more than ``rate_per_s``; if there is none, the most negative one."""
         fitting = [gamma for gamma in self.gammas if self._capacity[gamma] > rate_per_s]
         return max(fitting, default=min(self.gammas))
 
     def _rate(self, now_s: float) -> float:
-        """Arrivals a second since the last batch began; where that is now, the rate then."""
+        """Returns the arrivals per second since the last batch began, or the previous rate if no time has passed."""
         if self._since_s is None or now_s <= self._since_s:
             return self._rate_per_s
         return len(self._arrivals_s) / (now_s - self._since_s)

@@ -1,1 +1,1 @@
-"""Work done before serving: learn prompts, search merging schedules, measure a machine's profile."""
+"""Work before serving: learn prompts, search merging schedules, measure a machine's profile."""

@@ -1,4 +1,4 @@
-"""What the commands of `isthmus elastic` read: a model, pictures, a folder of tasks, numbers."""
+"""Reads the inputs of the `isthmus elastic` commands: a model, pictures, a folder of tasks, numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +20,13 @@ def opened(
     *,
     random: bool = False,
 ) -> tuple[ElasticViT, PixelSpec]:
-    """The model by file or name, and how it reads pictures. Raises ValueError where either cannot be had."""
+    """Returns the model by file or name, and how it reads pictures. Raises ValueError if either is not available."""
     vit = load_vit(source, random=random)
     return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
 
 
 def pictures_of(data: Path, model: ElasticViT, limit: int | None, seed: int) -> LabelledImages:
-    """All of a set, or ``limit`` of them by chance. Raises ImageError."""
+    """Reads all pictures of a data set, or ``limit`` random ones. Raises ImageError."""
     labelled = read_images(data, model.image_px)
     if limit is None or limit >= len(labelled):
         return labelled
@@ -35,16 +35,16 @@ def pictures_of(data: Path, model: ElasticViT, limit: int | None, seed: int) -> 
 
 
 def split_off(labelled: LabelledImages, held: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """(to learn from, held back); with a share of 1 all are both."""
+    """Splits into (pictures to learn from, held-out pictures). With a share of 1, both are the whole set."""
     return (labelled, labelled) if held == 1.0 else split(labelled, held_share=held, seed=seed)
 
 
 def profiling_sets(
     model: ElasticViT, folder: Path, data: Path, held: float, limit: int | None, seed: int
 ) -> dict[str, tuple[TaskFiles, LabelledImages]]:
-    """Each task with the pictures that 'prompts', given the same data, share and seed, held back from it.
+    """Returns each task with its held-out pictures: those that 'prompts' held out with the same data, share and seed.
 
-    Raises ValueError for a folder without tasks, or with one that does not fit the model or the pictures.
+    Raises ValueError for a folder without tasks, or with a task that does not fit the model or the pictures.
     """
     found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
     if not found:
@@ -54,15 +54,15 @@ def profiling_sets(
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between, ascending, each once. Raises ValueError."""
+    """Parses comma-separated whole numbers. Returns them ascending, without repetition. Raises ValueError."""
     try:
         return tuple(sorted({int(part) for part in text.split(",") if part.strip()}))
     except ValueError as error:
-        raise ValueError(f"{text!r}: whole numbers with commas between are wanted") from error
+        raise ValueError(f"{text!r}: must be whole numbers, separated by commas") from error
 
 
 def fitting(gammas: tuple[int, ...], model: ElasticViT) -> tuple[int, ...]:
-    """Raises ValueError, before anything is computed, for gammas that the model cannot run."""
+    """Returns ``gammas``. Raises ValueError for gammas that the model cannot run, before anything is computed."""
     least = -model.reducer.most
     if any(not least <= gamma <= MAX_PROMPTS for gamma in gammas):
         raise ValueError(f"gammas {gammas}: this model runs from {least} to {MAX_PROMPTS}")

@@ -1,7 +1,7 @@
-"""Which number type to serve in: the quickest on this machine that answers as well as float32 does.
+"""Chooses the number type for serving: the fastest on this machine whose accuracy is close to float32's.
 
-On a processor with bfloat16 units that type doubles the throughput; on one without, it may halve it. int8 costs some
-accuracy, more with one model than with another. So both are measured.
+bfloat16 doubles the throughput on a processor with bfloat16 units, and may halve it on one without. int8 costs some
+accuracy, more with some models than with others. So both are measured.
 """
 
 import copy
@@ -20,23 +20,23 @@ from isthmus.data.images import LabelledImages, PixelSpec
 
 NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16", "int8")
 MAX_LOSS: Final = 0.005
-"""A number type that loses more accuracy than this is not taken, however quick."""
+"""A number type that loses more accuracy than this is not chosen, however fast it is."""
 
 
 def named(name: str | None) -> NumberType | None:
-    """The number type of this name; None where there is none."""
+    """Returns the number type of this name, or None."""
     return next((number_type for number_type in NUMBER_TYPES if number_type == name), None)
 
 
 def noise(size_px: int) -> LabelledImages:
-    """Pictures of nothing, where there are no others to measure with."""
+    """Makes random pictures, for measurements without real ones."""
     pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, size_px, size_px, 3), np.uint8)
     return LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """``accuracy``: share of the labels that is right; without labels, of float32's answers that are the same."""
+    """One number type. ``accuracy`` is against the labels or, without labels, the share of float32's answers kept."""
 
     number_type: NumberType
     images_per_s: float
@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and all that was measured, float32 first."""
+    """The chosen number type, and all measurements, float32 first."""
 
     number_type: NumberType
     measured: tuple[Measured, ...]
@@ -53,8 +53,8 @@ class Choice:
     labelled: bool
 
     def said(self) -> str:
-        """One line for a log or a terminal."""
-        kind = "right" if self.labelled else "as float32"
+        """Returns one line for a log or a terminal."""
+        kind = "accuracy" if self.labelled else "same answers as float32"
         each = "; ".join(
             f"{one.number_type} {one.images_per_s:.4g} images/s, {one.accuracy:.1%} {kind}" for one in self.measured
         )
@@ -75,11 +75,11 @@ def choose(
     number_types: Sequence[NumberType] = NUMBER_TYPES,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Measures each that the device can run on a copy of the model at gamma 0, taking turns.
+    """Measures each number type that the device can run, on copies of the model at gamma 0 that take turns.
 
-    ``task``: the one whose classes the labels are; a number type is judged by them. Without one it is judged by how
-    often it answers as float32 does, through the model's own head, or one made by chance where there is none.
-    ``device``, ``compiler`` and ``packed`` as of the runner that will serve.
+    With ``task``, the labels of ``pictures`` are its classes, and a number type is judged by accuracy. Without it, a
+    number type is judged by how often its answer equals float32's, with the model's own head, or with a random head if
+    there is none. ``device``, ``compiler`` and ``packed`` are those of the runner that will serve.
     """
     able = [name for name in number_types if name != "int8" or runs_onednn(device, compiler)]
     types: tuple[NumberType, ...] = ("float32", *(name for name in able if name != "float32"))

@@ -1,6 +1,6 @@
-"""What a profile says, drawn: accuracy and throughput by gamma, throughput by batch size, likeness of tokens by layer.
+"""Draws a profile: accuracy and throughput by gamma, throughput by batch size, similarity of tokens by layer.
 
-The figures of the paper's chapter with the same content: 3.3, 3.4, 3.7 and 3.8.
+The content is that of figures 3.3, 3.4, 3.7 and 3.8 of J. Chen's thesis (PolyU, 2025).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from isthmus.distill.figures import png
 
 
 def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
-    """Writes four plots side by side as one PNG. ``similarity_L`` may be empty."""
+    """Writes four plots side by side as one PNG file. ``similarity_L`` may be empty."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(18, 4))
@@ -20,7 +20,7 @@ def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
     for task, shares in profile.accuracy.items():
         able = [gamma for gamma in profile.gammas if gamma <= 0 or shares[gamma] > 0]
         by_gamma.plot(able, [100 * shares[gamma] for gamma in able], marker="o", label=task)
-    by_gamma.set(xlabel="gamma", ylabel="right, %", title="Accuracy")
+    by_gamma.set(xlabel="gamma", ylabel="accuracy, %", title="Accuracy")
     if profile.accuracy:
         by_gamma.legend()
     rates.plot(profile.gammas, [profile.capacity_per_s(gamma) for gamma in profile.gammas], marker="o")
@@ -32,7 +32,7 @@ def draw(profile: Profile, similarity_L: Sequence[float], path: Path) -> None:
     by_size.set(xlabel="batch size", ylabel="images/s", title="Throughput by batch size", xscale="log")
     by_size.legend(title="gamma", fontsize="small")
     by_layer.plot(range(len(similarity_L)), similarity_L, marker="o")
-    by_layer.set(xlabel="layer", ylabel="mean cosine of keys", title="Likeness of tokens")
+    by_layer.set(xlabel="layer", ylabel="mean cosine of keys", title="Similarity of tokens")
     for axis in (by_gamma, rates, by_size, by_layer):
         axis.grid(alpha=0.3)
     key = profile.key

@@ -1,4 +1,4 @@
-"""Measures a profile on the device it is for: accuracy by task and gamma, seconds and bytes by gamma and batch size."""
+"""Measures a profile on its device: accuracy by task and gamma, seconds and bytes by gamma and batch size."""
 
 import platform
 import statistics
@@ -25,15 +25,15 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 ACCURACY_BATCH: Final = 32
 
 OnStep = Callable[[str, int, int], None]
-"""What is measured, steps done, steps in all."""
+"""Called with the name of the measurement, the number of steps done, and the number of all steps."""
 
 
 def ignore_steps(_what: str, _done: int, _all: int) -> None:
-    """An ``on_step`` for callers who do not watch."""
+    """Does nothing: an ``on_step`` for callers without a progress display."""
 
 
 def machine_key(runner: ElasticRunner) -> MachineKey:
-    """What a profile measured with this runner holds for. Threads are torch's as set now."""
+    """Returns what a profile measured with this runner is valid for. The threads are torch's current setting."""
     on_gpu = runner.device.type == "cuda"
     return MachineKey(
         processor=_processor(),
@@ -55,8 +55,9 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     on_step: OnStep = ignore_steps,
 ) -> Profile:
-    """All of a profile. Times above gamma 0 are those of ``mode``: where tasks use both, take the dearer one, append.
+    """Measures a whole profile.
 
+    Times above gamma 0 are those of prompt mode ``mode``. If tasks use both modes, use the slower one, "append".
     Raises ValueError for gammas or sizes that do not fit the model.
     """
     latency_s = measure_latency(runner, gammas, sizes, mode=mode, repeats=repeats, clock=clock, on_step=on_step)
@@ -83,9 +84,10 @@ def measure_latency(
     clock: Callable[[], float] = time.perf_counter,
     on_step: OnStep = ignore_steps,
 ) -> dict[int, tuple[float, ...]]:
-    """Median seconds of a batch, by gamma a number for each ascending size: standardising, model and one head.
+    """Returns the median seconds of a batch: by gamma, one number per ascending size.
 
-    All pairs take turns within each repeat, so that a machine that slows down slows all alike.
+    A batch includes standardising, the model and one head. Within each repeat all pairs (gamma, size) take turns, so a
+    machine that slows down affects all of them alike.
     """
     pairs = [(gamma, size) for size in sorted(sizes) for gamma in sorted(gammas)]
     served = runner.prepare(blank_weights(runner.model, gammas), mode)
@@ -95,7 +97,7 @@ def measure_latency(
     for repeat in range(repeats + 1):
         for done, (gamma, size) in enumerate(pairs):
             began_s = clock()
-            runner.answer(pictures[:size], gamma, [served] * size)  # ends by copying logits to the host
+            runner.answer(pictures[:size], gamma, [served] * size)  # it ends with a copy of the logits to the host
             if repeat:
                 took_s[gamma, size].append(clock() - began_s)
             on_step("time", repeat * len(pairs) + done + 1, (repeats + 1) * len(pairs))
@@ -110,10 +112,10 @@ def measure_memory(
     mode: PromptMode = "append",
     on_step: OnStep = ignore_steps,
 ) -> dict[int, tuple[int, ...]]:
-    """Peak bytes of a batch beyond the weights, by gamma a number for each ascending size.
+    """Returns the peak bytes of a batch, without the weights: by gamma, one number per ascending size.
 
-    On a GPU as its allocator counts them; elsewhere the bytes of all tensors alive together in an eager run, without
-    the scratch space that operators take inside.
+    On a GPU, the allocator counts them. Elsewhere it is the largest sum of tensors alive at once in an eager run,
+    without the scratch space inside operators.
     """
     served = runner.prepare(blank_weights(runner.model, gammas), mode)
     side = runner.model.image_px
@@ -143,7 +145,7 @@ def measure_accuracy(
     *,
     on_step: OnStep = ignore_steps,
 ) -> dict[str, dict[int, float]]:
-    """Share of each task's labelled pictures that is right, by gamma; 0 above gamma 0 where it has no prompts."""
+    """Returns each task's accuracy by gamma. It is 0 at gammas above 0 for which the task has no prompts."""
     found: dict[str, dict[int, float]] = {}
     steps, done = len(tasks) * len(gammas), 0
     for name, (task, labelled) in tasks.items():
@@ -158,7 +160,7 @@ def measure_accuracy(
 
 
 def accuracy(runner: ElasticRunner, task: ServedTask, labelled: LabelledImages, gamma: int) -> float:
-    """Share of ``labelled`` whose largest logit is the label's."""
+    """Returns the accuracy on ``labelled``: the share of pictures whose largest logit is the label's."""
     right = 0
     for first in range(0, len(labelled), ACCURACY_BATCH):
         pictures = labelled.pictures_NHWC[first : first + ACCURACY_BATCH]
@@ -169,8 +171,10 @@ def accuracy(runner: ElasticRunner, task: ServedTask, labelled: LabelledImages, 
 
 @torch.inference_mode()
 def key_similarity(runner: ElasticRunner, labelled: LabelledImages) -> tuple[float, ...]:
-    """Mean cosine between the keys of two different unprotected tokens of a picture, by layer: how much alike they are,
-    and so how much merging may cost there (figure 3.8)."""
+    """Returns, by layer, the mean cosine between the keys of two different unprotected tokens of a picture.
+
+    Similar tokens can be merged at little cost (figure 3.8 of J. Chen's thesis).
+    """
     sums = np.zeros(runner.model.depth)
     for first in range(0, len(labelled), ACCURACY_BATCH):
         images_BCHW = runner.images(labelled.pictures_NHWC[first : first + ACCURACY_BATCH])
@@ -184,7 +188,7 @@ def key_similarity(runner: ElasticRunner, labelled: LabelledImages) -> tuple[flo
 
 
 def blank_weights(model: ElasticViT, gammas: Sequence[int]) -> TaskWeights:
-    """A task that knows nothing, with prompts for every gamma: as dear to run as a real one."""
+    """Makes a task of zeros with prompts for every gamma. It takes as long to run as a real task."""
     prompts_LGD = {
         gamma: np.zeros((model.depth, gamma, model.width), np.float32) for gamma in sorted(gammas) if gamma > 0
     }
@@ -192,7 +196,7 @@ def blank_weights(model: ElasticViT, gammas: Sequence[int]) -> TaskWeights:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside and alive together; ``peak`` is the most."""
+    """Counts the bytes of the tensors that are created inside and alive at once; ``peak`` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -214,13 +218,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _stored(tree: Any) -> list[Tensor]:
-    """The tensors in it whose memory can be seen. oneDNN hides that of packed weights, which no batch makes."""
+    """Returns the tensors with visible memory. oneDNN hides the memory of packed weights, which no batch allocates."""
     leaves = torch.utils._pytree.tree_leaves(tree)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
 
 
 def _processor() -> str:
-    """The processor's name."""
+    """Returns the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Learns a task's head, and prompts for one gamma after the other: more prompts start from fewer.
+"""Learns a task's head, then its prompts for one gamma after another: more prompts start from fewer.
 
-Iterative prompt learning of OTAS (INFOCOM 2024): for 4 prompts a layer, start from the 2 that were learned and go on;
-8 from 4. The backbone stays as it is. Where we differ: the head is learned first, at gamma 0, and then stays too,
-because one head has to serve every gamma of its task; the prompts learn to please it.
+Iterative prompt learning of OTAS (INFOCOM 2024): 4 prompts per layer start from the 2 learned ones, and 8 from the 4.
+The backbone does not change. Where we differ: the head is learned first, at gamma 0, and then does not change either,
+because one head must serve every gamma of its task. The prompts are learned for this head.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,19 +26,19 @@ from isthmus.distill.training.loop import EpochReport, SeededDataset, fit
 
 HEAD: Final = TrainConfig(epochs=30, batch_size=256, optimizer="adamw", learning_rate=0.01, schedule="cosine")
 PROMPTS: Final = TrainConfig(epochs=50, batch_size=32, optimizer="adamw", learning_rate=0.001, schedule="cosine")
-"""The paper's batch and epochs; of its rate, 0.002, it does not say with which optimiser. With AdamW that unlearned
-more than it taught on the CIFAR-10 ViT (docs/log.md)."""
+"""Batch size and epochs are the paper's. The paper's learning rate is 0.002 with an unnamed optimiser. With AdamW that
+rate reduced the accuracy of the CIFAR-10 ViT (docs/log.md)."""
 CROP_PADDING_SHARE: Final = 1 / 8
-"""Of a picture's side, by which training crops may be shifted."""
+"""Training crops are shifted by at most this share of the picture's side."""
 FEATURES_BATCH: Final = 64
 
 OnEpoch = Callable[[str, EpochReport], None]
-"""What is learned ("head", "prompts 4"), and how far it is."""
+"""Called with what is being learned ("head", "prompts 4") and the report of an epoch."""
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """``gammas``: numbers of prompts a layer, ascending."""
+    """How to learn prompts. ``gammas`` are the numbers of prompts per layer, ascending."""
 
     gammas: tuple[int, ...] = (2, 4, 8)
     mode: PromptMode = "append"
@@ -48,7 +48,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         if any(gamma < 1 for gamma in self.gammas) or list(self.gammas) != sorted(set(self.gammas)):
-            raise ValueError(f"gammas {self.gammas}: numbers of prompts above 0 are wanted, ascending")
+            raise ValueError(f"gammas {self.gammas}: they must be above 0 and ascend")
 
 
 def learn_task(
@@ -62,10 +62,10 @@ def learn_task(
     device: torch.device,
     on_epoch: OnEpoch = lambda _what, _report: None,
 ) -> TaskWeights:
-    """Head and prompts of a task. Interrupted, the same call goes on in ``folder`` where it stood.
+    """Learns the head and prompts of a task. After an interruption, the same call resumes from ``folder``.
 
-    Raises ValueError for labels beyond ``classes`` and pictures of another size; TrainingDiverged; CheckpointError
-    if the folder belongs to another run; DiskFull.
+    Raises ValueError for labels beyond ``classes`` and pictures of another size, TrainingDiverged, CheckpointError
+    if the folder belongs to another run, and DiskFull.
     """
     side = model.image_px
     if labelled.pictures_NHWC.shape[1:] != (side, side, 3):
@@ -102,15 +102,15 @@ def learn_task(
 
 
 def first_prompts(tokens_LND: Tensor, gamma: int, before_LGD: Tensor | None) -> Tensor:
-    """(L, gamma, D) to start from: those of fewer prompts, and behind them averages of each layer's own tokens, every
-    (gamma)th of them in one.
+    """Returns initial prompts (L, gamma, D): the prompts learned for a smaller gamma, then averages of tokens.
 
-    Where we differ: VPT (Jia et al. 2022) begins with small random numbers. A block normalises those to the size of any
-    token, so they cost accuracy until they are unlearned; an average token is what attention has already.
-    Raises ValueError where there are more before than are asked for.
+    Each average is over every gamma-th token of the layer's own input. Where we differ: VPT (Jia et al. 2022) starts
+    from small random numbers. A block normalises these to the size of a usual token, so they cost accuracy until they
+    are unlearned. An average token resembles what attention has already.
+    Raises ValueError if there are more earlier prompts than ``gamma``.
     """
     if before_LGD is not None and before_LGD.shape[1] > gamma:
-        raise ValueError(f"{before_LGD.shape[1]} prompts cannot begin {gamma}")
+        raise ValueError(f"{before_LGD.shape[1]} earlier prompts are more than {gamma}")
     tokens = tokens_LND.shape[1]
     prompts_LGD = torch.stack([tokens_LND[:, first % tokens :: gamma].mean(dim=1) for first in range(gamma)], dim=1)
     if before_LGD is not None:
@@ -120,7 +120,7 @@ def first_prompts(tokens_LND: Tensor, gamma: int, before_LGD: Tensor | None) -> 
 
 @torch.no_grad()
 def mean_tokens(model: ElasticViT, pixels: PixelSpec, labelled: LabelledImages, device: torch.device) -> Tensor:
-    """(L, N, D): what goes into each layer at gamma 0 beside the protected tokens, averaged over some pictures."""
+    """Returns the input of each layer at gamma 0 without protected tokens, averaged over some pictures: (L, N, D)."""
     standard = pixels.standardise(labelled.pictures_NHWC[:FEATURES_BATCH])
     return torch.stack(
         [tokens_BND.mean(dim=0) for tokens_BND in model.layer_tokens(torch.from_numpy(standard).to(device))]
@@ -128,8 +128,10 @@ def mean_tokens(model: ElasticViT, pixels: PixelSpec, labelled: LabelledImages, 
 
 
 class PromptedTask(nn.Module):
-    """Pictures to logits at one gamma. Its parameters are the prompts alone; model and head are held, not owned, so
-    that checkpoints hold and optimisers see nothing else."""
+    """Maps pictures to logits at one gamma. Its only parameters are the prompts.
+
+    Model and head are not submodules, so checkpoints and optimisers contain only the prompts.
+    """
 
     def __init__(self, model: ElasticViT, head: nn.Linear, prompts_LGD: Tensor, mode: PromptMode):
         super().__init__()
@@ -150,7 +152,7 @@ class PromptedTask(nn.Module):
 
 
 class Pictures(SeededDataset[Sequence[Tensor]]):
-    """Standardised pictures and labels; augmented: shifted by up to an eighth of the side, mirrored by chance."""
+    """Standardised pictures and labels. Augmentation shifts by up to an eighth of the side and mirrors at random."""
 
     def __init__(self, labelled: LabelledImages, pixels: PixelSpec, *, augment: bool, seed: int):
         super().__init__(len(labelled), seed)
@@ -165,7 +167,7 @@ class Pictures(SeededDataset[Sequence[Tensor]]):
 
 
 class Rows(SeededDataset[Sequence[Tensor]]):
-    """Features that were computed before, and their labels."""
+    """Precomputed features and their labels."""
 
     def __init__(self, features_ND: Tensor, labels_N: Tensor, seed: int):
         super().__init__(len(labels_N), seed)
@@ -175,9 +177,9 @@ class Rows(SeededDataset[Sequence[Tensor]]):
         return tuple(rows[index] for rows in self._rows)
 
 
-@torch.no_grad()  # not inference mode: the head's training has to be able to save them
+@torch.no_grad()  # not inference mode: training the head must be able to save these tensors for backward
 def all_features(model: ElasticViT, pixels: PixelSpec, labelled: LabelledImages, device: torch.device) -> Tensor:
-    """(N, D) at gamma 0, on the host."""
+    """Returns the features (N, D) at gamma 0, on the host."""
     batches = []
     for first in range(0, len(labelled), FEATURES_BATCH):
         standard = pixels.standardise(labelled.pictures_NHWC[first : first + FEATURES_BATCH])
@@ -196,7 +198,7 @@ def _learned_head(
     device: torch.device,
     on_epoch: OnEpoch,
 ) -> nn.Linear:
-    """One linear layer on features at gamma 0, which are computed once."""
+    """Learns one linear layer on features at gamma 0, which are computed once."""
     head = nn.Linear(model.width, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -231,5 +233,5 @@ def _shifted(picture_HWC: npt.NDArray[np.uint8], rng: np.random.Generator) -> np
 
 
 def _overlap(by: int, length: int) -> tuple[slice, slice]:
-    """Where what is seen of a picture goes, and where it comes from, when the frame moves ``by`` pixels."""
+    """Returns (target, source) slices of the visible part of a picture that is shifted by ``by`` pixels."""
     return slice(max(0, -by), length - max(0, by)), slice(max(0, by), length - max(0, -by))

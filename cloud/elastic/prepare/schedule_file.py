@@ -1,4 +1,4 @@
-"""The file of a search for schedules: what was tried, and the best for each gamma; a search goes on from it."""
+"""The file of a schedule search: what was tried, and the best schedule per gamma. A search resumes from it."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from isthmus.data.files import write_atomically
 
 
 def read_search(path: Path, key: list[Any]) -> dict[str, Any]:
-    """What an earlier search in this file tried. Raises ValueError where the file is of another search."""
+    """Reads the state of an earlier search, or returns an empty one. Raises ValueError for another search's file."""
     if not path.exists():
         return {"key": key, "tried": {}, "schedules": {}}
     try:
@@ -17,20 +17,22 @@ def read_search(path: Path, key: list[Any]) -> dict[str, Any]:
             return state
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError):
         pass
-    raise ValueError(f"{path.name} is of another search, or damaged: remove it to begin anew, or name another file")
+    raise ValueError(
+        f"{path.name} belongs to another search or is damaged: remove it to start again, or name another file"
+    )
 
 
 def write_search(path: Path, state: dict[str, Any]) -> None:
-    """Writes the schedule to ``path``. Raises DiskFull."""
+    """Writes the state of a search. Raises DiskFull."""
     write_atomically(path, json.dumps(state, indent=1))
 
 
 def read_schedules(path: Path | None) -> dict[int, tuple[int, ...]]:
-    """The best schedule of each gamma; none without a file. Raises ValueError for a file that holds none."""
+    """Reads the best schedule of each gamma; an empty dict without a file. Raises ValueError for a wrong file."""
     if path is None:
         return {}
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))["schedules"]
         return {int(gamma): tuple(map(int, schedule)) for gamma, schedule in raw.items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} holds no schedules: {error}") from error
+        raise ValueError(f"{path.name} is not a file of schedules: {error}") from error

@@ -1,1 +1,1 @@
-"""PURE. One engine under two clocks: queries, profiles, the engine, its simulator, and the bound no policy can pass."""
+"""PURE. One engine, two clocks: queries, profiles, the engine, its simulator, and a bound that no policy can exceed."""

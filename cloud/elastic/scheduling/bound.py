@@ -1,18 +1,19 @@
-"""PURE: the most that any policy could have earned from a list of queries, had it known them all beforehand.
+"""PURE: computes an upper bound on the utility of any policy for a list of queries, even one that knows them all ahead.
 
-The relaxation: queries are fractional and preemptive. Query q may be given time x_q(t) within [arrival, deadline], the
-executor has one second in a second, and for a share of the time that q costs at gamma (its share of the batch that is
-cheapest per image) it earns the same share of accuracy x utility. Every schedule of batches is a point of it: a query
-that is in time ran between its arrival and its deadline, and cost at least that share.
+The bound comes from a relaxation in which queries are fractional and preemptive. Query q may get executor time x_q(t)
+within [arrival, deadline], and the executor offers one second per second. The cost of q at gamma is its share of the
+batch that is cheapest per image. For a fraction of this cost it earns the same fraction of accuracy x utility. Every
+real schedule of batches is feasible here: a query that is in time ran between its arrival and its deadline, and cost at
+least that share.
 
-Its Lagrangian dual has one price p(t) >= 0 for the executor's time:
+The Lagrangian dual has one price p(t) >= 0 for the executor's time:
 
     D(p) = integral p(t) dt + sum_q max(0, max_gamma  accuracy(q, gamma) utility(q) - cost(gamma) min_{t of q} p(t))
 
-By weak duality D(p) is an upper bound for ANY prices, so the search for good ones need not be exact, and is not: prices
-are constant within slots, and found by L-BFGS on a smoothed D. What is returned is D itself.
+By weak duality D(p) is an upper bound for ANY prices, so the search for good prices need not be exact. Prices are
+constant within slots, and L-BFGS finds them on a smoothed D. The returned value is D itself.
 
-The inner maximum over gamma is the upper hull of accuracy against time; dual and hull are textbook (Lawler 1976).
+The inner maximum over gamma is the upper hull of accuracy over time. Dual and hull are textbook (Lawler 1976).
 """
 
 from collections.abc import Sequence
@@ -25,16 +26,16 @@ from scipy.optimize import minimize
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Query
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 SLOT_S: Final = 0.1
 WIDTHS: Final = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-"""Smoothing of the minima, as shares of the price above which nothing would be run."""
+"""Smoothing widths of the minima, as shares of the price above which nothing would run."""
 
 
-def image_costs_s(profile: Profile, epsilon: int) -> Floats:
-    """Least seconds an image can take at each gamma, in batches of at most ``epsilon``: (gammas,)."""
+def image_costs_s(profile: Profile, epsilon: int) -> Float64s:
+    """Returns the least seconds per image at each gamma, (gammas,), in batches of at most ``epsilon`` images."""
     return np.array(
         [min(profile.batch_time_s(gamma, size) / size for size in range(1, epsilon + 1)) for gamma in profile.gammas]
     )
@@ -43,9 +44,10 @@ def image_costs_s(profile: Profile, epsilon: int) -> Floats:
 def clairvoyant_bound(
     queries: Sequence[Query], profile: Profile, epsilon: int, *, slot_s: float = SLOT_S, iterations: int = 60
 ) -> float:
-    """Expected utility that no policy passes whose batches hold at most ``epsilon`` queries on one executor.
+    """Returns an expected utility that no policy can exceed with one executor and batches of at most ``epsilon``.
 
-    More slots and iterations make it tighter, never wrong. Raises KeyError for a task without a profile.
+    Shorter slots and more iterations make the bound tighter; it is valid in any case. Raises KeyError for a task
+    without a profile.
     """
     if not queries:
         return 0.0
@@ -72,26 +74,26 @@ def clairvoyant_bound(
 
 
 class _Dual:
-    """Axes: Q groups of queries alike, G gammas, W slots of a group's window, T slots of the whole time."""
+    """The dual function. Axes: Q groups of equal queries, G gammas, W slots of a group's window, T slots in all."""
 
     def __init__(
-        self, gains_QG: Floats, costs_G: Floats, first_Q: Ints, last_Q: Ints, counts_Q: Floats, slot_s: float
+        self, gains_QG: Float64s, costs_G: Float64s, first_Q: Ints, last_Q: Ints, counts_Q: Float64s, slot_s: float
     ) -> None:
         self.gains_QG, self.costs_G, self.counts_Q, self.slot_s = gains_QG, costs_G, counts_Q, slot_s
         self.slots = int(last_Q.max()) + 1
         window_W = np.arange(int((last_Q - first_Q).max()) + 1)
         self.slots_QW = np.minimum(first_Q[:, None] + window_W, last_Q[:, None])
-        """Past its last slot a group's window repeats that one, which changes no minimum."""
+        """After its last slot a group's window repeats that slot, which does not change the minimum."""
         self.highest = float((gains_QG / costs_G).max())
 
-    def value(self, prices_T: Floats) -> float:
-        """D itself: valid for any prices that are not negative."""
+    def value(self, prices_T: Float64s) -> float:
+        """Returns D(p), a valid bound for any prices that are not negative."""
         cheapest_Q = prices_T[self.slots_QW].min(axis=1)
         net_Q = (self.gains_QG - cheapest_Q[:, None] * self.costs_G).max(axis=1)
         return float(prices_T.sum() * self.slot_s + self.counts_Q @ np.maximum(net_Q, 0.0))
 
-    def smoothed(self, prices_T: Floats, width: float) -> tuple[float, Floats]:
-        """D with soft minima and maxima, and its gradient."""
+    def smoothed(self, prices_T: Float64s, width: float) -> tuple[float, Float64s]:
+        """Returns D with soft minima and maxima, and its gradient by the prices (T,)."""
         prices_QW = prices_T[self.slots_QW]
         least_Q = prices_QW.min(axis=1, keepdims=True)
         weights_QW = np.exp((least_Q - prices_QW) / width)
@@ -114,12 +116,12 @@ class _Dual:
         return value, slope_T
 
     def minimise(self, iterations: int) -> float:
-        """The least D found. Prices and D are scaled to about 1, without which L-BFGS stops far too early."""
+        """Returns the least D found. Prices and D are scaled to about 1; without this L-BFGS stops far too early."""
         most = float(self.counts_Q @ self.gains_QG.max(axis=1))
         if most == 0:
             return 0.0
 
-        def objective(shares_T: Floats, width: float) -> tuple[float, Floats]:
+        def objective(shares_T: Float64s, width: float) -> tuple[float, Float64s]:
             value, slope_T = self.smoothed(shares_T * self.highest, width * self.highest)
             return value / most, slope_T * (self.highest / most)
 

@@ -1,11 +1,11 @@
-"""PURE: the life of every query, from submission to its one outcome. The clock is an argument.
+"""PURE: takes every query from submission to its one outcome. The time is an argument.
 
     submit -> waiting --next_work--> running --finished/failed--> outcome
                  |                                                   ^
                  +---- expired, given up by the policy, cancelled ----+
 
 The same engine serves live (real clock, real executor) and in the simulator (virtual clock, the profile as executor).
-Not thread-safe: one thread owns it.
+It is not thread-safe: one thread owns it.
 """
 
 import heapq
@@ -24,12 +24,12 @@ MAX_WAITING: Final = 8_192
 
 
 class Overloaded(Busy):
-    """As many queries wait as may wait; this one was not taken."""
+    """The maximum number of queries is waiting, so this query was not accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One batch to run. ``id`` is its own, ``predicted_s`` what was planned with: the profile, at the present pace."""
+    """One batch to run. ``predicted_s`` is the time that the plan assumes: the profile's time at the current pace."""
 
     id: int
     batch: Batch
@@ -40,9 +40,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the caller has to do now. ``evicted`` have got their outcome and must be told so.
+    """What the caller must do now. The queries in ``evicted`` have their outcome; the caller must report it to them.
 
-    Without ``work``: ask again when a query was submitted or a batch has ended, or at ``wait_until_s`` if it is given.
+    Without ``work``, ask again after a query was submitted or a batch has ended, or at ``wait_until_s`` if it is given.
     """
 
     work: Work | None
@@ -51,9 +51,12 @@ class Decision:
 
 
 class Engine:
-    """``executors``: batches that may run at once. ``memory_limit_bytes``: a batch predicted to need more is split, and
-    what is split off waits on. ``adapts``: plans follow the time that batches really take (see pace.py). A clock that
-    goes back is taken to stand still."""
+    """Runs a policy over the waiting queries.
+
+    ``executors`` is the number of batches that may run at once. A batch predicted to need more than
+    ``memory_limit_bytes`` is split, and the rest keeps waiting. With ``adapts``, plans follow the time that batches
+    really take (see pace.py). If the clock goes back, the engine's time stays where it was.
+    """
 
     def __init__(
         self,
@@ -66,7 +69,7 @@ class Engine:
         adapts: bool = True,
     ) -> None:
         if max_waiting < 1 or executors < 1:
-            raise ValueError(f"room for {max_waiting} waiting queries and {executors} executors")
+            raise ValueError(f"{max_waiting} waiting queries and {executors} executors: both must be at least 1")
         self.policy = policy
         self.outcomes: Counter[Outcome] = Counter()
         self._max_waiting = max_waiting
@@ -83,7 +86,7 @@ class Engine:
         self.use(profile)
 
     def use(self, profile: Profile) -> None:
-        """Plans with another profile from now on. Raises ValueError where it lacks a gamma of the policy."""
+        """Plans with ``profile`` from now on. Raises ValueError if it lacks a gamma that the policy needs."""
         planned = profile if self._pace.factor == 1 else profile.slowed(self._pace.factor)
         self.policy.use(planned)
         self.profile, self._planned = profile, planned
@@ -91,7 +94,7 @@ class Engine:
 
     @property
     def pace(self) -> float:
-        """Times as long as the profile says are batches planned to take now."""
+        """The planned time of a batch, as a multiple of the profile's time."""
         return self._pace.factor
 
     @property
@@ -100,25 +103,28 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Batches handed out and not yet ended."""
+        """The number of batches that were handed out and have not ended."""
         return len(self._running)
 
     def submit(self, query: Query, now_s: float) -> None:
-        """Takes the query. Raises Overloaded where no more may wait, and InvalidInput for a task without a profile or
-        an id that is in use; then it was not taken and has no outcome."""
+        """Accepts the query.
+
+        Raises Overloaded if too many queries wait, and InvalidInput for a task without a profile or an id in use. A
+        query that was not accepted has no outcome.
+        """
         self._at(now_s)
         if query.task not in self.profile.accuracy:
             raise InvalidInput(f"no task {query.task!r} is registered")
         if query.id in self._waiting or query.id in self._running_ids:
-            raise InvalidInput(f"query {query.id} is already here")
+            raise InvalidInput(f"query {query.id} was submitted already")
         if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} queries wait already; try again later")
+            raise Overloaded(f"{self._max_waiting} queries are waiting already; try again later")
         self._waiting[query.id] = query
         heapq.heappush(self._deadlines, (query.deadline_s, query.id))
         self.policy.arrived(query)
 
     def expire(self, now_s: float) -> tuple[Query, ...]:
-        """Evicts what could not be in time even alone and at the fastest gamma, if it were run now."""
+        """Evicts and returns the queries that would be late even if they ran now, alone and at the fastest gamma."""
         hopeless_s = self._at(now_s) + self._fastest_s
         expired = []
         while self._deadlines and self._deadlines[0][0] < hopeless_s:
@@ -131,9 +137,9 @@ class Engine:
         return tuple(expired)
 
     def next_work(self, now_s: float) -> Decision:
-        """What to run now. Every batch handed out must come back once, through ``finished`` or ``failed``.
+        """Returns what to run now. The caller must report every batch once, with ``finished`` or ``failed``.
 
-        Raises ValueError for a choice of the policy that holds queries that are not waiting, or none of its gammas.
+        Raises ValueError if the policy chooses queries that are not waiting, or a gamma that is not one of its own.
         """
         now_s = self._at(now_s)
         evicted = self.expire(now_s)
@@ -160,9 +166,10 @@ class Engine:
         return Decision(work, evicted, None)
 
     def finished(self, work: Work, answers: Sequence[bool | None], now_s: float) -> list[tuple[Query, Outcome]]:
-        """The batch has run; ``answers`` say of each query whether it was right (None: nobody knows).
+        """Notes that the batch has run, and returns each query's outcome.
 
-        Raises KeyError for a batch that has already ended, ValueError for answers that do not match it.
+        ``answers`` says for each query whether the answer was right (None: unknown). Raises KeyError for a batch that
+        has already ended, and ValueError if the number of answers does not match the batch.
         """
         now_s = self._at(now_s)
         if len(answers) != len(work.batch):
@@ -184,15 +191,17 @@ class Engine:
         return settled
 
     def failed(self, work: Work, now_s: float) -> list[tuple[Query, Outcome]]:
-        """The batch broke: each of its queries has failed. Raises KeyError for a batch that has already ended."""
+        """Notes that the batch failed, and with it all its queries. Raises KeyError for a batch that has ended."""
         self._at(now_s)
         self._end(work)
         self.outcomes[Outcome.FAILED] += len(work.batch)
         return [(query, Outcome.FAILED) for query in work.batch.queries]
 
     def cancel(self, query_id: int) -> Query | None:
-        """Its caller left. The query if it was waiting: it is evicted now. None if it runs or has ended: its outcome
-        comes, or came, with its batch."""
+        """Evicts a query whose caller left, and returns it.
+
+        Returns None if the query is running or has ended: its outcome belongs to its batch.
+        """
         query = self._waiting.get(query_id)
         if query is not None:
             self._leave(query)
@@ -222,7 +231,7 @@ class Engine:
             raise ValueError(f"the policy chose gamma {gamma}, which is none of {self.policy.gammas}")
 
     def _next_event_s(self, wait_until_s: float | None) -> float | None:
-        """When to ask again although nothing happened: at the policy's time, or when the next query expires."""
+        """Returns when to ask again if nothing happens: at the policy's time, or when the next query expires."""
         times_s = [] if wait_until_s is None else [wait_until_s]
         if self._waiting:
             times_s.append(min(query.deadline_s for query in self._waiting.values()) - self._fastest_s)

@@ -1,30 +1,30 @@
-"""PURE: how long batches really take, as a factor on what the profile says.
+"""PURE: tracks how long batches really take, as a factor on the times of the profile.
 
-A profile is measured once, on a quiet machine. Later the machine is shared, hot, or busy loading a model, and a plan
-that knows nothing of it fills batches that end too late. As TCP does with round trips (Jacobson 1988, "Congestion
-avoidance and control"), the mean and the mean deviation are followed, and plans allow for both.
+A profile is measured once, on a quiet machine. Later the machine may be shared, hot, or busy loading a model, and plans
+that ignore this make batches that end too late. The mean and the mean deviation of batch times are tracked, as TCP does
+for round trips (Jacobson 1988, "Congestion avoidance and control"), and plans allow for both.
 """
 
 import math
 from typing import Final
 
 WINDOW_S: Final = 1.0
-"""Seconds of batches, as the profile has them, after which a batch counts 1/e."""
+"""Seconds of batches, by the profile, after which the weight of an earlier batch has fallen to 1/e."""
 LEAST_KEPT: Final = 0.75
-"""Of what was known before, however long the batch."""
+"""Least share of the earlier estimate that is kept after one batch, however long that batch is."""
 CUSHION: Final = 2.0
-"""Mean deviations that plans allow for beyond the mean."""
+"""Plans allow for the mean plus this many mean deviations."""
 STEP: Final = 0.03
-"""Plans are made anew only for a change by more than this share."""
+"""Plans change only if the factor changes by more than this share."""
 MOST: Final = 4.0
-"""A batch that took longer than this factor, or shorter than its inverse, counts as that: a clock that jumped, or a
-machine that slept, says little of the next batch."""
+"""One batch counts at most as this factor, and at least as its inverse. A clock that jumped or a machine that slept
+says little about the next batch."""
 LEAST_SIZE: Final = 8
-"""Batches of fewer images say more of what a batch costs beside the model than of the machine."""
+"""Batches with fewer images are ignored: their time depends more on fixed costs than on the machine's speed."""
 
 
 class Pace:
-    """``factor`` is what a plan should take: 1 as long as batches take what the profile says."""
+    """``factor`` is what plans multiply the profile's times by. It is 1 while the profile is right."""
 
     def __init__(self) -> None:
         self.factor = 1.0
@@ -32,8 +32,10 @@ class Pace:
         self._astray_s = 0.0
 
     def ran(self, size: int, profiled_s: float, took_s: float) -> bool:
-        """Notes a batch of ``size`` images, which took ``took_s`` where the profile says ``profiled_s``. Returns
-        whether ``factor`` is another one now."""
+        """Notes a batch of ``size`` images that took ``took_s`` seconds; the profile says ``profiled_s``.
+
+        Returns True if ``factor`` has changed.
+        """
         if size < LEAST_SIZE:
             return False
         took_s = min(max(took_s, profiled_s / MOST), profiled_s * MOST)

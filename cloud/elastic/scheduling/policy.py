@@ -1,7 +1,7 @@
-"""PURE: what a policy is asked, and what it answers. The engine around it is the same for all.
+"""PURE: the interface between the engine and a policy. The policies themselves are in ``policies/``.
 
-A policy keeps its own view of the waiting queries, in whatever form it plans with: the engine tells it of each that
-comes and each that goes, and asks it what to run whenever an executor is free.
+A policy keeps its own view of the waiting queries, in the form that it plans with. The engine reports each query that
+arrives or leaves, and asks the policy what to run whenever an executor is free.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ EPSILON: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to do now. ``queries`` empty: run nothing before ``wait_until_s`` (None: until something changes).
+    """A policy's decision: the queries that run now as one batch, and the batch's gamma.
 
-    ``evict`` are queries the policy gives up: they are worth less than the time they would take, or cannot be in time.
+    If ``queries`` is empty, nothing runs before ``wait_until_s`` (None: until something changes). ``evict`` holds
+    queries that the policy gives up: they cannot be in time, or are worth less than the time they would take.
     """
 
     queries: tuple[Query, ...] = ()
@@ -28,16 +29,20 @@ class Choice:
 
 
 class Policy(Protocol):
-    """``gammas``: those it may pick, known once it has a profile. ``arrived`` and ``left`` are each called once for
-    every query; ``left`` also for queries that ``choose`` has handed out, and for those only after it returned."""
+    """Decides which queries run next and with how many tokens.
+
+    ``gammas`` are the gammas it may pick; they are known once it has a profile. The engine calls ``arrived`` and
+    ``left`` once per query. It calls ``left`` also for queries that ``choose`` returned, after ``choose`` has returned.
+    """
 
     @property
     def gammas(self) -> tuple[int, ...]: ...
 
     def use(self, profile: Profile) -> None:
-        """From now on plan with ``profile``: the first, or tasks came or went, or the machine was measured anew.
+        """Plans with ``profile`` from now on.
 
-        Raises ValueError where the profile was not measured at a gamma that the policy needs.
+        The engine calls it at the start, when tasks were added or removed, and when the machine's times have changed.
+        Raises ValueError if the profile lacks a gamma that the policy needs.
         """
 
     def arrived(self, query: Query) -> None: ...
@@ -45,4 +50,4 @@ class Policy(Protocol):
     def left(self, query: Query) -> None: ...
 
     def choose(self, now_s: float) -> Choice:
-        """Which of the waiting queries to run at ``now_s``. Changes nothing that a second call would see."""
+        """Returns what to run at ``now_s``. A second call without a change in between returns the same."""

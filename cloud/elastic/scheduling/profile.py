@@ -1,8 +1,8 @@
-"""PURE: what a machine was measured to do with one ViT: accuracy, time and memory by gamma. And its JSON.
+"""PURE: a profile: the measured accuracy, time and memory of one ViT on one machine by gamma. It has a JSON form.
 
-The paper keeps one latency a sample. A batch's time is close to affine in its size, and one image alone costs several
-times its share of a large batch, so here time and memory stand on a grid of sizes and are interpolated (spec 2,
-section 3).
+Where we differ: OTAS keeps one latency per sample. The time of a batch is close to affine in its size, and a single
+image costs several times its share of a large batch. So here time and memory are measured on a grid of batch sizes and
+interpolated.
 """
 
 import itertools
@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 MAX_BATCH: Final = 1_024
-"""No batch is larger: times of all sizes up to here are kept as a table."""
+"""Largest batch. The times of all sizes up to this one are kept in a table."""
 MAX_PROFILE_CHARS: Final = 4 << 20
 FORMAT: Final = 1
 
 
 class BadProfile(ValueError):
-    """No profile, or one whose numbers cannot be."""
+    """The text is not a profile, or its numbers are impossible."""
 
 
 @dataclass(frozen=True)
 class MachineKey:
-    """What a profile holds for. Another processor, thread count, number type or model needs another profile."""
+    """What a profile is valid for. Another processor, thread count, number type or model needs another profile."""
 
     processor: str
     device: str
@@ -34,7 +34,7 @@ class MachineKey:
     model_hash: str
 
     def differences(self, other: "MachineKey") -> tuple[str, ...]:
-        """One line for each field that differs, fit to be shown; none: the profile holds."""
+        """Returns one line of text per field that differs; an empty tuple means that the profile is valid here."""
         return tuple(
             f"{item.name}: measured with {getattr(self, item.name)!r}, here {getattr(other, item.name)!r}"
             for item in fields(self)
@@ -44,15 +44,17 @@ class MachineKey:
 
 @dataclass(frozen=True)
 class Profile:
-    """Axes: gammas ascend; ``latency_s[gamma]`` and ``memory[gamma]`` hold one number for each of ``sizes``, which
-    ascend too. Between sizes both are linear, past the last they go on with the last slope, before the first they stay.
+    """``latency_s[gamma]`` (seconds) and ``memory[gamma]`` (bytes) hold one number per batch size in ``sizes``.
 
-    ``accuracy[task][gamma]`` is in [0, 1] and known for every gamma; a task that cannot run at one has 0 there, so no
-    planner picks it. ``memory`` may be empty: then nothing is known of it and nothing is split. ``schedules[gamma]``
-    holds the change of token number at each layer; empty where layers are alike. ``models[task][gamma]`` names the
-    warmed model that accuracy is of (see warmup/reduction.py); where none is named it is of the model itself.
+    ``gammas`` and ``sizes`` ascend. Both tables are interpolated linearly between sizes. Above the last size the last
+    slope continues; below the first size the first value is used.
 
-    Raises BadProfile where that does not hold.
+    ``accuracy[task][gamma]`` is in [0, 1] for every gamma. It is 0 if the task cannot run at that gamma, so no planner
+    picks it. ``memory`` may be empty: then no batch is split. ``schedules[gamma]`` holds the change of the token number
+    at each layer; it is empty if all layers change alike. ``models[task][gamma]`` names the warmed model that the
+    accuracy was measured with (see warm/profiled.py); without a name it is the served model itself.
+
+    Raises BadProfile if one of these conditions is violated.
     """
 
     key: MachineKey
@@ -74,21 +76,24 @@ class Profile:
         object.__setattr__(self, "_times_s", times_s)
 
     def batch_time_s(self, gamma: int, size: int) -> float:
-        """Seconds for ``size`` images at ``gamma``. Raises KeyError for an unknown gamma."""
+        """Returns the seconds for ``size`` images at ``gamma``.
+
+        Raises KeyError for an unknown gamma, ValueError for a size outside [1, MAX_BATCH].
+        """
         if not 0 < size <= MAX_BATCH:
             raise ValueError(f"a batch holds from 1 to {MAX_BATCH} images, not {size}")
         return self._times_s[gamma][size]
 
     def times_s(self, gamma: int) -> tuple[float, ...]:
-        """``batch_time_s`` of every size from 0 (no time) to MAX_BATCH."""
+        """Returns ``batch_time_s`` for every size from 0 (no time) to MAX_BATCH."""
         return self._times_s[gamma]
 
     def memory_bytes(self, gamma: int, size: int) -> int:
-        """Predicted device memory of a batch; 0 where it was not measured."""
+        """Returns the predicted device memory of a batch; 0 if it was not measured."""
         return math.ceil(_interpolated(self.sizes, self.memory[gamma], size)) if self.memory else 0
 
     def largest_batch(self, gamma: int, memory_limit_bytes: int | None, most: int = MAX_BATCH) -> int:
-        """How many images fit at ``gamma``, at most ``most`` and never fewer than one: a lone image is always tried."""
+        """Returns how many images fit at ``gamma``, at most ``most`` and at least 1: a single image is always tried."""
         if memory_limit_bytes is None or not self.memory or self.memory_bytes(gamma, most) <= memory_limit_bytes:
             return most
         fits, fails = 1, most
@@ -98,20 +103,21 @@ class Profile:
         return fits
 
     def accuracy_of(self, task: str, gamma: int) -> float:
-        """Share of the profiling set that is right. Raises KeyError for a task that was not profiled."""
+        """Returns the accuracy on the profiling set. Raises KeyError for a task that was not profiled."""
         return self.accuracy[task][gamma]
 
     def capacity_per_s(self, gamma: int, size: int | None = None) -> float:
-        """Images a second in batches of ``size``; without one, of the measured size that does best."""
+        """Returns images per second in batches of ``size``, or in batches of the best measured size."""
         if size is not None:
             return size / self.batch_time_s(gamma, size)
         return max(measured / seconds for measured, seconds in zip(self.sizes, self.latency_s[gamma], strict=True))
 
     def with_task(self, task: str, accuracy: Mapping[int, float]) -> "Profile":
-        """The same machine with one task more, or measured anew."""
+        """Returns the profile with ``task`` added or replaced."""
         return replace(self, accuracy={**self.accuracy, task: dict(accuracy)})
 
     def without_task(self, task: str) -> "Profile":
+        """Returns the profile without ``task``."""
         return replace(
             self,
             accuracy={name: of for name, of in self.accuracy.items() if name != task},
@@ -119,7 +125,7 @@ class Profile:
         )
 
     def slowed(self, factor: float) -> "Profile":
-        """The same machine, each batch taking ``factor`` times as long: a margin for times that vary from run to run.
+        """Returns a profile in which each batch takes ``factor`` times as long.
 
         Raises BadProfile for a factor that is not positive.
         """
@@ -144,13 +150,13 @@ class Profile:
 
     @staticmethod
     def from_json(text: str) -> "Profile":
-        """Raises BadProfile for text that is no profile of this format, or whose numbers cannot be."""
+        """Reads what ``to_json`` wrote. Raises BadProfile for other text, another format, or impossible numbers."""
         if len(text) > MAX_PROFILE_CHARS:
-            raise BadProfile(f"a profile of over {MAX_PROFILE_CHARS} characters")
+            raise BadProfile(f"the profile has over {MAX_PROFILE_CHARS} characters")
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
-                raise BadProfile(f"a profile of format {raw['format']!r}, and this reads {FORMAT}")
+                raise BadProfile(f"the profile has format {raw['format']!r}; this version reads format {FORMAT}")
             key = raw["key"]
             return Profile(
                 key=MachineKey(
@@ -177,7 +183,7 @@ class Profile:
         except BadProfile:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise BadProfile(f"no profile: {error!r}") from error
+            raise BadProfile(f"not a profile: {error!r}") from error
 
 
 def _interpolated(sizes: Sequence[int], values: Sequence[float], size: int) -> float:
@@ -196,32 +202,32 @@ def _check(profile: Profile) -> None:
     gammas, sizes = profile.gammas, profile.sizes
     for name, values in (("gammas", gammas), ("sizes", sizes)):
         if not values or any(later <= earlier for earlier, later in itertools.pairwise(values)):
-            raise BadProfile(f"{name} must ascend, and there must be some: {list(values)[:20]}")
+            raise BadProfile(f"{name} must ascend and must not be empty: {list(values)[:20]}")
     if not 1 <= sizes[0] <= sizes[-1] <= MAX_BATCH:
-        raise BadProfile(f"sizes must lie from 1 to {MAX_BATCH}: {list(sizes)[:20]}")
+        raise BadProfile(f"sizes must be from 1 to {MAX_BATCH}: {list(sizes)[:20]}")
     tables: list[tuple[str, Mapping[int, tuple[Any, ...]]]] = [("latency_s", profile.latency_s)]
     if profile.memory:
         tables.append(("memory", profile.memory))
     for name, table in tables:
         if set(table) != set(gammas) or any(len(row) != len(sizes) for row in table.values()):
-            raise BadProfile(f"{name} must hold one number for each of the sizes at each of the gammas")
+            raise BadProfile(f"{name} must hold one number per size at each gamma")
         if not all(math.isfinite(value) and value > 0 for row in table.values() for value in row):
             raise BadProfile(f"{name} must be positive")
     for task, shares in profile.accuracy.items():
         if set(shares) != set(gammas) or not all(0 <= share <= 1 for share in shares.values()):
-            raise BadProfile(f"task {task!r} must have an accuracy from 0 to 1 at each of the gammas")
+            raise BadProfile(f"task {task!r} must have an accuracy from 0 to 1 at each gamma")
     if not set(profile.schedules) <= set(gammas):
-        raise BadProfile("schedules for gammas that are not measured")
+        raise BadProfile("there are schedules for gammas that were not measured")
     for task, names in profile.models.items():
         if task not in profile.accuracy or not set(names) <= set(gammas):
-            raise BadProfile(f"models for a task or gammas that are not measured: {task!r}")
+            raise BadProfile(f"there are models for a task or gammas that were not measured: {task!r}")
 
 
 def paper_profile() -> Profile:
-    """The paper-like profile of spec 2, section 9: batch time = 6 ms + size / rate.
+    """Returns a profile that resembles the paper's: batch time = 6 ms + size / rate.
 
-    Rates and some accuracies are as the paper tells them (ViT-Base, RTX 4080); the others were interpolated by us, so
-    no figure of it may be quoted as the paper's.
+    The rates and some accuracies are from OTAS (ViT-Base on an RTX 4080). We interpolated the others, so no result with
+    this profile may be quoted as the paper's.
     """
     rates = {-20: 1330, -15: 900, -10: 560, -5: 450, 0: 379, 2: 348, 4: 319, 8: 279}
     accuracy = {

@@ -1,4 +1,4 @@
-"""PURE: what is asked of the elastic service, how it can end, and what runs together. Seconds of one clock."""
+"""PURE: queries, their outcomes, and batches of queries. All times are in seconds of one clock."""
 
 import math
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ MAX_UTILITY: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One image to be classified. ``deadline_s`` = ``arrival_s`` + the latency that was asked for (spec 2, section 4).
+    """One image to be classified. ``deadline_s`` is ``arrival_s`` plus the requested latency.
 
-    Made by :meth:`asked` where the values come from outside, and directly where they are known to be sound.
+    :meth:`asked` makes a query from values of a client and checks them. Code with checked values calls the constructor.
     """
 
     id: int
@@ -27,7 +27,10 @@ class Query:
 
     @staticmethod
     def asked(id: int, task: str, arrival_s: float, latency_s: float, utility: float) -> "Query":
-        """Raises InvalidInput for a latency outside (0, MAX_LATENCY_S] or a utility outside [0, MAX_UTILITY]."""
+        """Makes a query whose deadline is ``latency_s`` after its arrival.
+
+        Raises InvalidInput for a latency outside (0, MAX_LATENCY_S] or a utility outside [0, MAX_UTILITY].
+        """
         if not 0 < latency_s <= MAX_LATENCY_S:
             raise InvalidInput(f"latency must be above 0 and at most {MAX_LATENCY_S:g} s")
         if not 0 <= utility <= MAX_UTILITY:
@@ -38,17 +41,17 @@ class Query:
 
 
 class Outcome(Enum):
-    """How a query ended; each ends exactly once. The first three are in time, the paper's outcomes 1 and 2."""
+    """How a query ended. Each query ends exactly once. The first three are in time (outcomes 1 and 2 in OTAS)."""
 
     CORRECT_IN_TIME = "correct_in_time"
     WRONG_IN_TIME = "wrong_in_time"
     ANSWERED_IN_TIME = "answered_in_time"
-    """In time, and nobody knows the label."""
+    """In time; the label is unknown."""
     LATE = "late"
     EVICTED = "evicted"
-    """Not run: it could no longer be in time, or its caller left."""
+    """Not run, because it could no longer be in time or its caller left."""
     FAILED = "failed"
-    """Its batch broke while it ran."""
+    """Its batch failed while it ran."""
 
 
 IN_TIME: Final = frozenset({Outcome.CORRECT_IN_TIME, Outcome.WRONG_IN_TIME, Outcome.ANSWERED_IN_TIME})
@@ -56,7 +59,7 @@ IN_TIME: Final = frozenset({Outcome.CORRECT_IN_TIME, Outcome.WRONG_IN_TIME, Outc
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Queries that run together, in the order in which their answers come. Never empty."""
+    """Queries that run together, in the order of their answers. It is never empty."""
 
     queries: tuple[Query, ...]
 
@@ -69,26 +72,26 @@ class Batch:
 
     @property
     def first_arrival_s(self) -> float:
-        """Arrival of its first query: s_b of Alg. 1."""
+        """The arrival of its first query (s_b in Alg. 1)."""
         return self.queries[0].arrival_s
 
     @property
     def deadline_s(self) -> float:
-        """The earliest deadline in it: d_b of Alg. 1."""
+        """Its earliest deadline (d_b in Alg. 1)."""
         return min(query.deadline_s for query in self.queries)
 
     @property
     def utility(self) -> float:
-        """Utility of its first query: u_b of Alg. 1."""
+        """The utility of its first query (u_b in Alg. 1)."""
         return self.queries[0].utility
 
     def split(self, size: int) -> tuple["Batch", ...]:
-        """The same queries in order, in batches of at most ``size``. Raises ValueError for a size below 1."""
+        """Returns the queries, in order, in batches of at most ``size``. Raises ValueError for a size below 1."""
         if size < 1:
-            raise ValueError(f"batches of {size}")
+            raise ValueError(f"batches of {size} queries: the size must be at least 1")
         return tuple(Batch(self.queries[start : start + size]) for start in range(0, len(self.queries), size))
 
 
 def by_deadline(queries: Iterable[Query]) -> list[Query]:
-    """Earliest deadline first; equal ones by arrival, then id."""
+    """Sorts queries: earliest deadline first, equal deadlines by arrival, then by id."""
     return sorted(queries, key=lambda query: (query.deadline_s, query.arrival_s, query.id))

@@ -1,8 +1,8 @@
-"""PURE: a list of queries served by the engine in some world: under a virtual clock here, in real time elsewhere.
+"""PURE: serves a list of queries with the engine in some world. The virtual world is here; a replay has a real one.
 
-In the virtual world batches take what the profile says, or what an executor model says. Whether an answer is right is
-drawn once for each query, not for each run: a query with draw v is right at every gamma whose accuracy passes v. So
-policies meet the very same luck, and differ by their choices alone.
+In the virtual world a batch takes the time of the profile, or of an executor model. Whether an answer is right is drawn
+once per query: a query with draw v is right at every gamma whose accuracy is above v. So all policies get the same
+draws, and differ only by their choices.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
 
 ExecutorModel = Callable[[Work], float]
-"""Seconds that a batch will take."""
+"""Returns the seconds that a batch takes."""
 TICK_S: Final = 1e-6
-"""Least wait where nothing is to be run: an engine that asks to be asked at once must not stop time."""
+"""Shortest wait if nothing is to run. Without it, an engine that asks to be called again at once would stop time."""
 
 
 class World(Protocol):
@@ -29,15 +29,19 @@ class World(Protocol):
     def now_s(self) -> float: ...
 
     def wait(self, until_s: float) -> None:
-        """Lets time pass until then."""
+        """Waits until ``until_s``."""
 
     def run(self, work: Work) -> Sequence[bool | None]:
-        """Runs a batch, which takes time, and says of each query whether the answer was right (None: not known)."""
+        """Runs a batch, which takes time. Returns for each query whether the answer was right (None: unknown)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One batch that ran. ``accuracy``: expected, mean over its queries. ``utility``: expected, of those in time."""
+    """One batch that ran.
+
+    ``accuracy`` is the expected accuracy, averaged over its queries. ``utility`` is the expected utility of the queries
+    that were in time.
+    """
 
     start_s: float
     end_s: float
@@ -49,15 +53,15 @@ class Ran:
 
 @dataclass
 class Run:
-    """What became of a list of queries. ``outcomes[i]`` belongs to the i-th of them, None where it was refused.
+    """The result of serving a list of queries. ``outcomes[i]`` belongs to query i; it is None if that was refused.
 
-    ``expected_utility``: accuracy x utility over the answers in time, as the profile has it. ``utility``: the same with
-    each answer right or wrong, as the draws fell.
+    ``expected_utility`` sums accuracy x utility over the answers in time, with the profile's accuracies. ``utility``
+    sums the utility of the answers that were right and in time.
     """
 
     outcomes: list[Outcome | None]
     waits_s: list[float]
-    """Of each query that ran, batch by batch: from its arrival to its batch's start."""
+    """For each query that ran, batch by batch: seconds from its arrival to the start of its batch."""
     batches: list[Ran] = field(default_factory=list)
     expected_utility: float = 0.0
     utility: float = 0.0
@@ -65,21 +69,22 @@ class Run:
 
     @property
     def latencies_s(self) -> list[float]:
-        """Of each query that ran, in the order of ``waits_s``: from its arrival to its answer."""
+        """For each query that ran, in the order of ``waits_s``: seconds from its arrival to its answer."""
         runs_s = [batch.end_s - batch.start_s for batch in self.batches for _ in range(batch.size)]
         return [wait_s + run_s for wait_s, run_s in zip(self.waits_s, runs_s, strict=True)]
 
     def share(self, outcome: Outcome) -> float:
+        """Returns the share of all queries that ended with ``outcome``."""
         return self.outcomes.count(outcome) / max(1, len(self.outcomes))
 
 
 def draws(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
-    """Each query's luck, uniform in [0, 1)."""
+    """Returns one draw per query, uniform in [0, 1)."""
     return rng.random(count)
 
 
 class VirtualWorld:
-    """Time passes only as it is told to."""
+    """A world with a virtual clock: time passes only by ``wait`` and ``run``."""
 
     def __init__(
         self, profile: Profile, draws_N: npt.NDArray[np.float64], executor: ExecutorModel | None = None
@@ -108,15 +113,16 @@ def simulate(
     draws_N: npt.NDArray[np.float64],
     executor: ExecutorModel | None = None,
 ) -> Run:
-    """``serve`` under a virtual clock."""
+    """Calls ``serve`` with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``)."""
     return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
 
 
 def serve(engine: Engine, queries: Sequence[Query], world: World) -> Run:
-    """Serves ``queries`` (ascending arrivals, ids from 0 in that order) to the last one, and returns what happened.
+    """Serves all ``queries`` (ascending arrivals, ids from 0 in that order) and returns what happened.
 
-    Queries that arrive while a batch runs are submitted when it has ended, each with its own arrival: nothing is
-    decided before. A batch whose executor raises is told to the engine as failed, and the error goes on.
+    Queries that arrive while a batch runs are submitted after it has ended, each with its own arrival time, since
+    nothing is decided before. If the executor raises, the batch is reported to the engine as failed and the error is
+    raised again.
     """
     run = Run([None] * len(queries), [])
     coming = 0
@@ -145,9 +151,9 @@ def serve(engine: Engine, queries: Sequence[Query], world: World) -> Run:
 
 
 def _submit(engine: Engine, queries: Sequence[Query], coming: int, until_s: float) -> int:
-    """Submits what arrives up to ``until_s``, each at its own time. Returns the place of the first that does not."""
+    """Submits the queries that arrive up to ``until_s``, each at its own time. Returns the index of the next query."""
     while coming < len(queries) and queries[coming].arrival_s <= until_s:
-        # Refused: it keeps the outcome None.
+        # A refused query keeps the outcome None.
         with suppress(Overloaded):
             engine.submit(queries[coming], queries[coming].arrival_s)
         coming += 1

@@ -1,7 +1,7 @@
-"""PURE: queries to serve: six kinds as in the paper, arriving at a rate that wanders or follows a recorded trace.
+"""PURE: makes queries to serve: the paper's six kinds, with a random arrival rate or that of a recorded trace.
 
-A trace is scaled to a machine by the rate at which that serves gamma 0, so that a laptop meets the same relative load
-as the paper's card (spec 2, section 8). Axes: N queries, T steps of equal length.
+A trace is scaled by the rate at which the machine serves gamma 0. So a laptop gets the same relative load as the
+paper's graphics card. Axes: N queries, T steps of equal length.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,20 @@ import numpy.typing as npt
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Query
 
-Floats = npt.NDArray[np.float64]
+Float64s = npt.NDArray[np.float64]
 
 LOW_PER_S: Final = 200.0
 HIGH_PER_S: Final = 700.0
-"""Between these the paper's synthetic rate wanders."""
+"""The paper's synthetic rate varies between these."""
 WANDER_PER_S: Final = 40.0
-"""Standard deviation of a rate's change within one second. The paper is silent on it: ours."""
+"""Standard deviation of the change of the rate within one second. Our choice: the paper does not state it."""
 MAX_STEPS: Final = 10_000_000
 
 
 @dataclass(frozen=True)
 class QueryKind:
+    """Queries of one task with the same requested latency and utility."""
+
     task: str
     latency_s: float
     utility: float
@@ -39,22 +41,22 @@ PAPER_KINDS: Final = (
     QueryKind("EuroSAT", 0.6, 0.3),
     QueryKind("EuroSAT", 1.0, 0.01),
 )
-"""The paper's six; each is asked equally often."""
+"""The paper's six kinds, equally frequent."""
 
 
 def kinds_of(tasks: Sequence[str]) -> tuple[QueryKind, ...]:
-    """The paper's kinds for other tasks: the first takes CIFAR10's place, the second CIFAR100's, the third EuroSAT's.
+    """Returns the paper's kinds for other tasks: they replace CIFAR10, CIFAR100 and EuroSAT, in this order.
 
-    With fewer than three they come round again. Raises ValueError for none.
+    With fewer than three tasks, tasks repeat. Raises ValueError without tasks.
     """
     if not tasks:
-        raise ValueError("no tasks to ask about")
+        raise ValueError("there are no tasks to query")
     places = {name: tasks[place % len(tasks)] for place, name in enumerate(("CIFAR10", "CIFAR100", "EuroSAT"))}
     return tuple(QueryKind(places[kind.task], kind.latency_s, kind.utility) for kind in PAPER_KINDS)
 
 
-def wandering_rates(rng: np.random.Generator, duration_s: float, step_s: float = 1.0) -> Floats:
-    """A random walk of the rate, reflected at LOW_PER_S and HIGH_PER_S: one value for each step, (T,)."""
+def wandering_rates(rng: np.random.Generator, duration_s: float, step_s: float = 1.0) -> Float64s:
+    """Returns a random walk of the rate, reflected at LOW_PER_S and HIGH_PER_S: queries per second by step, (T,)."""
     steps = max(1, round(duration_s / step_s))
     walk_T = rng.uniform(LOW_PER_S, HIGH_PER_S) + np.cumsum(rng.normal(0, WANDER_PER_S * step_s**0.5, steps))
     span = HIGH_PER_S - LOW_PER_S
@@ -62,33 +64,34 @@ def wandering_rates(rng: np.random.Generator, duration_s: float, step_s: float =
     return LOW_PER_S + np.minimum(folded_T, 2 * span - folded_T)
 
 
-def rates_of_counts(arrivals_N: Floats, window_s: float, step_s: float = 1.0) -> Floats:
-    """A recorded trace played faster: what came within ``window_s`` of it comes within ``step_s``, (T,) per second.
+def rates_of_counts(arrivals_N: Float64s, window_s: float, step_s: float = 1.0) -> Float64s:
+    """Returns the rates of a recorded trace that is replayed faster: queries per second at each step, (T,).
 
-    The paper plays two minutes as one second. Raises ValueError for no arrivals, or more than MAX_STEPS steps.
+    ``arrivals_N`` are the times of the trace. Each ``window_s`` seconds of it are replayed in ``step_s`` seconds; the
+    paper replays two minutes per second. Raises ValueError for no arrivals, or more than MAX_STEPS steps.
     """
     if len(arrivals_N) == 0:
-        raise ValueError("a trace without arrivals")
+        raise ValueError("the trace has no arrivals")
     if not np.ptp(arrivals_N) / window_s < MAX_STEPS:
-        raise ValueError(f"a trace of over {MAX_STEPS:,} steps; play more of its time as one")
-    counts_T: Floats = np.bincount(((arrivals_N - arrivals_N.min()) / window_s).astype(np.int64)).astype(np.float64)
+        raise ValueError(f"the trace has over {MAX_STEPS:,} steps; replay more of its seconds per second")
+    counts_T: Float64s = np.bincount(((arrivals_N - arrivals_N.min()) / window_s).astype(np.int64)).astype(np.float64)
     return np.divide(counts_T, step_s, out=counts_T)
 
 
-def scaled(rates_T: Floats, mean_per_s: float) -> Floats:
-    """The same course with another mean."""
+def scaled(rates_T: Float64s, mean_per_s: float) -> Float64s:
+    """Scales ``rates_T`` to the mean ``mean_per_s``."""
     return rates_T * (mean_per_s / float(rates_T.mean()))
 
 
-def poisson_arrivals(rng: np.random.Generator, rates_T: Floats, step_s: float = 1.0) -> Floats:
-    """Arrival times (N,), ascending, of a Poisson process whose rate holds through each step."""
+def poisson_arrivals(rng: np.random.Generator, rates_T: Float64s, step_s: float = 1.0) -> Float64s:
+    """Returns arrival times (N,), ascending, of a Poisson process whose rate is constant within each step."""
     counts_T = rng.poisson(rates_T * step_s)
     starts_N = np.repeat(np.arange(len(rates_T)) * step_s, counts_T)
     return np.sort(starts_N + rng.uniform(0, step_s, len(starts_N)))
 
 
-def make_queries(rng: np.random.Generator, arrivals_N: Floats, kinds: Sequence[QueryKind]) -> list[Query]:
-    """A query at each arrival, its kind drawn evenly; ids count from 0 in order of arrival."""
+def make_queries(rng: np.random.Generator, arrivals_N: Float64s, kinds: Sequence[QueryKind]) -> list[Query]:
+    """Makes one query per arrival with a uniformly drawn kind. Ids count from 0 in order of arrival."""
     drawn_N = rng.integers(0, len(kinds), len(arrivals_N)).tolist()
     queries = []
     for id, (arrival_s, drawn) in enumerate(zip(arrivals_N.tolist(), drawn_N, strict=True)):
@@ -97,12 +100,14 @@ def make_queries(rng: np.random.Generator, arrivals_N: Floats, kinds: Sequence[Q
     return queries
 
 
-def queries_at_load(rng: np.random.Generator, rates_T: Floats, load: float, profile: Profile) -> list[Query]:
-    """A trace scaled so that its mean is ``load`` times what the machine serves at gamma 0, and asked with the paper's
-    kinds, on the profile's own tasks where they are not the paper's. Raises ValueError for a profile without tasks or
-    without gamma 0."""
+def queries_at_load(rng: np.random.Generator, rates_T: Float64s, load: float, profile: Profile) -> list[Query]:
+    """Makes queries of the paper's kinds at a mean rate of ``load`` times what the machine serves at gamma 0.
+
+    If the profile does not have the paper's tasks, the kinds ask about the profile's tasks. Raises ValueError for a
+    profile without tasks or without gamma 0.
+    """
     if 0 not in profile.gammas:
-        raise ValueError("the profile was not measured at gamma 0, which load is counted by")
+        raise ValueError("the profile was not measured at gamma 0, which the load is relative to")
     arrivals_N = poisson_arrivals(rng, scaled(rates_T, load * profile.capacity_per_s(0)))
     papers = {kind.task for kind in PAPER_KINDS} <= profile.accuracy.keys()
     return make_queries(rng, arrivals_N, PAPER_KINDS if papers else kinds_of(tuple(profile.accuracy)))

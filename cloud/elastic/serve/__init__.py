@@ -1,1 +1,1 @@
-"""The engine in real time behind the service: open it, decode images, register tasks, answer."""
+"""Run the engine in real time for the service: open it, decode images, register tasks, answer queries."""

@@ -1,4 +1,4 @@
-"""Images from files, in a bounded pool of threads: neither the event loop nor the engine ever decodes."""
+"""Decodes image files in a bounded pool of threads, so that neither the event loop nor the engine decodes."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ MAX_PENDING_BYTES: Final = 64 << 20
 
 
 class Decoder:
-    """``decode`` turns a file into the model's pixels, raising InvalidInput or TooLarge. For one event loop."""
+    """Decodes files with ``decode``, which raises InvalidInput or TooLarge. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Decoder:
         self.pending_bytes = 0
 
     async def image(self, data: bytes, deadline_s: float) -> Image:
-        """The pixels of a JPEG or PNG file.
+        """Returns the pixels of a JPEG or PNG file.
 
-        Raises what ``decode`` raises; Busy when too many files, or bytes of files, are waiting; TooLate when its turn
-        comes after ``deadline_s``.
+        Raises what ``decode`` raises, Busy if too many files or bytes are waiting, and TooLate if the file's turn comes
+        after ``deadline_s``.
         """
         if self.pending >= self._max_pending or self.pending_bytes + len(data) > self._max_pending_bytes:
             raise Busy("too many images are waiting to be decoded; try again later")
@@ -47,7 +47,7 @@ class Decoder:
         job = self._pool.submit(self._in_time, data, deadline_s)
 
         def left(_: Future[Image]) -> None:
-            # Room is free when the work is over, not when its caller has left.
+            # The room is free only after the work has ended, not when its caller leaves.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._left, len(data))
 
@@ -55,7 +55,7 @@ class Decoder:
         return await asyncio.wrap_future(job)
 
     def close(self) -> None:
-        """Ends the threads; what has not begun is given up. Blocks."""
+        """Stops the threads and drops files that no thread has started. Blocks."""
         self._pool.shutdown(cancel_futures=True)
 
     def _in_time(self, data: bytes, deadline_s: float) -> Image:

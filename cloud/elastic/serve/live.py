@@ -1,7 +1,7 @@
-"""The engine in real time: queries come from an event loop, batches run on a thread of their own, answers go back.
+"""Runs the engine in real time: queries come from an event loop, and batches run on a thread of their own.
 
-Three parties meet under one lock that is never held while a batch runs: the loop (a query comes, its caller leaves, its
-time is over), the engine's thread (what to run next, what came of it), and whoever changes the tasks.
+Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
+leaves, or it expires), the engine's thread (it gets work and reports results), and whoever changes the tasks.
 """
 
 import asyncio
@@ -25,14 +25,18 @@ from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 log = logging.getLogger(__name__)
 
 SLOW: Final = 1.5
-"""Times as long as the profile says: worth telling the operator, once."""
+"""If batches take this many times as long as the profile says, a warning is logged once."""
 
 _STOPPING: Final = "the server is stopping; try again later"
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """``queue_s``: from arrival to the start of the batch; ``run_s``: how long that ran; ``task``: as it was asked."""
+    """The answer to one image.
+
+    ``queue_s`` is the time from arrival to the start of the batch, and ``run_s`` the time of the batch. ``task`` is the
+    task as it was when the query arrived.
+    """
 
     task: Task
     logits_C: FloatArray
@@ -53,7 +57,10 @@ _Settled = list[tuple[asyncio.Future[Answer], Answer | IsthmusError]]
 
 
 class LiveEngine:
-    """``start`` once, from the loop that asks; ``stop`` once. Each ``ask`` ends once: answered, refused, cancelled."""
+    """Call ``start`` once, from the event loop that asks, and ``stop`` once.
+
+    Each ``ask`` ends exactly once: answered, refused or cancelled.
+    """
 
     def __init__(
         self,
@@ -63,7 +70,7 @@ class LiveEngine:
         clock: Callable[[], float] = time.monotonic,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_start`` is called first on the thread that will run the batches."""
+        """``on_start`` is called on the thread that runs the batches, before the first of them."""
         self._engine = engine
         self._executor = executor
         self._clock = clock
@@ -74,26 +81,29 @@ class LiveEngine:
         self._forgotten: set[str] = set()
         self._statistics: dict[str, TaskStatistics] = {}
         self._ids = itertools.count(1)
-        self._told_slow = False
+        self._warned_slow = False
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="elastic-engine", daemon=True)
 
     @property
     def ready(self) -> bool:
+        """Whether queries are accepted."""
         return self._stopped is None
 
     @property
     def gammas(self) -> tuple[int, ...]:
+        """The gammas of the profile, ascending."""
         return self._engine.profile.gammas
 
     def start(self) -> None:
+        """Starts the engine's thread and accepts queries from now on."""
         self._loop = asyncio.get_running_loop()
         self._stopped = None
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets the running batch end, then refuses whatever still waits. Blocks: call it off the event loop."""
+        """Waits for the running batch, then refuses all waiting queries. It blocks: call it off the event loop."""
         with self._wake:
             self._stopped = _STOPPING
             self._wake.notify()
@@ -101,11 +111,11 @@ class LiveEngine:
             self._thread.join()
 
     async def ask(self, task: Task, image: Image, *, arrival_s: float, latency_s: float, utility: float) -> Answer:
-        """Waits for the answer to one image. ``arrival_s`` is of this engine's clock.
+        """Waits for the answer to one image. ``arrival_s`` is a time of this engine's clock.
 
-        Raises InvalidInput for a latency or utility that cannot be, Overloaded when too many wait, TooLate when it was
-        given up unrun, Internal when its batch broke, Unavailable when the server is stopping. When the caller is
-        cancelled a query that waits is dropped at once.
+        Raises InvalidInput for an impossible latency or utility, Overloaded if too many queries wait, TooLate if the
+        query was evicted, Internal if its batch failed, and Unavailable if the server is stopping. If the caller is
+        cancelled, a waiting query is dropped at once.
         """
         query = Query.asked(next(self._ids), task.name, arrival_s, latency_s, utility)
         loop = asyncio.get_running_loop()
@@ -117,7 +127,7 @@ class LiveEngine:
             self._pending[query.id] = _Pending(query, Item(image, task), future)
             self._asked[task.name] += 1
             self._wake.notify()
-        # Its own time ends the wait even while a long batch keeps the engine's thread.
+        # The timer ends the wait at the deadline, even while a long batch occupies the engine's thread.
         timer = loop.call_later(max(0.0, query.deadline_s - self._clock()), self._expire)
         try:
             return await future
@@ -130,8 +140,10 @@ class LiveEngine:
             timer.cancel()
 
     def plan_for(self, task: Task, warmed: Mapping[int, float] | None = None) -> None:
-        """From now on queries of this task's name are planned with its accuracy, as far as that is known; at the gammas
-        of ``warmed`` with that."""
+        """Plans queries of this task's name with its expected accuracy from now on.
+
+        At the gammas in ``warmed``, that accuracy is used instead.
+        """
         with self._wake:
             profile = self._engine.profile
             others = [of for name, of in profile.accuracy.items() if name != task.name]
@@ -140,30 +152,30 @@ class LiveEngine:
             self._engine.use(profile.with_task(task.name, expected))
 
     def forget(self, task: str) -> None:
-        """No more queries of ``task`` will come. Those that wait are still planned for."""
+        """Removes ``task`` from the plans as soon as none of its queries waits or runs. No more may be submitted."""
         with self._wake:
             self._forgotten.add(task)
             self._drop_forgotten(task)
 
     def count_evicted(self, task: Task, arrival_s: float) -> None:
-        """A query of ``task`` was given up before it could be submitted, since its time was over."""
+        """Counts a query of ``task`` that expired before it was submitted."""
         with self._wake:
             queue_s = max(0.0, self._clock() - arrival_s)
             self._of(task.name).note(Outcome.EVICTED, queue_s=queue_s, run_s=0.0, unix_s=time.time())
 
     def statistics(self, task: str) -> TaskStatistics:
-        """A copy, as of now."""
+        """Returns a copy of the task's statistics."""
         with self._wake:
             known = self._statistics.get(task, TaskStatistics())
             return replace(known, outcomes=dict(known.outcomes))
 
     def all_statistics(self) -> dict[str, TaskStatistics]:
-        """Of every task that was asked, as of now."""
+        """Returns a copy of the statistics of every task that had a query."""
         with self._wake:
             return {name: replace(known, outcomes=dict(known.outcomes)) for name, known in self._statistics.items()}
 
     def waiting(self) -> int:
-        """Queries that wait for a batch."""
+        """Returns the number of queries that wait for a batch."""
         with self._wake:
             return self._engine.waiting
 
@@ -173,13 +185,13 @@ class LiveEngine:
             while (found := self._next_work()) is not None:
                 self._execute(*found)
         except Exception:
-            log.exception("the engine broke; every query is refused from now on")
-            self._refuse_all("the server failed; tell its operator")
+            log.exception("the engine failed; every query is refused from now on")
+            self._refuse_all("the server failed; ask its operator to restart it")
         else:
             self._refuse_all(_STOPPING)
 
     def _next_work(self) -> tuple[Work, list[Item]] | None:
-        """Waits until there is a batch to run. None: stop."""
+        """Waits until there is a batch to run. Returns None if the engine is to stop."""
         with self._wake:
             while self._stopped is None:
                 decision = self._engine.next_work(self._clock())
@@ -195,10 +207,10 @@ class LiveEngine:
         try:
             logits_BC = self._executor.run(items, work.gamma)
             if len(logits_BC) != len(items):
-                raise RuntimeError(f"the executor gave {len(logits_BC)} answers to {len(items)} images")
+                raise RuntimeError(f"the executor returned {len(logits_BC)} answers for {len(items)} images")
         except Exception:
             logits_BC = None
-            log.exception("a batch of %d at gamma %d broke", len(items), work.gamma)
+            log.exception("a batch of %d images at gamma %d failed", len(items), work.gamma)
         now_s = self._clock()
         run_s = now_s - work.started_s
         settled: _Settled = []
@@ -219,12 +231,12 @@ class LiveEngine:
                 task = items[position].task
                 settled.append((future, Answer(task, logits_BC[position], work.gamma, queue_s, run_s, in_time)))
             pace = self._engine.pace
-        self._tell(settled)
-        if pace >= SLOW and not self._told_slow:
-            self._told_slow = True
+        self._deliver(settled)
+        if pace >= SLOW and not self._warned_slow:
+            self._warned_slow = True
             log.warning(
-                "batches are planned as %.1f times as long as the profile says: this machine does other work, or was "
-                "measured when it was faster; 'isthmus elastic profile' measures it anew",
+                "batches take %.1f times as long as the profile says: this machine is busy with other work, or was "
+                "measured when it was faster; 'isthmus elastic profile' measures it again",
                 pace,
             )
 
@@ -235,10 +247,10 @@ class LiveEngine:
 
     def _evict(self, queries: Sequence[Query]) -> None:
         late = "could not be answered within its latency, so it was not computed"
-        self._tell([(self._close(query, Outcome.EVICTED).future, TooLate(late)) for query in queries])
+        self._deliver([(self._close(query, Outcome.EVICTED).future, TooLate(late)) for query in queries])
 
     def _close(self, query: Query, outcome: Outcome, *, queue_s: float | None = None, run_s: float = 0.0) -> _Pending:
-        """Under the lock, once a query: what waits for it, no longer pending."""
+        """Notes the query's outcome and removes it from the pending ones. Called under the lock, once per query."""
         pending = self._pending.pop(query.id)
         waited_s = self._clock() - query.arrival_s if queue_s is None else queue_s
         self._of(query.task).note(outcome, queue_s=max(0.0, waited_s), run_s=run_s, unix_s=time.time())
@@ -262,16 +274,16 @@ class LiveEngine:
             self._stopped = why
             futures = [pending.future for pending in self._pending.values()]
             self._pending.clear()
-        self._tell([(future, Unavailable(why)) for future in futures])
+        self._deliver([(future, Unavailable(why)) for future in futures])
 
-    def _tell(self, settled: _Settled) -> None:
+    def _deliver(self, settled: _Settled) -> None:
         if settled and self._loop is not None:
-            # The loop may have ended before us: then nobody waits any more.
+            # The loop may have ended already; then nobody waits for these answers.
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_deliver, settled)
+                self._loop.call_soon_threadsafe(_resolve, settled)
 
 
-def _deliver(settled: _Settled) -> None:
+def _resolve(settled: _Settled) -> None:
     for future, result in settled:
         if future.done():
             continue

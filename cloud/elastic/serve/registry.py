@@ -1,4 +1,4 @@
-"""The tasks that are served: kept in the database and among the artefacts, and in memory while the server runs."""
+"""The registered tasks. The database and the artefacts keep them; the running server holds them in memory."""
 
 import hashlib
 import logging
@@ -21,9 +21,10 @@ WEIGHTS_FILE: Final = "weights.safetensors"
 
 
 class Registry:
-    """Reading is for any thread and never waits. Adding and removing block: call them off the event loop.
+    """Registered tasks by name.
 
-    ``changed`` is called after each change, with the task's name and the task (None: removed), one change at a time.
+    Any thread may read, without waiting. Adding and removing block: do not call them on the event loop. ``changed`` is
+    called for each change, one at a time, with the task's name and the task (None: removed).
     """
 
     def __init__(
@@ -41,8 +42,11 @@ class Registry:
         self._tasks: dict[str, Task] = {}
 
     def load(self) -> None:
-        """Takes up what was registered before. A task that no longer fits (the server was given another model), or
-        whose weights are gone, stays in the database, is named in the log and not served."""
+        """Loads the tasks that were registered before.
+
+        A task that no longer fits (the server has another model now), or whose weights are missing, stays in the
+        database. It is not served, and a warning names it.
+        """
         for row in rows.listing(self._database):
             try:
                 with self._artefacts.open(row.artefact_id, WEIGHTS_FILE) as file:
@@ -52,21 +56,21 @@ class Registry:
                 log.warning("task %s is not served: %s", row.name, error)
 
     def get(self, name: str) -> Task:
-        """Raises NotYours for a name that is not registered."""
+        """Returns the task. Raises NotYours for a name that is not registered."""
         try:
             return self._tasks[name]
         except KeyError:
             raise NotYours(f"no task {name[:64]!r} is registered") from None
 
     def listing(self) -> list[Task]:
-        """Every task that is served, by name."""
+        """Returns every served task, by name."""
         return [task for _, task in sorted(self._tasks.items())]
 
     def register(self, spec: TaskSpec, weights: Path, now_s: float) -> Task:
-        """Adds the task whose weights are the safetensors file ``weights``, or replaces the one of the same name.
+        """Adds a task with the safetensors file ``weights``, or replaces the task of the same name.
 
-        When this returns it is stored and served. Raises InvalidInput or TooLarge for what does not fit the model, Busy
-        for one task too many, StorageFull.
+        When this returns, the task is stored and served. Raises InvalidInput or TooLarge if it does not fit the model,
+        Busy if there are too many tasks, and StorageFull.
         """
         identifier("task", spec.name)
         with weights.open("rb") as file:
@@ -88,7 +92,7 @@ class Registry:
         return task
 
     def remove(self, name: str) -> None:
-        """Raises NotYours for a name that is not registered."""
+        """Removes the task. Raises NotYours for a name that is not registered."""
         with self._changing:
             there, orphan = rows.remove(self._database, identifier("task", name))
             if not there:
@@ -102,6 +106,6 @@ class Registry:
         return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version)
 
     def _serve(self, task: Task) -> None:
-        # Planned for before it can be asked for.
+        # The plans must know the task before its first query.
         self._changed(task.name, task)
         self._tasks = {**self._tasks, task.name: task}

@@ -1,4 +1,4 @@
-"""Elastic serving as its clients ask for it, whatever protocol they speak. Plain functions that know no grpc."""
+"""Elastic serving for clients of any protocol. These are plain functions without grpc."""
 
 import math
 import time
@@ -23,15 +23,18 @@ MAX_REQUEST_BYTES: Final = 512 << 20
 
 @dataclass(frozen=True)
 class Terms:
-    """What a caller asks for besides the answer. ``remaining_s``: until its call's own deadline, where it has one."""
+    """What a caller requests besides the answer. ``remaining_s`` is the time until the call's own deadline, if any."""
 
     latency_s: float | None = None
     utility: float | None = None
     remaining_s: float | None = None
 
     def latency_for(self, task: Task) -> float:
-        """Seconds from arrival to answer: as asked, else the call's deadline, else the task's default; and never beyond
-        the call's deadline. Raises InvalidInput for what cannot be, TooLate where no time is left."""
+        """Returns the seconds allowed from arrival to answer.
+
+        It is the requested latency, else the time until the call's deadline, else the task's default. It never exceeds
+        the call's deadline. Raises InvalidInput for an impossible latency, and TooLate if no time is left.
+        """
         if self.latency_s is not None and not 0 < self.latency_s <= MAX_LATENCY_S:
             raise InvalidInput(f"latency must be above 0 and at most {MAX_LATENCY_S:g} s")
         if self.remaining_s is None:
@@ -41,7 +44,7 @@ class Terms:
         return min(self.remaining_s, MAX_LATENCY_S if self.latency_s is None else self.latency_s)
 
     def utility_for(self, task: Task) -> float:
-        """Raises InvalidInput for a utility that cannot be."""
+        """Returns the requested utility, else the task's default. Raises InvalidInput for an impossible utility."""
         utility = task.spec.default_utility if self.utility is None else self.utility
         if not 0 <= utility <= MAX_UTILITY:
             raise InvalidInput(f"utility must be from 0 to {MAX_UTILITY:g}")
@@ -49,7 +52,7 @@ class Terms:
 
 
 class Room:
-    """Bounds the bytes of all requests that are being answered. For one event loop."""
+    """Bounds the total bytes of all requests that are being answered. It belongs to one event loop."""
 
     def __init__(self, limit_bytes: int = MAX_REQUEST_BYTES) -> None:
         self._limit_bytes = limit_bytes
@@ -57,7 +60,7 @@ class Room:
 
     @contextmanager
     def of(self, size_bytes: int) -> Iterator[None]:
-        """Raises Busy where it would be too much."""
+        """Holds ``size_bytes`` for the duration of the block. Raises Busy if that exceeds the limit."""
         if self.taken_bytes + size_bytes > self._limit_bytes:
             raise Busy("too many bytes of images are waiting; try again later")
         self.taken_bytes += size_bytes
@@ -69,7 +72,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Elastic:
-    """What the servicers stand on. Each holds ``room`` for a request from its receipt to its answer."""
+    """What the servicers call. Each of them holds ``room`` for a request from its receipt to its answer."""
 
     registry: Registry
     live: LiveEngine
@@ -80,9 +83,9 @@ class Elastic:
     clock: Callable[[], float] = time.monotonic
 
     async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:
-        """The answer to one image: the bytes of a JPEG or PNG file, or an array as ``executor.Image`` says.
+        """Returns the answer to one image: the bytes of a JPEG or PNG file, or an array (see ``executor.Image``).
 
-        Raises InvalidInput, TooLarge, Busy, TooLate, Unavailable, Internal; of a bad request before anything is done.
+        Raises InvalidInput, TooLarge, Busy, TooLate, Unavailable or Internal. A bad request is refused before any work.
         """
         arrival_s = self.clock()
         latency_s, utility = terms.latency_for(task), terms.utility_for(task)
@@ -98,13 +101,11 @@ class Elastic:
 
 
 def check_pixels(image: Image, image_px: int) -> None:
-    """Raises InvalidInput for an array that is not an image in the model's size, or holds NaN or infinity."""
+    """Raises InvalidInput for an array that is not an image in the model's size, or that holds NaN or infinity."""
     if image.dtype == np.uint8 and image.shape == (image_px, image_px, 3):
         return
     if image.dtype != np.float32 or image.shape != (3, image_px, image_px):
-        raise InvalidInput(
-            f"image: {image_px} x {image_px} x 3 bytes, or 3 x {image_px} x {image_px} float32 are wanted"
-        )
-    # One pass: the sum of squares is finite unless an element is not, or is far beyond any pixel.
+        raise InvalidInput(f"image: must be {image_px} x {image_px} x 3 bytes, or 3 x {image_px} x {image_px} float32")
+    # One pass: the sum of squares is finite unless an element is not finite or far beyond any pixel.
     if not math.isfinite(float(np.vdot(image, image))):
-        raise InvalidInput("image: NaN, infinity or numbers far beyond any pixel")
+        raise InvalidInput("image: it holds NaN, infinity or numbers far beyond any pixel")

@@ -1,4 +1,4 @@
-"""What was answered, by task: counts and times since the server started."""
+"""Statistics per task: counts and times since the server started."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from isthmus.cloud.elastic.scheduling.query import Outcome
 
 @dataclass
 class TaskStatistics:
-    """``answered`` and ``refused`` count images, ``batches`` those in which one of the task ran."""
+    """``answered`` and ``refused`` count images. ``batches`` counts the batches that held an image of the task."""
 
     answered: int = 0
     refused: int = 0
@@ -20,6 +20,7 @@ class TaskStatistics:
     outcomes: dict[Outcome, int] = field(default_factory=dict)
 
     def note(self, outcome: Outcome, *, queue_s: float, run_s: float, unix_s: float) -> None:
+        """Counts one image with its outcome, its time in the queue, and the time of its batch."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         if outcome in (Outcome.EVICTED, Outcome.FAILED):
             self.refused += 1

@@ -1,1 +1,1 @@
-"""What a task is (classes, head, prompts), how it is made from a labelled set, and its files."""
+"""Tasks (classes, a head, prompts): how a task is made from a labelled set, and its files."""

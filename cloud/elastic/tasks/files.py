@@ -1,8 +1,8 @@
-"""Tasks as files: what `isthmus elastic prompts` writes, and what registers a task with a server.
+"""Tasks as files. `isthmus elastic prompts` writes them, and `isthmus elastic register` sends them to a server.
 
 NAME.safetensors   head.weight, head.bias, prompts.<gamma>; classes, mode and accuracy as metadata
-NAME.json          the task's description (TaskSpec), with the accuracy that was measured
-NAME.recipe.json   which labels of the set stand for which class, to measure it again
+NAME.json          the task's description (TaskSpec), with the measured accuracy
+NAME.recipe.json   which labels of the data set belong to which class, to measure the accuracy again
 """
 
 import json
@@ -17,12 +17,10 @@ from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
 from isthmus.data.files import write_atomically
 from isthmus.proto.errors import IsthmusError
 
-MAX_DESCRIPTION_CHARS = 1 << 20
-
 
 @dataclass(frozen=True, eq=False)
 class TaskFiles:
-    """A task with what it was made of."""
+    """A task with the recipe that it was made by."""
 
     recipe: TaskRecipe
     spec: TaskSpec
@@ -47,8 +45,10 @@ class TaskFiles:
 
 
 def load_tasks(folder: Path, model: ModelShape) -> list[TaskFiles]:
-    """All tasks of a folder, by name. Raises ValueError naming the task whose files are missing, damaged, or do not fit
-    the model."""
+    """Returns all tasks of a folder, by name.
+
+    Raises ValueError, with the task's name, if its files are missing, damaged, or do not fit the model.
+    """
     found = []
     for path in sorted(folder.glob("*.recipe.json")):
         name = path.name.removesuffix(".recipe.json")

@@ -1,4 +1,4 @@
-"""Tasks made of a labelled set: which of its labels count as which class."""
+"""Tasks from a labelled data set: which of its labels belong to which class."""
 
 import json
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ LEFT_OUT: Final = -1
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """``class_of_label[label]`` is a position in ``classes``, or -1 for pictures that the task does not know.
+    """``class_of_label[label]`` is an index into ``classes``, or -1 for a label whose pictures are left out.
 
-    Raises ValueError for fewer than two classes, a position beyond them, and a class without a label.
+    Raises ValueError for fewer than two classes, an index beyond them, and a class without a label.
     """
 
     name: str
@@ -26,20 +26,27 @@ class TaskRecipe:
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"task {self.name!r}: at least two different classes are wanted")
+            raise ValueError(f"task {self.name!r}: at least two different classes are needed")
         wanted = set(range(len(self.classes)))
         if set(self.class_of_label) - {LEFT_OUT} != wanted:
-            raise ValueError(f"task {self.name!r}: labels stand for classes {sorted(set(self.class_of_label))}")
+            raise ValueError(
+                f"task {self.name!r} has {len(self.classes)} classes, but its labels belong to "
+                f"{sorted(set(self.class_of_label) - {LEFT_OUT})}"
+            )
 
     def apply(self, labelled: LabelledImages) -> LabelledImages:
-        """The pictures that the task knows, with its own classes. Raises ValueError for labels it was not told of, and
-        where no picture is left."""
+        """Returns the pictures of the task's labels, with the task's classes as labels.
+
+        Raises ValueError for labels that the recipe does not list, and if no picture is left.
+        """
         if labelled.labels_N.max() >= len(self.class_of_label):
-            raise ValueError(f"task {self.name!r} knows labels below {len(self.class_of_label)}; the set has more")
+            raise ValueError(
+                f"task {self.name!r} lists labels below {len(self.class_of_label)}; the data set has higher ones"
+            )
         classes_N = np.array(self.class_of_label, np.int64)[labelled.labels_N]
         known = np.flatnonzero(classes_N != LEFT_OUT)
         if not len(known):
-            raise ValueError(f"task {self.name!r} knows none of the set's labels")
+            raise ValueError(f"task {self.name!r} lists none of the data set's labels")
         return LabelledImages(labelled.pictures_NHWC[known], classes_N[known])
 
 
@@ -61,32 +68,34 @@ RECIPES: Final[dict[str, TaskRecipe]] = {
         _grouped("animals", CIFAR10_CLASSES, {name: (name,) for name in _ANIMALS}),
     )
 }
-"""Tasks made of CIFAR-10's labels."""
+"""The built-in tasks. All use CIFAR-10's labels."""
 
 
 def read_recipe(source: str) -> TaskRecipe:
-    """A recipe by its name, or from a JSON file: {"name": ..., "classes": [...], "class_of_label": [...]}, where null
-    (or -1) stands for a label whose pictures are left out.
+    """Returns a built-in recipe by its name, or reads one from a JSON file.
 
-    Raises ValueError for a name that is neither, and a file that holds no recipe.
+    The file holds {"name": ..., "classes": [...], "class_of_label": [...]}. In ``class_of_label``, null or -1 means
+    that the label's pictures are left out. Raises ValueError for an unknown name, and a file that holds no recipe.
     """
     if source in RECIPES:
         return RECIPES[source]
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"task {source!r}: neither a file nor one of {', '.join(RECIPES)}")
+        raise ValueError(f"task {source!r} is neither a file nor one of {', '.join(RECIPES)}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         name, classes, of_label = str(raw["name"]), raw["classes"], raw["class_of_label"]
         positions = tuple(LEFT_OUT if label is None else int(label) for label in of_label)
         return TaskRecipe(name, tuple(map(str, classes)), positions)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} holds no task: {error}") from error
+        raise ValueError(f"{path.name} is not a task recipe: {error}") from error
 
 
 def split(labelled: LabelledImages, *, held_share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """(to learn from, held back) by chance; the paper holds a fifth back to profile. Raises ValueError where either
-    would be empty."""
+    """Splits at random into (pictures to learn from, held-out pictures). OTAS holds out a fifth for profiling.
+
+    Raises ValueError if either part would be empty.
+    """
     held = round(held_share * len(labelled))
     if not 0 < held < len(labelled):
         raise ValueError(f"a share of {held_share} of {len(labelled)} pictures leaves one side empty")

@@ -1,6 +1,6 @@
-"""What a task is: classes, a head, prompts for some gammas; and whether it fits the model that is served.
+"""A task: classes, a head, and prompts for some gammas. Its values and shapes are checked against bounds and the model.
 
-Axes: C classes, D width of the model, L its layers, G prompts a layer.
+Axes: C classes, D width of the model, L layers of the model, G prompts per layer.
 """
 
 import json
@@ -29,12 +29,12 @@ MAX_GAMMA: Final = 1_024
 
 _PROMPTS: Final = re.compile(r"prompts\.([1-9][0-9]{0,3})")
 _MERGING_COSTS: Final = 0.01
-"""Guess of the accuracy lost for each token merged a layer, where neither this task nor any other was measured."""
+"""Assumed loss of accuracy per token merged per layer, if neither this task nor any other was measured."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a task must fit."""
+    """The dimensions of the served model that a task must fit."""
 
     layers: int
     width: int
@@ -43,9 +43,9 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task's description. ``accuracy`` by gamma is what its owner measured, for as many gammas as were.
+    """The description of a task. ``accuracy`` holds what its owner measured, by gamma, for any number of gammas.
 
-    Raises InvalidInput, or TooLarge over a bound.
+    Raises InvalidInput for impossible values, and TooLarge for values over a bound.
     """
 
     name: str
@@ -59,17 +59,17 @@ class TaskSpec:
         if len(self.classes) > MAX_CLASSES or any(len(name) > MAX_NAME_CHARS for name in self.classes):
             raise TooLarge("classes: too many, or a name too long")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or not all(self.classes):
-            raise InvalidInput("classes: at least two different names are wanted")
+            raise InvalidInput("classes: at least two names are needed, all different and none empty")
         if self.prompt_mode not in PROMPT_MODES:
-            raise InvalidInput(f"prompt mode: one of {', '.join(PROMPT_MODES)} is wanted")
+            raise InvalidInput(f"prompt mode: must be one of {', '.join(PROMPT_MODES)}")
         if len(self.accuracy) > MAX_GAMMA or any(abs(gamma) > MAX_GAMMA for gamma in self.accuracy):
-            raise TooLarge(f"accuracy: a gamma beyond {MAX_GAMMA}")
+            raise TooLarge(f"accuracy: gammas must be from -{MAX_GAMMA} to {MAX_GAMMA}")
         if not all(0 <= share <= 1 for share in self.accuracy.values()):
-            raise InvalidInput("accuracy: shares from 0 to 1 are wanted")
+            raise InvalidInput("accuracy: must be from 0 to 1")
         if not 0 < self.default_latency_s <= MAX_LATENCY_S:
-            raise InvalidInput(f"default latency: above 0 and at most {MAX_LATENCY_S:g} s is wanted")
+            raise InvalidInput(f"default latency: must be above 0 and at most {MAX_LATENCY_S:g} s")
         if not 0 <= self.default_utility <= MAX_UTILITY:
-            raise InvalidInput(f"default utility: from 0 to {MAX_UTILITY:g} is wanted")
+            raise InvalidInput(f"default utility: must be from 0 to {MAX_UTILITY:g}")
 
     def to_json(self) -> str:
         return json.dumps(
@@ -99,30 +99,30 @@ class TaskSpec:
 
 @dataclass(frozen=True, eq=False)
 class TaskWeights:
-    """``prompts_LGD[gamma]`` holds gamma prompts for every layer."""
+    """The weights of a task. ``prompts_LGD[gamma]`` holds gamma prompts for every layer."""
 
     head_weight_CD: FloatArray
     head_bias_C: FloatArray
     prompts_LGD: Mapping[int, FloatArray]
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file: head.weight, head.bias, prompts.<gamma>."""
+        """Returns the bytes of a safetensors file with head.weight, head.bias and prompts.<gamma>."""
         tensors = {"head.weight": self.head_weight_CD, "head.bias": self.head_bias_C}
         tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in self.prompts_LGD.items()}
         return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
     @staticmethod
     def from_bytes(data: bytes, *, classes: int, model: ModelShape) -> "TaskWeights":
-        """Reads and checks a safetensors file from outside.
+        """Reads and checks a safetensors file from a client.
 
-        Raises TooLarge over the bound; InvalidInput for what is no such file, and for a head or prompts that do not fit
-        the model or the number of classes, saying which.
+        Raises TooLarge over the bound. Raises InvalidInput if ``data`` is not such a file, or if the head or prompts do
+        not fit the model or the number of classes; the message names the tensor.
         """
         if len(data) > MAX_TASK_WEIGHTS_BYTES:
             raise TooLarge(f"weights: at most {MAX_TASK_WEIGHTS_BYTES} bytes are accepted")
         try:
             tensors: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(data)
-        # A type that numpy lacks is a KeyError or an AttributeError of the library, by its version.
+        # For a type that numpy lacks, the library raises KeyError or AttributeError, depending on its version.
         except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise InvalidInput("weights: not a safetensors file of float32 tensors") from error
         prompts_LGD = {}
@@ -146,7 +146,7 @@ class TaskWeights:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A task as it is served. ``version`` counts the registrations of its name, from 1."""
+    """A task as it is served. ``version`` counts the registrations of its name, starting at 1."""
 
     spec: TaskSpec
     weights: TaskWeights
@@ -158,15 +158,16 @@ class Task:
 
     @property
     def prompted_gammas(self) -> tuple[int, ...]:
+        """The gammas above 0 that the task has prompts for, ascending."""
         return tuple(self.weights.prompts_LGD)
 
 
 def expected_accuracy(task: Task, gammas: Sequence[int], others: Collection[Mapping[int, float]]) -> dict[int, float]:
-    """The task's accuracy at each of ``gammas``: as measured, else estimated; 0 where the task cannot run.
+    """Returns the task's accuracy at each of ``gammas``: measured or estimated, and 0 if the task cannot run.
 
-    A task cannot run at a gamma above 0 for which it has no prompts. What was not measured lies on the line between the
-    measured gammas on both sides, or is that of the nearest one. A task of which nothing was measured is taken to be
-    like the mean of ``others``, and without any to lose a hundredth for each token merged a layer.
+    A task cannot run at a gamma above 0 for which it has no prompts. Between measured gammas the accuracy is
+    interpolated linearly; outside them it is that of the nearest measured gamma. If nothing was measured, the mean of
+    ``others`` is used. Without others, each token merged per layer costs 0.01.
     """
     known = {gamma: share for gamma, share in task.spec.accuracy.items() if gamma <= 0 or gamma in task.prompted_gammas}
     if not known:
@@ -191,7 +192,7 @@ def _checked(name: str, value: npt.NDArray[Any], shape: tuple[int, ...]) -> Floa
     if value.shape != shape:
         raise InvalidInput(f"weights: {name} is {_by(value.shape)}; this model and these classes need {_by(shape)}")
     if value.dtype != np.float32:
-        raise InvalidInput(f"weights: {name} is {value.dtype}; float32 is wanted")
+        raise InvalidInput(f"weights: {name} is {value.dtype}; it must be float32")
     if not np.isfinite(value).all():
         raise InvalidInput(f"weights: {name} holds NaN or infinity")
     return cast(FloatArray, value)

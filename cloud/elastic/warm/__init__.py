@@ -1,1 +1,1 @@
-"""Warmed models in serving: their store, which of them are in memory, and which serves which gamma."""
+"""Serve warmed models: store them, keep some of them in memory, and decide which of them serves which gamma."""

@@ -1,9 +1,9 @@
-"""Serves batches on the warmed model that is best for their gamma, and has the next ones loaded before they are needed.
+"""Serves each batch on the warmed model that is best for its gamma, and loads the next models before they are needed.
 
-A query never waits for a file: where the best model is not in memory, the best of those that are answers, and where
-none is, the vanilla model with the task's own head (with all tokens, where the store's models prune: it cannot). After
-every batch the models of its gamma and of those nearest to it are announced, as many as fit: load rises and falls step
-by step.
+A query never waits for a file. If the best model is not in memory, the best one in memory answers. If none is in
+memory, the vanilla model answers with the task's own head; if the store's models prune, it keeps all tokens, since it
+cannot prune. After every batch, the models for its gamma and for the nearest gammas are announced, as many as fit,
+because load rises and falls gradually.
 """
 
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A warmed model on its device, and its own head."""
+    """A warmed model on its device, with its own head."""
 
     runner: ElasticRunner
     task: ServedTask
@@ -38,10 +38,12 @@ class Ready:
 def model_of(
     card: Card, tensors: Mapping[str, Tensor], schedules: Mapping[int, Sequence[int]] | None = None
 ) -> ElasticViT:
-    """The model that a card and its tensors make; it holds these very tensors. Raises StoreError where they make none,
-    or one that cannot be run so."""
+    """Builds the model of a card. It uses the given tensors without a copy.
+
+    Raises StoreError if the tensors do not form a model that can be run.
+    """
     try:
-        with torch.device("meta"):  # nothing is allocated: all tensors are given
+        with torch.device("meta"):  # allocates nothing, since all tensors are given
             plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("reducer.")}
             vit = vit_of_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()}, card.heads)
             pruning = pruning_of(vit, tensors)
@@ -55,8 +57,10 @@ def model_of(
 
 
 def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
-    """The model whose times are those of the store's: ``base`` itself, which merges as they do, or where they prune one
-    of them. Raises StoreError."""
+    """Returns the model to measure times with: ``base`` if the store's models merge, one of them if they prune.
+
+    Raises StoreError.
+    """
     if store.common().reducer == "merging":
         return base
     name = min(store.profiled().accuracy)
@@ -64,10 +68,10 @@ def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
 
 
 class WarmModels:
-    """The warmed models of a store, kept in memory within a bound, beside the vanilla model that ``base`` runs.
+    """The warmed models of a store, in memory up to ``limit_bytes``. ``base`` runs the vanilla model.
 
-    Raises StoreError for a store that cannot be read or holds no model that can be used, and for a bound that holds
-    none; ValueError for int8 and for compiled code, which are made for one model's weights.
+    Raises StoreError for a store that cannot be read or has no usable model, and for a limit that is too small for the
+    largest model. Raises ValueError for int8 and for compiled code, which belong to the weights of one model.
     """
 
     def __init__(self, path: Path, base: ElasticRunner, *, limit_bytes: int | None = None) -> None:
@@ -92,9 +96,9 @@ class WarmModels:
         self._ranked: dict[int, tuple[str, ...]] = {}
         self._near: dict[tuple[int, tuple[int, ...], int], tuple[str, ...]] = {}
         self.switches = 0
-        """Batches that ran on another model than the one before."""
+        """Number of batches that ran on another model than the batch before."""
         self.missed = 0
-        """Batches whose best model was not in memory, and which another answered."""
+        """Number of batches that another model answered, because the best one was not in memory."""
         self.latest: str | None = None
         self.cards = good
         self.profiled = profiled(good.values())
@@ -112,21 +116,23 @@ class WarmModels:
 
     @property
     def pixels(self) -> PixelSpec:
+        """How the models read pictures."""
         return self._base.pixels
 
     def serves(self, task: Task) -> bool:
-        """Whether the models are of this very task: its name and classes."""
+        """Returns True if the models belong to this task, by its name and classes."""
         return self.fits(task.name, task.spec.classes)
 
     def fits(self, name: str, classes: Sequence[str]) -> bool:
+        """Returns True if the models belong to the task with this name and these classes."""
         return (name, tuple(classes)) == (self.common.task, self.common.classes)
 
     def accuracy(self, task: Task, gammas: Collection[int]) -> dict[int, float]:
-        """What to plan with, by gamma; empty for another task."""
+        """Returns the accuracy to plan with, by gamma; empty for another task."""
         return self.profiled.warmed(gammas) if self.serves(task) else {}
 
     def announce_near(self, gamma: int, gammas: Sequence[int]) -> None:
-        """Has the best models of ``gamma`` and of the gammas nearest to it loaded, as many as fit."""
+        """Starts loading the best models for ``gamma`` and the gammas nearest to it, as many as fit."""
         key = (gamma, tuple(gammas), len(self.residency.broken))
         if key not in self._near:
             wanted: list[str] = []
@@ -143,7 +149,7 @@ class WarmModels:
         return self._ranked[number]
 
     def answer(self, images: Image, gamma: int) -> list[FloatArray] | None:
-        """The logits of each image by the best model in memory; None where none is. Waits for no file."""
+        """Returns the logits of each image from the best model in memory, or None. It never waits for a file."""
         for place, name in enumerate(self._best(-gamma)):
             with self.residency.using(name) as ready:
                 if ready is not None:
@@ -155,10 +161,11 @@ class WarmModels:
         return None
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until what was announced is in memory: for a start, never while queries wait."""
+        """Waits until the announced models are in memory. Use it before serving, never while queries wait."""
         return self.residency.wait(timeout_s=timeout_s)
 
     def close(self) -> None:
+        """Stops loading and releases all models."""
         self.residency.close()
 
     def _built(self, card: Card, tensors: Mapping[str, Tensor]) -> Ready:
@@ -168,12 +175,12 @@ class WarmModels:
             self._base.pixels,
             device=str(self._base.device),
             number_type=self._base.number_type,
-            graphs=False,  # to capture one takes longer than a batch
+            graphs=False,  # capturing a graph takes longer than a batch
         )
         return Ready(runner, runner.own_task())
 
     def _foreign(self, card: Card) -> str | None:
-        """Why these weights are not of the served model's kind; None: they are."""
+        """Returns why these weights do not belong to the served model's architecture; None: they do."""
         wanted = {name: tuple(tensor.shape) for name, tensor in self._base.model.vit.state_dict().items()}
         own = {name: stored.shape for name, stored in card.tensors.items() if not name.startswith("reducer.")}
         for name in sorted(wanted.keys() | own.keys()):
@@ -190,7 +197,7 @@ class WarmModels:
 
 
 class WarmExecutor:
-    """An executor (see elastic/executor.py): items of the warmed task run on warmed models, all others on ``base``."""
+    """An executor (see model/executor.py) that runs the warmed task on warmed models, all others on ``base``."""
 
     def __init__(self, base: ModelExecutor, warm: WarmModels, gammas: Sequence[int]) -> None:
         self._base, self._warm, self._gammas = base, warm, tuple(gammas)

@@ -1,8 +1,8 @@
-"""PURE: which warmed model serves which reduction number, and a profile that plans with the warmed accuracies.
+"""PURE: decides which warmed model serves which reduction number, and makes a profile with the warmed accuracies.
 
-Offline, every kept model is profiled at every reduction number, and the best model of each number is noted. Where we
-differ from chapter 4 of Chen 2025: the vanilla model stays unless another beats it by more than the noise of the
-profiling set. Any policy of elastic serving can then plan on a profile that holds the warmed accuracies.
+Before serving, every kept model is profiled at every reduction number, and the best model per number is noted. Where we
+differ from chapter 4 of J. Chen's thesis (PolyU, 2025): the vanilla model stays unless another model beats it by more
+than the noise of the profiling set. Any policy of elastic serving can plan with the resulting profile.
 """
 
 import math
@@ -17,23 +17,23 @@ Table = Mapping[str, Mapping[int, float]]
 
 
 VANILLA: Final = "vanilla"
-"""The model that is warmed, among the warmed ones."""
+"""The name of the unwarmed model in a store."""
 
 
 @dataclass(frozen=True)
 class Profiled:
-    """Models as they were profiled: accuracy by model and reduction number, on so many pictures (0: not known)."""
+    """Accuracy by model and reduction number, measured on ``pictures`` pictures (0: unknown)."""
 
     accuracy: Table
     pictures: int = 0
 
     def ranked(self, number: int) -> tuple[str, ...]:
-        """The models that were profiled at ``number``, the best first; of equal ones by name.
+        """Returns the models that were profiled at ``number``, best first, equal ones by name.
 
-        The vanilla model comes first as long as the best is not ahead of it by more than one standard error of a share
-        of ``pictures`` (the rule of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3): with
-        few merges it has little to win back, and the luckiest of many tuned models looks better than it is. Where it is
-        not known how many pictures there were, the best is the best.
+        The vanilla model is first unless the best model is ahead of it by more than one standard error of the accuracy
+        on ``pictures`` (the rule of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3). With
+        few merges there is little to win back, and the luckiest of many tuned models looks better than it is. If
+        ``pictures`` is unknown, this rule is not applied.
         """
         known = {name: shares[number] for name, shares in self.accuracy.items() if number in shares}
         order = sorted(known, key=lambda name: (-known[name], name))
@@ -45,21 +45,21 @@ class Profiled:
         return tuple(order)
 
     def best(self) -> dict[int, str]:
-        """The best model of each number (see ``ranked``), ascending."""
+        """Returns the best model of each number (see ``ranked``), by ascending number."""
         numbers = sorted({number for shares in self.accuracy.values() for number in shares})
         return {number: self.ranked(number)[0] for number in numbers}
 
     def warmed(self, gammas: Collection[int]) -> dict[int, float]:
-        """The best model's accuracy at each gamma up to 0 that was profiled; gamma is minus the number."""
+        """Returns the best model's accuracy at each profiled gamma of 0 or below. Gamma is minus the number."""
         best = self.best()
         return {gamma: self.accuracy[best[-gamma]][-gamma] for gamma in gammas if gamma <= 0 and -gamma in best}
 
 
 def warmed_profile(profile: Profile, task: str, models: Profiled) -> Profile:
-    """``profile`` with the warmed accuracies of ``task``, and which model each is of.
+    """Returns ``profile`` with the warmed accuracies of ``task`` and the model that each of them belongs to.
 
-    Above gamma 0 nothing changes: prompts belong to the model they were learned with. Raises ValueError where a gamma
-    up to 0 was not profiled, since it would be planned with the vanilla model's accuracy.
+    Above gamma 0 nothing changes, because prompts belong to the model they were learned with. Raises ValueError if a
+    gamma of 0 or below was not profiled, because it would be planned with the vanilla model's accuracy.
     """
     warmed = models.warmed(profile.gammas)
     missing = [gamma for gamma in profile.gammas if gamma <= 0 and gamma not in warmed]

@@ -1,8 +1,8 @@
-"""Models in memory within a bound: loaded ahead of need on a thread, the one used longest ago makes room.
+"""Keeps models in memory up to a limit. A thread loads them before they are needed; the least recently used one leaves.
 
-Who serves never waits: ``using`` gives what is there now, or nothing. Tensors that several models hold are in memory
-once. Room is made before a load begins, so the bound holds at every moment; a model in use is not removed, and a load
-that needs its room waits for it. Loading takes processor time from serving, so the loader rests after each load.
+Serving never waits: ``using`` returns a model that is in memory now, or None. Tensors shared by several models are in
+memory once. Room is made before a load starts, so the limit holds at every moment. A model in use is not removed; a
+load that needs its room waits. Loading takes processor time from serving, so the loader rests after each load.
 """
 
 import logging
@@ -21,7 +21,7 @@ from isthmus.cloud.elastic.warm.store import Card, Stored, StoreError, WarmStore
 log = logging.getLogger(__name__)
 
 REST: Final = 9.0
-"""Seconds of rest for each second of loading, unless somebody waits: the loader works a tenth of the time at most."""
+"""Seconds of rest per second of loading, unless a caller waits. So the loader works at most a tenth of the time."""
 
 Model = TypeVar("Model")
 
@@ -34,10 +34,11 @@ class _Resident(Generic[Model]):
 
 
 class Residency(Generic[Model]):
-    """``build`` makes a model of a card and its tensors, which it must not copy; ``placed`` puts one tensor where the
-    model wants it, and ``bytes_of`` says what it takes there.
+    """Keeps models of ``store`` in memory.
 
-    Raises StoreError for a bound that does not hold the largest of ``cards``, with the least one that does.
+    ``build`` makes a model from a card and its tensors, which it must not copy. ``placed`` moves one tensor to the
+    model's device, and ``bytes_of`` returns its size there.
+    Raises StoreError if the limit is too small for the largest of ``cards``; the message names the least limit.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Residency(Generic[Model]):
         bytes_of: Callable[[Stored], int] = lambda stored: stored.bytes,
         rest: float = REST,
     ) -> None:
-        self._store, self._cards, self._build, self._placed, self._bytes_of = store, cards, build, placed, bytes_of
+        self._store, self._cards, self._build, self._placed = store, cards, build, placed
         self._sizes = {one.hash: bytes_of(one) for card in cards.values() for one in card.tensors.values()}
         self.limit_bytes = sum(self._sizes.values()) if limit_bytes is None else limit_bytes
         largest = max((self._alone(card) for card in cards.values()), default=0)
         if largest > self.limit_bytes:
-            raise StoreError(f"a bound of {self.limit_bytes} bytes holds not even one model: give at least {largest}")
+            raise StoreError(
+                f"a limit of {self.limit_bytes} bytes is too small for the largest model: give at least {largest}"
+            )
         self._changed = threading.Condition()
         self._resident: OrderedDict[str, _Resident[Model]] = OrderedDict()  # longest unused first
         self._tensors: dict[str, tuple[Tensor, int]] = {}
@@ -65,27 +68,27 @@ class Residency(Generic[Model]):
         self._rest, self._rests_until_s = rest, time.monotonic()
         self._waiting = 0
         self.broken: dict[str, str] = {}
-        """Models whose files turned out to be damaged, and how."""
+        """Models whose files are damaged, with the reason."""
         self.loads = 0
         self.peak_bytes = 0
-        """The most that was ever taken, loads under way included."""
+        """The most bytes ever used, including loads in progress."""
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="warm-loader", daemon=True)
         self._thread.start()
 
     @property
     def bytes(self) -> int:
-        """Of all tensors in memory, and of those being loaded."""
+        """The bytes of all tensors in memory or being loaded."""
         with self._changed:
             return self._taken()
 
     def resident(self) -> tuple[str, ...]:
-        """Models that can be used now, the one used longest ago first."""
+        """Returns the models in memory, least recently used first."""
         with self._changed:
             return tuple(self._resident)
 
     def fitting(self, names: Sequence[str]) -> tuple[str, ...]:
-        """As many of ``names``, from the first on, as the bound holds together."""
+        """Returns as many of ``names``, from the first on, as fit into the limit together."""
         hashes: set[str] = set()
         for count, name in enumerate(names):
             hashes |= {one.hash for one in self._cards[name].tensors.values()}
@@ -94,9 +97,11 @@ class Residency(Generic[Model]):
         return tuple(names)
 
     def announce(self, names: Sequence[str]) -> None:
-        """These will be needed, the first of them first; what was announced before and is not named any more is no
-        longer loaded. At most what the bound holds together should be named (see ``fitting``): more would displace one
-        another. Does not wait."""
+        """Announces that these models will be needed, in this order. It does not wait.
+
+        Models that were announced before and are not named now are no longer loaded. Name only as many as fit together
+        (see ``fitting``): more would displace one another.
+        """
         with self._changed:
             for name in reversed(names):
                 if name in self._resident:
@@ -108,7 +113,7 @@ class Residency(Generic[Model]):
 
     @contextmanager
     def using(self, name: str) -> Iterator[Model | None]:
-        """The model for as long as the block runs, or None where it is not in memory. Never waits for a file."""
+        """Holds the model for the duration of the block; None if it is not in memory. It never waits for a file."""
         with self._changed:
             found = self._resident.get(name)
             if found is not None:
@@ -123,8 +128,10 @@ class Residency(Generic[Model]):
                     self._changed.notify_all()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits until what was announced last is in memory, or broken; the loader does not rest meanwhile. For a start,
-        and for measurements."""
+        """Waits until the last announced models are in memory or found damaged. Returns False after ``timeout_s``.
+
+        The loader does not rest meanwhile. Use it before serving and for measurements.
+        """
         with self._changed:
             self._waiting += 1
             self._changed.notify_all()
@@ -136,7 +143,7 @@ class Residency(Generic[Model]):
                 self._waiting -= 1
 
     def close(self) -> None:
-        """Ends the loader and lets go of all models."""
+        """Stops the loader and releases all models."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -160,7 +167,7 @@ class Residency(Generic[Model]):
             self._rests_until_s = ended_s + self._rest * (ended_s - began_s)
 
     def _next(self) -> Card | None:
-        """Waits for a model that is wanted and can be loaded, and reserves its room. None: the end."""
+        """Waits for an announced model that can be loaded, and reserves its room. Returns None after ``close``."""
         with self._changed:
             while not self._closed:
                 rests_s = self._rests_until_s - time.monotonic()
@@ -171,14 +178,15 @@ class Residency(Generic[Model]):
                     if name not in self._resident:
                         if self._make_room(self._cards[name]):
                             return self._cards[name]
-                        break  # a model in use is in its way: in their order, or the last would starve the first
+                        break  # a model in use blocks it; keep the order, or later models would starve this one
                 self._changed.wait()
         return None
 
     def _make_room(self, card: Card) -> bool:
-        """Removes models, the one used longest ago first, until ``card`` fits; reserves its bytes. Under the lock.
+        """Removes the least recently used models until ``card`` fits, and reserves its bytes. Called under the lock.
 
-        None is removed that is wanted sooner: else models that do not fit together would displace each other for ever.
+        A model that is needed sooner is not removed. Otherwise models that do not fit together would displace each
+        other forever.
         """
         sooner = set(self._wanted[: self._wanted.index(card.name)])
         while self._taken() + self._missing(card) > self.limit_bytes:

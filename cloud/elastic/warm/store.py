@@ -1,17 +1,18 @@
-"""Warmed models as files: each tensor once, under the hash of its bytes; a model is a list of tensors with their names.
+"""Warmed models as files. A model is a list of named tensors, and each tensor is stored once, by the hash of its bytes.
 
 tensors/<sha256>.safetensors   one tensor, named "tensor"
-models/<name>.json             the model's card: which tensors, what it was tuned for, what it scores
-store.json                     what all have in common: the task, its classes, the reducer
+models/<name>.json             the model's card: its tensors, what it was tuned for, its accuracy
+store.json                     what all models have in common: the task, its classes, the reducer
 
-Tensors are written before the card that names them, and every file whole or not at all, so an interrupted write leaves
-the models that were there. What is read is checked against its hash, name, shape and type. No pickle, no code.
+Tensors are written before the card that names them, and each file is written completely or not at all. So an
+interrupted write leaves the earlier models intact. Whatever is read is checked against its hash, name, shape and type.
+No pickle, no code.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -40,12 +41,12 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class StoreError(ValueError):
-    """A store, or a model in it, that cannot be used; the message names the file."""
+    """A store or one of its models cannot be used. The message names the file."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a model, as its card tells it."""
+    """One tensor of a model, as its card describes it."""
 
     hash: str
     dtype: str
@@ -53,14 +54,18 @@ class Stored:
 
     @property
     def bytes(self) -> int:
+        """Its size in memory."""
         return int(np.prod(self.shape, dtype=np.int64)) * TYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model of the store. ``number``: what it was tuned for, or for a soup what it was made for. ``accuracy``: by
-    reduction number, on the profiling set of so many ``pictures`` (0: not known). ``shares``: of a soup's members.
-    ``heads``: of its attention."""
+    """A model of the store.
+
+    ``number`` is the reduction number that it was tuned for, or that a soup was made for. ``accuracy`` is by reduction
+    number, on a profiling set of ``pictures`` pictures (0: unknown). ``shares`` are those of a soup's members.
+    ``heads`` is the number of attention heads. ``seconds`` is what tuning took.
+    """
 
     name: str
     kind: Kind
@@ -74,7 +79,7 @@ class Card:
 
     @property
     def bytes(self) -> int:
-        """Of all its tensors, whether shared or not; each once."""
+        """The size of all its tensors, each counted once, including those shared with other models."""
         return sum({stored.hash: stored.bytes for stored in self.tensors.values()}.values())
 
 
@@ -88,14 +93,14 @@ class Common:
 
 
 class WarmStore:
-    """The folder ``path``. Reading needs no lock, since files only ever come whole; one process at a time writes."""
+    """A store in the folder ``path``. Reading needs no lock, since files are always complete. One process writes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @staticmethod
     def create(path: Path, common: Common) -> "WarmStore":
-        """A new store, or one that is there already for the same. Raises StoreError where it is of another."""
+        """Creates a store, or opens an existing one with the same ``common``. Raises StoreError if that differs."""
         store = WarmStore(path)
         if (path / "store.json").exists():
             if store.common() != common:
@@ -106,26 +111,26 @@ class WarmStore:
         return store
 
     def common(self) -> Common:
-        """Raises StoreError where there is none, or none that can be read."""
+        """Reads what all models have in common. Raises StoreError if there is no store or it cannot be read."""
         raw = _json(self.path / "store.json", f"{self.path} holds no warmed models; make some with 'warmup run'")
         try:
             if raw["format"] != FORMAT or raw["reducer"] not in ("merging", "pruning"):
-                raise StoreError(f"{self.path / 'store.json'} is of another format or reducer")
+                raise StoreError(f"{self.path / 'store.json'} has another format or reducer")
             return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"])
         except (KeyError, TypeError) as error:
             raise StoreError(f"{self.path / 'store.json'} is damaged: {error!r}") from error
 
     def names(self) -> list[str]:
-        """Of all models that have a card, whether they can be used or not."""
+        """Returns the names of all models with a card, usable or not."""
         return sorted(path.name.removesuffix(".json") for path in (self.path / "models").glob("*.json"))[:MAX_MODELS]
 
     def card(self, name: str) -> Card:
-        """Raises StoreError where there is none of that name, or a damaged one."""
+        """Reads a model's card. Raises StoreError if it is missing or damaged."""
         path = self.path / "models" / f"{_checked(name)}.json"
         raw = _json(path, f"there is no model {name!r} in {self.path}")
         try:
             if raw["format"] != FORMAT or raw["name"] != name or raw["kind"] not in ("vanilla", "tuned", "soup"):
-                raise StoreError(f"{path.name} is of another format, or of another model")
+                raise StoreError(f"{path.name} has another format, or belongs to another model")
             tensors = {str(key): _stored(path, value) for key, value in raw["tensors"].items()}
             return Card(
                 name=name,
@@ -144,7 +149,7 @@ class WarmStore:
             ) from error
 
     def usable(self) -> tuple[dict[str, Card], dict[str, str]]:
-        """The cards whose files are all there in their right size, and for each other model what is wrong with it."""
+        """Returns (cards whose files exist with at least their size, what is wrong with each other model)."""
         good, bad = {}, {}
         for name in self.names():
             try:
@@ -157,7 +162,7 @@ class WarmStore:
         return good, bad
 
     def profiled(self) -> Profiled:
-        """All profiled models that can be used. Raises StoreError for none."""
+        """Returns the accuracies of all usable models. Raises StoreError if there is no profiled model."""
         good, bad = self.usable()
         found = profiled(good.values())
         if not found.accuracy:
@@ -177,7 +182,7 @@ class WarmStore:
         seconds: float = 0.0,
         pictures: int = 0,
     ) -> Card:
-        """Writes a model, or replaces it. Raises DiskFull; the model of before is then kept."""
+        """Writes or replaces a model. Raises DiskFull; the earlier model is then unchanged."""
         _checked(name)
         stored = {key: self._write(tensor) for key, tensor in tensors.items()}
         card = Card(name, kind, number, heads, stored, dict(accuracy or {}), dict(shares or {}), seconds, pictures)
@@ -185,7 +190,7 @@ class WarmStore:
         return card
 
     def write_card(self, card: Card) -> None:
-        """Writes what is said of a model anew. Raises DiskFull."""
+        """Writes or replaces a model's card. Raises DiskFull."""
         raw = {
             "format": FORMAT,
             "name": card.name,
@@ -204,12 +209,14 @@ class WarmStore:
         write_atomically(self.path / "models" / f"{card.name}.json", json.dumps(raw, indent=1))
 
     def remove(self, name: str) -> None:
-        """The model's card; ``collect`` frees its tensors. No such model: nothing."""
+        """Removes a model's card, if it exists. ``collect`` removes its tensors."""
         (self.path / "models" / f"{_checked(name)}.json").unlink(missing_ok=True)
 
     def collect(self) -> int:
-        """Removes tensors that no card names, such as an interrupted write leaves; returns their bytes. Raises
-        StoreError where a card cannot be read, since then nobody knows what it names."""
+        """Removes tensors that no card names, for example after an interrupted write. Returns the bytes freed.
+
+        Raises StoreError if a card cannot be read, because the tensors that it names are then unknown.
+        """
         named = {stored.hash for name in self.names() for stored in self.card(name).tensors.values()}
         freed = 0
         for path in (self.path / "tensors").glob("*"):
@@ -219,24 +226,24 @@ class WarmStore:
         return freed
 
     def bytes_of(self, cards: Collection[Card]) -> int:
-        """What these models take, what they share counted once."""
+        """Returns the size of these models in bytes; shared tensors count once."""
         every = {one.hash: one.bytes for card in cards for one in card.tensors.values()}
         return sum(every.values())
 
     def tensor(self, stored: Stored) -> Tensor:
-        """One tensor, checked. Raises StoreError naming its file where it is missing, truncated or another's."""
+        """Reads and checks one tensor. Raises StoreError, with the file's name, if it is missing, cut or wrong."""
         path = self._present(stored)
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor("tensor").clone()
-        except Exception as error:  # safetensors raises its own untyped errors on damage
-            raise StoreError(f"{path.name} is no safetensors file, or damaged: {error}") from error
+        except Exception as error:  # safetensors raises errors of several types on damage
+            raise StoreError(f"{path.name} is not a safetensors file or is damaged: {error}") from error
         if _description(tensor) != (stored.dtype, stored.shape) or _hash(tensor) != stored.hash:
-            raise StoreError(f"{path.name} holds other weights than its name says")
+            raise StoreError(f"{path.name} does not hold the weights that its name says")
         return tensor
 
     def load(self, name: str) -> dict[str, Tensor]:
-        """A model's tensors; those it holds twice are one. Raises StoreError."""
+        """Reads a model's tensors; a tensor that occurs twice is loaded once. Raises StoreError."""
         card, loaded = self.card(name), {}
         for stored in card.tensors.values():
             if stored.hash not in loaded:
@@ -261,7 +268,7 @@ class WarmStore:
         dtype, shape = _description(plain)
         stored = Stored(_hash(plain), dtype, shape)
         try:
-            self.tensor(stored)  # there and whole
+            self.tensor(stored)  # it exists already and is intact
         except StoreError:
             write_atomically(self._path(stored.hash), safetensors.torch.save({"tensor": plain}))
         return stored
@@ -270,19 +277,19 @@ class WarmStore:
 def _stored(path: Path, raw: Mapping[str, Any]) -> Stored:
     hash, dtype, shape = str(raw["hash"]), str(raw["dtype"]), tuple(map(int, raw["shape"]))
     if not _HASH.fullmatch(hash) or dtype not in TYPES or any(side < 0 for side in shape):
-        raise StoreError(f"{path.name} names a tensor that cannot be: {hash[:70]!r}, {dtype!r}, {list(shape)[:8]}")
+        raise StoreError(f"{path.name} names an impossible tensor: {hash[:70]!r}, {dtype!r}, {list(shape)[:8]}")
     return Stored(hash, dtype, shape)
 
 
 def _description(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
     dtype = next((name for name, known in TYPES.items() if known == tensor.dtype), None)
     if dtype is None:
-        raise StoreError(f"tensors of {tensor.dtype} are not kept; only {', '.join(TYPES)}")
+        raise StoreError(f"tensors of {tensor.dtype} cannot be stored, only {', '.join(TYPES)}")
     return dtype, tuple(tensor.shape)
 
 
 def _hash(tensor: Tensor) -> str:
-    """SHA-256 over type, shape and bytes."""
+    """Returns the SHA-256 of type, shape and bytes."""
     digest = hashlib.sha256(repr(_description(tensor)).encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -297,7 +304,7 @@ def _json(path: Path, missing: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     if len(text) > MAX_CARD_CHARS:
-        raise StoreError(f"{path.name}: over {MAX_CARD_CHARS} characters")
+        raise StoreError(f"{path.name} has over {MAX_CARD_CHARS} characters")
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -306,17 +313,15 @@ def _json(path: Path, missing: str) -> Any:
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise StoreError(f"a model cannot be called {name[:100]!r}")
+        raise StoreError(f"{name[:100]!r} is not a valid name of a model")
     return name
 
 
 def profiled(cards: Collection[Card]) -> Profiled:
-    """The profiled ones of some models, on the fewest pictures of any; 0 where it is not known of one of them."""
+    """Returns the accuracies of the profiled ones among ``cards``.
+
+    Its number of pictures is the smallest of any of them, and 0 if one of them is unknown.
+    """
     known = [card for card in cards if card.accuracy]
     pictures = min((card.pictures for card in known), default=0)
     return Profiled({card.name: card.accuracy for card in known}, pictures)
-
-
-def tensors_of(cards: Collection[Card]) -> Iterator[Stored]:
-    """Each tensor of some models once."""
-    yield from {one.hash: one for card in cards for one in card.tensors.values()}.values()

@@ -1,1 +1,1 @@
-"""Warm-up methods compared: the grid of models, the comparison, its claims and figures."""
+"""Compare warm-up methods: measure a grid of models, compare the methods on it, and draw figures."""

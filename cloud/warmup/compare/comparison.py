@@ -1,7 +1,7 @@
-"""PURE: what every method answers with at every number, and how they compare: accuracy, cost, what was won back.
+"""PURE: compares warm-up methods: accuracy, cost, and the share of the lost accuracy that was recovered.
 
-A method is a set of models; at each number it takes the one that is best on the profiling set, and is judged on the
-test set. Axes: none; tables are accuracy by model and number.
+A method is a set of models. At each number it uses the model that is best on the profiling set, and is judged on the
+test set. Tables hold accuracy by model and number.
 """
 
 import math
@@ -14,13 +14,13 @@ from isthmus.cloud.elastic.warm.profiled import Profiled
 from isthmus.cloud.warmup.planner import Plan, Tuned, next_step, record
 
 LOST: Final = 0.03
-"""Where the vanilla model loses at least this against number 0, it is told how much of it was won back."""
+"""``won_back`` is reported at numbers where the vanilla model loses at least this much accuracy against number 0."""
 METHODS: Final = ("clipper", "otas", "maxprune", "exhaustive", "prodigy", "prodigy+soups")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model of a grid: accuracy by number on both sets, seconds its tuning took (0: vanilla, soups)."""
+    """One model of a grid: accuracy by number on both sets, and the seconds of tuning (0 for vanilla and soups)."""
 
     profiling: Mapping[int, float]
     test: Mapping[int, float]
@@ -28,7 +28,7 @@ class Measured:
 
 
 def replayed(plan: Plan, tuned: Mapping[int, Measured]) -> Plan:
-    """What the planner would have tuned, had it met the costs and accuracies that were measured for every number."""
+    """Returns what the planner would have tuned, given the measured costs and accuracies of every number."""
     while (number := next_step(plan).number) is not None:
         found, predicted_s = tuned[number], plan.predicted_s(number)
         given_up = found.seconds > plan.allowance_s
@@ -40,7 +40,7 @@ def replayed(plan: Plan, tuned: Mapping[int, Measured]) -> Plan:
 
 
 def picked(models: Mapping[str, Measured], number: int, pictures: int) -> str:
-    """The model that is best at ``number`` on the profiling set of so many pictures, as a server picks it."""
+    """Returns the best model at ``number`` by the profiling set of ``pictures`` pictures, chosen as a server does."""
     return Profiled({name: of.profiling for name, of in models.items()}, pictures).ranked(number)[0]
 
 
@@ -51,11 +51,14 @@ def by_method(
     soups: Mapping[str, Measured],
     pictures: int = 0,
 ) -> dict[str, dict[int, float]]:
-    """Test accuracy of each method by number.
+    """Returns the test accuracy of each method by number. ``pictures`` is the size of the profiling set.
 
-    clipper: the vanilla model with all tokens, whatever the number. otas: the vanilla model. maxprune: the model tuned
-    at the largest number alone. exhaustive, prodigy, prodigy+soups: the vanilla model with all tuned ones, with the
-    planned ones, and with the kept soups of those. ``pictures``: of the profiling set.
+    - clipper: the vanilla model with all tokens at every number.
+    - otas: the vanilla model.
+    - maxprune: only the model tuned at the largest number.
+    - exhaustive: the vanilla model and all tuned models.
+    - prodigy: the vanilla model and the planned models.
+    - prodigy+soups: the same, and the kept soups of the planned models.
     """
     numbers = sorted(vanilla.test)
     base = {"vanilla": vanilla}
@@ -76,8 +79,11 @@ def by_method(
 
 
 def compared(accuracy: Mapping[str, Mapping[int, float]], plan: Plan, tuned: Mapping[int, Measured]) -> dict[str, Any]:
-    """One seed's figures. ``won_back[method][number]``: the share of what otas loses against number 0, where that is
-    at least LOST; ``cost_at_0``: what a method loses there against the vanilla model."""
+    """Returns the figures of one seed.
+
+    ``won_back[method][number]`` is the recovered share of the accuracy that otas loses against number 0, at numbers
+    where this loss is at least LOST. ``cost_at_0`` is what a method loses at number 0 against the vanilla model.
+    """
     vanilla = accuracy["otas"]
     means = {method: statistics.fmean(shares.values()) for method, shares in accuracy.items()}
     exhaustive_s = math.fsum(of.seconds for of in tuned.values())
@@ -100,5 +106,5 @@ def compared(accuracy: Mapping[str, Mapping[int, float]], plan: Plan, tuned: Map
 
 
 def with_time_share(plan: Plan, tuned: Mapping[int, Measured], share: float) -> Plan:
-    """``plan`` with a time budget of a share of what tuning every number took. Raises BudgetTooSmall."""
+    """Returns ``plan`` with a time budget of ``share`` of the time of tuning every number. Raises BudgetTooSmall."""
     return replace(plan, time_budget_s=share * math.fsum(of.seconds for of in tuned.values()))

@@ -1,5 +1,5 @@
-"""What a grid says, drawn: the chapter's figures 4.7 (accuracy by method), 4.3 (heat map), 4.4 (best tuned number) and
-4.8 (cost of tuning)."""
+"""Draws a grid's result like figures 4.7 (accuracy by method), 4.3 (heat map), 4.4 (best tuned number) and 4.8 (cost of
+tuning) of J. Chen's thesis (PolyU, 2025)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from isthmus.distill.figures import png
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes four PNG files, means over the seeds of a grid's result; returns their paths."""
+    """Writes four PNG files with means over the seeds of a grid's result. Returns their paths."""
     from matplotlib.figure import Figure
 
     seeds: Sequence[Mapping[str, Any]] = result["seeds"]
@@ -40,7 +40,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
         by_seed = np.array([[seed["accuracy"][method][str(number)] for number in numbers] for seed in seeds])
         axis.plot(numbers, 100 * by_seed.mean(axis=0), marker="o", label=method)
         axis.fill_between(numbers, 100 * by_seed.min(axis=0), 100 * by_seed.max(axis=0), alpha=0.15)
-    axis.set(xlabel="reduction number at inference", ylabel="right, %", title="Accuracy by method")
+    axis.set(xlabel="reduction number at inference", ylabel="accuracy, %", title="Accuracy by method")
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, "accuracy_by_method.png")

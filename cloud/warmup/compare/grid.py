@@ -1,8 +1,8 @@
-"""The grid of tuned number x number at inference over seeds, and every method on it: what `warmup evaluate` measures.
+"""Measures the grid of tuned number x number at inference over seeds, and every method on it, for `warmup evaluate`.
 
-Every number is tuned once for each seed (that is Exhaustive); what the planner would have tuned follows from the same
-cells, since it is a pure function of costs and accuracies. Resumable cell by cell, and several processes may share a
-folder. The profiling set chooses, the test set judges.
+Every number is tuned once per seed: this is the method "exhaustive". What the planner would have tuned follows from the
+same cells, because it depends only on costs and accuracies. The measurement can resume after each cell, and several
+processes may share a folder. The profiling set chooses models, and the test set judges them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from isthmus.cloud.warmup.compare.comparison import METHODS, Measured
 from isthmus.cloud.warmup.planner import UNBOUNDED, BudgetTooSmall, Cost, Plan, next_step
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pictures
 from isthmus.cloud.warmup.tuning import DEFAULT, Subject, TuneConfig, predicted_seconds, probe, start, tune
-from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Told, Warming, named, nearest, silent, unseen
+from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Report, Warming, named, nearest, silent, unseen
 from isthmus.data.cache.keys import digest
 from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages
@@ -34,9 +34,12 @@ from isthmus.data.images import LabelledImages
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """``config.seed`` is set by each of ``seeds``. ``time_share``: of Exhaustive's seconds, what the planner may spend;
-    ``storage_budget_bytes``: for its models and the soups together. Raises ValueError for numbers that the tokens do
-    not allow or that lack 0, and for test pictures that lack a class."""
+    """The measurement in one folder. Each of ``seeds`` replaces ``config.seed``.
+
+    ``time_share`` is the share of exhaustive's seconds that the planner may spend. ``storage_budget_bytes`` is for its
+    models and the soups together. Raises ValueError for numbers beyond the model's tokens or without 0, and for test
+    pictures that lack a class.
+    """
 
     folder: Path
     subject: Subject
@@ -52,33 +55,37 @@ class Grid:
         check_pictures("the test set", self.test, self.subject.classes, self.subject.model)
         check_numbers(self.numbers, start(self.subject, self.config))
         if 0 not in self.numbers or len(self.seeds) < 1:
-            raise ValueError("number 0 must be among the numbers, and there must be a seed: all is compared with it")
+            raise ValueError("number 0 must be among the numbers, since all is compared with it; and a seed is needed")
 
     @cached_property
     def cells(self) -> Cells:
+        """The cells of this measurement."""
         config = dataclasses.replace(self.config, seed=0)
         parts = [self.subject.key(config), self.subject.profiling.digest(), self.test.digest(), str(self.numbers)]
         return Cells(self.folder / "cells", digest(parts)[:16])
 
     def warming(self, seed: int) -> Warming:
+        """Returns the warm-up of one seed, in a folder of its own."""
         config = dataclasses.replace(self.config, seed=seed)
         return Warming(self.folder / f"seed-{seed}", self.subject, self.numbers, config)
 
-    def run(self, *, on_epoch: OnEpoch = unseen, told: Told = silent) -> dict[str, Any] | None:
-        """Makes every cell that is missing and that no other process is at; then, if all are there, the result, which
-        it writes as result.json and result.md. None where cells are still being made elsewhere."""
+    def run(self, *, on_epoch: OnEpoch = unseen, report: Report = silent) -> dict[str, Any] | None:
+        """Makes every missing cell that no other process is making, then the result, in result.json and result.md.
+
+        Returns None if other processes are still making cells.
+        """
         cells = self.cells
         cells.make("probe", self._probe)
         for seed in self.seeds:
-            cells.make(f"vanilla-{seed}", partial(self._vanilla, seed, on_epoch, told))
+            cells.make(f"vanilla-{seed}", partial(self._vanilla, seed, on_epoch, report))
             for number in self.numbers:
-                cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, told))
+                cells.make(f"tuned-{seed}-{number}", partial(self._tuned, seed, number, on_epoch, report))
         for seed in self.seeds:
             if self._ready(seed):
-                cells.make(self._soups_name(seed), partial(self._soups, seed, told))
-        # Asked anew: a cell that another process was at may be made by now, and then nobody else writes the result.
+                cells.make(self._soups_name(seed), partial(self._soups, seed, report))
+        # Check again: another process may have finished its cell meanwhile, and then nobody else writes the result.
         if not all(self._ready(seed) and cells.get(self._soups_name(seed)) is not None for seed in self.seeds):
-            told("other processes are still at some cells; the last one to end writes the result")
+            report("other processes are still making cells; the last of them writes the result")
             return None
         result = self.result()
         write_atomically(self.folder / "result.json", json.dumps(result, indent=1))
@@ -86,7 +93,7 @@ class Grid:
         return result
 
     def result(self) -> dict[str, Any]:
-        """Of all cells together. Raises KeyError where one is missing."""
+        """Returns the result of all cells. Raises KeyError if one is missing."""
         seeds = []
         for seed in self.seeds:
             vanilla, tuned, plan = self._vanilla_of(seed), self._tuned_of(seed), self.planned(seed)
@@ -131,10 +138,11 @@ class Grid:
 
     @property
     def middle_number(self) -> int:
+        """The planner's middle number."""
         return nearest(self.numbers, MIDDLE) if self.middle is None else self.middle
 
     def planned(self, seed: int) -> Plan:
-        """What the planner tunes, replayed on this seed's cells. Raises BudgetTooSmall."""
+        """Returns the planner's plan, replayed on the cells of this seed. Raises BudgetTooSmall."""
         raw = self._cell("probe")
         model = start(self.subject, self.config)
         own_bytes = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
@@ -149,12 +157,12 @@ class Grid:
             return comparison.replayed(comparison.with_time_share(plan, tuned, self.time_share), tuned)
         except BudgetTooSmall as error:
             raise BudgetTooSmall(
-                f"--time-share {self.time_share:g} of tuning every number is too little: {error}"
+                f"--time-share {self.time_share:g} of the time of tuning every number is too little: {error}"
             ) from error
 
     @property
     def _clock(self) -> Callable[[], float]:
-        """Costs are compared, so on a processor its own seconds count: whatever else runs there makes no difference."""
+        """The clock of costs. On a processor it is the process's own time, which other processes do not affect."""
         return time.process_time if self.subject.device.type == "cpu" else time.perf_counter
 
     def _probe(self) -> dict[str, Any]:
@@ -162,24 +170,24 @@ class Grid:
         seconds = predicted_seconds(self.subject, measured, self.numbers, self.config)
         return {"seconds": {str(number): value for number, value in seconds.items()}, "probe_s": measured.seconds}
 
-    def _vanilla(self, seed: int, on_epoch: OnEpoch, told: Told) -> dict[str, Any]:
-        """As it is; where tokens are pruned, predictors alone are trained for it: without any it could not prune."""
+    def _vanilla(self, seed: int, on_epoch: OnEpoch, report: Report) -> dict[str, Any]:
+        """Measures the vanilla model. For pruning, its predictors alone are trained, since it needs them."""
         warming = self.warming(seed)
         warming.keep_vanilla()
         model = start(self.subject, warming.config).eval().requires_grad_(False)
         if self.config.reducer == "pruning":
             config = dataclasses.replace(warming.config, frozen=("",))
             watched = named(f"seed {seed}, predictors", on_epoch)
-            told(f"seed {seed}: predictors of the vanilla model")
+            report(f"seed {seed}: predictors of the vanilla model")
             model, _ = tune(
                 self.subject, self.middle_number, config, folder=warming.folder / "vanilla", on_epoch=watched
             )
         return self._both(model, 0.0)
 
-    def _tuned(self, seed: int, number: int, on_epoch: OnEpoch, told: Told) -> dict[str, Any]:
+    def _tuned(self, seed: int, number: int, on_epoch: OnEpoch, report: Report) -> dict[str, Any]:
         warming = self.warming(seed)
         tuning = warming.folder / "tuning"
-        told(f"seed {seed}, number {number}")
+        report(f"seed {seed}, number {number}")
         watched = named(f"seed {seed}, number {number}", on_epoch)
         model, seconds = tune(self.subject, number, warming.config, folder=tuning, on_epoch=watched, clock=self._clock)
         found = self._both(model, seconds)
@@ -189,12 +197,12 @@ class Grid:
         return found
 
     def _soups_name(self, seed: int) -> str:
-        """They hang on what the planner chose, and so on the budgets, which may be changed from run to run."""
+        """Returns the name of the cell of soups. It depends on the planner's choice, since budgets may change."""
         chosen = digest([str([one.number for one in self.planned(seed).models]), str(self.storage_budget_bytes)])
         return f"soups-{seed}-{chosen[:8]}"
 
-    def _soups(self, seed: int, told: Told) -> dict[str, Any]:
-        """The planner's models averaged in a folder of their own, as `warmup ensemble` would; kept soups are judged."""
+    def _soups(self, seed: int, report: Report) -> dict[str, Any]:
+        """Averages the planner's models in a folder of their own, like `warmup ensemble`. Measures the kept soups."""
         plan = self.planned(seed)
         grid, chosen = self.warming(seed), self.warming(seed)
         chosen = dataclasses.replace(chosen, folder=grid.folder / self._soups_name(seed))
@@ -210,7 +218,7 @@ class Grid:
                 pictures=len(self.subject.profiling),
                 seconds=card.seconds,
             )
-        found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, told) if plan.models else []
+        found = chosen.ensemble(self.storage_budget_bytes - plan.stored_bytes, report) if plan.models else []
         kept = [name for name in chosen.store.names() if name.startswith("soup-")]
         return {
             "found": [dataclasses.asdict(one) for one in found],
@@ -219,15 +227,15 @@ class Grid:
         }
 
     def _both(self, model: ElasticViT, seconds: float, profiling: Mapping[int, float] | None = None) -> dict[str, Any]:
-        """Accuracy at every number on both sets."""
+        """Measures accuracy at every number on both sets."""
         subject = self.subject
         sets = {
             "profiling": profiling
             or accuracies(model, subject.pixels, subject.profiling, self.numbers, device=subject.device),
             "test": accuracies(model, subject.pixels, self.test, self.numbers, device=subject.device),
         }
-        told = {name: {str(number): share for number, share in of.items()} for name, of in sets.items()}
-        return {**told, "seconds": seconds}
+        by_set = {name: {str(number): share for number, share in of.items()} for name, of in sets.items()}
+        return {**by_set, "seconds": seconds}
 
     def _ready(self, seed: int) -> bool:
         names = ["probe", f"vanilla-{seed}", *(f"tuned-{seed}-{number}" for number in self.numbers)]
@@ -240,7 +248,7 @@ class Grid:
         return value
 
     def vanilla_accuracy(self, seed: int) -> Mapping[int, float]:
-        """On the profiling set, by number. Raises KeyError where the cell is missing."""
+        """Returns the accuracy on the profiling set, by number. Raises KeyError if the cell is missing."""
         return self._vanilla_of(seed).profiling
 
     def _vanilla_of(self, seed: int) -> Measured:
@@ -262,7 +270,7 @@ def _measured(raw: Mapping[str, Any]) -> Measured:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Accuracy by method and number, mean (spread) over seeds; then what is compared."""
+    """Formats the result: accuracy by method and number, as mean (range) over seeds, then the comparison."""
     seeds: Sequence[Mapping[str, Any]] = result["seeds"]
     numbers = [str(number) for number in result["numbers"]]
     what = "test accuracy by number at inference, mean (least to most)"
@@ -281,15 +289,15 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"| {statistics.fmean(ratios):.3f} ({min(ratios):.3f}) | {_seconds(method, seeds)} |"
         )
     lines += ["", "| | prodigy | prodigy+soups |", "| --- | --- | --- |"]
-    for label, told in (
-        ("least share won back where vanilla loses 3 points or more", _least_won_back),
-        ("points lost at number 0, most of all seeds", _most_lost),
+    for label, figure in (
+        ("smallest share won back where vanilla loses 3 points or more", _least_won_back),
+        ("points lost at number 0, worst seed", _most_lost),
     ):
-        lines.append(f"| {label} | {told('prodigy', seeds)} | {told('prodigy+soups', seeds)} |")
+        lines.append(f"| {label} | {figure('prodigy', seeds)} | {figure('prodigy+soups', seeds)} |")
     costs = [seed["cost_share"] for seed in seeds]
     lines += [
         "",
-        f"Planned cost: {statistics.fmean(costs):.3f} of exhaustive's (most {max(costs):.3f}); tuned: "
+        f"Planned cost: {statistics.fmean(costs):.3f} of exhaustive's (largest {max(costs):.3f}); tuned: "
         + "; ".join(f"seed {seed['seed']}: {', '.join(map(str, seed['tuned']))}" for seed in seeds)
         + ".",
         f"The vanilla model loses up to {100 * max(seed['vanilla_loses_most'] for seed in seeds):.1f} points.",
@@ -312,7 +320,7 @@ def _seconds(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:
 
 def _least_won_back(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:
     shares = [share for seed in seeds for share in seed["won_back"][method].values()]
-    return f"{min(shares):.2f}" if shares else "vanilla loses nowhere so much"
+    return f"{min(shares):.2f}" if shares else "vanilla never loses that much"
 
 
 def _most_lost(method: str, seeds: Sequence[Mapping[str, Any]]) -> str:

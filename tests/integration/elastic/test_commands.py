@@ -108,7 +108,7 @@ def test_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
         ("prompts", {"data": data, "out": tmp_path, "measured": "-18,0"}, "this model runs from -17"),
         ("prompts", {"data": data, "out": tmp_path, "pixels": "svhn"}, "known are"),
         ("schedules", {"data": data, "tasks": tmp_path / "empty", "out": out}, "holds no tasks"),
-        ("profile", {"out": out, "schedules": tmp_path / "foreign.json"}, "holds no schedules"),
+        ("profile", {"out": out, "schedules": tmp_path / "foreign.json"}, "is not a file of schedules"),
         ("profile", {"out": out, "number_type": "int4"}, "auto, float32, bfloat16, int8"),
         ("profile", {"out": out, "data": data}, "go together"),
         ("profile", {"out": out, "model": tmp_path / "none.safetensors"}, "there is no file"),
@@ -125,7 +125,7 @@ def test_a_schedule_file_of_another_search_is_refused(folder: Path, tmp_path: Pa
     out = tmp_path / "schedules.json"
     assert run(folder, "schedules", data=data, tasks=tasks, out=out, gammas="-4", evaluations=1)[0] == 0
     code, said = run(folder, "schedules", data=data, tasks=tasks, out=out, gammas="-4", evaluations=1, seed=5)
-    assert code == 1 and "of another search" in said
+    assert code == 1 and "to another search" in said
 
 
 def test_a_task_that_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:

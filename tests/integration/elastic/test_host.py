@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.client import add_commands
 from isthmus.cloud.elastic.prepare.profiler import machine_key
-from isthmus.cloud.elastic.serve.host import PROFILE_FILE, read_profile
+from isthmus.cloud.elastic.serve.host import read_profile
+from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
@@ -84,7 +85,7 @@ def test_the_number_type_is_the_quickest_that_answers_alike(
     [
         ({"elastic_model": "nowhere.safetensors"}, "--elastic-model: there is no file"),
         ({"elastic_pixels": "sepia"}, "--elastic-model: pixel statistics 'sepia'"),
-        ({"elastic_policy": "luck"}, "--elastic-policy: no policy 'luck'; there are priced"),
+        ({"elastic_policy": "luck"}, "--elastic-policy: no policy 'luck'; known are priced"),
         ({"elastic_policy": "fixed:-9"}, "--elastic-policy"),
         ({"elastic_compiler": None, "elastic_device": "nonsense"}, "cannot be served so"),
     ],

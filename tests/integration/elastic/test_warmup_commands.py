@@ -154,7 +154,7 @@ def test_a_task_that_the_model_does_not_know_is_learned_first(folder: Path, tmp_
 def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options, wanted in (
-        ({"numbers": "0,4,9"}, "merges a layer go from 0 to 8"),
+        ({"numbers": "0,4,9"}, "merges per layer must be from 0 to 8"),
         ({"time_budget_s": 1e-9}, "give at least --time-budget-s"),
         ({"storage_budget_bytes": 10}, "--storage-budget-bytes"),
         ({"reducer": "dropping"}, "merging or pruning"),

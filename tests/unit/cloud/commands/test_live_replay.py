@@ -1,6 +1,7 @@
-"""A replay in real time, with a clock of the test's own and a runner that answers by rule; and what it refuses."""
+"""A replay in real time, with the test's own clock and an executor that answers by a rule; and what it refuses."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.live_replay import LiveTask, LiveWorld, open_live
 from isthmus.cloud.commands.replay import replay
+from isthmus.cloud.elastic.model.executor import Item
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import serve
+from isthmus.cloud.elastic.tasks.task import Task, TaskSpec, TaskWeights
 from isthmus.data.images import LabelledImages
 
 PROFILE = paper_profile()
@@ -33,25 +36,26 @@ class Clock:
         self.now_s += seconds
 
 
-class RuleRunner:
-    """Takes what the profile says, and calls every bright picture class 1."""
+class RuleExecutor:
+    """Takes as long as the profile says, and assigns every bright picture to class 1."""
 
     def __init__(self, clock: Clock, slowness: float = 1.0) -> None:
         self.clock = clock
         self.slowness = slowness
         self.ran: list[tuple[int, int]] = []
 
-    def answer(self, pictures: np.ndarray, gamma: int, tasks: list[object]) -> list[np.ndarray]:
-        self.clock.sleep(self.slowness * PROFILE.batch_time_s(gamma, len(pictures)))
-        self.ran.append((gamma, len(tasks)))
-        return [np.array([0.5, float(picture.mean() > 100)]) for picture in pictures]
+    def run(self, items: Sequence[Item], gamma: int) -> list[np.ndarray]:
+        self.clock.sleep(self.slowness * PROFILE.batch_time_s(gamma, len(items)))
+        self.ran.append((gamma, len(items)))
+        return [np.array([0.5, float(item.image.mean() > 100)]) for item in items]
 
 
-def world(clock: Clock, runner: RuleRunner) -> LiveWorld:
+def world(clock: Clock, executor: RuleExecutor) -> LiveWorld:
     pictures = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200, 200)])
     labelled = LabelledImages(pictures, np.array([0, 1, 0]))
-    tasks = {task: LiveTask(object(), labelled) for task in PROFILE.accuracy}
-    return LiveWorld(runner, tasks, clock=clock, sleep=clock.sleep)
+    weights = TaskWeights(np.zeros((2, 4), np.float32), np.zeros(2, np.float32), {})
+    tasks = {name: LiveTask(Task(TaskSpec(name, ("dark", "bright")), weights), labelled) for name in PROFILE.accuracy}
+    return LiveWorld(executor, tasks, clock=clock, sleep=clock.sleep)
 
 
 def queries(count: int, each_s: float) -> list[Query]:
@@ -60,10 +64,10 @@ def queries(count: int, each_s: float) -> list[Query]:
 
 def test_labels_say_what_was_right_and_the_clock_what_was_in_time() -> None:
     clock = Clock()
-    runner = RuleRunner(clock)
-    live = world(clock, runner)
+    executor = RuleExecutor(clock)
+    live = world(clock, executor)
     live.begin(PROFILE.gammas)
-    assert live.now_s() == 0 and {gamma for gamma, _ in runner.ran} == set(PROFILE.gammas)
+    assert live.now_s() == 0 and {gamma for gamma, _ in executor.ran} == set(PROFILE.gammas)
     run = serve(Engine(PROFILE, make_policy("priced", PROFILE)), queries(9, 0.1), live)
     right, wrong = Outcome.CORRECT_IN_TIME, Outcome.WRONG_IN_TIME
     assert run.outcomes == [right, right, wrong] * 3
@@ -72,15 +76,15 @@ def test_labels_say_what_was_right_and_the_clock_what_was_in_time() -> None:
 
 def test_a_machine_slower_than_its_profile_answers_late_and_goes_on() -> None:
     clock = Clock()
-    live = world(clock, RuleRunner(clock, slowness=30.0))
+    live = world(clock, RuleExecutor(clock, slowness=30.0))
     run = serve(Engine(PROFILE, make_policy("priced", PROFILE)), queries(200, 0.002), live)
     assert None not in run.outcomes
     assert run.share(Outcome.LATE) > 0.1 and run.share(Outcome.EVICTED) > 0.1
 
 
 def test_an_executor_that_breaks_fails_its_batch_and_is_heard() -> None:
-    class Broken(RuleRunner):
-        def answer(self, pictures: np.ndarray, gamma: int, tasks: list[object]) -> list[np.ndarray]:
+    class Broken(RuleExecutor):
+        def run(self, items: Sequence[Item], gamma: int) -> list[np.ndarray]:
             raise MemoryError("out of memory")
 
     clock = Clock()

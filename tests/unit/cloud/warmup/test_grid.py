@@ -109,20 +109,20 @@ def test_a_grid_is_measured_resumed_told_and_drawn(tmp_path: Path) -> None:
     grid = Grid(
         tmp_path, subject(), bright_or_dark(10, 7), NUMBERS, quick(epochs=1), seeds=(0, 1), middle=4, time_share=50.0
     )
-    told: list[str] = []
+    lines: list[str] = []
 
     class Killed(BaseException):
         pass
 
     def kill(line: str) -> None:
-        told.append(line)
+        lines.append(line)
         if line == "seed 1, number 4":
             raise Killed
 
     with pytest.raises(Killed):
-        grid.run(told=kill)
-    assert grid.run(told=told.append) is not None
-    assert [line for line in told if line.startswith("seed")] == [
+        grid.run(report=kill)
+    assert grid.run(report=lines.append) is not None
+    assert [line for line in lines if line.startswith("seed")] == [
         *(f"seed 0, number {number}" for number in NUMBERS),
         "seed 1, number 0",
         "seed 1, number 4",
@@ -137,10 +137,10 @@ def test_a_grid_is_measured_resumed_told_and_drawn(tmp_path: Path) -> None:
         assert len(seed["soups"]["found"]) == 3
         assert seed["planned_s"] > 0 and seed["cost_share"] > 0
     page = markdown(result)
-    assert all(f"| {method} |" in page for method in METHODS) and "least share won back" in page
+    assert all(f"| {method} |" in page for method in METHODS) and "smallest share won back" in page
     assert len(figures.draw(result, tmp_path / "pictures")) == 4
     again: list[str] = []
-    assert grid.run(told=again.append) == result
+    assert grid.run(report=again.append) == result
     assert not any(line.startswith("seed") for line in again)
 
 
@@ -157,9 +157,9 @@ def test_a_time_share_that_does_not_hold_both_ends_is_refused_and_may_be_raised(
     grid = Grid(tmp_path, subject(), bright_or_dark(10, 7), NUMBERS, quick(epochs=1), seeds=(0,), time_share=0.01)
     with pytest.raises(BudgetTooSmall, match=r"--time-share 0\.01"):
         grid.run()
-    told: list[str] = []
-    assert replace(grid, time_share=50.0).run(told=told.append) is not None
-    assert not any(line.startswith("seed") for line in told)
+    lines: list[str] = []
+    assert replace(grid, time_share=50.0).run(report=lines.append) is not None
+    assert not any(line.startswith("seed") for line in lines)
 
 
 def test_the_last_process_to_end_writes_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +174,9 @@ def test_the_last_process_to_end_writes_the_result(tmp_path: Path, monkeypatch: 
         return False  # another process was at every cell, and has made most of them by now
 
     monkeypatch.setattr(Cells, "make", elsewhere)
-    told: list[str] = []
+    lines: list[str] = []
     missing = "tuned-0-8"
-    assert grid.run(told=told.append) is None
-    assert told[-1].startswith("other processes are still")
+    assert grid.run(report=lines.append) is None
+    assert lines[-1].startswith("other processes are still making")
     missing = ""
     assert grid.run() is not None

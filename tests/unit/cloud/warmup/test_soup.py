@@ -94,5 +94,5 @@ def test_models_that_do_not_match_are_refused() -> None:
         average({"a": one, "b": {**one, "v": torch.zeros(1)}}, {"a": 0.5, "b": 0.5})
     with pytest.raises(ValueError, match="sum to"):
         average({"a": one, "b": one}, {"a": 0.5, "b": 0.4})
-    with pytest.raises(ValueError, match="no models"):
+    with pytest.raises(ValueError, match="at least one model"):
         ensemble(3, {}, lambda _: 0.0)

@@ -188,18 +188,18 @@ def test_the_kept_share_learns_what_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path) -> None:
     what = subject()
-    with pytest.raises(ValueError, match=r"numbers 9: with 17 tokens.*merges a layer go from 0 to 8"):
+    with pytest.raises(ValueError, match=r"numbers 9: with 17 tokens.*merges per layer must be from 0 to 8"):
         tune(what, 9, quick(), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"numbers 71: .*pruned per cent go from 0 to 70"):
+    with pytest.raises(ValueError, match=r"numbers 71: .*pruned per cent must be from 0 to 70"):
         check_numbers([0, 71], start(what, quick("pruning")))
     with pytest.raises(ValueError, match="numbers none"):
         check_numbers([], what.model)
     dark = LabelledImages(what.profiling.pictures_NHWC[::2], what.profiling.labels_N[::2])
     with pytest.raises(ValueError, match="the profiling set holds no picture of bright"):
         replace(what, profiling=dark)
-    with pytest.raises(ValueError, match="label 1 for 1 classes"):
+    with pytest.raises(ValueError, match="label 1, but only 1 classes"):
         replace(what, classes=("dark",), model=with_head(what.model, 1, 0))
-    with pytest.raises(ValueError, match="a head for 2 classes; task 'bright-dark' has 3"):
+    with pytest.raises(ValueError, match="head has 2 classes; task 'bright-dark' has 3"):
         replace(what, classes=("a", "b", "c"))
 
 

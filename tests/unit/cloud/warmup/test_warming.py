@@ -102,7 +102,7 @@ def test_a_run_killed_between_and_within_models_goes_on(tmp_path: Path) -> None:
     assert seen == [("number 8", 2), ("number 4", 1), ("number 4", 2)]
     assert [one.number for one in plan.tuned] == [0, 8, 4]
     other = Warming(tmp_path, subject(), NUMBERS, quick(seed=1))
-    with pytest.raises(ValueError, match="of another run"):
+    with pytest.raises(ValueError, match="belongs to another run"):
         other.begin(middle=0)
 
 
@@ -235,7 +235,7 @@ def test_a_store_with_damaged_or_foreign_models_serves_the_others(tmp_path: Path
 
 def test_int8_and_a_bound_too_small_are_refused(warmed: Path) -> None:
     runner = base()
-    with pytest.raises(StoreError, match="holds not even one model: give at least"):
+    with pytest.raises(StoreError, match="is too small for the largest model: give at least"):
         WarmModels(warmed / "models", runner, limit_bytes=1_000)
     if torch.backends.mkldnn.is_available():
         with pytest.raises(ValueError, match="float32 or bfloat16"):

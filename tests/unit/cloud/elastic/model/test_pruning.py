@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two blocks"):
         pruned(depth=1)
     model = pruned()
-    with pytest.raises(ValueError, match=r"it goes from -70"):
+    with pytest.raises(ValueError, match=r"it must be from -70"):
         model(images(), -71)
     with pytest.raises(ValueError, match="this model prunes"):
         ElasticViT(model.vit, {-5: (-5,) * 4}, Pruning(model.vit))

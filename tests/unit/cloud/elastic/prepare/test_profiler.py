@@ -136,11 +136,11 @@ def test_the_quickest_number_type_that_answers_alike_is_taken() -> None:
 def test_a_tasks_labels_judge_where_there_are_some() -> None:
     model = runner().model
     labels_N = np.arange(len(LABELLED)) % 2
-    weights = TaskWeights(np.zeros((2, model.width), np.float32), np.array([1, 0], np.float32), {})  # says 0 to all
+    weights = TaskWeights(np.zeros((2, model.width), np.float32), np.array([1, 0], np.float32), {})  # answers 0
     pictures = LabelledImages(LABELLED.pictures_NHWC, labels_N)
     choice = choose(model, PIXELS, pictures, task=weights, batch=2, repeats=1)
     assert {one.accuracy for one in choice.measured} == {float(np.mean(labels_N == 0))}
-    assert "right" in choice.said()
+    assert "accuracy" in choice.said()
 
 
 def test_int8_is_left_out_where_it_cannot_run() -> None:

@@ -49,7 +49,7 @@ def test_prompts_start_as_averages_of_tokens_and_more_from_fewer() -> None:
     assert torch.equal(four[:, :2], two + 1)
     torch.testing.assert_close(four[:, 2:], tokens_LND[:, 2:4])
     assert first_prompts(tokens_LND, 8, four).shape == (1, 8, 2)
-    with pytest.raises(ValueError, match="cannot begin"):
+    with pytest.raises(ValueError, match="earlier prompts are more than"):
         first_prompts(tokens_LND, 2, four)
 
 
@@ -90,7 +90,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the model reads"):
         learn_task(model(), PIXELS, small, 2, config(), folder=tmp_path, device=CPU)
     for gammas in ((0, 2), (4, 2), (2, 2)):
-        with pytest.raises(ValueError, match="ascending"):
+        with pytest.raises(ValueError, match="must be above 0 and ascend"):
             PromptConfig(gammas)
 
 
@@ -108,10 +108,10 @@ def test_recipes_make_tasks_of_labels(tmp_path: Path) -> None:
         json.dumps({"name": "own", "classes": ["a", "b"], "class_of_label": [0, 1, None]}), encoding="utf-8"
     )
     assert read_recipe(str(path)) == TaskRecipe("own", ("a", "b"), (0, 1, -1))
-    with pytest.raises(ValueError, match="the set has more"):
+    with pytest.raises(ValueError, match="the data set has higher ones"):
         read_recipe(str(path)).apply(cifar)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no task"):
+    with pytest.raises(ValueError, match="is not a task recipe"):
         read_recipe(str(path))
     with pytest.raises(ValueError, match="neither a file nor one of"):
         read_recipe("no-such-task")

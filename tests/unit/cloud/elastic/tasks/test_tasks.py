@@ -132,7 +132,7 @@ def tensors(**changes: Any) -> dict[str, Any]:
         ({"prompts_0": np.zeros((3, 0, 8), np.float32)}, "unknown tensor 'prompts.0'"),
         ({"prompts_9999": np.zeros((3, 1, 8), np.float32)}, "unknown tensor"),
         ({"backdoor": np.zeros(1, np.float32)}, "unknown tensor 'backdoor'"),
-        ({"head_bias": np.zeros(2, np.float64)}, "float32 is wanted"),
+        ({"head_bias": np.zeros(2, np.float64)}, "it must be float32"),
         ({"head_bias": np.array([0, np.nan], np.float32)}, "NaN"),
     ],
 )

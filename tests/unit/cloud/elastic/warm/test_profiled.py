@@ -109,5 +109,5 @@ def test_in_the_engine_it_settles_on_the_number_for_the_load(rate: float, gamma:
 
 def test_a_profile_without_reduction_is_refused() -> None:
     prompted = Profile(MachineKey("p", "cpu", 1, "f", "m"), (2,), (1,), {}, {2: (0.1,)})
-    with pytest.raises(ValueError, match="no gamma up to 0"):
+    with pytest.raises(ValueError, match="no gamma of 0 or below"):
         make_policy("throughput", prompted)

@@ -149,7 +149,7 @@ def test_a_damaged_model_is_told_and_the_others_load(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     held.announce(NAMES)
     assert held.wait(30)
-    assert set(held.broken) == {"m2"} and "other weights" in held.broken["m2"]
+    assert set(held.broken) == {"m2"} and "does not hold the weights" in held.broken["m2"]
     assert set(held.resident()) == set(NAMES) - {"m2"}
     held.close()
 
