@@ -72,6 +72,7 @@ class _Release:
 class _Ground:
     """What the services need. The part of a service that is not offered is None."""
 
+    lock: lock.Lock
     shelf: Shelf
     release: _Release | None
     elastic: Elastic | None
@@ -121,7 +122,7 @@ class Server:
         settings = self._settings
         ground = await asyncio.to_thread(self._open)
         if settings.workers and ground.release is not None:
-            self._supervisor = Supervisor(settings, self._metrics.worker_restarts.inc)
+            self._supervisor = Supervisor(settings, self._metrics.worker_restarts.inc, lambda: ground.lock.epoch)
             self._stack.push_async_callback(self._supervisor.stop)
         self.elastic = ground.elastic
         if self.elastic is not None:
@@ -134,6 +135,8 @@ class Server:
         self._stack.push_async_callback(server.stop, _GRACE_S)
         shut_out = asyncio.create_task(self._shut_out_revoked(ground.shelf.database), name="revoked devices")
         self._stack.push_async_callback(_cancelled, shut_out)
+        report = asyncio.create_task(_report_lock(ground.lock, health_servicer), name="health")
+        self._stack.push_async_callback(_cancelled, report)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if self._supervisor is not None:
             await self._supervisor.start()
@@ -153,8 +156,11 @@ class Server:
         settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         database = Database(settings.database_url)
         self._stack.callback(database.close)
-        self._stack.callback(lock.acquire(database, "server").release)
+        self._stack.callback(lock.acquire_folder(settings.state, "server").release)
+        held = lock.acquire(database, "server")
+        self._stack.callback(held.release)
         database.migrate()
+        held.fence(database)
         shelf = Shelf(database, Artefacts(settings.artefacts_url))
         try:
             gate = Gate(settings.enrolment_key(), settings.max_devices)
@@ -162,7 +168,7 @@ class Server:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"key file: {error}") from error
         release = None if settings.release is None else self._open_release(settings.release, shelf, gate)
-        return _Ground(shelf, release, self._open_elastic(shelf), elastic_key)
+        return _Ground(held, shelf, release, self._open_elastic(shelf), elastic_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = signing.load_or_create(self._settings.signing_key_path)
@@ -267,6 +273,17 @@ class Server:
     def _tell_worker(self) -> None:
         if self._supervisor is not None:
             self._supervisor.tell()
+
+
+async def _report_lock(held: lock.Lock, health_servicer: health.aio.HealthServicer) -> None:
+    """Report that nothing is served while the lock on the database is lost."""
+    status = health_pb2.HealthCheckResponse
+    before = True
+    while True:
+        await asyncio.sleep(_REVOKED_S)
+        if held.held != before:
+            before = held.held
+            await health_servicer.set("", status.SERVING if before else status.NOT_SERVING)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

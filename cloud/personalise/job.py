@@ -23,7 +23,7 @@ from isthmus.proto.errors import OutOfOrder, WrongState
 from isthmus.proto.messages import JobStatus, Stage
 
 MAX_ATTEMPTS: Final = 5
-"""Number of times a job may be taken without progress before it fails."""
+"""Number of times a job may kill its worker without progress before it fails."""
 
 MAX_ERROR_CHARS: Final = 300
 
@@ -54,7 +54,9 @@ class Job:
     epochs: int = 0
     progress: float = 0.0
     attempts: int = 0
-    """Number of times the job was taken since it last made progress."""
+    """Number of times the job killed its worker since it last made progress."""
+    stalls: int = 0
+    """Number of times the job stalled since it last made progress."""
     not_before_s: float = 0.0
     selected_per_class: tuple[int, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -73,7 +75,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Taken:
-    """A worker takes the job, for the first time or after a crash."""
+    """A worker takes the job, for the first time or again.
+
+    ``crashed``: the worker before died of this job. A worker that was stopped from outside (by ``kill -9``, with its
+    server, or with the machine) is no failure of the job.
+    """
+
+    crashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Uploaded:
 
 @dataclass(frozen=True)
 class Stalled:
-    """Something outside the job (a full disk) stopped it. The same stage is tried again later."""
+    """Something outside the job (a full disk) stopped it. The same stage is tried again later, as often as it takes."""
 
     reason: str
 
@@ -190,8 +198,8 @@ def step(job: Job, event: Event, now_s: float) -> Step:
     fit the job's stage. The job is then unchanged.
     """
     match event:
-        case Taken():
-            return _taken(job, now_s)
+        case Taken(crashed):
+            return _taken(job, crashed, now_s)
         case Selected(per_class, settled):
             _require(job, Stage.SELECTING, event)
             # Round 0 has no predecessor to compare with, and the last planned round has nothing to cut.
@@ -200,7 +208,7 @@ def step(job: Job, event: Event, now_s: float) -> Step:
             return job, (Distil(job.round),)
         case EpochDone(epoch, epochs):
             _require(job, (Stage.DISTILLING, Stage.COMPRESSING), event)
-            job = replace(_timed(job, now_s), epoch=epoch, epochs=epochs, attempts=0, error="")
+            job = replace(_timed(job, now_s), epoch=epoch, epochs=epochs, attempts=0, stalls=0, error="")
             return _measured(job), ()
         case Distilled():
             _require(job, Stage.DISTILLING, event)
@@ -257,13 +265,13 @@ def status(job: Job) -> JobStatus:
     )
 
 
-def _taken(job: Job, now_s: float) -> Step:
+def _taken(job: Job, crashed: bool, now_s: float) -> Step:
     if job.stage not in RUNNABLE:
         raise WrongState(f"a job that is {job.stage.value} needs no worker")
-    if job.attempts >= MAX_ATTEMPTS:
-        reason = job.error or f"the worker stopped {job.attempts} times while {job.stage.value}; see the server's log"
+    attempts = job.attempts + 1 if crashed else job.attempts
+    if attempts >= MAX_ATTEMPTS:
+        reason = job.error or f"the worker crashed {attempts} times while {job.stage.value}; see the server's log"
         return _enter(job, Stage.FAILED, now_s, error=reason), (Discard(),)
-    attempts = job.attempts + 1
     if job.stage is Stage.QUEUED:
         job = replace(_enter(job, Stage.SELECTING, now_s), attempts=attempts)
     else:
@@ -287,8 +295,10 @@ def _work(job: Job) -> Action:
 def _stalled(job: Job, reason: str, now_s: float) -> Step:
     if job.stage not in RUNNABLE:
         raise WrongState(f"a job that is {job.stage.value} cannot stall")
-    wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2.0 ** max(0, job.attempts - 1))
-    job = replace(_timed(job, now_s), error=reason[:MAX_ERROR_CHARS], not_before_s=now_s + wait_s)
+    wait_s = min(_RETRY_LONGEST_S, _RETRY_FIRST_S * 2.0 ** min(job.stalls, 20))
+    job = replace(
+        _timed(job, now_s), stalls=job.stalls + 1, error=reason[:MAX_ERROR_CHARS], not_before_s=now_s + wait_s
+    )
     return job, ()
 
 
@@ -325,6 +335,7 @@ def _enter(
         _timed(job, now_s),
         stage=stage,
         attempts=0,
+        stalls=0,
         not_before_s=0.0,
         error=error,
         round=job.round if round is None else round,

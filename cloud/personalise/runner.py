@@ -38,7 +38,7 @@ from isthmus.cloud.store.database import disk_is_full
 from isthmus.data.files import replaced
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.settling import settled
-from isthmus.proto.errors import IsthmusError, StorageFull
+from isthmus.proto.errors import Busy, IsthmusError, Locked, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,13 @@ class Runner:
     keep_students: int
     now_s: Callable[[], float]
 
-    def run(self, job_id: str) -> Job:
+    def run(self, job_id: str, *, crashed: bool = False) -> Job:
         """Take the job and work on it until it ends, waits for its device, or stalls. Returns its final state.
 
-        If the work fails, the job fails and nothing is raised. Only errors of the database are raised.
+        If the work fails, the job fails and nothing is raised. Only errors of the database are raised; the job is
+        then unchanged. ``crashed``: the worker before died of this job.
         """
-        job, actions = self._apply(job_id, Taken())
+        job, actions = self._apply(job_id, Taken(crashed))
         while actions:
             (action,) = actions
             if isinstance(action, Discard):
@@ -79,6 +80,8 @@ class Runner:
             return Failed("the server has a new release; start again")
         try:
             return self._perform(job, action)
+        except (Busy, Locked, Unavailable):
+            raise  # The database is in trouble, not the job.
         except Exception as error:
             if _full(error):
                 log.warning("job %s: the disk is full while %s", job.job_id, job.stage.value)

@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from isthmus.cloud.settings import CloudSettings
@@ -18,14 +20,21 @@ _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_LONGEST_S: Final = 30.0
 _HEALTHY_AFTER_S: Final = 60.0
 _STOP_S: Final = 5.0
+_FROM_OUTSIDE: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+_KILL_COUNTERS: Final = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 class Supervisor:
     """Keeps one worker process alive between ``start`` and ``stop``."""
 
-    def __init__(self, settings: CloudSettings, on_restart: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: CloudSettings, on_restart: Callable[[], None], epoch: Callable[[], int | None]
+    ) -> None:
+        """``epoch`` returns that of the server's lock, see ``store/lock.py``."""
         self._settings = settings
+        self._epoch = epoch
         self._on_restart = on_restart
+        self._crashed = False
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -64,9 +73,10 @@ class Supervisor:
     async def _keep_alive(self, process: asyncio.subprocess.Process) -> None:
         backoff_s = _BACKOFF_FIRST_S
         while True:
-            began_s = time.monotonic()
+            began_s, out_of_memory = time.monotonic(), out_of_memory_kills()
             code = await process.wait()
             self._process = None
+            self._crashed = by_own_fault(code, out_of_memory_kills() - out_of_memory)
             if time.monotonic() - began_s > _HEALTHY_AFTER_S:
                 backoff_s = _BACKOFF_FIRST_S
             log.error("the worker ended with %s; starting another in %.1f s", code, backoff_s)
@@ -85,9 +95,36 @@ class Supervisor:
             stdout=asyncio.subprocess.DEVNULL,
         )
         assert process.stdin is not None
-        hello = {"settings": json.loads(self._settings.to_json()), "parent_pid": os.getpid()}
+        hello = {
+            "settings": json.loads(self._settings.to_json()),
+            "parent_pid": os.getpid(),
+            "epoch": self._epoch(),
+            "crashed": self._crashed,
+        }
         # Sent through the pipe, because a command line would show the database's password in the process list.
         process.stdin.write(json.dumps(hello).encode() + b"\n")
         with suppress(ConnectionError):
             await process.stdin.drain()
         return process
+
+
+def by_own_fault(code: int, out_of_memory_kills: int) -> bool:
+    """Return whether a process that ended with ``code`` ended by its own fault: an error, a crash, too much memory.
+
+    SIGKILL and the other signals with which one stops a process come from outside, unless the kernel has killed for
+    want of memory meanwhile.
+    """
+    if code >= 0:
+        return code != 0
+    return -code not in _FROM_OUTSIDE or (-code == signal.SIGKILL and out_of_memory_kills > 0)
+
+
+def out_of_memory_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory: in this container, else on this machine."""
+    for path in _KILL_COUNTERS:
+        with suppress(OSError, ValueError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    return 0

@@ -12,7 +12,10 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 from isthmus.cloud import logs
@@ -39,9 +42,12 @@ _PR_SET_PDEATHSIG: Final = 1
 class Worker:
     """Looks for work and runs it. ``settings`` are the server's."""
 
-    def __init__(self, settings: CloudSettings) -> None:
+    def __init__(self, settings: CloudSettings, *, crashed: bool = False) -> None:
+        """``crashed``: the worker before ended by its own fault, so by that of the job it had taken."""
         self._settings = settings
-        self._database = Database(settings.database_url)
+        self._taken = TakenFile(settings.state / "worker.job")
+        self._crashed_job = self._taken.read() if crashed else None
+        self.database = Database(settings.database_url)
         self._news = threading.Event()
 
     def tell(self) -> None:
@@ -55,6 +61,8 @@ class Worker:
             self._news.clear()
             try:
                 busy = self.run_once()
+            except Locked:
+                raise  # Another server has taken over: this worker has no more business here.
             except IsthmusError as error:
                 log.warning("the worker pauses: %s", error)
                 busy = False
@@ -64,13 +72,17 @@ class Worker:
     def run_once(self) -> bool:
         """Work on the job that is due. Returns whether there was one."""
         now_s = time.time()
-        for job_id in job_rows.awaiting_since(self._database, now_s - self._settings.awaiting_timeout_s):
-            job_rows.apply(self._database, job_id, Expired(), now_s)
+        for job_id in job_rows.awaiting_since(self.database, now_s - self._settings.awaiting_timeout_s):
+            job_rows.apply(self.database, job_id, Expired(), now_s)
             discard(self._settings.work_dir, job_id)
-        job_due = job_rows.next_runnable(self._database, now_s)
+        job_due = job_rows.next_runnable(self.database, now_s)
         if job_due is None:
             return False
-        self._runner.run(job_due.job_id)
+        runner, job_id = self._runner, job_due.job_id
+        crashed, self._crashed_job = job_id == self._crashed_job, None
+        self._taken.write(job_id)
+        runner.run(job_id, crashed=crashed)
+        self._taken.clear()
         return True
 
     @cached_property
@@ -88,7 +100,7 @@ class Worker:
             raise InvalidInput("a worker needs a release")
         release = Release.open(settings.release)
         return Runner(
-            shelf=Shelf(self._database, Artefacts(settings.artefacts_url)),
+            shelf=Shelf(self.database, Artefacts(settings.artefacts_url)),
             signer=signing.load_or_create(settings.signing_key_path),
             offer=offer_of(release),
             learning=DistillLearning(release),
@@ -101,10 +113,31 @@ class Worker:
         """Remove working files of jobs that ended just before a crash."""
         if not self._settings.work_dir.is_dir():
             return
-        open_jobs = {job.job_id for job in job_rows.listing(self._database) if not job.stage.ended}
+        open_jobs = {job.job_id for job in job_rows.listing(self.database) if not job.stage.ended}
         for folder in self._settings.work_dir.iterdir():
             if folder.name not in open_jobs:
                 discard(self._settings.work_dir, folder.name)
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    """A file with the id of the job that the worker has taken, so that a job which kills its worker is known."""
+
+    path: Path
+
+    def read(self) -> str | None:
+        with suppress(OSError, UnicodeDecodeError):
+            return self.path.read_text().strip() or None
+        return None
+
+    def write(self, job_id: str) -> None:
+        # A full disk must not stop the worker here: the job then counts as taken by nobody.
+        with suppress(OSError):
+            self.path.write_text(job_id)
+
+    def clear(self) -> None:
+        with suppress(OSError):
+            self.path.unlink()
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -123,7 +156,7 @@ def main() -> None:
     settings = CloudSettings(**hello["settings"])
     logs.configure(settings.log_level)
     load_extensions()
-    worker = Worker(settings)
+    worker = Worker(settings, crashed=hello["crashed"])
 
     def listen() -> None:
         for _ in sys.stdin.buffer:
@@ -132,7 +165,10 @@ def main() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True, name="input").start()
-    held = _after_predecessor(Database(settings.database_url))
+    held = _after_predecessor(worker.database)
+    if hello["epoch"] is not None:
+        # The worker writes only as long as its own server is the one that holds the database.
+        worker.database.guard = lock.Fence("server", hello["epoch"])
     try:
         worker.run_forever()
     finally:

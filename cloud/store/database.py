@@ -7,10 +7,10 @@ writing it back is therefore one step.
 
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import command
@@ -20,6 +20,14 @@ from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, StorageFull, Unavailable
 
 _BUSY_TIMEOUT_S = 15.0
+POSTGRES_CONNECT: Final = {
+    "connect_timeout": 4,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 4_000,
+}
+"""libpq notices within about 4 s that the database's machine or the network is gone."""
 
 
 class Database:
@@ -32,7 +40,9 @@ class Database:
         if sqlite and self.url.database in (None, "", ":memory:"):
             raise InvalidInput("the database must be a file, because the worker is another process")
         self.sqlite_path: Path | None = Path(str(self.url.database)) if sqlite else None
-        connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S} if sqlite else {}
+        self.guard: Callable[[sa.Connection], None] | None = None
+        """Called at the start of each writing transaction; it raises if this process may not write."""
+        connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S} if sqlite else POSTGRES_CONNECT
         try:
             self._engine = sa.create_engine(self.url, connect_args=connect_args, pool_pre_ping=not sqlite)
         except ModuleNotFoundError as error:
@@ -52,13 +62,16 @@ class Database:
     def writing(self) -> Iterator[sa.Connection]:
         """Open a transaction that is committed at the end of the block, or rolled back if the block raises.
 
-        Raises StorageFull if the disk is full, Busy if another transaction takes too long.
+        Raises StorageFull if the disk is full, Busy if another transaction takes too long, and Unavailable if this
+        process does not hold its lock at the moment (see ``lock.py``).
         """
         with (
             _translated(),
             self._engine.connect().execution_options(isthmus_writing=True) as connection,
             connection.begin(),
         ):
+            if self.guard is not None:
+                self.guard(connection)
             yield connection
 
     def migrate(self) -> None:

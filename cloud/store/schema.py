@@ -37,6 +37,7 @@ jobs = sa.Table(
     sa.Column("epochs", sa.Integer, nullable=False),
     sa.Column("progress", sa.Float, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("stalls", sa.Integer, nullable=False, server_default="0"),
     sa.Column("not_before_s", sa.Float, nullable=False),
     sa.Column("selected_per_class", sa.JSON, nullable=False),
     sa.Column("stage_seconds", sa.JSON, nullable=False),
@@ -68,6 +69,14 @@ students = sa.Table(
     sa.Column("manifest", sa.LargeBinary, nullable=False),
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
+)
+
+# How often each lock has changed hands. A holder writes only while the epoch is the one that it set.
+fences = sa.Table(
+    "fences",
+    metadata,
+    sa.Column("purpose", sa.String(16), primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
 )
 
 tasks = sa.Table(

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -107,3 +108,81 @@ def test_a_whole_server_runs_on_postgresql(database: Database, rig: Any) -> None
 def test_an_unreachable_database_is_reported_as_unavailable() -> None:
     with pytest.raises(Unavailable, match="cannot be reached"), Database("postgresql://127.0.0.1:1/x").reading():
         pass
+
+
+def cut_locks(cluster: Cluster) -> None:
+    """End every connection that holds an advisory lock, as a broken network would."""
+    cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether ``condition`` becomes true within ``seconds``."""
+    until_s = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until_s:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_a_lost_lock_is_noticed_taken_again_and_keeps_others_out(cluster: Cluster, database: Database) -> None:
+    held = lock.acquire(database, "server")
+    held.fence(database)
+    first_epoch = held.epoch
+    cut_locks(cluster)
+    assert until(lambda: not held.held), "noticed within 5 s"
+    with pytest.raises(Unavailable, match="lost its lock"):
+        devices.revoke(database, "dev", 1.0)
+    assert devices.get(database, "dev") is not None, "reading goes on"
+    assert until(lambda: held.held), "and taken again"
+    assert devices.revoke(database, "dev", 1.0)
+    assert first_epoch is not None and held.epoch == first_epoch + 1
+    with pytest.raises(Locked):
+        lock.acquire(database, "server")
+    held.release()
+
+
+def test_writes_of_a_holder_that_was_overtaken_are_fenced(cluster: Cluster, database: Database) -> None:
+    held = lock.acquire(database, "server")
+    held.fence(database)
+    worker = Database(database.url.render_as_string(hide_password=False))
+    assert held.epoch is not None
+    worker.guard = lock.Fence("server", held.epoch)
+    other = Database(database.url.render_as_string(hide_password=False))
+    cut_locks(cluster)
+    overtaking = lock.acquire(other, "server")  # before the first has noticed
+    overtaking.fence(other)
+    with pytest.raises(Unavailable):
+        devices.revoke(database, "dev", 1.0)
+    with pytest.raises(Locked, match="taken over"):
+        devices.revoke(worker, "dev", 1.0)
+    assert until(lambda: not held.held)
+    time.sleep(2.5)
+    assert not held.held, "the lock is another's now"
+    assert devices.revoke(other, "dev", 1.0)
+    overtaking.release()
+    assert until(lambda: held.held), "free again, it is taken again"
+    with pytest.raises(Locked):
+        devices.revoke(worker, "dev", 1.0)
+    for each in (held, worker, other):
+        each.release() if hasattr(each, "release") else each.close()
+
+
+def test_a_restarted_database_is_served_again(cluster: Cluster, database: Database, rig: Any) -> None:
+    url = database.url.render_as_string(hide_password=False)
+
+    async def scenario() -> None:
+        async with rig.running(database=url) as (_, channel):
+            device = await rig.enrol(channel)
+            await asyncio.to_thread(cluster.stop)
+            assert (await rig.refusal(device.describe()))[0] is grpc.StatusCode.UNAVAILABLE
+            await asyncio.to_thread(cluster.start)
+            until_s = time.monotonic() + 20
+            while True:
+                try:
+                    assert (await rig.enrol(channel, "again")).device_id
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    assert time.monotonic() < until_s
+                    await asyncio.sleep(0.2)
+
+    asyncio.run(scenario())

@@ -121,7 +121,7 @@ def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
     assert not Worker(settings).run_once(), "there is nothing to work on"
     ended = job_rows.get(database, "job")
     assert ended is not None
-    assert (ended.stage, "never came" in ended.error) == (Stages.FAILED, True)
+    assert (ended.stage, "never arrived" in ended.error) == (Stages.FAILED, True)
     assert not files.exists()
     files.mkdir()  # as a kill between the job's end and the removal leaves it
     Worker(settings).sweep()

@@ -59,7 +59,7 @@ def test_the_command_says_in_one_line_why_it_cannot_start(rig: Any, tiny_release
     release = ("--release", str(tiny_release))
     code, message = serve(*release)
     assert (code, len(message.splitlines())) == (1, 1)
-    assert "another server is using this database. Stop it, or" in message
+    assert "is using this database. Stop it, or" in message
     held.release()
     assert serve() == (2, "isthmus cloud serve: nothing to serve: give --release, --elastic-model or both")
     code, message = serve("--release", str(tmp_path / "nowhere"))

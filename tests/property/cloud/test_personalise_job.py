@@ -30,7 +30,7 @@ from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import Stage
 
 events = st.one_of(
-    st.just(Taken()),
+    st.builds(Taken, st.booleans()),
     st.builds(Selected, st.tuples(st.integers(0, 9), st.integers(0, 9)), st.booleans()),
     st.builds(EpochDone, st.integers(1, 9), st.integers(9, 9)),
     st.just(Distilled()),
@@ -118,7 +118,7 @@ def test_crashes_in_any_stage_lead_to_the_same_student(rounds: int, crashes: lis
             job, actions = step(job, Taken(), 0.0)
         while actions and not job.stage.ended:
             for _ in range(min(next(turn, 0), MAX_ATTEMPTS - 1 - job.attempts)):
-                job, actions = step(job, Taken(), 0.0)
+                job, actions = step(job, Taken(crashed=True), 0.0)
             done.append(actions[0])
             if isinstance(actions[0], Select):
                 job, actions = step(job, Selected((1, 2), settle[actions[0].round]), 0.0)
