@@ -80,7 +80,18 @@ class _Ground:
 
 
 class Server:
-    """One running service. Call ``start`` once and ``stop`` once. Nothing is opened or bound before ``start``."""
+    """One running service. Call ``start`` once and ``stop`` once. Nothing is opened or bound before ``start``.
+
+    >>> async def serve(settings):
+    ...     server = Server(settings)
+    ...     port = await server.start()
+    ...     try:
+    ...         return port > 0
+    ...     finally:
+    ...         await server.stop()
+    >>> asyncio.run(serve(CloudSettings(release=release.root, state=folder / "state", workers=0)))
+    True
+    """
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings

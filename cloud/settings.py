@@ -13,7 +13,15 @@ from isthmus.cloud.elastic.serve.settings import ElasticSettings, NumberTypeChoi
 
 
 class CloudSettings(BaseSettings):
-    """All settings, validated on creation: unsafe settings raise pydantic.ValidationError, so no server gets them."""
+    """All settings, validated on creation: unsafe settings raise pydantic.ValidationError, so no server gets them.
+
+    >>> CloudSettings(release=Path("release"), state=Path("state")).listen
+    '127.0.0.1:0'
+    >>> CloudSettings(release=Path("release"), state=Path("state"), listen="0.0.0.0:50051")
+    Traceback (most recent call last):
+        ...
+    pydantic_core._pydantic_core.ValidationError: ...
+    """
 
     model_config = SettingsConfigDict(env_prefix="ISTHMUS_CLOUD_", frozen=True, extra="forbid")
 

@@ -22,6 +22,9 @@ class ClipRef:
 
     ``start_s`` and ``end_s`` cut an event out of longer files; None means from the beginning and to the end.
     ``label`` indexes the listing's classes; None where nobody has said.
+
+    >>> ClipRef("1001_A01_HAP_XX", Path("1001_A01_HAP_XX.wav"), None, label=1, actor="1001").video_path is None
+    True
     """
 
     name: str
@@ -61,6 +64,9 @@ class Listing:
     ``refs`` are sorted by name, names are unique, and every ref has both its files. ``incomplete``, sorted likewise,
     have one of the two, the other path being None: a device answers them, training leaves them out. What has neither
     file is in ``damaged``.
+
+    >>> listing.layout, len(listing.refs), listing.classes
+    ('crema-d', 18, ('NEU', 'HAP', 'SAD', 'FEA', 'DIS', 'ANG'))
     """
 
     layout: str

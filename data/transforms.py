@@ -49,6 +49,9 @@ class InputSpec:
 
     The defaults are the paper's for CREMA-D: 3 s at 16 kHz, window 512, hop 159, so a spectrogram of 257 x 299. A
     preset may resize the spectrogram (area interpolation, before log and standardisation) and the frames.
+
+    >>> InputSpec(frame_px=64, stored_px=72).spectrogram_bins
+    257
     """
 
     sample_rate_hz: int = 16_000

@@ -22,6 +22,9 @@ def choose_split(
     with ``seed``.
 
     Raises ValueError if the arguments do not fit the data.
+
+    >>> choose_split(listing, private_actors=["1001"]).clients["1001"][0]
+    '1001_DFA_ANG_XX'
     """
     if private_actors and private_list is not None:
         raise ValueError("name private actors or give a list of private clips, not both")
@@ -36,6 +39,9 @@ def recipe_for(listing: Listing, preset: str, held_out: float | None = None, bal
     """Return the preset, with ``held_out`` and ``balance`` of the teacher replaced if they are given.
 
     Raises ValueError for an unknown preset, layout or balance, and for a share outside [0, 1).
+
+    >>> recipe_for(listing, "smoke").student_trunk
+    'resnet18'
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
@@ -51,6 +57,11 @@ def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *,
     """Write recipe and split, and decode the public clips into the release.
 
     Raises ReleaseError if the folder was begun with another recipe or split.
+
+    >>> split = choose_split(listing, private_actors=["1003"])
+    >>> begun = begin_release(folder / "release", listing, recipe, split, progress=False)
+    >>> set(begun.public.names) == set(split.public)
+    True
     """
     release = Release.create(root, recipe)
     path = root / "split.json"

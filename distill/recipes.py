@@ -102,6 +102,15 @@ class PersonaliseConfig:
 
 @dataclass(frozen=True)
 class Recipe:
+    """The whole configuration of a release: networks, preparation of clips, and every training.
+
+    ``ratios`` are the compression ratios for which heads are trained. ``feature_width`` is D, the width of the features
+    of both teacher and student (after the teacher's projection).
+
+    >>> Recipe.from_json(recipe.to_json()) == recipe
+    True
+    """
+
     name: str
     dataset: Literal["crema-d", "ave"]
     classes: tuple[str, ...]

@@ -36,7 +36,11 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True)
 class Release:
-    """An opened release. Parts are loaded when first used; a missing part raises ReleaseError then."""
+    """An opened release. Parts are loaded when first used; a missing part raises ReleaseError then.
+
+    >>> Release.open(release.root).recipe.classes
+    ('NEU', 'HAP', 'SAD')
+    """
 
     root: Path
     recipe: Recipe

@@ -23,7 +23,8 @@ from .data.transforms import InputSpec
 from .distill.prepare import begin_release, choose_split, recipe_for
 from .distill.recipes import Recipe
 from .distill.release import Release
-from .distill.selection import STRATEGIES, Public, Selection, Strategy, Wanted, add_strategy
+from .distill.selection import STRATEGIES, add_strategy
+from .distill.selection.interface import Public, Selection, Strategy, Wanted
 from .distill.student.base import make_base, make_student
 from .distill.student.evaluate import accuracy, student_outputs
 from .distill.student.export import export_student

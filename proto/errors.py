@@ -25,13 +25,25 @@ from typing import ClassVar, Final
 
 
 class IsthmusError(Exception):
-    """Root of the tree. ``code`` is a google.rpc.Code number, equal to grpc.StatusCode.value[0]."""
+    """Root of the tree. ``code`` is a google.rpc.Code number, equal to grpc.StatusCode.value[0].
+
+    >>> InvalidInput.code, InvalidInput.retryable
+    (3, False)
+    """
 
     code: ClassVar[int] = 2
     retryable: ClassVar[bool] = False
 
 
 class InvalidInput(IsthmusError):
+    """A value that can never be accepted. The message says which value, and what is accepted instead.
+
+    >>> raise InvalidInput("rounds: at least 1 is needed")
+    Traceback (most recent call last):
+        ...
+    isthmus.proto.errors.InvalidInput: rounds: at least 1 is needed
+    """
+
     code = 3
 
 

@@ -13,7 +13,11 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class UploadMode(Enum):
-    """What an upload contains, most private first."""
+    """What an upload contains, most private first.
+
+    >>> [mode.value for mode in UploadMode]
+    ['prototypes', 'probabilities', 'features']
+    """
 
     PROTOTYPES = "prototypes"
     PROBABILITIES = "probabilities"
@@ -49,6 +53,10 @@ class Prototypes:
 
     ``features_KE`` is set in mode FEATURES only: the means of the student's features over the same clips, with
     E = 2 D, audio then visual. ``epsilon`` is the privacy budget of the noise; None if there is no noise.
+
+    >>> values_KC = np.array([[0.7, 0.3]], np.float32)
+    >>> Prototypes(values_KC, np.array([4], np.int32), UploadMode.PROTOTYPES, min_cluster=3).sizes_K.tolist()
+    [4]
     """
 
     values_KC: FloatArray
@@ -72,6 +80,9 @@ class Features:
     """A clip's features, one vector per modality. None means that the modality was not captured.
 
     The width is D, or floor(D / ratio) after compression. Raises ValueError if both are None.
+
+    >>> Features(np.zeros(512, np.float32), None).visual_D is None
+    True
     """
 
     audio_D: FloatArray | None

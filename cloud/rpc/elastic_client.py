@@ -32,7 +32,14 @@ def registration(spec: TaskSpec, weights: bytes) -> Iterator[pb.RegisterTaskRequ
 
 @dataclass(frozen=True)
 class ElasticClient:
-    """A connection to a server. Each call raises the IsthmusError that the server returned, or Unavailable."""
+    """A connection to a server. Each call raises the IsthmusError that the server returned, or Unavailable.
+
+    >>> with ElasticClient.connect("127.0.0.1:1") as client:  # nobody listens there
+    ...     client.tasks()
+    Traceback (most recent call last):
+        ...
+    isthmus.proto.errors.Unavailable: ...
+    """
 
     stub: pb_grpc.ElasticServiceStub
     key: str | None

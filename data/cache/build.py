@@ -102,6 +102,10 @@ def build_arrays(
 
     Raises ValueError if no clip at all can be decoded, CacheFull if the disk is full (what was decoded is kept), and
     OSError if the cache cannot be written.
+
+    >>> clips = build_arrays(listing, listing.classes, recipe.input, folder, progress=False)
+    >>> len(clips) == len(listing.refs), clips.skipped
+    (True, ())
     """
     refs = clips.refs if isinstance(clips, Listing) else tuple(clips)
     damaged = clips.damaged if isinstance(clips, Listing) else ()

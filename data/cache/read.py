@@ -78,6 +78,9 @@ class ClipArrays:
 
     ``labels_N``: int64, -1 if unknown. ``actors``: empty text if unknown. ``keys``: content key of each clip.
     ``skipped``: the clips that could not be decoded, with the reason; they have no row.
+
+    >>> release.public.subset([0, 2]).names
+    ('clip00', 'clip02')
     """
 
     names: tuple[str, ...]

@@ -29,6 +29,9 @@ def read_listing(root: Path, layout: str = AUTO) -> Listing:
     """The clips of a data set, by name; nothing is decoded.
 
     Raises ValueError for an unknown layout, for a folder that has none, and for one that lacks a part of its layout.
+
+    >>> read_listing(data).refs[0].name
+    '1001_DFA_ANG_XX'
     """
     if layout != AUTO and layout not in READERS:
         raise ValueError(f"no layout '{layout}': known are {AUTO}, {', '.join(READERS)}")

@@ -135,6 +135,10 @@ def make_crema_d(root: Path, *, actors: int, takes: int, seed: int, difficulty: 
 
     Actors are 1001, 1002, ... A set begun with the same arguments is completed. Raises ValueError for arguments out of
     bounds, and if ``root`` already holds anything else.
+
+    >>> make_crema_d(folder / "set", actors=1, takes=1, seed=0, difficulty=0.2, progress=False)
+    >>> len(read_listing(folder / "set").refs)
+    6
     """
     _check("actors", actors, 1, MAX_ACTORS)
     _check("takes", takes, 1, MAX_TAKES)

@@ -31,6 +31,10 @@ class Wanted:
     """The device's upload: rows of class probabilities, the number of clips behind each, and features if it sent them.
 
     Raises ValueError for shapes that disagree, no rows, values that are not finite, or a row of no clips.
+
+    >>> wanted = Wanted(np.full((2, 3), 1 / 3, np.float32), np.array([3, 5], np.int32))
+    >>> wanted.shares_K.tolist()
+    [0.375, 0.625]
     """
 
     prototypes_KC: Float32s
@@ -62,6 +66,9 @@ class Public:
     """The teacher's outputs on the public set; all may be memory-mapped. ``labels_N``: true classes, -1 if unknown.
 
     Raises ValueError for shapes that disagree or no samples. Values are checked when they are read.
+
+    >>> len(Public(np.full((10, 3), 1 / 3, np.float32), np.full(10, -1)))
+    10
     """
 
     probabilities_NC: Float32s
@@ -87,6 +94,10 @@ class Selection:
 
     ``weights_S`` have mean 1; a hard pick has weight 1 for each. ``notes`` are plain sentences that say what the
     strategy could not do as asked.
+
+    >>> picked = Selection.of(np.array([4, 7]))
+    >>> len(picked), picked.weighted, picked.effective_size
+    (2, False, 2.0)
     """
 
     indices_S: Indices
@@ -122,7 +133,10 @@ class Selection:
 
 
 Strategy = Callable[[Wanted, Public, int, np.random.Generator], Selection]
-"""(upload, public set, samples per row, rng) -> Selection. Pure; the same rng gives the same selection."""
+"""(upload, public set, samples per row, rng) -> Selection. Pure; the same rng gives the same selection.
+
+>>> chance: Strategy = STRATEGIES["random"]
+"""
 
 
 def check(wanted: Wanted, public: Public, samples_per_row: int) -> None:

@@ -23,7 +23,12 @@ def make_student(
     on_epoch: OnEpoch = ignore_epochs,
     weights: Path | None = None,
 ) -> None:
-    """Train the AllDistill student of ``seed``, unless it exists. Resumes after a kill."""
+    """Train the AllDistill student of ``seed``, unless it exists. Resumes after a kill.
+
+    >>> make_student(release, 1, CPU)
+    >>> release.student_path(1).is_file()
+    True
+    """
     path = release.student_path(seed)
     if path.exists():
         return
@@ -50,6 +55,10 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     """Train heads of the seed-0 student on all public clips and export its ONNX files: a new device's first student.
 
     The folder appears whole or not at all. If it exists, nothing is done.
+
+    >>> make_base(release, CPU)  # nothing happens: this release has its base student
+    >>> sorted(path.name for path in release.base_dir.glob("*.onnx"))
+    ['audio_encoder.onnx', 'teacher_head.onnx', 'visual_encoder.onnx']
     """
     if release.base_dir.exists():
         return

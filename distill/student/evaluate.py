@@ -34,7 +34,11 @@ class StudentOutputs:
 def student_outputs(
     student: EncoderPair, teacher_head: FusionHead, clips: ClipArrays, device: torch.device
 ) -> StudentOutputs:
-    """Compute what a device computes of its clips."""
+    """Compute what a device computes of its clips.
+
+    >>> student_outputs(release.student(), release.teacher_head, release.public, CPU).probabilities_NC.shape
+    (24, 3)
+    """
     audio_ND, visual_NKD = encode_clips(student, clips, device)
     visual_ND = evaluation_mean(visual_NKD, clips)
     return StudentOutputs(audio_ND, visual_ND, head_probabilities(teacher_head, audio_ND, visual_ND))
@@ -58,7 +62,11 @@ def by_captured(name: str, accuracy_of: Callable[[Captured], float]) -> dict[str
 
 
 def accuracy(probabilities_NC: Float32s, labels_N: npt.NDArray[np.int64]) -> float:
-    """Return the share of clips classified correctly. Raises ValueError if there are none."""
+    """Return the share of clips classified correctly. Raises ValueError if there are none.
+
+    >>> accuracy(np.array([[0.9, 0.1], [0.4, 0.6]], np.float32), np.array([0, 0]))
+    0.5
+    """
     if len(labels_N) == 0:
         raise ValueError("no clips to measure on")
     return float((probabilities_NC.argmax(axis=1) == labels_N).mean())

@@ -65,6 +65,10 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
 
     ``heads.safetensors`` stays in the cloud and is not among the returned files. Raises ExportError if a file's outputs
     differ from torch's.
+
+    >>> files = export_student(release, release.student(), None, folder / "student")
+    >>> [path.name for path in files]
+    ['audio_encoder.onnx', 'teacher_head.onnx', 'visual_encoder.onnx']
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     spec, width = release.recipe.input, release.recipe.feature_width

@@ -114,6 +114,11 @@ def select_round(
     """Run SelectData of one round with the recipe's strategy or another: a name, or for experiments a function.
 
     Raises ValueError for an unknown name, and for what the strategy refuses.
+
+    >>> prototypes = make_prototypes(np.full((6, 3), 1 / 3, np.float32), seed=0)
+    >>> wanted = Wanted(prototypes.values_KC, prototypes.sizes_K)
+    >>> len(select_round(release, wanted, round=0, seed=0, samples_per_row=4))
+    4
     """
     config = release.recipe.personalise
     strategy = strategy or config.strategy
@@ -143,6 +148,13 @@ def distil_round(
     The checkpoint carries student and optimiser from one round to the next and, within a round, from epoch to epoch, so
     a killed job resumes. ``start`` defaults to the release's base student. The selection affects the draw of batches
     only by its length and order. Raises TrainingDiverged, CheckpointError, DiskFull.
+
+    >>> picked = Selection.of(np.arange(12))
+    >>> student = distil_round(
+    ...     release, picked, round=0, rounds=1, seed=0, checkpoint=folder / "job.safetensors", device=CPU
+    ... )
+    >>> type(student).__name__
+    'EncoderPair'
     """
     config = release.recipe.personalise.train
     began = start if start is not None else release.student(0)
@@ -202,6 +214,10 @@ def train_heads(
     are computed once, and each clip counts by its weight. If the teacher's fusion is linear, a ratio's compressor
     starts as the leading principal directions of those features, and its head as the teacher's head on the compressed
     features. Training then begins at the uncompressed student's own accuracy instead of at chance (beyond the paper).
+
+    >>> heads = train_heads(release, release.student(), Selection.whole(24), seed=0, device=CPU)
+    >>> heads.ratios
+    (1.0, 2.0)
     """
     recipe = release.recipe
     device = device or pick_device()

@@ -52,6 +52,11 @@ def train_teacher(
     """Train and save the teacher, and run it over the public clips. Resume from the stage and epoch it was stopped in.
 
     Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError, DiskFull.
+
+    >>> split = choose_split(listing, private_actors=["1003"])
+    >>> begun = begin_release(folder / "release", listing, recipe, split, progress=False)
+    >>> sorted(train_teacher(begun, seed=0, device=CPU))
+    ['audio', 'visual']
     """
     recipe = release.recipe
     clips, held_out = teaching_clips(release, seed)
@@ -185,7 +190,11 @@ def head_loss(
 
 
 def cache_teacher_outputs(release: Release, device: torch.device, bars: Bars | None = None) -> TeacherOutputs:
-    """Run the teacher once over the public clips, unless its outputs are already there."""
+    """Run the teacher once over the public clips, unless its outputs are already there.
+
+    >>> cache_teacher_outputs(release, CPU).probabilities_NC.shape
+    (24, 3)
+    """
     folder = release.root / "teacher_outputs" / release.outputs_key()
     if not folder.exists():
         teacher = release.teacher.to(device)

@@ -30,7 +30,13 @@ class InferConfig:
 
 
 class DeviceRun:
-    """Runs ``plan`` on the device of ``runtime``."""
+    """Runs ``plan`` on the device of ``runtime``.
+
+    >>> runtime = Runtime(RunConfig("kiosk"), DeviceState(folder), link, plan.selection)
+    >>> run = DeviceRun(runtime, DeviceState(folder), plan, InferConfig(), cloud="in memory")
+    >>> run.runtime.state.phase.name
+    'ENROL'
+    """
 
     def __init__(
         self, runtime: Runtime, device: DeviceState, plan: ClipPlan, config: InferConfig, *, cloud: str

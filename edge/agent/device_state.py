@@ -42,7 +42,11 @@ class LedgerEntry:
 
 
 class DeviceState:
-    """The folder is made with mode 0700. Raises Corrupt for a file that does not read, StorageFull on a full disk."""
+    """The folder is made with mode 0700. Raises Corrupt for a file that does not read, StorageFull on a full disk.
+
+    >>> DeviceState(folder / "device").enrolment() is None  # a new folder: the device has not enrolled
+    True
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

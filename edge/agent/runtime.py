@@ -37,7 +37,11 @@ class Stopped(IsthmusError):
 @dataclass(frozen=True)
 class RunConfig:
     """What a person chooses. ``rounds`` 0 leaves it to the cloud. ``guard``: only a new student that pays is taken.
-    ``habits``: answers know how often this user is in each state."""
+    ``habits``: answers know how often this user is in each state.
+
+    >>> RunConfig("kiosk", guard=False).habits
+    True
+    """
 
     device_name: str
     enrolment_key: str = ""
@@ -79,7 +83,12 @@ class Record:
 
 
 class Runtime:
-    """Runs one device. ``selection`` are the clips that prototypes are made of; their labels are never read."""
+    """Runs one device. ``selection`` are the clips that prototypes are made of; their labels are never read.
+
+    >>> runtime = Runtime(RunConfig("kiosk"), DeviceState(folder), link, plan.selection)
+    >>> runtime.state.phase.name  # ``runtime.run()`` enrols, personalises and returns when the device can serve
+    'ENROL'
+    """
 
     def __init__(
         self,

@@ -55,7 +55,11 @@ def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False)
 
 
 class GrpcLink:
-    """See ``link.Link``. Closing it closes the channel."""
+    """See ``link.Link``. Closing it closes the channel.
+
+    >>> link = GrpcLink(open_channel("127.0.0.1:50051"))  # connects at the first call
+    >>> link.close()
+    """
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel

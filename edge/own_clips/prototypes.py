@@ -48,6 +48,11 @@ def make_prototypes(
     Raises ValueError for noise without its seed. Raises BadPrototypes for rows that are no distributions, for fewer
     than ``min_cluster`` clips, for features that are not one finite row per clip, and for features with noise: the
     guarantee needs distributions, and features have no such bound.
+
+    >>> outputs_NC = np.full((6, 3), 1 / 3, np.float32)  # six clips, three classes, no opinion
+    >>> prototypes = make_prototypes(outputs_NC, seed=0)
+    >>> prototypes.values_KC.shape, prototypes.sizes_K.tolist()  # one row that stands for all six clips
+    ((1, 3), [6])
     """
     if noise is not None and noise_seed is None:
         raise ValueError("noise needs a noise_seed of its own, unknown to the cloud")

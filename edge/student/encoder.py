@@ -66,6 +66,12 @@ class StudentEncoder:
 
     ``threads`` is ONNX Runtime's intra-op count; one is fastest on a small, busy machine. Raises RuntimeUnusable where
     ONNX Runtime does not run, Corrupt for a file that is absent, does not load or gives something else than its kind.
+
+    >>> export_student(release, release.student(), None, folder / "student")[0].name
+    'audio_encoder.onnx'
+    >>> encoder = StudentEncoder(folder / "student")
+    >>> encoder.features(np.zeros((32, 32), np.float32), None).audio_D.shape  # sound alone
+    (512,)
     """
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:

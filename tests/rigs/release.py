@@ -8,9 +8,9 @@ from isthmus.distill.recipes import Recipe, TrainConfig, smoke
 CLASSES = ("NEU", "HAP", "SAD")
 
 
-def tiny_recipe() -> Recipe:
+def tiny_recipe(classes: tuple[str, ...] = CLASSES) -> Recipe:
     """The smoke recipe with everything that costs time cut down."""
-    base = smoke("crema-d", CLASSES)
+    base = smoke("crema-d", classes)
     sgd = TrainConfig(epochs=3, batch_size=12, learning_rate=1e-3, schedule="constant", augment=False)
     return dataclasses.replace(
         base,

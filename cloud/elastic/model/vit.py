@@ -42,6 +42,11 @@ class ElasticViT(nn.Module):
     gamma without a schedule changes the number by gamma at every layer. ``mergeable`` limits how many tokens a layer
     can merge. With ``pruning``, tokens are pruned instead of merged, and schedules are not allowed.
     Raises ValueError for another kind of model and for impossible schedules.
+
+    >>> model = ElasticViT(load_vit("vit_tiny_patch16_224", random=True))
+    >>> images_BCHW = torch.zeros(2, 3, 224, 224)
+    >>> model(images_BCHW, gamma=-8).shape  # eight tokens fewer after each layer
+    torch.Size([2, 1000])
     """
 
     def __init__(

@@ -26,6 +26,10 @@ def load_vit(source: str | Path, *, heads: int | None = None, random: bool = Fal
     name's architecture without its weights: for measurements of speed, nothing is fetched.
     Raises ModelError for a file that is missing, damaged or of another architecture, and for a name that timm does not
     know or cannot fetch.
+
+    >>> vit = load_vit("vit_tiny_patch16_224", random=True)  # or the path of a safetensors file
+    >>> vit.embed_dim, len(vit.blocks)
+    (192, 12)
     """
     path = Path(source)
     if path.suffix == ".safetensors" or path.is_file():

@@ -28,6 +28,9 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 - ``pets`` and ``clipper``: the batch only; gamma is always 0.
 - ``throughput``: batches by Alg. 1; the gamma removes as few tokens as the arrival rate allows (Prodigy's scheduler).
 - ``fixed:G``: batches by Alg. 1; gamma is always G (ToMe, VPT).
+
+>>> sorted(POLICIES)
+['clipper', 'exact', 'otas', 'pets', 'priced', 'throughput']
 """
 
 
@@ -52,6 +55,9 @@ def make_policy(name: str, profile: Profile) -> Policy:
     """Returns a new policy that plans with ``profile``.
 
     Raises ValueError for an unknown name (the message lists the known ones) and for a gamma that was not measured.
+
+    >>> make_policy("fixed:-5", paper_profile()).gammas
+    (-5,)
     """
     policy: Policy
     if name.startswith("fixed:"):

@@ -48,6 +48,10 @@ def clairvoyant_bound(
 
     Shorter slots and more iterations make the bound tighter; it is valid in any case. Raises KeyError for a task
     without a profile.
+
+    >>> queries = [Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), Query(1, "CIFAR10", 0.1, 1.1, utility=0.5)]
+    >>> 0.95 < clairvoyant_bound(queries, paper_profile(), 64) < 1.0  # at most the accuracy times the utility of both
+    True
     """
     if not queries:
         return 0.0

@@ -56,6 +56,11 @@ class Engine:
     ``executors`` is the number of batches that may run at once. A batch predicted to need more than
     ``memory_limit_bytes`` is split, and the rest keeps waiting. With ``adapts``, plans follow the time that batches
     really take (see pace.py). If the clock goes back, the engine's time stays where it was.
+
+    >>> engine = Engine(paper_profile(), make_policy("priced", paper_profile()))
+    >>> engine.submit(Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), 0.0)
+    >>> engine.next_work(0.0).work.batch.queries[0].id
+    0
     """
 
     def __init__(

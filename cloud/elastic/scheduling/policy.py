@@ -20,6 +20,10 @@ class Choice:
 
     If ``queries`` is empty, nothing runs before ``wait_until_s`` (None: until something changes). ``evict`` holds
     queries that the policy gives up: they cannot be in time, or are worth less than the time they would take.
+
+    >>> query = Query(0, "CIFAR10", 0.0, 1.0, utility=0.5)
+    >>> Choice(queries=(query,), gamma=-5).gamma
+    -5
     """
 
     queries: tuple[Query, ...] = ()
@@ -33,6 +37,11 @@ class Policy(Protocol):
 
     ``gammas`` are the gammas it may pick; they are known once it has a profile. The engine calls ``arrived`` and
     ``left`` once per query. It calls ``left`` also for queries that ``choose`` returned, after ``choose`` has returned.
+
+    >>> policy: Policy = make_policy("otas", paper_profile())
+    >>> policy.arrived(Query(0, "CIFAR10", 0.0, 1.0, utility=0.5))
+    >>> len(policy.choose(0.0).queries)
+    1
     """
 
     @property

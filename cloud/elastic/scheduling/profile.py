@@ -55,6 +55,12 @@ class Profile:
     accuracy was measured with (see warm/profiled.py); without a name it is the served model itself.
 
     Raises BadProfile if one of these conditions is violated.
+
+    >>> profile = paper_profile()
+    >>> profile.accuracy_of("CIFAR10", 0), round(profile.batch_time_s(0, 64), 3)
+    (0.965, 0.175)
+    >>> Profile.from_json(profile.to_json()) == profile
+    True
     """
 
     key: MachineKey
@@ -228,6 +234,9 @@ def paper_profile() -> Profile:
 
     The rates and some accuracies are from OTAS (ViT-Base on an RTX 4080). We interpolated the others, so no result with
     this profile may be quoted as the paper's.
+
+    >>> paper_profile().gammas
+    (-20, -15, -10, -5, 0, 2, 4, 8)
     """
     rates = {-20: 1330, -15: 900, -10: 560, -5: 450, 0: 379, 2: 348, 4: 319, 8: 279}
     accuracy = {

@@ -17,6 +17,9 @@ class Query:
     """One image to be classified. ``deadline_s`` is ``arrival_s`` plus the requested latency.
 
     :meth:`asked` makes a query from values of a client and checks them. Code with checked values calls the constructor.
+
+    >>> Query.asked(0, "CIFAR10", arrival_s=2.0, latency_s=0.5, utility=1.0).deadline_s
+    2.5
     """
 
     id: int

@@ -113,7 +113,14 @@ def simulate(
     draws_N: npt.NDArray[np.float64],
     executor: ExecutorModel | None = None,
 ) -> Run:
-    """Calls ``serve`` with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``)."""
+    """Calls ``serve`` with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``).
+
+    >>> queries = [Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), Query(1, "CIFAR10", 0.1, 1.1, utility=0.5)]
+    >>> engine = Engine(paper_profile(), make_policy("priced", paper_profile()))
+    >>> run = simulate(engine, queries, np.array([0.3, 0.99]))  # 0.99 is above every accuracy: wrong
+    >>> run.utility
+    0.5
+    """
     return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
 
 

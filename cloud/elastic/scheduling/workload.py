@@ -105,6 +105,10 @@ def queries_at_load(rng: np.random.Generator, rates_T: Float64s, load: float, pr
 
     If the profile does not have the paper's tasks, the kinds ask about the profile's tasks. Raises ValueError for a
     profile without tasks or without gamma 0.
+
+    >>> queries = queries_at_load(np.random.default_rng(0), np.full(2, 100.0), load=0.5, profile=paper_profile())
+    >>> queries == sorted(queries, key=lambda query: query.arrival_s)
+    True
     """
     if 0 not in profile.gammas:
         raise ValueError("the profile was not measured at gamma 0, which the load is relative to")

@@ -46,6 +46,9 @@ class TaskSpec:
     """The description of a task. ``accuracy`` holds what its owner measured, by gamma, for any number of gammas.
 
     Raises InvalidInput for impossible values, and TooLarge for values over a bound.
+
+    >>> TaskSpec("pets", ("cat", "dog"), accuracy={0: 0.93, -5: 0.9}).classes
+    ('cat', 'dog')
     """
 
     name: str
@@ -99,7 +102,12 @@ class TaskSpec:
 
 @dataclass(frozen=True, eq=False)
 class TaskWeights:
-    """The weights of a task. ``prompts_LGD[gamma]`` holds gamma prompts for every layer."""
+    """The weights of a task. ``prompts_LGD[gamma]`` holds gamma prompts for every layer.
+
+    >>> head = TaskWeights(np.zeros((2, 192), np.float32), np.zeros(2, np.float32), prompts_LGD={})
+    >>> head.to_bytes()[:8].hex()  # a safetensors file
+    '8800000000000000'
+    """
 
     head_weight_CD: FloatArray
     head_bias_C: FloatArray
