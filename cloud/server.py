@@ -36,7 +36,7 @@ from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
 from isthmus.cloud.rpc.scopes import count_scope, devices_calling, identity_scope, metrics_scope, status_scope
 from isthmus.cloud.rpc.work import Work
-from isthmus.cloud.settings import CloudSettings, split_listen
+from isthmus.cloud.settings import CloudSettings, joined, split_listen
 from isthmus.cloud.store import devices, lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
@@ -157,7 +157,7 @@ class Server:
             self._stack.callback(httpd.shutdown)
             self.metrics_port = httpd.server_port
         if settings.port_file is not None:
-            _write_port(settings.port_file, f"{split_listen(settings.listen)[0]}:{port}")
+            _write_port(settings.port_file, joined(split_listen(settings.listen)[0], port))
         base = "none" if ground.release is None else ground.release.base_student_id
         log.info("listening on port %d, base student %s", port, base)
         return port

@@ -1,94 +1,165 @@
-"""The service's settings, from the command line or else from ISTHMUS_CLOUD_<NAME> in the environment."""
+"""The service's settings: the options of ``isthmus cloud serve``, each also read from ISTHMUS_CLOUD_<NAME>.
+
+Free of the libraries that serve, so that help is fast.
+"""
 
 import dataclasses
 import ipaddress
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typer import Option
 
-from isthmus.cloud.elastic.serve.settings import ElasticSettings, NumberTypeChoice
+from isthmus.command_line import check_fields, from_plain, key_in, to_plain
+
+if TYPE_CHECKING:
+    from isthmus.cloud.elastic.serve.settings import ElasticSettings
+
+ENVIRONMENT = "ISTHMUS_CLOUD_"
+"""Prefix of the environment variables. An empty variable counts as unset."""
 
 
-class CloudSettings(BaseSettings):
-    """All settings, validated on creation: unsafe settings raise pydantic.ValidationError, so no server gets them.
+@dataclass(frozen=True)
+class CloudSettings:
+    """All settings, checked on creation: unsafe settings raise ValueError, so no server gets them.
+
+    Only the command line reads the environment. Settings made in Python are what they are given.
 
     >>> CloudSettings(release=Path("release"), state=Path("state")).listen
     '127.0.0.1:0'
     >>> CloudSettings(release=Path("release"), state=Path("state"), listen="0.0.0.0:50051")
     Traceback (most recent call last):
         ...
-    pydantic_core._pydantic_core.ValidationError: ...
+    ValueError: 0.0.0.0 can be reached from other machines, so the server also needs --tls-cert and --tls-key ...
     """
 
-    model_config = SettingsConfigDict(env_prefix="ISTHMUS_CLOUD_", frozen=True, extra="forbid")
+    state: Annotated[
+        Path, Option(help="Folder for the signing key, the embedded database, the students and unfinished jobs.")
+    ]
+    release: Annotated[
+        Path | None,
+        Option(help="Folder made by 'isthmus distill'. Without it no devices are served: give --elastic-model."),
+    ] = None
+    listen: Annotated[
+        str, Option(help="HOST:PORT to listen on. Port 0 chooses a free port. Beyond loopback TLS is required.")
+    ] = "127.0.0.1:0"
+    database: Annotated[
+        str | None,
+        Option(
+            help="SQLAlchemy URL, such as postgresql://HOST/NAME. Use the environment variable if it holds a password. "
+            "Default: an SQLite file in --state."
+        ),
+    ] = dataclasses.field(default=None, repr=False)
+    artefacts: Annotated[
+        str | None,
+        Option(help="fsspec URL for students' files, such as s3://BUCKET/PREFIX. Default: a folder in --state."),
+    ] = None
+    enrolment_key_file: Annotated[Path | None, Option(help="File with the key that a device must send to enrol.")] = (
+        None
+    )
+    tls_cert: Annotated[Path | None, Option(help="PEM file with the certificate chain. Needs --tls-key.")] = None
+    tls_key: Annotated[Path | None, Option(help="PEM file with the private key. Needs --tls-cert.")] = None
+    port_file: Annotated[Path | None, Option(help="File to write HOST:PORT to once the server is ready.")] = None
+    metrics_port: Annotated[
+        int | None,
+        Option(min=0, max=65_535, help="Port on loopback for Prometheus metrics; 0 chooses one. Default: no metrics."),
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Option(help="Least severe messages that are logged.")
+    ] = "info"
 
-    release: Path | None = None
-    """Folder made by ``isthmus distill``. Without one the server serves no devices and needs ``elastic_model``."""
-    state: Path
-    """Folder for the signing key, the embedded database, students and unfinished jobs."""
-    listen: str = "127.0.0.1:0"
-    """HOST:PORT; port 0 chooses a free port."""
-    database: SecretStr | None = None
-    """SQLAlchemy URL. Default: an SQLite file in ``state``. Secret, because it may hold a password."""
-    artefacts: str | None = None
-    """fsspec URL for students' files. Default: a folder in ``state``."""
-    enrolment_key_file: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    port_file: Path | None = None
-    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
-    """Port on loopback for Prometheus metrics. Default: no metrics."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    workers: Annotated[int, Option(min=0, max=1, help="0: answer devices, but run no personalisations.")] = 1
+    worker_threads: Annotated[
+        int | None, Option(min=1, help="CPU threads of the worker that personalises. Default: chosen by torch.")
+    ] = None
+    max_devices: Annotated[int, Option(min=1, help="Largest number of enrolled devices.")] = 10_000
+    max_queued_jobs: Annotated[int, Option(min=1, help="Largest number of personalisations that wait.")] = 100
+    max_calls: Annotated[
+        int, Option(min=1, help="Largest number of calls in progress, over all devices. Only known callers count.")
+    ] = 1_000
+    max_connections: Annotated[
+        int,
+        Option(
+            min=1,
+            help="Largest number of open connections, of known and unknown callers. The system's limit of open files "
+            "is raised to fit.",
+        ),
+    ] = 4_096
+    max_calls_per_device: Annotated[int, Option(min=1, help="Largest number of calls in progress per device.")] = 16
+    cached_heads: Annotated[int, Option(min=1, help="Number of students whose heads are kept in memory.")] = 64
+    keep_students: Annotated[int, Option(min=1, help="Number of students kept per device, newest first.")] = 3
+    awaiting_timeout_s: Annotated[
+        float,
+        Option(min=0.001, help="Seconds for which a job waits for its device's next prototypes before it fails."),
+    ] = 7 * 24 * 3600.0
+    watch_interval_s: Annotated[
+        float, Option(min=0.001, help="Seconds between two looks at a job that a device watches.")
+    ] = 0.2
 
-    workers: int = Field(default=1, ge=0, le=1)
-    """0: answer devices, but run no personalisations."""
-    worker_threads: int | None = Field(default=None, ge=1)
-    """Compute threads of the worker. Default: chosen by the learning library."""
-    max_devices: int = Field(default=10_000, ge=1)
-    max_queued_jobs: int = Field(default=100, ge=1)
-    max_calls: int = Field(default=1_000, ge=1)
-    """Calls in progress over all devices. Calls count once their caller is known."""
-    max_connections: int = Field(default=4_096, ge=1)
-    """Open connections, of known and unknown callers. The limit of open files is raised to fit."""
-    max_calls_per_device: int = Field(default=16, ge=1)
-    cached_heads: int = Field(default=64, ge=1)
-    """Number of students whose heads are kept in memory."""
-    keep_students: int = Field(default=3, ge=1)
-    """Number of students kept per device, newest first."""
-    awaiting_timeout_s: float = Field(default=7 * 24 * 3600.0, gt=0)
-    """How long a job waits for its device's next prototypes before it fails."""
-    watch_interval_s: float = Field(default=0.2, gt=0)
+    elastic_model: Annotated[
+        str | None,
+        Option(
+            help="Serve image tasks on this vision transformer: a safetensors file with timm's weight names, or a timm "
+            "model name."
+        ),
+    ] = None
+    elastic_pixels: Annotated[
+        str | None,
+        Option(
+            help="Mean and deviation with which the model reads pictures: cifar10, imagenet or half. Default: the "
+            "model's."
+        ),
+    ] = None
+    elastic_profile: Annotated[
+        Path | None, Option(help="Profile that 'isthmus elastic profile' wrote. Default: a file in --state.")
+    ] = None
+    elastic_measure: Annotated[
+        bool,
+        Option("--elastic-measure", help="Measure this machine at the start, and save the result as the profile."),
+    ] = False
+    elastic_policy: Annotated[
+        str,
+        Option(
+            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, or fixed:G for gamma G always."
+        ),
+    ] = "priced"
+    elastic_device: Annotated[str, Option(help="Where the model runs: cpu or cuda.")] = "cpu"
+    elastic_threads: Annotated[int, Option(min=1, help="CPU threads of the model.")] = 1
+    elastic_number_type: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8"],
+        Option(
+            help="Number type of the model. 'auto' takes the profile's; with --elastic-measure, the fastest type with "
+            "the same answers."
+        ),
+    ] = "auto"
+    elastic_compiler: Annotated[str | None, Option(help="A backend of torch.compile, such as inductor.")] = None
+    elastic_memory_bytes: Annotated[
+        int | None,
+        Option(min=1, help="Bytes that a batch may need. A batch that is predicted to need more is split."),
+    ] = None
+    elastic_max_waiting: Annotated[
+        int, Option(min=1, help="Number of images that may wait for a batch. Further images are refused.")
+    ] = 1_024
+    elastic_warm: Annotated[
+        Path | None,
+        Option(
+            help="Folder of warmed models, OUT/models of 'isthmus elastic warmup run'. Each batch of their task runs "
+            "on the best model for its gamma."
+        ),
+    ] = None
+    elastic_warm_bytes: Annotated[
+        int | None,
+        Option(min=1, help="Bytes for warmed models. The least recently used is dropped first. Default: all fit."),
+    ] = None
+    elastic_key_file: Annotated[
+        Path | None,
+        Option(help="File with the key that clients of elastic serving must send. Default: everyone is served."),
+    ] = None
 
-    elastic_model: str | None = None
-    """Elastic serving: a safetensors file with timm's weights of a ViT, or a timm model name. None: off."""
-    elastic_pixels: str | None = None
-    """Mean and deviation with which the model reads pictures, by name. For a timm model name they are known."""
-    elastic_profile: Path | None = None
-    """Profile written by ``isthmus elastic profile``. Default: a file in ``state``."""
-    elastic_measure: bool = False
-    """Measure this machine at the start and save the result as the profile."""
-    elastic_policy: str = ElasticSettings.policy
-    elastic_device: str = "cpu"
-    elastic_threads: int = Field(default=1, ge=1)
-    elastic_number_type: NumberTypeChoice = "auto"
-    """auto: the profile's number type. When the machine is measured: the fastest type with the same answers."""
-    elastic_compiler: str | None = None
-    elastic_memory_bytes: int | None = Field(default=None, ge=1)
-    """Memory limit of a batch. A batch that is predicted to need more is split."""
-    elastic_max_waiting: int = Field(default=1_024, ge=1)
-    """Number of images that may wait for a batch. Further images are refused."""
-    elastic_warm: Path | None = None
-    """Folder of warmed models (``isthmus elastic warmup``). Each batch of their task runs on the best for its gamma."""
-    elastic_warm_bytes: int | None = Field(default=None, ge=1)
-    """Memory for warmed models; the least recently used is dropped first. Default: room for all."""
-    elastic_key_file: Path | None = None
-    """File with the key that clients of elastic serving must send. Default: everyone is served."""
-
-    @model_validator(mode="after")
-    def _safe(self) -> Self:
+    def __post_init__(self) -> None:
+        check_fields(self)
         if self.release is None and self.elastic_model is None:
             raise ValueError("nothing to serve: give --release, --elastic-model or both")
         host, port = split_listen(self.listen)
@@ -111,23 +182,22 @@ class CloudSettings(BaseSettings):
                     f"{host} can be reached from other machines, so the server also needs {' and '.join(missing)}. "
                     "Give these, or listen on 127.0.0.1."
                 )
-        return self
 
     @property
-    def elastic(self) -> ElasticSettings | None:
+    def elastic(self) -> "ElasticSettings | None":
         """The settings of elastic serving; None if no model is named."""
+        from isthmus.cloud.elastic.serve.settings import ElasticSettings
+
         if self.elastic_model is None:
             return None
-        return ElasticSettings(
-            model=self.elastic_model,
-            state=self.state,
-            **{name: getattr(self, f"elastic_{name}") for name in _ELASTIC},
-        )
+        names = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in ("model", "state")]
+        of_elastic = {name: getattr(self, f"elastic_{name}") for name in names}
+        return ElasticSettings(model=self.elastic_model, state=self.state, **of_elastic)
 
     @property
     def database_url(self) -> str:
         if self.database is not None:
-            return self.database.get_secret_value()
+            return self.database
         return f"sqlite:///{self.state.absolute() / 'isthmus.db'}"
 
     @property
@@ -143,31 +213,27 @@ class CloudSettings(BaseSettings):
         return self.state / "signing_key"
 
     def to_json(self) -> str:
-        """Return all settings, secrets included. For the pipe to the worker, never for a log."""
-        values = self.model_dump(mode="json", exclude={"database"})
-        if self.database is not None:
-            values["database"] = self.database.get_secret_value()
-        return json.dumps(values)
+        """Return everything, secrets included: for the pipe to the worker, never for a log."""
+        return json.dumps(to_plain(self))
+
+    @staticmethod
+    def from_json(text: str) -> "CloudSettings":
+        """Return the settings of which ``to_json`` made the text."""
+        return from_plain(CloudSettings, json.loads(text))
 
     def enrolment_key(self) -> str | None:
-        """Read the enrolment key. Raises ValueError if the file is empty, OSError if it cannot be read."""
-        return _key(self.enrolment_key_file)
+        """Return the key that devices must send; None if they need none.
+
+        Raises ValueError for a file without a key, OSError for a file that cannot be read.
+        """
+        return key_in(self.enrolment_key_file)
 
     def elastic_key(self) -> str | None:
-        """Read the key of elastic serving. Raises ValueError if the file is empty, OSError if it cannot be read."""
-        return _key(self.elastic_key_file)
+        """Return the key that clients of elastic serving must send; None if they need none.
 
-
-_ELASTIC = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in ("model", "state")]
-
-
-def _key(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    key = file.read_text().strip()
-    if not key:
-        raise ValueError(f"{file} holds no key")
-    return key
+        Raises ValueError for a file without a key, OSError for a file that cannot be read.
+        """
+        return key_in(self.elastic_key_file)
 
 
 def split_listen(listen: str) -> tuple[str, int]:
@@ -176,6 +242,11 @@ def split_listen(listen: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal():
         raise ValueError(f"listen: {listen!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def joined(host: str, port: int) -> str:
+    """Return "[::1]:50051" for an IPv6 address and "127.0.0.1:50051" for any other host: the way clients take it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

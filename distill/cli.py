@@ -2,100 +2,63 @@
 
 import json
 import logging
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from isthmus.data.cache.build import CacheFull
-from isthmus.data.files import write_atomically
-from isthmus.distill import release as releases
-from isthmus.distill.models.heads import HeadBank
-from isthmus.distill.prepare import begin_release, choose_split, decode, read_data, recipe_for, release_split
-from isthmus.distill.recipes import PRESETS
-from isthmus.distill.release import Release, ReleaseError, load_weights, save_weights
-from isthmus.distill.selection import STRATEGIES, Selection, Wanted
-from isthmus.distill.student.base import make_base, make_student
-from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, by_captured, student_outputs
-from isthmus.distill.student.export import ExportError, export_student
-from isthmus.distill.student.personalise import distil_round, select_round, train_heads
-from isthmus.distill.teacher.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
-from isthmus.distill.training.checkpoint import CheckpointError
-from isthmus.distill.training.loop import EpochReport, TrainingDiverged, pick_device
-from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
-from isthmus.proto.messages import Captured
+from isthmus.command_line import App, Device, Layout, Seed, Threads, fail, known, listed, print_table
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Train the teacher, distil students, export and evaluate them.\n\n"
-    "A release is one folder. 'teacher' begins it, 'student' finishes it; then 'isthmus cloud serve --release' "
+if TYPE_CHECKING:
+    from isthmus.distill.release import Release
+    from isthmus.distill.selection import Selection
+    from isthmus.distill.training.loop import EpochReport
+
+app = App(
+    "isthmus distill",
+    help="Train the teacher; distil, export and evaluate students.\n\n"
+    "A release is one folder. 'teacher' begins it and 'student' finishes it. Then 'isthmus cloud serve --release' "
     "personalises students from what devices send. 'select', 'student --selection', 'compress' and 'export' do by "
-    "hand, step by step, what the cloud does for a device. Every training can be stopped and run again: it goes on "
-    "where it stood.",
+    "hand, step by step, what the cloud does for a device. A training that was stopped continues when it is run again.",
+    extra="train",
+    log_level=logging.INFO,
 )
 
 ReleaseDir = Annotated[Path, typer.Option("--release", help="The release's folder.")]
-DataDir = Annotated[Path, typer.Option("--data", help="A data set in CREMA-D's or AVE's published layout.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Device = Annotated[str, typer.Option(help="'auto' takes a GPU where there is one; or 'cpu', 'cuda'.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves torch's own choice.")]
+DataDir = Annotated[Path, typer.Option("--data", help="A data set in the published layout of CREMA-D or AVE.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="ImageNet weights of the trunk: safetensors in torchvision's names. Default: random."),
+    typer.Option(help="ImageNet weights of the trunk: safetensors with torchvision's names. Default: random weights."),
 ]
-SelectionFile = Annotated[Path, typer.Option("--selection", help="What 'isthmus distill select' wrote.")]
-
-EXPECTED = (ReleaseError, CheckpointError, TrainingDiverged, ExportError, CacheFull, ValueError, KeyError, OSError)
-
-
-def _told(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the errors a user can act on into one line and exit code 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        try:
-            command(*args, **kwargs)
-        except EXPECTED as error:
-            typer.echo(f"isthmus distill: {error.args[0] if error.args else error}", err=True)
-            raise typer.Exit(1) from error
-
-    return run
+SelectionFile = Annotated[Path, typer.Option("--selection", help="JSON file that 'isthmus distill select' wrote.")]
+StudentFile = Annotated[Path, typer.Option("--student", help="The student: a student.safetensors file.")]
 
 
-def _compute(device: str, threads: int) -> torch.device:
-    if threads:
-        torch.set_num_threads(threads)
-    return pick_device(device)
-
-
-@app.command()
-@_told
+@app.command(
+    resumes=True, example="isthmus distill teacher --data clips/CREMA-D --release release --private-actors 1001,1002"
+)
 def teacher(
     data: DataDir,
     release: ReleaseDir,
-    preset: Annotated[str, typer.Option(help=f"Sizes and schedules: {', '.join(PRESETS)}.")] = "small",
-    layout: Annotated[str, typer.Option(help="'auto', 'crema-d' or 'ave'.")] = "auto",
+    preset: Annotated[
+        Literal["thesis", "small", "smoke"], typer.Option(help="Sizes and schedules: smoke takes minutes.")
+    ] = "small",
+    layout: Layout = "auto",
     private_actors: Annotated[
-        str, typer.Option(help="Comma-separated actors kept private, one client each (split by person).")
+        str, typer.Option(help="Actors that are kept private, with commas. Each becomes one client.")
     ] = "",
     private_list: Annotated[
         Path | None,
-        typer.Option(help="Published list of private clips: AVE's testSet.txt, or a CSV of clip and label."),
+        typer.Option(help="Published list of private clips: AVE's testSet.txt, or a CSV file of clip and label."),
     ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of the public clips kept for weighing the two branches; default: the preset's."),
+        typer.Option(help="Share of the public clips held out to weigh the two branches. Default: the preset's."),
     ] = None,
     balance: Annotated[
-        str | None,
-        typer.Option(help="'unimodal' (each branch alone) or 'ogm-ge' (at once, balanced); default: the preset's."),
+        Literal["unimodal", "ogm-ge"] | None,
+        typer.Option(help="Train each branch alone, or both at once and balanced. Default: the preset's."),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -104,15 +67,21 @@ def teacher(
 ) -> None:
     """Begin a release: split and decode the data, train the teacher, and run it once over the public clips.
 
+    Needs a data set. Writes the release's folder: the recipe, the split, decoded clips, the teacher and its outputs.
     Without private actors or a list, a tenth of the clips is drawn as private, class by class, and two clients share
     the classes between them, as in the paper.
     """
-    target = _compute(device, threads)
+    from isthmus.distill.prepare import begin_release, choose_split, read_data, recipe_for
+    from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
+    from isthmus.distill.training.loop import pick_device, set_threads
+    from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
+
+    set_threads(threads)
+    target = pick_device(device)
     listing = read_data(data, layout)
-    actors = [actor.strip() for actor in private_actors.split(",") if actor.strip()]
     if listing.incomplete:
         typer.echo(f"{len(listing.incomplete)} clips have sound or picture alone: training leaves them out", err=True)
-    split = choose_split(listing, private_actors=actors, private_list=private_list, seed=seed)
+    split = choose_split(listing, private_actors=listed(private_actors), private_list=private_list, seed=seed)
     begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance), split)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     with bars() as progress:
@@ -123,35 +92,45 @@ def teacher(
     typer.echo(f"teacher: {begun.teacher_path}")
 
 
-@app.command()
-@_told
+@app.command(resumes=True, example="isthmus distill student --release release")
 def student(
     release: ReleaseDir,
     selection: Annotated[
-        Path | None, typer.Option(help="Distil on this selection (from 'select') instead of on all public clips.")
+        Path | None,
+        typer.Option(help="Distil on this selection (of 'select') in place of all public clips. Needs --out."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the student; needed with --selection.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the personal student to.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = 0,
     weights: Weights = None,
 ) -> None:
-    """Distil a student: AllDistill over all public clips, or a personal one on a selection.
+    """Distil a student: on all public clips (AllDistill), or a personal one on a selection.
 
-    Without --selection and with seed 0 this finishes the release: the base student, its heads for every compression
-    ratio, and the ONNX files that devices fetch.
+    Needs a release with a trained teacher. Without --selection and with seed 0 it finishes the release: it writes the
+    base student, its heads for every compression ratio, and the ONNX files that devices fetch. With --selection it
+    writes student.safetensors to --out.
     """
-    target = _compute(device, threads)
+    from isthmus.distill.release import Release, save_weights
+    from isthmus.distill.student.base import make_base, make_student
+    from isthmus.distill.student.personalise import distil_round
+    from isthmus.distill.training.loop import pick_device, set_threads
+    from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
+
+    if selection is not None and out is None:
+        raise typer.BadParameter("it needs --out, the folder of the new student", param_hint="'--selection'")
+    set_threads(threads)
+    target = pick_device(device)
     opened = Release.open(release)
     with bars() as progress:
         watch = EpochBars(progress, len(opened.public.names))
         losses: list[float] = []
 
-        def on_epoch(stage: str, report: EpochReport) -> None:
+        def on_epoch(stage: str, report: "EpochReport") -> None:
             losses.append(report.loss)
             watch(stage, report)
 
-        if selection is None:
+        if selection is None or out is None:
             make_student(opened, seed, target, lambda report: on_epoch("AllDistill", report), weights)
             folder = opened.student_path(seed).parent / f"{seed}-loss"
             if seed == 0:
@@ -160,8 +139,6 @@ def student(
             else:
                 typer.echo(f"student: {opened.student_path(seed)}")
         else:
-            if out is None:
-                raise ValueError("--selection needs --out, the folder of the new student")
             out.mkdir(parents=True, exist_ok=True)
             personal = distil_round(
                 opened,
@@ -180,22 +157,45 @@ def student(
         save_loss_curves(folder, {"distillation": losses}, "student")
 
 
-@app.command()
-@_told
+@app.command(example="isthmus distill select --release release --prototypes prototypes.json --out selection.json")
 def select(
     release: ReleaseDir,
     prototypes: Annotated[
-        Path, typer.Option(help="JSON with 'values' (rows of class probabilities), 'sizes' and perhaps 'features'.")
+        Path,
+        typer.Option(
+            help="JSON file that 'isthmus edge prototypes --json' printed: 'values' (rows of class probabilities), "
+            "'sizes', and perhaps 'features'."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Where to write the selection, as JSON.")],
-    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "cosine",
-    samples_per_row: Annotated[int, typer.Option(help="Public clips per prototype; 0: the recipe's.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON file to write the selection to.")],
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How clips are chosen: cosine, random, all, round_robin, quota, transport, density_ratio, or a "
+            "strategy of an extension."
+        ),
+    ] = "cosine",
+    samples_per_row: Annotated[int, typer.Option(help="Public clips per prototype. 0: as the recipe says.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Choose the public clips that resemble a device's prototypes, and say how much each counts."""
-    opened = Release.open(release)
-    raw = json.loads(prototypes.read_text())
+    """Choose the public clips that resemble a device's prototypes, and the weight of each.
+
+    Needs a release with a trained teacher, and a device's prototypes. Writes the selection to --out, and prints how
+    many clips of each class it holds.
+    """
+    import numpy as np
+
+    from isthmus.data.files import write_atomically
+    from isthmus.distill.release import Release
+    from isthmus.distill.selection import STRATEGIES, Wanted
+    from isthmus.distill.student.personalise import select_round
+    from isthmus.extensions import load_extensions
+
+    load_extensions()
+    known(strategy, STRATEGIES, "--strategy")
+    raw = _object(prototypes, "values", "sizes")
     features = raw.get("features")
+    opened = Release.open(release)
     selected = select_round(
         opened,
         Wanted(
@@ -223,27 +223,39 @@ def select(
     }
     write_atomically(out, json.dumps(document, indent=1))
     worth = f", worth {selected.effective_size:.0f} of equal weight" if selected.weighted else ""
-    table = Table(title=f"{len(indices_S)} of {len(opened.public.names)} public clips{worth}")
-    for name in ("class", "selected"):
-        table.add_column(name)
-    for name, count in zip(opened.recipe.classes, counts.tolist(), strict=True):
-        table.add_row(name, str(count))
-    Console().print(table)
+    print_table(
+        ("class", "selected"),
+        [(name, str(count)) for name, count in zip(opened.recipe.classes, counts.tolist(), strict=True)],
+        title=f"{len(indices_S)} of {len(opened.public.names)} public clips{worth}",
+    )
 
 
-@app.command()
-@_told
+@app.command(
+    example="""
+    isthmus distill compress --release release --selection selection.json --student new/student.safetensors \\
+        --out new/heads.safetensors
+    """
+)
 def compress(
     release: ReleaseDir,
     selection: SelectionFile,
-    student_file: Annotated[Path, typer.Option("--student", help="student.safetensors.")],
-    out: Annotated[Path, typer.Option(help="Where to write heads.safetensors.")],
+    student_file: StudentFile,
+    out: Annotated[Path, typer.Option(help="File to write the heads to, such as heads.safetensors.")],
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Train the compressors and heads of every ratio on a selection, the student frozen."""
-    target = _compute(device, threads)
+    """Train the compressors and heads of every compression ratio on a selection. The student is not changed.
+
+    Needs a release, a selection of 'select' and a student of 'student --selection'. Writes the heads to --out.
+    """
+    from isthmus.distill.release import Release, load_weights
+    from isthmus.distill.student.personalise import train_heads
+    from isthmus.distill.training.loop import pick_device, set_threads
+    from isthmus.distill.training.progress import EpochBars, bars
+
+    set_threads(threads)
+    target = pick_device(device)
     opened = Release.open(release)
     encoders = load_weights(opened.new_student(), student_file, "isthmus distill student")
     selected = _read_selection(selection, opened)
@@ -256,37 +268,64 @@ def compress(
     typer.echo(f"heads for ratios {', '.join(f'{ratio:g}' for ratio in bank.ratios)}: {out}")
 
 
-@app.command()
-@_told
+@app.command(
+    example="""
+    isthmus distill export --release release --student new/student.safetensors --heads new/heads.safetensors --out new
+    """
+)
 def export(
     release: ReleaseDir,
-    student_file: Annotated[Path, typer.Option("--student", help="student.safetensors.")],
-    heads: Annotated[Path, typer.Option(help="heads.safetensors.")],
-    out: Annotated[Path, typer.Option(help="Folder of the ONNX files.")],
+    student_file: StudentFile,
+    heads: Annotated[Path, typer.Option(help="The heads: a heads.safetensors file of 'compress'.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the ONNX files to.")],
 ) -> None:
-    """Write student, heads and compressors as ONNX, each compared with torch."""
+    """Export a student, its heads and its compressors as ONNX files, and compare each file's outputs with torch's.
+
+    Needs a release, a student and its heads. Writes the ONNX files to --out.
+    """
+    from isthmus.distill.models.heads import HeadBank
+    from isthmus.distill.release import Release, load_weights
+    from isthmus.distill.student.export import export_student
+
     opened = Release.open(release)
     encoders = load_weights(opened.new_student(), student_file, "isthmus distill student")
     for path in export_student(opened, encoders, HeadBank.load(heads), out):
         typer.echo(f"{path}  {path.stat().st_size:,} bytes")
 
 
-@app.command()
-@_told
+@app.command(example="isthmus distill evaluate --release release --data clips/CREMA-D --out accuracy.json")
 def evaluate(
     release: ReleaseDir,
     data: DataDir,
-    layout: Annotated[str, typer.Option(help="'auto', 'crema-d' or 'ave'.")] = "auto",
+    layout: Layout = "auto",
     student_file: Annotated[
-        Path | None, typer.Option("--student", help="student.safetensors; default: the base student.")
+        Path | None,
+        typer.Option("--student", help="The student: a student.safetensors file. Default: the base student."),
     ] = None,
-    heads: Annotated[Path | None, typer.Option(help="heads.safetensors; default: the base student's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+    heads: Annotated[
+        Path | None, typer.Option(help="Its heads: a heads.safetensors file. Default: the base student's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the accuracies to as well.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Measure teacher and student on every client's clips: each way of answering, and with sound or picture absent."""
-    target = _compute(device, threads)
+    """Measure the accuracy of teacher and student on every client's private clips.
+
+    Needs a finished release and its data set. Prints each way of answering, and the accuracy without sound or without
+    picture. Writes --out if it is given.
+    """
+    import numpy as np
+
+    from isthmus.data.files import write_atomically
+    from isthmus.distill.models.heads import HeadBank
+    from isthmus.distill.prepare import decode, read_data, release_split
+    from isthmus.distill.release import Release, load_weights
+    from isthmus.distill.student.evaluate import accuracy, bank_probabilities, by_captured, student_outputs
+    from isthmus.distill.teacher.teach import teacher_accuracy
+    from isthmus.distill.training.loop import pick_device, set_threads
+
+    set_threads(threads)
+    target = pick_device(device)
     opened = Release.open(release)
     listing = read_data(data, layout)
     encoders = opened.student(0)
@@ -309,34 +348,38 @@ def evaluate(
             "student, teacher head": accuracy(outputs.probabilities_NC, labels_N),
         }
         for ratio in bank.ratios:
-            told = partial(_told_right, bank, outputs, ratio, labels_N)
-            figures[client] |= by_captured(f"student, ratio {ratio:g}", told)
-    table = Table(title="accuracy, %")
-    table.add_column("")
-    for client in figures:
-        table.add_column(client, justify="right")
+
+            def share_right(captured: Any, ratio: float, outputs: Any = outputs, labels_N: Any = labels_N) -> float:
+                return accuracy(bank_probabilities(bank, outputs, ratio, captured), labels_N)
+
+            figures[client] |= by_captured(f"student, ratio {ratio:g}", partial(share_right, ratio=ratio))
+    rows = []
     for row in next(iter(figures.values())):
-        scale = 1 if row == "clips" else 100
-        table.add_row(row, *(f"{scale * figures[client][row]:.{0 if row == 'clips' else 1}f}" for client in figures))
-    Console().print(table)
+        scale, digits = (1, 0) if row == "clips" else (100, 1)
+        rows.append((row, *(f"{scale * figures[client][row]:.{digits}f}" for client in figures)))
+    print_table(("", *figures), rows, title="Accuracy, %", right=True)
     if out is not None:
-        write_atomically(
-            out, json.dumps({"release": releases.Release.open(release).recipe.name, **figures}, indent=1).encode()
-        )
+        write_atomically(out, json.dumps({"release": opened.recipe.name, **figures}, indent=1))
 
 
-def _told_right(
-    bank: HeadBank,
-    outputs: StudentOutputs,
-    ratio: float,
-    labels_N: np.ndarray[tuple[int], np.dtype[np.int64]],
-    captured: Captured,
-) -> float:
-    return accuracy(bank_probabilities(bank, outputs, ratio, captured), labels_N)
+def _object(path: Path, *fields: str) -> dict[str, Any]:
+    """Return the JSON object of a file. Raises ValueError for another file, OSError for one that cannot be read."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    missing = [field for field in fields if not isinstance(raw, dict) or field not in raw]
+    if missing:
+        fail(f"{path} lacks {', '.join(repr(field) for field in missing)}")
+    return dict(raw)
 
 
-def _read_selection(path: Path, opened: Release) -> Selection:
-    raw = json.loads(path.read_text())
-    if raw.get("release") != opened.outputs_key():
+def _read_selection(path: Path, opened: "Release") -> "Selection":
+    import numpy as np
+
+    from isthmus.distill.selection import Selection
+
+    raw = _object(path, "release", "indices", "weights")
+    if raw["release"] != opened.outputs_key():
         raise ValueError(f"{path} was selected from another release: run 'isthmus distill select' again")
     return Selection(np.asarray(raw["indices"], dtype=np.int64), np.asarray(raw["weights"], dtype=np.float32))

@@ -83,8 +83,14 @@ def release_split(release: Release) -> Split:
 def decode(
     listing: Listing, names: Sequence[str], recipe: Recipe, cache_dir: Path, *, progress: bool = True
 ) -> ClipArrays:
-    """Decode the named clips as the recipe reads them. Raises KeyError for names that the listing lacks."""
+    """Decode the named clips as the recipe reads them. Raises ValueError if the listing lacks one of them."""
     by_name = {ref.name: ref for ref in listing.refs}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(
+            f"the data set lacks {len(missing)} of the release's clips, such as {missing[0]}: "
+            "give the data set that the release was begun with"
+        )
     return build_arrays([by_name[name] for name in names], listing.classes, recipe.input, cache_dir, progress)
 
 

@@ -6,13 +6,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from isthmus import __version__
+
+if TYPE_CHECKING:
+    from isthmus.command_line import CommandPage
 
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a subcommand lives, and the line ``--help`` shows for it without importing it."""
+    """Where a subcommand is defined, and the line that ``--help`` shows for it without importing it."""
 
     module: str
     help: str
@@ -21,47 +25,60 @@ class LazyCommand:
 
 SUBCOMMANDS: dict[str, LazyCommand] = {
     "demo": LazyCommand(
-        "isthmus.demo.cli", "The whole loop on this machine: two devices, one cloud, a report.", "demo"
+        "isthmus.demo.cli", "Run the whole loop on this machine: two devices, one cloud, a report.", "demo"
     ),
-    "data": LazyCommand("isthmus.data.cli", "Check, decode and generate data sets (CREMA-D and AVE layouts).", "train"),
-    "distill": LazyCommand("isthmus.distill.cli", "Train the teacher, distil students, export, evaluate.", "train"),
+    "data": LazyCommand(
+        "isthmus.data.cli", "Check, split and generate data sets in the layouts of CREMA-D and AVE.", "train"
+    ),
+    "distill": LazyCommand("isthmus.distill.cli", "Train the teacher; distil, export and evaluate students.", "train"),
     "cloud": LazyCommand(
-        "isthmus.cloud.commands.cloud", "The cloud service: personalise students, answer devices.", "cloud"
+        "isthmus.cloud.commands.cloud", "Run the cloud service: personalise students, answer devices.", "cloud"
     ),
-    "edge": LazyCommand("isthmus.edge.commands.edge", "The device: run the agent, see what would leave it.", "edge"),
+    "edge": LazyCommand(
+        "isthmus.edge.commands.edge", "Run the device; show what would leave it; roll a student back.", "edge"
+    ),
     "elastic": LazyCommand(
         "isthmus.cloud.commands.elastic",
-        "Elastic ViT serving: learn prompts, search schedules, profile a machine.",
+        "Serve many image tasks with one vision transformer: prepare, measure, query.",
         "elastic",
     ),
     "experiment": LazyCommand(
-        "isthmus.experiments.cli", "Measured comparisons over seeds, written as result files.", "demo"
+        "isthmus.experiments.cli", "Compare methods over seeds, and write the results to files.", "demo"
     ),
-    "privacy": LazyCommand(
-        "isthmus.privacy.cli", "Attack what a device would send, and tell what it gives away.", "demo"
-    ),
+    "privacy": LazyCommand("isthmus.privacy.cli", "Attack what a device would send, and report what leaks.", "demo"),
 }
+
+FIRST_COMMANDS: tuple[tuple[str, str], ...] = (
+    ("isthmus demo", "the whole loop on invented clips, in minutes; writes demo-out/report.html"),
+    ("isthmus data make crema-d clips", "a small data set of invented clips, to try the other commands on"),
+    ("isthmus elastic replay", "how a policy of elastic serving copes with a burst of queries, simulated"),
+)
+"""What a newcomer types first, and what each command shows."""
 
 
 def _help() -> str:
     width = max(len(name) for name in SUBCOMMANDS)
     lines = [f"  {name:<{width}}  {command.help}" for name, command in SUBCOMMANDS.items()]
+    first = [line for command, shows in FIRST_COMMANDS for line in (f"  {command}", f"      {shows}")]
     return "\n".join(
         [
             "Usage: isthmus [--version] [--help] COMMAND [ARGS]...",
             "",
-            "Private, personalised multimodal inference between a device and the cloud.",
+            "Personalise an audio-visual classifier for each user without uploading recordings.",
             "",
             "Commands:",
             *lines,
             "",
-            "'isthmus COMMAND --help' says more of each.",
+            "First commands to try:",
+            *first,
+            "",
+            "'isthmus COMMAND --help' describes a command and shows an example.",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the ``isthmus`` command: finds the subcommand, imports it, and hands it the rest of the line.
+    """Find the subcommand, import it, and give it the rest of the line. This is the entry point of ``isthmus``.
 
     The dispatch is plain Python, not a typer group, because a group imports every subcommand to print its help.
     """
@@ -75,12 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = args
     command = SUBCOMMANDS.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        print(f"isthmus: no command '{name}'.{hint} 'isthmus --help' lists them.", file=sys.stderr)
+        what = "option" if name.startswith("-") else "command"
+        print(
+            f"isthmus: no {what} '{name}'.{_did_you_mean(name)} 'isthmus --help' lists the commands.", file=sys.stderr
+        )
         return 2
-    # Read when torch loads OpenMP. Threads that spin while they wait take the processor from those they wait for: on a
-    # machine that did other work too, a training step took up to 13 times as long (docs/results/training-step).
+    # Torch reads this when it loads OpenMP. A thread that spins while it waits takes the processor from the thread that
+    # it waits for: on a machine with other work, a training step took up to 13 times as long (results: training-step).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         module = importlib.import_module(command.module)
@@ -88,13 +106,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] == "isthmus":
             raise
         print(
-            f"'isthmus {name}' needs the package '{error.name}', which is not installed here. "
+            f"isthmus {name}: the package '{error.name}' is not installed here. "
             f"Install it with: pip install 'isthmus[{command.extra}]'",
             file=sys.stderr,
         )
         return 1
     module.app(prog_name=f"isthmus {name}", args=rest)
     return 0
+
+
+def _did_you_mean(name: str) -> str:
+    """Suggest the nearest subcommand, or the command of this name one level deeper, such as 'isthmus cloud serve'."""
+    near = difflib.get_close_matches(name, [*SUBCOMMANDS, "--help", "--version"], n=1)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    deeper = [page.path for page in pages() if not page.below and page.path.rpartition(" ")[2] == name]
+    return f" Did you mean {' or '.join(repr(path) for path in deeper)}?" if deeper else ""
+
+
+def pages() -> list["CommandPage"]:
+    """Return the help page of every command, in the order of ``--help``, as plain data. No command is run."""
+    from isthmus.command_line import pages_of
+
+    return [
+        page
+        for name, command in SUBCOMMANDS.items()
+        for page in pages_of(importlib.import_module(command.module).app, f"isthmus {name}")
+    ]
 
 
 if __name__ == "__main__":

@@ -1,50 +1,86 @@
-"""``isthmus elastic register``, ``tasks``, ``remove`` and ``query``: a running server, from the command line."""
+"""``isthmus elastic register``, ``tasks``, ``remove`` and ``query``: the client of a running server.
 
-import sys
+They need the extra ``client`` alone: no torch, and nothing that serves.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from isthmus.cloud.elastic.tasks.task import TaskSpec
-from isthmus.cloud.rpc.elastic_client import ElasticClient
-from isthmus.proto.errors import IsthmusError
+from isthmus.command_line import App, fail, key_in, one_line, print_table
 
-_Server = Annotated[str, typer.Option(help="HOST:PORT of 'isthmus cloud serve --elastic-model ...'.")]
-_KeyFile = Annotated[Path | None, typer.Option(help="File with the server's key for elastic serving.")]
-_TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate to trust; without one the connection is plain.")]
+if TYPE_CHECKING:
+    from isthmus.cloud.rpc.elastic_client import ElasticClient
+
+_EXTRA = "client"
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Adds the commands of this file to the ``isthmus elastic`` command."""
-    for command in (register, tasks, remove, query):
-        app.command()(command)
+@dataclass(frozen=True)
+class Server:
+    """How to reach a server of elastic serving."""
+
+    server: Annotated[str, typer.Option(help="Address of 'isthmus cloud serve --elastic-model ...', HOST:PORT.")]
+    key_file: Annotated[Path | None, typer.Option(help="File with the key that the server asks its clients for.")] = (
+        None
+    )
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate to trust. Without one the connection is not encrypted.")
+    ] = None
+
+    @contextmanager
+    def connected(self) -> Iterator["ElasticClient"]:
+        """Open a connection to the server. Raises IsthmusError, ValueError or OSError."""
+        from isthmus.cloud.rpc.elastic_client import ElasticClient
+
+        with ElasticClient.connect(self.server, key=key_in(self.key_file), tls_cert=self.tls_cert) as client:
+            yield client
+
+
+def add_commands(app: App) -> None:
+    """Add the commands of this file to the ``isthmus elastic`` command."""
+    app.command(
+        extra=_EXTRA, example="isthmus elastic register tasks/animals.json --server 127.0.0.1:50051 --key-file key"
+    )(register)
+    app.command(extra=_EXTRA, example="isthmus elastic tasks --server 127.0.0.1:50051 --key-file key")(tasks)
+    app.command(extra=_EXTRA, example="isthmus elastic remove animals --server 127.0.0.1:50051 --key-file key")(remove)
+    app.command(extra=_EXTRA, example="isthmus elastic query animals cat.png --server 127.0.0.1:50051 --latency 0.2")(
+        query
+    )
 
 
 def register(
-    task: Annotated[Path, typer.Argument(help="NAME.json beside NAME.safetensors, from 'isthmus elastic prompts'.")],
-    server: _Server,
-    key_file: _KeyFile = None,
-    tls_cert: _TlsCert = None,
+    task: Annotated[
+        Path, typer.Argument(help="NAME.json of 'isthmus elastic prompts', with NAME.safetensors beside it.")
+    ],
+    server: Server,
 ) -> None:
-    """Register a task, or replace the one of the same name; in mid-traffic too."""
-    with _client(server, key_file, tls_cert) as client:
-        try:
-            spec = TaskSpec.from_json(task.read_text(encoding="utf-8"))
-            weights = task.with_suffix(".safetensors").read_bytes()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _failure(f"{task} is no task, or its weights are missing: {error}") from error
+    """Register a task with a server, or replace the task of the same name.
+
+    Needs a running server and the two files of a task. Queries of other tasks are answered meanwhile. Prints the task's
+    name and its new version.
+    """
+    from isthmus.cloud.elastic.tasks.task import TaskSpec
+
+    try:
+        spec = TaskSpec.from_json(task.read_text(encoding="utf-8"))
+        weights = task.with_suffix(".safetensors").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fail(f"{task} is not a task, or its weights are missing: {one_line(error)}")
+    with server.connected() as client:
         registered = client.register(spec, weights)
-        print(f"{registered.description.name} version {registered.version}")
+    typer.echo(f"{registered.description.name} version {registered.version}")
 
 
-def tasks(server: _Server, key_file: _KeyFile = None, tls_cert: _TlsCert = None) -> None:
-    """List the tasks that a server answers."""
-    with _client(server, key_file, tls_cert) as client:
+def tasks(server: Server) -> None:
+    """List the tasks that a server answers, with their classes, prompts and accuracies.
+
+    Needs a running server. Writes nothing. If the output is no terminal, each task is a line with tabs between columns.
+    """
+    with server.connected() as client:
         rows = [
             (
                 each.description.name,
@@ -55,60 +91,39 @@ def tasks(server: _Server, key_file: _KeyFile = None, tls_cert: _TlsCert = None)
             )
             for each in client.tasks()
         ]
-    if not sys.stdout.isatty():
-        for row in rows:
-            print("\t".join(row))
-        return
-    table = Table("task", "version", "classes", "prompts at gamma", "accuracy by gamma")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print_table(("task", "version", "classes", "prompts at gamma", "accuracy by gamma"), rows, tabs_in_pipes=True)
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="As 'isthmus elastic tasks' lists it.")],
-    server: _Server,
-    key_file: _KeyFile = None,
-    tls_cert: _TlsCert = None,
+    name: Annotated[str, typer.Argument(help="The task's name, as 'isthmus elastic tasks' lists it.")],
+    server: Server,
 ) -> None:
-    """Forget a task. Queries under way are still answered."""
-    with _client(server, key_file, tls_cert) as client:
+    """Remove a task from a server. Queries that are being answered are still answered.
+
+    Needs a running server that has the task. Prints nothing.
+    """
+    with server.connected() as client:
         client.remove(name)
 
 
 def query(
     task: Annotated[str, typer.Argument(help="Name of a registered task.")],
     image: Annotated[Path, typer.Argument(help="A JPEG or PNG file.")],
-    server: _Server,
-    latency: Annotated[float, typer.Option(help="Seconds to the answer; 0 leaves it to the task.")] = 0.0,
-    utility: Annotated[float | None, typer.Option(help="Worth of a right answer; the task's default without.")] = None,
-    key_file: _KeyFile = None,
-    tls_cert: _TlsCert = None,
+    server: Server,
+    latency: Annotated[float, typer.Option(help="Seconds until the answer is due. 0: the task's default.")] = 0.0,
+    utility: Annotated[
+        float | None, typer.Option(help="What a right answer in time is worth. Default: the task's default.")
+    ] = None,
 ) -> None:
-    """Classify one image."""
-    with _client(server, key_file, tls_cert) as client:
-        try:
-            encoded = image.read_bytes()
-        except OSError as error:
-            raise _failure(str(error)) from error
+    """Classify one picture.
+
+    Needs a running server with the task. Prints the class, then the gamma of its batch, the time in the queue and the
+    time of the batch.
+    """
+    encoded = image.read_bytes()
+    with server.connected() as client:
         reply = client.query(task, encoded, latency_s=latency, utility=utility)
-        print(
-            f"{reply.class_name}\tgamma {reply.gamma}, waited {reply.queue_s * 1e3:.1f} ms, ran "
-            f"{reply.run_s * 1e3:.1f} ms{'' if reply.in_time else ', late'}"
-        )
-
-
-@contextmanager
-def _client(server: str, key_file: Path | None, tls_cert: Path | None) -> Iterator[ElasticClient]:
-    """A connection whose errors end the command in one line."""
-    try:
-        key = None if key_file is None else key_file.read_text(encoding="utf-8").strip()
-        with ElasticClient.connect(server, key=key, tls_cert=tls_cert) as client:
-            yield client
-    except (IsthmusError, OSError) as error:
-        raise _failure(str(error)) from error
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"isthmus elastic: {message}", err=True)
-    return typer.Exit(1)
+    typer.echo(
+        f"{reply.class_name}\tgamma {reply.gamma}, waited {reply.queue_s * 1e3:.1f} ms, ran "
+        f"{reply.run_s * 1e3:.1f} ms{'' if reply.in_time else ', late'}"
+    )

@@ -96,7 +96,7 @@ class Supervisor:
         )
         assert process.stdin is not None
         hello = {
-            "settings": json.loads(self._settings.to_json()),
+            "settings": self._settings.to_json(),
             "parent_pid": os.getpid(),
             "epoch": self._epoch(),
             "crashed": self._crashed,

@@ -153,7 +153,7 @@ def main() -> None:
     die_with_parent(hello["parent_pid"])
     # Ctrl-C reaches all processes of the terminal; the server decides when the worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = CloudSettings(**hello["settings"])
+    settings = CloudSettings.from_json(hello["settings"])
     logs.configure(settings.log_level)
     load_extensions()
     worker = Worker(settings, crashed=hello["crashed"])

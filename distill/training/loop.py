@@ -81,6 +81,12 @@ class _EpochSampler(Sampler[int]):
         return len(self._keys)
 
 
+def set_threads(threads: int) -> None:
+    """Let torch compute with this many CPU threads; 0 leaves torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """Return the named device; ``auto`` takes a GPU if there is one."""
     if device != "auto":

@@ -2,15 +2,23 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-app = typer.Typer(add_completion=False)
+from isthmus.command_line import App
+
+app = App("isthmus demo", help="Run the whole loop on this machine.", extra="demo")
 
 
-@app.command()
+@app.command(
+    "isthmus demo",
+    resumes=True,
+    example="""
+    isthmus demo --out demo-out
+    isthmus demo --data clips/CREMA-D --preset small --out demo-small
+    """,
+)
 def demo(
     data: Annotated[
         Path | None,
@@ -18,26 +26,32 @@ def demo(
             help="A folder in CREMA-D's layout. Default: a synthetic set is made.", exists=True, file_okay=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where everything goes; finished training there is taken over.")] = Path(
-        "demo-out"
-    ),
-    seed: Annotated[int, typer.Option(help="Of the data, the split, the training and the devices.", min=0)] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write everything to. Finished training that is there is used.")
+    ] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Seed of the data, the split, the training and the devices.", min=0)] = 0,
     preset: Annotated[
-        str, typer.Option(help="Sizes and schedules: smoke (minutes), small (an hour), thesis.")
+        Literal["smoke", "small", "thesis"],
+        typer.Option(help="Sizes and schedules: smoke takes minutes, small an hour, thesis days."),
     ] = "smoke",
     edge_python: Annotated[
         Path | None,
-        typer.Option(help="Python of the devices' environment. Default: .venv-edge beside this one, else this one."),
+        typer.Option(
+            help="Python of the devices' environment. Default: that of .venv-edge beside this environment, or this one."
+        ),
     ] = None,
 ) -> None:
-    """Train, start a cloud and two devices as processes of their own, personalise both over gRPC, and report.
+    """Train, start a cloud and two devices as separate processes, personalise both over gRPC, and report.
 
-    Client 1 has private clips of the first half of the classes, client 2 of the second. Both send prototypes, get
+    Needs nothing: without --data it makes a synthetic data set. Writes the data set, the release, the devices' states
+    and report.html to --out, and prints a table at the end.
+
+    Client 1 has private clips of the first half of the classes, client 2 of the second half. Both send prototypes, get
     their own student, and have their test clips answered by the cloud at compression ratios 1 and 2, and alone.
-    Everything listens on loopback only, on a free port. Ends with a table here and report.html in --out.
+    Everything listens on loopback only, on a free port.
     """
-    # Imported here: asking for help should need neither torch nor matplotlib.
-    from isthmus.demo.processes import ChildFailed
+    from rich.console import Console
+
     from isthmus.demo.report import write_report
     from isthmus.demo.run import Demo, DemoSettings
     from isthmus.demo.table import closing_table
@@ -50,21 +64,14 @@ def demo(
         preset=preset,
         edge_python=(edge_python or default_edge_python()).absolute(),
     )
-    try:
-        outcome = Demo(settings, console).run()
-        report = settings.out / "report.html"
-        write_report(outcome, report)
-    except (ChildFailed, ValueError, OSError) as error:
-        typer.echo(f"isthmus demo: {error}", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        typer.echo(f"isthmus demo: interrupted; finished training is kept in {out}, the same command goes on", err=True)
-        raise typer.Exit(130) from None
+    outcome = Demo(settings, console).run()
+    report = settings.out / "report.html"
+    write_report(outcome, report)
     console.print(closing_table(outcome))
-    console.print(f"Report: {report}")
+    typer.echo(f"Report: {report}")
 
 
 def default_edge_python() -> Path:
-    """The Python of ``.venv-edge`` beside the environment that runs this, where there is one."""
+    """Return the Python of ``.venv-edge`` beside the environment that runs this, or else the Python that runs this."""
     beside = Path(sys.prefix).parent / ".venv-edge" / "bin" / "python"
     return beside if beside.exists() else Path(sys.executable)

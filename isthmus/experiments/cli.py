@@ -1,23 +1,17 @@
-"""``isthmus experiment``: measured comparisons, each writing a JSON result and a Markdown table."""
+"""``isthmus experiment``: measured comparisons. Each writes a JSON result and a Markdown table."""
 
-import typer
+import logging
 
-from isthmus.experiments.elastic.cli import elastic_policies, warmed_models
-from isthmus.experiments.personal.cli import cost_command, paper_command, people_command
+from isthmus.command_line import App
+from isthmus.experiments.elastic.cli import add_commands as add_elastic
+from isthmus.experiments.personal.cli import add_commands as add_personal
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Measured comparisons over seeds. Each can be stopped and run again: finished cells are kept.",
+app = App(
+    "isthmus experiment",
+    help="Compare methods over seeds, and write the results to files.\n\n"
+    "Each comparison can be stopped and run again: finished cells are kept.",
+    extra="demo",
+    log_level=logging.WARNING,
 )
-
-
-@app.callback()
-def group() -> None:
-    """Measured comparisons over seeds."""
-
-
-app.command("paper")(paper_command)
-app.command("people")(people_command)
-app.command("cost")(cost_command)
-app.command("elastic")(elastic_policies)
-app.command("warmup")(warmed_models)
+add_personal(app)
+add_elastic(app)

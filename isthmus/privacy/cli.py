@@ -1,92 +1,91 @@
-"""``isthmus privacy``: what someone who holds an upload could learn, attacked, measured and told."""
+"""``isthmus privacy``: attack an upload, and report what whoever holds it could learn."""
 
 import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from isthmus.data.cache.build import CacheFull
-from isthmus.data.files import write_atomically
-from isthmus.distill.prepare import read_data, release_split
-from isthmus.distill.release import Release, ReleaseError
-from isthmus.distill.training.checkpoint import CheckpointError
-from isthmus.distill.training.loop import TrainingDiverged, pick_device
-from isthmus.distill.training.progress import bars
-from isthmus.privacy import measure
-from isthmus.privacy import report as reports
-from isthmus.privacy.uploads import all_modes
+from isthmus.command_line import App, Device, Layout, Threads, listed, numbers, whole_numbers
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="What someone who holds an upload could learn of the clips behind it, by attacking it.",
+app = App(
+    "isthmus privacy",
+    help="Attack what a device would send, and report what it reveals of the clips behind it.",
+    extra="demo",
+    log_level=logging.WARNING,
 )
 
 
 @app.callback()
 def group() -> None:
-    """What someone who holds an upload could learn."""
+    """Attack what a device would send, and report what it reveals of the clips behind it."""
 
 
-@app.command()
+@app.command(
+    resumes=True, example="isthmus privacy report --data clips/CREMA-D --release release --out privacy --seeds 0,1"
+)
 def report(
     data: Annotated[Path, typer.Option(help="The data set that the release was begun with.")],
     release: Annotated[Path, typer.Option(help="A release with an AllDistill student for each seed.")],
-    out: Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md, pictures and report.html.")],
-    seeds: Annotated[str, typer.Option(help="Comma-separated: students, halves of the clips, and all draws.")] = "0",
-    clients: Annotated[str, typer.Option(help="Comma-separated; empty: all of the release's split.")] = "",
-    floors: Annotated[str, typer.Option(help="Comma-separated smallest numbers of clips behind a row.")] = "3,6,9,12",
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to: cells, result.json, result.md, pictures and report.html.")
+    ],
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, with commas. Each selects a student, halves of the clips and all draws.")
+    ] = "0",
+    clients: Annotated[str, typer.Option(help="Clients, with commas. Default: all of the release's split.")] = "",
+    floors: Annotated[
+        str, typer.Option(help="Smallest numbers of clips that a prototype averages, with commas.")
+    ] = "3,6,9,12",
     epsilons: Annotated[
-        str, typer.Option(help="Comma-separated epsilons of Laplace noise, beside none; empty: none alone.")
+        str, typer.Option(help="Epsilons of Laplace noise, with commas, beside no noise. Empty: no noise alone.")
     ] = "1,10",
-    layout: Annotated[str, typer.Option(help="'auto', 'crema-d' or 'ave'.")] = "auto",
-    device: Annotated[str, typer.Option(help="'auto' takes a GPU where there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads of torch; 0 leaves torch's own choice.")] = 0,
+    layout: Layout = "auto",
+    device: Device = "auto",
+    threads: Threads = 0,
 ) -> None:
-    """Attack every upload mode on every client: bring clips back, and tell who was among them.
+    """Attack every upload mode on every client: bring clips back, and find out who was among them.
 
-    The attacker has the public clips, the student and the upload. Can be stopped and run again: finished cells are
-    kept, and the figures are those of a run that was never stopped.
+    Needs a release with students, and its data set. The attacker has the public clips, the student and the upload.
+    Writes --out. A run that was stopped continues, with the same figures as a run that was never stopped.
     """
-    logging.basicConfig(level=logging.WARNING)
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        opened = Release.open(release)
-        split = release_split(opened)
-        modes = all_modes([int(floor) for floor in _listed(floors)], [float(each) for each in _listed(epsilons)])
-        numbers = [int(seed) for seed in _listed(seeds)]
-        if not numbers:
-            raise ValueError("name at least one seed")
-        names = _listed(clients)
-        listing = read_data(data, layout)
-        with bars() as progress:
-            total = len(numbers) * len(names or split.clients) * (len(modes) + 1)
-            task = progress.add_task("attacks", total=total, note="cells")
-            result = measure.run(
-                opened,
-                listing,
-                split,
-                seeds=numbers,
-                clients=names,
-                modes=modes,
-                out=out,
-                device=pick_device(device),
-                told=lambda line: typer.echo(line, err=True),
-                advance=lambda cells: progress.advance(task, cells),
-            )
-        text = reports.markdown(result)
-        write_atomically(out / "result.json", json.dumps(result, indent=1))
-        write_atomically(out / "result.md", text)
-        write_atomically(out / "report.html", reports.render(result, out))
-    except (ReleaseError, CheckpointError, TrainingDiverged, CacheFull, ValueError, OSError) as error:
-        typer.echo(f"isthmus privacy: {error}", err=True)
-        raise typer.Exit(1) from error
+    from isthmus.data.files import write_atomically
+    from isthmus.distill.prepare import read_data, release_split
+    from isthmus.distill.release import Release
+    from isthmus.distill.training.loop import pick_device, set_threads
+    from isthmus.distill.training.progress import bars
+    from isthmus.privacy import measure
+    from isthmus.privacy import report as reports
+    from isthmus.privacy.uploads import all_modes
+
+    each_seed = whole_numbers(seeds, "--seeds")
+    if not each_seed:
+        raise typer.BadParameter("name at least one seed", param_hint="'--seeds'")
+    modes = all_modes(whole_numbers(floors, "--floors"), numbers(epsilons, "--epsilons"))
+    names = listed(clients)
+    set_threads(threads)
+    opened = Release.open(release)
+    split = release_split(opened)
+    listing = read_data(data, layout)
+    with bars() as progress:
+        total = len(each_seed) * len(names or split.clients) * (len(modes) + 1)
+        task = progress.add_task("attacks", total=total, note="cells")
+        result = measure.run(
+            opened,
+            listing,
+            split,
+            seeds=each_seed,
+            clients=names,
+            modes=modes,
+            out=out,
+            device=pick_device(device),
+            told=lambda line: typer.echo(line, err=True),
+            advance=lambda cells: progress.advance(task, cells),
+        )
+    text = reports.markdown(result)
+    write_atomically(out / "result.json", json.dumps(result, indent=1))
+    write_atomically(out / "result.md", text)
+    write_atomically(out / "report.html", reports.render(result, out))
     typer.echo(text)
     typer.echo(f"written: {out / 'report.html'}, result.json, result.md and pictures beside it")
-
-
-def _listed(text: str) -> list[str]:
-    return [each.strip() for each in text.split(",") if each.strip()]

@@ -1,10 +1,11 @@
-"""The command line is an interface: scripts rest on it. A flag that goes, comes or changes its default shows up here.
+"""The command line is an interface: scripts depend on it. A new, missing or changed flag fails this test.
 
-Where a change is meant: ``python -m tests.golden.test_cli_flags`` writes the file anew, and CHANGELOG.md tells users.
+If the change is meant, ``python -m tests.golden.test_cli_flags`` writes the file again, and CHANGELOG.md tells users.
 """
 
 import importlib
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ FROZEN = Path(__file__).with_name("cli_flags.json")
 
 
 def flags() -> dict[str, dict[str, str]]:
-    """Each command's parameters, with whether they are required, or else their default."""
+    """Return each command's parameters, with "required" or else their default."""
     found: dict[str, dict[str, str]] = {}
     for name, lazy in sorted(SUBCOMMANDS.items()):
         _collect(f"isthmus {name}", typer.main.get_command(importlib.import_module(lazy.module).app), found)
@@ -29,10 +30,14 @@ def _collect(name: str, command: Any, found: dict[str, dict[str, str]]) -> None:
     if not hasattr(command, "commands"):
         found[name] = {
             ", ".join([*parameter.opts, *parameter.secondary_opts]): (
-                "required" if parameter.required else str(parameter.default)
+                "required" if parameter.required else _default(parameter.default)
             )
             for parameter in command.params
         }
+
+
+def _default(default: Any) -> str:
+    return "<this machine's name>" if default == platform.node() else str(default)
 
 
 def test_no_flag_changed_unseen() -> None:

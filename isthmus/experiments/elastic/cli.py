@@ -1,84 +1,127 @@
-"""`isthmus experiment elastic` and `warmup`: policies of elastic serving compared, without and with warmed models."""
+"""``isthmus experiment`` elastic and warmup: policies of elastic serving compared, without and with warmed models."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from isthmus.experiments.elastic import comparison, warmed
+from isthmus.command_line import App, listed, numbers, whole_numbers
+
+_SYNTHETIC = "synthetic"
+
+Out = Annotated[Path, Option(help="Folder to write to: cells, result.json, result.md and pictures.")]
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Which queries are served."""
+
+    trace: Annotated[
+        list[str], Option(help="'synthetic', or a recorded trace (CSV). Repeat it for more traces. Default: synthetic.")
+    ] = field(default_factory=list)
+    duration_s: Annotated[float, Option(help="Length of the synthetic trace in seconds.", min=1)] = 60.0
+    window_s: Annotated[float, Option(help="Seconds of a recorded trace that are replayed per second.")] = 60.0
+
+    @property
+    def names(self) -> list[str]:
+        return self.trace or [_SYNTHETIC]
+
+
+Seeds = Annotated[str, Option(help="Seeds, with commas.")]
+Loads = Annotated[str, Option(help="Loads, with commas, as multiples of what the model serves at gamma 0.")]
+
+
+def add_commands(app: App) -> None:
+    """Add the commands of this file to the ``isthmus experiment`` command."""
+    app.command("elastic", resumes=True, example="isthmus experiment elastic --out policies --seeds 0,1")(
+        elastic_policies
+    )
+    app.command(
+        "warmup",
+        resumes=True,
+        example="isthmus experiment warmup --profile profile.json --warm warm/models --out warmed",
+    )(warmed_models)
 
 
 def elastic_policies(
-    out: Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md and pictures.")],
-    trace: Annotated[
-        list[str] | None, typer.Option(help="'synthetic' or a recorded trace (CSV); may be given again.")
-    ] = None,
+    out: Out,
+    traces: TraceOptions,
     profile: Annotated[
-        list[str] | None, typer.Option(help="'paper', 'modelled' or a measured profile (JSON); may be given again.")
+        list[str] | None,
+        Option(
+            help="'paper', 'modelled' or a measured profile (JSON). Repeat it for more. Default: paper and modelled."
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
-    loads: Annotated[str, typer.Option(help="Comma-separated multiples of gamma 0's capacity.")] = "0.5,1,1.5,2",
-    duration_s: Annotated[float, typer.Option(help="Length of the synthetic trace.", min=1)] = 60.0,
-    window_s: Annotated[float, typer.Option(help="So much of a recorded trace is played as one second.")] = 60.0,
-    policies: Annotated[str, typer.Option(help="Comma-separated; empty: all.")] = "",
+    seeds: Seeds = "0,1,2,3,4",
+    loads: Loads = "0.5,1,1.5,2",
+    policies: Annotated[str, Option(help="Policies, with commas. Default: all.")] = "",
 ) -> None:
-    """Utility of every policy of elastic serving, simulated, beside the clairvoyant bound."""
-    profiles, traces = profile or ["paper", "modelled"], trace or [comparison.SYNTHETIC]
-    names = [name.strip() for name in policies.split(",")] if policies else None
-    try:
-        result = comparison.run(
-            profiles,
-            traces,
-            loads=[float(load) for load in loads.split(",")],
-            seeds=[int(seed) for seed in seeds.split(",")],
-            out=out,
-            told=lambda line: typer.echo(line, err=True),
-            duration_s=duration_s,
-            window_s=window_s,
-            policies=names,
-        )
-        first = comparison.Workload(traces[0], result["loads"][-1], result["seeds"][0], duration_s, window_s)
-        pictures = comparison.draw(profiles[0], first, out / "pictures", names)
-    except (ValueError, OSError) as error:
-        typer.echo(f"isthmus experiment: {error}", err=True)
-        raise typer.Exit(1) from error
+    """Compare the policies of elastic serving by simulation: the utility of each, beside the clairvoyant bound.
+
+    Needs nothing for the synthetic trace. Writes --out; every cell is a file, so a run that was stopped continues.
+    """
+    from isthmus.experiments.elastic import comparison
+    from isthmus.extensions import load_extensions
+
+    load_extensions()
+    profiles, names = profile or ["paper", "modelled"], listed(policies) or None
+    result = comparison.run(
+        profiles,
+        traces.names,
+        loads=numbers(loads, "--loads"),
+        seeds=whole_numbers(seeds, "--seeds"),
+        out=out,
+        told=_say,
+        duration_s=traces.duration_s,
+        window_s=traces.window_s,
+        policies=names,
+    )
+    first = comparison.Workload(
+        traces.names[0], result["loads"][-1], result["seeds"][0], traces.duration_s, traces.window_s
+    )
+    pictures = comparison.draw(profiles[0], first, out / "pictures", names)
     typer.echo(comparison.markdown(result))
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'} and {len(pictures)} pictures")
 
 
 def warmed_models(
-    profile: Annotated[Path, typer.Option(help="What 'isthmus elastic profile' measured, at the store's numbers.")],
-    warm: Annotated[Path, typer.Option(help="Warmed models: 'OUT/models' of 'isthmus elastic warmup run'.")],
-    out: Annotated[Path, typer.Option(help="Folder of cells, result.json, result.md and pictures.")],
-    trace: Annotated[
-        list[str] | None, typer.Option(help="'synthetic' or a recorded trace (CSV); may be given again.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    loads: Annotated[str, typer.Option(help="Comma-separated multiples of gamma 0's capacity.")] = "1,1.5,2",
-    duration_s: Annotated[float, typer.Option(help="Length of the synthetic trace.", min=1)] = 60.0,
-    window_s: Annotated[float, typer.Option(help="So much of a recorded trace is played as one second.")] = 60.0,
-    policies: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(warmed.POLICIES),
+    profile: Annotated[
+        Path, Option(help="Profile that 'isthmus elastic profile' measured, at the numbers of the warmed models.")
+    ],
+    warm: Annotated[Path, Option(help="Folder of warmed models: OUT/models of 'isthmus elastic warmup run'.")],
+    out: Out,
+    traces: TraceOptions,
+    seeds: Seeds = "0,1,2",
+    loads: Loads = "1,1.5,2",
+    policies: Annotated[str, Option(help="Policies, with commas.")] = "priced,exact,otas,throughput,clipper",
 ) -> None:
-    """What warmed models are worth while serving: vanilla against warmed, the same queries, simulated.
+    """Measure what warmed models gain in serving: the same queries on vanilla and on warmed models, simulated.
 
-    The grid of tuned number by number at inference, with the other methods, is 'isthmus elastic warmup evaluate'; the
-    real model in real time is 'isthmus elastic replay --live --warm'.
+    Needs a measured profile and warmed models. Writes --out; every cell is a file, so a run that was stopped continues.
+    'isthmus elastic warmup evaluate' compares the models at each number; 'isthmus elastic replay --live --warm' runs
+    the real models in real time.
     """
-    try:
-        result = warmed.run(
-            profile,
-            warm,
-            trace or [comparison.SYNTHETIC],
-            loads=[float(load) for load in loads.split(",")],
-            seeds=[int(seed) for seed in seeds.split(",")],
-            out=out,
-            told=lambda line: typer.echo(line, err=True),
-            duration_s=duration_s,
-            window_s=window_s,
-            policies=[name.strip() for name in policies.split(",")],
-        )
-    except (ValueError, OSError) as error:
-        typer.echo(f"isthmus experiment: {error}", err=True)
-        raise typer.Exit(1) from error
+    from isthmus.experiments.elastic import warmed
+    from isthmus.extensions import load_extensions
+
+    load_extensions()
+    result = warmed.run(
+        profile,
+        warm,
+        traces.names,
+        loads=numbers(loads, "--loads"),
+        seeds=whole_numbers(seeds, "--seeds"),
+        out=out,
+        told=_say,
+        duration_s=traces.duration_s,
+        window_s=traces.window_s,
+        policies=listed(policies),
+    )
     typer.echo(warmed.markdown(result))
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'} and pictures")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)

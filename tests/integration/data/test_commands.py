@@ -1,4 +1,4 @@
-"""isthmus data: what it prints, what it writes, and how it ends."""
+"""isthmus data check: what it prints, what it writes, and how it ends."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_check_without_decoding_sees_names_only(made: Path) -> None:
 def test_a_folder_of_no_layout_is_one_clear_line(tmp_path: Path) -> None:
     result = runner.invoke(app, ["check", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.output.startswith("isthmus data: ")
+    assert result.output.startswith("isthmus data check: ")
     assert result.output.count("\n") == 1
 
 

@@ -319,7 +319,7 @@ def test_selecting_by_hand_and_distilling_on_it(taught: Release, tmp_path: Path)
     assert len(soft["weights"]) == len(soft["indices"])
     assert 0 < soft["effective_size"] <= len(soft["weights"])
     unknown = runner.invoke(app, ["select", *by_density, "--strategy", "class_oracle"])
-    assert (unknown.exit_code, "unknown strategy" in unknown.output) == (1, True)
+    assert (unknown.exit_code, "'class_oracle' is not one of cosine" in unknown.output) == (2, True)
     made = runner.invoke(app, ["student", *at, "--selection", str(selection), "--out", str(out)])
     assert made.exit_code == 0, made.output
     assert len(json.loads((out / "history.json").read_text())["distillation"]) == taught.recipe.personalise.train.epochs

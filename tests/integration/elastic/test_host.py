@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from isthmus.cloud.commands.client import add_commands
+from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.prepare.profiler import machine_key
 from isthmus.cloud.elastic.serve.host import read_profile
 from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
@@ -135,8 +134,6 @@ def test_reflection_shows_both_protocols(rig: ElasticRig) -> None:
 
 
 def test_tasks_are_registered_listed_asked_and_removed_from_the_command_line(rig: ElasticRig) -> None:
-    app = typer.Typer()
-    add_commands(app)
     key = rig.folder / "key"
     key.write_text("sesame")
     made = THREE[0]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
+from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.commands.live_replay import LiveTask, LiveWorld, open_live
-from isthmus.cloud.commands.replay import replay
 from isthmus.cloud.elastic.model.executor import Item
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.scheduling.engine import Engine
@@ -100,8 +99,6 @@ def test_a_number_type_that_cannot_be_run_is_told() -> None:
 
 
 def test_live_asks_for_all_it_needs(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(replay)
     profile = tmp_path / "profile.json"
     key = replace(PROFILE.key, number_type="float32", threads=0)
     profile.write_text(replace(PROFILE, key=key).to_json(), encoding="utf-8")
@@ -110,20 +107,18 @@ def test_live_asks_for_all_it_needs(tmp_path: Path) -> None:
         ["--live", "--profile", str(profile), "--model", str(tmp_path / "none.safetensors")],
         ["--live", "--profile", str(profile), "--model", "none.safetensors", "--tasks", ".", "--data", "."],
     ):
-        result = CliRunner().invoke(app, ["synthetic", *args])
+        result = CliRunner().invoke(app, ["replay", "synthetic", *args])
         assert result.exit_code == 1 and "isthmus elastic replay:" in result.output
 
 
 def test_a_simulated_replay_at_a_live_pace_tells_it_again(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(replay)
     sums = {}
     for pace in ("1", "1.5"):
         out = tmp_path / f"{pace}.json"
         asked = ["--policy", "fixed:0", "--duration-s", "3", "--pace", pace, "--out", str(out)]
-        assert CliRunner().invoke(app, ["synthetic", *asked]).exit_code == 0
+        assert CliRunner().invoke(app, ["replay", "synthetic", *asked]).exit_code == 0
         sums[pace] = json.loads(out.read_text(encoding="utf-8"))
         assert sums[pace]["took"] == pytest.approx(float(pace))
     assert sums["1.5"]["expected_utility"] < 0.9 * sums["1"]["expected_utility"]
-    refused = CliRunner().invoke(app, ["synthetic", "--live", "--pace", "1.5"])
+    refused = CliRunner().invoke(app, ["replay", "synthetic", "--live", "--pace", "1.5"])
     assert refused.exit_code == 1 and "--pace" in refused.output

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import typer
 from typer.testing import CliRunner
 
-from isthmus.cloud.commands.replay import replay
+from isthmus.cloud.commands.elastic import app as elastic
 from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.experiments.cli import app as experiment
 from isthmus.experiments.elastic import comparison
@@ -75,9 +74,7 @@ def test_the_modelled_profile_merges_cheaply() -> None:
 
 
 def replayed(*args: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(replay)
-    result = CliRunner().invoke(app, list(args))
+    result = CliRunner().invoke(elastic, ["replay", *args])
     return result.exit_code, result.output
 
 

@@ -1,0 +1,1 @@
+../../isthmus/command_line.py

@@ -1,0 +1,151 @@
+"""The work of ``isthmus elastic replay``: serve a trace by a policy, simulated or live, and report the outcome.
+
+A simulated replay needs no torch: what needs it is imported for a live one.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import typer
+
+from isthmus.cloud.commands.options import ReplayOptions
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.policy import EPSILON
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.simulate import Run, draws, serve, simulate
+from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.cloud.elastic.warm.profiled import warmed_profile
+from isthmus.data.files import write_atomically
+from isthmus.data.traces import read_trace
+from isthmus.extensions import load_extensions
+
+if TYPE_CHECKING:
+    from isthmus.cloud.commands.live_replay import LiveWorld
+
+SYNTHETIC = "synthetic"
+
+
+def replay(asked: ReplayOptions) -> None:
+    """Replay the trace, print how its queries ended, and write the batches to ``asked.out`` if it is given.
+
+    Raises ValueError, OSError or IsthmusError before anything is served.
+    """
+    load_extensions()
+    measured = paper_profile() if asked.profile is None else Profile.from_json(asked.profile.read_text("utf-8"))
+    if asked.warm is not None:
+        from isthmus.cloud.elastic.warm.store import WarmStore
+
+        store = WarmStore(asked.warm)
+        measured = warmed_profile(measured, store.common().task, store.profiled())
+    make_policy(asked.policy, measured)  # an unknown policy is refused before a model is loaded
+    world: LiveWorld | None = None
+    if asked.live:
+        world, measured = _live_world(asked, measured)
+    planned = measured.slowed(1 + (asked.margin or 0.0))
+    policy = make_policy(asked.policy, planned)
+    rng = np.random.default_rng(asked.seed)
+    rates_T = (
+        wandering_rates(rng, asked.duration_s)
+        if asked.trace == SYNTHETIC
+        else rates_of_counts(read_trace(Path(asked.trace)), asked.window_s)
+    )
+    queries = queries_at_load(rng, rates_T, asked.load, measured)
+    engine = Engine(planned, policy, adapts=asked.margin is None)
+    if world is not None:
+        world.begin(policy.gammas)
+        run = serve(engine, queries, world)
+    else:
+        luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
+        run = simulate(
+            engine, queries, luck_N, lambda work: asked.pace * measured.batch_time_s(work.gamma, len(work.batch))
+        )
+    bound = clairvoyant_bound(queries, measured, EPSILON)
+    sums = {
+        "warmed": {} if world is None else _warmed(world),
+        "policy": asked.policy,
+        "live": asked.live,
+        "margin": asked.margin,
+        "planned": engine.pace,
+        "bound": bound,
+        **_sums(run, measured),
+    }
+    how = "live" if asked.live else "simulated"
+    typer.echo(
+        f"{asked.policy} on {asked.trace}, {how}, load {asked.load:g}, seed {asked.seed}: "
+        f"{len(queries)} queries in {run.end_s:.0f} s"
+    )
+    typer.echo(f"utility {run.utility:.1f} (expected {run.expected_utility:.1f}; no policy passes {bound:.1f})")
+    for outcome in Outcome:
+        if run.share(outcome):
+            typer.echo(f"  {outcome.value.replace('_', ' ')}: {100 * run.share(outcome):.2f} %")
+    typer.echo(
+        f"{len(run.batches)} batches, mean size {sums['mean_batch_size']:.1f}. They took {sums['took']:.3f} times as "
+        f"long as the profile says; at the end, plans allowed {engine.pace:.2f} times."
+    )
+    if asked.out is not None:
+        batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
+        write_atomically(asked.out, json.dumps({**sums, "each": batches, "latencies_s": run.latencies_s}) + "\n")
+        typer.echo(f"written: {asked.out}")
+
+
+def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Profile]":
+    """Open the model, its tasks and pictures; return them with the profile of the tasks that are there."""
+    from isthmus.cloud.commands.live_replay import open_live
+    from isthmus.distill.training.loop import pick_device
+
+    if asked.pace != 1:
+        raise ValueError("--pace is for a simulated replay: leave it out with --live")
+    if asked.model is None or asked.tasks is None or asked.data is None or asked.profile is None:
+        raise ValueError("--live needs --profile, --model, --tasks and --data")
+    world, measured, differences = open_live(
+        measured,
+        model=asked.model,
+        tasks=asked.tasks,
+        data=asked.data,
+        pixels=asked.pixels,
+        device=str(pick_device(asked.device)),
+        limit=asked.limit,
+        seed=asked.seed,
+        warm=asked.warm,
+        warm_bytes=asked.warm_bytes,
+    )
+    for difference in differences:
+        typer.echo(f"the profile was measured on another machine or model: {difference}", err=True)
+    return world, measured
+
+
+def _warmed(world: "LiveWorld") -> dict[str, Any]:
+    """Close the warmed models, and print and return how they were used; nothing if there are none."""
+    if world.warm is None:
+        return {}
+    at, held = world.warm, world.warm.residency
+    used = {"switches": at.switches, "missed": at.missed, "loads": held.loads, "peak_bytes": held.peak_bytes}
+    used |= {"limit_bytes": held.limit_bytes, "left_out": at.left_out}
+    at.close()
+    typer.echo(
+        f"warmed models: {at.switches} switches, {at.missed} batches without their best one, {held.loads} loads, "
+        f"at most {held.peak_bytes} of {held.limit_bytes} bytes"
+    )
+    return used
+
+
+def _sums(run: Run, profile: Profile) -> dict[str, Any]:
+    sizes = [batch.size for batch in run.batches]
+    profiled_s = sum(profile.batch_time_s(batch.gamma, batch.size) for batch in run.batches)
+    return {
+        "queries": len(run.outcomes),
+        "expected_utility": run.expected_utility,
+        "utility": run.utility,
+        "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
+        "batches": len(sizes),
+        "mean_batch_size": sum(sizes) / max(1, len(sizes)),
+        "took": sum(batch.end_s - batch.start_s for batch in run.batches) / profiled_s if run.batches else 1.0,
+        "gammas": {
+            str(gamma): sum(batch.size for batch in run.batches if batch.gamma == gamma) for gamma in profile.gammas
+        },
+    }

@@ -1,0 +1,108 @@
+"""Options of the commands of ``isthmus edge``. Free of the libraries of the device, so that help is fast."""
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from isthmus.command_line import Layout
+
+THIS_MACHINE = platform.node() or "device"
+
+State = Annotated[Path, Option(help="Folder of this device: its identity, its students and its outbox.")]
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Which clips the device uses."""
+
+    data: Annotated[Path, Option(help="Folder of clips in the layout of CREMA-D or AVE.", exists=True, file_okay=False)]
+    layout: Layout = "auto"
+    actor: Annotated[list[str], Option(help="Use this actor's clips alone. Repeat it for more actors.")] = field(
+        default_factory=list
+    )
+    clips: Annotated[
+        Path | None, Option(help="File with one clip name per line. Use these clips alone. Default: all.")
+    ] = None
+    selection_clips: Annotated[
+        Path | None,
+        Option(help="File with the names of the clips that prototypes are made of. Needs --test-clips. Default: half."),
+    ] = None
+    test_clips: Annotated[
+        Path | None,
+        Option(help="File with the names of the clips to answer. Needs --selection-clips. Default: the other half."),
+    ] = None
+    seed: Annotated[int, Option(help="Seed of the two halves, of k-means, and of the cloud's work.")] = 0
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """What the device sends of its clips."""
+
+    min_cluster: Annotated[int, Option(min=1, help="Smallest number of clips that a prototype averages.")] = 3
+    clips_per_cluster: Annotated[
+        int, Option(min=1, help="Mean number of clips per prototype: k-means makes clips / this many clusters.")
+    ] = 3
+    mode: Annotated[
+        Literal["prototypes", "probabilities", "features"],
+        Option(
+            help="What is sent: prototypes (averages), probabilities (those of each clip: less private), or features "
+            "(averages of features too: they reveal most, and let the cloud choose best)."
+        ),
+    ] = "prototypes"
+    noise: Annotated[
+        float | None, Option(help="Add Laplace noise of this epsilon to every upload. Default: no noise.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class CloudOptions:
+    """How the device makes itself known to the cloud."""
+
+    name: Annotated[str, Option(help="Name of this device, as the cloud's operator sees it.")] = THIS_MACHINE
+    enrolment_key_file: Annotated[
+        Path | None, Option(help="File with the cloud's enrolment key, if the cloud asks for one.")
+    ] = None
+    tls: Annotated[bool, Option("--tls", help="Use TLS with the system's certificate authorities.")] = False
+    tls_ca: Annotated[Path | None, Option(help="Use TLS with the certificate authorities in this PEM file.")] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of ``isthmus edge run`` alone."""
+
+    ratios: Annotated[
+        str, Option(help="Compression ratios at which clips are answered through the cloud, such as 1,2. Default: all.")
+    ] = ""
+    number_type: Annotated[Literal["fp32", "fp16", "int8"], Option(help="Number type in which features are sent.")] = (
+        "fp16"
+    )
+    report: Annotated[Path | None, Option(help="JSON file to write the report to.")] = None
+    rounds: Annotated[int, Option(min=0, max=100, help="Rounds of selection. 0: as the cloud's recipe says.")] = 0
+    latency_budget_ms: Annotated[
+        float, Option(min=1, help="Milliseconds within which a live clip is to be answered.")
+    ] = 200.0
+    once: Annotated[bool, Option("--once", help="End after the clips that are there now.")] = False
+    camera: Annotated[
+        int | None,
+        Option(help="Number of a camera to answer afterwards, with the microphone, in place of new files."),
+    ] = None
+    guard: Annotated[
+        bool,
+        Option(
+            "--guard/--no-guard",
+            help="Compare a new student with the current one on the selection clips, without labels, and refuse it if "
+            "it is not better. Without the guard every new student is accepted.",
+        ),
+    ] = True
+    habits: Annotated[
+        bool,
+        Option(
+            "--habits/--no-habits",
+            help="Estimate how often you are in each state, and take it into account in answers. The estimate uses "
+            "unlabelled selection clips and stays on this device.",
+        ),
+    ] = True
+    again: Annotated[bool, Option("--again", help="Personalise again, from the current student.")] = False
