@@ -1,14 +1,16 @@
-"""Files that appear whole or not at all, and safely on the disk.
+"""Files written whole or not at all, and files of people read as their editors and tools leave them.
 
-Each function writes ``<name>.part`` beside the target and renames it over the target. A file has one writer at a time:
-two that write the same path at once would share that part.
+Writing puts ``<name>.part`` beside the target and renames it over the target. A file has one writer at a time: two that
+write the same path at once would share that part.
 """
 
+import codecs
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -71,3 +73,58 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def not_the_file(path: Path) -> str | None:
+    """Return why the file at ``path`` only stands in for another one, with the way out; None if it does not.
+
+    It looks for the pointers that a clone leaves in place of large files (Git LFS, git-annex) and for a web page, such
+    as a login form, that was saved instead of a download. Raises OSError if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the file itself: run 'git lfs pull' where it was cloned"
+    if start.startswith((b"/annex/objects/", b".git/annex/objects/")):
+        return "is a git-annex pointer, not the file itself: run 'git annex get' where it was cloned"
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not the file itself: download it again and look at what the server sends"
+    return None
+
+
+def read_text(path: Path, *, limit_bytes: int = 256 << 20) -> str:
+    """Return the text of a file that a person may have edited: UTF-8, or UTF-16 or UTF-32 with its byte order mark.
+
+    The mark is taken off, and every kind of line end becomes a newline. Raises ValueError for other bytes, for more
+    than ``limit_bytes`` and for a file that only stands in for another one; OSError if the file cannot be read.
+    """
+    if path.stat().st_size > limit_bytes:
+        raise ValueError(f"{path.name} has over {limit_bytes >> 20} MiB")
+    with open_text(path) as file:
+        return file.read()
+
+
+@contextmanager
+def open_text(path: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a text file as ``read_text`` reads it, for reading line by line; ``newline`` as in ``open``.
+
+    Raises ValueError for bytes that are not text, also while the caller reads; OSError if the file cannot be read.
+    """
+    reason = not_the_file(path)
+    if reason is not None:
+        raise ValueError(f"{path.name} {reason}")
+    try:
+        with path.open(newline=newline, encoding=_encoding(path)) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    return "utf-8-sig"

@@ -8,7 +8,7 @@ from typing import Final
 from isthmus.data.clip import ClipRef
 from isthmus.data.transforms import InputSpec
 
-PREPARATION_VERSION: Final = 1
+PREPARATION_VERSION: Final = 2
 """Increased whenever decoding or the transforms change their result for the same file."""
 
 

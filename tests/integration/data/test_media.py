@@ -148,8 +148,8 @@ def test_truncated_mp4_with_its_index_at_either_end(tmp_path: Path) -> None:
     assert decode(ClipRef("s", streamed, streamed, 0, None), SPEC).frames_KHWC.shape == (10, 32, 32, 3)
     _truncated(path, 0.6)
     _truncated(streamed, 0.6)
-    _refused(ClipRef("v", path, path, 0, None), r"v\.mp4 is damaged or no media file")
-    _refused(ClipRef("s", streamed, streamed, 0, None), r"s\.mp4 is (truncated|damaged)")
+    _refused(ClipRef("v", path, path, 0, None), r"v\.mp4 is truncated")
+    _refused(ClipRef("s", streamed, streamed, 0, None), r"s\.mp4 is truncated")
 
 
 def test_wav_of_zero_bytes_and_of_zero_samples(tmp_path: Path) -> None:

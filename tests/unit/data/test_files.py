@@ -1,4 +1,4 @@
-"""A file is written whole or not at all: after a full disk, a failing writer or a left-over part."""
+"""Files are written whole or not at all, and texts are read as editors save them."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data.files import DiskFull, replaced, write_atomically
+from isthmus.data.files import DiskFull, not_the_file, read_text, replaced, write_atomically
 
 
 def test_bytes_and_text_are_written_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -63,3 +63,24 @@ def test_an_error_of_the_system_keeps_its_file_and_reason(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"file'$"):
         write_atomically(tmp_path / "file" / "below", "content")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_is_read_with_any_mark_and_line_end(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("Größe\r\nzwei\r\n".encode(encoding))
+    assert read_text(path) == "Größe\nzwei\n"
+
+
+def test_what_is_no_text_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"names\.txt is not UTF-8 text .*: save it as UTF-8"):
+        read_text(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        read_text(path)
+    path.write_text("long enough")
+    with pytest.raises(ValueError, match="has over 0 MiB"):
+        read_text(path, limit_bytes=4)
+    assert not_the_file(path) is None
