@@ -81,6 +81,10 @@ def _show(report: "CheckReport", *, decoding: bool) -> None:
         typer.echo(f"damaged: {damage.name}: {damage.reason}")
     if len(report.damaged) > SHOWN_DAMAGE:
         typer.echo(f"... and {len(report.damaged) - SHOWN_DAMAGE} more damaged")
+    for each in listing.left_out[:SHOWN_DAMAGE]:
+        typer.echo(f"left out: {each.name}: {each.reason}")
+    if len(listing.left_out) > SHOWN_DAMAGE:
+        typer.echo(f"... and {len(listing.left_out) - SHOWN_DAMAGE} more left out")
 
 
 @make.command("crema-d", resumes=True, example="isthmus data make crema-d clips --actors 4 --takes 2")

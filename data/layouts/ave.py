@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from isthmus.data.clip import ClipRef, Damage, Listing
+from isthmus.data.files import read_text
+from isthmus.data.layouts.folder import FILM, MediaFolder
 
 LAYOUT: Final = "ave"
 VIDEO_FOLDER: Final = "AVE"
@@ -14,6 +16,7 @@ ANNOTATIONS: Final = "Annotations.txt"
 PUBLIC_LISTS: Final = ("trainSet.txt", "valSet.txt")
 PRIVATE_LIST: Final = "testSet.txt"
 LISTS: Final = (*PUBLIC_LISTS, PRIVATE_LIST)
+ENDINGS: Final = (".mp4", *(ending for ending in FILM if ending != ".mp4"))
 
 _VIDEO_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 MAX_EVENT_END_S: Final = 3600.0
@@ -21,7 +24,7 @@ MAX_EVENT_END_S: Final = 3600.0
 
 @dataclass(frozen=True, order=True)
 class Event:
-    """One line of a list: what is seen and heard in a video, from when to when."""
+    """One line of a list: the category of an event, its video, and when it begins and ends."""
 
     category: str
     video_id: str
@@ -31,7 +34,7 @@ class Event:
 
 
 def parse_line(line: str) -> Event:
-    """Raises ValueError saying what is wrong with the line."""
+    """Return the event of a line. Raises ValueError that says what is wrong with the line."""
     fields = [field.strip() for field in line.split("&")]
     if len(fields) != 5:
         raise ValueError(f"{len(fields)} fields instead of the five of label&id&quality&start&end")
@@ -50,30 +53,46 @@ def parse_line(line: str) -> Event:
 
 
 def read(root: Path) -> Listing:
-    """Lists the events of the three lists, sorted by name, without opening the videos.
+    """List the events of the three lists, sorted by name, without opening the videos.
 
-    Classes come in order of first appearance in testSet.txt, then (for lists that are no split of one data set) in
-    the others. A clip is named by its video; where a video carries several categories, by ``video#category``.
-    Lines that do not parse and events whose video is missing are listed as damaged.
+    Classes are in order of first appearance in testSet.txt, then in the others (for lists that are not a split of one
+    data set). A clip is named after its video, or ``video#category`` if a video has several categories. Other endings
+    of films, in upper or lower case, are read too if there is no .mp4. Lines that do not parse, events whose video is
+    missing and links whose target is not here are listed as damaged; videos in no list and other files as left out.
+
     Raises ValueError naming a list that is missing.
     """
     damaged: list[Damage] = []
     events_of = {name: _events(root, name, damaged) for name in LISTS}
     by_test_first = [event for name in (PRIVATE_LIST, *PUBLIC_LISTS) for event in events_of[name]]
     classes = tuple(dict.fromkeys(event.category for event in by_test_first))
+    folder = MediaFolder(root / VIDEO_FOLDER, ENDINGS) if (root / VIDEO_FOLDER).is_dir() else None
+    videos = {} if folder is None else folder.files
     refs: list[ClipRef] = []
-    for name, event in _named(events_of).items():
-        path = root / VIDEO_FOLDER / f"{event.video_id}.mp4"
-        if path.is_file():
+    named = _named(events_of)
+    for name, event in named.items():
+        path = videos.get(event.video_id)
+        if path is not None:
             label = classes.index(event.category)
             refs.append(ClipRef(name, path, path, label, None, event.start_s, event.end_s))
         else:
-            damaged.append(Damage(name, f"no sound and no picture: {VIDEO_FOLDER}/{path.name} is missing"))
-    return Listing(LAYOUT, classes, tuple(sorted(refs, key=lambda ref: ref.name)), tuple(damaged))
+            link = None if folder is None else folder.dangling.get(event.video_id)
+            absent = (
+                f"{VIDEO_FOLDER}/{event.video_id}.mp4 is missing" if link is None else f"{link.name}, {link.reason}"
+            )
+            damaged.append(Damage(name, f"no sound and no picture: {absent}"))
+    left_out: list[Damage] = []
+    if folder is not None:
+        listed = {event.video_id for event in named.values()}
+        strangers = [path.name for video_id, path in videos.items() if video_id not in listed]
+        unlisted = f"not read: it is in none of {', '.join(LISTS)}"
+        left_out = folder.left_out + [Damage(f"{VIDEO_FOLDER}/{name}", unlisted) for name in strangers]
+    sorted_refs = tuple(sorted(refs, key=lambda ref: ref.name))
+    return Listing(LAYOUT, classes, sorted_refs, tuple(damaged), left_out=tuple(left_out))
 
 
 def read_lists(root: Path) -> dict[str, tuple[str, ...]]:
-    """The clip names of each published list, by the list's file name. Raises ValueError naming a missing list."""
+    """Return the clip names of each published list, by its file name. Raises ValueError naming a missing list."""
     events_of = {name: _events(root, name, []) for name in LISTS}
     names = {event: name for name, event in _named(events_of).items()}
     return {
@@ -82,7 +101,7 @@ def read_lists(root: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _named(events_of: dict[str, list[Event]]) -> dict[str, Event]:
-    """Each distinct event under a name that is unique and does not depend on the order of the lists."""
+    """Return each distinct event under a unique name that does not depend on the order of the lists."""
     events = sorted({event for events in events_of.values() for event in events})
     in_video = Counter(event.video_id for event in events)
     in_category = Counter((event.video_id, event.category) for event in events)
@@ -102,7 +121,7 @@ def _events(root: Path, name: str, damaged: list[Damage]) -> list[Event]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the AVE layout has the lists {', '.join(LISTS)} beside {VIDEO_FOLDER}/")
     events: list[Event] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("Category&"):
             continue
         try:

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Final
 
 from isthmus.data.clip import ClipRef, Damage, Listing
+from isthmus.data.layouts.folder import FILM, SOUND, MediaFolder
 
 LAYOUT: Final = "crema-d"
 CLASSES: Final = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
-"""Neutral, happy, sad, fear, disgust, anger: the order of spec 1."""
+"""Neutral, happy, sad, fear, disgust, anger."""
 AUDIO_FOLDER: Final = "AudioWAV"
 VIDEO_FOLDER: Final = "VideoFlash"
 
@@ -18,7 +19,7 @@ _NAME: Final = re.compile(
 
 
 def parse_name(name: str) -> tuple[str, int]:
-    """Actor and label of a clip's name. Raises ValueError saying what is wrong with it."""
+    """Return actor and label of a clip's name. Raises ValueError that says what is wrong with it."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError("the name does not parse: expected ACTOR_SENTENCE_EMOTION_LEVEL, as in 1001_DFA_ANG_XX")
@@ -29,32 +30,40 @@ def parse_name(name: str) -> tuple[str, int]:
 
 
 def read(root: Path) -> Listing:
-    """Lists every clip below ``root``, sorted by name, without opening the files.
+    """List every clip below ``root``, sorted by name, without opening the files.
 
-    Names that do not parse are listed as damaged, clips with only one of their two files as incomplete.
-    Raises ValueError where one of the two folders is missing.
+    Other endings of sound and film, in upper or lower case, are read too if the layout's own is missing. Names that do
+    not parse and links whose target is not here are listed as damaged, clips with only one of their two files as
+    incomplete, and every other file as left out.
+
+    Raises ValueError if one of the two folders is missing.
     """
-    audio = _files(root / AUDIO_FOLDER, ".wav")
-    video = _files(root / VIDEO_FOLDER, ".flv")
+    sound, film = _folder(root / AUDIO_FOLDER, SOUND), _folder(root / VIDEO_FOLDER, FILM)
+    audio, video = sound.files, film.files
     refs: list[ClipRef] = []
     incomplete: list[ClipRef] = []
-    damaged: list[Damage] = []
-    for name in sorted(audio.keys() | video.keys()):
+    damaged = [
+        damage
+        for one, other in ((sound, film), (film, sound))
+        for name, damage in sorted(one.dangling.items())
+        if name not in other.dangling
+    ]
+    for name in sorted(audio.keys() | video.keys() | (sound.dangling.keys() & film.dangling.keys())):
         try:
             actor, label = parse_name(name)
         except ValueError as error:
             damaged.append(Damage(name, str(error)))
             continue
+        if name not in audio and name not in video:
+            damaged.append(Damage(name, f"no sound and no picture: {sound.dangling[name].reason}"))
+            continue
         whole = name in audio and name in video
         (refs if whole else incomplete).append(ClipRef(name, audio.get(name), video.get(name), label, actor))
-    return Listing(LAYOUT, CLASSES, tuple(refs), tuple(damaged), tuple(incomplete))
+    left_out = (*sound.left_out, *film.left_out)
+    return Listing(LAYOUT, CLASSES, tuple(refs), tuple(damaged), tuple(incomplete), left_out)
 
 
-def _files(folder: Path, suffix: str) -> dict[str, Path]:
+def _folder(folder: Path, endings: tuple[str, ...]) -> MediaFolder:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing: the CREMA-D layout has folders {AUDIO_FOLDER} and {VIDEO_FOLDER}")
-    return {
-        path.stem: path
-        for path in folder.iterdir()
-        if path.suffix.lower() == suffix and not path.name.startswith(".") and path.is_file()
-    }
+    return MediaFolder(folder, endings)

@@ -1,4 +1,4 @@
-"""Which published layout a folder has, and its listing."""
+"""Detect which published layout a folder has, and read its listing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ READERS: Final[dict[str, Callable[[Path], Listing]]] = {crema_d.LAYOUT: crema_d.
 
 
 def detect(root: Path) -> str:
-    """The layout's name, from the folders and lists that only it has. Raises ValueError where neither fits."""
+    """Return the layout's name, from the folders and lists that only it has. Raises ValueError if neither fits."""
     if not root.is_dir():
         raise ValueError(f"{root} is no folder")
     if any((root / folder).is_dir() for folder in (crema_d.AUDIO_FOLDER, crema_d.VIDEO_FOLDER)):
@@ -26,9 +26,10 @@ def detect(root: Path) -> str:
 
 
 def read_listing(root: Path, layout: str = AUTO) -> Listing:
-    """The clips of a data set, by name; nothing is decoded.
+    """Return the clips of a data set, by name; nothing is decoded.
 
-    Raises ValueError for an unknown layout, for a folder that has none, and for one that lacks a part of its layout.
+    Raises ValueError for an unknown layout, for a folder that has none, and for a folder that lacks a part of its
+    layout.
 
     >>> read_listing(data).refs[0].name
     '1001_DFA_ANG_XX'

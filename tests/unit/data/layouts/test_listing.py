@@ -65,6 +65,64 @@ def test_crema_d_clips_with_one_file_are_kept_apart_from_the_whole_and_the_damag
     assert neutral.audio_path == root / "AudioWAV/1001_DFA_NEU_XX.wav"
 
 
+def test_crema_d_reads_other_endings_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    root = _crema_d(tmp_path, "1001_DFA_ANG_XX", "1001_DFA_SAD_XX", "1001_DFA_NEU_XX")
+    film, sound = root / "VideoFlash", root / "AudioWAV"
+    (film / "1001_DFA_ANG_XX.flv").rename(film / "1001_DFA_ANG_XX.mp4")
+    (sound / "1001_DFA_ANG_XX.wav").rename(sound / "1001_DFA_ANG_XX.WAV")
+    (film / "1001_DFA_SAD_XX.mp4").write_bytes(b"x")
+    (sound / "notes.txt").write_text("x")
+    (sound / "old").mkdir()
+    (sound / "Thumbs.db").write_bytes(b"x")
+    (film / "1001_DFA_HAP_XX.flv.dvc").write_text("outs:\n")
+    listing = read_listing(root)
+    assert [ref.name for ref in listing.refs] == ["1001_DFA_ANG_XX", "1001_DFA_NEU_XX", "1001_DFA_SAD_XX"]
+    angry, _, sad = listing.refs
+    assert (angry.audio_path, angry.video_path) == (sound / "1001_DFA_ANG_XX.WAV", film / "1001_DFA_ANG_XX.mp4")
+    assert sad.video_path == film / "1001_DFA_SAD_XX.flv"
+    assert (listing.damaged, listing.incomplete) == ((), ())
+    left_out = {each.name: each.reason for each in listing.left_out}
+    assert left_out.keys() == {
+        "AudioWAV/notes.txt",
+        "AudioWAV/old",
+        "VideoFlash/1001_DFA_SAD_XX.mp4",
+        "VideoFlash/1001_DFA_HAP_XX.flv.dvc",
+    }
+    assert "1001_DFA_SAD_XX.flv is read instead" in left_out["VideoFlash/1001_DFA_SAD_XX.mp4"]
+    assert "dvc pull" in left_out["VideoFlash/1001_DFA_HAP_XX.flv.dvc"]
+
+
+def test_links_whose_target_is_not_here_are_damage(tmp_path: Path) -> None:
+    root = _crema_d(tmp_path / "crema", "1001_DFA_ANG_XX", "1001_DFA_SAD_XX")
+    for path in (root / "AudioWAV/1001_DFA_ANG_XX.wav", root / "VideoFlash/1001_DFA_ANG_XX.flv"):
+        path.unlink()
+        path.symlink_to(f"../.git/annex/objects/{path.name}")
+    lone = root / "VideoFlash/1001_DFA_SAD_XX.flv"
+    lone.unlink()
+    lone.symlink_to("/nowhere/at/all.flv")
+    listing = read_listing(root)
+    assert listing.refs == ()
+    assert [ref.name for ref in listing.incomplete] == ["1001_DFA_SAD_XX"]
+    assert [damage.name for damage in listing.damaged] == ["VideoFlash/1001_DFA_SAD_XX.flv", "1001_DFA_ANG_XX"]
+    assert "/nowhere/at/all.flv, which is not here: fetch it" in listing.damaged[0].reason
+    assert "annex" in listing.damaged[1].reason
+    root = _ave(tmp_path / "ave", testSet="Flute&v1&good&0&9\n")
+    (root / "AVE/v1.mp4").unlink()
+    (root / "AVE/v1.mp4").symlink_to("gone.mp4")
+    assert "gone.mp4, which is not here" in read_listing(root).damaged[0].reason
+
+
+def test_ave_videos_of_any_ending_and_those_in_no_list(tmp_path: Path) -> None:
+    root = _ave(tmp_path, testSet="Flute&v1&good&0&9\nFlute&v2&good&0&9\n")
+    (root / "AVE/v1.mp4").rename(root / "AVE/v1.MP4")
+    (root / "AVE/v2.mp4").rename(root / "AVE/v2.mkv")
+    (root / "AVE/v3.mp4").write_bytes(b"x")
+    listing = read_listing(root)
+    assert [ref.video_path for ref in listing.refs] == [root / "AVE/v1.MP4", root / "AVE/v2.mkv"]
+    assert [each.name for each in listing.left_out] == ["AVE/v3.mp4"]
+    assert "in none of" in listing.left_out[0].reason
+
+
 def test_crema_d_without_one_of_its_folders(tmp_path: Path) -> None:
     (tmp_path / "AudioWAV").mkdir()
     with pytest.raises(ValueError, match="VideoFlash is missing"):
