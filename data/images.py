@@ -1,29 +1,49 @@
 """Labelled pictures and single ones: read with bounds, and prepared in the one way that training and serving share.
 
-A set is a Parquet file with the columns ``image`` (a struct with the encoded picture in ``bytes``) and ``label``, as
-image sets are published for CIFAR-10 and its like.
+A set is a Parquet file, or several shards of one, with a column of encoded pictures (bytes, or a struct with ``bytes``)
+and a column of labels, as image sets are published for CIFAR-10 and similar sets.
 """
 
 import hashlib
 import io
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from isthmus.data.files import replaced
+from isthmus.data.files import not_the_file, replaced
 
 MAX_PIXELS: Final = 64_000_000
 """A larger picture is refused by its header, before anything is decoded."""
 MAX_FILE_BYTES: Final = 32 << 20
 MAX_IMAGES: Final = 10_000_000
+IMAGE_COLUMNS: Final = ("image", "img")
+LABEL_COLUMNS: Final = ("label", "labels")
 _ROWS_AT_ONCE: Final = 256
+_MAX_PROFILE_BYTES: Final = 4 << 20
+_ORIENTATION_TAG: Final = 0x0112
+_ORDERS: Final = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+"""By EXIF orientation: steps through rows and columns. From 5 on, rows and columns change places first."""
+_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})")
+_OTHER_KINDS: Final = (
+    ("a Git LFS pointer: run 'git lfs pull'", b"version https://git-lfs", 0),
+    ("GIF", b"GIF8", 0),
+    ("WebP", b"WEBP", 8),
+    ("BMP", b"BM", 0),
+    ("TIFF", b"II*\0", 0),
+    ("TIFF", b"MM\0*", 0),
+    ("HEIC or AVIF", b"ftyp", 4),
+    ("SVG", b"<svg", 0),
+)
+"""Files that people take for pictures that are read: kind, mark, and where the mark begins."""
 
 CIFAR10_CLASSES: Final = (
     "airplane",
@@ -44,14 +64,14 @@ Triple = tuple[float, float, float]
 
 
 class ImageError(ValueError):
-    """A picture or a set of them that cannot be used, and why. Fit to be shown to who sent it."""
+    """A picture or a set of pictures that cannot be used, and why. The message may be shown to whoever sent it."""
 
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """How a model reads pictures: side, and mean and deviation of each of R, G, B in [0, 1].
+    """How a model reads pictures: side in pixels, and mean and deviation of each of R, G, B in [0, 1].
 
-    Raises ValueError for numbers that cannot be.
+    Raises ValueError for impossible numbers.
     """
 
     size_px: int
@@ -65,11 +85,32 @@ class PixelSpec:
             raise ValueError(f"pixels: mean {self.mean} and deviation {self.deviation}")
 
     def standardise(self, pictures_BHWC: Pictures) -> npt.NDArray[np.float32]:
-        """float32 (B, 3, H, W), as the model reads it."""
+        """Return float32 (B, 3, H, W), as the model reads it."""
         scale_C = 1 / (255 * np.array(self.deviation, np.float32))
         offset_C = np.array(self.mean, np.float32) / np.array(self.deviation, np.float32)
         standard_BHWC = pictures_BHWC.astype(np.float32) * scale_C - offset_C
         return np.ascontiguousarray(standard_BHWC.transpose(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an image set that hold the picture and its label; None takes a usual name."""
+
+    image: str | None = None
+    label: str | None = None
+
+    def found(self, path: Path, names: Sequence[str]) -> tuple[str, str]:
+        """Return both names. Raises ImageError naming the file if one of them is not there, or not plain."""
+        image = _column(path, names, self.image, IMAGE_COLUMNS, "--image-column")
+        return image, _column(path, names, self.label, LABEL_COLUMNS, "--label-column")
+
+
+def _column(path: Path, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:
+    fitting = [name for name in names if (name == asked if asked is not None else name in usual)]
+    if len(fitting) != 1:
+        needed = asked or " or ".join(usual)
+        raise ImageError(f"{path.name}: columns {', '.join(names)}; needed is {needed}, or another by {option}")
+    return fitting[0]
 
 
 STATISTICS: Final[dict[str, tuple[Triple, Triple]]] = {
@@ -82,7 +123,7 @@ STATISTICS: Final[dict[str, tuple[Triple, Triple]]] = {
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """``pictures_NHWC`` are uint8 RGB squares of one size, ``labels_N`` positions in some list of classes."""
+    """``pictures_NHWC`` are uint8 RGB squares of one size; ``labels_N`` are positions in a list of classes."""
 
     pictures_NHWC: Pictures
     labels_N: Labels
@@ -91,7 +132,7 @@ class LabelledImages:
         return len(self.labels_N)
 
     def digest(self) -> str:
-        """SHA-256 in hex over pictures and labels."""
+        """Return the SHA-256 in hex over pictures and labels."""
         digest = hashlib.sha256(repr(self.pictures_NHWC.shape).encode())
         digest.update(np.ascontiguousarray(self.pictures_NHWC).data)
         digest.update(np.ascontiguousarray(self.labels_N).data)
@@ -102,33 +143,95 @@ class LabelledImages:
 
 
 def decode_image(data: bytes, size_px: int) -> Pictures:
-    """A JPEG or PNG as uint8 (size_px, size_px, 3): its centre square, resized. Transparency is dropped.
+    """Return a JPEG or PNG as a viewer shows it: uint8 RGB (size_px, size_px, 3), its centre square, resized.
 
-    Raises ImageError for another format, an empty, broken or truncated file, and one over the bounds above; which
-    holds before memory is taken for its pixels.
+    It is turned as its EXIF data asks. Transparent places are white. 16-bit grey is scaled to 8, and colours of an
+    embedded profile (also of CMYK) are converted to sRGB. Of an animation the first picture is read.
+
+    Raises ImageError for another format, an empty, broken or truncated file, and one over the bounds above. The bounds
+    are checked before memory is taken for the pixels.
     """
     if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"an image file of {len(data)} bytes; at most {MAX_FILE_BYTES} are read")
+        raise ImageError(f"an image file of {len(data)} bytes; at most {MAX_FILE_BYTES} are read: shrink the picture")
     try:
         # Pillow reads no more than the header here.
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if image.format == "JPEG":
-                image.draft("RGB", (size_px, size_px))  # decodes at 1/2, 1/4 or 1/8 where that is still large enough
-            picture_HWC = np.asarray(image.convert("RGB"))
-    except Image.DecompressionBombError as error:  # Pillow's own bound is higher, but stands in the way of the header
-        raise ImageError(f"an image of over {MAX_PIXELS} pixels; it was not decoded") from error
+            image.draft("RGB", (size_px, size_px))  # a JPEG decodes at 1/2, 1/4 or 1/8 if that is still large enough
+            image.load()
+            turn = _orientation(image)
+            profile = image.info.get("icc_profile")
+            plain = _without_alpha(image)
+            stored = np.asarray(plain)
+    except Image.DecompressionBombError as error:  # Pillow's own bound is higher, but checked before ours
+        raise ImageError(f"an image of over {MAX_PIXELS} pixels; it was not decoded: shrink the picture") from error
     except UnidentifiedImageError as error:
-        raise ImageError("neither a JPEG nor a PNG file, or its header is broken") from error
+        raise ImageError(f"neither a JPEG nor a PNG file{_named(data)}, or its header is broken") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise ImageError("a broken or truncated image") from error
-    return centre_square(picture_HWC, size_px)
+    square = centre_square(_turned(stored, turn), size_px)
+    return np.asarray(_in_srgb(Image.fromarray(square, plain.mode), profile))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 1 if there is none or the EXIF data is broken."""
+    try:
+        turn = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error):
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _turned(stored: Pictures, turn: int) -> Pictures:
+    """Return pixels (H, W) or (H, W, C) turned and mirrored as an EXIF orientation asks (Exif 3.0, tag 274)."""
+    if turn >= 5:  # rows and columns change places
+        stored = stored.swapaxes(0, 1)
+    down, right = _ORDERS[turn]
+    return stored[::down, ::right]
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """Return the picture in mode L, RGB or CMYK, its transparent places over white."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey_HW = np.asarray(image).astype(np.int64)
+        return Image.fromarray(np.clip(grey_HW >> 8, 0, 255).astype(np.uint8), "L")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.copy() if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def _in_srgb(picture: Image.Image, profile: object) -> Image.Image:
+    """Return the picture in RGB, converted from the colours of its profile if that is a sound one."""
+    if isinstance(profile, bytes) and 0 < len(profile) <= _MAX_PROFILE_BYTES:
+        try:
+            converted = ImageCms.applyTransform(picture, _transform(profile, picture.mode))
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # viewers ignore a broken profile, and one of another colour space
+        else:
+            return converted if converted is not None else picture.convert("RGB")
+    return picture.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
+    )
+
+
+def _named(data: bytes) -> str:
+    for kind, mark, offset in _OTHER_KINDS:
+        if data[offset : offset + len(mark)] == mark:
+            return f", but {kind}"
+    return ""
 
 
 def centre_square(picture_HWC: Pictures, size_px: int) -> Pictures:
-    """The largest square in the middle of uint8 (H, W, 3), resized to size_px."""
+    """Return the largest square in the middle of uint8 (H, W) or (H, W, C), resized to ``size_px``."""
     height, width = picture_HWC.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -136,39 +239,49 @@ def centre_square(picture_HWC: Pictures, size_px: int) -> Pictures:
     if side == size_px:
         return np.ascontiguousarray(square_HWC)
     way = cv2.INTER_AREA if side > size_px else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(square_HWC, (size_px, size_px), interpolation=way), np.uint8)
+    return np.asarray(cv2.resize(np.ascontiguousarray(square_HWC), (size_px, size_px), interpolation=way), np.uint8)
 
 
-def read_images(path: Path, size_px: int, *, limit: int | None = None) -> LabelledImages:
-    """The pictures of a Parquet file in their order, at most ``limit`` of them.
+def read_images(path: Path, size_px: int, *, limit: int | None = None, columns: Columns = Columns()) -> LabelledImages:
+    """Return the pictures of a set in their order, at most ``limit`` of them.
+
+    ``path`` is a Parquet file, a folder of its shards, or a pattern such as ``data/train-*.parquet``.
 
     Raises ImageError naming the file for one that is missing, no Parquet file, without those columns, empty or over
-    the bounds, and the row for a picture that cannot be decoded or has no label.
+    the bounds; the sets, if a folder holds several; and the row of a picture that cannot be decoded or has no label.
     """
     pictures: list[Pictures] = []
     labels: list[int] = []
-    for picture, label in _rows(path):
+    for shard, row, picture, label in _rows(path, columns):
         if limit is not None and len(labels) == limit:
             break
-        row = len(labels)
-        if row == MAX_IMAGES:
+        if len(labels) == MAX_IMAGES:
             raise ImageError(f"{path.name}: over {MAX_IMAGES} pictures")
         if not isinstance(label, int) or label < 0:
-            raise ImageError(f"{path.name}, row {row}: its label is {label!r}")
-        if not isinstance(picture, dict) or not isinstance(picture.get("bytes"), bytes):
-            raise ImageError(f"{path.name}, row {row}: no picture")
+            raise ImageError(f"{shard.name}, row {row}: its label is {label!r}; a number from 0 is needed")
         try:
-            pictures.append(decode_image(picture["bytes"], size_px))
+            pictures.append(decode_image(_encoded(picture), size_px))
         except ImageError as error:
-            raise ImageError(f"{path.name}, row {row}: {error}") from error
-        labels.append(label)
+            raise ImageError(f"{shard.name}, row {row}: {error}") from error
+        labels.append(int(label))
     if not labels:
         raise ImageError(f"{path.name} holds no pictures")
     return LabelledImages(np.stack(pictures), np.array(labels, np.int64))
 
 
+def _encoded(cell: object) -> bytes:
+    """Return the encoded picture of a cell: the bytes themselves, or a struct's ``bytes``."""
+    if isinstance(cell, dict):
+        if not isinstance(cell.get("bytes"), bytes) and isinstance(cell.get("path"), str):
+            raise ImageError(f"no picture, only the path {cell['path']}: the set must hold the pictures themselves")
+        cell = cell.get("bytes")
+    if not isinstance(cell, bytes):
+        raise ImageError("no picture")
+    return cell
+
+
 def write_images(path: Path, labelled: LabelledImages) -> None:
-    """Writes a Parquet file that ``read_images`` reads: PNG, so that no pixel changes."""
+    """Write a Parquet file that ``read_images`` reads: PNG, so that no pixel changes."""
     import pyarrow
     from pyarrow import parquet
 
@@ -181,19 +294,55 @@ def write_images(path: Path, labelled: LabelledImages) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), part)
 
 
-def _rows(path: Path) -> Iterator[tuple[Any, Any]]:
-    """(image, label) of each row; few rows in memory at a time."""
+def _rows(path: Path, columns: Columns) -> Iterator[tuple[Path, int, Any, Any]]:
+    """Yield (file, row in it, image, label); few rows are in memory at a time."""
     import pyarrow
     from pyarrow import parquet
 
-    if not path.is_file():
-        raise ImageError(f"there is no file {path}")
-    try:
-        file = parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if not {"image", "label"} <= set(names):
-            raise ImageError(f"{path.name}: columns {', '.join(names)}; needed are image and label")
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=["image", "label"]):
-            yield from zip(batch.column("image").to_pylist(), batch.column("label").to_pylist(), strict=True)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ImageError(f"{path.name} is no Parquet file, or damaged") from error
+    for shard in _shards(path):
+        try:
+            reason = not_the_file(shard)
+            if reason is not None:
+                raise ImageError(f"{shard.name} {reason}")
+            file = parquet.ParquetFile(shard)
+            image, label = columns.found(shard, file.schema_arrow.names)
+            row = 0
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list({image, label})):
+                for cells in zip(batch.column(image).to_pylist(), batch.column(label).to_pylist(), strict=True):
+                    yield shard, row, *cells
+                    row += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ImageError(f"{shard.name} is no Parquet file, or damaged") from error
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return the files of a set in order. Raises ImageError if there are none, several sets, or a shard is missing."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        shards = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".parquet")
+        if not shards:
+            raise ImageError(f"{path} holds no .parquet files")
+        sets = sorted({_set_of(path, shard) for shard in shards})
+        if len(sets) > 1:
+            raise ImageError(f"{path} holds several sets: name one of {', '.join(sets)}")
+    else:
+        # A bracket in a name is only that.
+        shards = sorted(path.parent.glob(path.name.replace("[", "[[]"))) if {"*", "?"} & set(path.name) else []
+        if not shards:
+            raise ImageError(f"there is no file {path}")
+    totals = {int(found[2]) for shard in shards if (found := _SHARD.search(shard.stem))}
+    for total in totals:
+        numbers = {int(found[1]) for shard in shards if (found := _SHARD.search(shard.stem)) and int(found[2]) == total}
+        if len(numbers) < total:
+            raise ImageError(f"{path.name}: only {len(numbers)} of {total} shards are here")
+    return shards
+
+
+def _set_of(folder: Path, shard: Path) -> str:
+    """Return the path or pattern that names the set of a shard: files that differ by their number belong together."""
+    found = _SHARD.search(shard.stem)
+    if found is not None:
+        return str(folder / shard.relative_to(folder).parent / f"{shard.stem[: found.start()]}-*{shard.suffix}")
+    numbered = shard.stem.isdigit() or shard.stem.startswith("part-")
+    return str(shard.parent if numbered else shard)

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from isthmus.cloud.elastic.model.timm_import import VisionTransformer, VisionTransformerDistilled, create_model
+from isthmus.data.files import not_the_file, read_text
 from isthmus.data.images import STATISTICS, PixelSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -70,7 +71,7 @@ def pixel_spec(vit: VisionTransformer, source: str | Path, statistics: str | Non
 
 def _config_beside(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        found = json.loads(read_text(path.parent / "config.json"))
     except (OSError, ValueError):
         return {}
     config = found.get("pretrained_cfg", found) if isinstance(found, dict) else {}
@@ -79,6 +80,9 @@ def _config_beside(path: Path) -> Mapping[str, Any]:
 
 def _from_file(path: Path, heads: int | None) -> VisionTransformer:
     try:
+        reason = not_the_file(path)
+        if reason is not None:
+            raise ModelError(f"{path.name} {reason}")
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             vit = vit_of_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names}, heads)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from pyarrow import parquet as parquet_files
 
-from isthmus.data.images import ImageError, PixelSpec, centre_square, decode_image, read_images
+from isthmus.data.images import Columns, ImageError, PixelSpec, centre_square, decode_image, read_images
 
 RNG = np.random.default_rng(0)
 
@@ -63,7 +63,106 @@ def test_the_centre_square_is_resized(kind: str, shape: tuple[int, int]) -> None
 def test_grey_and_transparent_pictures_become_rgb() -> None:
     assert decode_image(encoded(noise(8, 8)[..., 0]), 8).shape == (8, 8, 3)
     rgba = np.concatenate([noise(8, 8), np.full((8, 8, 1), 7, np.uint8)], axis=2)
-    assert np.array_equal(decode_image(encoded(rgba), 8), rgba[..., :3])
+    over_white = rgba[..., :3] * (7 / 255) + 255 * (248 / 255)
+    np.testing.assert_allclose(decode_image(encoded(rgba), 8), over_white, atol=1.0)
+
+
+def gradient() -> Image.Image:
+    """A smooth picture without any symmetry."""
+    y, x = np.mgrid[:96, :96]
+    return Image.fromarray(np.stack([2 * y, 2 * x, 190 - y], 2).astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("orientation", "stored_as"),
+    [
+        (1, None),
+        (2, Image.Transpose.FLIP_LEFT_RIGHT),
+        (3, Image.Transpose.ROTATE_180),
+        (4, Image.Transpose.FLIP_TOP_BOTTOM),
+        (5, Image.Transpose.TRANSPOSE),
+        (6, Image.Transpose.ROTATE_90),
+        (7, Image.Transpose.TRANSVERSE),
+        (8, Image.Transpose.ROTATE_270),
+        (9, None),  # not an orientation
+    ],
+)
+def test_every_exif_orientation(kind: str, orientation: int, stored_as: Image.Transpose | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = gradient() if stored_as is None else gradient().transpose(stored_as)
+    options = {"quality": 95} if kind == "JPEG" else {}
+    turned = decode_image(saved(stored, kind, exif=exif, **options), 32)
+    np.testing.assert_allclose(turned, decode_image(saved(gradient(), "PNG"), 32).astype(int), atol=8)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_data_is_ignored() -> None:
+    data = saved(gradient(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    assert decode_image(data, 32).shape == (32, 32, 3)
+
+
+def test_storage_that_viewers_show_alike() -> None:
+    plain = decode_image(saved(gradient(), "PNG"), 32).astype(int)
+    more = [gradient(), Image.new("RGB", (96, 96), "red")]
+    for data, off in (
+        (saved(gradient().convert("CMYK"), "JPEG", quality=95), 8),
+        (saved(gradient().quantize(256), "PNG"), 8),
+        (saved(gradient(), "JPEG", quality=95, progressive=True), 8),
+        (saved(more[0], "PNG", save_all=True, append_images=more[1:]), 0),
+        (saved(more[0], "MPO", save_all=True, append_images=more[1:], quality=95), 8),
+        (saved(gradient(), "PNG", icc_profile=b"no profile"), 0),
+    ):
+        np.testing.assert_allclose(decode_image(data, 32), plain, atol=off)
+    grey = gradient().convert("L")
+    shown = decode_image(saved(grey, "PNG"), 32).astype(int)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    with_alpha = Image.merge("LA", [grey, Image.new("L", grey.size, 255)])
+    for image in (deep, with_alpha):
+        np.testing.assert_allclose(decode_image(saved(image, "PNG"), 32), shown, atol=1)
+
+
+def test_transparent_places_are_white() -> None:
+    picture = gradient()
+    mask = Image.new("L", picture.size, 255)
+    mask.paste(0, (0, 48, 96, 96))
+    clear = picture.copy()
+    clear.putalpha(mask)
+    indexed = Image.new("P", (96, 96), 1)
+    indexed.putpalette([0, 0, 0, 255, 0, 0])
+    indexed.paste(0, (0, 48, 96, 96))
+    keyed = Image.new("RGB", (96, 96), (255, 0, 0))
+    keyed.paste((0, 0, 0), (0, 48, 96, 96))
+    for data in (
+        saved(clear, "PNG"),
+        saved(indexed, "PNG", transparency=0),
+        saved(keyed, "PNG", transparency=(0, 0, 0)),
+    ):
+        shown = decode_image(data, 32)
+        assert shown[18:].min() == 255
+        assert shown[:14].min() < 255
+
+
+def test_colours_of_an_embedded_profile_are_converted() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    blue_first = profile.replace(b"rXYZ", b"????", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"????", b"bXYZ", 1)
+    red = Image.new("RGB", (8, 8), (250, 10, 10))
+    assert decode_image(saved(red, "PNG", icc_profile=profile), 8)[0, 0].tolist() == [250, 10, 10]
+    shown = decode_image(saved(red, "PNG", icc_profile=blue_first), 8)[0, 0].astype(int)
+    assert shown[2] > 200 and shown[0] < 60
+
+
+@pytest.mark.parametrize(("kind", "named"), [("GIF", "GIF"), ("WEBP", "WebP"), ("TIFF", "TIFF"), ("BMP", "BMP")])
+def test_other_formats_are_named(kind: str, named: str) -> None:
+    with pytest.raises(ImageError, match=f"neither a JPEG nor a PNG file, but {named}"):
+        decode_image(saved(gradient(), kind), 32)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +209,73 @@ def test_a_set_is_read_in_order(tmp_path: Path) -> None:
     assert found.only(np.array([4, 0])).labels_N.tolist() == [5, 3]
 
 
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()])
+def test_pictures_as_plain_bytes(tmp_path: Path, kind: pyarrow.DataType) -> None:
+    pixels = noise(8, 8)
+    table = pyarrow.table({"image": pyarrow.array([encoded(pixels)] * 2, kind), "label": [1, 0]})
+    parquet_files.write_table(table, tmp_path / "plain.parquet")
+    found = read_images(tmp_path / "plain.parquet", 8)
+    assert np.array_equal(found.pictures_NHWC, [pixels, pixels]) and found.labels_N.tolist() == [1, 0]
+
+
+def test_a_folder_of_shards_and_a_pattern(tmp_path: Path) -> None:
+    pictures = [encoded(noise(8, 8)) for _ in range(3)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    parquet(folder / "train-00001-of-00002.parquet", pictures[2:], [2])
+    parquet(folder / "train-00000-of-00002.parquet", pictures[:2], [0, 1])
+    for path in (tmp_path, folder, folder / "train-*.parquet"):
+        assert read_images(path, 8).labels_N.tolist() == [0, 1, 2]
+    parquet(folder / "test-00000-of-00001.parquet", pictures[:1], [7])
+    with pytest.raises(ImageError, match=r"several sets: name one of .*test-\*\.parquet, .*train-\*\.parquet"):
+        read_images(folder, 8)
+    assert read_images(folder / "test-*.parquet", 8).labels_N.tolist() == [7]
+    (folder / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(ImageError, match="only 1 of 2 shards are here"):
+        read_images(folder / "train-*.parquet", 8)
+    (folder / "train-00000-of-00002.parquet").symlink_to("../../blobs/0123")
+    with pytest.raises(ImageError, match=r"train-00000-of-00002\.parquet is no Parquet file, or damaged"):
+        read_images(folder / "train-*.parquet", 8)
+
+
+def test_separate_files_of_a_folder_are_separate_sets(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        parquet(tmp_path / f"{name}.parquet", [encoded(noise(8, 8))], [0])
+    with pytest.raises(ImageError, match=r"several sets: name one of .*test\.parquet, .*train\.parquet"):
+        read_images(tmp_path, 8)
+    with pytest.raises(ImageError, match=r"holds no \.parquet files"):
+        (tmp_path / "empty").mkdir()
+        read_images(tmp_path / "empty", 8)
+
+
+def test_columns_by_their_usual_names_and_by_option(tmp_path: Path) -> None:
+    picture = [{"bytes": encoded(noise(8, 8)), "path": None}]
+    path = tmp_path / "fine [old].parquet"
+    parquet_files.write_table(
+        pyarrow.table({"img": picture, "fine_label": [51], "coarse_label": [4], "name": ["x"]}), path
+    )
+    with pytest.raises(ImageError, match=r"img, fine_label, coarse_label, name; needed is label.*--label-column"):
+        read_images(path, 8)
+    assert read_images(path, 8, columns=Columns(label="fine_label")).labels_N.tolist() == [51]
+    assert read_images(path, 8, columns=Columns("img", "coarse_label")).labels_N.tolist() == [4]
+    with pytest.raises(ImageError, match="needed is photo, or another by --image-column"):
+        read_images(path, 8, columns=Columns("photo", "fine_label"))
+    with pytest.raises(ImageError, match="row 0: its label is 'x'"):
+        read_images(path, 8, columns=Columns(label="name"))
+
+
+def test_paths_and_pointers_in_place_of_pictures_are_named(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": None, "path": "cat.jpg"}], "label": [0]}
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"image": pyarrow.array(rows["image"], kind), "label": rows["label"]})
+    parquet_files.write_table(table, tmp_path / "paths.parquet")
+    with pytest.raises(ImageError, match=r"only the path cat\.jpg"):
+        read_images(tmp_path / "paths.parquet", 8)
+    (tmp_path / "pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ImageError, match="git lfs pull"):
+        read_images(tmp_path / "pointer.parquet", 8)
+
+
 def test_sets_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     good = encoded(noise(8, 8))
     bad: dict[str, tuple[list[Any], list[Any], str]] = {
@@ -121,7 +287,7 @@ def test_sets_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for name, (pictures, labels, why) in bad.items():
         with pytest.raises(ImageError, match=rf"{name}\.parquet, {why}"):
             read_images(parquet(tmp_path / f"{name}.parquet", pictures, labels), 8)
-    with pytest.raises(ImageError, match="needed are image and label"):
+    with pytest.raises(ImageError, match=r"columns photo, label; needed is image or img, or another by --image-column"):
         read_images(parquet(tmp_path / "columns.parquet", [good], [0], image="photo"), 8)
     with pytest.raises(ImageError, match="there is no file"):
         read_images(tmp_path / "missing.parquet", 8)
