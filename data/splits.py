@@ -7,12 +7,14 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from isthmus.data.clip import ClipRef, Listing
+from isthmus.data.files import open_text
 from isthmus.data.layouts import ave
 
 PRIVATE_SHARE: Final = 0.1
@@ -186,8 +188,10 @@ def _csv_names(listing: Listing, path: Path) -> tuple[str, ...]:
     label_of = {ref.name: ref.label for ref in listing.refs}
     known = label_of.keys() | _left_out(listing)
     names: list[str] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
+    with open_text(path, newline="") as file:
+        first = file.readline()
+        delimiter = max(",;\t", key=first.count)
+        for number, row in enumerate(csv.reader(chain([first], file), delimiter=delimiter), start=1):
             if not row or not row[0].strip():
                 continue
             given = row[0].strip()

@@ -364,8 +364,10 @@ def evaluate(
 
 def _object(path: Path, *fields: str) -> dict[str, Any]:
     """Return the JSON object of a file. Raises ValueError for another file, OSError for one that cannot be read."""
+    from isthmus.data.files import read_text
+
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     missing = [field for field in fields if not isinstance(raw, dict) or field not in raw]

@@ -4,6 +4,7 @@ It imports typer and the standard library alone, so that ``--help`` needs none o
 with. A module that declares commands imports those libraries inside the command's function.
 """
 
+import codecs
 import copy
 import dataclasses
 import difflib
@@ -407,8 +408,10 @@ def key_in(path: Path | None) -> str | None:
     """
     if path is None:
         return None
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        key = content.decode("utf-16" if marked else "utf-8-sig").strip()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: this file holds no key: it is not text") from None
     if not key:

@@ -64,9 +64,10 @@ def register(
     name and its new version.
     """
     from isthmus.cloud.elastic.tasks.task import TaskSpec
+    from isthmus.data.files import read_text
 
     try:
-        spec = TaskSpec.from_json(task.read_text(encoding="utf-8"))
+        spec = TaskSpec.from_json(read_text(task))
         weights = task.with_suffix(".safetensors").read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{task} is not a task, or its weights are missing: {one_line(error)}")

@@ -20,7 +20,7 @@ from isthmus.cloud.elastic.scheduling.query import Outcome
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
-from isthmus.data.files import write_atomically
+from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_trace
 from isthmus.extensions import load_extensions
 
@@ -36,7 +36,7 @@ def replay(asked: ReplayOptions) -> None:
     Raises ValueError, OSError or IsthmusError before anything is served.
     """
     load_extensions()
-    measured = paper_profile() if asked.profile is None else Profile.from_json(asked.profile.read_text("utf-8"))
+    measured = paper_profile() if asked.profile is None else Profile.from_json(read_text(asked.profile))
     if asked.warm is not None:
         from isthmus.cloud.elastic.warm.store import WarmStore
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.clip import ClipError, ClipRef, Damage, DecodedClip
+from isthmus.data.files import read_text
 from isthmus.data.media.decode import decode
 from isthmus.data.transforms import InputSpec, evenly_spread, spectrogram, stored_frame
 from isthmus.proto.errors import IsthmusError
@@ -53,13 +54,17 @@ def raw_bytes(refs: Iterable[ClipRef]) -> int:
 def read_names(path: Path) -> tuple[str, ...]:
     """Read clip names from a text file, one per line, without blank lines and ``#`` comments. Raises ValueError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the list of clips cannot be read") from error
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: the list of clips cannot be read: {_reason(error)}") from error
     names = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{path}: the list is empty or names a clip twice")
     return names
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 class LiveCapture:

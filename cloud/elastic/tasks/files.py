@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
-from isthmus.data.files import write_atomically
+from isthmus.data.files import read_text, write_atomically
 from isthmus.proto.errors import IsthmusError
 
 
@@ -54,7 +54,7 @@ def load_tasks(folder: Path, model: ModelShape) -> list[TaskFiles]:
         name = path.name.removesuffix(".recipe.json")
         try:
             recipe = read_recipe(str(path))
-            spec = TaskSpec.from_json((folder / f"{name}.json").read_text(encoding="utf-8"))
+            spec = TaskSpec.from_json(read_text(folder / f"{name}.json"))
             data = (folder / f"{name}.safetensors").read_bytes()
             weights = TaskWeights.from_bytes(data, classes=len(spec.classes), model=model)
         except (OSError, ValueError, KeyError, TypeError, IsthmusError) as error:

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from isthmus.data.files import read_text
 from isthmus.data.images import CIFAR10_CLASSES, LabelledImages
 
 LEFT_OUT: Final = -1
@@ -83,11 +84,11 @@ def read_recipe(source: str) -> TaskRecipe:
     if not path.is_file():
         raise ValueError(f"task {source!r} is neither a file nor one of {', '.join(RECIPES)}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
         name, classes, of_label = str(raw["name"]), raw["classes"], raw["class_of_label"]
         positions = tuple(LEFT_OUT if label is None else int(label) for label in of_label)
         return TaskRecipe(name, tuple(map(str, classes)), positions)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path.name} is not a task recipe: {error}") from error
 
 

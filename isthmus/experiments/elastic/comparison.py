@@ -25,7 +25,7 @@ from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile, paper_
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
-from isthmus.data.files import write_atomically
+from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_trace
 from isthmus.experiments.elastic.figures import draw_all
 
@@ -99,7 +99,7 @@ def modelled_profile() -> Profile:
 def load_profile(name: str) -> Profile:
     """``paper``, ``modelled``, or the path of a profile's JSON. Raises BadProfile or OSError."""
     built_in: dict[str, Callable[[], Profile]] = {"paper": paper_profile, "modelled": modelled_profile}
-    return built_in[name]() if name in built_in else Profile.from_json(Path(name).read_text(encoding="utf-8"))
+    return built_in[name]() if name in built_in else Profile.from_json(read_text(Path(name)))
 
 
 def queries_of(workload: Workload, profile: Profile) -> list[Query]:
