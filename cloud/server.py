@@ -6,6 +6,7 @@ in the worker process.
 
 import asyncio
 import logging
+import ssl
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -261,6 +262,7 @@ class Server:
         try:
             if settings.tls_cert is None or settings.tls_key is None:
                 return int(server.add_insecure_port(settings.listen))
+            _check_pair(settings.tls_cert, settings.tls_key)
             pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
             return int(server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair])))
         except OSError as error:
@@ -301,6 +303,16 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    """Check that certificate and key belong together; gRPC does not say what is wrong. Raises InvalidInput, OSError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InvalidInput(f"TLS: the key {key} does not belong to the certificate {cert}") from error
+        raise InvalidInput(f"TLS: {cert} and {key} are not a PEM certificate chain and its private key") from error
 
 
 def _write_port(path: Path, address: str) -> None:

@@ -39,7 +39,7 @@ _reads: set[asyncio.Future[Any]] = set()
 
 
 @dataclass(frozen=True)
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """Surrounds each call of our services with ``scopes`` and then ``count``; bounds calls of unknown callers."""
 
     scopes: Sequence[Scope]

@@ -17,6 +17,7 @@ from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 
 _TIMEOUT_S = 60.0
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def registration(spec: TaskSpec, weights: bytes) -> Iterator[pb.RegisterTaskRequest]:
@@ -52,7 +53,9 @@ class ElasticClient:
         ``key`` is the service's key for elastic serving, if it asks for one. Nothing is sent before the first call.
         """
         if tls_cert is None:
-            channel = grpc.insecure_channel(server)
+            # A proxy named in the environment is for other machines; without TLS it would also read the key.
+            options = [("grpc.enable_http_proxy", 0)] if server.rpartition(":")[0] in _LOOPBACK else []
+            channel = grpc.insecure_channel(server, options)
         else:
             channel = grpc.secure_channel(server, grpc.ssl_channel_credentials(tls_cert.read_bytes()))
         with channel:

@@ -19,7 +19,7 @@ from isthmus.cloud import identity
 from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.work import Work, busy
-from isthmus.cloud.store.database import Database, as_ours, disk_is_full
+from isthmus.cloud.store.database import Database, Unusable, as_ours, disk_is_full
 from isthmus.cloud.store.devices import Device
 from isthmus.proto.errors import NAME_KEY, RETRY_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
 
@@ -132,7 +132,7 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
 def for_caller(error: Exception, method: str) -> IsthmusError:
     """Return the error to send to a caller. An internal error becomes a reference; the log has the details under it."""
     ours = translated(error)
-    if isinstance(ours, Internal):
+    if isinstance(ours, Internal | Unusable):
         reference = secrets.token_hex(4)
         log.error("%s failed (reference %s)", method, reference, exc_info=error)
         return Internal(f"the server failed; tell its operator reference {reference}")

@@ -15,11 +15,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from alembic.util import CommandError
+from sqlalchemy.exc import DataError, DBAPIError
 
 from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, StorageFull, Unavailable
 
 _BUSY_TIMEOUT_S = 15.0
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FORBIDDEN: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
 POSTGRES_CONNECT: Final = {
     "connect_timeout": 4,
     "keepalives_idle": 2,
@@ -28,6 +31,10 @@ POSTGRES_CONNECT: Final = {
     "tcp_user_timeout": 4_000,
 }
 """libpq notices within about 4 s that the database's machine or the network is gone."""
+
+
+class Unusable(InvalidInput):
+    """The database cannot be used as it is. The message is for the operator: it names the file and the way out."""
 
 
 class Database:
@@ -55,7 +62,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """Open a transaction that sees one state of the database."""
-        with _translated(), self._engine.connect() as connection, connection.begin():
+        with self._translated(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -66,7 +73,7 @@ class Database:
         process does not hold its lock at the moment (see ``lock.py``).
         """
         with (
-            _translated(),
+            self._translated(),
             self._engine.connect().execution_options(isthmus_writing=True) as connection,
             connection.begin(),
         ):
@@ -78,9 +85,41 @@ class Database:
         """Upgrade the schema to the newest version. Call it under the server's lock."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-        with self.writing() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        try:
+            with self.writing() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise Unusable(
+                f"the database {self.shown} was made by a newer version of Isthmus. Run that version, restore a backup "
+                "of this one's time, or give another --state or --database"
+            ) from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            code = _sqlite_code(error)
+            if code in _DAMAGED:
+                raise Unusable(
+                    f"{self.shown} is damaged, or no SQLite database. Restore it ('isthmus cloud restore'), or move it "
+                    "away to start anew: every device must then enrol again"
+                ) from error
+            if code in _FORBIDDEN:
+                raise Unusable(
+                    f"{self.shown} cannot be opened for writing: check that the file and its folder belong to the user "
+                    "that runs this command, and that the disk is not mounted read-only"
+                ) from error
+            known = as_ours(error)
+            if known is error:
+                raise
+            raise known from error
+
+    @property
+    def shown(self) -> str:
+        """The database's file or URL, without a password."""
+        return str(self.sqlite_path or self.url.render_as_string(hide_password=True))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -109,19 +148,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (OperationalError, DataError) as error:
-        raise as_ours(error) from error
-
-
 def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
     """Return the error of our tree, if a client or an operator can act on this failure; else the same error."""
     cause = error.orig
     if isinstance(cause, sqlite3.Error):
-        code = cause.sqlite_errorcode & 0xFF if hasattr(cause, "sqlite_errorcode") else 0
+        code = _sqlite_code(error)
         if code == sqlite3.SQLITE_FULL:
             return StorageFull("the server's disk is full; try again later")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -135,6 +166,11 @@ def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
     if error.connection_invalidated or state is None:
         return Unavailable("the database cannot be reached; try again later")
     return error
+
+
+def _sqlite_code(error: DBAPIError) -> int:
+    code: int = getattr(error.orig, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 def disk_is_full(error: OSError) -> bool:

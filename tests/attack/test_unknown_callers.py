@@ -54,7 +54,7 @@ def test_a_device_a_newcomer_and_a_probe_are_answered_beside_any_crowd(rig: Any)
     async def scenario() -> None:
         async with rig.running() as (server, channel):
             device = await rig.enrol(channel)
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             for name, (path, message, announce) in CROWDS.items():
                 async with pressed(Crowd(server.port, path, 300, message=message, announce=announce)):
                     for _ in range(10):

@@ -3,18 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.cloud import app
@@ -22,6 +16,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import InvalidInput, Locked
+from tests.rigs.certificate import write_certificate
 
 
 def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
@@ -100,26 +95,6 @@ def test_over_tls_only_those_who_trust_the_certificate_get_in(rig: Any, tmp_path
             return (await rig.refusal(rig.enrol(plain, key="sesame")))[0]
 
     assert asyncio.run(scenario()) is grpc.StatusCode.UNAVAILABLE
-
-
-def write_certificate(cert: Path, key: Path) -> None:
-    """Write a self-signed certificate for localhost and its key."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    cert.write_bytes(certificate.public_bytes(Encoding.PEM))
-    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def test_devices_and_jobs_can_be_listed_beside_a_running_server(rig: Any) -> None:
