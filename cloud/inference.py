@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from isthmus.cloud.personalise.students import HEADS_FILE, Shelf, reachable
+from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.codec import unpack_frame
 from isthmus.proto.errors import BadFrame, Internal, IsthmusError, OutOfOrder, TooLate, WrongState
 from isthmus.proto.messages import FloatArray, InferReply
@@ -81,7 +82,8 @@ class HeadCache:
     async def heads(self, device_id: str, student_id: str) -> Heads:
         """Return the heads of a student, loading them if necessary.
 
-        Raises NotYours for another device's student, WrongState for a student without heads (an interim student).
+        Raises NotYours for another device's student, WrongState for a student without heads (an interim
+        student), Corrupt if the heads are damaged.
         """
         row = await asyncio.to_thread(reachable, self._shelf, device_id, student_id)
         if row.kind == "interim":
@@ -90,7 +92,7 @@ class HeadCache:
         try:
             async with lock:
                 if student_id not in self._heads:
-                    self._heads[student_id] = await asyncio.to_thread(self._read, student_id)
+                    self._heads[student_id] = await asyncio.to_thread(self._read, row)
                     while len(self._heads) > self._capacity:
                         self._heads.popitem(last=False)
                 self._heads.move_to_end(student_id)
@@ -99,8 +101,10 @@ class HeadCache:
             if not lock.locked():
                 self._loading.pop(student_id, None)
 
-    def _read(self, student_id: str) -> Heads:
-        with self._shelf.artefacts.on_disk(student_id, HEADS_FILE, self._scratch) as path:
+    def _read(self, row: StudentRow) -> Heads:
+        if row.heads_sha256 is not None:
+            self._shelf.check(row.student_id, HEADS_FILE, row.heads_sha256)
+        with self._shelf.artefacts.on_disk(row.student_id, HEADS_FILE, self._scratch) as path:
             return self._load(path)
 
 

@@ -19,11 +19,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
+from isthmus.cloud import continuity
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.identity import Gate
 from isthmus.cloud.inference import HeadCache
 from isthmus.cloud.offer import Offer, offer_of
-from isthmus.cloud.personalise import signing, students
+from isthmus.cloud.personalise import students
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.personalise.supervisor import Supervisor
@@ -171,8 +172,10 @@ class Server:
         self._stack.callback(lock.acquire_folder(settings.state, "server").release)
         held = lock.acquire(database, "server")
         self._stack.callback(held.release)
+        was_empty = database.is_empty()
         database.migrate()
         held.fence(database)
+        continuity.same_database(database, settings.state, settings.signing_key_path, was_empty=was_empty)
         shelf = Shelf(database, Artefacts(settings.artefacts_url))
         try:
             gate = Gate(settings.enrolment_key(), settings.max_devices)
@@ -183,7 +186,7 @@ class Server:
         return _Ground(held, shelf, release, self._open_elastic(shelf), elastic_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
-        signer = signing.load_or_create(self._settings.signing_key_path)
+        signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
         offer = offer_of(Release.open(folder))
         return _Release(signer, offer, gate, students.publish_base(shelf, signer, offer, time.time()))
 

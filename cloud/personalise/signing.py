@@ -34,10 +34,12 @@ def load_or_create(path: Path) -> Signer:
 
     Raises InvalidInput if the file is not such a key, or if others than its owner may read it.
     """
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder: remove it, or restore the signing key from a backup")
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return _load(path)
+        return load(path)
     key = Ed25519PrivateKey.generate()
     with os.fdopen(fd, "wb") as file:
         file.write(key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()))
@@ -46,10 +48,13 @@ def load_or_create(path: Path) -> Signer:
     return Signer(key)
 
 
-def _load(path: Path) -> Signer:
+def load(path: Path) -> Signer:
+    """Load the key in ``path``. Raises InvalidInput if there is none, or as ``load_or_create`` does."""
+    if not path.is_file():
+        raise InvalidInput(f"there is no signing key in {path}")
     if path.stat().st_mode & 0o077:
         raise InvalidInput(f"other users may read the signing key; run: chmod 600 {path}")
     content = path.read_bytes()
     if len(content) != _KEY_BYTES:
-        raise InvalidInput(f"{path} is not a signing key. If damaged, remove it; every device must then enrol anew")
+        raise InvalidInput(f"{path} is damaged: restore the signing key from a backup ('isthmus cloud restore')")
     return Signer(Ed25519PrivateKey.from_private_bytes(content))

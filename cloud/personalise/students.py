@@ -5,9 +5,10 @@ A device sees its own students and the base student; nothing else exists for it.
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from isthmus.cloud.offer import Offer
@@ -17,7 +18,7 @@ from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
-from isthmus.proto.errors import Internal, InvalidInput, NotYours
+from isthmus.proto.errors import Corrupt, Internal, InvalidInput, NotYours
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import (
     Chunk,
@@ -30,6 +31,10 @@ from isthmus.proto.messages import (
     patch_name,
 )
 from isthmus.proto.patch import base_sha256
+
+log = logging.getLogger(__name__)
+
+_MOST_REMEMBERED = 4_096
 
 HEADS_FILE = "heads.safetensors"
 """Stored beside the device's files but in no manifest: the heads stay in the cloud."""
@@ -44,6 +49,22 @@ class Shelf:
 
     database: Database
     artefacts: Artefacts
+    _sound: set[tuple[object, ...]] = field(default_factory=set, repr=False, compare=False)
+
+    def check(self, student_id: str, name: str, sha256: bytes) -> None:
+        """Check that a file is whole: once for as long as it is not written again.
+
+        Raises Corrupt if its content is not that of ``sha256``, and NotYours if there is no such file.
+        """
+        key = (student_id, name, sha256, *self.artefacts.fingerprint(student_id, name))
+        if key in self._sound:
+            return
+        if self.artefacts.sha256(student_id, name) != sha256:
+            log.error("the file %s of student %s is damaged", name, student_id)
+            raise Corrupt("the server's copy of this student is damaged; its operator must restore it from a backup")
+        if len(self._sound) >= _MOST_REMEMBERED:
+            self._sound.clear()
+        self._sound.add(key)
 
 
 def base_student_id(offer: Offer) -> str:
@@ -82,7 +103,8 @@ def publish(
     )
     content = manifest_to_bytes(manifest)
     signed = SignedManifest(content, signer.sign(content))
-    students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s))
+    sha256 = None if heads is None else _described(heads).sha256
+    students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
     return manifest
 
 
@@ -97,19 +119,45 @@ def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> st
     if not heads.is_file() or not files:
         raise InvalidInput("the release has no exported base student; run 'isthmus distill student' on it first")
     known = students.get(shelf.database, student_id)
-    if known is None or manifest_from_bytes(known.signed.manifest_bytes).files != _all_described(files):
-        publish(
-            shelf,
-            signer,
-            offer,
-            student_id=student_id,
-            device_id=None,
-            kind="base",
-            files=files,
-            heads=heads,
-            now_s=now_s,
-        )
+    if known is not None and known.heads_sha256 is not None:
+        _mend(shelf, known, files, heads)
+        return student_id
+    publish(
+        shelf,
+        signer,
+        offer,
+        student_id=student_id,
+        device_id=None,
+        kind="base",
+        files=files,
+        heads=heads,
+        now_s=now_s,
+    )
     return student_id
+
+
+def _mend(shelf: Shelf, known: StudentRow, files: Sequence[Path], heads: Path) -> None:
+    """Check the published base student. A damaged file is replaced by the release's, if that is sound.
+
+    Raises InvalidInput if neither is.
+    """
+    released = {path.name: path for path in (*files, heads)}
+    wanted = {file.name: file.sha256 for file in manifest_from_bytes(known.signed.manifest_bytes).files}
+    wanted[HEADS_FILE] = known.heads_sha256 or b""
+    for name, sha256 in wanted.items():
+        path = released.get(name)
+        sound = path is not None and _described(path).sha256 == sha256
+        try:
+            shelf.check(known.student_id, name, sha256)
+        except (Corrupt, NotYours) as error:
+            if path is None or not sound:
+                raise InvalidInput(
+                    f"{name} of the base student is damaged or gone, in the release and in the artefacts: restore one"
+                ) from error
+            log.warning("%s of the base student was damaged or gone; it is copied from the release again", name)
+            shelf.artefacts.put(known.student_id, name, path)
+        if not sound:
+            log.error("%s of the release is not the one that was published; the published one is served", name)
 
 
 def prune(shelf: Shelf, device_id: str, *, keep: int) -> None:
@@ -142,7 +190,8 @@ def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> Sig
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
     """Return the manifest's entry of a file or patch that a device asks for.
 
-    Raises NotYours for another device's student or a file outside the manifest, InvalidInput for an impossible offset.
+    Raises NotYours for another device's student or a file outside the manifest, InvalidInput for an impossible offset,
+    Corrupt if the file is damaged.
     """
     manifest = manifest_from_bytes(reachable(shelf, device_id, student_id).signed.manifest_bytes)
     offered = {file.name: file for file in manifest.files}
@@ -152,6 +201,7 @@ def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, o
         raise NotYours("no such file in this student")
     if not 0 <= offset_bytes <= file.size_bytes:
         raise InvalidInput(f"offset: the file has {file.size_bytes} bytes")
+    shelf.check(student_id, file_name, file.sha256)
     return file
 
 

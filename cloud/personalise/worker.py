@@ -101,7 +101,7 @@ class Worker:
         release = Release.open(settings.release)
         return Runner(
             shelf=Shelf(self.database, Artefacts(settings.artefacts_url)),
-            signer=signing.load_or_create(settings.signing_key_path),
+            signer=signing.load(settings.signing_key_path),
             offer=offer_of(release),
             learning=DistillLearning(release),
             work_dir=settings.work_dir,

@@ -81,6 +81,11 @@ class Database:
                 self.guard(connection)
             yield connection
 
+    def is_empty(self) -> bool:
+        """Return whether the database has no tables of ours yet."""
+        with self.reading() as connection:
+            return not sa.inspect(connection).has_table("alembic_version")
+
     def migrate(self) -> None:
         """Upgrade the schema to the newest version. Call it under the server's lock."""
         config = Config()

@@ -20,6 +20,8 @@ devices = sa.Table(
     sa.Column("token_hash", sa.LargeBinary(32), nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("revoked_s", sa.Float, nullable=True),
+    # NULL: the device has not called since it enrolled.
+    sa.Column("seen_s", sa.Float, nullable=True),
 )
 
 jobs = sa.Table(
@@ -68,6 +70,8 @@ students = sa.Table(
     # Exactly the signed bytes.
     sa.Column("manifest", sa.LargeBinary, nullable=False),
     sa.Column("signature", sa.LargeBinary, nullable=False),
+    # NULL: an interim student, which has no heads, or one that was published before this was recorded.
+    sa.Column("heads_sha256", sa.LargeBinary(32), nullable=True),
     sa.Column("created_s", sa.Float, nullable=False),
 )
 
@@ -77,6 +81,14 @@ fences = sa.Table(
     metadata,
     sa.Column("purpose", sa.String(16), primary_key=True),
     sa.Column("epoch", sa.Integer, nullable=False),
+)
+
+# Facts that must not change unnoticed, see continuity.py.
+pins = sa.Table(
+    "pins",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.LargeBinary, nullable=False),
 )
 
 tasks = sa.Table(

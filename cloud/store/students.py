@@ -18,6 +18,8 @@ class StudentRow:
     kind: str
     signed: SignedManifest
     created_s: float
+    heads_sha256: bytes | None = None
+    """SHA-256 of the heads' file, if the student has heads and this was recorded."""
 
 
 def put(database: Database, student: StudentRow) -> None:
@@ -32,6 +34,7 @@ def put(database: Database, student: StudentRow) -> None:
                 manifest=student.signed.manifest_bytes,
                 signature=student.signed.signature,
                 created_s=student.created_s,
+                heads_sha256=student.heads_sha256,
             )
         )
 
@@ -62,4 +65,4 @@ def remove(database: Database, student_id: str) -> None:
 
 def _student(row: sa.Row[tuple[object, ...]]) -> StudentRow:
     signed = SignedManifest(bytes(row.manifest), bytes(row.signature))
-    return StudentRow(row.id, row.device_id, row.kind, signed, row.created_s)
+    return StudentRow(row.id, row.device_id, row.kind, signed, row.created_s, row.heads_sha256)

@@ -1,16 +1,19 @@
 """Damaged, foreign or newer files in the state folder: one line that names the file and a way out, no traceback."""
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.cloud import app
-from isthmus.proto.errors import InvalidInput
+from isthmus.proto.errors import InvalidInput, Locked
+from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.certificate import write_certificate
 
 
@@ -79,3 +82,90 @@ def test_a_key_of_another_certificate_is_named(rig: Any, tmp_path: Path) -> None
     assert "does not belong to the certificate" in message
     (tmp_path / "key.pem").write_text("no key")
     assert "not a PEM" in refusal(rig, tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+
+
+def flipped(path: Path) -> None:
+    """One bit of the file changed."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_emptied_database_is_not_started_over(rig: Any) -> None:
+    state = used(rig)
+    for path in state.glob("isthmus.db*"):
+        if not path.name.endswith(".lock"):
+            path.unlink()
+    message = refusal(rig)
+    assert "is empty" in message and "isthmus cloud restore" in message
+    (state / "isthmus.db").unlink(missing_ok=True)
+    assert "is empty" in refusal(rig), "nor at the second try"
+
+
+def test_another_database_is_noticed(rig: Any, tmp_path: Path) -> None:
+    state = used(rig)
+    other = used(type(rig)(rig.release, tmp_path / "other"))
+    for path in state.glob("isthmus.db-*"):
+        path.unlink()
+    (state / "isthmus.db").write_bytes((other / "isthmus.db").read_bytes())
+    assert "not the one" in refusal(rig)
+
+
+@pytest.mark.parametrize(("damage", "says"), [(Path.unlink, "is gone"), (flipped, "exchanged"), (half, "damaged")])
+def test_a_changed_or_vanished_signing_key_is_not_replaced(rig: Any, damage: Callable[[Path], None], says: str) -> None:
+    key = used(rig) / "signing_key"
+    damage(key)
+    before = key.read_bytes() if key.exists() else None
+    assert says in refusal(rig)
+    assert (key.read_bytes() if key.exists() else None) == before
+
+
+@pytest.mark.parametrize("name", ["database.id", "signing_key"])
+@pytest.mark.parametrize("how", ["empty", "half", "flipped", "folder"])
+def test_no_file_of_the_state_folder_leads_to_a_traceback(rig: Any, name: str, how: str) -> None:
+    path = used(rig) / name
+    if how == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        {"empty": lambda path: path.write_bytes(b""), "half": half, "flipped": flipped}[how](path)
+    assert name in refusal(rig) or "not the one" in refusal(rig)
+
+
+def test_a_damaged_base_student_is_mended_from_the_release(rig: Any) -> None:
+    state = used(rig)
+    (folder,) = (state / "artefacts").iterdir()
+    for name in ("audio_encoder.onnx", "heads.safetensors"):
+        flipped(folder / name)
+    (folder / "visual_encoder.onnx").unlink()
+    used(rig)
+    for path in sorted((rig.release / "base").iterdir()):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_damaged_files_of_a_student_are_not_sent_and_its_heads_not_used(rig: Any) -> None:
+    async def scenario() -> list[grpc.StatusCode]:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel)
+            student_id = (await device.describe()).student_id
+            for name in ("audio_encoder.onnx", "heads.safetensors"):
+                flipped(rig.state / "artefacts" / student_id / name)
+            fetch = pb.FetchStudentRequest(student_id=student_id, file_name="audio_encoder.onnx")
+            metadata = (*device.metadata, ("isthmus-student", student_id))
+            return [
+                (await rig.refusal(device.personalisation.FetchStudent(fetch, metadata=device.metadata)))[0],
+                (await rig.refusal(device.inference.Infer(iter(()), metadata=metadata)))[0],
+            ]
+
+    assert asyncio.run(scenario()) == [grpc.StatusCode.DATA_LOSS] * 2
+
+
+def test_the_second_server_says_who_holds_the_folder(rig: Any) -> None:
+    async def scenario() -> str:
+        async with rig.running():
+            with pytest.raises(Locked) as refused:
+                async with rig.running():
+                    pass
+            return str(refused.value)
+
+    assert f"process {os.getpid()} on " in asyncio.run(scenario())
