@@ -14,7 +14,7 @@ from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.proto.errors import Busy, InvalidInput, TooLarge, Unauthenticated
-from isthmus.proto.limits import MAX_NAME_CHARS
+from isthmus.proto.limits import MAX_NAME_CHARS, MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
 
 _UNKNOWN_HASH = hashlib.sha256(b"no such device").digest()
@@ -68,6 +68,7 @@ def enrol(
         classes=offer.classes,
         input_spec_json=offer.input_spec_json,
         feature_width=offer.feature_width,
+        rounds=min(offer.rounds, MAX_ROUNDS),
     )
 
 

@@ -27,6 +27,7 @@ from isthmus.proto.limits import (
     MAX_PROTOTYPE_ROWS,
     MAX_PROTOTYPE_VALUES,
     MAX_ROUNDS,
+    MAX_STUDENT_BYTES,
     MAX_STUDENT_FILE_BYTES,
     MAX_STUDENT_FILES,
 )
@@ -183,6 +184,7 @@ def enrolment_to_pb(enrolment: Enrolment) -> pb.EnrolResponse:
         classes=enrolment.classes,
         input_spec_json=enrolment.input_spec_json,
         feature_width=enrolment.feature_width,
+        rounds=enrolment.rounds,
     )
 
 
@@ -192,6 +194,8 @@ def enrolment_from_pb(message: pb.EnrolResponse) -> Enrolment:
         raise InvalidInput("enrolment: the token is missing or malformed")
     if len(message.signing_public_key) != _ED25519_KEY_BYTES:
         raise InvalidInput("enrolment: the signing key is not an Ed25519 public key")
+    if not 0 <= message.rounds <= MAX_ROUNDS:
+        raise InvalidInput(f"enrolment: {message.rounds} rounds")
     return Enrolment(
         device_id=identifier("device id", message.device_id),
         token=message.token,
@@ -199,6 +203,7 @@ def enrolment_from_pb(message: pb.EnrolResponse) -> Enrolment:
         classes=_classes(message.classes),
         input_spec_json=_text("input spec", message.input_spec_json),
         feature_width=_feature_width(message.feature_width),
+        rounds=message.rounds,
     )
 
 
@@ -313,6 +318,8 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
     if len(message.files) > MAX_STUDENT_FILES or len(message.ratios) > _MAX_RATIOS:
         raise TooLarge("student: too many files or ratios")
     files = tuple(student_file_from_pb(file) for file in message.files)
+    if sum(file.size_bytes for file in files) > MAX_STUDENT_BYTES:
+        raise TooLarge(f"student: over {MAX_STUDENT_BYTES} bytes in all")
     if not files or len({file.name for file in files}) != len(files):
         raise InvalidInput("student: no files, or a name twice")
     if message.kind not in _KINDS:

@@ -129,15 +129,15 @@ def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:
 def from_status(code: int, message: str, name: str = "") -> IsthmusError:
     """Return the error of the tree for a status that was received over the wire.
 
-    ``name`` is the value of ``NAME_KEY``; empty where gRPC itself refused the call, or a proxy on the way. Then
-    RESOURCE_EXHAUSTED is a message over gRPC's bound, which no retry helps.
+    ``name`` is the value of ``NAME_KEY``. It is empty if gRPC itself or a proxy refused the call. RESOURCE_EXHAUSTED
+    then means that the server is busy, unless the message says that a message was over gRPC's bound.
     """
     named = {error.__name__: error for error in _all_below(IsthmusError) if error.code == code}
     by_code: dict[int, type[IsthmusError]] = {
         3: InvalidInput,
         4: TooLate,
         5: NotYours,
-        8: TooLarge,
+        8: TooLarge if "larger than max" in message else Busy,
         9: WrongState,
         13: Internal,
         14: Unavailable,

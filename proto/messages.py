@@ -123,12 +123,16 @@ class FeatureFrame:
 
 @dataclass(frozen=True)
 class Enrolment:
+    """A device's identity, and what it must know of the cloud's students. ``token`` is secret."""
+
     device_id: str
     token: str
     signing_public_key: bytes
     classes: tuple[str, ...]
     input_spec_json: str
     feature_width: int
+    rounds: int = 0
+    """Rounds of a personalisation by the cloud's recipe; 0 if the cloud does not say."""
 
     def __repr__(self) -> str:
         return f"Enrolment(device_id={self.device_id!r}, token=<secret>, classes={self.classes!r})"

@@ -35,7 +35,7 @@ def options(connections: int, *, elastic: bool) -> tuple[tuple[str, int], ...]:
         # A vanished device is noticed. A device may ping every 10 s to check that the server is still there.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     )
 

@@ -1,8 +1,8 @@
 """The device's whole behaviour as data: ``step(state, event, now_s) -> (state, actions)``. Pure.
 
-The runtime performs actions and reports what happened as events; it never decides. An event that does not belong to
-the present phase changes nothing, so late, doubled or reordered events are harmless. The state is small and is
-written to disk after every step: a device that restarts says ``Started`` and goes on where it was.
+The runtime performs actions and reports the results as events; it decides nothing. An event that does not belong to
+the present phase changes nothing, so late, repeated or reordered events are harmless. The small state is written to
+disk after every step: a device that restarts reports ``Started`` and continues.
 
     ENROL -> FETCH base -> VERIFY -> SWAP -> ENCODE -> UPLOAD -> WATCH -> FETCH final -> VERIFY -> JUDGE
                                                ^                   |                                 |  |
@@ -10,22 +10,53 @@ written to disk after every step: a device that restarts says ``Started`` and go
                                                                                                      v       v
                                                                                                      SERVE <-+
 
-A student becomes the current one only by ``Swap``, and ``Swap`` is asked for only after ``Verified`` for that very
-student, and for a final one after ``Judged`` accepted it: a refused student stays installed, and the present one goes
-on. An interim student makes prototypes and is never swapped in: it cannot answer.
+A student becomes the active one only by ``Swap``. ``Swap`` follows ``Verified`` for the same student, and for a final
+student also ``Judged`` with acceptance. A refused student stays installed, and the active one goes on. An interim
+student makes prototypes and is never swapped in, because it cannot answer.
+
+No error is final. Errors of the link are tried again after at most a minute. Every other error is tried again after
+pauses that grow to an hour, in the same phase; ``failure`` says why. A student that is damaged on disk is fetched
+again (``Repair``) while another sound one answers. If the cloud has lost or failed a job, the same prototypes start
+another one, with the rounds that are left.
+
+The cloud never gets more uploads than ``most_rounds`` in one personalisation, whatever it asks for.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from isthmus.proto.errors import Busy, Corrupt, IsthmusError, OutOfOrder, StorageFull, Unavailable, WrongState
+from isthmus.edge.own_clips.budget import BudgetSpent
+from isthmus.proto.errors import (
+    Busy,
+    Corrupt,
+    InvalidInput,
+    IsthmusError,
+    NotYours,
+    OutOfOrder,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
+from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import JobStatus, Stage
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
+"""The longest pause after an error of the link."""
+
+TROUBLE_MOST_S = 3600.0
+"""The longest pause after any other error."""
+
 MOST_REFUSALS = 5
-"""Tries for errors that a retry may mend but that are not the link's: a damaged download, a full disk."""
+"""A run that ends by itself (``--once``) ends after more errors than this, not counting errors of the link."""
+
+NEEDS_A_PERSON = 8
+"""The count of refusals after an error that time alone rarely mends: the next pause is then a minute or so."""
+
+
+class NothingToSend(IsthmusError):
+    """The prototypes that were to be sent are gone from the outbox; they are made again."""
 
 
 class Phase(Enum):
@@ -39,6 +70,7 @@ class Phase(Enum):
     WATCH = "watch"
     SERVE = "serve"
     STOPPED = "stopped"
+    """Written by version 0.1.0, which gave up without a student. A start leaves it."""
 
 
 class Purpose(Enum):
@@ -59,20 +91,29 @@ class Answering(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """``wanted_id``: the student being fetched ("" = the newest). ``active_id``: the one in use. ``base_id``: the one
-    that personalisation began with. ``round``: of the prototypes being made or last sent. ``uploaded_round``: the
-    last one the cloud has acknowledged. ``attempt`` counts tries since the link last worked, ``refusals`` those that
-    failed for another reason than the link. ``verdict``: what came of comparing the last final student with the one
-    in use; ``refused_id``: that student, where it was refused."""
+    """Everything the agent remembers.
+
+    ``wanted_id``: the student being fetched ("" = the newest). ``active_id``: the student in use. ``base_id``: the
+    student that this personalisation started from. ``repair_id``: the damaged student that ``active_id`` stands in
+    for. ``round``: of the prototypes being made or last sent. ``uploaded_round``: the last one that the cloud has
+    acknowledged. ``most_rounds``: the allowed number of uploads. ``jobs``: jobs of this personalisation that were
+    lost or failed. ``attempt`` counts tries since the link last worked, ``refusals`` errors of any other kind since
+    the last progress. ``failure``: the last such error, "" after progress. ``verdict``: the result of comparing the
+    last final student with the active one. ``refused_id``: that student if it was refused. ``done``: the last
+    personalisation reached its end.
+    """
 
     phase: Phase = Phase.ENROL
     purpose: Purpose = Purpose.BASE
     wanted_id: str = ""
     active_id: str = ""
     base_id: str = ""
+    repair_id: str = ""
     job_id: str = ""
     round: int = 0
     uploaded_round: int = -1
+    most_rounds: int = MAX_ROUNDS
+    jobs: int = 0
     link_up: bool = False
     attempt: int = 0
     refusals: int = 0
@@ -80,16 +121,25 @@ class State:
     failure: str = ""
     verdict: str = ""
     refused_id: str = ""
+    done: bool = False
 
 
 @dataclass(frozen=True)
 class Started:
-    """The process began, with a fresh or a stored state."""
+    """The process started, with a fresh or a stored state. ``most_rounds``: uploads that the person allows."""
+
+    most_rounds: int = MAX_ROUNDS
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    pass
+    """The device has an identity. ``keeps``: the active student is sound under its pinned key.
+
+    ``most_rounds``: uploads that the person allows; known at the latest now.
+    """
+
+    keeps: bool = False
+    most_rounds: int = MAX_ROUNDS
 
 
 @dataclass(frozen=True)
@@ -104,7 +154,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Judged:
-    """The verified student was compared with the one in use."""
+    """The verified student was compared with the active one."""
 
     student_id: str
     accept: bool
@@ -117,15 +167,30 @@ class Swapped:
 
 
 @dataclass(frozen=True)
+class Damaged:
+    """The active student is damaged on disk. ``substitute_id``: a sound one that can answer meanwhile, or ""."""
+
+    student_id: str
+    substitute_id: str
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The damaged student was fetched again, is verified and in use."""
+
+    student_id: str
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """The prototypes of ``round`` lie in the outbox."""
+    """The prototypes of ``round`` are in the outbox."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The cloud holds the prototypes of ``round``."""
+    """The cloud has the prototypes of ``round``."""
 
     round: int
     status: JobStatus
@@ -133,22 +198,26 @@ class Accepted:
 
 @dataclass(frozen=True)
 class JobChanged:
+    """The cloud reported the job's state. ``jitter`` is uniform in [0, 1)."""
+
     status: JobStatus
+    jitter: float = 0.5
 
 
 @dataclass(frozen=True)
 class WatchEnded:
-    """The stream closed before the job did. ``jitter`` is uniform in [0, 1)."""
+    """The stream closed before the job ended. ``jitter`` is uniform in [0, 1)."""
 
     jitter: float
 
 
 @dataclass(frozen=True)
 class Failed:
-    """An action did not succeed. ``jitter`` is uniform in [0, 1)."""
+    """An action failed. ``jitter`` is uniform in [0, 1). ``progress``: bytes arrived before the failure."""
 
     error: IsthmusError
     jitter: float
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +237,8 @@ Event = (
     | Verified
     | Judged
     | Swapped
+    | Damaged
+    | Repaired
     | Encoded
     | Accepted
     | JobChanged
@@ -185,7 +256,7 @@ class Enrol:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Bring every file of the student to the staging folder. "" names the newest."""
+    """Bring every file of the student into the staging folder. "" means the newest student."""
 
     student_id: str
 
@@ -199,7 +270,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Judge:
-    """Compare the verified student with the one in use, on the device's own clips."""
+    """Compare the verified student with the active one, on the device's own clips."""
 
     old_id: str
     new_id: str
@@ -207,7 +278,14 @@ class Judge:
 
 @dataclass(frozen=True)
 class Swap:
-    """Make the verified student the current one, atomically."""
+    """Make the verified student the active one, atomically."""
+
+    student_id: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Fetch the damaged student again, verify it, and make it the active one."""
 
     student_id: str
 
@@ -237,71 +315,97 @@ class Watch:
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do before ``until_s``; then say Tick."""
+    """Do nothing before ``until_s``, then report Tick."""
 
     until_s: float
 
 
 @dataclass(frozen=True)
 class Serve:
-    """Personalisation is over, well or badly: answer clips as ``answering`` says."""
+    """Personalisation has ended: answer clips as ``answering`` says."""
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Nothing can be done without a person."""
-
-    reason: str
-
-
-Action = Enrol | Fetch | Verify | Judge | Swap | MakePrototypes | Upload | Watch | Wait | Serve | Stop
+Action = Enrol | Fetch | Verify | Judge | Swap | Repair | MakePrototypes | Upload | Watch | Wait | Serve
 
 
 def answering(state: State) -> Answering:
-    """How a clip that comes now is answered: the finished student through the cloud while the link stands."""
+    """Return how a clip that arrives now is answered: through the cloud only by a finished student with a link."""
     if not state.active_id:
         return Answering.NOT_YET
-    return Answering.CLOUD if state.link_up and state.phase is Phase.SERVE else Answering.LOCAL
+    finished = state.link_up and state.phase is Phase.SERVE and not state.repair_id
+    return Answering.CLOUD if finished else Answering.LOCAL
 
 
-def backoff_s(attempt: int, jitter: float) -> float:
-    """Seconds before try ``attempt`` (from 1): doubling up to a minute, the upper half of it random."""
-    longest_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 16))
+def backoff_s(attempt: int, jitter: float, most_s: float = BACKOFF_MOST_S) -> float:
+    """Return the seconds before try ``attempt`` (from 1): doubling up to ``most_s``, the upper half of it random."""
+    longest_s = min(most_s, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 16))
     return longest_s * (0.5 + 0.5 * jitter)
 
 
 def personalise_again(state: State) -> State:
-    """The state from which a device that has finished starts another personalisation, with its present student."""
+    """Return the state in which a finished device starts another personalisation, with its active student."""
     phase = Phase.ENCODE if state.active_id else Phase.ENROL
-    return State(phase=phase, active_id=state.active_id, base_id=state.active_id)
+    return State(phase=phase, active_id=state.active_id, base_id=state.active_id, repair_id=state.repair_id)
+
+
+def enrol_anew(state: State) -> State:
+    """Return the state of a device that has lost its identity and keeps its students, if they are sound."""
+    return State(
+        active_id=state.active_id,
+        base_id=state.base_id,
+        most_rounds=state.most_rounds,
+        verdict=state.verdict,
+        refused_id=state.refused_id,
+        done=state.done or (state.phase is Phase.SERVE and not state.failure),
+    )
 
 
 def step(state: State, event: Event, now_s: float) -> tuple[State, Sequence[Action]]:
-    """The state after ``event`` and what to do next. ``now_s`` is a monotonic clock."""
+    """Return the state after ``event`` and the next actions. ``now_s`` is a monotonic clock."""
     match event:
-        case Started():
-            fresh = replace(state, attempt=0, refusals=0, retry_at_s=None, link_up=state.phase is Phase.SERVE)
-            return fresh, (_due(fresh),)
+        case Started(most_rounds):
+            return _started(state, most_rounds)
         case Tick():
             return _tick(state, now_s)
-        case Failed(error, jitter):
-            return _failed(state, error, jitter, now_s)
+        case Failed(error, jitter, progress):
+            return _failed(replace(state, attempt=0) if progress else state, error, jitter, now_s)
         case WatchEnded(jitter):
-            if state.phase is not Phase.WATCH or state.retry_at_s is not None:
+            if state.phase is not Phase.WATCH or state.repair_id or state.retry_at_s is not None:
                 return state, ()
             return _retry_later(state, jitter, now_s)
         case Answered():
-            return (_link_works(state), ()) if state.phase is Phase.SERVE else (state, ())
-        case JobChanged(status):
-            return _job_changed(state, status)
+            return (_link_works(state), ()) if state.phase is Phase.SERVE and not state.repair_id else (state, ())
+        case JobChanged(status, jitter):
+            return _job_changed(state, status, jitter, now_s)
+        case Damaged(student_id, substitute_id):
+            return _damaged(state, student_id, substitute_id)
+        case Repaired(student_id):
+            if not state.repair_id or student_id != state.repair_id:
+                return state, ()
+            return _enter(_link_works(state), state.phase, active_id=student_id, repair_id="")
         case _:
             return _finished(state, event)
 
 
+def _started(state: State, most_rounds: int) -> tuple[State, Sequence[Action]]:
+    if state.uploaded_round >= 0 or state.jobs:
+        most_rounds = min(most_rounds, state.most_rounds)  # What was agreed for this personalisation is never raised.
+    fresh = replace(state, attempt=0, refusals=0, retry_at_s=None, most_rounds=most_rounds)
+    if state.phase is Phase.STOPPED:
+        fresh = replace(fresh, phase=Phase.ENROL, failure="")
+    elif state.phase is Phase.SERVE and state.failure and not state.repair_id:
+        # Version 0.1.0 gave up here; its state does not say in which phase.
+        fresh = replace(fresh, phase=Phase.WATCH if state.job_id else Phase.ENCODE, failure="")
+    fresh = replace(fresh, link_up=fresh.phase is Phase.SERVE)
+    return fresh, (_due(fresh),)
+
+
 def _due(state: State) -> Action:
-    """What the phase asks for: also what a retry or a restart does again, so every action is safe to repeat."""
+    """Return the action of the phase. A retry or restart repeats it, so every action must be safe to repeat."""
+    if state.repair_id and state.phase is not Phase.ENROL:
+        return Repair(state.repair_id)
     match state.phase:
-        case Phase.ENROL:
+        case Phase.ENROL | Phase.STOPPED:
             return Enrol()
         case Phase.FETCH:
             return Fetch(state.wanted_id)
@@ -320,25 +424,36 @@ def _due(state: State) -> Action:
             return Watch(state.job_id)
         case Phase.SERVE:
             return Serve()
-        case Phase.STOPPED:
-            return Stop(state.failure)
 
 
 _AFTER_VERIFY = {Purpose.BASE: Phase.SWAP, Purpose.INTERIM: Phase.ENCODE, Purpose.FINAL: Phase.JUDGE}
 
 
 def _enter(state: State, phase: Phase, **changes: object) -> tuple[State, Sequence[Action]]:
-    entered = replace(state, phase=phase, attempt=0, refusals=0, retry_at_s=None, **changes)  # type: ignore[arg-type]
+    entered = replace(
+        state,
+        phase=phase,
+        attempt=0,
+        refusals=0,
+        retry_at_s=None,
+        failure="",
+        **changes,  # type: ignore[arg-type]
+    )
     return entered, (_due(entered),)
 
 
 def _finished(state: State, event: Event) -> tuple[State, Sequence[Action]]:
-    """The present action succeeded; a report of any other action changes nothing."""
+    """Handle the success of the present action; a report of any other action changes nothing."""
+    if state.repair_id and state.phase is not Phase.ENROL:
+        return state, ()
     match state.phase, event:
-        case Phase.ENROL, Enrolled():
-            return _enter(state, Phase.FETCH, purpose=Purpose.BASE, wanted_id="", link_up=True)
+        case Phase.ENROL, Enrolled(keeps, most_rounds):
+            state = replace(state, most_rounds=min(state.most_rounds, most_rounds))
+            if keeps and state.active_id:
+                return _enter(state, Phase.SERVE if state.done else Phase.ENCODE, link_up=True)
+            return _fetch_base(state)
         case Phase.FETCH, Fetched(student_id) if student_id and state.wanted_id in ("", student_id):
-            # Refusals are kept: a download that arrives whole and fails its hash every time must end somewhere.
+            # Refusals are kept: if a complete download fails its hash every time, the pauses must grow.
             verifying = replace(_link_works(state), phase=Phase.VERIFY, wanted_id=student_id)
             return verifying, (_due(verifying),)
         case Phase.VERIFY, Verified(student_id) if student_id == state.wanted_id:
@@ -346,11 +461,11 @@ def _finished(state: State, event: Event) -> tuple[State, Sequence[Action]]:
         case Phase.JUDGE, Judged(student_id, accept, reason) if student_id == state.wanted_id:
             if accept:
                 return _enter(state, Phase.SWAP, verdict=reason, refused_id="")
-            return _enter(state, Phase.SERVE, verdict=reason, refused_id=student_id)
+            return _enter(state, Phase.SERVE, verdict=reason, refused_id=student_id, done=True)
         case Phase.SWAP, Swapped(student_id) if student_id == state.wanted_id:
             if state.purpose is Purpose.BASE:
                 return _enter(state, Phase.ENCODE, active_id=student_id, base_id=student_id)
-            return _enter(state, Phase.SERVE, active_id=student_id)
+            return _enter(state, Phase.SERVE, active_id=student_id, done=True)
         case Phase.ENCODE, Encoded(round) if round == state.round:
             return _enter(state, Phase.UPLOAD)
         case Phase.UPLOAD, Accepted(round, status) if round == state.round and state.job_id in ("", status.job_id):
@@ -359,21 +474,51 @@ def _finished(state: State, event: Event) -> tuple[State, Sequence[Action]]:
             return state, ()
 
 
-def _job_changed(state: State, status: JobStatus) -> tuple[State, Sequence[Action]]:
-    if state.phase is not Phase.WATCH or status.job_id != state.job_id:
+def _fetch_base(state: State) -> tuple[State, Sequence[Action]]:
+    return _enter(
+        state,
+        Phase.FETCH,
+        purpose=Purpose.BASE,
+        wanted_id="",
+        active_id="",
+        base_id="",
+        repair_id="",
+        done=False,
+        link_up=True,
+    )
+
+
+def _job_changed(state: State, status: JobStatus, jitter: float, now_s: float) -> tuple[State, Sequence[Action]]:
+    if state.phase is not Phase.WATCH or state.repair_id or status.job_id != state.job_id:
         return state, ()
     state = _link_works(state)
     match status.stage:
         case Stage.READY if status.student_id:
             return _enter(state, Phase.FETCH, purpose=Purpose.FINAL, wanted_id=status.student_id)
         case Stage.READY:
-            return _give_up(state, "the cloud finished the job but names no student")
+            return _job_lost(state, "the cloud finished the job but names no student", jitter, now_s)
         case Stage.FAILED:
-            return _give_up(state, f"the cloud could not personalise: {status.error or 'no reason given'}")
+            reason = f"the cloud could not personalise: {status.error or 'no reason given'}"
+            return _job_lost(state, reason, jitter, now_s)
         case Stage.AWAITING_PROTOTYPES if status.round > state.uploaded_round and status.student_id:
+            if status.round >= state.most_rounds:
+                reason = (
+                    f"the cloud asks for prototypes of round {status.round + 1}, but {state.most_rounds} are allowed; "
+                    "nothing more is sent"
+                )
+                return _trouble(state, reason, jitter, now_s, least=NEEDS_A_PERSON)
             return _enter(state, Phase.FETCH, purpose=Purpose.INTERIM, wanted_id=status.student_id, round=status.round)
         case _:
-            return state, ()
+            return replace(state, failure="", refusals=0), ()
+
+
+def _damaged(state: State, student_id: str, substitute_id: str) -> tuple[State, Sequence[Action]]:
+    if not student_id or student_id != state.active_id or substitute_id == student_id:
+        return state, ()
+    # A substitute that is damaged itself does not change which student is missing.
+    wanted = state.repair_id or student_id
+    damaged = replace(state, active_id=substitute_id, repair_id=wanted, attempt=0, refusals=0, retry_at_s=None)
+    return damaged, (_due(damaged),)
 
 
 def _tick(state: State, now_s: float) -> tuple[State, Sequence[Action]]:
@@ -382,40 +527,72 @@ def _tick(state: State, now_s: float) -> tuple[State, Sequence[Action]]:
     if now_s < state.retry_at_s:
         return state, (Wait(state.retry_at_s),)
     due = replace(state, retry_at_s=None)
-    if due.phase is Phase.SERVE:
+    if due.phase is Phase.SERVE and not due.repair_id:
         return replace(due, link_up=True), ()
     return due, (_due(due),)
 
 
 def _failed(state: State, error: IsthmusError, jitter: float, now_s: float) -> tuple[State, Sequence[Action]]:
-    if state.phase is Phase.STOPPED or state.retry_at_s is not None:
+    if state.retry_at_s is not None:
         return state, ()
-    if state.phase is Phase.SERVE:
-        if not isinstance(error, Unavailable):
-            return state, ()
+    if state.phase is Phase.SERVE and not state.repair_id:
+        return _retry_later(state, jitter, now_s) if isinstance(error, Unavailable | Busy) else (state, ())
+    if isinstance(error, Unavailable | Busy):
         return _retry_later(state, jitter, now_s)
-    if state.phase is Phase.UPLOAD and state.round > 0 and isinstance(error, (WrongState, OutOfOrder)):
-        # The cloud is past this round: an earlier try arrived and only its answer was lost.
+    if state.repair_id and state.phase is not Phase.ENROL:
+        if isinstance(error, NotYours) and not state.active_id:
+            return _fetch_base(state)  # The cloud no longer has that student, and there is none to go on with.
+        return _trouble(state, str(error), jitter, now_s)
+    if isinstance(error, NothingToSend) and state.phase is Phase.UPLOAD:
+        return _enter(state, Phase.ENCODE)
+    if state.phase is Phase.UPLOAD and state.round > 0 and isinstance(error, WrongState | OutOfOrder):
+        # The cloud is past this round: an earlier try arrived, and only its answer was lost.
         return _enter(state, Phase.WATCH, uploaded_round=state.round)
-    if isinstance(error, (Unavailable, Busy)):
-        return _retry_later(state, jitter, now_s)
-    if isinstance(error, (Corrupt, StorageFull)) and state.refusals < MOST_REFUSALS:
-        again = Phase.FETCH if state.phase is Phase.VERIFY else state.phase
-        refused = replace(state, phase=again, refusals=state.refusals + 1)
-        return _retry_later(refused, jitter, now_s, link_up=state.link_up)
-    return _give_up(state, str(error))
+    if isinstance(error, NotYours) and state.job_id:
+        return _job_lost(state, f"the cloud no longer has this job: {error}", jitter, now_s)
+    if isinstance(error, Corrupt) and state.phase is Phase.JUDGE:
+        return _finished(
+            state, Judged(state.wanted_id, False, f"the new student fails on this device's clips: {error}")
+        )
+    final = state.phase is Phase.VERIFY and state.purpose is Purpose.FINAL
+    if final and state.active_id and isinstance(error, InvalidInput):
+        # Its bytes are those that the cloud signed: fetching them again would not help.
+        return _enter(state, Phase.SERVE, verdict=str(error), refused_id=state.wanted_id, done=True)
+    again = Phase.FETCH if state.phase is Phase.VERIFY else state.phase
+    hopeless = isinstance(error, InvalidInput | Unauthenticated | BudgetSpent)
+    return _trouble(replace(state, phase=again), str(error), jitter, now_s, least=NEEDS_A_PERSON if hopeless else 1)
 
 
-def _retry_later(state: State, jitter: float, now_s: float, *, link_up: bool = False) -> tuple[State, Sequence[Action]]:
+def _job_lost(state: State, reason: str, jitter: float, now_s: float) -> tuple[State, Sequence[Action]]:
+    """Start another job after a pause. Round 0 sends the same prototypes; uploads of later rounds remain counted."""
+    lost = replace(
+        state,
+        phase=Phase.UPLOAD,
+        purpose=Purpose.BASE,
+        wanted_id="",
+        job_id="",
+        round=0,
+        uploaded_round=-1,
+        most_rounds=max(1, state.most_rounds - max(0, state.uploaded_round)),
+        jobs=state.jobs + 1,
+    )
+    return _trouble(lost, reason, jitter, now_s, least=NEEDS_A_PERSON)
+
+
+def _trouble(
+    state: State, reason: str, jitter: float, now_s: float, *, least: int = 1
+) -> tuple[State, Sequence[Action]]:
+    """Try the phase again after a pause that grows to an hour."""
+    refusals = max(state.refusals + 1, least)
+    retry_at_s = now_s + backoff_s(refusals, jitter, TROUBLE_MOST_S)
+    return replace(state, refusals=refusals, retry_at_s=retry_at_s, failure=reason), (Wait(retry_at_s),)
+
+
+def _retry_later(state: State, jitter: float, now_s: float) -> tuple[State, Sequence[Action]]:
     attempt = state.attempt + 1
     retry_at_s = now_s + backoff_s(attempt, jitter)
-    return replace(state, attempt=attempt, retry_at_s=retry_at_s, link_up=link_up), (Wait(retry_at_s),)
+    return replace(state, attempt=attempt, retry_at_s=retry_at_s, link_up=False), (Wait(retry_at_s),)
 
 
 def _link_works(state: State) -> State:
     return replace(state, link_up=True, attempt=0, retry_at_s=None)
-
-
-def _give_up(state: State, reason: str) -> tuple[State, Sequence[Action]]:
-    """Personalisation ends here. With a student in place the device goes on answering with it."""
-    return _enter(state, Phase.SERVE if state.active_id else Phase.STOPPED, failure=reason)

@@ -50,15 +50,15 @@ class DeviceRun:
         self._before_done = False
         runtime.observer.on_accepted = self._answer_before
 
-    def execute(self) -> dict[str, object]:
-        """Personalise, answer, and return the report.
+    def execute(self, *, patient: bool = False) -> dict[str, object]:
+        """Personalise, answer, and return the report. ``patient``: see ``Runtime.run``.
 
         Raises Stopped if a person is needed, InvalidInput for a ratio that the student does not have.
         """
         began_s = self.runtime.clock()
         for damage in self._plan.damaged:
             self.runtime.damage(damage)
-        state = self.runtime.run()
+        state = self.runtime.run(patient=patient)
         self._relabel()
         if not self._before_done and state.base_id:
             self._answer_before()
@@ -75,6 +75,8 @@ class DeviceRun:
         runtime = self.runtime
         began_s = runtime.clock()
         runtime.observer.on_stage("infer_before")
+        if not runtime.slot.is_sound(runtime.state.base_id):
+            return  # Damage to a student that is not in use stops nothing.
         encoder = runtime.clips.encoder(runtime.state.base_id)
         for taken in replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage):
             encoded = encode(encoder, taken, runtime.spec, runtime.clock)
@@ -95,7 +97,9 @@ class DeviceRun:
         encoder = runtime.clips.encoder(state.active_id)
         habits = runtime.clips.habits(state.active_id)
         # Used only to report whether the refusal was right, on clips with a label.
-        refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder) if state.refused_id else None
+        refused = None
+        if state.refused_id and runtime.slot.is_sound(state.refused_id):
+            refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder)
         number_type = self._config.number_type
         settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]
         answers = CloudAnswers(

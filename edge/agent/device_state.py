@@ -1,34 +1,45 @@
-"""What a device keeps in its state folder, besides students and outbox: who it is, where it stands, what it gave away.
+"""The files of a device's state folder, besides students and outbox.
 
+    <root>/running            held by the one process that runs this device; it contains the process's id
     <root>/credentials.json   the enrolment with its secret token; readable by the owner only
     <root>/agent.json         the agent's state after its last step
-    <root>/ledger.json        every upload of prototypes: what left the device, and the privacy budget it spent
-    <root>/verdict.json       the last comparison of a new student with the one in use
-    <root>/habits.json        how often this user is in each state, as each student in use reads it; never sent
+    <root>/ledger.json        every upload of prototypes, and the privacy budget it spent
+    <root>/budget.json        the number of uploads and the epsilon that the person allows
+    <root>/verdict.json       the last comparison of a new student with the active one
+    <root>/habits.json        how often this user is in each state, by student; never sent
 
-Each file is replaced as a whole by one rename, so a kill leaves the old or the new one.
+Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one.
 """
 
+import fcntl
 import json
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from isthmus.data.files import write_atomically
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
+from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.slot import disk_errors
-from isthmus.proto.convert import enrolment_from_pb
-from isthmus.proto.errors import Corrupt, IsthmusError
+from isthmus.proto.convert import enrolment_from_pb, identifier
+from isthmus.proto.errors import Corrupt, IsthmusError, Locked
+from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
+
+_UNREADABLE = (AttributeError, IsthmusError, KeyError, TypeError, ValueError)
+"""What a file that parses as JSON, but was damaged, may raise."""
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One upload, under its idempotency key. ``epsilon`` is None where no noise was added; ``sent_s`` is Unix time."""
+    """One upload, by its idempotency key. ``epsilon`` is None if no noise was added; ``sent_s`` is Unix time."""
 
     idempotency_key: str
     round: int
@@ -42,7 +53,9 @@ class LedgerEntry:
 
 
 class DeviceState:
-    """The folder is made with mode 0700. Raises Corrupt for a file that does not read, StorageFull on a full disk.
+    """The state folder; it is created with mode 0700.
+
+    Raises Corrupt for a file that cannot be read, StorageFull on a full disk.
 
     >>> DeviceState(folder / "device").enrolment() is None  # a new folder: the device has not enrolled
     True
@@ -53,16 +66,41 @@ class DeviceState:
         with disk_errors():
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises Locked, with the other process's id, if another one holds it."""
+        with disk_errors(), (self.root / "running").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read(32).strip()
+                named = f"process {holder}" if holder.isdigit() else "another process"
+                raise Locked(
+                    f"{named} runs the device in {self.root}; stop it first, or use another --state"
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
     def enrolment(self) -> Enrolment | None:
-        """Who this device is; None before it has enrolled."""
+        """Return the device's identity; None before it has enrolled."""
         raw = self._read("credentials.json")
         if raw is None:
             return None
         try:
             raw["signing_public_key"] = bytes.fromhex(raw["signing_public_key"])
             return enrolment_from_pb(pb.EnrolResponse(**raw))
-        except (IsthmusError, KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise self._corrupt("credentials.json") from error
+
+    def enrolment_readable(self) -> bool:
+        """Return whether the device has an identity that can be read."""
+        try:
+            return self.enrolment() is not None
+        except Corrupt:
+            return False
 
     def save_enrolment(self, enrolment: Enrolment) -> None:
         raw = asdict(enrolment)
@@ -70,36 +108,68 @@ class DeviceState:
         self._write("credentials.json", raw)
 
     def agent(self) -> State:
-        """The stored state; a fresh one where there is none."""
+        """Return the stored state of the agent; a fresh one if there is none."""
         raw = self._read("agent.json")
         if raw is None:
             return State()
         try:
-            known = {field.name for field in fields(State)}
-            raw = {name: value for name, value in raw.items() if name in known}
-            return State(**{**raw, "phase": Phase(raw["phase"]), "purpose": Purpose(raw["purpose"])})
-        except (KeyError, TypeError, ValueError) as error:
+            known = {field.name: field.default for field in fields(State)}
+            kept = {name: value for name, value in raw.items() if name in known}
+            kept |= {"phase": Phase(raw["phase"]), "purpose": Purpose(raw["purpose"]), "retry_at_s": None}
+            for name, value in kept.items():
+                if name != "retry_at_s" and type(value) is not type(known[name]):
+                    raise TypeError(name)
+                if name.endswith("_id"):
+                    identifier(name, value, optional=True)
+                if isinstance(value, int) and not -1 <= value <= 1 << 31:
+                    raise ValueError(name)
+            return State(**kept)
+        except _UNREADABLE as error:
             raise self._corrupt("agent.json") from error
 
     def save_agent(self, state: State) -> None:
         self._write("agent.json", {**asdict(state), "phase": state.phase.value, "purpose": state.purpose.value})
 
     def ledger(self) -> list[LedgerEntry]:
-        """Every upload so far, oldest first."""
+        """Return every upload so far, oldest first."""
         raw = self._read("ledger.json") or {"uploads": []}
         try:
-            return [LedgerEntry(**{**entry, "sizes": tuple(entry["sizes"])}) for entry in raw["uploads"]]
-        except (KeyError, TypeError) as error:
+            entries = [LedgerEntry(**{**entry, "sizes": tuple(entry["sizes"])}) for entry in raw["uploads"]]
+            for entry in entries:
+                if entry.epsilon is not None and not (math.isfinite(entry.epsilon) and entry.epsilon >= 0):
+                    raise ValueError("epsilon")
+                if min(entry.message_bytes, entry.smallest, entry.round, entry.rows) < 0:
+                    raise ValueError("count")
+            return entries
+        except _UNREADABLE as error:
             raise self._corrupt("ledger.json") from error
 
     def add_to_ledger(self, entry: LedgerEntry) -> None:
-        """Written before the upload, since a failed call may have arrived. The same key is the same upload, once."""
+        """Write before the upload: a failed call may have arrived. The same key is the same upload and counts once."""
         if any(known.idempotency_key == entry.idempotency_key for known in self.ledger()):
             return
         self._write("ledger.json", {"uploads": [asdict(known) for known in (*self.ledger(), entry)]})
 
+    def budget(self) -> Budget | None:
+        """Return what the person allows; None before the first enrolment."""
+        raw = self._read("budget.json")
+        if raw is None:
+            return None
+        try:
+            budget = Budget(**raw)
+            epsilon = budget.epsilon
+            sound = type(budget.rounds) is int and 1 <= budget.rounds <= MAX_ROUNDS and type(budget.chosen) is bool
+            if not sound or (epsilon is not None and not epsilon >= 0):
+                raise ValueError("budget")
+            return budget
+        except _UNREADABLE as error:
+            raise self._corrupt("budget.json") from error
+
+    def save_budget(self, budget: Budget) -> None:
+        self._write("budget.json", asdict(budget))
+
     def verdict(self) -> StoredVerdict | None:
-        """The last comparison of two students; None before the first."""
+        """Return the last comparison of two students; None before the first."""
         raw = self._read("verdict.json")
         if raw is None:
             return None
@@ -112,16 +182,19 @@ class DeviceState:
         self._write("verdict.json", asdict(verdict))
 
     def habits(self) -> dict[str, Habits]:
-        """By student id."""
+        """Return the user's habits by student id."""
         raw = self._read("habits.json") or {"students": []}
         try:
             known = [
                 Habits(**{**one, "shares": tuple(one["shares"]), "trained": tuple(one["trained"])})
                 for one in raw["students"]
             ]
-        except (KeyError, TypeError) as error:
+            for one in known:
+                if len(one.shares) != len(one.trained) or not all(0 <= x <= 1 for x in (*one.shares, *one.trained)):
+                    raise ValueError("shares")
+            return {identifier("student id", one.student_id): one for one in known}
+        except _UNREADABLE as error:
             raise self._corrupt("habits.json") from error
-        return {one.student_id: one for one in known}
 
     def save_habits(self, habits: Iterable[Habits]) -> None:
         self._write("habits.json", {"students": [asdict(one) for one in habits]})
@@ -132,7 +205,7 @@ class DeviceState:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise self._corrupt(name) from error
         if not isinstance(raw, dict):
             raise self._corrupt(name)
@@ -143,4 +216,4 @@ class DeviceState:
             write_atomically(self.root / name, json.dumps(content), mode=0o600)
 
     def _corrupt(self, name: str) -> Corrupt:
-        return Corrupt(f"{self.root / name} does not read; move it away and run again")
+        return Corrupt(f"{self.root / name} cannot be read; move it away and run again")

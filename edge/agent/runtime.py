@@ -1,7 +1,8 @@
-"""The wiring: performs the agent's actions with real files, clock and link, and tells the agent what happened.
+"""The wiring: performs the agent's actions with real files, clock and link, and reports the results to the agent.
 
-One thread. Every decision is the agent's (agent.py); its state is on disk before its next action begins, so the
-process may be killed at any point and goes on when it is started again.
+Every decision is the agent's (behaviour.py). Its state is on disk before its next action begins, so the process may be
+killed at any point and continues when it is started again. ``run`` may be called in a thread of its own; meanwhile
+other threads only read ``state``.
 """
 
 import random
@@ -19,25 +20,32 @@ from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, observe_transfer
 from isthmus.edge.link.interface import Link
 from isthmus.edge.link.outbox import Entry, Outbox
+from isthmus.edge.own_clips import budget as budgets
+from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.own_clips import OwnClips
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices
 from isthmus.edge.student.download import Tally, fetch_student
-from isthmus.edge.student.encoder import load_test
-from isthmus.edge.student.slot import StudentSlot
+from isthmus.edge.student.slot import LoadTest, StudentSlot
+from isthmus.edge.student.trial import try_student
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
-from isthmus.proto.errors import InvalidInput, IsthmusError, WrongState
+from isthmus.proto.errors import InvalidInput, IsthmusError, StorageFull, Unauthenticated, WrongState
+from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import Enrolment, JobStatus
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 
 class Stopped(IsthmusError):
-    """The agent cannot go on without a person; the message says why."""
+    """The run ended without a student; the message says why. The next start tries again."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a person chooses. ``rounds`` 0 leaves it to the cloud. ``guard``: only a new student that pays is taken.
-    ``habits``: answers know how often this user is in each state.
+    """A person's choices for a run.
+
+    ``rounds``: the most uploads of one personalisation; 0 keeps the number that was pinned at enrolment.
+    ``epsilon_budget``: the most epsilon that all uploads of this device may spend; None keeps the known budget.
+    ``guard``: a new student is accepted only if it is good enough. ``habits``: answers use how often this user is in
+    each state.
 
     >>> RunConfig("kiosk", guard=False).habits
     True
@@ -49,14 +57,16 @@ class RunConfig:
     rounds: int = 0
     guard: bool = True
     habits: bool = True
+    epsilon_budget: float | None = None
     choices: PrototypeChoices = field(default_factory=PrototypeChoices)
 
 
 @dataclass
 class Observer:
-    """Callbacks for whoever watches; each default does nothing.
+    """Callbacks for progress; each default does nothing.
 
-    ``on_accepted`` is called once the round-0 prototypes are with the cloud: time to work while it learns.
+    ``on_accepted`` is called once the cloud has the round-0 prototypes: time to work while it trains.
+    ``on_wait`` is called with the seconds of a pause and its reason.
     """
 
     on_stage: Callable[[str], None] = lambda stage: None
@@ -70,7 +80,7 @@ class Observer:
 
 @dataclass
 class Record:
-    """What a run has seen, for its report. ``stage_s``: wall seconds by stage of the device."""
+    """Data of a run for its report. ``stage_s``: wall seconds by stage of the device."""
 
     stage_s: dict[str, float] = field(default_factory=dict)
     job: JobStatus | None = None
@@ -84,6 +94,8 @@ class Record:
 
 class Runtime:
     """Runs one device. ``selection`` are the clips that prototypes are made of; their labels are never read.
+
+    Raises Corrupt if a file of the state folder cannot be read.
 
     >>> runtime = Runtime(RunConfig("kiosk"), DeviceState(folder), link, plan.selection)
     >>> runtime.state.phase.name  # ``runtime.run()`` enrols, personalises and returns when the device can serve
@@ -102,6 +114,7 @@ class Runtime:
         unix_clock: Clock = time.time,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        trial: LoadTest = try_student,
     ) -> None:
         self.config = config
         self.link = link
@@ -114,16 +127,24 @@ class Runtime:
         self._unix_clock = unix_clock
         self._sleep = sleep
         self._jitter = jitter
+        self._trial = trial
         self._outbox = Outbox(device.root / "outbox.sqlite")
         self._actions: deque[behaviour.Action] = deque()
         self._trouble = ""
+        self._patient = False
         self._slot: StudentSlot | None = None
         self._enrolment: Enrolment | None = None
         self._clips: OwnClips | None = None
         self.state = device.agent()
         enrolment = device.enrolment()
         if enrolment is not None:
+            if device.budget() is None:  # Enrolled by version 0.1.0, which pinned no rounds.
+                device.save_budget(budgets.pinned(None, enrolment.rounds))
             self._use(enrolment)
+        elif self.state.phase is not behaviour.Phase.ENROL:
+            self.state = behaviour.enrol_anew(self.state)
+        if device.budget() is not None:
+            self._budget()  # Refuses choices that do not fit before anything is done.
 
     @property
     def enrolment(self) -> Enrolment:
@@ -141,7 +162,7 @@ class Runtime:
 
     @property
     def clips(self) -> OwnClips:
-        """The selection clips. Raises WrongState before the device has enrolled: they are encoded by students."""
+        """The selection clips. Raises WrongState before the device has enrolled: students encode them."""
         if self._clips is None:
             raise WrongState("this device has not enrolled yet")
         return self._clips
@@ -151,21 +172,29 @@ class Runtime:
         return InputSpec.from_json(self.enrolment.input_spec_json)
 
     def personalise_again(self) -> None:
-        """Forgets a finished personalisation, so that ``run`` starts another with the present student."""
+        """Forget a finished personalisation, so that ``run`` starts another with the active student."""
         self._outbox.clear()
         self.state = behaviour.personalise_again(self.state)
         self._device.save_agent(self.state)
 
-    def run(self, until: behaviour.Phase = behaviour.Phase.SERVE) -> behaviour.State:
-        """Follows the agent until it reaches ``until`` or serves. Raises Stopped where a person is needed."""
-        self._dispatch(behaviour.Started())
-        while self._actions and self.state.phase is not until:
+    def run(self, until: behaviour.Phase = behaviour.Phase.SERVE, *, patient: bool = False) -> behaviour.State:
+        """Follow the agent until it reaches ``until`` or serves; return its state.
+
+        ``patient`` tries everything again until it succeeds. Without it the run ends after a few errors that are not
+        the link's, with ``failure`` in the state; the next start continues. Raises Stopped if there is then no student
+        to answer with.
+        """
+        self._patient = patient
+        if not self.check_student():
+            self._actions.clear()
+        self._dispatch(behaviour.Started(self._most_rounds()))
+        while self._actions and (self.state.phase is not until or self.state.repair_id):
+            if self._out_of_patience():
+                break
             action = self._actions.popleft()
             match action:
                 case behaviour.Serve():
                     break
-                case behaviour.Stop(reason):
-                    raise Stopped(reason)
                 case behaviour.Wait(until_s):
                     self._wait(until_s)
                     event: behaviour.Event | None = behaviour.Tick()
@@ -176,18 +205,36 @@ class Runtime:
             if isinstance(event, behaviour.Accepted) and event.round == 0:
                 self.observer.on_accepted()
         self._actions.clear()
+        if self._out_of_patience() and not self.state.active_id:
+            raise Stopped(self.state.failure)
         return self.state
 
+    def check_student(self) -> bool:
+        """Compare the active student's files with its signed manifest; return whether they agree.
+
+        If they do not, a sound base student takes its place, and the next ``run`` fetches the damaged one again.
+        """
+        active_id, base_id = self.state.active_id, self.state.base_id
+        if self._slot is None or not active_id or self._slot.is_sound(active_id):
+            return True
+        substitute_id = base_id if base_id != active_id and base_id and self._slot.is_sound(base_id) else ""
+        if substitute_id:
+            self._slot.activate(substitute_id)
+        self._dispatch(behaviour.Damaged(active_id, substitute_id))
+        return False
+
     def note_link(self, event: behaviour.Failed | behaviour.Answered | behaviour.Tick) -> behaviour.Answering:
-        """While serving: tells the agent how the link did, or that time has passed; returns how to answer now."""
+        """Report the link, or that time has passed, to the agent while serving; return how to answer now."""
         self._dispatch(event)
         self._actions.clear()
         return behaviour.answering(self.state)
 
     def link_failed(self, error: IsthmusError) -> None:
-        """While serving: tells the agent, and returns when it says to try the link again."""
+        """Report the error to the agent while serving; return when the link is to be tried again."""
         self._trouble = str(error)
         self._dispatch(behaviour.Failed(error, self._jitter()))
+        if self.state.phase is not behaviour.Phase.SERVE:
+            self._wait(self.clock() + behaviour.backoff_s(1, self._jitter()))
         while self._actions:
             action = self._actions.popleft()
             if isinstance(action, behaviour.Wait):
@@ -195,7 +242,7 @@ class Runtime:
                 self._dispatch(behaviour.Tick())
 
     def damage(self, damage: Damage) -> None:
-        """Takes note of a clip that cannot be used; each is told once."""
+        """Record a clip that cannot be used; each is reported once."""
         if damage.name not in self.record.damaged:
             self.record.damaged[damage.name] = damage.reason
             self.observer.on_damage(damage)
@@ -204,26 +251,52 @@ class Runtime:
         self._outbox.close()
         self.link.close()
 
+    def _out_of_patience(self) -> bool:
+        return not self._patient and self.state.refusals > behaviour.MOST_REFUSALS
+
     def _dispatch(self, event: behaviour.Event) -> None:
         before = self.state
-        self.state, actions = behaviour.step(before, event, self.clock())
-        if self.state != before:
-            self._device.save_agent(self.state)
-        if self.state.uploaded_round > before.uploaded_round:
-            self._outbox.acknowledge(_entry_name(self.state.uploaded_round))
+        state, actions = behaviour.step(before, event, self.clock())
+        if state != before:
+            self._save(state)
+        self.state = state
+        if 0 < state.uploaded_round != before.uploaded_round:
+            self._outbox.acknowledge(_entry_name(state.uploaded_round))
+        if state.phase is behaviour.Phase.SERVE and before.phase is not behaviour.Phase.SERVE:
+            self._outbox.clear()  # Until now round 0 could have had to start another job.
         self._actions.extend(actions)
+
+    def _save(self, state: behaviour.State) -> None:
+        """Write the state; on a full disk wait for room."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                self._device.save_agent(state)
+            except StorageFull as error:
+                if tries > behaviour.MOST_REFUSALS and not self._patient:
+                    raise
+                self._trouble = str(error)
+                self._wait(self.clock() + behaviour.backoff_s(tries, self._jitter()))
+            else:
+                return
 
     def _attempt(self, action: behaviour.Action) -> behaviour.Event | None:
         stage = self._stage(action)
         self.observer.on_stage(stage)
-        began_s = self.clock()
+        began_s, before_bytes = self.clock(), self._came_bytes()
         try:
             return self._perform(action)
         except IsthmusError as error:
+            if isinstance(error, Unauthenticated) and self._enrolment is not None:
+                error = Unauthenticated(f"{error}; 'isthmus edge enrol --again' makes this device known to it anew")
             self._trouble = str(error)
-            return behaviour.Failed(error, self._jitter())
+            return behaviour.Failed(error, self._jitter(), progress=self._came_bytes() > before_bytes)
         finally:
             self.record.add(stage, self.clock() - began_s)
+
+    def _came_bytes(self) -> int:
+        return sum(tally.came_bytes for tally in self.record.downloads.values())
 
     def _perform(self, action: behaviour.Action) -> behaviour.Event | None:
         match action:
@@ -242,29 +315,29 @@ class Runtime:
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
                 return behaviour.Swapped(student_id)
+            case behaviour.Repair(student_id):
+                return self._repair(student_id)
             case behaviour.MakePrototypes(student_id, round):
                 return self._fill_outbox(student_id, round)
             case behaviour.Upload(job_id, round):
                 return self._upload(job_id, round)
             case behaviour.Watch(job_id):
                 return self._watch(job_id)
-            case behaviour.Wait() | behaviour.Serve() | behaviour.Stop():
+            case behaviour.Wait() | behaviour.Serve():
                 return None
 
     def _enrol(self) -> behaviour.Event:
         if self._enrolment is None:
-            enrolment = self.link.enrol(self.config.device_name, self.config.enrolment_key)
-            try:
-                InputSpec.from_json(enrolment.input_spec_json)
-            except ValueError as error:
-                raise InvalidInput(f"the cloud's {error}") from error
-            self._device.save_enrolment(enrolment)
-            self._use(enrolment)
-        return behaviour.Enrolled()
+            self._use(_enrolled(self.config, self._device, self.link))
+        active_id = self.state.active_id
+        keeps = bool(active_id) and self.slot.is_sound(active_id)
+        if not keeps:
+            self._outbox.clear()  # Made by a student, and for classes, that may be unknown to this cloud.
+        return behaviour.Enrolled(keeps, self._most_rounds())
 
     def _use(self, enrolment: Enrolment) -> None:
         self._enrolment = enrolment
-        self._slot = StudentSlot(self._device.root / "students", enrolment.signing_public_key, load_test)
+        self._slot = StudentSlot(self._device.root / "students", enrolment.signing_public_key, self._trial)
         self._clips = OwnClips(
             self._selection,
             self._slot,
@@ -283,18 +356,40 @@ class Runtime:
     def _in_use(self) -> tuple[str, ...]:
         return self.state.base_id, self.state.active_id
 
+    def _budget(self) -> Budget:
+        """Return the person's budget with this run's choices, and write it if they change it. Raises BudgetSpent."""
+        stored = self._device.budget()
+        known = budgets.pinned(stored, 0)
+        choices = self.config.choices
+        budget = budgets.chosen(
+            known, rounds=self.config.rounds, noise=choices.noise, epsilon=self.config.epsilon_budget
+        )
+        if budget != stored:
+            self._device.save_budget(budget)
+        return budget
+
+    def _most_rounds(self) -> int:
+        if self._device.budget() is None:
+            return self.config.rounds or MAX_ROUNDS  # Pinned at the enrolment, before any upload.
+        return budgets.allowed_rounds(self._budget(), self.config.rounds)
+
+    def _spent(self) -> float:
+        return budgets.spent(entry.epsilon for entry in self._device.ledger())
+
     def _fetch(self, student_id: str) -> behaviour.Event:
         if student_id and self.slot.is_sound(student_id):
             return behaviour.Fetched(student_id)
-        stage = f"student_{self.state.purpose.value}"
+        return behaviour.Fetched(self._download(student_id, f"student_{self.state.purpose.value}"))
+
+    def _download(self, student_id: str, stage: str) -> str:
         began_s = self.clock()
         tally = self.record.downloads.setdefault(stage, Tally())
         before_bytes = tally.came_bytes
         fetched_id = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes, tally)
         fetched_bytes = tally.came_bytes - before_bytes
-        # The one bulk transfer a device makes. It goes down, and stands for the way up until there is better.
+        # The only bulk transfer of a device. It is a download, and the best estimate for uploads until one is measured.
         self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
-        return behaviour.Fetched(fetched_id)
+        return fetched_id
 
     def _verify(self, student_id: str) -> behaviour.Event:
         manifest = self.slot.verify(student_id).manifest
@@ -311,14 +406,23 @@ class Runtime:
             raise InvalidInput("the cloud offers an unfinished student as a finished one")
         return behaviour.Verified(student_id)
 
+    def _repair(self, student_id: str) -> behaviour.Event:
+        if not self.slot.is_sound(student_id):
+            self._download(student_id, "student_repair")
+        self.slot.verify(student_id)
+        self.slot.activate(student_id)
+        return behaviour.Repaired(student_id)
+
     def _judge(self, old_id: str, new_id: str) -> behaviour.Event:
         if not self.config.guard:
+            self.clips.check_runs(new_id)
             return behaviour.Judged(new_id, True, "not compared with the student before: the guard is off")
         return behaviour.Judged(new_id, *self.clips.compare(old_id, new_id, in_use=self._in_use()))
 
     def _fill_outbox(self, student_id: str, round: int) -> behaviour.Event:
-        """Prototypes that wait already are kept: making them again would spend the privacy budget twice."""
+        """Make the prototypes. Waiting ones are kept: making them again would spend the privacy budget twice."""
         if self._outbox.get(_entry_name(round)) is None:
+            budgets.check(self._budget(), self._spent(), self.config.choices.noise)
             prototypes = self.clips.prototypes(student_id, in_use=self._in_use())
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
@@ -327,8 +431,11 @@ class Runtime:
     def _upload(self, job_id: str, round: int) -> behaviour.Event:
         entry = self._outbox.get(_entry_name(round))
         if entry is None:
-            raise WrongState(f"the prototypes of round {round} are gone from the outbox; run again with --again")
+            raise behaviour.NothingToSend(f"the prototypes of round {round + 1} are gone from the outbox")
         prototypes = prototypes_from_pb(pb.Prototypes.FromString(entry.payload))
+        budget = self._budget()
+        if all(known.idempotency_key != entry.idempotency_key for known in self._device.ledger()):
+            budgets.check(budget, self._spent(), prototypes.epsilon)
         self._device.add_to_ledger(
             LedgerEntry(
                 idempotency_key=entry.idempotency_key,
@@ -345,9 +452,11 @@ class Runtime:
         if job_id:
             status = self.link.upload_prototypes(job_id, round, prototypes)
         else:
-            status = self.link.start_personalisation(
-                entry.idempotency_key, prototypes, rounds=self.config.rounds, seed=self.config.seed
-            )
+            # Another job with the same prototypes needs another key, and reveals nothing new.
+            jobs = self.state.jobs
+            key = f"{entry.idempotency_key}-{jobs}" if jobs else entry.idempotency_key
+            rounds = budgets.affordable_rounds(budget, self._spent(), prototypes.epsilon, self.state.most_rounds)
+            status = self.link.start_personalisation(key, prototypes, rounds=rounds, seed=self.config.seed)
         self.record.job = status
         return behaviour.Accepted(round, status)
 
@@ -355,8 +464,9 @@ class Runtime:
         for status in self.link.watch_job(job_id):
             self.record.job = status
             self.observer.on_job(status)
-            self._dispatch(behaviour.JobChanged(status))
+            self._dispatch(behaviour.JobChanged(status, self._jitter()))
             if self._actions:
+                self._trouble = self.state.failure
                 return None
         return behaviour.WatchEnded(self._jitter())
 
@@ -374,6 +484,29 @@ class Runtime:
                 return "make_prototypes" if round == 0 else "make_prototypes_again"
             case _:
                 return type(action).__name__.lower()
+
+
+def enrol_anew(config: RunConfig, device: DeviceState, link: Link) -> str:
+    """Give the device a new identity and return its id. Ledger and budget stay, and so do sound students.
+
+    Raises what the link raises; the old identity is then kept.
+    """
+    state = device.agent()
+    enrolment = _enrolled(config, device, link)
+    if state != behaviour.State():
+        device.save_agent(behaviour.enrol_anew(state))
+    return enrolment.device_id
+
+
+def _enrolled(config: RunConfig, device: DeviceState, link: Link) -> Enrolment:
+    enrolment = link.enrol(config.device_name, config.enrolment_key)
+    try:
+        InputSpec.from_json(enrolment.input_spec_json)
+    except ValueError as error:
+        raise InvalidInput(f"the cloud's {error}") from error
+    device.save_budget(budgets.pinned(device.budget(), enrolment.rounds))
+    device.save_enrolment(enrolment)
+    return enrolment
 
 
 def _entry_name(round: int) -> str:

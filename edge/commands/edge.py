@@ -60,6 +60,26 @@ def prototypes(
     prototypes(state, clips, upload, known_as, as_json=json, cloud=cloud)
 
 
+@app.command(example="isthmus edge enrol --again --cloud 127.0.0.1:50051 --state device")
+def enrol(
+    cloud: Annotated[str, Option(help="The cloud's address, HOST:PORT.")],
+    state: State,
+    known_as: CloudOptions,
+    again: Annotated[
+        bool, Option("--again", help="Replace the present identity: the cloud has lost it, or it is another cloud.")
+    ] = False,
+) -> None:
+    """Make this device known to a cloud, and pin the cloud's signing key.
+
+    Needs a running 'isthmus cloud serve --release ...'. Writes the new identity to --state. 'isthmus edge run' enrols a
+    new device by itself. Use --again if the cloud was set up anew. Students that the new key verifies stay; others are
+    fetched again. Earlier uploads and the privacy budget stay counted.
+    """
+    from isthmus.edge.commands.running import enrol
+
+    enrol(cloud, state, known_as, again=again)
+
+
 @app.command(example="isthmus edge status --state device")
 def status(
     state: State,

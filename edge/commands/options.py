@@ -55,6 +55,14 @@ class UploadOptions:
     noise: Annotated[
         float | None, Option(help="Add Laplace noise of this epsilon to every upload. Default: no noise.")
     ] = None
+    epsilon_budget: Annotated[
+        float | None,
+        Option(
+            min=0,
+            help="The most epsilon that all uploads of this device may spend over its life. It is kept; inf lifts it. "
+            "Default: the budget that is known, else with --noise the rounds times the noise.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,14 @@ class RunOptions:
         "fp16"
     )
     report: Annotated[Path | None, Option(help="JSON file to write the report to.")] = None
-    rounds: Annotated[int, Option(min=0, max=100, help="Rounds of selection. 0: as the cloud's recipe says.")] = 0
+    rounds: Annotated[
+        int,
+        Option(
+            min=0,
+            max=100,
+            help="The most uploads of one personalisation. 0: the number that was pinned when the device enrolled.",
+        ),
+    ] = 0
     latency_budget_ms: Annotated[
         float, Option(min=1, help="Milliseconds within which a live clip is to be answered.")
     ] = 200.0

@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import json
+import math
 import random
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -19,18 +21,20 @@ from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.live import LiveAnswers, appearing_clips
+from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import LiveCapture, raw_bytes, replay
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
-from isthmus.edge.commands.terminal import print_disclosure, print_result, terminal_observer
+from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
+from isthmus.edge.own_clips import budget as budgets
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
-from isthmus.edge.student.encoder import StudentEncoder, load_test
+from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
+from isthmus.edge.student.trial import try_student
 from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import Enrolment, NumberType, UploadMode
 
@@ -50,9 +54,10 @@ def run(
     """Personalise and answer clips. Raises IsthmusError or ValueError; KeyboardInterrupt if it is interrupted."""
     budget_s = asked.latency_budget_ms / 1000
     infer = InferConfig(ratios, NumberType(asked.number_type), budget_s)
-    with ending_on_sigterm():
+    with ending_on_sigterm(), contextlib.ExitStack() as stack:
         plan = _plan(clips)
         device = DeviceState(state)
+        stack.enter_context(device.held())
         config = RunConfig(
             device_name=known_as.name[:64],
             enrolment_key=key_in(known_as.enrolment_key_file) or "",
@@ -60,22 +65,31 @@ def run(
             rounds=asked.rounds,
             guard=asked.guard,
             habits=asked.habits,
+            epsilon_budget=upload.epsilon_budget,
             choices=_choices(upload),
         )
-        link = GrpcLink(open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca))
-        with terminal_observer(errors) as observer:
-            runtime = Runtime(config, device, link, plan.selection, observer=observer)
-            with contextlib.closing(runtime):
-                if asked.again:
-                    runtime.personalise_again()
-                result = DeviceRun(runtime, device, plan, infer, cloud=cloud).execute()
-                if asked.report is not None:
-                    write_report(asked.report, result)
-                print_result(output, result)
-                if not asked.once:
-                    _keep_answering(runtime, clips, asked.camera, budget_s)
-        if result["failure"]:
-            raise IsthmusError(f"not personalised: {result['failure']}")
+        observer = stack.enter_context(terminal_observer(errors))
+        runtime = Runtime(config, device, _link(cloud, known_as), plan.selection, observer=observer)
+        stack.enter_context(contextlib.closing(runtime))
+        if asked.again:
+            runtime.personalise_again()
+        device_run = DeviceRun(runtime, device, plan, infer, cloud=cloud)
+
+        def personalise(patient: bool) -> dict[str, object]:
+            result = device_run.execute(patient=patient)
+            if asked.report is not None:
+                write_report(asked.report, result)
+            print_result(output, result)
+            return result
+
+        if asked.once:
+            result = personalise(patient=False)
+            if result["failure"]:
+                raise IsthmusError(f"not personalised: {result['failure']}; the same command tries again")
+        else:
+            worker = Worker()
+            worker.start(lambda: personalise(patient=True))
+            _keep_answering(runtime, worker, clips, asked.camera, budget_s)
 
 
 def prototypes(
@@ -88,17 +102,22 @@ def prototypes(
         if not device.agent().active_id:
             if not cloud:
                 raise ValueError(f"{state} has no student yet: give --cloud HOST:PORT to fetch the base student")
-            config = RunConfig(device_name=known_as.name[:64], enrolment_key=key_in(known_as.enrolment_key_file) or "")
-            link = GrpcLink(open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca))
+            config = RunConfig(
+                device_name=known_as.name[:64],
+                enrolment_key=key_in(known_as.enrolment_key_file) or "",
+                epsilon_budget=upload.epsilon_budget,
+                choices=_choices(upload),
+            )
             with (
+                device.held(),
                 terminal_observer(errors) as observer,
-                contextlib.closing(Runtime(config, device, link, (), observer=observer)) as runtime,
+                contextlib.closing(Runtime(config, device, _link(cloud, known_as), (), observer=observer)) as runtime,
             ):
                 runtime.run(until=Phase.ENCODE)
         slot, enrolment = _slot(device)
         student = slot.current()
-        if student is None:
-            raise ValueError(f"{state} has no student in use")
+        if student is None or not slot.is_sound(student.manifest.student_id):
+            raise ValueError(f"{state} has no sound student in use; 'isthmus edge run' fetches it again")
         with terminal_observer(errors) as observer:
             observer.on_stage("make_prototypes")
             made = prototypes_of(
@@ -113,13 +132,16 @@ def prototypes(
                 on_damage=observer.on_damage,
             )
         disclosure = disclose(made, enrolment.classes, raw_bytes(plan.selection))
+        privacy = _privacy(device)
         if as_json:
             values = [[float(value) for value in row_C] for row_C in made.values_KC]
             features = None if made.features_KE is None else made.features_KE.tolist()
             sizes = made.sizes_K.tolist()
-            typer.echo(json.dumps({**asdict(disclosure), "values": values, "sizes": sizes, "features": features}))
+            numbers = {"values": values, "sizes": sizes, "features": features}
+            typer.echo(json.dumps({**asdict(disclosure), **numbers, **privacy}))
         else:
             print_disclosure(output, disclosure)
+            typer.echo(_privacy_sentence(privacy))
 
 
 def status(state: Path, *, as_json: bool) -> None:
@@ -139,14 +161,14 @@ def status(state: Path, *, as_json: bool) -> None:
         "uploads": len(ledger),
         "uploaded_bytes": sum(entry.message_bytes for entry in ledger),
         "smallest_prototype": min((entry.smallest for entry in ledger), default=None),
-        "epsilon_spent": sum(entry.epsilon or 0.0 for entry in ledger),
+        **_privacy(device),
     }
     if as_json:
         typer.echo(json.dumps(facts))
         return
     print_table(
         ("what", "value"),
-        [(key.replace("_", " "), "-" if value in ("", None) else str(value)) for key, value in facts.items()],
+        [(key.replace("_", " "), "-" if value in ("", None) else plain(str(value))) for key, value in facts.items()],
     )
 
 
@@ -154,9 +176,45 @@ def rollback(state: Path) -> None:
     """Go back to the previous student. Raises IsthmusError or ValueError."""
     device = _existing(state)
     slot, _ = _slot(device)
-    installed = slot.rollback()
-    device.save_agent(replace(device.agent(), active_id=installed.manifest.student_id))
+    with device.held():
+        installed = slot.rollback()
+        device.save_agent(replace(device.agent(), active_id=installed.manifest.student_id, repair_id=""))
     typer.echo(f"now using student {installed.manifest.student_id} ({installed.manifest.kind})")
+
+
+def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> None:
+    """Give the device an identity. Raises IsthmusError or ValueError."""
+    device = DeviceState(state)
+    with ending_on_sigterm(), device.held():
+        if device.enrolment_readable() and not again:
+            raise ValueError(f"{state} has enrolled already; give --again to enrol anew")
+        config = RunConfig(device_name=known_as.name[:64], enrolment_key=key_in(known_as.enrolment_key_file) or "")
+        with contextlib.closing(_link(cloud, known_as)) as link:
+            typer.echo(f"enrolled as {enrol_anew(config, device, link)}")
+
+
+def _link(cloud: str, known_as: CloudOptions) -> GrpcLink:
+    def connect() -> Any:
+        return open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca)
+
+    return GrpcLink(connect(), connect)
+
+
+def _privacy(device: DeviceState) -> dict[str, float | int | None]:
+    budget = device.budget()
+    epsilon = None if budget is None or budget.epsilon is None or math.isinf(budget.epsilon) else budget.epsilon
+    return {
+        "epsilon_spent": budgets.spent(entry.epsilon for entry in device.ledger()),
+        "epsilon_budget": epsilon,
+        "rounds_allowed": None if budget is None else budget.rounds,
+    }
+
+
+def _privacy_sentence(privacy: dict[str, float | int | None]) -> str:
+    budget, rounds = privacy["epsilon_budget"], privacy["rounds_allowed"]
+    limit = "no budget is set" if budget is None else f"the budget is {budget:g}"
+    pinned = "" if rounds is None else f" Without --rounds, a personalisation makes at most {rounds} uploads."
+    return f"This device has spent epsilon {privacy['epsilon_spent']:g}; {limit}.{pinned}"
 
 
 def _plan(clips: ClipOptions) -> ClipPlan:
@@ -175,15 +233,22 @@ def _choices(upload: UploadOptions) -> PrototypeChoices:
     return PrototypeChoices(upload.min_cluster, upload.clips_per_cluster, UploadMode(upload.mode), upload.noise)
 
 
-def _keep_answering(runtime: Runtime, clips: ClipOptions, camera: int | None, budget_s: float) -> None:
-    """Answer new clips of the folder, or of the camera, until the process is interrupted."""
-    answers = LiveAnswers(runtime, budget_s)
+def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, camera: int | None, budget_s: float) -> None:
+    """Answer new clips of the folder, or of the camera, until the process is interrupted. ``worker`` personalises."""
+
+    def pause(seconds: float) -> None:
+        worker.check()
+        time.sleep(seconds)
+
+    answers = LiveAnswers(runtime, worker, budget_s, pause)
+    seen = {ref.name for ref in read_listing(clips.data, clips.layout).refs}
+    while not runtime.state.active_id:
+        pause(0.5)
     classes = runtime.enrolment.classes
     with contextlib.closing(answers), contextlib.ExitStack() as stack:
         if camera is None:
-            seen = {ref.name for ref in read_listing(clips.data, clips.layout).refs}
             typer.echo(f"answering new clips in {clips.data}; press Ctrl-C to end", err=True)
-            appearing = appearing_clips(clips.data, clips.layout, seen, time.sleep)
+            appearing = appearing_clips(clips.data, clips.layout, seen, pause)
             taken = replay(appearing, runtime.spec, runtime.clock, runtime.damage)
         else:
             live = stack.enter_context(LiveCapture(runtime.spec, runtime.clock, camera=camera))
@@ -193,7 +258,7 @@ def _keep_answering(runtime: Runtime, clips: ClipOptions, camera: int | None, bu
             result = answers.answer(each, random.random())
             where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
             guess = result.answer.predicted
-            typer.echo(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})")
+            typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
 
 
 def _existing(state: Path) -> DeviceState:
@@ -206,7 +271,7 @@ def _slot(device: DeviceState) -> tuple[StudentSlot, Enrolment]:
     enrolment = device.enrolment()
     if enrolment is None:
         raise ValueError(f"{device.root}: this device has not enrolled yet, so it has no student")
-    return StudentSlot(device.root / "students", enrolment.signing_public_key, load_test), enrolment
+    return StudentSlot(device.root / "students", enrolment.signing_public_key, try_student), enrolment
 
 
 @contextlib.contextmanager

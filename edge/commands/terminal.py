@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from isthmus.data.clip import Damage
 from isthmus.edge.agent.runtime import Observer
@@ -28,6 +29,11 @@ _STAGES = {
 }
 _SHOWN_ROWS = 12
 _SHOWN_SHARES = 3
+
+
+def plain(text: str) -> str:
+    """Return foreign text as one line without escape codes. Print it with ``markup=False``, or as a ``Text``."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 @contextlib.contextmanager
@@ -65,10 +71,10 @@ def _observer(console: Console, progress: Progress, task: TaskID) -> Observer:
         progress.update(task, total=total, completed=done, detail=f"{done} of {total} clips")
 
     def damage(clip: Damage) -> None:
-        console.print(f"skipped {clip.name}: {clip.reason}", markup=False)
+        console.print(plain(f"skipped {clip.name}: {clip.reason}"), markup=False)
 
     def wait(seconds: float, reason: str) -> None:
-        console.print(f"{reason or 'the cloud ended the stream'}; again in {seconds:.1f} s", markup=False)
+        console.print(plain(f"{reason or 'the cloud ended the stream'}; again in {seconds:.1f} s"), markup=False)
 
     return Observer(on_stage=stage, on_job=job, on_bytes=transferred, on_clip=clip, on_damage=damage, on_wait=wait)
 
@@ -90,9 +96,9 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
         table.add_row(f"through the cloud, ratio {ratio}", _percent(value), f"{sent[ratio]:,.0f}", _sum_ms(*parts))
     console.print(table)
     if report["guard"] is not None:
-        console.print(_verdict(report["guard"]), markup=False)
+        console.print(plain(_verdict(report["guard"])), markup=False)
     if report["habits"] is not None:
-        console.print(_habits(report["habits"], report["classes"]), markup=False)
+        console.print(plain(_habits(report["habits"], report["classes"])), markup=False)
     prototypes = report["prototypes"]
     console.print(
         f"Sent: {report['bytes']['up']['prototypes']:,} bytes of prototypes "
@@ -110,7 +116,8 @@ def print_disclosure(console: Console, disclosure: Disclosure) -> None:
     table.add_column("clips", justify="right")
     table.add_column("likeliest classes")
     for row in disclosure.rows[:_SHOWN_ROWS]:
-        table.add_row(str(row.clips), ", ".join(f"{name} {share:.0%}" for name, share in row.shares[:_SHOWN_SHARES]))
+        likeliest = ", ".join(f"{name} {share:.0%}" for name, share in row.shares[:_SHOWN_SHARES])
+        table.add_row(str(row.clips), Text(plain(likeliest)))
     console.print(table)
     if len(disclosure.rows) > _SHOWN_ROWS:
         console.print(f"and {len(disclosure.rows) - _SHOWN_ROWS} more; --json prints every number")

@@ -1,10 +1,11 @@
-"""What has been made and not yet acknowledged by the cloud: a durable, bounded queue in SQLite.
+"""Prototypes that the cloud has not yet acknowledged: a durable, bounded queue in SQLite.
 
-An entry survives a kill between its making and its acknowledgement, under one idempotency key, so that a retry sends
-the very same bytes. (With noise that also keeps the privacy budget from being spent twice for one upload.)
+An entry survives a kill before its acknowledgement and keeps its idempotency key, so a retry sends the same bytes.
+With noise, this also prevents that one upload spends the privacy budget twice.
 """
 
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from isthmus.proto.errors import StorageFull, TooLarge
+from isthmus.proto.errors import Corrupt, StorageFull, TooLarge
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 
 _SCHEMA = """
@@ -28,7 +29,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 @dataclass(frozen=True)
 class Entry:
-    """``name`` says what it is (such as "prototypes/0") and is unique; ``created_s`` is Unix time."""
+    """One queued upload. ``name`` is unique (such as "prototypes/0"); ``created_s`` is Unix time."""
 
     name: str
     idempotency_key: str
@@ -37,25 +38,36 @@ class Entry:
 
 
 class Outbox:
-    """Opened by one process at a time. Raises StorageFull where the disk or the queue is full."""
+    """The queue; one process opens it, and one thread at a time uses it.
+
+    A damaged database is set aside as ``<name>.damaged`` and replaced by an empty one: its entries can be made again.
+    Raises StorageFull if the disk or the queue is full, Corrupt for damage that appears later.
+    """
 
     def __init__(self, path: Path, *, max_entries: int = 256, max_bytes: int = 16 << 20) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._database = sqlite3.connect(path, isolation_level=None)
-        with _disk_errors():
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.execute(_SCHEMA)
+        self._path = path
+        with _disk_errors(path):
+            try:
+                self._database = _opened(path)
+            except sqlite3.DatabaseError as error:
+                if _is_full(error) or not path.exists():
+                    raise
+                for suffix in ("", "-wal", "-shm"):
+                    beside = path.with_name(path.name + suffix)
+                    if beside.exists():
+                        os.replace(beside, path.with_name(f"{path.name}.damaged{suffix}"))
+                self._database = _opened(path)
 
     def put(self, entry: Entry) -> None:
-        """Adds the entry, durably; one of the same name that waits already is replaced.
+        """Add the entry durably; it replaces a waiting one of the same name.
 
-        Raises TooLarge for a payload that no message could carry.
+        Raises TooLarge for a payload that no message can carry.
         """
         if len(entry.payload) > MAX_MESSAGE_BYTES:
             raise TooLarge(f"an entry of {len(entry.payload)} bytes can never be sent")
-        with _disk_errors(), self._transaction():
+        with _disk_errors(self._path), self._transaction():
             self._database.execute("DELETE FROM outbox WHERE name = ?", (entry.name,))
             entries, waiting_bytes = self._extent()
             if entries >= self._max_entries or waiting_bytes + len(entry.payload) > self._max_bytes:
@@ -66,23 +78,27 @@ class Outbox:
             )
 
     def get(self, name: str) -> Entry | None:
-        row = self._database.execute(
-            "SELECT name, idempotency_key, payload, created_s FROM outbox WHERE name = ?", (name,)
-        ).fetchone()
+        """Return the entry; None if there is none."""
+        with _disk_errors(self._path):
+            row = self._database.execute(
+                "SELECT name, idempotency_key, payload, created_s FROM outbox WHERE name = ?", (name,)
+            ).fetchone()
         return None if row is None else Entry(*row)
 
     def waiting(self) -> list[Entry]:
-        """Every entry, oldest first."""
-        rows = self._database.execute("SELECT name, idempotency_key, payload, created_s FROM outbox ORDER BY position")
-        return [Entry(*row) for row in rows]
+        """Return every entry, oldest first."""
+        query = "SELECT name, idempotency_key, payload, created_s FROM outbox ORDER BY position"
+        with _disk_errors(self._path):
+            return [Entry(*row) for row in self._database.execute(query)]
 
     def acknowledge(self, name: str) -> None:
-        """Drops the entry; nothing happens where there is none."""
-        with _disk_errors():
+        """Delete the entry, if there is one."""
+        with _disk_errors(self._path):
             self._database.execute("DELETE FROM outbox WHERE name = ?", (name,))
 
     def clear(self) -> None:
-        with _disk_errors():
+        """Delete every entry."""
+        with _disk_errors(self._path):
             self._database.execute("DELETE FROM outbox")
 
     def close(self) -> None:
@@ -114,15 +130,37 @@ class Outbox:
         self._database.execute("COMMIT")
 
 
+def _opened(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute(_SCHEMA)
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
+        database.execute("SELECT name, idempotency_key, payload, created_s, position FROM outbox LIMIT 1").fetchone()
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    # SQLite reports a full disk as FULL; where it maps its shared memory, as IOERR.
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 @contextmanager
-def _disk_errors() -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise StorageFull("the disk is full") from error
-        raise
+    except sqlite3.Error as error:
+        if _is_full(error):
+            raise StorageFull("the disk is full; free some space and it goes on") from error
+        raise Corrupt(f"{path} cannot be used ({error}); move it away and run again") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageFull("the disk is full") from error
-        raise
+            raise StorageFull("the disk is full; free some space and it goes on") from error
+        raise Corrupt(f"{path} cannot be used ({error.strerror}); move it away and run again") from error

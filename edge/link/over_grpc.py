@@ -1,6 +1,8 @@
 """The Link over gRPC: the only file of the device that imports grpc.
 
-One channel is made and reused for all calls; gRPC reconnects it by itself, so nothing is re-opened to a dead server.
+All calls use one channel. A connection that swallows everything is noticed by keepalive pings within KEEPALIVE_S plus
+KEEPALIVE_TIMEOUT_S, in every call, and gRPC connects anew. If a call still gets no answer, the whole channel is
+replaced.
 """
 
 import queue
@@ -21,26 +23,35 @@ from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
 
 CALL_TIMEOUT_S = 20.0
 FETCH_TIMEOUT_S = 300.0
-"""A file that takes longer goes on from its last byte in another call."""
+"""A file that takes longer continues from its last byte in another call."""
 WATCH_TIMEOUT_S = 300.0
-"""A watch is renewed this often, so that a connection that died silently is noticed."""
+"""A watch is renewed this often."""
+KEEPALIVE_S = 12.0
+"""Longer than the 10 s that a server of ours allows between pings."""
+KEEPALIVE_TIMEOUT_S = 8.0
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False) -> grpc.Channel:
-    """A channel to ``address`` (host:port). Without TLS only this machine may be addressed, since tokens travel on it.
+    """Return a channel to ``address`` (host:port). Without TLS only this machine is allowed: calls carry tokens.
 
     ``tls_ca`` is a PEM file that replaces the system's authorities. Raises InvalidInput.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise InvalidInput(f"the cloud's address is {address!r}; wanted HOST:PORT")
+        raise InvalidInput(f"the cloud's address is {address!r}; expected HOST:PORT")
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 10_000),
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        # A ping has its own timeout, a minute by default, and the longer of the two applies.
+        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
     ]
     if tls or tls_ca is not None:
         try:
@@ -55,18 +66,24 @@ def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False)
 
 
 class GrpcLink:
-    """See ``link.Link``. Closing it closes the channel.
+    """See ``interface.Link``. If a call gets no answer, ``reopen`` (if given) opens another channel.
+
+    Closing the link closes the channel.
 
     >>> link = GrpcLink(open_channel("127.0.0.1:50051"))  # connects at the first call
     >>> link.close()
     """
 
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._channel = channel
-        self._personalisation = rpc.PersonalisationServiceStub(channel)
-        self._inference = rpc.InferenceServiceStub(channel)
+    def __init__(self, channel: grpc.Channel, reopen: Callable[[], grpc.Channel] | None = None) -> None:
+        self._reopen = reopen
         self._token = ""
         self.traffic = Traffic()
+        self._use(channel)
+
+    def _use(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._personalisation = rpc.PersonalisationServiceStub(self._channel)
+        self._inference = rpc.InferenceServiceStub(self._channel)
 
     def authenticate(self, token: str) -> None:
         self._token = token
@@ -100,7 +117,7 @@ class GrpcLink:
             for reply in self._stream(self._personalisation.WatchJob, request, "control", WATCH_TIMEOUT_S):
                 yield convert.job_status_from_pb(reply.job)
         except TooLate:
-            return  # Time to renew the watch: the caller watches again.
+            return  # The caller renews the watch.
 
     def describe_student(self, student_id: str) -> SignedManifest:
         request = pb.DescribeStudentRequest(student_id=student_id)
@@ -112,7 +129,7 @@ class GrpcLink:
             for reply in self._stream(self._personalisation.FetchStudent, request, "student", FETCH_TIMEOUT_S):
                 yield convert.chunk_from_pb(reply)
         except TooLate as error:
-            raise Unavailable("the download took too long; it goes on from its last byte") from error
+            raise Unavailable("the download took too long; it continues from its last byte") from error
 
     def open_infer(self, student_id: str, *, timeout_s: float) -> "GrpcInferSession":
         metadata = (*self._metadata(), ("isthmus-student", student_id))
@@ -135,7 +152,10 @@ class GrpcLink:
         except grpc.RpcError as error:
             mapped = _mapped(error)
             if isinstance(mapped, TooLate):
-                # A call without a latency budget of its own: that it took too long is the link's matter.
+                # The call has no latency budget of its own, so this is a fault of the link.
+                if self._reopen is not None:
+                    self._channel.close()
+                    self._use(self._reopen())
                 raise Unavailable("the cloud did not answer in time") from error
             raise mapped from error
         self.traffic.down_bytes[kind] += reply.ByteSize()
@@ -155,7 +175,7 @@ class GrpcLink:
 
 
 class GrpcInferSession:
-    """One bidirectional stream. A thread reads answers, so that each question can have its own time limit."""
+    """One bidirectional stream. A thread reads the answers, so that each request can have its own timeout."""
 
     def __init__(self, start: Callable[[Iterator[pb.InferRequest]], Any], traffic: Traffic) -> None:
         self._traffic = traffic
@@ -203,7 +223,7 @@ class GrpcInferSession:
 
 
 def _mapped(error: grpc.RpcError) -> IsthmusError:
-    """Every failure of a call becomes an error of our tree. A status says no more than its code and short message."""
+    """Turn a failed call into an error of our tree, from the status code and its message."""
     call: object = error
     if not isinstance(call, grpc.Call):
         return Internal("the call failed without a status")

@@ -19,6 +19,8 @@ from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Corrupt
 from isthmus.proto.messages import Features, Prototypes
 
+_CHECKED_CLIPS = 4
+
 
 @dataclass(frozen=True)
 class StoredVerdict:
@@ -156,12 +158,22 @@ class OwnClips:
             encoded = self._encode((encoder,)).values()
             self._learn(student_id, encoder, [features for (features,) in encoded], in_use)
 
-    def _load(self, student_id: str) -> StudentEncoder:
-        return StudentEncoder(self._slot.installed(student_id).folder)
+    def check_runs(self, student_id: str) -> None:
+        """Run the student on the first selection clips. Raises Corrupt if it fails or gives NaN or infinity."""
+        encoder = self._load(student_id)
+        encoded = self._encode((encoder,), self._selection[:_CHECKED_CLIPS]).values()
+        if encoded:
+            encoder.local_probabilities_of([features for (features,) in encoded])
 
-    def _encode(self, encoders: Sequence[StudentEncoder]) -> dict[str, tuple[Features, ...]]:
+    def _load(self, student_id: str) -> StudentEncoder:
+        """Load the student after comparing its files with the signed manifest. Raises Corrupt if they differ."""
+        return StudentEncoder(self._slot.checked(student_id).folder)
+
+    def _encode(
+        self, encoders: Sequence[StudentEncoder], refs: Sequence[ClipRef] | None = None
+    ) -> dict[str, tuple[Features, ...]]:
         return encode_selection(
-            self._selection,
+            self._selection if refs is None else refs,
             encoders,
             self._spec,
             clock=self._clock,

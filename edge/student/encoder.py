@@ -1,4 +1,4 @@
-"""The student on ONNX Runtime: a clip to features, features to probabilities.
+"""The student on ONNX Runtime: from a clip to features, from features to probabilities.
 
 Axes: N clips, B batch, D feature width, W compressed width, C classes, F T spectrogram, K frames, H W pixels.
 """
@@ -10,14 +10,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.data.transforms import InputSpec, evaluation_frames
-from isthmus.edge.capture.sources import Clock, Taken
 from isthmus.proto.errors import Corrupt, Internal
 from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
+
+if TYPE_CHECKING:  # A trial of a student starts a process that imports this module; it needs no decoders.
+    from isthmus.data.transforms import InputSpec
+    from isthmus.edge.capture.sources import Clock, Taken
 
 AUDIO_ENCODER = "audio_encoder.onnx"
 VISUAL_ENCODER = "visual_encoder.onnx"
@@ -29,7 +31,7 @@ _PROBE_TIMEOUT_S = 120
 
 @dataclass(frozen=True)
 class Encoded:
-    """A clip's features with the milliseconds that decoding and encoding took."""
+    """A clip's features, and the milliseconds that decoding and encoding took."""
 
     name: str
     label: int | None
@@ -44,16 +46,16 @@ class RuntimeUnusable(Internal):
 
 @functools.cache
 def probe_runtime(python: str = sys.executable) -> None:
-    """Imports onnxruntime in a process of its own, once: some builds die of an illegal instruction on old ARM cores.
+    """Import onnxruntime in a process of its own, once: some builds crash on old ARM cores (illegal instruction).
 
-    Raises RuntimeUnusable with the way out. A death here costs a subprocess; in this process it would be the agent.
+    Raises RuntimeUnusable with the way out. A crash in a subprocess does not end the agent.
     """
     probe = subprocess.run(
         [python, "-c", "import onnxruntime"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
     )
     if probe.returncode == -signal.SIGILL:
         raise RuntimeUnusable(
-            "onnxruntime dies of an illegal instruction on this processor: its wheel is built for a newer one. "
+            "onnxruntime crashes with an illegal instruction on this processor: its wheel is built for a newer one. "
             "Install an onnxruntime built for this board (for example an older version, or your distribution's)."
         )
     if probe.returncode != 0:
@@ -64,8 +66,9 @@ def probe_runtime(python: str = sys.executable) -> None:
 class StudentEncoder:
     """The ONNX files of a student's folder (named in ``StudentManifest``), each loaded at its first use.
 
-    ``threads`` is ONNX Runtime's intra-op count; one is fastest on a small, busy machine. Raises RuntimeUnusable where
-    ONNX Runtime does not run, Corrupt for a file that is absent, does not load or gives something else than its kind.
+    ``threads`` is ONNX Runtime's intra-op count; 1 is fastest on a small, busy machine. Without ``probe`` the
+    caller has made sure that ONNX Runtime runs. Raises RuntimeUnusable if ONNX
+    Runtime does not run, Corrupt for a file that is missing, does not load, or gives NaN or no distribution.
 
     >>> export_student(release, release.student(), None, folder / "student")[0].name
     'audio_encoder.onnx'
@@ -74,36 +77,40 @@ class StudentEncoder:
     (512,)
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        probe_runtime()
+    def __init__(self, folder: Path, *, threads: int = 1, probe: bool = True) -> None:
+        if probe:
+            probe_runtime()
         self._folder = folder
         self._threads = threads
         self._sessions: dict[str, Any] = {}
 
     def features(self, spectrogram_FT: FloatArray | None, frames_KCHW: FloatArray | None) -> Features:
-        """Of one clip, uncompressed. ``frames_KCHW`` are normalised; the visual feature is the mean over K.
+        """Return one clip's uncompressed features. ``frames_KCHW`` are normalised; the result is the mean over K.
 
-        None for what was not captured: its encoder does not run. Raises ValueError where both are None.
+        None means not captured: that encoder does not run. Raises ValueError if both are None, Corrupt for NaN.
         """
         audio_D = None if spectrogram_FT is None else self._run(AUDIO_ENCODER, spectrogram_FT[np.newaxis])[0][0]
         visual_D = None if frames_KCHW is None else self._run(VISUAL_ENCODER, frames_KCHW[np.newaxis])[0][0]
+        for file, vector_D in ((AUDIO_ENCODER, audio_D), (VISUAL_ENCODER, visual_D)):
+            if vector_D is not None and not np.isfinite(vector_D).all():
+                raise Corrupt(f"{file} gives values that are not finite")
         return Features(audio_D, visual_D)
 
     def teacher_probabilities(self, features: Sequence[Features]) -> FloatArray:
-        """(N, C): the teacher head on the student's features, from which prototypes are made."""
+        """Return (N, C): the teacher head on the student's features, from which prototypes are made."""
         return self._probabilities(TEACHER_HEAD, features)
 
     def local_probabilities(self, features: Features) -> FloatArray:
-        """(C,): the device's own answer, without the cloud. Interim students cannot give one (Corrupt)."""
+        """Return (C,): the device's own answer, without the cloud. Raises Corrupt for an interim student."""
         probabilities_C: FloatArray = self.local_probabilities_of((features,))[0]
         return probabilities_C
 
     def local_probabilities_of(self, features: Sequence[Features]) -> FloatArray:
-        """(N, C): the device's own answers to many clips."""
+        """Return (N, C): the device's own answers to many clips."""
         return self._probabilities(LOCAL_HEAD, features)
 
     def compress(self, features: Features, ratio: float) -> Features:
-        """To width floor(D / ratio), by the student's module of that ratio. What is absent stays absent."""
+        """Compress to width floor(D / ratio) with the student's module of that ratio. Absent stays absent."""
         audio_D, visual_D = features.filled()
         audio_BW, visual_BW = self._run(
             f"compressor_r{ratio_name(ratio)}.onnx", audio_D[np.newaxis], visual_D[np.newaxis]
@@ -117,13 +124,15 @@ class StudentEncoder:
         audio, visual = zip(*(each.filled() for each in features), strict=True)
         present_N2 = np.stack([each.present_2() for each in features])
         (probabilities_NC,) = self._run(file, np.stack(audio), np.stack(visual), present_N2)
+        if not np.isfinite(probabilities_NC).all() or (np.abs(probabilities_NC.sum(axis=-1) - 1) > 1e-3).any():
+            raise Corrupt(f"{file} gives values that are not a distribution")
         return probabilities_NC
 
     def _run(self, file: str, *inputs: FloatArray) -> list[FloatArray]:
         session = self._session(file)
         names = [node.name for node in session.get_inputs()]
         if len(names) != len(inputs):
-            raise Corrupt(f"{file} takes {len(names)} inputs; {len(inputs)} were expected")
+            raise Corrupt(f"{file} has {len(names)} inputs; {len(inputs)} were expected")
         feed = {name: np.ascontiguousarray(array, np.float32) for name, array in zip(names, inputs, strict=True)}
         try:
             outputs: list[FloatArray] = session.run(None, feed)
@@ -151,8 +160,10 @@ class StudentEncoder:
         return session
 
 
-def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock) -> Encoded:
-    """Returns the clip's features and how long they took; ``spec`` says which frames are used."""
+def encode(encoder: StudentEncoder, taken: "Taken", spec: "InputSpec", clock: "Clock") -> Encoded:
+    """Return the clip's features and the time they took; ``spec`` selects the frames."""
+    from isthmus.data.transforms import evaluation_frames
+
     began_s = clock()
     frames_KHWC = taken.clip.frames_KHWC
     frames_KCHW = None if frames_KHWC is None else evaluation_frames(frames_KHWC, spec)
@@ -160,39 +171,32 @@ def encode(encoder: StudentEncoder, taken: Taken, spec: InputSpec, clock: Clock)
     return Encoded(taken.ref.name, taken.ref.label, features, taken.decode_ms, (clock() - began_s) * 1000)
 
 
-def load_test(folder: Path, manifest: StudentManifest) -> None:
-    """Runs every model of a student once on an empty clip, whole and with one modality, and checks widths and values.
+def check_student(folder: Path, manifest: StudentManifest, clips: Sequence[tuple[FloatArray, FloatArray]]) -> None:
+    """Run every model of a student on the clips, complete and with one modality, and check widths and values.
 
-    Raises Corrupt where one does not load, or gives another width, a NaN or no distribution.
+    ``clips`` are pairs (spectrogram_FT, frames_KCHW). Raises Corrupt for a model that does not load, or gives another
+    width, a value that is not finite, or no distribution.
     """
-    try:
-        spec = InputSpec.from_json(manifest.input_spec_json)
-    except ValueError as error:
-        raise Corrupt(f"student {manifest.student_id}: {error}") from error
-    encoder = StudentEncoder(folder)
-    features = encoder.features(
-        np.zeros((spec.spectrogram_bins, spec.spectrogram_columns), np.float32),
-        np.zeros((spec.frames_used, 3, spec.frame_px, spec.frame_px), np.float32),
-    )
-    _check_width("encoders", features, manifest.feature_width)
-    clips = (features, Features(features.audio_D, None), Features(None, features.visual_D))
-    answers = list(encoder.teacher_probabilities(clips))
-    if manifest.kind != "interim":
-        answers += [encoder.local_probabilities(each) for each in clips]
-        for ratio in manifest.ratios:
-            width = compressed_width(manifest.feature_width, ratio)
-            _check_width(f"compressor {ratio:g}", encoder.compress(features, ratio), width)
-    for probabilities_C in answers:
-        if probabilities_C.shape != (len(manifest.classes),) or not np.isfinite(probabilities_C).all():
-            raise Corrupt(f"student {manifest.student_id}: a head does not give {len(manifest.classes)} probabilities")
-        if abs(float(probabilities_C.sum()) - 1) > 1e-3:
-            raise Corrupt(f"student {manifest.student_id}: a head's answer is not a distribution")
+    encoder = StudentEncoder(folder, probe=False)
+    for spectrogram_FT, frames_KCHW in clips:
+        features = encoder.features(spectrogram_FT, frames_KCHW)
+        _check_width("encoders", features, manifest.feature_width)
+        variants = (features, Features(features.audio_D, None), Features(None, features.visual_D))
+        answers = [encoder.teacher_probabilities(variants)]
+        if manifest.kind != "interim":
+            answers += [encoder.local_probabilities_of(variants)]
+            for ratio in manifest.ratios:
+                width = compressed_width(manifest.feature_width, ratio)
+                _check_width(f"compressor {ratio:g}", encoder.compress(features, ratio), width)
+        for probabilities_NC in answers:
+            if probabilities_NC.shape != (len(variants), len(manifest.classes)):
+                raise Corrupt(f"a head does not give {len(manifest.classes)} probabilities per clip")
 
 
-def _check_width(what: str, features: Features, width: int) -> None:
+def _check_width(part: str, features: Features, width: int) -> None:
     for vector in features.filled():
         if vector.shape != (width,) or not np.isfinite(vector).all():
-            raise Corrupt(f"{what}: shape {vector.shape} or an undefined value, where width {width} was expected")
+            raise Corrupt(f"{part}: shape {vector.shape} or a value that is not finite; width {width} was expected")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,12 +1,12 @@
 """The versions of the student on this device: staged, verified, swapped in, rolled back.
 
-    <root>/staging/<student id>/        manifest, signature and files as they arrive (``.part`` until whole);
-                                        ``<file>.whole`` where a patch did not give the file, which then comes whole
-    <root>/versions/<student id>/       verified, and seen to run
+    <root>/staging/<student id>/        manifest, signature and files as they arrive (``.part`` until complete);
+                                        ``<file>.whole`` if a patch did not give the file, which is then fetched whole
+    <root>/versions/<student id>/       verified students that have run
     <root>/current, <root>/previous     symbolic links into versions/, replaced by one rename
 
-A student moves to ``versions`` only when the manifest's Ed25519 signature, every size, every SHA-256 and a trial run
-agree; what stands in ``current`` is never written to. A kill or a full disk at any point leaves ``current`` whole.
+A student moves to ``versions`` only if the manifest's Ed25519 signature, every size, every SHA-256 and a trial run
+agree. The student in ``current`` is never written to. A kill or a full disk at any point leaves ``current`` intact.
 """
 
 import errno
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from isthmus.data.files import write_atomically
 from isthmus.proto.convert import identifier, manifest_from_bytes
-from isthmus.proto.errors import Corrupt, IsthmusError, StorageFull, WrongState
+from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
 from isthmus.proto.patch import apply_patch
 
@@ -35,19 +35,19 @@ SPARE_BYTES = 8 << 20
 _BLOCK_BYTES = 1 << 20
 
 LoadTest = Callable[[Path, StudentManifest], None]
-"""Loads the student in the folder and runs it once; raises an IsthmusError where it does not run."""
+"""Runs the student in the folder once; raises an IsthmusError if it does not run."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A verified student: its folder and what is in it."""
+    """A verified student: its folder and its manifest."""
 
     folder: Path
     manifest: StudentManifest
 
 
 class StudentSlot:
-    """``public_key``: the 32 bytes pinned at enrolment. One process at a time."""
+    """The students in ``root``, used by one process at a time. ``public_key``: the 32 bytes pinned at enrolment."""
 
     def __init__(self, root: Path, public_key: bytes, load_test: LoadTest) -> None:
         self._staging = root / "staging"
@@ -62,11 +62,11 @@ class StudentSlot:
             self._versions.mkdir(exist_ok=True)
 
     def begin(self, signed: SignedManifest, expected_id: str = "") -> StudentManifest:
-        """Opens staging for a student, keeping what an earlier try has brought of the same manifest.
+        """Open staging for a student; parts that an earlier try fetched for the same manifest are kept.
 
-        Files that an installed student holds already (same SHA-256) are copied from it; where it holds, intact, what a
-        file's patch is against, the patch is fetched in the file's place. Raises Corrupt for a wrong signature or
-        another student than ``expected_id``, StorageFull where the disk cannot hold the rest.
+        Files that an installed student has already (same SHA-256) are copied from it. If the base of a file's patch is
+        installed and intact, the patch is fetched instead of the file. Raises Corrupt for a wrong signature or another
+        student than ``expected_id``, StorageFull if the disk has no room for the rest.
         """
         self._verify_signature(signed)
         manifest = manifest_from_bytes(signed.manifest_bytes)
@@ -82,7 +82,7 @@ class StudentSlot:
             self._reuse_installed(folder, manifest, held)
             self._bases = _sound_bases(manifest, held)
             missing_bytes = sum(file.size_bytes - offset for file, offset in self.missing(manifest))
-            # What a patch makes needs its room too, and the patch lies beside it until it is applied.
+            # The patched file needs room too, beside the patch.
             wanted = {file.name for file, _ in self.missing(manifest)}
             missing_bytes += sum(file.size_bytes for file in manifest.files if patch_name(file.name) in wanted)
             if shutil.disk_usage(folder).free < missing_bytes + SPARE_BYTES:
@@ -92,8 +92,7 @@ class StudentSlot:
         return manifest
 
     def missing(self, manifest: StudentManifest) -> list[tuple[StudentFile, int]]:
-        """What is to be fetched: files that are not whole yet, or their patches, each with the offset in bytes from
-        which to go on."""
+        """Return the incomplete files, or their patches, each with the offset in bytes from which to go on."""
         folder = self._staging / manifest.student_id
         incomplete = []
         for file in manifest.files:
@@ -105,13 +104,12 @@ class StudentSlot:
         return incomplete
 
     def receive(self, manifest: StudentManifest, file: StudentFile, chunks: Iterable[Chunk]) -> int:
-        """Appends the chunks to the file (one that is ``missing``) from where it stands; returns how many bytes came.
+        """Append the chunks to the file (one of ``missing``) from its offset on; return the number of new bytes.
 
-        A whole patch is applied at once. If it does not give the manifest's bytes, the file is ``missing`` as a whole.
-
-        A stream that ends early leaves the part for a later try. Raises Corrupt for a chunk that does not follow
-        the last, for more bytes than the manifest says, and for a whole file with another hash (the part is then
-        thrown away); StorageFull; and whatever the chunks raise.
+        A complete patch is applied at once. If it does not give the manifest's bytes, the whole file becomes
+        ``missing``. A stream that ends early leaves the part for a later try. Raises Corrupt for a chunk that does not
+        follow the last, for more bytes than the manifest says, and for a complete file with another hash (the part is
+        then deleted); StorageFull; and what the chunks raise.
         """
         folder = self._staging / manifest.student_id
         part = _part(folder, file)
@@ -138,10 +136,10 @@ class StudentSlot:
         return position - start
 
     def verify(self, student_id: str) -> Installed:
-        """Checks the staged student once more from its bytes on disk, runs it, and moves it to ``versions``.
+        """Check the staged student's bytes on disk, run it, and move it to ``versions``.
 
-        Safe to repeat. Raises Corrupt for anything that does not agree with the signed manifest (the guilty file is
-        thrown away, so that fetching again mends it), WrongState where files are missing, and what the trial raises.
+        Safe to repeat. Raises Corrupt for a file that differs from the signed manifest (the file is deleted, so that
+        it is fetched again), WrongState if files are missing, and what the trial raises.
         """
         folder = self._staging / identifier("student id", student_id)
         if not folder.is_dir():
@@ -151,14 +149,18 @@ class StudentSlot:
             return installed
         manifest = self._read_manifest(folder, student_id)
         if self.missing(manifest):
-            raise WrongState(f"student {student_id} has not been fetched whole")
+            raise WrongState(f"student {student_id} has not been fetched completely")
         for file in manifest.files:
             self._check_file(folder / file.name, file)
-        self._load_test(folder, manifest)
+        try:
+            self._load_test(folder, manifest)
+        except InvalidInput:
+            shutil.rmtree(folder)  # These are the bytes that were signed: there is nothing to go on with.
+            raise
         target = self._versions / student_id
         with disk_errors():
             if target.exists():
-                # Fetched a second time: the old copy is set aside whole, and goes only when the new one stands.
+                # Fetched a second time: the old copy is deleted only after the new one is in its place.
                 aside = self._staging / f".{student_id}.old"
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(target, aside)
@@ -167,22 +169,28 @@ class StudentSlot:
         return Installed(target, manifest)
 
     def installed(self, student_id: str) -> Installed:
-        """A verified student. Raises WrongState where there is none of that name, Corrupt for a damaged manifest."""
+        """Return a verified student. Raises WrongState if it is not here, Corrupt for a damaged manifest."""
         folder = self._versions / identifier("student id", student_id)
         if not folder.is_dir():
             raise WrongState(f"student {student_id} is not on this device")
         return Installed(folder, self._read_manifest(folder, student_id))
 
     def is_sound(self, student_id: str) -> bool:
-        """Whether the student is installed and every byte of it still agrees with its signed manifest."""
+        """Return whether the student is installed and every byte of it agrees with its signed manifest."""
         try:
-            self._check_files(self.installed(student_id))
-        except (Corrupt, WrongState):
+            self.checked(student_id)
+        except IsthmusError:
             return False
         return True
 
+    def checked(self, student_id: str) -> Installed:
+        """Return a verified student after hashing its files. Raises WrongState, and Corrupt for any damage."""
+        installed = self.installed(student_id)
+        self._check_files(installed)
+        return installed
+
     def activate(self, student_id: str) -> Installed:
-        """Makes a verified student the current one; the one before becomes ``previous``. Safe to repeat."""
+        """Make a verified student the current one; the one before becomes ``previous``. Safe to repeat."""
         installed = self.installed(student_id)
         before = _target(self._current)
         if before == student_id:
@@ -194,12 +202,12 @@ class StudentSlot:
         return installed
 
     def current(self) -> Installed | None:
-        """The student in use. Raises Corrupt where its manifest no longer verifies."""
+        """Return the student in use, None if there is none. Raises Corrupt if its manifest no longer verifies."""
         name = _target(self._current)
         return None if name is None else self.installed(name)
 
     def rollback(self) -> Installed:
-        """Exchanges ``current`` and ``previous``. Raises WrongState where there is no previous student."""
+        """Exchange ``current`` and ``previous``. Raises WrongState without a previous student, Corrupt for damage."""
         before, now = _target(self._previous), _target(self._current)
         if before is None or now is None or before == now:
             raise WrongState("there is no previous student to go back to")
@@ -211,13 +219,13 @@ class StudentSlot:
         return installed
 
     def prune(self, keep: Iterable[str]) -> list[str]:
-        """Deletes every version but the current, the previous and ``keep``, and all staging; returns their names."""
+        """Delete all staging and every version except current, previous and ``keep``; return the deleted names."""
         kept = {*keep, _target(self._current), _target(self._previous)}
         gone = []
         for parent in (self._versions, self._staging):
             for folder in sorted(parent.iterdir()):
                 if parent is self._staging or folder.name not in kept:
-                    shutil.rmtree(folder)
+                    _delete(folder)
                     gone.append(folder.name)
         return gone
 
@@ -231,32 +239,34 @@ class StudentSlot:
         try:
             signed = SignedManifest((folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes())
         except FileNotFoundError as error:
-            raise WrongState(f"student {student_id} has not been fetched whole") from error
+            raise WrongState(f"student {student_id} has not been fetched completely") from error
+        except OSError as error:
+            raise Corrupt(f"student {student_id}: its manifest cannot be read") from error
         self._verify_signature(signed)
         manifest = manifest_from_bytes(signed.manifest_bytes)
         if manifest.student_id != student_id:
-            raise Corrupt(f"the manifest in {student_id} is that of {manifest.student_id}")
+            raise Corrupt(f"the manifest in {student_id} belongs to {manifest.student_id}")
         return manifest
 
     def _cheapest(self, folder: Path, file: StudentFile) -> StudentFile:
-        """The patch, where this device can apply it and it has not failed before; else the file."""
+        """Return the patch if this device can apply it and it has not failed before, else the file."""
         patch = patch_file(file)
         usable = file.patch is not None and file.patch.base_sha256 in self._bases
         return patch if patch is not None and usable and not _came_whole(folder, file).exists() else file
 
     def _held(self) -> dict[bytes, Path]:
-        """Where each file of the installed versions lies, by its SHA-256 as their manifests say."""
+        """Return the paths of the installed versions' files by SHA-256, from their manifests."""
         held: dict[bytes, Path] = {}
         for version in sorted(self._versions.iterdir()):
             try:
                 known = self._read_manifest(version, version.name)
             except IsthmusError:
-                continue  # A damaged version has nothing to offer; using it reports the damage.
+                continue  # A damaged version offers nothing; its use reports the damage.
             held.update({file.sha256: version / file.name for file in known.files})
         return held
 
     def _reuse_installed(self, folder: Path, manifest: StudentManifest, held: dict[bytes, Path]) -> None:
-        """Copies what stands in an installed version already: what did not change is not downloaded again."""
+        """Copy unchanged files from installed versions, so that they are not downloaded again."""
         for file in manifest.files:
             source = held.get(file.sha256)
             if source is None or (folder / file.name).exists() or not source.is_file():
@@ -298,15 +308,17 @@ class StudentSlot:
         if path.is_file() and path.stat().st_size == file.size_bytes and _sha256(path) == file.sha256:
             return
         if discard:
-            path.unlink(missing_ok=True)
+            _delete(path)
         raise Corrupt(f"{file.name}: the bytes on disk do not match the signed manifest")
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """A full disk or quota becomes StorageFull; every other OSError passes."""
+    """Turn a full disk or quota into StorageFull, and a file or folder in the wrong place into Corrupt."""
     try:
         yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise Corrupt(f"{error.filename}: {error.strerror}; move it away and run again") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull("the disk is full; free some space and it goes on") from error
@@ -314,7 +326,7 @@ def disk_errors() -> Iterator[None]:
 
 
 def _sound_bases(manifest: StudentManifest, held: dict[bytes, Path]) -> dict[bytes, Path]:
-    """Of what the manifest's patches are against: the files that are here, their bytes as they should be."""
+    """Return the intact installed files that are bases of the manifest's patches, by SHA-256."""
     wanted = {file.patch.base_sha256 for file in manifest.files if file.patch is not None}
     return {
         sha256: held[sha256]
@@ -325,6 +337,13 @@ def _sound_bases(manifest: StudentManifest, held: dict[bytes, Path]) -> dict[byt
 
 def _came_whole(folder: Path, file: StudentFile) -> Path:
     return folder / f"{file.name}.whole"
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _part(folder: Path, file: StudentFile) -> Path:
@@ -344,7 +363,9 @@ def _target(link: Path) -> str | None:
 
 
 def _point(link: Path, folder: Path) -> None:
-    """Replaces the symbolic link in one rename."""
+    """Replace the symbolic link in one rename."""
+    if link.is_dir() and not link.is_symlink():
+        _delete(link)  # Not ours: a damaged state folder.
     fresh = link.with_name(f"{link.name}.new")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(Path("versions") / folder.name, target_is_directory=True)

@@ -16,20 +16,22 @@ class EnrolRequest(_message.Message):
     def __init__(self, device_name: _Optional[str] = ..., enrolment_key: _Optional[str] = ...) -> None: ...
 
 class EnrolResponse(_message.Message):
-    __slots__ = ("device_id", "token", "signing_public_key", "classes", "input_spec_json", "feature_width")
+    __slots__ = ("device_id", "token", "signing_public_key", "classes", "input_spec_json", "feature_width", "rounds")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SIGNING_PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     INPUT_SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     token: str
     signing_public_key: bytes
     classes: _containers.RepeatedScalarFieldContainer[str]
     input_spec_json: str
     feature_width: int
-    def __init__(self, device_id: _Optional[str] = ..., token: _Optional[str] = ..., signing_public_key: _Optional[bytes] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ...) -> None: ...
+    rounds: int
+    def __init__(self, device_id: _Optional[str] = ..., token: _Optional[str] = ..., signing_public_key: _Optional[bytes] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class Prototypes(_message.Message):
     __slots__ = ("values", "rows", "classes", "sizes", "mode", "min_cluster", "epsilon", "features", "feature_values")

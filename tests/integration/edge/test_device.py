@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +16,13 @@ import pytest
 
 from isthmus.edge.agent.behaviour import Answering, Phase, answering
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
-from isthmus.edge.agent.live import LiveAnswers
+from isthmus.edge.agent.live import LiveAnswers, Worker
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.runtime import Observer, RunConfig, Stopped
+from isthmus.edge.agent.runtime import Observer, RunConfig, Stopped, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.own_clips.budget import Budget
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
 from tests.rigs.clips import TAKES
@@ -168,7 +170,7 @@ def test_a_download_that_is_damaged_on_the_way(students: Any, plan: ClipPlan, tm
     always_link.flips = 1_000_000
     always, _, _ = device(tmp_path / "always", always_link.cloud, plan, link=always_link)
     state = always.run()
-    assert (state.phase, state.active_id) == (Phase.SERVE, "base")
+    assert (state.phase, state.active_id) == (Phase.FETCH, "base")
     assert "hash does not match" in state.failure
     current = always.slot.current()
     assert current is not None
@@ -260,7 +262,7 @@ def test_secrets_are_for_the_owner_only(students: Any, plan: ClipPlan, tmp_path:
     runtime.run(until=Phase.ENCODE)
     assert (tmp_path / "credentials.json").stat().st_mode & 0o077 == 0
     (tmp_path / "agent.json").write_text("{")
-    with pytest.raises(Corrupt, match=r"agent\.json does not read"):
+    with pytest.raises(Corrupt, match=r"agent\.json cannot be read"):
         state.agent()
 
 
@@ -268,7 +270,7 @@ def test_live_clips_fall_back_to_the_device_and_return(students: Any, plan: Clip
     cloud = students.cloud()
     runtime, _, clock = device(tmp_path, cloud, plan)
     runtime.run()
-    live = LiveAnswers(runtime, latency_budget_s=0.5)
+    live = LiveAnswers(runtime, Worker(), 0.5, clock.sleep)
     taken = next(replay(plan.test[:1], runtime.spec, clock, runtime.damage))
     through_cloud = live.answer(taken, 0.0)
     assert through_cloud.setting is not None
@@ -298,3 +300,126 @@ def test_nothing_in_memory_holds_a_thread(students: Any, plan: ClipPlan, tmp_pat
     runtime.run()
     runtime.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("isthmus")]
+
+
+def with_noise(epsilon: float, **changes: Any) -> RunConfig:
+    config = RunConfig("kiosk", seed=1, **changes)
+    return replace(config, choices=replace(config.choices, noise=epsilon))
+
+
+def test_the_budget_counts_through_another_personalisation_and_another_identity(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = students.cloud()
+    first, state, _ = device(tmp_path, cloud, plan, config=with_noise(1.0, rounds=2))
+    first.run()
+    first.close()
+    assert state.budget() == Budget(3, 2.0)
+    again, _, _ = device(tmp_path, cloud, plan, config=with_noise(1.0, rounds=2))
+    again.personalise_again()
+    ended = again.run()
+    assert "epsilon 2 and 2 of it is spent" in ended.failure
+    assert ended.active_id == "final", "the student in use answers on"
+    again.close()
+    assert enrol_anew(with_noise(1.0), state, MemoryLink(cloud)) == "device-1"
+    anew, _, _ = device(tmp_path, cloud, plan, config=with_noise(1.0, rounds=2))
+    assert "is spent" in anew.run().failure
+    anew.close()
+    raised, _, _ = device(tmp_path, cloud, plan, config=with_noise(1.0, rounds=2, epsilon_budget=3.0))
+    raised.run()
+    assert [entry.epsilon for entry in state.ledger()] == [1.0, 1.0, 1.0], "one more fits, and no second round"
+
+
+def test_a_cloud_that_asks_for_rounds_without_end_gets_those_that_were_agreed(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = students.cloud()
+    cloud.script = tuple(
+        JobStatus("", Stage.AWAITING_PROTOTYPES, round=round, student_id="interim") for round in range(1, 50)
+    )
+    runtime, state, _ = device(tmp_path, cloud, plan, config=RunConfig("kiosk", seed=1, rounds=2))
+    ended = runtime.run()
+    assert (ended.phase, ended.active_id) == (Phase.WATCH, "base")
+    assert "2 are allowed" in ended.failure
+    runtime.close()
+    restarted, _, _ = device(tmp_path, cloud, plan, config=RunConfig("kiosk", seed=1, rounds=50))
+    restarted.run()
+    assert len(state.ledger()) == len(cloud.uploads) == 2
+
+
+@pytest.mark.parametrize("name", ["audio_encoder.onnx", "manifest.pb"])
+def test_a_flipped_bit_in_the_student_in_use(students: Any, plan: ClipPlan, tmp_path: Path, name: str) -> None:
+    cloud = students.cloud()
+    first, _, _ = device(tmp_path, cloud, plan)
+    first.run()
+    first.close()
+    path = tmp_path / "students" / "versions" / "final" / name
+    content = bytearray(path.read_bytes())
+    sound = bytes(content)
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(bytes(content))
+    cloud.reachable = False
+    offline, _, clock = device(tmp_path, cloud, plan)
+    assert not offline.check_student()
+    assert (offline.state.active_id, offline.state.repair_id) == ("base", "final")
+    live = LiveAnswers(offline, Worker(), 0.5, clock.sleep)
+    taken = next(replay(plan.test[:1], offline.spec, clock, offline.damage))
+    assert live.answer(taken, 0.0).setting is None, "the sound base student answers alone"
+    offline.close()
+    cloud.reachable = True
+    online, _, _ = device(tmp_path, cloud, plan)
+    assert online.run().active_id == "final"
+    assert path.read_bytes() == sound
+
+
+def test_a_lost_identity_and_a_lost_student_come_back_by_themselves(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = students.cloud()
+    first, state, _ = device(tmp_path, cloud, plan)
+    first.run()
+    first.close()
+    (tmp_path / "credentials.json").unlink()
+    second, _, _ = device(tmp_path, cloud, plan)
+    ended = second.run()
+    assert (ended.phase, ended.active_id) == (Phase.SERVE, "final")
+    second.close()
+    shutil.rmtree(tmp_path / "students")
+    third, _, _ = device(tmp_path, cloud, plan)
+    assert third.run().active_id == "final"
+    third.close()
+    (tmp_path / "outbox.sqlite").write_bytes(b"garbage" * 2000)
+    fourth, _, _ = device(tmp_path, cloud, plan)
+    fourth.personalise_again()
+    assert fourth.run().failure == ""
+    assert (tmp_path / "outbox.sqlite.damaged").exists()
+    assert len(state.ledger()) == 4
+
+
+def test_clips_are_answered_while_the_cloud_is_gone_in_mid_job(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    first, _, _ = device(tmp_path, cloud, plan)
+    first.run(until=Phase.WATCH)
+    first.close()
+    cloud.reachable = False
+    back = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        back.wait(30)
+
+    runtime, _, clock = device(tmp_path, cloud, plan, sleep=sleep)
+    worker = Worker()
+    worker.start(lambda: runtime.run(patient=True))
+    live = LiveAnswers(runtime, worker, 0.5, clock.sleep)
+    taken = next(replay(plan.test[:1], runtime.spec, clock, runtime.damage))
+    answered = live.answer(taken, 0.0)
+    assert (answered.setting, worker.busy) == (None, True)
+    assert answered.answer.predicted is not None
+    cloud.reachable = True
+    back.set()
+    while worker.busy:
+        time.sleep(0.01)
+    clock.sleep(3600)
+    assert runtime.state.active_id == "final"
+    assert live.answer(taken, 0.0).setting is not None, "the finished student is asked through the cloud"
+    live.close()

@@ -39,6 +39,8 @@ events = st.one_of(
     st.builds(behaviour.Verified, ids),
     st.builds(behaviour.Judged, ids, st.booleans(), st.just("why")),
     st.builds(behaviour.Swapped, ids),
+    st.builds(behaviour.Damaged, ids, ids),
+    st.builds(behaviour.Repaired, ids),
     st.builds(behaviour.Encoded, rounds),
     st.builds(behaviour.Accepted, rounds, statuses),
     st.builds(behaviour.JobChanged, statuses),
@@ -66,7 +68,9 @@ def fitting(action: behaviour.Action, status: JobStatus, accept: bool = True) ->
             return behaviour.Accepted(round, JobStatus("job", Stage.QUEUED))
         case behaviour.Watch():
             return behaviour.JobChanged(status)
-        case behaviour.Wait() | behaviour.Serve() | behaviour.Stop():
+        case behaviour.Repair(student_id):
+            return behaviour.Repaired(student_id)
+        case behaviour.Wait() | behaviour.Serve():
             return behaviour.Tick()
 
 
@@ -98,17 +102,19 @@ def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, floa
                 assert state.purpose is Purpose.BASE or accepted.get(action.student_id) is True
                 swapped.add(action.student_id)
             if isinstance(action, behaviour.Wait):
-                assert now_s < action.until_s <= now_s + behaviour.BACKOFF_MOST_S or isinstance(
+                assert now_s < action.until_s <= now_s + behaviour.TROUBLE_MOST_S or isinstance(
                     happened, behaviour.Tick
                 )
             if isinstance(action, behaviour.Judge):
                 assert action.old_id == state.active_id != ""
+        if isinstance(happened, behaviour.Damaged | behaviour.Repaired):
+            swapped.add(state.active_id)  # The runtime names only students that it has verified.
         assert state.active_id == "" or state.active_id in swapped
         assert not (state.refused_id and state.refused_id == state.active_id and before.active_id != state.active_id)
-        assert state.active_id == before.active_id or isinstance(happened, behaviour.Swapped)
-        if state.phase is Phase.STOPPED:
-            assert not state.active_id
-        if state.phase not in (Phase.SERVE, Phase.STOPPED):
+        changing = behaviour.Swapped | behaviour.Damaged | behaviour.Repaired | behaviour.Failed
+        assert state.active_id == before.active_id or isinstance(happened, changing)
+        assert state.uploaded_round < max(1, state.most_rounds + 1)
+        if state.retry_at_s is None:
             # A restart always has a next step.
             _, due = step(state, behaviour.Started(), now_s)
             assert len(due) == 1
@@ -116,7 +122,7 @@ def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, floa
 
 @given(events)
 def test_an_event_out_of_place_changes_nothing(event: behaviour.Event) -> None:
-    stopped = State(phase=Phase.STOPPED, failure="a person is needed")
-    state, actions = step(stopped, event, 0.0)
-    assert state == stopped
-    assert not [action for action in actions if not isinstance(action, behaviour.Stop)]
+    serving = State(phase=Phase.SERVE, active_id="mine", base_id="mine", link_up=True)
+    state, actions = step(serving, event, 0.0)
+    assert (state.phase, state.active_id, state.failure) == (Phase.SERVE, "mine", "")
+    assert all(isinstance(action, behaviour.Serve | behaviour.Wait) for action in actions)

@@ -1,14 +1,19 @@
 """The agent's life as a sequence of events and actions."""
 
+from dataclasses import replace
+
 import pytest
 
 from isthmus.edge.agent import behaviour
 from isthmus.edge.agent.behaviour import Phase, Purpose, State, step
+from isthmus.edge.own_clips.budget import BudgetSpent
 from isthmus.proto.errors import (
     Busy,
     Corrupt,
+    Internal,
     InvalidInput,
     IsthmusError,
+    NotYours,
     StorageFull,
     Unauthenticated,
     Unavailable,
@@ -115,37 +120,121 @@ def test_a_watch_that_ends_early_is_renewed() -> None:
     assert step(state, behaviour.Tick(), wait.until_s)[1] == (behaviour.Watch("job"),)
 
 
-@pytest.mark.parametrize("error", [Corrupt("hash"), StorageFull("full")])
-def test_a_bad_download_is_fetched_again_but_not_for_ever(error: IsthmusError) -> None:
+@pytest.mark.parametrize("error", [Corrupt("hash"), StorageFull("full"), Internal("reference 1")])
+def test_other_errors_are_tried_again_for_ever_after_pauses_that_grow_to_an_hour(error: IsthmusError) -> None:
     state = State(phase=Phase.VERIFY, purpose=Purpose.FINAL, wanted_id="new", active_id="base", base_id="base")
-    for _ in range(behaviour.MOST_REFUSALS):
-        state, _ = step(state, behaviour.Failed(error, 0.0), 0.0)
-        assert state.phase is Phase.FETCH
-        state, actions = step(state, behaviour.Tick(), 1e6)
+    now_s, pauses = 0.0, []
+    for _ in range(20):
+        state, (wait,) = step(state, behaviour.Failed(error, 0.9), now_s)
+        assert isinstance(wait, behaviour.Wait)
+        assert (state.phase, state.active_id, state.failure) == (Phase.FETCH, "base", str(error))
+        assert behaviour.answering(state) is behaviour.Answering.LOCAL
+        pauses.append(round(wait.until_s - now_s, 3))
+        now_s = wait.until_s
+        state, actions = step(state, behaviour.Tick(), now_s)
         assert actions == (behaviour.Fetch("new"),)
-        state, actions = step(state, behaviour.Fetched("new"), 0.0)
+        state, actions = step(state, behaviour.Fetched("new"), now_s)
         assert actions == (behaviour.Verify("new"),)
-    state, actions = step(state, behaviour.Failed(error, 0.0), 0.0)
+    assert pauses == sorted(pauses)
+    assert 0.9 * behaviour.TROUBLE_MOST_S < pauses[-1] <= behaviour.TROUBLE_MOST_S
+    state, _ = step(state, behaviour.Verified("new"), now_s)
+    assert (state.phase, state.failure, state.refusals) == (Phase.JUDGE, "", 0)
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("unknown token"), InvalidInput("no"), BudgetSpent("spent")])
+def test_what_a_person_must_mend_is_tried_again_less_often(error: IsthmusError) -> None:
+    state, (wait,) = step(State(phase=Phase.ENCODE, active_id="base"), behaviour.Failed(error, 0.0), 0.0)
+    assert wait == behaviour.Wait(32.0)
+    assert state.refusals > behaviour.MOST_REFUSALS
+    assert step(state, behaviour.Tick(), 32.0)[1] == (behaviour.MakePrototypes("base", 0),)
+
+
+def test_a_device_that_an_earlier_version_stopped_starts_again() -> None:
+    state, actions = step(State(phase=Phase.STOPPED, failure="the enrolment key is wrong"), behaviour.Started(), 0.0)
+    assert actions == (behaviour.Enrol(),)
+    assert state.failure == ""
+    given_up = State(phase=Phase.SERVE, active_id="base", base_id="base", job_id="job", failure="the server failed")
+    assert step(given_up, behaviour.Started(), 0.0)[1] == (behaviour.Watch("job"),)
+    assert step(replace(given_up, job_id=""), behaviour.Started(), 0.0)[1] == (behaviour.MakePrototypes("base", 0),)
+
+
+def test_a_final_student_that_cannot_run_is_refused_at_once() -> None:
+    state = State(phase=Phase.VERIFY, purpose=Purpose.FINAL, wanted_id="new", active_id="base", base_id="base")
+    state, actions = step(state, behaviour.Failed(InvalidInput("it loops"), 0.0), 0.0)
     assert actions == (behaviour.Serve(),)
-    assert (state.active_id, state.failure) == ("base", str(error))
+    assert (state.active_id, state.refused_id, state.verdict, state.failure) == ("base", "new", "it loops", "")
 
 
-def test_what_cannot_be_mended_stops_a_device_without_a_student() -> None:
-    state, actions = step(State(), behaviour.Failed(Unauthenticated("the enrolment key is wrong"), 0.0), 0.0)
-    assert actions == (behaviour.Stop("the enrolment key is wrong"),)
+@pytest.mark.parametrize(
+    "event",
+    [job(Stage.FAILED, error="no memory"), job(Stage.READY), behaviour.Failed(NotYours("no such job"), 0.0)],
+)
+def test_a_job_that_failed_or_is_gone_is_started_again_with_the_same_prototypes(event: behaviour.Event) -> None:
+    began = replace(WATCHING, round=1, uploaded_round=1, most_rounds=3)
+    state, (wait,) = step(began, event, 0.0)
+    assert isinstance(wait, behaviour.Wait)
+    assert wait.until_s >= 30
+    assert state.failure
+    assert (state.active_id, state.most_rounds, state.jobs) == ("base", 2, 1), "an upload of round 1 remains counted"
+    state, actions = step(state, behaviour.Tick(), wait.until_s)
+    assert actions == (behaviour.Upload("", 0),)
+    state, actions = step(state, behaviour.Accepted(0, JobStatus("second", Stage.QUEUED)), 100.0)
+    assert actions == (behaviour.Watch("second"),)
+
+
+def test_no_more_rounds_than_the_person_allows() -> None:
+    state, _ = step(replace(WATCHING, uploaded_round=-1, phase=Phase.ENCODE), behaviour.Started(most_rounds=2), 0.0)
+    watching = replace(state, phase=Phase.WATCH, uploaded_round=1)
+    asked, (wait,) = step(watching, job(Stage.AWAITING_PROTOTYPES, 2, "interim"), 0.0)
+    assert isinstance(wait, behaviour.Wait)
+    assert "2 are allowed" in asked.failure
+    again, actions = step(asked, behaviour.Tick(), wait.until_s)
+    assert actions == (behaviour.Watch("job"),)
+    more, _ = step(again, behaviour.Started(most_rounds=9), 0.0)
+    assert more.most_rounds == 2, "a personalisation under way is not extended"
+
+
+def test_a_damaged_student_is_fetched_again_while_another_answers() -> None:
+    state, actions = step(SERVING, behaviour.Damaged("final", "base"), 0.0)
+    assert actions == (behaviour.Repair("final"),)
+    assert (state.active_id, behaviour.answering(state)) == ("base", behaviour.Answering.LOCAL)
+    state, (wait,) = step(state, behaviour.Failed(NotYours("no such student"), 0.0), 0.0)
+    assert isinstance(wait, behaviour.Wait)
+    assert step(state, behaviour.Started(), 0.0)[1] == (behaviour.Repair("final"),)
+    state, actions = step(state, behaviour.Tick(), wait.until_s)
+    assert actions == (behaviour.Repair("final"),)
+    state, actions = step(state, behaviour.Repaired("final"), 0.0)
+    assert actions == (behaviour.Serve(),)
+    assert (state.active_id, state.repair_id, state.failure) == ("final", "", "")
+
+
+def test_a_damaged_student_in_mid_job_does_not_lose_the_job() -> None:
+    state, actions = step(WATCHING, behaviour.Damaged("base", ""), 0.0)
+    assert actions == (behaviour.Repair("base"),)
     assert behaviour.answering(state) is behaviour.Answering.NOT_YET
+    _, actions = step(state, behaviour.Repaired("base"), 0.0)
+    assert actions == (behaviour.Watch("job"),)
+    lost, actions = step(state, behaviour.Failed(NotYours("no such student"), 0.0), 0.0)
+    assert actions == (behaviour.Fetch(""),)
+    assert lost.repair_id == ""
 
 
-def test_a_failed_job_leaves_the_old_student_at_work() -> None:
-    state, actions = step(WATCHING, job(Stage.FAILED, error="no memory"), 0.0)
-    assert actions == (behaviour.Serve(),)
-    assert state.active_id == "base"
-    assert "no memory" in state.failure
+def test_a_lost_identity_is_replaced_and_sound_students_stay() -> None:
+    anew = behaviour.enrol_anew(SERVING)
+    assert step(anew, behaviour.Started(), 0.0)[1] == (behaviour.Enrol(),)
+    state, actions = step(anew, behaviour.Enrolled(keeps=True), 0.0)
+    assert (state.active_id, actions) == ("final", (behaviour.Serve(),))
+    state, actions = step(anew, behaviour.Enrolled(keeps=False), 0.0)
+    assert (state.active_id, actions) == ("", (behaviour.Fetch(""),))
+    _, actions = step(behaviour.enrol_anew(WATCHING), behaviour.Enrolled(keeps=True), 0.0)
+    assert actions == (behaviour.MakePrototypes("base", 0),)
 
 
-def test_a_finished_job_without_a_student_is_a_failure() -> None:
-    state, _ = step(WATCHING, job(Stage.READY), 0.0)
-    assert "names no student" in state.failure
+def test_bytes_that_came_reset_the_pause() -> None:
+    state = State(phase=Phase.FETCH, attempt=9)
+    gone = Unavailable("gone")
+    assert step(state, behaviour.Failed(gone, 0.0, progress=True), 0.0)[1] == (behaviour.Wait(0.25),)
+    assert step(state, behaviour.Failed(gone, 0.0), 0.0)[1] == (behaviour.Wait(30.0),)
 
 
 def test_an_upload_whose_answer_was_lost() -> None:

@@ -1,6 +1,8 @@
 """The device's command: its output and its refusals."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ from typer.testing import CliRunner, Result
 from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
 from isthmus.edge.commands.edge import app
+from isthmus.edge.commands.terminal import plain
 from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.student.download import Tally, fetch_student
-from isthmus.edge.student.encoder import load_test
 from isthmus.edge.student.slot import StudentSlot
+from tests.rigs.device import load_test
 
 
 def call(*arguments: object) -> Result:
@@ -81,3 +85,51 @@ def test_run_refuses_in_one_line(tmp_path: Path, arguments: list[str], code: int
     assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_status_shows_the_budget(state: Path) -> None:
+    DeviceState(state).save_budget(Budget(3, 4.5, chosen=True))
+    facts = json.loads(call("status", "--state", state, "--json").output)
+    assert (facts["epsilon_spent"], facts["epsilon_budget"], facts["rounds_allowed"]) == (1.5, 4.5, 3)
+
+
+def test_text_from_outside_is_shown_plainly(state: Path) -> None:
+    device = DeviceState(state)
+    device.save_agent(replace(device.agent(), failure="[/red]\x1b[2J\nisthmus edge: all is well"))
+    shown = call("status", "--state", state).output
+    assert "\x1b" not in shown
+    assert "[/red]\\x1b[2J\\nisthmus" in "".join(shown.split())
+    assert plain("a\u202eb") == "a\\u202eb"
+
+
+def test_a_second_process_is_told_who_holds_the_folder(state: Path) -> None:
+    with DeviceState(state).held():
+        refused = call("rollback", "--state", state)
+    assert refused.exit_code == 1
+    assert f"process {os.getpid()} runs the device" in refused.stderr
+    assert call("rollback", "--state", state).exit_code == 0, "the folder is free again"
+
+
+def test_enrolling_twice_needs_again(state: Path) -> None:
+    refused = call("enrol", "--state", state, "--cloud", "127.0.0.1:1")
+    assert refused.exit_code == 1
+    assert "--again" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["credentials.json", "agent.json", "ledger.json", "budget.json"])
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "folder", "other"])
+def test_a_damaged_file_is_named_in_one_line(state: Path, name: str, damage: str) -> None:
+    DeviceState(state).save_budget(Budget(3))
+    path = state / name
+    content = path.read_bytes()
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        replaced = {"empty": b"", "half": content[: len(content) // 2], "noise": b"\xff\x00" * 40, "other": b"[1]"}
+        path.write_bytes(replaced[damage])
+    refused = call("status", "--state", state)
+    assert refused.exit_code == 1
+    assert refused.stderr.count("\n") == 1
+    assert str(path) in refused.stderr
+    assert "move it away" in refused.stderr

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from isthmus.edge.student.encoder import load_test
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentPatch
 from isthmus.proto.patch import make_patch
+from tests.rigs.device import load_test
 
 CHUNK = 256
 
@@ -88,7 +88,7 @@ def test_one_flipped_byte_in_the_download(used: StudentSlot, students: Any) -> N
     flipped[len(flipped) // 2] ^= 1
     with pytest.raises(Corrupt, match="hash does not match"):
         used.receive(manifest, file, chunks(bytes(flipped)))
-    with pytest.raises(WrongState, match="not been fetched whole"):
+    with pytest.raises(WrongState, match="not been fetched completely"):
         used.verify("new")
     assert in_use(used) == "old"
     install(used, signed, files)
