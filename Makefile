@@ -5,6 +5,7 @@
 #   make test-edge  the device's tests in an environment without torch (PYTHON=python3.13 takes another Python)
 #   make system     install the Debian packages that the tests need (PostgreSQL); asks for root
 #   make lint       ruff, mypy strict, the import contracts, generated code up to date, the wire contract, workflows
+#   make docs       the documentation site in build/docs; a warning fails
 #   make bench      measurements, printed and never asserted
 #   make proto      generate the protobuf code again
 #   make dist       wheel and source archive in dist/, built twice, compared and checked
@@ -48,7 +49,7 @@ DEMO_ARGS ?=
 RELEASES := $(wildcard tests/golden/releases/*.whl)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
 
-.PHONY: demo system test test-edge lint bench proto clean install install-edge hooks lint-actions dist release-check publish
+.PHONY: demo system test test-edge lint docs bench proto clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
@@ -107,6 +108,10 @@ lint-actions:
 
 hooks: $(INSTALLED)
 	$(BIN)/pre-commit install
+
+# Everything is read anew, so that no page of an earlier build hides a broken link. Nothing is fetched.
+docs: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs build/docs
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
 	for name in selection encoder teacher_cache training stream footprint elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.vit elastic.warmup; do $(BIN)/python -m tests.bench.$$name || exit 1; done

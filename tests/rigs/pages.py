@@ -8,6 +8,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FENCE: Final = re.compile(r"^( *)(```+|~~~+)\s*(.*)$")
+COMMENT: Final = re.compile(r"<!-- (.*) -->$")
 ITEM: Final = re.compile(r"^([-*]|\d+\.) ")
 
 
@@ -29,6 +30,8 @@ class Block:
     line: int
     info: str
     text: str
+    mark: str = ""
+    """The comment on the line above, such as ``check: takes hours`` of ``<!-- check: takes hours -->``."""
 
     @property
     def language(self) -> str:
@@ -42,7 +45,7 @@ class Block:
 
 def _lines(page: Path) -> Iterator[tuple[int, str, Block | None]]:
     """Yield each line with its number and the block that it closes. Lines of blocks and fences are empty strings."""
-    fence, opened, info, text = "", 0, "", list[str]()
+    fence, opened, info, mark, text = "", 0, "", "", list[str]()
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         found = FENCE.match(line)
         if not fence and found:
@@ -50,11 +53,14 @@ def _lines(page: Path) -> Iterator[tuple[int, str, Block | None]]:
             yield number, "", None
         elif fence and found and found[2].startswith(fence) and not found[3]:
             fence = ""
-            yield number, "", Block(page, opened, info, "\n".join(text) + "\n")
+            yield number, "", Block(page, opened, info, "\n".join(text) + "\n", mark)
+            mark = ""
         elif fence:
             text.append(line)
             yield number, "", None
         else:
+            comment = COMMENT.match(line)
+            mark = comment[1] if comment else ""
             yield number, line, None
 
 

@@ -1,0 +1,63 @@
+"""The documentation site: a broken link fails its build, and every generated part is complete."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import isthmus
+from isthmus.cli import SUBCOMMANDS
+from tests.rigs.pages import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+try:
+    import reference_pages
+finally:
+    sys.path.pop(0)
+
+
+def _build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    options = ["-q", "-W", "-c", str(ROOT / "docs"), "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *options, str(source), str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("link", ["gone.md", "other.md#gone", "gone.svg"])
+def test_a_broken_link_fails_the_build(link: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "other.md").write_text("---\norphan: true\n---\n# Other\n")
+    (source / "index.md").write_text("# Page\n\n[whole](other.md)\n")
+    whole = _build(source, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    (source / "index.md").write_text(f"# Page\n\n{'!' * link.endswith('svg')}[broken]({link})\n")
+    broken = _build(source, tmp_path / "broken")
+    assert broken.returncode != 0
+    assert "index.md:3" in broken.stderr
+
+
+def test_the_reference_has_every_command() -> None:
+    text = reference_pages.commands()
+    for name in SUBCOMMANDS:
+        assert f"## isthmus {name}\n" in text
+    assert "| `--min-cluster" in text
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = reference_pages.api()
+    assert [name for name in isthmus.__all__ if f"### {name}\n" not in text] == []
+
+
+def test_the_reference_has_every_rpc_and_error() -> None:
+    rpcs, errors = reference_pages.rpcs(), reference_pages.errors()
+    assert "`WatchJob(WatchJobRequest) → stream WatchJobResponse`" in rpcs
+    assert "`MakeQuery(" in rpcs
+    assert "| `Busy` | `RESOURCE_EXHAUSTED` | yes |" in errors
+    assert "`max_devices`" in reference_pages.settings()
+
+
+def test_links_that_leave_the_site_become_text(tmp_path: Path) -> None:
+    text = "[edge/own_clips/guard.py](../edge/own_clips/guard.py), [log](log.md), [rooms](decisions) and [x](https://y)"
+    expected = "`edge/own_clips/guard.py`, [log](log.md), `rooms` and [x](https://y)"
+    assert reference_pages.unlinked(text, ROOT / "docs") == expected

@@ -1,0 +1,29 @@
+"""The tutorials run as they are printed, from first to last block, in folders of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.tutorial import Tutorial
+
+pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(1200)]
+
+
+def test_a_release_is_trained_and_a_device_personalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Tutorial(tmp_path) as tutorial:
+        tutorial.run("cloud.md")
+        tutorial.run("device.md")
+
+
+def test_an_image_task_is_served_and_its_model_warmed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Tutorial(tmp_path) as tutorial:
+        tutorial.run("elastic-serving.md")
+        tutorial.run("warm-up.md")
+
+
+def test_an_experiment_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Tutorial(tmp_path) as tutorial:
+        tutorial.run("experiments.md")

@@ -1,0 +1,95 @@
+"""Run the blocks of tutorials as a newcomer types them: shell and Python in order, servers in a second terminal."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from tests.rigs.pages import ROOT, Block, blocks
+
+START_LIMIT_S: Final = 300.0
+COMMAND_LIMIT_S: Final = 600.0
+
+
+def treatment(block: Block) -> str:
+    """Return how a block of code is treated: "run", "run alone", "background", "check" or "not run"."""
+    named = block.mark.partition(":")[0]
+    if named in ("check", "background", "not run"):
+        return named
+    if named == "run" and block.language != "python":
+        return "run alone"
+    return "run" if block.language == "python" or "tutorials" in block.page.parts else "check"
+
+
+def environment() -> dict[str, str]:
+    """The environment of a terminal in which this checkout's ``isthmus`` is found."""
+    paths = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+    }
+    return {**os.environ, "OMP_NUM_THREADS": "1", **paths}
+
+
+def run_python(block: Block, namespace: dict[str, Any]) -> None:
+    """Run a block of Python in ``namespace``. The text is this repository's own documentation."""
+    exec(compile(block.text, str(block), "exec"), namespace)  # noqa: S102
+
+
+class Tutorial:
+    """Runs pages in one folder. What was started in the background ends when the ``with`` block is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Tutorial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers:
+            server.send_signal(signal.SIGINT)
+        for server in self._servers:
+            server.wait(timeout=60)
+
+    def run(self, page: str) -> None:
+        """Run the blocks of docs/tutorials/``page``. The folder must be the current one. Raises for a failed block."""
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        for block in blocks(ROOT / "docs" / "tutorials" / page):
+            match block.language, treatment(block):
+                case "python", "run":
+                    run_python(block, namespace)
+                case "sh", "run":
+                    self._shell(block)
+                case "sh", "background":
+                    self._start(block, self._folder / block.mark.partition(":")[2].strip())
+
+    def _shell(self, block: Block) -> None:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.text],
+            cwd=self._folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+    def _start(self, block: Block, ready: Path) -> None:
+        log = self._folder / f"{ready.name}.log"
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                ["bash", "-c", f"exec {block.text.strip()}"],
+                cwd=self._folder,
+                env=environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._servers.append(server)
+        limit_s = time.monotonic() + START_LIMIT_S
+        while not ready.exists():
+            assert server.poll() is None and time.monotonic() < limit_s, f"{block}\n{log.read_text()}"
+            time.sleep(0.1)
