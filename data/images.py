@@ -105,6 +105,9 @@ class Columns:
         return image, _column(path, names, self.label, LABEL_COLUMNS, "--label-column")
 
 
+USUAL_COLUMNS: Final = Columns()
+
+
 def _column(path: Path, names: Sequence[str], asked: str | None, usual: Sequence[str], option: str) -> str:
     fitting = [name for name in names if (name == asked if asked is not None else name in usual)]
     if len(fitting) != 1:
@@ -242,7 +245,9 @@ def centre_square(picture_HWC: Pictures, size_px: int) -> Pictures:
     return np.asarray(cv2.resize(np.ascontiguousarray(square_HWC), (size_px, size_px), interpolation=way), np.uint8)
 
 
-def read_images(path: Path, size_px: int, *, limit: int | None = None, columns: Columns = Columns()) -> LabelledImages:
+def read_images(
+    path: Path, size_px: int, *, limit: int | None = None, columns: Columns = USUAL_COLUMNS
+) -> LabelledImages:
     """Return the pictures of a set in their order, at most ``limit`` of them.
 
     ``path`` is a Parquet file, a folder of its shards, or a pattern such as ``data/train-*.parquet``.

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from isthmus.proto.errors import BadPrototypes, Corrupt, InvalidInput, TooLarge
 from isthmus.proto.limits import (
     CHUNK_BYTES,
+    MAX_CLASS_NAME_CHARS,
     MAX_CLASSES,
     MAX_FEATURE_WIDTH,
     MAX_MESSAGE_BYTES,
@@ -424,7 +425,7 @@ def infer_reply_from_pb(message: pb.InferResponse) -> InferReply:
 
 def _classes(names: Iterable[str]) -> tuple[str, ...]:
     classes = tuple(names)
-    if len(classes) > MAX_CLASSES or any(len(name) > MAX_NAME_CHARS for name in classes):
+    if len(classes) > MAX_CLASSES or any(len(name) > MAX_CLASS_NAME_CHARS for name in classes):
         raise TooLarge("classes: too many, or a name too long")
     if len(classes) < 2 or len(set(classes)) != len(classes) or not all(classes):
         raise InvalidInput("classes: at least two different names are wanted")

@@ -23,6 +23,9 @@ MAX_PATCH_PARTS: Final = 16_384
 """Spans and pieces in one patch."""
 
 MAX_NAME_CHARS: Final = 64
+MAX_CLASS_NAME_CHARS: Final = 256
+"""Published label sets name a class by all its synonyms."""
+
 MAX_ROUNDS: Final = 100
 
 MAX_IMAGE_MESSAGE_BYTES: Final = 4 << 20

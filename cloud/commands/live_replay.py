@@ -20,7 +20,7 @@ from isthmus.cloud.elastic.scheduling.simulate import TICK_S
 from isthmus.cloud.elastic.tasks.files import load_tasks
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
-from isthmus.data.images import LabelledImages
+from isthmus.data.images import USUAL_COLUMNS, Columns, LabelledImages
 
 WARM_UP_SIZES = (1, 64)
 
@@ -97,6 +97,7 @@ def open_live(
     seed: int,
     warm: Path | None = None,
     warm_bytes: int | None = None,
+    columns: Columns = USUAL_COLUMNS,
 ) -> tuple[LiveWorld, Profile, tuple[str, ...]]:
     """Returns the world, the profile with only the tasks of the folder, and the differences from the profiled machine.
 
@@ -113,7 +114,7 @@ def open_live(
     elastic = ElasticViT(vit, profile.schedules)
     pixel = pixel_spec(vit, model, pixels)
     runner = ElasticRunner(elastic, pixel, device=device, number_type=number_type, packed=warm is None)
-    labelled = pictures_of(data, elastic, limit, seed)
+    labelled = pictures_of(data, elastic, limit, seed, columns)
     found = {
         one.spec.name: LiveTask(Task(one.spec, one.weights), one.recipe.apply(labelled))
         for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))

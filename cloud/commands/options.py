@@ -17,7 +17,14 @@ Pixels = Annotated[
         help="Mean and deviation with which the model reads pictures: cifar10, imagenet or half. Default: the model's."
     ),
 ]
-Data = Annotated[Path, typer.Option(help="Labelled pictures: a Parquet file with the columns image and label.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Labelled pictures: a Parquet file, a folder of its shards, or a pattern such as 'data/train-*.parquet'."
+    ),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the pictures. Default: image or img.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels, whole numbers. Default: label or labels.")]
 Held = Annotated[
     float,
     typer.Option(min=0.01, max=1.0, help="Share of the pictures that is held out to profile. 1 uses all for both."),
@@ -52,6 +59,8 @@ class Picturing:
     seed: Seed = 0
     device: Device = "auto"
     threads: Threads = 0
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,8 @@ class ReplayOptions:
     limit: Annotated[int | None, typer.Option(help="Live: ask about this many pictures, drawn at random.", min=2)] = (
         2_000
     )
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +248,8 @@ class WarmupOptions:
     seed: Seed = 0
     device: Device = "auto"
     threads: Threads = 0
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
 
 
 @dataclass(frozen=True)
@@ -255,3 +268,5 @@ class DetailOptions:
     ] = 0.8
     limit: Annotated[int | None, typer.Option(min=2, help="Use the first so many pictures. Default: all.")] = None
     seed: Seed = 0
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from isthmus.cloud.elastic.warm.profiled import warmed_profile
 from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.command_line import print_table
 from isthmus.data.files import write_atomically
-from isthmus.data.images import LabelledImages, PixelSpec
+from isthmus.data.images import Columns, LabelledImages, PixelSpec
 from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.loop import pick_device, set_threads
 from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
@@ -62,7 +63,7 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
         seed=seed,
     )
     wanted = fitting((*measured, *config.gammas), elastic)
-    pictures = recipe.apply(pictures_of(asked.data, elastic, picturing.limit, seed))
+    pictures = recipe.apply(pictures_of(asked.data, elastic, picturing.limit, seed, _columns(picturing)))
     learning, profiling = split_off(pictures, picturing.held, seed)
     where = pick_device(picturing.device)
     work = asked.out / f"{recipe.name}.learning"
@@ -92,6 +93,17 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
     typer.echo(f"written: {path}")
 
 
+def _columns(picturing: Picturing) -> Columns:
+    return Columns(picturing.image_column, picturing.label_column)
+
+
+def _profiled(
+    elastic: ElasticViT, tasks: Path, data: Path, picturing: Picturing
+) -> dict[str, tuple[TaskFiles, LabelledImages]]:
+    held, limit, seed = picturing.held, picturing.limit, picturing.seed
+    return profiling_sets(elastic, tasks, data, held, limit, seed, _columns(picturing))
+
+
 def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     """Search schedules and write them, after each one that is tried. Raises ValueError, ImageError or OSError."""
     gammas = ascending(asked.gammas, "--gammas")
@@ -99,7 +111,7 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     elastic, pixel = opened(asked.model, picturing.pixels)
     wanted = fitting(gammas, elastic)
     where = str(pick_device(picturing.device))
-    labelled = profiling_sets(elastic, asked.tasks, asked.data, picturing.held, picturing.limit, picturing.seed)
+    labelled = _profiled(elastic, asked.tasks, asked.data, picturing)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
     state = read_search(asked.out, key=[state_hash([elastic]), pictures])
     rows: list[tuple[str, ...]] = []
@@ -161,14 +173,11 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     if (asked.tasks is None) != (asked.data is None):
         raise ValueError("--tasks and --data go together: give both or neither")
     set_threads(picturing.threads)
-    held, limit, seed = picturing.held, picturing.limit, picturing.seed
     found = read_schedules(asked.schedules)
     elastic, pixel = opened(asked.model, picturing.pixels, found, random=asked.random)
     where = str(pick_device(picturing.device))
     labelled = (
-        {}
-        if asked.tasks is None or asked.data is None
-        else profiling_sets(elastic, asked.tasks, asked.data, held, limit, seed)
+        {} if asked.tasks is None or asked.data is None else _profiled(elastic, asked.tasks, asked.data, picturing)
     )
     store = None if asked.warm is None else WarmStore(asked.warm)
     chosen = _number_type(asked.number_type, elastic, pixel, labelled, where, asked.compiler, packed=store is None)

@@ -96,6 +96,7 @@ def replay(asked: ReplayOptions) -> None:
 def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Profile]":
     """Open the model, its tasks and pictures; return them with the profile of the tasks that are there."""
     from isthmus.cloud.commands.live_replay import open_live
+    from isthmus.data.images import Columns
     from isthmus.distill.training.loop import pick_device
 
     if asked.pace != 1:
@@ -113,6 +114,7 @@ def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Pr
         seed=asked.seed,
         warm=asked.warm,
         warm_bytes=asked.warm_bytes,
+        columns=Columns(asked.image_column, asked.label_column),
     )
     for difference in differences:
         typer.echo(f"the profile was measured on another machine or model: {difference}", err=True)

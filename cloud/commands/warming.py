@@ -23,7 +23,7 @@ from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
 from isthmus.cloud.warmup.warming import Warming, named
 from isthmus.command_line import listed, print_table
 from isthmus.data.files import write_atomically
-from isthmus.data.images import read_images, write_images
+from isthmus.data.images import Columns, read_images, write_images
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.training.loop import pick_device, set_threads
 from isthmus.distill.training.progress import EpochBars, bars
@@ -49,6 +49,11 @@ class Asked:
         )
         return TuneConfig(train, options.reducer, tuple(listed(options.frozen)), options.seed, options.target)
 
+    @property
+    def columns(self) -> Columns:
+        """Where the data set holds pictures and labels."""
+        return Columns(self.options.image_column, self.options.label_column)
+
     @cached_property
     def recipe(self) -> TaskRecipe:
         """The task. Raises ValueError."""
@@ -66,11 +71,11 @@ class Asked:
         recipe, config, _ = self.recipe, self.config, self.numbers  # refused before any work
         set_threads(options.threads)
         elastic, pixel = opened(options.model, options.pixels)
-        learning = recipe.apply(pictures_of(options.data, elastic, options.limit, options.seed))
+        learning = recipe.apply(pictures_of(options.data, elastic, options.limit, options.seed, self.columns))
         if options.profiling is None:
             learning, profiling = split_off(learning, options.held, options.seed)
         else:
-            profiling = recipe.apply(pictures_of(options.profiling, elastic, None, options.seed))
+            profiling = recipe.apply(pictures_of(options.profiling, elastic, None, options.seed, self.columns))
         with bars() as progress:
             return vanilla_subject(
                 elastic,
@@ -162,7 +167,7 @@ def evaluate(
     """Tune every number for every seed, compare the methods, and write the result once all cells are there."""
     asked = Asked(options)
     subject, out = asked.subject, options.out
-    judged = asked.recipe.apply(pictures_of(test, subject.model, test_limit, options.seed))
+    judged = asked.recipe.apply(pictures_of(test, subject.model, test_limit, options.seed, asked.columns))
     measured = Grid(
         out,
         subject,
@@ -188,7 +193,12 @@ def evaluate(
 def make_details(options: DetailOptions) -> None:
     """Write pictures with generated details, and the task that reads them."""
     labelled = with_details(
-        read_images(options.data, options.size_px, limit=options.limit),
+        read_images(
+            options.data,
+            options.size_px,
+            limit=options.limit,
+            columns=Columns(options.image_column, options.label_column),
+        ),
         seed=options.seed,
         marks=options.marks,
         side_px=options.side_px,

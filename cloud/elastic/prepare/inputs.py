@@ -10,7 +10,7 @@ from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.tasks.files import TaskFiles, load_tasks
 from isthmus.cloud.elastic.tasks.recipes import split
 from isthmus.cloud.elastic.tasks.task import ModelShape
-from isthmus.data.images import LabelledImages, PixelSpec, read_images
+from isthmus.data.images import USUAL_COLUMNS, Columns, LabelledImages, PixelSpec, read_images
 
 
 def opened(
@@ -25,9 +25,11 @@ def opened(
     return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
 
 
-def pictures_of(data: Path, model: ElasticViT, limit: int | None, seed: int) -> LabelledImages:
+def pictures_of(
+    data: Path, model: ElasticViT, limit: int | None, seed: int, columns: Columns = USUAL_COLUMNS
+) -> LabelledImages:
     """Reads all pictures of a data set, or ``limit`` random ones. Raises ImageError."""
-    labelled = read_images(data, model.image_px)
+    labelled = read_images(data, model.image_px, columns=columns)
     if limit is None or limit >= len(labelled):
         return labelled
     chosen = np.random.default_rng(seed).choice(len(labelled), limit, replace=False)
@@ -40,7 +42,13 @@ def split_off(labelled: LabelledImages, held: float, seed: int) -> tuple[Labelle
 
 
 def profiling_sets(
-    model: ElasticViT, folder: Path, data: Path, held: float, limit: int | None, seed: int
+    model: ElasticViT,
+    folder: Path,
+    data: Path,
+    held: float,
+    limit: int | None,
+    seed: int,
+    columns: Columns = USUAL_COLUMNS,
 ) -> dict[str, tuple[TaskFiles, LabelledImages]]:
     """Returns each task with its held-out pictures: those that 'prompts' held out with the same data, share and seed.
 
@@ -49,7 +57,7 @@ def profiling_sets(
     found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
     if not found:
         raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
-    labelled = pictures_of(data, model, limit, seed)
+    labelled = pictures_of(data, model, limit, seed, columns)
     return {one.spec.name: (one, split_off(one.recipe.apply(labelled), held, seed)[1]) for one in found}
 
 

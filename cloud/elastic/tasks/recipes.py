@@ -8,8 +8,10 @@ from typing import Final
 
 import numpy as np
 
+from isthmus.cloud.elastic.tasks.task import check_names
 from isthmus.data.files import read_text
 from isthmus.data.images import CIFAR10_CLASSES, LabelledImages
+from isthmus.proto.errors import IsthmusError
 
 LEFT_OUT: Final = -1
 
@@ -18,7 +20,8 @@ LEFT_OUT: Final = -1
 class TaskRecipe:
     """``class_of_label[label]`` is an index into ``classes``, or -1 for a label whose pictures are left out.
 
-    Raises ValueError for fewer than two classes, an index beyond them, and a class without a label.
+    Raises ValueError for names that cannot be registered later (``check_names``), an index beyond the classes, and a
+    class without a label.
     """
 
     name: str
@@ -26,8 +29,10 @@ class TaskRecipe:
     class_of_label: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"task {self.name!r}: at least two different classes are needed")
+        try:
+            check_names(self.name, self.classes)
+        except IsthmusError as error:
+            raise ValueError(f"task {self.name!r}: {error}") from error
         wanted = set(range(len(self.classes)))
         if set(self.class_of_label) - {LEFT_OUT} != wanted:
             raise ValueError(
@@ -86,6 +91,8 @@ def read_recipe(source: str) -> TaskRecipe:
     try:
         raw = json.loads(read_text(path))
         name, classes, of_label = str(raw["name"]), raw["classes"], raw["class_of_label"]
+        if not isinstance(classes, list) or not isinstance(of_label, list):
+            raise ValueError(f"{path.name} is not a task recipe: classes and class_of_label must be lists")
         positions = tuple(LEFT_OUT if label is None else int(label) for label in of_label)
         return TaskRecipe(name, tuple(map(str, classes)), positions)
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ Axes: C classes, D width of the model, L layers of the model, G prompts per laye
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 
 from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.proto.errors import InvalidInput, TooLarge
-from isthmus.proto.limits import MAX_CLASSES, MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES
+from isthmus.proto.limits import MAX_CLASS_NAME_CHARS, MAX_CLASSES, MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES
 
 FloatArray = npt.NDArray[np.float32]
 PromptMode = Literal["append", "replace"]
@@ -27,6 +28,7 @@ DEFAULT_LATENCY_S: Final = 1.0
 DEFAULT_UTILITY: Final = 1.0
 MAX_GAMMA: Final = 1_024
 
+_TASK_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PROMPTS: Final = re.compile(r"prompts\.([1-9][0-9]{0,3})")
 _MERGING_COSTS: Final = 0.01
 """Assumed loss of accuracy per token merged per layer, if neither this task nor any other was measured."""
@@ -59,10 +61,7 @@ class TaskSpec:
     default_utility: float = DEFAULT_UTILITY
 
     def __post_init__(self) -> None:
-        if len(self.classes) > MAX_CLASSES or any(len(name) > MAX_NAME_CHARS for name in self.classes):
-            raise TooLarge("classes: too many, or a name too long")
-        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes) or not all(self.classes):
-            raise InvalidInput("classes: at least two names are needed, all different and none empty")
+        check_names(self.name, self.classes)
         if self.prompt_mode not in PROMPT_MODES:
             raise InvalidInput(f"prompt mode: must be one of {', '.join(PROMPT_MODES)}")
         if len(self.accuracy) > MAX_GAMMA or any(abs(gamma) > MAX_GAMMA for gamma in self.accuracy):
@@ -98,6 +97,30 @@ class TaskSpec:
             default_latency_s=raw["default_latency_s"],
             default_utility=raw["default_utility"],
         )
+
+
+def check_names(task: str, classes: Sequence[str]) -> None:
+    """Check the names of a task and its classes for everything that will be done with them.
+
+    A task's name becomes a file name and an id on the wire. Raises InvalidInput or TooLarge that names the fault.
+    """
+    if len(task) > MAX_NAME_CHARS or not _TASK_NAME.fullmatch(task):
+        raise InvalidInput(
+            f"task name {task[:MAX_NAME_CHARS]!r}: use letters, digits, '_', '.' and '-', at most {MAX_NAME_CHARS} of "
+            "them, a letter or digit first"
+        )
+    if len(classes) < 2:
+        raise InvalidInput(f"classes: at least two are needed, not {len(classes)}")
+    if len(classes) > MAX_CLASSES:
+        raise TooLarge(f"classes: {len(classes)} are too many, at most {MAX_CLASSES} are accepted")
+    for name in classes:
+        if not name.strip() or not name.isprintable():
+            raise InvalidInput(f"classes: {name[:MAX_NAME_CHARS]!r} is not a name that can be shown")
+        if len(name) > MAX_CLASS_NAME_CHARS:
+            raise TooLarge(f"classes: {name[:MAX_NAME_CHARS]!r}... is longer than {MAX_CLASS_NAME_CHARS} characters")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise InvalidInput(f"classes: {twice[0]!r} is there {classes.count(twice[0])} times; names must differ")
 
 
 @dataclass(frozen=True, eq=False)

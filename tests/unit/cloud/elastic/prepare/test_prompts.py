@@ -10,10 +10,11 @@ import torch
 from isthmus.cloud.elastic.model.runner import ElasticRunner
 from isthmus.cloud.elastic.prepare.prompts import PromptConfig, first_prompts, learn_task, mean_tokens
 from isthmus.cloud.elastic.tasks.recipes import RECIPES, TaskRecipe, read_recipe, split
-from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
+from isthmus.cloud.elastic.tasks.task import PromptMode, TaskSpec, TaskWeights
 from isthmus.data.images import LabelledImages
 from isthmus.distill.training.checkpoint import CheckpointError
 from isthmus.distill.training.loop import EpochReport
+from isthmus.proto.errors import IsthmusError
 from tests.rigs.prompts import CPU, PIXELS, bright_or_dark, config, model
 
 
@@ -118,6 +119,37 @@ def test_recipes_make_tasks_of_labels(tmp_path: Path) -> None:
     for classes, of_label in ((("a",), (0,)), (("a", "b"), (0, 0)), (("a", "b"), (0, 1, 2)), (("a", "a"), (0, 1))):
         with pytest.raises(ValueError, match="task 'bad'"):
             TaskRecipe("bad", classes, of_label)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "why"),
+    [
+        ("My Flowers", ("rose", "tulip"), "task name 'My Flowers': use letters"),
+        ("../flowers", ("rose", "tulip"), "use letters"),
+        ("f" * 65, ("rose", "tulip"), "at most 64"),
+        ("birds", ("crane", "heron", "crane"), "'crane' is there 2 times; names must differ"),
+        ("birds", ("crane", " "), "is not a name that can be shown"),
+        ("birds", ("crane", "her\non"), "is not a name that can be shown"),
+        ("birds", ("crane", "h" * 257), "is longer than 256 characters"),
+        ("birds", tuple(map(str, range(1001))), "1001 are too many"),
+    ],
+)
+def test_names_that_registering_would_refuse_are_refused_before_any_work(
+    name: str, classes: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        TaskRecipe(name, classes, tuple(range(len(classes))))
+    with pytest.raises(IsthmusError, match=why):
+        TaskSpec(name, classes)
+
+
+def test_a_class_named_by_all_its_synonyms(tmp_path: Path) -> None:
+    van = "police van, police wagon, paddy wagon, patrol wagon, wagon, black Maria"
+    assert TaskSpec("wagons", TaskRecipe("wagons", (van, "other"), (0, 1)).classes).classes[0] == van
+    path = tmp_path / "letters.json"
+    path.write_text(json.dumps({"name": "letters", "classes": "abc", "class_of_label": [0, 1, 2]}))
+    with pytest.raises(ValueError, match="must be lists"):
+        read_recipe(str(path))
 
 
 def test_a_split_is_seeded_and_loses_nothing() -> None:
