@@ -42,7 +42,8 @@ def teacher(
     data: DataDir,
     release: ReleaseDir,
     preset: Annotated[
-        Literal["thesis", "small", "smoke"], typer.Option(help="Sizes and schedules: smoke takes minutes.")
+        Literal["thesis", "small", "smoke", "tiny"],
+        typer.Option(help="Sizes and schedules: smoke takes minutes, tiny seconds (to try the commands)."),
     ] = "small",
     layout: Layout = "auto",
     private_actors: Annotated[
