@@ -108,7 +108,7 @@ def jobs(state: _State = None, database: _Database = None) -> None:
 
 
 def _open(state: Path | None, database: str | None) -> "Database":
-    """Open the database of a server. Raises IsthmusError."""
+    """Open the database of a server. Raises IsthmusError, also if this version cannot read its schema."""
     from isthmus.cloud.store.database import Database
 
     if database is None:
@@ -118,7 +118,9 @@ def _open(state: Path | None, database: str | None) -> "Database":
         if not file.is_file():
             fail(f"{state} holds no database; give the --state folder of 'isthmus cloud serve'")
         database = f"sqlite:///{file}"
-    return Database(database)
+    opened = Database(database)
+    opened.check_schema()
+    return opened
 
 
 def _when(unix_s: float) -> str:

@@ -15,6 +15,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DataError, DBAPIError
 
@@ -88,17 +90,36 @@ class Database:
 
     def migrate(self) -> None:
         """Upgrade the schema to the newest version. Call it under the server's lock."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        config = _migrations()
         try:
             with self.writing() as connection:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except CommandError as error:
-            raise Unusable(
-                f"the database {self.shown} was made by a newer version of Isthmus. Run that version, restore a backup "
-                "of this one's time, or give another --state or --database"
-            ) from error
+            raise self._newer() from error
+
+    def check_schema(self) -> None:
+        """Check that this version reads the database as it is, and change nothing.
+
+        Raises Unusable for the schema of a newer version, and for an older one that the server has yet to upgrade.
+        """
+        scripts = ScriptDirectory.from_config(_migrations())
+        with self.reading() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        if found == scripts.get_current_head():
+            return
+        if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+            raise self._newer()
+        raise Unusable(
+            f"the database {self.shown} was made by an older version of Isthmus. Start 'isthmus cloud serve' on it "
+            "once, which upgrades it"
+        )
+
+    def _newer(self) -> Unusable:
+        return Unusable(
+            f"the database {self.shown} was made by a newer version of Isthmus. Run that version, restore a backup "
+            "of this one's time, or give another --state or --database"
+        )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -128,6 +149,12 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _migrations() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
 
 
 def _normalised(url: str) -> sa.URL:

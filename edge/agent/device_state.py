@@ -9,6 +9,9 @@
     <root>/habits.json        how often this user is in each state, by student; never sent
 
 Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one.
+
+agent.json holds the number of the folder's format, ``FORMAT``; a file without a number is of format 1. A folder of a
+higher format is refused. A change of what a file means raises the number, and lower formats must still open.
 """
 
 import fcntl
@@ -19,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from isthmus.data.files import write_atomically
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
@@ -28,10 +31,12 @@ from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb, identifier
-from isthmus.proto.errors import Corrupt, IsthmusError, Locked
+from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked
 from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
+
+FORMAT: Final = 1
 
 _UNREADABLE = (AttributeError, IsthmusError, KeyError, TypeError, ValueError)
 """What a file that parses as JSON, but was damaged, may raise."""
@@ -55,7 +60,8 @@ class LedgerEntry:
 class DeviceState:
     """The state folder; it is created with mode 0700.
 
-    Raises Corrupt for a file that cannot be read, StorageFull on a full disk.
+    Raises InvalidInput when it opens a folder of a newer version of Isthmus, Corrupt for a file that cannot be read,
+    and StorageFull on a full disk.
 
     >>> DeviceState(folder / "device").enrolment() is None  # a new folder: the device has not enrolled
     True
@@ -65,6 +71,7 @@ class DeviceState:
         self.root = root
         with disk_errors():
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._refuse_newer()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -128,7 +135,8 @@ class DeviceState:
             raise self._corrupt("agent.json") from error
 
     def save_agent(self, state: State) -> None:
-        self._write("agent.json", {**asdict(state), "phase": state.phase.value, "purpose": state.purpose.value})
+        values = {**asdict(state), "phase": state.phase.value, "purpose": state.purpose.value}
+        self._write("agent.json", {"format": FORMAT, **values})
 
     def ledger(self) -> list[LedgerEntry]:
         """Return every upload so far, oldest first."""
@@ -198,6 +206,17 @@ class DeviceState:
 
     def save_habits(self, habits: Iterable[Habits]) -> None:
         self._write("habits.json", {"students": [asdict(one) for one in habits]})
+
+    def _refuse_newer(self) -> None:
+        try:
+            found = (self._read("agent.json") or {}).get("format", FORMAT)
+        except Corrupt:
+            return  # ``agent`` reports the damage.
+        if isinstance(found, int) and found > FORMAT:
+            raise InvalidInput(
+                f"{self.root} was written by a newer version of Isthmus: its format is {found}, and this version reads "
+                f"formats up to {FORMAT}. Install the newer version on this device, or give another --state folder"
+            )
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.root / name

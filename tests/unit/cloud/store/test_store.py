@@ -44,6 +44,23 @@ def test_migrations_lead_to_the_schema_and_may_run_again(database: Database) -> 
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
+def test_a_schema_that_is_not_this_versions_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    opened = Database(f"sqlite:///{tmp_path / 'isthmus.db'}")
+    with pytest.raises(InvalidInput, match=r"older version of Isthmus\. Start 'isthmus cloud serve'"):
+        opened.check_schema()
+    opened.migrate()
+    opened.check_schema()
+    with opened.writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(InvalidInput, match="older version"):
+        opened.check_schema()
+    with opened.writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    for opening in (opened.check_schema, opened.migrate):
+        with pytest.raises(InvalidInput, match=r"newer version of Isthmus\. Run that version"):
+            opening()
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/x", "nonsense", ""])
 def test_other_databases_are_refused_with_the_way_out(url: str) -> None:
     with pytest.raises(InvalidInput, match=r"sqlite:///|must be a file"):
