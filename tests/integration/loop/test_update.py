@@ -93,10 +93,10 @@ def live(rig: Any, plan: ClipPlan, folder: Path, observer: Observer, *, rounds: 
 def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
     rig: Any, exported_release: Path, plan: ClipPlan, tmp_path: Path
 ) -> None:
-    told: list[JobStatus] = []
+    statuses: list[JobStatus] = []
     rig = dataclasses.replace(rig, release=exported_release)
-    runtime = live(rig, plan, tmp_path / "device", Observer(on_job=told.append), workers=1, worker_threads=1)
-    state, final = runtime.state, told[-1]
+    runtime = live(rig, plan, tmp_path / "device", Observer(on_job=statuses.append), workers=1, worker_threads=1)
+    state, final = runtime.state, statuses[-1]
     assert (state.phase, state.failure) == (Phase.SERVE, "")
     assert (final.settled, final.round, final.rounds) == (True, 1, ROUNDS), "the third round was not asked for"
     assert len(runtime.record.interim_ids) == 1
@@ -121,11 +121,11 @@ def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
     known = runtime.slot.installed(state.base_id).manifest.measured
     assert known is not None
     assert sum(known.class_shares) == pytest.approx(1) and len(known.class_shares) == len(manifest.classes)
-    habits = runtime.habits(state.base_id)
+    habits = runtime.clips.habits(state.base_id)
     assert habits is not None
     assert habits.trained == known.class_shares
     assert manifest.measured.class_shares == known.class_shares, "all heads learned from all public clips"
-    assert runtime.habits(final.student_id) is not None
+    assert runtime.clips.habits(final.student_id) is not None
     verdict = DeviceState(tmp_path / "device").verdict()
     assert verdict is not None
     assert set(verdict.new) == {estimator.value for estimator in Estimator}
