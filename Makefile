@@ -76,7 +76,7 @@ demo: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/isthmus demo --edge-python $(EDGE_VENV)/bin/python $(DEMO_ARGS)
 
 # A process of tests for each core; one file's tests stay together, and share what their fixtures made.
-test: $(INSTALLED)
+test: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The same environment with the tests' own needs, once for each version of Python. (A comma would end an argument.)

@@ -4,9 +4,11 @@ The release is as small as real networks allow: what is seen here is that everyt
 """
 
 import dataclasses
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 CPU = torch.device("cpu")
 RATIOS = (1.0, 2.0)
+RELEASES = sorted((Path(__file__).resolve().parents[1] / "golden" / "releases").glob("*.whl"))
 
 
 def _tiny(classes: tuple[str, ...]) -> Recipe:
@@ -59,15 +62,24 @@ def _tiny(classes: tuple[str, ...]) -> Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trained:
+    """A release, the data set behind it, and each client's clips by name."""
+
+    release: Path
+    data: Path
+    clients: Mapping[str, Sequence[str]]
+    public_clips: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Ran:
     clients: tuple[ClientOutcome, ...]
     public_clips: int
-    folder: Path
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    root = tmp_path_factory.mktemp("loop")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("release")
     data = root / "data"
     make_crema_d(data, actors=2, takes=6, seed=0, difficulty=0.3, progress=False)
     listing = read_listing(data)
@@ -77,20 +89,26 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     cache_teacher_outputs(release, CPU)
     make_student(release, 0, CPU)
     make_base(release, CPU)
+    return Trained(release.root, data, split.clients, len(split.public))
+
+
+@pytest.fixture(scope="module")
+def ran(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    root = tmp_path_factory.mktemp("loop")
     with Family(root / "logs") as family:
         loop = Loop(
             family,
             root / "run",
-            release.root,
+            trained.release,
             cloud_python=Path(sys.executable),
             edge_python=default_edge_python(),
             seed=0,
         )
-        loop.disclose(data, split.clients)
-        clients = loop.personalise(data, split.clients, RATIOS)
+        loop.disclose(trained.data, trained.clients)
+        clients = loop.personalise(trained.data, trained.clients, RATIOS)
         assert loop.cloud.process.poll() is None
     assert loop.cloud.process.returncode == 0, loop.cloud.last_line()
-    yield Ran(clients, len(split.public), root)
+    return Ran(clients, trained.public_clips)
 
 
 def test_both_devices_got_a_student_of_their_own(ran: Ran) -> None:
@@ -133,3 +151,44 @@ def test_the_devices_ran_without_torch_where_their_environment_is_there() -> Non
     code = "import importlib.util as u, isthmus.edge.commands.edge; assert u.find_spec('torch') is None"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(params=RELEASES, ids=lambda path: path.name.split("-")[1])
+def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """An earlier version and an interpreter that has it, with the libraries of the device's environment."""
+    wheel: Path = request.param
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    python = tmp_path / "python"
+    # Neither the checkout in the working folder nor an editable installation comes before the wheel.
+    python.write_text(f'#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={site} exec {default_edge_python()} "$@"\n')
+    python.chmod(0o700)
+    return wheel.name.split("-")[1], python
+
+
+def test_a_device_of_an_earlier_release_completes_the_loop(
+    released: tuple[str, Path], trained: Trained, tmp_path: Path
+) -> None:
+    """The words are those that the earlier release understands: they stay as they are when ours change."""
+    version, python = released
+    with Family(tmp_path / "logs") as family:
+        loop = Loop(
+            family, tmp_path / "run", trained.release, cloud_python=Path(sys.executable), edge_python=python, seed=0
+        )
+        (tmp_path / "clips.txt").write_text("".join(f"{name}\n" for name in trained.clients["client_1"]))
+        told = family.start("version", [python, "-m", "isthmus.cli", "--version"], output=tmp_path / "version")
+        family.wait(told, timeout_s=60)
+        words = ["edge", "run", "--ratios", "1,2", "--once", "--no-guard", "--cloud", loop.address]
+        words += ["--data", trained.data, "--clips", tmp_path / "clips.txt"]
+        words += ["--state", tmp_path / "device", "--report", tmp_path / "report.json"]
+        device = family.start("device", [python, "-m", "isthmus.cli", *words], env={"OMP_NUM_THREADS": "1"})
+        family.wait(device, timeout_s=500)
+    assert (tmp_path / "version").read_text().split() == ["isthmus", version]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["failure"] == ""
+    assert report["students"]["final"] not in ("", report["students"]["base"])
+    assert report["job"]["stage"] == "ready"
+    assert len(report["predictions"]) == len(report["clips"]["test"]) > 0
+    for clip in report["predictions"]:
+        assert None not in (clip["before"], clip["local"], clip["cloud"]["1"], clip["cloud"]["2"])
