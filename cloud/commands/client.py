@@ -1,6 +1,6 @@
 """``isthmus elastic register``, ``tasks``, ``remove`` and ``query``: the client of a running server.
 
-They need the extra ``client`` alone: no torch, and nothing that serves.
+They need the extra ``client`` alone: no torch, and nothing that serves. Only ``register --own-head`` reads a model.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ import typer
 from isthmus.command_line import App, fail, key_in, one_line, print_table
 
 if TYPE_CHECKING:
+    from isthmus.cloud.elastic.tasks.task import TaskSpec
     from isthmus.cloud.rpc.elastic_client import ElasticClient
 
 _EXTRA = "client"
@@ -54,26 +55,59 @@ def add_commands(app: App) -> None:
 
 def register(
     task: Annotated[
-        Path, typer.Argument(help="NAME.json of 'isthmus elastic prompts', with NAME.safetensors beside it.")
+        Path,
+        typer.Argument(
+            help="NAME.json of 'isthmus elastic prompts', with NAME.safetensors beside it. With --own-head: the task's "
+            "name."
+        ),
     ],
     server: Server,
+    own_head: Annotated[
+        bool, typer.Option("--own-head", help="Make the task of the model's own head. Needs --model and no training.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --own-head: the model that the server serves, as its --elastic-model.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --own-head: file with the names of the classes in the order of the head, one per line or a JSON "
+            "list. Default: those of the model's config.json."
+        ),
+    ] = None,
 ) -> None:
     """Register a task with a server, or replace the task of the same name.
 
-    Needs a running server and the two files of a task. Queries of other tasks are answered meanwhile. Prints the task's
-    name and its new version.
+    Needs a running server, and the two files of a task or, with --own-head, the served model. Queries of other tasks
+    are answered meanwhile. Prints the task's name and its new version.
     """
+    if not own_head and (model is not None or classes is not None):
+        fail("--model and --classes belong to --own-head")
+    if own_head and model is None:
+        fail("--own-head needs --model: the file or name that the server serves")
+    spec, weights = _of_files(task) if model is None else _of_head(str(task), model, classes)
+    with server.connected() as client:
+        registered = client.register(spec, weights)
+    typer.echo(f"{registered.description.name} version {registered.version}")
+
+
+def _of_files(task: Path) -> "tuple[TaskSpec, bytes]":
     from isthmus.cloud.elastic.tasks.task import TaskSpec
     from isthmus.data.files import read_text
 
     try:
-        spec = TaskSpec.from_json(read_text(task))
-        weights = task.with_suffix(".safetensors").read_bytes()
+        return TaskSpec.from_json(read_text(task)), task.with_suffix(".safetensors").read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{task} is not a task, or its weights are missing: {one_line(error)}")
-    with server.connected() as client:
-        registered = client.register(spec, weights)
-    typer.echo(f"{registered.description.name} version {registered.version}")
+
+
+def _of_head(name: str, model: str, classes: Path | None) -> "tuple[TaskSpec, bytes]":
+    try:
+        from isthmus.cloud.elastic.prepare.own_head import own_head
+    except ImportError:
+        fail("--own-head reads the model on this machine, which needs the extra cloud: pip install 'isthmus[cloud]'")
+    spec, weights = own_head(model, name, classes)
+    return spec, weights.to_bytes()
 
 
 def tasks(server: Server) -> None:

@@ -9,7 +9,11 @@ import typer
 from isthmus.command_line import Device, Seed, Threads, whole_numbers
 
 Model = Annotated[
-    str, typer.Option(help="The vision transformer: a safetensors file with timm's weight names, or a timm model name.")
+    str,
+    typer.Option(
+        help="The vision transformer: a safetensors file with timm's weight names (its config.json beside it is read), "
+        "ARCHITECTURE=FILE, or a timm model name."
+    ),
 ]
 Pixels = Annotated[
     str | None,

@@ -11,7 +11,7 @@ Axes: B batch, N unprotected tokens, T all tokens, S stages, H heads, d width of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def masked_forward(model: ElasticViT, images_BCHW: Tensor, noise_BSN2: Tensor) -
     return Masked(vit.forward_head(tokens_BTD), tokens_BTD[:, model.protected :], torch.stack(after_stages))
 
 
-def masked_attention(attention: torch.nn.Module, normed_BTD: Tensor, staying_BN: Tensor, protected: int) -> Tensor:
+def masked_attention(attention: Any, normed_BTD: Tensor, staying_BN: Tensor, protected: int) -> Tensor:
     """Computes attention in which only a pruned token itself attends to it. It is differentiable in ``staying_BN``.
 
     weight_ij = exp(l_ij) g_ij / sum_k exp(l_ik) g_ik, where g_ij is 1 if i = j or token j stays, else 0.
@@ -98,7 +98,8 @@ def masked_attention(attention: torch.nn.Module, normed_BTD: Tensor, staying_BN:
     seen_B1TT = (staying_BT[:, None, :] * (1 - itself_TT) + itself_TT)[:, None]
     powers_BHTT = (logits_BHTT - logits_BHTT.amax(dim=-1, keepdim=True).detach()).exp() * seen_B1TT
     weights_BHTT = (powers_BHTT + EPSILON / tokens) / (powers_BHTT.sum(dim=-1, keepdim=True) + EPSILON)
-    attended_BTD: Tensor = attention.proj((weights_BHTT @ values).transpose(1, 2).flatten(2))  # type: ignore[operator]
+    mixed_BTD = (weights_BHTT @ values).transpose(1, 2).flatten(2)
+    attended_BTD: Tensor = attention.proj(attention.norm(mixed_BTD))
     return attended_BTD
 
 

@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 
 from isthmus.cloud.elastic.model.vit import ElasticViT
-from isthmus.cloud.elastic.model.weights import load_vit
 from isthmus.cloud.elastic.tasks.files import TaskFiles
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
@@ -63,8 +62,8 @@ def vanilla_subject(
             write_atomically(path, safetensors.torch.save(tensors, {"key": key}))
             for left in (folder / "vanilla").glob("0.*"):
                 left.unlink()
-    vit = load_vit(path, heads=model.heads)
-    return dataclasses.replace(subject, model=ElasticViT(vit, model.schedules))
+    headed.vit.load_state_dict(safetensors.torch.load_file(path))
+    return dataclasses.replace(subject, model=headed)
 
 
 def save_task(subject: Subject, recipe: TaskRecipe, accuracy: Mapping[int, float], folder: Path) -> Path:

@@ -196,7 +196,7 @@ class Warming:
 
     def model(self, name: str) -> ElasticViT:
         """Loads a model of the store."""
-        return model_of(self.store.card(name), self.store.load(name), self.subject.model.schedules)
+        return model_of(self.store.card(name), self.store.load(name), self.subject.model, self.subject.model.schedules)
 
     def ensemble(self, storage_budget_bytes: float = UNBOUNDED, report: Report = silent) -> list[soup.Soup]:
         """Finds the best soup of the tuned models for each number, and keeps the soups that are worth their bytes.
@@ -260,7 +260,7 @@ class Warming:
             which = json.dumps(sorted((name, round(share, 9)) for name, share in shares.items()))
             if which not in known:
                 written.update(soup.average(states, shares, into=written or None))
-                model = model_of(card, written, self.subject.model.schedules)
+                model = model_of(card, written, self.subject.model, self.subject.model.schedules)
                 known[which] = self._profiled(model, [number])[number]
                 write_atomically(path, json.dumps(tried))
             return known[which]

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
 
@@ -29,6 +28,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.data.images import STATISTICS, PixelSpec
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
+from tests.rigs.vit import save_vit
 
 SIDE, WIDTH, DEPTH = 16, 64, 3
 PIXELS = PixelSpec(SIDE, *STATISTICS["cifar10"])
@@ -38,7 +38,7 @@ GAMMAS = (-4, 0, 2)
 def save_tiny_vit(path: Path) -> None:
     torch.manual_seed(0)
     vit = VisionTransformer(img_size=SIDE, patch_size=4, embed_dim=WIDTH, depth=DEPTH, num_heads=1, num_classes=10)
-    safetensors.torch.save_file(vit.state_dict(), path)
+    save_vit(vit, path)
 
 
 def tiny_profile(seconds: float = 1e-3) -> Profile:

@@ -1,6 +1,11 @@
-"""A tiny ElasticViT with random weights, and images for it."""
+"""A tiny ElasticViT with random weights, images for it, and a checkpoint as timm leaves it."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from isthmus.cloud.elastic.model.timm_import import create_model
@@ -25,3 +30,10 @@ def tiny(seed: int = 0, name: str = NAME, **changes: object) -> ElasticViT:
 
 def images(count: int = 3, px: int = 48) -> Tensor:
     return torch.randn(count, 3, px, px, generator=torch.Generator().manual_seed(9))
+
+
+def save_vit(vit: Any, path: Path) -> None:
+    """Writes the weights, and beside them a config.json with the number of heads, which they do not say."""
+    save_file(vit.state_dict(), path)
+    heads = {"model_args": {"num_heads": vit.blocks[0].attn.num_heads}}
+    (path.parent / "config.json").write_text(json.dumps(heads), encoding="utf-8")

@@ -10,8 +10,8 @@ prompt, which are equal at the first layer:
   only through its key and value at its own layer, and these do not depend on the image. So they are computed once
   (``prompt_keys_values``) and attended to, and no token is added.
 
-Only the protected tokens (class token, registers) are read after the last block. So only they go through its queries,
-projection and MLP, which gives the same logits for the cost of almost one block less.
+If the model pools by its class token, only the protected tokens (class token, registers) are read after the last block.
+So only they go through its queries, projection and MLP, which gives the same logits for almost one block less.
 
 Axes: B batch, N tokens, D width, H heads, L layers, G prompts per layer, A = 2 (key, value), d width of a head.
 """
@@ -25,9 +25,19 @@ from torch.nn import functional
 
 from isthmus.cloud.elastic.model.merging import proportional_mask
 from isthmus.cloud.elastic.model.packed import PackedLinear
+from isthmus.cloud.elastic.model.pooling import POOLINGS, pooled, reads_patches
 from isthmus.cloud.elastic.model.pruning import Pruning
 from isthmus.cloud.elastic.model.reducer import Merging, Reducer
-from isthmus.cloud.elastic.model.timm_import import Attention, Block, VisionTransformer
+from isthmus.cloud.elastic.model.timm_import import (
+    Attention,
+    AttentionPoolLatent,
+    Block,
+    GluMlp,
+    Mlp,
+    PatchEmbed,
+    VisionTransformer,
+    VisionTransformerDistilled,
+)
 
 MAX_PROMPTS: Final = 256
 CACHED_BYTES: Final = 10 << 20
@@ -36,12 +46,12 @@ between the two products, and the system would allocate and clear its memory aga
 
 
 class ElasticViT(nn.Module):
-    """Wraps a timm ViT that pools by its class token, and shares its weights.
+    """Wraps a timm ViT of plain blocks that pools by class token, mean or attention (pooling.py). Shares its weights.
 
     ``schedules[gamma]``, for a gamma below 0, holds the change of the token number at each layer, from -tokens to 0. A
     gamma without a schedule changes the number by gamma at every layer. ``mergeable`` limits how many tokens a layer
-    can merge. With ``pruning``, tokens are pruned instead of merged, and schedules are not allowed.
-    Raises ValueError for another kind of model and for impossible schedules.
+    can merge. With ``pruning``, tokens are pruned instead of merged, and schedules are not allowed; the model must pool
+    by its class token. Raises ValueError for another kind of model and for impossible schedules.
 
     >>> model = ElasticViT(load_vit("vit_tiny_patch16_224", random=True))
     >>> images_BCHW = torch.zeros(2, 3, 224, 224)
@@ -76,13 +86,16 @@ class ElasticViT(nn.Module):
         )
         if pruning is not None and merging.schedules:
             raise ValueError("schedules are for merging, but this model prunes")
+        if pruning is not None and reads_patches(vit):
+            raise ValueError(f"pruning needs a model that pools by its class token, not by {vit.global_pool!r}")
+        self._reads_patches = reads_patches(vit)
         self.schedules = merging.schedules
         self.reducer: Reducer = merging if pruning is None else pruning
 
     def merged_counts(self, gamma: int) -> tuple[int, ...]:
         """Returns how many tokens are removed at each layer, clamped to what is possible.
 
-        The count of the last layer has no effect, since only the protected tokens are read after it.
+        The last layer removes none whatever its count: that would save nothing.
         """
         return self.reducer.counts(gamma)
 
@@ -99,8 +112,10 @@ class ElasticViT(nn.Module):
         (``prompts_BLAHGd``) may be given; their B may be 1 if all images have the same task. Without prompts, a gamma
         above 0 is the same as 0. Raises ValueError for shapes that do not fit.
         """
-        read_BPD = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
-        features_BD: Tensor = self.vit.forward_head(read_BPD, pre_logits=True)
+        tokens_BND, sizes_BN = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        if self._reads_patches:
+            return pooled(self.vit, tokens_BND, sizes_BN)
+        features_BD: Tensor = self.vit.forward_head(tokens_BND, pre_logits=True)
         return features_BD
 
     def forward(
@@ -111,7 +126,12 @@ class ElasticViT(nn.Module):
         prompts_BLAHGd: Tensor | None = None,
     ) -> Tensor:
         """Returns the logits (B, C) of the model's own head; at gamma 0 they equal timm's. Raises like ``features``."""
-        logits_BC: Tensor = self.vit.forward_head(self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd))
+        tokens_BND, sizes_BN = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        logits_BC: Tensor
+        if self._reads_patches:
+            logits_BC = self.vit.head(pooled(self.vit, tokens_BND, sizes_BN))
+        else:
+            logits_BC = self.vit.forward_head(tokens_BND)
         return logits_BC
 
     def layer_keys(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -133,10 +153,11 @@ class ElasticViT(nn.Module):
         prompts_BLGD: Tensor | None,
         prompts_BLAHGd: Tensor | None,
         on_layer: Callable[[Tensor, Tensor], None] | None = None,
-    ) -> Tensor:
-        """Returns the protected tokens (B, P, D) after all blocks and the last normalisation.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the tokens that pooling reads (B, N, D), normalised, and their sizes (None: one input token each).
 
-        ``on_layer`` is called with the input tokens of each layer and their keys.
+        They are the protected tokens or, if pooling reads patches, all tokens without the prompts. ``on_layer`` is
+        called with the input tokens of each layer and their keys.
         """
         self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
         batch, vit = len(images_BCHW), self.vit
@@ -146,7 +167,8 @@ class ElasticViT(nn.Module):
             if prompts_BLGD is not None:
                 tokens_BND = torch.cat((tokens_BND, prompts_BLGD[:, layer].expand(batch, -1, -1)), dim=1)
             keys_values = None if prompts_BLAHGd is None else prompts_BLAHGd[:, layer].expand(batch, -1, -1, -1, -1)
-            asking = self.protected if layer == self.depth - 1 else tokens_BND.shape[1]
+            short = layer == self.depth - 1 and not self._reads_patches
+            asking = self.protected if short else tokens_BND.shape[1]
             attended_BND, keys_BHNd = _attend(block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values)
             if on_layer is not None:
                 on_layer(tokens_BND, keys_BHNd)
@@ -154,8 +176,7 @@ class ElasticViT(nn.Module):
             if count and layer < self.depth - 1:
                 tokens_BND, sizes_BN = self.reducer.reduce(layer, tokens_BND, keys_BHNd, sizes_BN, count)
             tokens_BND = tokens_BND + block.ls2(_feed_forward(block.mlp, block.norm2(tokens_BND)))
-        read_BPD: Tensor = vit.norm(tokens_BND)
-        return read_BPD
+        return vit.norm(tokens_BND[:, : self.tokens]), sizes_BN
 
     def prompt_keys_values(self, prompts_LGD: Tensor) -> Tensor:
         """Returns the keys and values of prompts in "replace" mode, (L, A, H, G, d). It is differentiable."""
@@ -186,14 +207,15 @@ class ElasticViT(nn.Module):
         for layer, (block, count) in enumerate(zip(self.blocks, self.merged_counts(gamma), strict=True)):
             tokens += max(0, grows)
             last = layer == self.depth - 1
-            asking = self.protected if last else tokens
+            asking = self.protected if last and not self._reads_patches else tokens
             counted += width * width * (asking + 2 * tokens)
             counted += 2 * asking * (tokens + attended) * width
             counted += width * width * asking
             if count and not last:
                 counted += self.reducer.operations(layer, tokens, count)
                 tokens -= count
-            counted += (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) * (asking if last else tokens)
+            read = min(asking, tokens) if last else tokens
+            counted += (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) * read
         return 2 * int(counted)
 
     def _check_input(
@@ -256,7 +278,7 @@ def _attend(
         seen_keys = torch.cat((keys, prompts_BAHGd[:, 0]), dim=2)
         values = torch.cat((values, prompts_BAHGd[:, 1]), dim=2)
     attended_BHNd = functional.scaled_dot_product_attention(queries, seen_keys, values, attn_mask=mask)
-    attended_BND: Tensor = attention.proj(attended_BHNd.transpose(1, 2).flatten(2))
+    attended_BND: Tensor = attention.proj(attention.norm(attended_BHNd.transpose(1, 2).flatten(2)))
     return attended_BND, keys
 
 
@@ -274,32 +296,47 @@ def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
 
 
 def _hidden_and_back(mlp: Any, inputs: Tensor) -> Tensor:
-    fused = isinstance(mlp.fc1, PackedLinear) and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+    exact = type(mlp) is Mlp and type(mlp.act) is nn.GELU and mlp.act.approximate == "none"
+    fused = exact and isinstance(mlp.fc1, PackedLinear)
     outputs: Tensor = mlp.fc2(mlp.norm(mlp.fc1.with_gelu(inputs))) if fused else mlp(inputs)
     return outputs
 
 
 def _check(vit: Any) -> None:
     """Raises ValueError if the forward pass above would differ from this model's own."""
-    reason = None
-    if not isinstance(vit, VisionTransformer):
-        reason = f"a {type(vit).__name__}"
-    elif vit.global_pool != "token" or not vit.has_class_token or vit.attn_pool is not None:
-        reason = f"one that pools by {vit.global_pool!r} and not by its class token"
-    elif not isinstance(vit.fc_norm, nn.Identity):
-        reason = "one that normalises after pooling"
-    elif vit.dynamic_img_size or not isinstance(vit.patch_drop, nn.Identity):
-        reason = "one with images of any size or dropped patches"
-    else:
-        for block in vit.blocks:
-            attention = getattr(block, "attn", None)
-            if type(block) is not Block or type(attention) is not Attention:
-                reason = f"one of {type(block).__name__}s with {type(attention).__name__}"
-            elif attention.gate is not None or not isinstance(attention.norm, nn.Identity):
-                reason = "one with gated or normalised attention"
-            elif attention.attn_dim != vit.embed_dim or any(
-                drop.p for drop in block.modules() if isinstance(drop, nn.Dropout)
-            ):
-                reason = "one with attention of another width, or with dropout"
+    reason = _foreign(vit)
     if reason:
-        raise ValueError(f"token adaptation needs timm's plain ViT with a class token; this is {reason}")
+        raise ValueError(f"token adaptation needs timm's plain ViT for RGB pictures; this is {reason}")
+
+
+def _foreign(vit: Any) -> str | None:
+    """Returns in what a model differs from those that ElasticViT computes; None: in nothing."""
+    if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
+        return f"a {type(vit).__name__}"
+    if vit.global_pool not in POOLINGS or (vit.attn_pool is not None) != (vit.global_pool == "map"):
+        return f"one that pools by {vit.global_pool!r}, not by one of {', '.join(POOLINGS)}"
+    if vit.attn_pool is not None and type(vit.attn_pool) is not AttentionPoolLatent:
+        return f"one that pools by {type(vit.attn_pool).__name__}"
+    if vit.dynamic_img_size or not isinstance(vit.patch_drop, nn.Identity):
+        return "one with images of any size or dropped patches"
+    if type(vit.patch_embed) is not PatchEmbed:
+        return f"one that embeds patches by {type(vit.patch_embed).__name__}"
+    channels = int(vit.patch_embed.proj.weight.shape[1])
+    if channels != 3:
+        return f"one for pictures of {channels} channel{'s' if channels != 1 else ''}"
+    height, width = vit.patch_embed.img_size
+    if height != width:
+        return f"one for pictures of {height} x {width} pixels, which are not square"
+    for block in vit.blocks:
+        attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+        if type(block) is not Block or type(attention) is not Attention:
+            return f"one of {type(block).__name__}s with {type(attention).__name__}"
+        if type(mlp) not in (Mlp, GluMlp):
+            return f"one whose MLP is a {type(mlp).__name__}"
+        if attention.gate is not None:
+            return "one with gated Attention"
+        if attention.attn_dim != vit.embed_dim:
+            return f"one whose attention has width {attention.attn_dim} and its tokens {vit.embed_dim}"
+        if any(drop.p for drop in block.modules() if isinstance(drop, nn.Dropout)):
+            return "one with dropout"
+    return None

@@ -23,6 +23,8 @@ from isthmus.distill.training.checkpoint import state_hash
 GAMMAS: Final = (-20, -15, -10, -5, 0, 2, 4, 8)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 ACCURACY_BATCH: Final = 32
+BRIEF_S: Final = 60.0
+PROBE_SIZE: Final = 4
 
 OnStep = Callable[[str, int, int], None]
 """Called with the name of the measurement, the number of steps done, and the number of all steps."""
@@ -72,6 +74,27 @@ def measure(
         memory=memory,
         schedules={gamma: cuts for gamma, cuts in runner.model.schedules.items() if gamma in gammas},
     )
+
+
+def measure_briefly(runner: ElasticRunner, *, on_step: OnStep = ignore_steps, budget_s: float = BRIEF_S) -> Profile:
+    """Measures a profile in about ``budget_s``: fewer repeats and smaller batches than ``measure``, as far as needed.
+
+    The gammas are the usual ones that the model's tokens allow.
+    """
+    most = runner.model.reducer.most
+    gammas = [gamma for gamma in GAMMAS if -gamma <= most]
+    served = runner.prepare(blank_weights(runner.model, gammas))
+    side = runner.model.image_px
+    took_s = []
+    for size in (1, 1, PROBE_SIZE):  # the first batch prepares memory and code
+        began_s = time.perf_counter()
+        runner.answer(np.zeros((size, side, side, 3), np.uint8), 0, [served] * size)
+        took_s.append(time.perf_counter() - began_s)
+    image_s = took_s[-1] / PROBE_SIZE
+    # Each size runs once per gamma in a first round, once per repeat, and once more, slower, for its memory.
+    sizes = [size for size in SIZES if size <= PROBE_SIZE or size * image_s * len(gammas) * 8 <= budget_s / 2]
+    repeats = max(1, min(5, int(budget_s / 2 / (sum(sizes) * image_s * len(gammas))) - 3))
+    return measure(runner, gammas=gammas, sizes=sizes, repeats=repeats, on_step=on_step)
 
 
 def measure_latency(

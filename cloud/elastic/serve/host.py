@@ -1,7 +1,9 @@
-"""Opens elastic serving from the service's settings: model, profile, policy, tasks. Importing this imports torch."""
+"""Opens elastic serving from its settings: model, profile, policy, tasks. Importing this module imports torch."""
 
 import logging
+import time
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -11,7 +13,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES, choose, named, noise
-from isthmus.cloud.elastic.prepare.profiler import GAMMAS, machine_key, measure
+from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure_briefly
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.serve.decoding import Decoder
@@ -29,20 +31,24 @@ from isthmus.proto.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
+PROGRESS_S: Final = 5.0
+
 
 def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artefacts) -> Elastic:
-    """Everything but the threads' start. Blocks; for minutes where the machine is to be measured.
+    """Opens everything except the threads. It blocks, for up to a few minutes if the machine is measured.
 
-    Raises InvalidInput, with the way out, for a model, profile or policy that cannot be had or do not belong together.
+    The machine is measured if the settings ask for it, or if no profile is named and none was kept before.
+    Raises InvalidInput, with the way out, if model, profile or policy are not available or do not belong together.
     """
-    # The number of threads is the calling thread's own; heads on the event loop keep theirs.
+    # The number of threads belongs to the calling thread; heads on the event loop keep theirs.
     torch.set_num_threads(settings.threads)
     path = settings.profile_path
-    before = read_profile(path) if path.is_file() or not settings.measure else None
+    first = settings.profile is None and not path.exists()
+    before = None if first or (settings.measure and not path.is_file()) else read_profile(path)
     runner = _runner(settings, before)
     profile = _measured(runner, path, before) if settings.measure or before is None else before
     for line in profile.key.differences(machine_key(runner)):
-        log.warning("the profile was measured elsewhere (%s); '--elastic-measure' measures this machine", line)
+        log.warning("the profile belongs to another machine (%s); '--elastic-measure' measures this one", line)
     try:
         policy = make_policy(settings.policy, profile)
     except ValueError as error:
@@ -73,7 +79,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
 
 
 def decoded(data: bytes, pixels: PixelSpec) -> Image:
-    """A file's pixels as the model reads them. Raises InvalidInput for what is no picture, or too large a one."""
+    """Returns a file's pixels as the model reads them. Raises InvalidInput for no picture, or too large a one."""
     try:
         return decode_image(data, pixels.size_px)
     except ImageError as error:
@@ -81,7 +87,7 @@ def decoded(data: bytes, pixels: PixelSpec) -> Image:
 
 
 def read_profile(path: Path) -> Profile:
-    """Raises InvalidInput where there is none, or none that can be read."""
+    """Reads a profile. Raises InvalidInput, with the way out, if it is missing or cannot be read."""
     way_out = "measure one with 'isthmus elastic profile', or start with --elastic-measure"
     try:
         with path.open(encoding="utf-8") as file:
@@ -95,7 +101,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:
-    """The model on its device, merging by the profile's schedules."""
+    """Returns the model on its device. It merges by the schedules of the profile."""
     schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
     source = settings.model
     try:
@@ -112,11 +118,11 @@ def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner
     except ModelError as error:
         raise InvalidInput(f"--elastic-model: {error}") from error
     except (ValueError, RuntimeError) as error:
-        raise InvalidInput(f"the model cannot be served so: {error}") from error
+        raise InvalidInput(f"the model cannot be served: {error}") from error
 
 
 def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None:
-    """The warmed models, if a store of them is named; a model that cannot be used is logged and left out."""
+    """Returns the warmed models if a store of them is named. A model that cannot be used is logged and left out."""
     if settings.warm is None:
         return None
     try:
@@ -135,12 +141,12 @@ def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None
 def _number_type(
     settings: ElasticSettings, profile: Profile | None, model: ElasticViT, pixels: PixelSpec
 ) -> NumberType:
-    """As asked for; else that of the profile; else, or where the machine is measured, what serves best here."""
+    """Returns the requested number type, else the profile's. If the machine is measured, it is the best one here."""
     known = None if profile is None or settings.measure else profile.key.number_type
     asked = named(known if settings.number_type == "auto" else settings.number_type)
     if asked is not None:
         return asked
-    # Without labels a number type is judged by how often it answers as float32 does.
+    # Without labels a number type is judged by how often its answer equals float32's.
     pictures = noise(pixels.size_px)
     chosen = choose(
         model,
@@ -156,16 +162,37 @@ def _number_type(
 
 
 def _measured(runner: ElasticRunner, path: Path, before: Profile | None) -> Profile:
-    """Measures this machine and keeps the result at ``path``. Accuracy is no matter of the machine: it stays."""
-    log.info("measuring this machine; that takes minutes")
+    """Measures this machine and writes the profile to ``path``. Accuracies stay: they do not depend on the machine."""
+    began_s = time.monotonic()
+    log.info("measuring how fast this machine runs the model, once; the profile is kept in %s", path)
     try:
-        if before is None:  # a small model has not tokens enough for all usual gammas
-            profile = measure(runner, gammas=[gamma for gamma in GAMMAS if -gamma <= runner.model.reducer.most])
+        if before is None:
+            profile = measure_briefly(runner, on_step=_Progress())
         else:
-            profile = measure(runner, gammas=before.gammas, sizes=before.sizes)
+            profile = measure(runner, gammas=before.gammas, sizes=before.sizes, on_step=_Progress())
     except ValueError as error:
         raise InvalidInput(f"the model cannot be measured: {error}") from error
     for task, accuracy in ({} if before is None else before.accuracy).items():
         profile = profile.with_task(task, accuracy)
+    log.info(
+        "measured in %.0f s: %.3g images/s with all tokens, %.3g at gamma %d",
+        time.monotonic() - began_s,
+        profile.capacity_per_s(0) if 0 in profile.gammas else profile.capacity_per_s(profile.gammas[-1]),
+        profile.capacity_per_s(profile.gammas[0]),
+        profile.gammas[0],
+    )
     write_atomically(path, profile.to_json())
     return profile
+
+
+class _Progress:
+    """Logs the progress of a measurement, at most every few seconds."""
+
+    def __init__(self) -> None:
+        self._said_s = time.monotonic()
+
+    def __call__(self, what: str, done: int, all: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._said_s >= PROGRESS_S:
+            self._said_s = now_s
+            log.info("measuring %s: %d of %d steps", what, done, all)

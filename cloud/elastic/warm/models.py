@@ -18,7 +18,7 @@ from isthmus.cloud.elastic.model.executor import Image, Item, ModelExecutor, sta
 from isthmus.cloud.elastic.model.pruning import pruning_of
 from isthmus.cloud.elastic.model.runner import DTYPES, ElasticRunner, ServedTask
 from isthmus.cloud.elastic.model.vit import ElasticViT
-from isthmus.cloud.elastic.model.weights import vit_of_shapes
+from isthmus.cloud.elastic.model.weights import like
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task
 from isthmus.cloud.elastic.warm.residency import Residency
 from isthmus.cloud.elastic.warm.store import TYPES, Card, Common, Stored, StoreError, WarmStore, profiled
@@ -36,16 +36,16 @@ class Ready:
 
 
 def model_of(
-    card: Card, tensors: Mapping[str, Tensor], schedules: Mapping[int, Sequence[int]] | None = None
+    card: Card, tensors: Mapping[str, Tensor], base: ElasticViT, schedules: Mapping[int, Sequence[int]] | None = None
 ) -> ElasticViT:
-    """Builds the model of a card. It uses the given tensors without a copy.
+    """Builds the model of a card with the architecture of ``base``. It uses the given tensors without a copy.
 
-    Raises StoreError if the tensors do not form a model that can be run.
+    Raises StoreError if the tensors do not form such a model.
     """
     try:
+        plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("reducer.")}
+        vit = like(base.vit, {name: tuple(tensor.shape) for name, tensor in plain.items()})
         with torch.device("meta"):  # allocates nothing, since all tensors are given
-            plain = {name: tensor for name, tensor in tensors.items() if not name.startswith("reducer.")}
-            vit = vit_of_shapes({name: tuple(tensor.shape) for name, tensor in plain.items()}, card.heads)
             pruning = pruning_of(vit, tensors)
         vit.load_state_dict(plain, assign=True)
         if pruning is not None:
@@ -53,7 +53,7 @@ def model_of(
             pruning.load_state_dict(own, assign=True)
         return ElasticViT(vit, schedules if pruning is None else None, pruning).eval().requires_grad_(False)
     except (KeyError, RuntimeError, AssertionError, ZeroDivisionError, ValueError) as error:
-        raise StoreError(f"model {card.name} does not hold the weights of one of timm's plain ViTs: {error}") from error
+        raise StoreError(f"model {card.name} does not hold the weights of the served architecture: {error}") from error
 
 
 def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
@@ -64,7 +64,7 @@ def timed_model(store: WarmStore, base: ElasticViT) -> ElasticViT:
     if store.common().reducer == "merging":
         return base
     name = min(store.profiled().accuracy)
-    return model_of(store.card(name), store.load(name))
+    return model_of(store.card(name), store.load(name), base)
 
 
 class WarmModels:
@@ -169,7 +169,7 @@ class WarmModels:
         self.residency.close()
 
     def _built(self, card: Card, tensors: Mapping[str, Tensor]) -> Ready:
-        model = model_of(card, tensors, self._base.model.schedules)
+        model = model_of(card, tensors, self._base.model, self._base.model.schedules)
         runner = ElasticRunner(
             model,
             self._base.pixels,

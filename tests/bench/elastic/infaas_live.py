@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 import typer
 
@@ -44,6 +43,7 @@ from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS
 from tests.bench.harness import Report
+from tests.rigs.vit import save_vit
 
 SIDE_PX: Final = 32
 WIDTHS: Final = (96, 192, 384)
@@ -110,8 +110,9 @@ def written(folder: Path, tasks: Sequence[str], depth: int) -> dict[tuple[str, i
             vit = VisionTransformer(
                 SIDE_PX, 4, num_classes=10, embed_dim=width, depth=depth, num_heads=max(1, width // 64)
             )
-            found[task, size.level] = folder / f"{task_number}.{width}.safetensors"
-            safetensors.torch.save_file(vit.state_dict(), found[task, size.level])
+            found[task, size.level] = folder / f"{task_number}.{width}" / "model.safetensors"
+            found[task, size.level].parent.mkdir()
+            save_vit(vit, found[task, size.level])
     return found
 
 

@@ -39,7 +39,7 @@ def main(
             safetensors.torch.save_file(vit.state_dict(), file)
             model = ElasticViT(vit)
             images_BCHW = torch.randn(batch, 3, model.image_px, model.image_px)
-            runs[f"load {name}"] = lambda file=file: load_vit(file)
+            runs[f"load {name}"] = lambda source=f"{name}={file}": load_vit(source)
             runs[f"run {name}"] = lambda model=model, images_BCHW=images_BCHW: model(images_BCHW)
         timings = interleaved(runs, repeats=repeats, warmups=1)
         base_s = timings[f"run {names[1]}"].cpu_s.median

@@ -45,7 +45,7 @@ def main(
     report = Report("warm_picks", {"numbers": wanted, "profiled": profiled, "soups": soups, "pictures": len(labelled)})
     for number in wanted:
         name = models.ranked(number)[0]
-        picked = model_of(opened.card(name), opened.load(name))
+        picked = model_of(opened.card(name), opened.load(name), vanilla)
         share = accuracies(picked, spec, labelled, [number], device=device)[number]
         lost = before[0] - before[number]
         back = (share - before[number]) / lost if lost > 0 else None

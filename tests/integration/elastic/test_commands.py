@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
@@ -18,6 +17,7 @@ from isthmus.cloud.elastic.model.timm_import import create_model
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.tasks.files import load_tasks
 from isthmus.cloud.elastic.tasks.task import ModelShape
+from tests.rigs.vit import save_vit
 
 CLASSES = {"name": "bright-dark", "classes": ["dark", "bright"], "class_of_label": [0, 1]}
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     torch.manual_seed(0)
     vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
-    save_file(vit.state_dict(), folder / "model.safetensors")
+    save_vit(vit, folder / "model.safetensors")
     rng, rows = np.random.default_rng(0), []
     for label in [0, 1] * 20:
         out = io.BytesIO()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.prepare.profiler import machine_key
+from isthmus.cloud.elastic.serve import host
 from isthmus.cloud.elastic.serve.host import read_profile
 from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
 from isthmus.proto.errors import InvalidInput
@@ -33,14 +34,29 @@ def start(rig: ElasticRig, **changes: Any) -> None:
 
 
 def test_a_missing_or_broken_profile_is_said_with_the_way_out(rig: ElasticRig) -> None:
-    for changes in ({"elastic_profile": None}, {"elastic_profile": rig.folder / "none.json"}):
-        with pytest.raises(InvalidInput, match="no profile of this model; measure one with 'isthmus elastic profile'"):
-            start(rig, **changes)
+    with pytest.raises(InvalidInput, match="no profile of this model; measure one with 'isthmus elastic profile'"):
+        start(rig, elastic_profile=rig.folder / "none.json")
     broken = rig.folder / "broken.json"
     for text in ("", "{}", tiny_profile().to_json()[:-20]):
         broken.write_text(text)
         with pytest.raises(InvalidInput, match=r"broken\.json: .*--elastic-measure"):
             start(rig, elastic_profile=broken)
+
+
+def test_the_first_start_measures_the_machine_by_itself_and_says_so(
+    rig: ElasticRig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "PROGRESS_S", 0.0)
+    caplog.set_level(logging.INFO, "isthmus.cloud")
+    start(rig, elastic_profile=None, elastic_number_type="float32")
+    kept = rig.folder / "state" / PROFILE_FILE
+    assert "measuring how fast this machine runs the model, once" in caplog.text and str(kept) in caplog.text
+    assert "measuring time: " in caplog.text and "images/s with all tokens" in caplog.text
+    measured = read_profile(kept)
+    assert 0 in measured.gammas and min(measured.gammas) < 0 < max(measured.gammas)
+    caplog.clear()
+    start(rig, elastic_profile=None)
+    assert "measuring" not in caplog.text and read_profile(kept) == measured
 
 
 def test_a_profile_of_another_machine_is_said_and_measured_anew_on_request(
@@ -52,16 +68,16 @@ def test_a_profile_of_another_machine_is_said_and_measured_anew_on_request(
     small = dataclasses.replace(of_task, sizes=(1, 2), latency_s=dict.fromkeys(GAMMAS, (1.0, 2.0)))
     kept.write_text(small.to_json())
     start(rig, elastic_profile=None)
-    assert "measured elsewhere (processor: measured with 'test'" in caplog.text
+    assert "belongs to another machine (processor: measured with 'test'" in caplog.text
     caplog.clear()
     start(rig, elastic_profile=None, elastic_measure=True, elastic_number_type="float32")
-    assert "measured elsewhere" not in caplog.text
+    assert "belongs to another machine" not in caplog.text
     measured = read_profile(kept)
     assert measured.key == dataclasses.replace(machine_key(rig.runner), threads=1)  # the server's, not this process's
     assert (measured.gammas, measured.sizes, measured.accuracy) == (small.gammas, small.sizes, small.accuracy)
     assert all(0 < seconds < 1 for row in measured.latency_s.values() for seconds in row)
     start(rig, elastic_profile=None)
-    assert "measured elsewhere" not in caplog.text
+    assert "belongs to another machine" not in caplog.text
 
 
 @pytest.mark.parametrize("number_type", ["bfloat16", "int8"])
@@ -86,7 +102,7 @@ def test_the_number_type_is_the_quickest_that_answers_alike(
         ({"elastic_pixels": "sepia"}, "--elastic-model: pixel statistics 'sepia'"),
         ({"elastic_policy": "luck"}, "--elastic-policy: no policy 'luck'; known are priced"),
         ({"elastic_policy": "fixed:-9"}, "--elastic-policy"),
-        ({"elastic_compiler": None, "elastic_device": "nonsense"}, "cannot be served so"),
+        ({"elastic_compiler": None, "elastic_device": "nonsense"}, "the model cannot be served: "),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_the_start(rig: ElasticRig, changes: Any, message: str) -> None:
@@ -151,6 +167,17 @@ def test_tasks_are_registered_listed_asked_and_removed_from_the_command_line(rig
         (rig.folder / "ten.safetensors").write_bytes(made.weights.to_bytes())
         assert isthmus("register", str(rig.folder / "ten.json")) == (0, "ten version 1\n")
         assert isthmus("tasks") == (0, "ten\t1\t10\t2\t-4:70.0% 0:80.0% 2:90.0%\n")
+        model = str(rig.folder / "vit.safetensors")
+        code, said = isthmus("register", "own", "--own-head", "--model", model)
+        assert (code, "nothing names the 10 classes of the head: give --classes" in said) == (1, True)
+        (rig.folder / "names.txt").write_text("\n".join(f"kind {index}" for index in range(10)))
+        named = ("--own-head", "--model", model, "--classes", str(rig.folder / "names.txt"))
+        assert isthmus("register", "own", *named) == (0, "own version 1\n")
+        head = rig.runner.own_task()
+        (logits_C,) = rig.runner.answer(pixels(1)[None], 0, [head])
+        code, said = isthmus("query", "own", str(rig.folder / "picture.png"), "--latency", "30", "--utility", "100")
+        assert (code, said.split("\t")[0]) == (0, f"kind {logits_C.argmax()}")
+        assert isthmus("remove", "own") == (0, "")
         code, said = isthmus("query", "ten", str(rig.folder / "picture.png"), "--latency", "30", "--utility", "0.5")
         assert (code, said.startswith("ten-")) == (0, True)
         code, said = isthmus("query", "ten", str(rig.folder / "ten.json"))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
@@ -22,6 +21,7 @@ from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic import ElasticRig, Made, png
+from tests.rigs.vit import save_vit
 from tests.rigs.warmup import bright_or_dark, tiny_vit
 
 LEARNING = {"epochs": 1, "batch_size": 8, "learning_rate": 0.001, "numbers": "0,4,8", "middle": 4}
@@ -31,7 +31,7 @@ LEARNING = {"epochs": 1, "batch_size": 8, "learning_rate": 0.001, "numbers": "0,
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.safetensors (17 tokens, 3 layers, 2 classes), train, test and unseen.parquet, and bright-dark.json."""
     folder = tmp_path_factory.mktemp("warmup")
-    save_file(tiny_vit().state_dict(), folder / "model.safetensors")
+    save_vit(tiny_vit(), folder / "model.safetensors")
     write_images(folder / "train.parquet", bright_or_dark(30))
     write_images(folder / "test.parquet", bright_or_dark(12, 9))
     write_images(folder / "unseen.parquet", bright_or_dark(10, 5))
@@ -101,7 +101,7 @@ def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> No
     assert code == 0, said
     (task,) = load_tasks(tmp_path / "out" / "task", ModelShape(3, 64, 16))
     rig = ElasticRig(tmp_path)
-    save_file(tiny_vit().state_dict(), tmp_path / "vit.safetensors")
+    save_vit(tiny_vit(), tmp_path / "vit.safetensors")
     made = Made(replace(task.spec, default_latency_s=60.0), task.weights)
     picture = bright_or_dark(1).pictures_NHWC[0]
     warm = tmp_path / "out" / "models"
@@ -157,11 +157,12 @@ def test_what_cannot_be_done_is_said_in_one_line(folder: Path, tmp_path: Path) -
         ({"numbers": "0,4,9"}, "merges per layer must be from 0 to 8"),
         ({"time_budget_s": 1e-9}, "give at least --time-budget-s"),
         ({"storage_budget_bytes": 10}, "--storage-budget-bytes"),
-        ({"reducer": "dropping"}, "merging or pruning"),
         ({"middle": 5}, "middle number 5"),
     ):
         code, said = warmup(folder, "plan", out=out, **options)
         assert code == 1 and wanted in " ".join(said.split()), said
+    code, said = warmup(folder, "plan", out=out, reducer="dropping")
+    assert code == 2 and "'merging', 'pruning'" in said
     dark = bright_or_dark(20)
     write_images(tmp_path / "dark.parquet", LabelledImages(dark.pictures_NHWC[::2], np.zeros(10, np.int64)))
     code, said = warmup(folder, "plan", out=out, data=tmp_path / "dark.parquet")

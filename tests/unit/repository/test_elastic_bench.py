@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from isthmus.cloud.elastic.model.timm_import import create_model
+from tests.rigs.vit import save_vit
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_elastic_vit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
-    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    save_vit(vit, tmp_path / "model.safetensors")
     options = [
         "--model",
         tmp_path / "model.safetensors",
@@ -46,7 +46,7 @@ def test_elastic_vit(tmp_path: Path) -> None:
 def test_warmup(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
-    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    save_vit(vit, tmp_path / "model.safetensors")
     model = tmp_path / "model.safetensors"
     options = ["--model", model, "--averaged", model, "--numbers", "8", "--batch", "2", "--members", "2"]
     options += ["--switches", "4", "--repeats", "1", "--out", tmp_path / "found.json"]

@@ -155,7 +155,7 @@ def test_find_ratio_takes_data_and_model_and_returns_warmed_models(tmp_path: Pat
     mine, other = executor.run(items, -70)
     assert store.profiled().pictures == 12
     best = store.profiled().ranked(70)[0]
-    model = model_of(store.card(best), store.load(best))
+    model = model_of(store.card(best), store.load(best), runner.model)
     with torch.inference_mode():
         wanted = model(runner.images(data.pictures_NHWC[:1]), -70)[0].numpy()
     np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.images import STATISTICS, PixelSpec, read_images
 from tests.rigs.runner import PICTURES_BHWC, PIXELS, model, some_tasks, weights
+from tests.rigs.vit import save_vit
 
 
 @pytest.mark.parametrize("gamma", [-3, 0, 2])
@@ -114,7 +115,7 @@ def test_what_does_not_fit_is_refused() -> None:
 )
 def test_a_file_says_its_architecture(tmp_path: Path, name: str, changes: dict[str, object]) -> None:
     saved = model(name, **changes).vit
-    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    save_vit(saved, tmp_path / "model.safetensors")
     loaded = load_vit(tmp_path / "model.safetensors")
     images_BCHW = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
@@ -125,7 +126,7 @@ def test_models_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no file"):
         load_vit(tmp_path / "missing.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights", encoding="utf-8")
-    with pytest.raises(ModelError, match="no safetensors file"):
+    with pytest.raises(ModelError, match="not a safetensors file"):
         load_vit(tmp_path / "text.safetensors")
     state = model().vit.state_dict()
     save_file({name: value for name, value in state.items() if "norm1" not in name}, tmp_path / "part.safetensors")
@@ -137,7 +138,7 @@ def test_models_that_cannot_be_had_are_named(tmp_path: Path) -> None:
         load_vit(tmp_path / "far.safetensors")
     with pytest.raises(ModelError, match="timm has no model"):
         load_vit("no_such_model_of_theirs", random=True)
-    with pytest.raises(ModelError, match="no vision transformer"):
+    with pytest.raises(ModelError, match="not a vision transformer"):
         load_vit("resnet18", random=True)
 
 

@@ -167,7 +167,10 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("vit_tiny_patch16_224", {"global_pool": "avg"}),
+        ("vit_tiny_patch16_224", {"global_pool": "max"}),
+        ("vit_tiny_patch16_224", {"in_chans": 1}),
+        ("vit_tiny_patch16_224", {"img_size": (48, 32)}),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
         ("resnet18", {"num_classes": 3}),
         (NAME, {"attn_drop_rate": 0.1}),
     ],
