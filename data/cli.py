@@ -74,17 +74,20 @@ def _show(report: "CheckReport", *, decoding: bool) -> None:
     lacking = [f"{ref.name} ({'picture' if ref.audio_path is None else 'sound'} alone)" for ref in listing.incomplete]
     if lacking:
         shown = ", ".join(lacking[:SHOWN_DAMAGE]) + (" ..." if len(lacking) > SHOWN_DAMAGE else "")
-        typer.echo(
-            f"{len(lacking)} clips lack one of their files (devices answer them, training leaves them out): {shown}"
-        )
+        _say(f"{len(lacking)} clips lack one of their files (devices answer them, training leaves them out): {shown}")
     for damage in report.damaged[:SHOWN_DAMAGE]:
-        typer.echo(f"damaged: {damage.name}: {damage.reason}")
+        _say(f"damaged: {damage.name}: {damage.reason}")
     if len(report.damaged) > SHOWN_DAMAGE:
         typer.echo(f"... and {len(report.damaged) - SHOWN_DAMAGE} more damaged")
     for each in listing.left_out[:SHOWN_DAMAGE]:
-        typer.echo(f"left out: {each.name}: {each.reason}")
+        _say(f"left out: {each.name}: {each.reason}")
     if len(listing.left_out) > SHOWN_DAMAGE:
         typer.echo(f"... and {len(listing.left_out) - SHOWN_DAMAGE} more left out")
+
+
+def _say(line: str) -> None:
+    """Print a line with names from outside: what a terminal would obey is written out."""
+    typer.echo("".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line))
 
 
 @make.command("crema-d", resumes=True, example="isthmus data make crema-d clips --actors 4 --takes 2")

@@ -8,7 +8,7 @@ def progress_bar(*, enabled: bool = True) -> Progress:
     """Return a progress bar with count, share and time left, to be used as a context manager."""
     console = Console(stderr=True)
     return Progress(
-        TextColumn("[progress.description]{task.description}"),
+        TextColumn("{task.description}", style="progress.description", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),

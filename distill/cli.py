@@ -32,6 +32,7 @@ Weights = Annotated[
     typer.Option(help="ImageNet weights of the trunk: safetensors with torchvision's names. Default: random weights."),
 ]
 SelectionFile = Annotated[Path, typer.Option("--selection", help="JSON file that 'isthmus distill select' wrote.")]
+_SHOWN_DAMAGE = 20
 StudentFile = Annotated[Path, typer.Option("--student", help="The student: a student.safetensors file.")]
 
 
@@ -85,6 +86,10 @@ def teacher(
     split = choose_split(listing, private_actors=listed(private_actors), private_list=private_list, seed=seed)
     begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance), split)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
+    for damage in begun.public.skipped[:_SHOWN_DAMAGE]:
+        typer.echo(f"skipped: {damage.name}: {damage.reason}", err=True)
+    if len(begun.public.skipped) > _SHOWN_DAMAGE:
+        typer.echo(f"... and {len(begun.public.skipped) - _SHOWN_DAMAGE} more; see 'isthmus data check'", err=True)
     with bars() as progress:
         watch = EpochBars(progress, len(begun.public.names))
         losses = train_teacher(begun, seed=seed, device=target, weights=weights, watch=watch, bars=progress)

@@ -19,10 +19,17 @@ def detect(root: Path) -> str:
         return crema_d.LAYOUT
     if (root / ave.VIDEO_FOLDER).is_dir() or any((root / name).is_file() for name in ave.LISTS):
         return ave.LAYOUT
+    below = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _fits(path)]
+    hint = f". {root / below[0]} has: did you mean that?" if below else ""
     raise ValueError(
         f"{root} has neither the CREMA-D layout ({crema_d.AUDIO_FOLDER}/ and {crema_d.VIDEO_FOLDER}/) "
-        f"nor the AVE layout ({ave.VIDEO_FOLDER}/ with {', '.join(ave.LISTS)})"
+        f"nor the AVE layout ({ave.VIDEO_FOLDER}/ with {', '.join(ave.LISTS)}){hint}"
     )
+
+
+def _fits(root: Path) -> bool:
+    crema_d_folders, ave_folder = (crema_d.AUDIO_FOLDER, crema_d.VIDEO_FOLDER), ave.VIDEO_FOLDER
+    return any((root / folder).is_dir() for folder in (*crema_d_folders, ave_folder))
 
 
 def read_listing(root: Path, layout: str = AUTO) -> Listing:

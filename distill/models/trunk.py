@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from isthmus.data.files import not_the_file
 from isthmus.distill.torchvision_import import ResNet, resnet
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,13 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     if weights is None:
         log.info("%s with %d input channel(s): random weights (no ImageNet file given)", name, in_channels)
         return laid_out(trunk)
-    state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
+    reason = not_the_file(weights)
+    if reason is not None:
+        raise ValueError(f"{weights.name} {reason}")
+    try:
+        state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
+    except SafetensorError as error:
+        raise ValueError(f"{weights.name} is not a safetensors file, or is damaged: {error}") from error
     if in_channels != 3:
         state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
     try:

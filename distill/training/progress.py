@@ -28,10 +28,10 @@ def bars() -> Iterator[Progress]:
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -57,7 +57,9 @@ class EpochBars:
         if self._progress.disable:
             left_s = report.seconds * (report.epochs - report.epoch)
             self._lines.print(
-                f"{stage}: epoch {report.epoch}/{report.epochs}, {note}, about {left_s:.0f} s left", highlight=False
+                f"{stage}: epoch {report.epoch}/{report.epochs}, {note}, about {left_s:.0f} s left",
+                highlight=False,
+                markup=False,
             )
             return
         if stage not in self._tasks:

@@ -1,6 +1,7 @@
 """The closing table of the terminal."""
 
 from rich.table import Table
+from rich.text import Text
 
 from isthmus.demo.outcome import DemoOutcome, readable_bytes
 
@@ -15,7 +16,7 @@ def closing_table(outcome: DemoOutcome) -> Table:
     for client in outcome.clients:
         for index, way in enumerate(client.answering):
             table.add_row(
-                (client.name, ", ".join(client.own_classes))[index] if index < 2 else "",
+                Text((client.name, ", ".join(client.own_classes))[index] if index < 2 else ""),
                 way.name,
                 f"{way.right}/{way.clips}",
                 f"{100 * way.accuracy:.1f} %",
@@ -30,7 +31,7 @@ def closing_table(outcome: DemoOutcome) -> Table:
         for c in outcome.clients
     )
     verdicts = "".join(f"\nThe new student of {client.name} was {client.verdict}." for client in outcome.clients)
-    table.caption = (
+    table.caption = Text(
         f"Bytes and milliseconds are of one clip. A raw clip: {raw}. Prototypes sent: {sent}. Students fetched: {down}."
         f"{verdicts}"
     )

@@ -1,6 +1,7 @@
 """isthmus data check: what it prints, what it writes, and how it ends."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,16 @@ def test_make_refuses_bad_arguments(tmp_path: Path) -> None:
     result = runner.invoke(app, ["make", "crema-d", str(tmp_path / "x"), "--difficulty", "2"])
     assert result.exit_code == 1
     assert "between 0 and 1" in result.output
+
+
+def test_check_writes_out_what_a_terminal_would_obey(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    (root / "AudioWAV").mkdir(parents=True)
+    (root / "VideoFlash").symlink_to(made / "VideoFlash")
+    for path in (made / "AudioWAV").iterdir():
+        (root / "AudioWAV" / path.name).symlink_to(path)
+    for name in (b"[old].wav", b"\x1b[31mred.wav", b"\xff.wav", "Grün 日本.wav".encode()):
+        (root / "AudioWAV" / os.fsdecode(name)).write_bytes(b"x")
+    said = runner.invoke(app, ["check", str(root), "--no-decode"]).output
+    for line in ("damaged: [old]:", r"damaged: \x1b[31mred:", r"damaged: \udcff:", "damaged: Grün 日本:"):
+        assert line in said

@@ -206,5 +206,8 @@ def test_folders_of_neither_layout_are_refused(tmp_path: Path) -> None:
         detect(tmp_path)
     with pytest.raises(ValueError, match="is no folder"):
         read_listing(tmp_path / "nowhere")
+    _crema_d(tmp_path / "CREMA-D", "1001_DFA_ANG_XX")
+    with pytest.raises(ValueError, match=r"CREMA-D has: did you mean that\?"):
+        detect(tmp_path)
     with pytest.raises(ValueError, match="no layout 'avi'"):
         read_listing(tmp_path, "avi")

@@ -119,3 +119,9 @@ def test_imagenet_weights_come_from_a_file_with_conv1_averaged_over_rgb(tmp_path
     torch.testing.assert_close(mono.trunk.state_dict()["conv1.weight"], expected)
     with pytest.raises(ValueError, match="does not hold torchvision's resnet50"):
         Encoder("resnet50", 3, 512, neck=True, weights=tmp_path / "resnet18.safetensors")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        Encoder("resnet18", 3, 512, neck=False, weights=tmp_path / "pointer.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "resnet18.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is not a safetensors file, or is damaged"):
+        Encoder("resnet18", 3, 512, neck=False, weights=tmp_path / "cut.safetensors")
