@@ -1,5 +1,6 @@
 """Configuration of the documentation site: ``make docs``. Generated parts of pages come from reference_pages.py."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import reference_pages  # noqa: E402  (needs the path above)
 
 from isthmus import __version__  # noqa: E402
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # else it logs every plugin among the warnings
 
 project = "Isthmus"
 author = "The authors of Isthmus"
