@@ -7,17 +7,24 @@ random bits, so a plain hash is enough.
 import hashlib
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
-from isthmus.proto.errors import Busy, InvalidInput, TooLarge, Unauthenticated
+from isthmus.proto.errors import InvalidInput, IsthmusError, TooLarge, Unauthenticated
 from isthmus.proto.limits import MAX_NAME_CHARS, MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
 
-_UNKNOWN_HASH = hashlib.sha256(b"no such device").digest()
+_SEEN_EVERY_S: Final = 3_600.0
+_UNKNOWN_HASH: Final = hashlib.sha256(b"no such device").digest()
+
+
+class WrongKey(Unauthenticated):
+    """An enrolment key that does not fit. On the wire it is Unauthenticated."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,11 @@ class Gate:
 
     enrolment_key: str | None
     max_devices: int
+    max_per_hour: int | None = None
 
     def __repr__(self) -> str:
-        return f"Gate(enrolment_key={'<secret>' if self.enrolment_key else None}, max_devices={self.max_devices})"
+        key = "<secret>" if self.enrolment_key else None
+        return f"Gate(enrolment_key={key}, max_devices={self.max_devices}, max_per_hour={self.max_per_hour})"
 
 
 def enrol(
@@ -47,11 +56,11 @@ def enrol(
 ) -> Enrolment:
     """Enrol a device. ``new_secret`` returns a fresh (device id, secret).
 
-    Raises Unauthenticated if the key is wrong, TooLarge or InvalidInput if the name cannot be shown, and Busy if the
-    server already has as many devices as it accepts.
+    Raises WrongKey if the key is wrong, TooLarge or InvalidInput if the name cannot be shown, and Busy if the
+    server has as many devices as it accepts, or too many enrolled within the last hour.
     """
     if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
-        raise Unauthenticated("the enrolment key is missing or wrong; ask the operator for it")
+        raise WrongKey("the enrolment key is missing or wrong; ask the operator for it")
     if len(device_name) > MAX_NAME_CHARS:
         raise TooLarge(f"device name: longer than {MAX_NAME_CHARS} characters")
     if not device_name.isprintable():
@@ -59,8 +68,7 @@ def enrol(
     device_id, secret = new_secret()
     token = f"{device_id}.{secret}"
     device = Device(device_id, device_name, _hash(token), now_s)
-    if not devices.add(database, device, at_most=gate.max_devices):
-        raise Busy("this server accepts no more devices; ask the operator")
+    devices.add(database, device, at_most=gate.max_devices, at_most_per_hour=gate.max_per_hour)
     return Enrolment(
         device_id=device_id,
         token=token,
@@ -72,14 +80,21 @@ def enrol(
     )
 
 
-def authenticate(database: Database, token: str) -> Device:
-    """Return the device that a token belongs to. Raises Unauthenticated, with one message for every reason."""
+def authenticate(database: Database, token: str, now_s: float) -> Device:
+    """Return the device that a token belongs to, and record that it was seen.
+
+    Raises Unauthenticated, with one message for every reason.
+    """
     device_id = token.partition(".")[0]
     known = devices.get(database, device_id) if 0 < len(device_id) <= 32 else None
     # An unknown device costs the same comparison as a known one.
     fits = hmac.compare_digest(_hash(token), known.token_hash if known else _UNKNOWN_HASH)
     if known is None or not fits or known.revoked_s is not None:
         raise Unauthenticated("unknown token; enrol this device again")
+    if known.seen_s is None or now_s - known.seen_s > _SEEN_EVERY_S:
+        # A full disk or a busy database is no reason to refuse a call that only reads.
+        with suppress(IsthmusError):
+            devices.saw(database, device_id, now_s)
     return known
 
 

@@ -178,7 +178,7 @@ class Server:
         continuity.same_database(database, settings.state, settings.signing_key_path, was_empty=was_empty)
         shelf = Shelf(database, Artefacts(settings.artefacts_url))
         try:
-            gate = Gate(settings.enrolment_key(), settings.max_devices)
+            gate = Gate(settings.enrolment_key(), settings.max_devices, settings.max_enrolments_per_hour)
             elastic_key = settings.elastic_key()
         except (OSError, ValueError) as error:
             raise InvalidInput(f"key file: {error}") from error

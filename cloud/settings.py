@@ -75,6 +75,9 @@ class CloudSettings:
         int | None, Option(min=1, help="CPU threads of the worker that personalises. Default: chosen by torch.")
     ] = None
     max_devices: Annotated[int, Option(min=1, help="Largest number of enrolled devices.")] = 10_000
+    max_enrolments_per_hour: Annotated[
+        int, Option(min=1, help="Largest number of devices that may enrol within an hour.")
+    ] = 2_000
     max_queued_jobs: Annotated[int, Option(min=1, help="Largest number of personalisations that wait.")] = 100
     max_calls: Annotated[
         int, Option(min=1, help="Largest number of calls in progress, over all devices. Only known callers count.")

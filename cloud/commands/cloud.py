@@ -11,11 +11,17 @@ from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
 from isthmus.command_line import App, fail, print_table
 
 if TYPE_CHECKING:
+    from isthmus.cloud.store.artefacts import Artefacts
     from isthmus.cloud.store.database import Database
 
 app = App("isthmus cloud", help="Run the cloud service: personalise students, answer devices.", extra="cloud")
 
 _State = Annotated[Path | None, typer.Option(envvar=f"{ENVIRONMENT}STATE", help="Folder of the server: its --state.")]
+_Needed = Annotated[Path, typer.Option("--state", envvar=f"{ENVIRONMENT}STATE", help="Folder of the server.")]
+_Artefacts = Annotated[
+    str | None,
+    typer.Option(envvar=f"{ENVIRONMENT}ARTEFACTS", help="The server's --artefacts. Default: a folder in --state."),
+]
 _Database = Annotated[
     str | None,
     typer.Option(envvar=f"{ENVIRONMENT}DATABASE", help="The server's --database. Default: an SQLite file in --state."),
@@ -47,16 +53,27 @@ def serve(settings: CloudSettings) -> None:
     example="""
     isthmus cloud devices --state state
     isthmus cloud devices --state state --revoke DEVICE
+    isthmus cloud devices --state state --revoke-since 2026-11-29T20:00
+    isthmus cloud devices --state state --delete DEVICE
     """,
 )
 def devices(
     state: _State = None,
     database: _Database = None,
+    artefacts: _Artefacts = None,
     revoke: Annotated[
-        str | None, typer.Option(metavar="ID", help="Shut this device out. It must enrol again to come back.")
+        list[str] | None,
+        typer.Option(metavar="ID", help="Shut this device out. It must enrol again to come back. May be repeated."),
+    ] = None,
+    revoke_since: Annotated[
+        datetime | None, typer.Option(help="Shut out all devices that enrolled at this time (UTC) or later.")
+    ] = None,
+    delete: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Erase this device: its prototypes, jobs and students. It cannot be undone."),
     ] = None,
 ) -> None:
-    """List the enrolled devices, or shut one out. The server may be running.
+    """List the enrolled devices, shut some out, or erase one. The server may be running.
 
     Needs --state or --database of the server. If the output is no terminal, each device is a line with tabs between
     columns.
@@ -64,15 +81,36 @@ def devices(
     from isthmus.cloud.store import devices as device_rows
 
     opened = _open(state, database)
-    if revoke is not None:
-        if not device_rows.revoke(opened, revoke, time.time()):
-            fail(f"no enrolled device {revoke}; 'isthmus cloud devices' lists them")
-        typer.echo(f"device {revoke} is shut out")
+    if delete is not None:
+        from isthmus.cloud.personalise.forgetting import forget_device
+        from isthmus.cloud.personalise.students import Shelf
+
+        if state is None:
+            raise typer.BadParameter("--delete needs the server's --state, where files of its jobs are")
+        if not forget_device(Shelf(opened, _artefacts(artefacts, state)), state / "work", delete):
+            fail(f"no device {delete}; 'isthmus cloud devices' lists them")
+        typer.echo(f"device {delete} is erased")
+        return
+    if revoke_since is not None:
+        since = revoke_since.replace(tzinfo=UTC)
+        typer.echo(f"{device_rows.revoke_enrolled_since(opened, since.timestamp(), time.time())} devices are shut out")
+        return
+    for device_id in revoke or ():
+        if not device_rows.revoke(opened, device_id, time.time()):
+            fail(f"no enrolled device {device_id}; 'isthmus cloud devices' lists them")
+        typer.echo(f"device {device_id} is shut out")
+    if revoke:
         return
     print_table(
-        ("device", "name", "enrolled", "state"),
+        ("device", "name", "enrolled", "seen", "state"),
         [
-            (row.device_id, row.name, _when(row.created_s), "enrolled" if row.revoked_s is None else "revoked")
+            (
+                row.device_id,
+                row.name,
+                _when(row.created_s),
+                "never" if row.seen_s is None else _when(row.seen_s),
+                "enrolled" if row.revoked_s is None else "revoked",
+            )
             for row in device_rows.listing(opened)
         ],
         tabs_in_pipes=True,
@@ -105,6 +143,48 @@ def jobs(state: _State = None, database: _Database = None) -> None:
         ],
         tabs_in_pipes=True,
     )
+
+
+@app.command(example="isthmus cloud backup --state state --to isthmus.tar")
+def backup(
+    state: _Needed,
+    to: Annotated[Path, typer.Option(metavar="FILE", help="File to write. It must not exist.")],
+    database: _Database = None,
+    artefacts: _Artefacts = None,
+) -> None:
+    """Write a backup of a server to one file. The server may be running.
+
+    Needs --state of the server, and its --database and --artefacts if it was given these. The file holds the database,
+    the students, the signing key and unfinished jobs. Whoever can read it can pass for this server: keep it safe.
+    """
+    from isthmus.cloud.backup import backup as write
+
+    size = write(_open(state, database), _artefacts(artefacts, state), state, to)
+    typer.echo(f"{to}: {size / 1e6:.1f} MB")
+
+
+@app.command(example="isthmus cloud restore --state state --from isthmus.tar")
+def restore(
+    state: _Needed,
+    source: Annotated[Path, typer.Option("--from", metavar="FILE", help="File that 'isthmus cloud backup' wrote.")],
+    database: _Database = None,
+    artefacts: _Artefacts = None,
+) -> None:
+    """Make a server's folder and database from a backup.
+
+    Needs a --state that does not exist or is empty and, with --database, an empty database. Nothing is overwritten.
+    Start the server with 'isthmus cloud serve' and the same options afterwards.
+    """
+    from isthmus.cloud.backup import restore as read
+
+    read(source, database or f"sqlite:///{state.absolute() / 'isthmus.db'}", artefacts, state)
+    typer.echo(f"{state} is restored")
+
+
+def _artefacts(url: str | None, state: Path) -> "Artefacts":
+    from isthmus.cloud.store.artefacts import Artefacts
+
+    return Artefacts(url if url is not None else str(state.absolute() / "artefacts"))
 
 
 def _open(state: Path | None, database: str | None) -> "Database":

@@ -38,7 +38,7 @@ from isthmus.cloud.store.database import disk_is_full
 from isthmus.data.files import replaced
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.settling import settled
-from isthmus.proto.errors import Busy, IsthmusError, Locked, StorageFull, Unavailable
+from isthmus.proto.errors import Busy, IsthmusError, Locked, NotYours, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,15 @@ class Runner:
         If the work fails, the job fails and nothing is raised. Only errors of the database are raised; the job is
         then unchanged. ``crashed``: the worker before died of this job.
         """
+        try:
+            return self._run(job_id, crashed)
+        except NotYours:
+            # The device was deleted meanwhile, and its job with it.
+            log.info("job %s is gone; its files are removed", job_id)
+            discard(self.work_dir, job_id)
+            raise
+
+    def _run(self, job_id: str, crashed: bool) -> Job:
         job, actions = self._apply(job_id, Taken(crashed))
         while actions:
             (action,) = actions
@@ -80,8 +89,8 @@ class Runner:
             return Failed("the server has a new release; start again")
         try:
             return self._perform(job, action)
-        except (Busy, Locked, Unavailable):
-            raise  # The database is in trouble, not the job.
+        except (Busy, Locked, NotYours, Unavailable):
+            raise  # The database is in trouble, or the job is gone: it has not failed.
         except Exception as error:
             if _full(error):
                 log.warning("job %s: the disk is full while %s", job.job_id, job.stage.value)

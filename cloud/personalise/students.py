@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sqlalchemy.exc import IntegrityError
+
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import students
@@ -84,7 +86,9 @@ def publish(
     heads: Path | None,
     now_s: float,
 ) -> StudentManifest:
-    """Store a student's files, then the row that makes them reachable. Safe to repeat. Raises StorageFull.
+    """Store a student's files, then the row that makes them reachable. Safe to repeat.
+
+    Raises StorageFull, and NotYours if the device was deleted meanwhile.
 
     ``files``: the files of the manifest, and patches named by ``patch_name``.
     """
@@ -104,7 +108,11 @@ def publish(
     content = manifest_to_bytes(manifest)
     signed = SignedManifest(content, signer.sign(content))
     sha256 = None if heads is None else _described(heads).sha256
-    students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
+    try:
+        students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
+    except IntegrityError as error:
+        shelf.artefacts.remove(student_id)
+        raise NotYours("the device was deleted") from error
     return manifest
 
 

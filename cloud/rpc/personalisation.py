@@ -5,11 +5,11 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from isthmus.cloud import identity
-from isthmus.cloud.identity import Gate
+from isthmus.cloud.identity import Gate, WrongKey
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.job import status
@@ -17,9 +17,10 @@ from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.cloud.rpc.work import Work
+from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import convert
-from isthmus.proto.errors import Busy
-from isthmus.proto.messages import Chunk
+from isthmus.proto.errors import Busy, Unauthenticated
+from isthmus.proto.messages import Chunk, Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
@@ -44,9 +45,25 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     tell_worker: Callable[[], None]
     max_queued_jobs: int
     watch_interval_s: float
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
-        enrolment = await self.enrolling.do(
+        address = context.peer().rpartition(":")[0]
+        self.wrong_keys.admit(address)
+        try:
+            enrolment = await self._enrol(request)
+        except WrongKey as error:
+            wait_s = self.wrong_keys.begin(address)
+            try:
+                await asyncio.sleep(wait_s)
+            finally:
+                self.wrong_keys.end(address)
+            raise Unauthenticated(str(error)) from error
+        log.info("enrolled device %s", enrolment.device_id)
+        return convert.enrolment_to_pb(enrolment)
+
+    async def _enrol(self, request: pb.EnrolRequest) -> Enrolment:
+        return await self.enrolling.do(
             identity.enrol,
             self.shelf.database,
             self.gate,
@@ -57,8 +74,6 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             now_s=time.time(),
             new_secret=lambda: (secrets.token_hex(8), secrets.token_urlsafe(32)),
         )
-        log.info("enrolled device %s", enrolment.device_id)
-        return convert.enrolment_to_pb(enrolment)
 
     async def StartPersonalisation(
         self, request: pb.StartPersonalisationRequest, context: Any

@@ -7,6 +7,7 @@ kinds of calls (``calls.py`` enters them). Health and reflection need no token.
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -81,7 +82,7 @@ def identity_scope(database: Database, work: Work, elastic_key: str | None = Non
         else:
             work.admit(context.time_remaining())
             # Never reset: each call has a context of its own, and an abandoned stream is closed in another context.
-            _CALLER.set(await work.do(identity.authenticate, database, token))
+            _CALLER.set(await work.do(identity.authenticate, database, token, time.time()))
         _KNOWN.set(True)
         yield
 

@@ -111,6 +111,16 @@ class Artefacts:
         finally:
             copy.unlink(missing_ok=True)
 
+    def names(self, student_id: str) -> list[str]:
+        """Return the names of a student's files, sorted; none if there is no such student."""
+        if not valid_name(student_id):
+            raise NotYours("no such student")
+        try:
+            found = self._fs.ls(f"{self._root}/{student_id}", detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in (path.rpartition("/")[2] for path in found) if valid_name(name))
+
     def remove(self, student_id: str) -> None:
         """Remove all files of a student, if there are any."""
         if not valid_name(student_id):

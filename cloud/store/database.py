@@ -88,6 +88,12 @@ class Database:
         with self.reading() as connection:
             return not sa.inspect(connection).has_table("alembic_version")
 
+    def forget_free_pages(self) -> None:
+        """Remove what was deleted from SQLite's write-ahead log too, as far as other connections let us."""
+        if self.sqlite_path is not None:
+            with self._engine.connect() as connection:
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def migrate(self) -> None:
         """Upgrade the schema to the newest version. Call it under the server's lock."""
         config = _migrations()
@@ -171,7 +177,7 @@ def _normalised(url: str) -> sa.URL:
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's implicit BEGIN would be sent too late; _begin_sqlite sends it.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

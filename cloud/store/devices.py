@@ -6,35 +6,66 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from isthmus.cloud.store.database import Database
-from isthmus.cloud.store.schema import devices
+from isthmus.cloud.store.schema import devices, jobs, students, uploads
+from isthmus.proto.errors import Busy
 
 
 @dataclass(frozen=True)
 class Device:
-    """An enrolled device. Times are Unix seconds; ``revoked_s`` is None while the device may call."""
+    """An enrolled device. Times are Unix seconds. ``revoked_s`` is None while the device may call."""
 
     device_id: str
     name: str
     token_hash: bytes
     created_s: float
     revoked_s: float | None = None
+    seen_s: float | None = None
+    """When it last called, to about an hour; None if it has not called since it enrolled."""
 
     def __repr__(self) -> str:
         return f"Device(device_id={self.device_id!r}, name={self.name!r})"
 
 
-def add(database: Database, device: Device, *, at_most: int) -> bool:
-    """Add the device and return True, or return False if there are ``at_most`` devices already."""
+def add(
+    database: Database, device: Device, *, at_most: int, at_most_per_hour: int | None = None, unseen_s: float = 3_600.0
+) -> None:
+    """Add the device.
+
+    If there are ``at_most`` devices, those make room that enrolled more than ``unseen_s`` ago and never called since.
+    Raises Busy if there is still no room, or if ``at_most_per_hour`` devices enrolled within the last hour.
+    """
     with database.writing() as connection:
-        count = connection.scalar(sa.select(sa.func.count()).select_from(devices).where(devices.c.revoked_s.is_(None)))
-        if (count or 0) >= at_most:
-            return False
+        if at_most_per_hour is not None:
+            lately = _count(connection, devices.c.created_s > device.created_s - 3_600.0)
+            if lately >= at_most_per_hour:
+                raise Busy("too many devices enrolled within the last hour; try again later", retry_after_s=60.0)
+        if _count(connection, devices.c.revoked_s.is_(None)) >= at_most:
+            unseen = (devices.c.seen_s.is_(None), devices.c.created_s < device.created_s - unseen_s)
+            has_job = sa.exists().where(jobs.c.device_id == devices.c.id)
+            connection.execute(devices.delete().where(*unseen, ~has_job))
+        if _count(connection, devices.c.revoked_s.is_(None)) >= at_most:
+            raise Busy("this server accepts no more devices; ask the operator")
         connection.execute(
             devices.insert().values(
                 id=device.device_id, name=device.name, token_hash=device.token_hash, created_s=device.created_s
             )
         )
-        return True
+
+
+def saw(database: Database, device_id: str, now_s: float) -> None:
+    """Record that a device has called."""
+    with database.writing() as connection:
+        connection.execute(devices.update().where(devices.c.id == device_id).values(seen_s=now_s))
+
+
+def remove(database: Database, device_id: str) -> bool:
+    """Remove a device with its jobs, uploads and rows of students. Returns whether there was such a device."""
+    with database.writing() as connection:
+        mine = sa.select(jobs.c.id).where(jobs.c.device_id == device_id)
+        connection.execute(uploads.delete().where(uploads.c.job_id.in_(mine)))
+        connection.execute(jobs.delete().where(jobs.c.device_id == device_id))
+        connection.execute(students.delete().where(students.c.device_id == device_id))
+        return connection.execute(devices.delete().where(devices.c.id == device_id)).rowcount == 1
 
 
 def get(database: Database, device_id: str) -> Device | None:
@@ -60,6 +91,13 @@ def revoke(database: Database, device_id: str, now_s: float) -> bool:
     return result.rowcount == 1
 
 
+def revoke_enrolled_since(database: Database, since_s: float, now_s: float) -> int:
+    """Refuse all devices that enrolled at ``since_s`` or later. Returns how many there were."""
+    with database.writing() as connection:
+        late = (devices.c.created_s >= since_s, devices.c.revoked_s.is_(None))
+        return connection.execute(devices.update().where(*late).values(revoked_s=now_s)).rowcount
+
+
 def revoked_among(database: Database, device_ids: Iterable[str]) -> list[str]:
     """Return those of the devices that have been revoked, or deleted."""
     asked = set(device_ids)
@@ -69,4 +107,8 @@ def revoked_among(database: Database, device_ids: Iterable[str]) -> list[str]:
 
 
 def _device(row: sa.Row[tuple[object, ...]]) -> Device:
-    return Device(row.id, row.name, bytes(row.token_hash), row.created_s, row.revoked_s)
+    return Device(row.id, row.name, bytes(row.token_hash), row.created_s, row.revoked_s, row.seen_s)
+
+
+def _count(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(devices).where(*conditions)) or 0

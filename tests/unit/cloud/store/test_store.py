@@ -21,7 +21,7 @@ from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.cloud.store.schema import metadata
-from isthmus.proto.errors import InvalidInput, Locked, NotYours, StorageFull, WrongState
+from isthmus.proto.errors import Busy, InvalidInput, Locked, NotYours, StorageFull, WrongState
 from isthmus.proto.messages import Stage
 
 
@@ -178,3 +178,22 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in (tmp_path / "a" / "student").iterdir()] == ["x.onnx"]
     with artefacts.open("student", "x.onnx") as file:
         assert file.read() == b"new" * 1_000
+
+
+def test_devices_that_never_called_make_room_and_rates_are_bounded(database: Database) -> None:
+    def add(device_id: str, now_s: float, **bounds: int) -> None:
+        devices.add(database, Device(device_id, "", bytes(32), now_s), **{"at_most": 3, **bounds})
+
+    add("seen", 10.0)
+    devices.saw(database, "seen", 11.0)
+    add("unseen", 20.0)
+    with pytest.raises(Busy, match="no more devices"):
+        add("new", 3_000.0)
+    add("new", 4_000.0)
+    assert [device.device_id for device in devices.listing(database)] == ["seen", "new"]
+    with pytest.raises(Busy, match="last hour") as refused:
+        add("another", 4_001.0, at_most=99, at_most_per_hour=1)
+    assert refused.value.retry_after_s
+    add("another", 8_000.0, at_most=99, at_most_per_hour=1)
+    assert devices.revoke_enrolled_since(database, 4_000.0, 8_001.0) == 2
+    assert devices.revoked_among(database, ["seen", "new", "nobody"]) == ["new", "nobody"]
