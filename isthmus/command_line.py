@@ -185,6 +185,7 @@ class App(typer.Typer):
             name=name,
             cls=_Group,
             help=help,
+            short_help=" ".join(help.partition("\n\n")[0].split()),
             no_args_is_help=False,
             add_completion=False,
             rich_markup_mode=None,

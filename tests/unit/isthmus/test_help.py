@@ -72,6 +72,7 @@ def test_every_page_teaches(pages: list[CommandPage]) -> None:
         assert page.summary.endswith("."), page.path
         assert "--help" in page.text, page.path
         if page.below:
+            assert "..." not in page.text.partition("Commands:")[2], f"{page.path} cuts a command's summary off"
             continue
         assert page.help.count("\n\n") >= 1, f"{page.path}: only a summary"
         assert "Needs " in page.help, f"{page.path} does not say what it needs"
