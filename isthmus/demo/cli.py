@@ -31,8 +31,8 @@ def demo(
     ] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Seed of the data, the split, the training and the devices.", min=0)] = 0,
     preset: Annotated[
-        Literal["smoke", "small", "thesis"],
-        typer.Option(help="Sizes and schedules: smoke takes minutes, small an hour, thesis days."),
+        Literal["thesis", "small", "smoke", "tiny"],
+        typer.Option(help="Sizes and schedules: tiny takes seconds, smoke minutes, small an hour, thesis days."),
     ] = "smoke",
     edge_python: Annotated[
         Path | None,

@@ -11,7 +11,8 @@ from isthmus.command_line import Layout
 Data = Annotated[Path, Option(help="A data set in the published layout of CREMA-D or AVE.")]
 Out = Annotated[Path, Option(help="Folder to write to: cells, result.json, result.md, pictures and report.html.")]
 Preset = Annotated[
-    Literal["thesis", "small", "smoke"], Option(help="Sizes and schedules of a new release: smoke takes minutes.")
+    Literal["thesis", "small", "smoke", "tiny"],
+    Option(help="Sizes and schedules of a new release: smoke takes minutes, tiny seconds."),
 ]
 Seeds = Annotated[int, Option(help="Number of seeds: 0, 1 and so on. The paper's gaps need 5 or more.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes, each of one thread. 0: one per core.", min=0)]
