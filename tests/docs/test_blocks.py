@@ -25,6 +25,7 @@ from typer.main import get_command
 
 from isthmus.cli import SUBCOMMANDS
 from tests.rigs.pages import ROOT, Block, blocks, history, pages
+from tests.rigs.site import reference_pages
 from tests.rigs.tutorial import environment, run_python, treatment
 
 BLOCKS = [block for page in pages() if not history(page) for block in blocks(page)]
@@ -119,6 +120,15 @@ def _check_isthmus(rest: list[str]) -> None:
     assert sum(each.required for each in arguments) <= positional <= len(arguments)
     required = {each.name for each in command.params if each.required and each not in arguments}
     assert required <= given, f"{command.name} needs {required - given}"
+
+
+def test_the_examples_in_the_help_of_commands_exist() -> None:
+    """Every ``isthmus`` line of the examples that --help and the reference show."""
+    examples = re.findall(r"```sh\n(.*?)```", reference_pages.commands(), flags=re.DOTALL)
+    calls = [words for text in examples for words in _calls(text) if words[0] == "isthmus"]
+    assert len(calls) >= len(SUBCOMMANDS)
+    for words in calls:
+        _check(words)
 
 
 def test_a_wrong_command_is_found() -> None:

@@ -9,12 +9,7 @@ import pytest
 import isthmus
 from isthmus.cli import SUBCOMMANDS
 from tests.rigs.pages import ROOT
-
-sys.path.insert(0, str(ROOT / "docs"))
-try:
-    import reference_pages
-finally:
-    sys.path.pop(0)
+from tests.rigs.site import reference_pages
 
 
 def _build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
