@@ -1,4 +1,4 @@
-"""From what a device wrote (its report and what it disclosed beforehand) to the client's part of the outcome."""
+"""Turn what a device wrote (its report, and its disclosure before the upload) into one client's part of the outcome."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,11 @@ from isthmus.proto.messages import ratio_name
 def client_outcome(
     name: str, report: Mapping[str, Any], disclosure: Mapping[str, Any], ratios: Sequence[float]
 ) -> ClientOutcome:
-    """``report`` is of ``isthmus edge run --report``, ``disclosure`` of ``isthmus edge prototypes --json``.
+    """Return the outcome of one client.
 
-    A clip without an answer counts as wrong. Raises KeyError for a report that lacks a part.
+    ``report``: what ``isthmus edge run --report`` wrote. ``disclosure``: what ``isthmus edge prototypes --json`` wrote.
+
+    A clip without an answer counts as wrong. Raises KeyError if the report lacks a part.
     """
     clips = [clip for clip in report["predictions"] if clip["label"] is not None]
     sent = report["bytes"]["up_per_clip"]
@@ -90,7 +92,7 @@ def _right(clips: Sequence[Mapping[str, Any]], way: str) -> int:
 def _verdict(guard: Mapping[str, Any] | None) -> str:
     if guard is None:
         return "no new student came"
-    right = {True: ", which the test clips bear out", False: ", which the test clips do not bear out", None: ""}
+    right = {True: ", which the test clips confirm", False: ", which the test clips do not confirm", None: ""}
     return f"{'taken' if guard['accepted'] else 'refused'}{right[guard['right']]}: {guard['reason']}"
 
 

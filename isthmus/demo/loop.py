@@ -1,4 +1,4 @@
-"""The loop itself, in processes of their own over real gRPC on loopback: one cloud, and one device per client."""
+"""The loop in separate processes over real gRPC on loopback: one cloud, and one device per client."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ Tick = Callable[[], None]
 
 
 class Loop:
-    """A cloud on ``release`` and, once told of them, its devices. All files go below ``folder``, which must be new.
+    """Runs a cloud on ``release`` and its devices. All files go below ``folder``, which must not exist.
 
-    ``cloud_python`` and ``edge_python`` are the interpreters of the two shores. The processes belong to ``family``.
+    ``cloud_python`` and ``edge_python`` are the interpreters of cloud and devices. The processes belong to ``family``.
     """
 
     def __init__(
@@ -37,7 +37,9 @@ class Loop:
         self.address = family.wait_for_address(self.cloud, address_file, LISTENING_LIMIT_S)
 
     def disclose(self, data: Path, clients: Mapping[str, Sequence[str]], on_tick: Tick = lambda: None) -> None:
-        """Enrols a device per client (names of its clips) and has each write what would leave it; nothing is sent."""
+        """Enrol one device per client and let each write what would leave it. ``clients``: clip names by client.
+
+        No prototype is sent."""
         for client, names in clients.items():
             self._file(client, ".txt").write_text("".join(f"{name}\n" for name in names))
         children = [
@@ -49,9 +51,9 @@ class Loop:
     def personalise(
         self, data: Path, clients: Mapping[str, Sequence[str]], ratios: Sequence[float], on_tick: Tick = lambda: None
     ) -> tuple[ClientOutcome, ...]:
-        """Runs all devices at once to the end: personalised, and their test clips answered in every way.
+        """Run all devices at once until each is personalised and has answered its test clips in every way.
 
-        Half of a client's clips, class by class, make the prototypes; the others are tested on. Raises ChildFailed.
+        Half of a client's clips, balanced by class, make the prototypes; the others are tested. Raises ChildFailed.
         """
         chosen = ",".join(ratio_name(ratio) for ratio in ratios)
         children = [
@@ -85,7 +87,7 @@ class Loop:
         ]
         words += ["--state", self._folder / client, "--clips", self._file(client, ".txt")]
         words += ["--seed", str(self._seed), "--name", client, *more]
-        # One small process among several: more threads than one would only get in each other's way.
+        # Several small processes run at once: more than one thread each would slow all of them down.
         return self._family.start(f"{client} {command}", words, env={"OMP_NUM_THREADS": "1"}, output=output)
 
     def _file(self, client: str, ending: str) -> Path:

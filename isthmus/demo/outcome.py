@@ -1,4 +1,4 @@
-"""What the demo ends with, as plain data: what the table and the HTML page are made from."""
+"""The result of the demo as plain data. The table and the HTML page are made from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,15 @@ from isthmus.demo.stages import StageRecord
 
 @dataclass(frozen=True)
 class Answering:
-    """One way of answering, over a client's test clips."""
+    """One way of answering, measured on a client's test clips."""
 
     name: str
     right: int
     clips: int
     median_ms: float | None
-    """From features to answer, without the encoder; None where it was not timed."""
+    """Time from features to answer, without the encoder. None if it was not measured."""
     bytes_up: float
-    """What one clip costs on the link, upwards."""
+    """Bytes sent to the cloud per clip."""
 
     @property
     def accuracy(self) -> float:
@@ -28,14 +28,14 @@ class Answering:
 
 @dataclass(frozen=True)
 class ClientOutcome:
-    """What became of one device. Axes: K prototypes, C classes."""
+    """The result of one device. Axes: K prototypes, C classes."""
 
     name: str
     own_classes: tuple[str, ...]
     selection_clips: int
     test_clips: int
     answering: tuple[Answering, ...]
-    """The base student alone comes first: it is "before"."""
+    """The base student on the device comes first: it is the state "before"."""
     encode_median_ms: float
     raw_bytes_per_clip: float
     bytes_up: dict[str, int]
@@ -43,18 +43,18 @@ class ClientOutcome:
     prototypes_KC: npt.NDArray[np.float32]
     sizes_K: npt.NDArray[np.int32]
     prototype_bytes: int
-    """The message that carried the first round's prototypes."""
+    """Size of the message with the first round's prototypes."""
     min_cluster: int
     epsilon: float | None
     selected_per_class: tuple[int, ...]
     rounds: int
-    """How often prototypes were sent: once a round, of this form each time. Those of the first are kept here."""
+    """How often prototypes were sent: once per round. Those of the first round are kept here."""
     cloud_seconds: dict[str, float]
     rss_bytes: int
     verdict: str
-    """What the device's guard said of the new student, and whether the labels bear it out."""
+    """The decision of the device's guard on the new student, and whether the labels confirm it."""
     student_bytes: int
-    """What came down of students, as patches where there are any; and what the same files are whole."""
+    """Bytes of students downloaded, as patches if there are any; and bytes of the same files in full."""
     whole_student_bytes: int
 
     @property
@@ -63,13 +63,13 @@ class ClientOutcome:
 
     @property
     def after(self) -> Answering:
-        """The personal student, answered by the cloud at the least compression; what the paper reports."""
+        """The personal student through the cloud at the lowest compression: the figure that the paper reports."""
         return self.answering[1]
 
 
 @dataclass(frozen=True)
 class KeptClip:
-    """One of a device's clips, for a person to look at; it never left. Axes: T samples, K pictures in time order."""
+    """A clip shown in the report. It never left its device. Axes: T samples, K pictures in time order."""
 
     name: str
     waveform_T: npt.NDArray[np.float32]
@@ -90,9 +90,9 @@ class DemoOutcome:
     kept: tuple[KeptClip, ...]
     """One clip of each client."""
     teacher_accuracy: dict[str, dict[str, float]]
-    """Per client, the teacher's share of right answers: jointly, and by each branch alone."""
+    """Accuracy of the teacher per client: both branches together, and each alone."""
     losses: dict[str, tuple[float, ...]]
-    """Per training stage, the mean loss of each epoch."""
+    """Mean loss per epoch, by training stage."""
     stages: tuple[StageRecord, ...]
     total_seconds: float
     edge_python: Path
@@ -101,7 +101,7 @@ class DemoOutcome:
 
 
 def readable_bytes(count: float) -> str:
-    """1536 -> "1.5 kB": powers of 1000, as link rates are told."""
+    """Return "1.5 kB" for 1536: powers of 1000, as for link rates."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -110,7 +110,7 @@ def readable_bytes(count: float) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """75 -> "1 min 15 s"; short times keep a decimal."""
+    """Return "1 min 15 s" for 75. Short times keep one decimal."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

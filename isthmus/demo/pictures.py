@@ -1,4 +1,4 @@
-"""The report's pictures: each a function from plain data to PNG bytes. No state of pyplot is touched."""
+"""The report's pictures: each function turns plain data into PNG bytes, without pyplot's global state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -37,7 +37,7 @@ def _grouped_bars(
 
 
 def accuracy(clients: Sequence[ClientOutcome]) -> bytes:
-    """Accuracy in percent, per client and way of answering."""
+    """Draw accuracy in percent, per client and way of answering."""
     figure, axes = _one(7.5, 3.6)
     names = [way.name for way in clients[0].answering]
     series = {name: [100 * client.answering[i].accuracy for client in clients] for i, name in enumerate(names)}
@@ -49,7 +49,7 @@ def accuracy(clients: Sequence[ClientOutcome]) -> bytes:
 
 
 def bytes_per_clip(clients: Sequence[ClientOutcome]) -> bytes:
-    """What one clip would cost raw and costs as features; a logarithmic axis."""
+    """Draw bytes per clip, raw and as features, on a logarithmic axis."""
     figure, axes = _one(7.5, 2.8)
     client = clients[0]
     rows = [("raw clip", client.raw_bytes_per_clip)]
@@ -66,7 +66,7 @@ def bytes_per_clip(clients: Sequence[ClientOutcome]) -> bytes:
 
 
 def selected(clients: Sequence[ClientOutcome], classes: Sequence[str]) -> bytes:
-    """How many public clips of each class were selected for each client."""
+    """Draw how many public clips of each class were selected for each client."""
     figure, axes = _one(7.5, 3.0)
     _grouped_bars(axes, classes, {client.name: client.selected_per_class for client in clients})
     axes.set_ylabel("public clips selected")
@@ -75,7 +75,7 @@ def selected(clients: Sequence[ClientOutcome], classes: Sequence[str]) -> bytes:
 
 
 def prototypes(client: ClientOutcome, classes: Sequence[str]) -> bytes:
-    """All that one device sent of its selection clips: a row per prototype, a column per class."""
+    """Draw everything that one device sent of its selection clips: a row per prototype, a column per class."""
     count = len(client.sizes_K)
     figure = Figure(figsize=(6.0, max(1.8, 0.26 * count + 1.1)), layout="constrained")
     axes = figure.subplots()
@@ -92,7 +92,7 @@ def prototypes(client: ClientOutcome, classes: Sequence[str]) -> bytes:
 
 
 def kept(clip: KeptClip, shown: int = 5) -> bytes:
-    """A clip that stayed on its device: some of its pictures above, its sound as a mel spectrogram below."""
+    """Draw a clip that stayed on its device: some frames above, its sound as a mel spectrogram below."""
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.3), squeeze=False).flat
     places = np.linspace(0, len(clip.pictures_KHWC) - 1, shown).astype(int)
@@ -115,7 +115,7 @@ def kept(clip: KeptClip, shown: int = 5) -> bytes:
 
 
 def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
-    """A small picture per training, since their losses are of different kinds."""
+    """Draw one small plot per training, because their losses are not comparable."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(2.7 * columns, 2.1 * rows), layout="constrained")
@@ -134,7 +134,7 @@ def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def wall_times(stages: Sequence[StageRecord]) -> bytes:
-    """Wall time of each stage; what an earlier run had done is pale."""
+    """Draw the wall time of each stage. Stages reused from an earlier run are pale."""
     figure, axes = _one(7.5, 0.35 * len(stages) + 1.0)
     bars = axes.barh(
         [stage.name for stage in stages],

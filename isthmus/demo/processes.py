@@ -1,4 +1,4 @@
-"""Child processes that are waited for properly, end with their parent, and name their log when they fail."""
+"""Child processes that end with their parent and whose failure names their log."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ from types import FrameType, TracebackType
 from typing import Final
 
 POLL_S: Final = 0.2
-"""How often a child that is being waited for is looked at."""
+"""Interval at which a child is checked while waiting for it."""
 
 _ADDRESS = re.compile(r"^\S+:\d+$")
 
 
 class ChildFailed(Exception):
-    """A child ended wrongly, too early or not at all. The message names its log and shows the log's last line."""
+    """A child failed, ended too early or did not end. The message names its log and shows the log's last line."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Child:
     log_path: Path
 
     def last_line(self) -> str:
-        """The last line that is not empty of what the child wrote; empty where there is none."""
+        """Return the last non-empty line that the child wrote, or an empty string."""
         try:
             lines = self.log_path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -39,7 +39,7 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def last_words(self) -> str:
-        """The last line for a person: of a log line in JSON its message."""
+        """Return the last line for a person: the message, if the line is a log line in JSON."""
         line = self.last_line()
         try:
             parsed = json.loads(line)
@@ -53,9 +53,9 @@ class Child:
 
 
 class Family:
-    """The children of one run. Leaving the ``with`` block ends those that still live: SIGTERM, then SIGKILL.
+    """The children of one run. Leaving the ``with`` block ends those that still run: SIGTERM, then SIGKILL.
 
-    Children have sessions of their own, so that a Ctrl-C reaches the parent alone and it decides the order of ending.
+    Each child has its own session. So Ctrl-C reaches only the parent, which ends the children in the right order.
     """
 
     def __init__(self, log_dir: Path, grace_s: float = 10.0):
@@ -72,9 +72,9 @@ class Family:
         env: Mapping[str, str] | None = None,
         output: Path | None = None,
     ) -> Child:
-        """Starts ``argv`` with both outputs in ``<log_dir>/<name>.log``; with ``output``, standard output goes there.
+        """Start ``argv`` with its outputs in ``<log_dir>/<name>.log``, or standard output in ``output`` if it is given.
 
-        ``env`` adds to the environment. Raises ChildFailed where it does not start.
+        ``env`` adds to the environment. Raises ChildFailed if the process does not start.
         """
         log_path = self._log_dir / f"{name.replace(' ', '-')}.log"
         with contextlib.ExitStack() as files:
@@ -96,10 +96,10 @@ class Family:
         return child
 
     def wait(self, *awaited: Child, timeout_s: float, on_tick: Callable[[], None] = lambda: None) -> None:
-        """Waits until every awaited child has ended well; ``on_tick`` is called now and then meanwhile.
+        """Wait until every awaited child has ended with code 0, calling ``on_tick`` from time to time.
 
-        Raises ChildFailed as soon as one of them ends otherwise, any other child of the family ends at all (it was
-        meant to serve), or ``timeout_s`` is over.
+        Raises ChildFailed as soon as one of them ends with another code, another child of the family ends at all
+        (it was meant to keep serving), or ``timeout_s`` has passed.
         """
         deadline_s = time.monotonic() + timeout_s
         open_children = list(awaited)
@@ -121,7 +121,7 @@ class Family:
                 raise open_children[0].failure(f"was not done after {timeout_s:.0f} s")
 
     def wait_for_address(self, child: Child, port_file: Path, timeout_s: float) -> str:
-        """HOST:PORT once the child has written it to ``port_file`` and answers there. Raises ChildFailed."""
+        """Return HOST:PORT once the child has written it to ``port_file`` and answers there. Raises ChildFailed."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(FileNotFoundError):
@@ -163,7 +163,7 @@ def _answers(address: str) -> bool:
 
 @contextlib.contextmanager
 def termination_unwinds() -> Iterator[None]:
-    """Inside, SIGTERM leaves through the ``with`` blocks as Ctrl-C does, so that no child outlives its parent."""
+    """Make SIGTERM unwind the ``with`` blocks as Ctrl-C does, so that no child outlives its parent."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

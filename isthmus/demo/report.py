@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs no other, no script and no network."""
+"""The HTML report: one self-contained file without scripts or network access."""
 
 import base64
 from pathlib import Path
@@ -11,7 +11,7 @@ from isthmus.demo.outcome import DemoOutcome, readable_bytes, readable_seconds
 
 
 def render_report(outcome: DemoOutcome) -> str:
-    """The whole page as text. Names from the data set are escaped; pictures are inline PNG."""
+    """Return the whole page as text. Names from the data set are escaped; pictures are inline PNG."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isthmus.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -1,4 +1,4 @@
-"""The demo's story: data, teacher, base student, then a cloud and two devices as processes of their own."""
+"""The demo's stages: data, teacher, base student, then a cloud and two devices as separate processes."""
 
 import csv
 import json
@@ -32,14 +32,14 @@ from isthmus.distill.prepare import recipe_for
 
 RATIOS: Final = (1.0, 2.0)
 LEAST_CLIPS: Final = 6
-"""A client needs this many: half of them must make one prototype of three."""
+"""Fewest clips of a client: half of them must make one prototype of three clips."""
 
 ACTORS: Final = 8
 TAKES: Final = 6
 """8 actors x 6 classes x 6 takes = 288 clips."""
 DIFFICULTY: Final = 0.4
 SYNTHETIC_PRIVATE_SHARE: Final = 0.2
-"""More than the paper's tenth, so that the few hundred synthetic clips leave enough to test on."""
+"""Larger than the paper's tenth, so that a few hundred synthetic clips leave enough test clips."""
 PRIVATE_SHARE: Final = 0.1
 
 TRAINING_LIMIT_S: Final = 24 * 3600.0
@@ -47,7 +47,7 @@ TRAINING_LIMIT_S: Final = 24 * 3600.0
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """``data`` None makes a synthetic set below ``out``; ``edge_python`` runs the two devices."""
+    """Settings of a run. ``data`` None: a synthetic set is made below ``out``. ``edge_python`` runs the devices."""
 
     out: Path
     data: Path | None
@@ -64,7 +64,7 @@ class _Release:
 
 
 class Demo:
-    """One run. Made for a single call of ``run``."""
+    """One run of the demo. Call ``run`` once."""
 
     def __init__(self, settings: DemoSettings, console: Console):
         self._settings = settings
@@ -74,7 +74,9 @@ class Demo:
         self._ledger = StageLedger(self._out / "stages.json")
 
     def run(self) -> DemoOutcome:
-        """Raises ChildFailed naming a log, and ValueError for data or an environment that will not do."""
+        """Run all stages and return the outcome.
+
+        Raises ChildFailed, which names a log, and ValueError for unusable data or an unusable environment."""
         began_s = time.perf_counter()
         edge_has_torch = _check_edge_python(self._settings.edge_python)
         with only_one(self._out), termination_unwinds(), Family(self._out / "logs") as family:
@@ -182,7 +184,7 @@ class Demo:
 
     @contextmanager
     def _timed(self, stage: str, what: str) -> Iterator[Callable[[str], None]]:
-        """A stage that every run does anew. Yields what shows a line of progress."""
+        """Run a stage that is never reused. Yields a function that shows a line of progress."""
         self._console.print(f"{what} ...")
         began_s = time.perf_counter()
         with self._console.status(what) as status:
@@ -202,11 +204,11 @@ class Demo:
         self._console.print(f"{what} ...")
         record = self._ledger.run(name, key, result, action)
         took = readable_seconds(record.seconds)
-        self._console.print(f"  taken over from an earlier run ({took})" if record.reused else f"  done in {took}")
+        self._console.print(f"  reused from an earlier run ({took})" if record.reused else f"  done in {took}")
 
 
 def _check_edge_python(python: Path) -> bool:
-    """Whether torch is installed beside it. Raises ValueError where the device's part of Isthmus is not."""
+    """Return whether torch is installed there. Raises ValueError if the device's part of Isthmus is not."""
     code = "import importlib.util as u, isthmus.edge.commands.edge; print(u.find_spec('torch') is not None)"
     way_out = "'make install-edge' makes an environment for devices; --edge-python names another."
     try:
@@ -220,7 +222,7 @@ def _check_edge_python(python: Path) -> bool:
 
 
 def _fingerprint(listing: Listing) -> list[tuple[str, int | None, list[tuple[int, int]]]]:
-    """Names, labels, and size and time of change of every file: what a release was trained on."""
+    """Return names, labels, file sizes and modification times: the identity of the data a release was trained on."""
     rows = []
     for ref in listing.refs:
         stats = [path.stat() for path in (ref.audio_path, ref.video_path) if path is not None]
@@ -239,7 +241,7 @@ def _write_private(path: Path, listing: Listing, private: tuple[str, ...]) -> No
 
 
 def _kept(listing: Listing, split: Split) -> tuple[KeptClip, ...]:
-    """The first clip of each client that decodes, at the size of the paper's inputs."""
+    """Return the first clip of each client that decodes, at the paper's input size."""
     ref_of = {ref.name: ref for ref in listing.refs}
     found = (next(_decoded(ref_of[name] for name in clips), None) for clips in split.clients.values())
     return tuple(clip for clip in found if clip is not None)
@@ -248,7 +250,7 @@ def _kept(listing: Listing, split: Split) -> tuple[KeptClip, ...]:
 def _decoded(refs: Iterable[ClipRef]) -> Iterator[KeptClip]:
     spec = InputSpec()
     for ref in refs:
-        with suppress(ClipError):  # The devices' own reports name and count the clips that do not decode.
+        with suppress(ClipError):  # The devices' reports name and count the clips that do not decode.
             frames_KHWC = decode(ref, spec).frames_KHWC
             if frames_KHWC is not None:
                 yield KeptClip(ref.name, decode_sound(ref, spec), spec.sample_rate_hz, frames_KHWC)

@@ -1,4 +1,4 @@
-"""What a run has finished, with its wall time, kept in the output folder so that the next run can take it over."""
+"""Finished stages and their wall times, kept in the output folder so that the next run can reuse them."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ from isthmus.data.files import write_atomically
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One finished stage. ``key`` hashes all it depended on; ``reused`` says that an earlier run had done it."""
+    """One finished stage. ``key`` hashes everything it depends on. ``reused``: an earlier run did it."""
 
     name: str
     key: str
@@ -25,23 +25,23 @@ class StageRecord:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of ``folder`` until the block is left or this process ends. Raises ValueError for it."""
+    """Lock ``folder`` until the block is left or this process ends. Raises ValueError if another run holds it."""
     with (folder / "in-use").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another run is at work in {folder}; wait for it, or choose another --out") from error
+            raise ValueError(f"another run uses {folder}; wait until it ends, or choose another --out") from error
         yield
 
 
 def key_of(*parts: Any) -> str:
-    """16 hex digits over anything JSON can hold."""
+    """Return 16 hex digits that hash any JSON values."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class StageLedger:
-    """Runs stages in order; one whose key and result are there already is taken over, not run again."""
+    """Runs stages in order. A stage whose key and result already exist is reused."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -49,15 +49,15 @@ class StageLedger:
         self.records: list[StageRecord] = []
 
     def run(self, name: str, key: str, result: Path, action: Callable[[], None]) -> StageRecord:
-        """Runs ``action``, which makes ``result``, unless a run with the same ``key`` has.
+        """Run ``action``, which makes ``result``, unless an earlier run with the same ``key`` did.
 
-        Whatever ``action`` raises passes through, and the stage then counts as not done.
+        Exceptions of ``action`` propagate; the stage then counts as not done.
         """
         before = self._finished.get(name)
         if before is not None and before.key == key and result.exists():
             record = StageRecord(name, key, before.seconds, reused=True)
         else:
-            if before is not None:  # from here on its result is neither the old nor the new one
+            if before is not None:  # from here on the result may be incomplete
                 del self._finished[name]
                 self._save()
             began_s = time.perf_counter()
@@ -69,7 +69,7 @@ class StageLedger:
         return record
 
     def add(self, name: str, seconds: float) -> None:
-        """Notes the time of a stage that every run does anew."""
+        """Record the time of a stage that is never reused."""
         self.records.append(StageRecord(name, "", seconds))
 
     def _save(self) -> None:
@@ -77,7 +77,7 @@ class StageLedger:
 
 
 def _read(path: Path) -> dict[str, StageRecord]:
-    """An unreadable ledger counts as empty: then everything is done again, which is slow and right."""
+    """Read the ledger. An unreadable one counts as empty: everything runs again, which is slow but correct."""
     try:
         records = [StageRecord(**record) for record in json.loads(path.read_text())]
     except (FileNotFoundError, ValueError, TypeError):

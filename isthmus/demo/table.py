@@ -1,4 +1,4 @@
-"""The closing table of the terminal."""
+"""The table that the terminal shows at the end."""
 
 from rich.table import Table
 from rich.text import Text
@@ -7,7 +7,7 @@ from isthmus.demo.outcome import DemoOutcome, readable_bytes
 
 
 def closing_table(outcome: DemoOutcome) -> Table:
-    """One row per client and way of answering; the raw clip's size stands in the caption."""
+    """Return a table with one row per client and way of answering. The caption gives the size of a raw clip."""
     table = Table(title="Isthmus: the whole loop", title_justify="left", caption_justify="left")
     for column in ("client", "who answers"):
         table.add_column(column, no_wrap=True)
@@ -32,7 +32,7 @@ def closing_table(outcome: DemoOutcome) -> Table:
     )
     verdicts = "".join(f"\nThe new student of {client.name} was {client.verdict}." for client in outcome.clients)
     table.caption = Text(
-        f"Bytes and milliseconds are of one clip. A raw clip: {raw}. Prototypes sent: {sent}. Students fetched: {down}."
+        f"Bytes and milliseconds are per clip. A raw clip: {raw}. Prototypes sent: {sent}. Students fetched: {down}."
         f"{verdicts}"
     )
     return table

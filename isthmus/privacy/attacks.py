@@ -1,6 +1,6 @@
-"""The two attackers: decoders that bring clips back from what was sent, and scores of who was among the clips.
+"""The two attacks: decoders that reconstruct clips from an upload, and scores of whether a clip was among those sent.
 
-Both know all that the cloud knows: the student, the teacher's head, the public clips, how uploads are made.
+Both attackers know everything that the cloud knows: student, teacher's head, public clips, and how uploads are made.
 
 Axes: N clips, S shadow uploads, K rows sent, V values in a row, P coefficients, F T spectrogram, H W C picture.
 """
@@ -23,7 +23,7 @@ from isthmus.privacy.likeness import same_class_rate, squared_distances
 from isthmus.privacy.uploads import Floats, Indices, Wide
 
 MAX_SIDE = 80
-"""Longest side of what is reconstructed; larger inputs are shrunk to it, or one core would need hours."""
+"""Longest side of a reconstruction in pixels. Larger inputs are shrunk, because one core would need hours."""
 COMPONENTS = 96
 HIDDEN = 256
 TRAINING = TrainConfig(
@@ -36,7 +36,7 @@ _LOG_FLOOR = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """What the decoder shall bring back: standardised spectrograms_NFT, and one picture each, frames_NHWC in 0..1."""
+    """The decoder's targets: standardised spectrograms_NFT, and one picture per clip, frames_NHWC in 0..1."""
 
     spectrograms_NFT: Floats
     frames_NHWC: Floats
@@ -48,12 +48,12 @@ class Scenes:
         return Scenes(self.spectrograms_NFT[rows], self.frames_NHWC[rows])
 
     def flat(self) -> tuple[Floats, Floats]:
-        """Sound and picture as rows of pixels."""
+        """Return sound and picture as rows of pixels."""
         return self.spectrograms_NFT.reshape(len(self), -1), self.frames_NHWC.reshape(len(self), -1)
 
 
 def scenes_of(clips: ClipArrays) -> Scenes:
-    """Each clip's spectrogram and the first of the frames that evaluation looks at, no side longer than MAX_SIDE."""
+    """Return each clip's spectrogram and its first evaluation frame, no side longer than MAX_SIDE."""
     position = frame_positions(clips.spec)[0]
     spectrograms = [_shrunk(np.asarray(clips.spectrograms_NFT[row], np.float32)) for row in range(len(clips))]
     frames = [
@@ -71,7 +71,7 @@ def _shrunk(picture: Floats, most: int = MAX_SIDE) -> Floats:
 
 
 class Basis:
-    """Principal components of the public scenes, sound and picture each: the pictures that a decoder can draw.
+    """Principal components of the public scenes, for sound and picture separately: a decoder can only draw their span.
 
     Coefficients are scaled so that the public clips of either modality have a total variance of 1.
     """
@@ -87,11 +87,11 @@ class Basis:
 
     @property
     def sound_width(self) -> int:
-        """How many of the coefficients are the sound's; they come first."""
+        """Number of coefficients for the sound; they come first."""
         return int(self._parts[0].n_components_)
 
     def coefficients(self, scenes: Scenes) -> Floats:
-        """(N, P), sound's before picture's."""
+        """Return the coefficients (N, P), those of the sound first."""
         parts = zip(self._parts, self._scales, scenes.flat(), strict=True)
         return np.concatenate([part.transform(pixels) / scale for part, scale, pixels in parts], axis=1).astype(
             np.float32
@@ -107,14 +107,14 @@ class Basis:
 
 
 def attacker_view(rows_KV: Floats, *, in_features: bool) -> Floats:
-    """Rows as the decoder reads them: probabilities with their logarithms beside them, since small ones tell too."""
+    """Return rows as the decoder reads them: probabilities and their logarithms, because small values inform too."""
     if in_features:
         return rows_KV
     return np.concatenate([rows_KV, np.log(rows_KV + _LOG_FLOOR)], axis=1).astype(np.float32)
 
 
 class Network(nn.Module):
-    """From standardised rows to coefficients of a ``Basis``."""
+    """Network from standardised rows to coefficients of a ``Basis``."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int = HIDDEN):
         super().__init__()
@@ -143,13 +143,13 @@ class _Pairs(SeededDataset[Sequence[Tensor]]):
 
 
 Decode = Callable[[Floats], Floats]
-"""Rows as ``attacker_view`` shows them, to coefficients."""
+"""A decoder from rows, as ``attacker_view`` returns them, to coefficients."""
 
 
 def network_decoder(
     rows_NV: Floats, targets_NP: Floats, *, seed: int, device: torch.device, config: TrainConfig = TRAINING
 ) -> Decode:
-    """Least squares on the coefficients, which is mean squared error of the pixels as far as the basis draws them."""
+    """Train by least squares on the coefficients: the mean squared pixel error within the span of the basis."""
     torch.manual_seed(seed)
     standard = _standardiser(rows_NV)
     network = Network(rows_NV.shape[1], targets_NP.shape[1])
@@ -172,7 +172,7 @@ def network_decoder(
 
 
 def ridge_decoders(rows_NV: Floats, targets_NP: Floats) -> dict[str, Decode]:
-    """Linear least squares with each of ``RIDGES`` as the penalty, times N: an eigendecomposition serves them all."""
+    """Fit linear least squares with each penalty of ``RIDGES`` times N. One eigendecomposition serves all."""
     standard = _standardiser(rows_NV)
     rows = standard(rows_NV).astype(np.float64)
     mean_P = targets_NP.mean(axis=0, dtype=np.float64)
@@ -193,7 +193,7 @@ def _standardiser(rows_NV: Floats) -> Decode:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """For sound and picture each the attempt that identified held-out public clips best, and its name."""
+    """For sound and for picture: the attempt that identified held-out public clips best, and its name."""
 
     names: tuple[str, str]
     parts: tuple[Decode, Decode]
@@ -214,9 +214,9 @@ def train_decoder(
     device: torch.device,
     config: TrainConfig = TRAINING,
 ) -> Decoder:
-    """Tries a network and linear maps, and keeps what tells held-out clips apart best; then learns it on all rows.
+    """Try a network and linear maps, keep the one that identifies held-out clips best, and train it on all rows.
 
-    ``groups_N`` says who shows each row's clips: a fifth of the persons is held out, or of the rows where there is one
+    ``groups_N``: the person of each row. A fifth of the persons is held out, or a fifth of the rows if there is one
     person. The first ``sound_width`` coefficients are the sound's.
     """
     held_N = _held_out(groups_N, seed)
@@ -249,20 +249,20 @@ def _held_out(groups_N: Indices, seed: int) -> npt.NDArray[np.bool_]:
 
 
 def _told_apart(drawn_NP: Floats, true_NP: Floats, most: int = 256) -> float:
-    """How often a reconstruction is nearer to its own target than to another; of the first ``most``."""
+    """Return how often a reconstruction is nearer to its own target than to another, for the first ``most`` rows."""
     drawn, true = drawn_NP[:most], true_NP[:most]
     return same_class_rate(squared_distances(drawn, true), np.zeros(len(drawn), np.int64))
 
 
 def reconstruct(decoder: Decode, basis: Basis, rows_KV: Floats) -> Scenes:
-    """One scene for each row, as ``attacker_view`` shows it."""
+    """Return one scene per row (rows as ``attacker_view`` returns them)."""
     return basis.scenes(decoder(rows_KV))
 
 
 def closeness(uploads: Sequence[Floats], candidates_NV: Floats, unit: float) -> Wide:
-    """Minus the logarithm of the distance from each candidate to the nearest row of each upload (K, V): (S, N).
+    """Return minus the log distance from each candidate to the nearest row of each upload (K, V): (S, N).
 
-    Distances are in ``unit`` (a typical one); nearer than a ten-thousandth of it counts as that.
+    Distances are divided by ``unit``, a typical distance, and clipped below at 1e-4.
     """
     starts_S = np.cumsum([0, *(len(rows_KV) for rows_KV in uploads[:-1])])
     rows, candidates = np.concatenate(uploads).astype(np.float64), candidates_NV.astype(np.float64)
@@ -277,11 +277,11 @@ def closeness(uploads: Sequence[Floats], candidates_NV: Floats, unit: float) -> 
 
 @dataclass(frozen=True)
 class LikelihoodRatio:
-    """How closeness, less what strangers' uploads get, is spread over members and over the same person's other clips.
+    """Distribution of closeness, minus that to strangers' uploads, over members and over the same person's other clips.
 
-    After LiRA (Carlini et al., S&P 2022, section V) with its offline per-example mean: what a clip scores against
-    uploads it cannot be in. Where we differ: no model is trained, an upload is; the in-distribution and both variances
-    are pooled over all public clips, since a candidate is never put into a shadow upload of its own.
+    After LiRA (Carlini et al., S&P 2022, section V) with its offline per-example mean: the score of a clip against
+    uploads that cannot contain it. Where we differ: the target is an upload, not a trained model. The in-distribution
+    and both variances are pooled over all public clips, because a candidate is never in a shadow upload of its own.
     """
 
     in_mean: float
@@ -290,7 +290,7 @@ class LikelihoodRatio:
     out_deviation: float
 
     def score(self, closeness_N: Wide, stranger_mean_N: Wide) -> Wide:
-        """Log-likelihood ratio of having been among the clips."""
+        """Return the log-likelihood ratio that each clip was among those sent."""
         excess_N = closeness_N - stranger_mean_N
         inside_N = (excess_N - self.in_mean) / self.in_deviation
         outside_N = (excess_N - self.out_mean) / self.out_deviation
@@ -304,13 +304,13 @@ def fit_likelihood_ratio(
     same_person_SN: npt.NDArray[np.bool_],
     stranger_SN: npt.NDArray[np.bool_],
 ) -> LikelihoodRatio:
-    """From shadow uploads of public clips: what each public clip scores against each, and what it was to it.
+    """Fit from shadow uploads: the score of each public clip against each upload, and its relation to that upload.
 
     ``same_person_SN`` marks the non-members of the same person, ``stranger_SN`` the pairs of strangers. Raises
-    ValueError where a clip has no stranger, or there are no members or no others.
+    ValueError if a clip has no stranger, or there are no members or no others.
     """
     if (stranger_SN.sum(axis=0) == 0).any() or not member_SN.any() or not same_person_SN.any():
-        raise ValueError("too few shadow uploads to learn members from others")
+        raise ValueError("too few shadow uploads to learn to tell members from others")
     base_N = np.where(stranger_SN, closeness_SN, 0).sum(axis=0) / stranger_SN.sum(axis=0)
     excess_SN = closeness_SN - base_N
     inside, outside = excess_SN[member_SN], excess_SN[same_person_SN]

@@ -1,4 +1,4 @@
-"""PURE: how like a reconstruction is to the clip, and how well a score tells members from others.
+"""PURE: similarity of a reconstruction to its clip, and how well a score separates members from others.
 
 Axes: N clips, M reconstructions, H W of a picture or a spectrogram, C channels.
 """
@@ -18,14 +18,14 @@ _RADIUS = 5
 
 
 def ssim(first_NHWC: npt.ArrayLike, second_NHWC: npt.ArrayLike, data_range: float) -> Wide:
-    """Structural similarity of each pair, mean over pixels and channels (Wang et al. 2004, Eq. 13 and 17): N values.
+    """Return the mean structural similarity of each pair: (N,) (Wang et al. 2004, Eq. 13 and 17).
 
-    Their Gaussian window of 11 x 11 with deviation 1.5, their K1 = 0.01 and K2 = 0.03; pixels whose window leaves the
-    picture do not count. 1 for equal pictures. Raises ValueError for pictures smaller than the window.
+    As theirs: Gaussian window of 11 x 11 with deviation 1.5, K1 = 0.01, K2 = 0.03. Pixels whose window leaves the
+    picture are ignored. Equal pictures have 1. Raises ValueError for pictures smaller than the window.
     """
     first, second = np.asarray(first_NHWC, np.float64), np.asarray(second_NHWC, np.float64)
     if first.shape != second.shape or first.ndim != 4:
-        raise ValueError(f"pictures of shapes {first.shape} and {second.shape}: wanted N x H x W x C twice")
+        raise ValueError(f"pictures of shapes {first.shape} and {second.shape}: both must be N x H x W x C")
     if min(first.shape[1:3]) <= 2 * _RADIUS:
         raise ValueError(f"pictures of {first.shape[1]} x {first.shape[2]} are smaller than the window of 11")
     one, two = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -46,16 +46,16 @@ def _window_mean(pictures_NHWC: Wide) -> Wide:
 
 
 def squared_distances(first_MP: npt.ArrayLike, second_NP: npt.ArrayLike) -> Wide:
-    """Squared Euclidean distances (M, N), computed by differences so that equal rows are at exactly 0."""
+    """Return squared Euclidean distances (M, N). They are computed by differences, so equal rows have exactly 0."""
     first, second = np.asarray(first_MP, np.float64), np.asarray(second_NP, np.float64)
     return np.stack([np.square(second - row_P).sum(axis=1) for row_P in first])
 
 
 def same_class_rate(distances_NN: Wide, labels_N: Indices) -> float:
-    """Chance that a reconstruction is nearer to its own clip than to another of the client's clips of the same class.
+    """Return the share of reconstructions nearer to their own clip than to another clip of the same class and client.
 
-    Row n holds the distances of clip n's reconstruction to every clip; ties count half. 0.5 is what any reconstruction
-    that knows the class alone reaches. NaN where no class has two clips.
+    Row n holds the distances of clip n's reconstruction to every clip. Ties count half. A reconstruction that knows
+    only the class reaches 0.5. NaN if no class has two clips.
     """
     wins, pairs = 0.0, 0
     for row, label in enumerate(labels_N):
@@ -67,23 +67,23 @@ def same_class_rate(distances_NN: Wide, labels_N: Indices) -> float:
 
 
 def retrieval_rate(distances_NN: Wide) -> float:
-    """How often the clip nearest to a reconstruction is the right one of all N; ties share. Chance is 1 / N."""
+    """Return how often the nearest of all N clips is the right one. Ties are shared. Chance is 1 / N."""
     nearest_NN = distances_NN == distances_NN.min(axis=1, keepdims=True)
     return float((np.diag(nearest_NN) / nearest_NN.sum(axis=1)).mean())
 
 
 def auc(members_N: npt.ArrayLike, others_M: npt.ArrayLike) -> float:
-    """Area under the ROC curve: chance that a member scores above another, ties half. Raises ValueError if empty."""
+    """Return the area under the ROC curve: P(member scores above non-member), ties half. Raises ValueError if empty."""
     members, others = np.asarray(members_N, np.float64), np.sort(np.asarray(others_M, np.float64))
     if not len(members) or not len(others):
-        raise ValueError("no members, or nobody to tell them from")
+        raise ValueError("no members, or no non-members to compare them with")
     below = np.searchsorted(others, members, side="left")
     not_above = np.searchsorted(others, members, side="right")
     return float((below + not_above).mean() / (2 * len(others)))
 
 
 def true_positive_rate(members_N: npt.ArrayLike, others_M: npt.ArrayLike, false_positive_rate: float) -> float:
-    """Share of members found by the lowest threshold that calls at most that share of the others members."""
+    """Return the share of members found at the lowest threshold with at most the given false positive rate."""
     members, others = np.asarray(members_N, np.float64), -np.sort(-np.asarray(others_M, np.float64))
     allowed = int(np.floor(false_positive_rate * len(others) + 1e-9))
     threshold = others[allowed] if allowed < len(others) else -np.inf
@@ -102,7 +102,7 @@ class Interval:
 def bootstrapped(
     statistic: Callable[[Wide, Wide], float], members_N: Wide, others_M: Wide, *, seed: int, draws: int = 500
 ) -> Interval:
-    """Members and others are drawn anew, with replacement, each ``draws`` times (percentile bootstrap, Efron 1979)."""
+    """Bootstrap: resample members and others with replacement ``draws`` times (percentile bootstrap, Efron 1979)."""
     rng = np.random.default_rng(seed)
     values = [
         statistic(rng.choice(members_N, len(members_N)), rng.choice(others_M, len(others_M))) for _ in range(draws)

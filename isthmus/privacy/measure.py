@@ -1,4 +1,4 @@
-"""Both attacks on every mode, client and seed, and what each mode still tells the cloud. Resumable cell by cell."""
+"""Both attacks on every mode, client and seed, and what each mode still tells the cloud. Each cell is resumable."""
 
 import hashlib
 import io
@@ -53,7 +53,7 @@ from isthmus.privacy.shadows import SHADOWS, Drawn, ShadowUploads, draw, hash_se
 from isthmus.privacy.uploads import Floats, Indices, Mode, Upload, Wide, make_upload, mode_rows
 
 SPECTROGRAM_RANGE = 6.0
-"""Three deviations either way of a standardised spectrogram: the data range of its SSIM."""
+"""Data range of the spectrogram's SSIM: three standard deviations in each direction."""
 BASELINES = ("mean public clip", "mean public clip of the class", "the decoder's own limit")
 _FORMAT = "1"
 
@@ -62,7 +62,7 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """A client's clips of one seed: those the upload stands for, the same person's others, and other clients'."""
+    """A client's clips of one seed: those in the upload, the same person's other clips, and other clients' clips."""
 
     name: str
     scenes: Scenes
@@ -71,12 +71,12 @@ class Client:
     selection: StudentOutputs
     same_person: StudentOutputs
     others: StudentOutputs | None
-    """None where the split has one client alone."""
+    """None if the split has only one client."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Attacker:
-    """What was learnt of one mode from public clips."""
+    """The attack models of one mode, trained on public clips."""
 
     decoder: Decoder | None
     ratio: LikelihoodRatio
@@ -97,9 +97,9 @@ def run(
     told: Told,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Measures what is missing below ``out`` and returns the whole result. ``advance`` hears of cells as they end.
+    """Measure the missing cells below ``out`` and return the whole result. ``advance`` is called after each cell.
 
-    Raises ValueError for an unknown client and where no mode can be measured; ReleaseError for a missing student.
+    Raises ValueError for an unknown client or if no mode can be measured; ReleaseError for a missing student.
     """
     chosen = list(clients) or sorted(split.clients)
     unknown = [name for name in chosen if name not in split.clients]
@@ -146,7 +146,7 @@ def run(
 
 
 class _Seed:
-    """All of one seed. What is costly (outputs, decoders) is made when the first missing cell asks for it."""
+    """Everything of one seed. Costly parts (outputs, decoders) are made when the first missing cell needs them."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class _Seed:
         self._attackers: dict[str, _Attacker] = {}
 
     def cell(self, name: str, mode: Mode | None, *, examples: bool) -> dict[str, Any]:
-        """One client by one mode, or its baselines; read where it was measured before."""
+        """Return the cell of one client and mode, or of its baselines. Read it if it was measured before."""
         stem = self._out / "cells" / self._key / f"{name}-{mode.slug if mode else 'baselines'}"
         path, pictures = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".npz")
         if not path.exists() or (examples and not pictures.exists()):
@@ -326,7 +326,7 @@ class _Seed:
 
     def _attacker(self, mode: Mode) -> _Attacker:
         if mode.slug not in self._attackers:
-            self._attackers.clear()  # the clients of one mode follow one another
+            self._attackers.clear()  # the clients of one mode follow each other
             public = self._public_outputs()
             if self._uploads is None:
                 per_cluster = self._release.recipe.personalise.clips_per_cluster
@@ -383,7 +383,7 @@ class _Seed:
         return self._cached("public", self._release.public)
 
     def _cached(self, who: str, clips: ClipArrays) -> StudentOutputs:
-        """The student's outputs, computed once and kept beside the cells."""
+        """Return the student's outputs, computed once and kept beside the cells."""
         if who not in self._outputs:
             path = self._out / "outputs" / f"{who}-{self._student_hash}-{clips.content_hash[:16]}.npz"
             if not path.exists():
@@ -399,7 +399,7 @@ class _Seed:
 
 
 def evaluated_frames_alone(clips: ClipArrays) -> ClipArrays:
-    """The clips without the frames that evaluation does not look at: the same outputs for a fraction of the work."""
+    """Return the clips with evaluation frames only: the same outputs for a fraction of the work."""
     positions = frame_positions(clips.spec)
     frames_NKHWC = np.stack([np.asarray(clips.frames_NKHWC[row])[positions] for row in range(len(clips))])
     spec = replace(clips.spec, frames_stored=clips.spec.frames_used)
@@ -407,9 +407,9 @@ def evaluated_frames_alone(clips: ClipArrays) -> ClipArrays:
 
 
 def _inversion(made: Scenes, client: Client) -> dict[str, float | None]:
-    """Likeness of each clip's reconstruction, mean over clips, and whether it points to its clip.
+    """Return the mean similarity of reconstructions to their clips, and how often they identify their clip.
 
-    None where no class has two clips to be told apart.
+    A value is None if no class has two clips.
     """
     sound, picture = zip(made.flat(), client.scenes.flat(), strict=True)
     spectrograms = made.spectrograms_NFT[..., np.newaxis], client.scenes.spectrograms_NFT[..., np.newaxis]
@@ -436,7 +436,7 @@ def _mean(public: Scenes, choices: Sequence[Any]) -> Scenes:
 
 
 def _examples(labels_N: Indices, most: int = 6) -> Indices:
-    """The first clip of each class, then others in order: the same clips in every mode."""
+    """Return the first clip of each class, then others in order: the same clips in every mode."""
     _, first_N = np.unique(labels_N, return_index=True)
     rest_N = np.setdiff1d(np.arange(len(labels_N)), first_N)
     return np.concatenate([first_N, rest_N])[:most].astype(np.int64)
@@ -459,5 +459,5 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 def _line(cell: dict[str, Any]) -> str:
     area = cell["membership"]["distance, same person"]["auc"]["value"]
     rate = (cell["inversion"] or {}).get("picture_same_class")
-    picture = "" if rate is None else f", picture told from its class {100 * rate:.0f} %"
+    picture = "" if rate is None else f", picture identified within its class {100 * rate:.0f} %"
     return f"seed {cell['seed']}, client {cell['client']}, {cell['mode']}: membership AUC {area:.2f}{picture}"

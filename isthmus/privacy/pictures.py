@@ -1,4 +1,4 @@
-"""The report's pictures: originals beside what each upload gave back, and both attacks beside chance. PNG bytes."""
+"""The report's pictures as PNG bytes: originals beside reconstructions, and both attacks beside chance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _INK, _ACCENT, _CHANCE = "#1d4ed8", "#b91c1c", "#78716c"
 
 
 def draw(result: dict[str, Any], summaries: Sequence["ModeSummary"], out: Path) -> dict[str, bytes]:
-    """By name: ``overview`` (every mode, one client, first seed), one grid a mode, ``membership``, ``identification``.
+    """Draw ``overview`` (every mode, one client, first seed), a grid per mode, ``membership`` and ``identification``.
 
     The clips shown are the first of each class of the first client.
     """
@@ -50,7 +50,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _grid(rows: dict[str, tuple[Any, Any]]) -> bytes:
-    """A line for each entry: pictures to the left, spectrograms to the right."""
+    """Draw one line per entry: pictures on the left, spectrograms on the right."""
     count = len(next(iter(rows.values()))[0])
     figure = Figure(figsize=(1.02 * 2 * count + 1.8, 1.05 * len(rows) + 0.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -69,7 +69,7 @@ def _grid(rows: dict[str, tuple[Any, Any]]) -> bytes:
 
 
 def _mosaic(lines: Sequence[Any], blank: float) -> Any:
-    """Pictures (E, H, W, C) of each line side by side, lines below one another, a thin gap around each."""
+    """Arrange the pictures (E, H, W, C) of each line side by side, lines below each other, with thin gaps."""
     gap = ((0, 0), (1, 1), (1, 1), (0, 0))
     padded = [np.pad(np.asarray(line, np.float32), gap, constant_values=blank) for line in lines]
     return np.concatenate([np.concatenate(list(line), axis=1) for line in padded], axis=0)

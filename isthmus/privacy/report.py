@@ -1,4 +1,4 @@
-"""What was measured, told: means over clients and seeds, plain words made of them, a table and one HTML page."""
+"""The report: means over clients and seeds, sentences made from them, tables and one HTML page."""
 
 import base64
 import math
@@ -16,10 +16,10 @@ from isthmus.privacy import pictures
 from isthmus.privacy.measure import BASELINES
 
 SURE = 0.9
-"""From here on an attack is said to succeed nearly always."""
+"""At or above this rate the report says that an attack succeeds nearly always."""
 BETTER = 0.6
-"""From here on an attack is said to do better than guessing; below, a little better. Either way two standard errors
-must leave out one half."""
+"""At or above this rate the report says "better than by guessing", below it "a little better". In both cases the mean
+must be more than two standard errors above one half."""
 
 Cell = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Spread:
 
     @property
     def low(self) -> float:
-        """Two standard errors below the mean. Cells of one client share clips, so this is narrower than it should."""
+        """The mean minus two standard errors. Cells of one client share clips, so the true interval is wider."""
         return self.mean - 2 * self.deviation / math.sqrt(self.count) if self.count else math.nan
 
     def text(self, scale: float = 1.0, digits: int = 2) -> str:
@@ -45,7 +45,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModeSummary:
-    """One mode over all clients and seeds. What does not apply to it is None."""
+    """One mode over all clients and seeds. None: does not apply to this mode."""
 
     name: str
     kind: str
@@ -62,12 +62,12 @@ class ModeSummary:
 
     @property
     def best_membership(self) -> Spread:
-        """Of the attacks against the same person's other clips, the one that does best on average."""
+        """The attack with the best mean against the same person's other clips."""
         return max((value for key, value in self.membership.items() if "same person" in key), key=lambda s: s.mean)
 
 
 def spread(values: list[float | None]) -> Spread:
-    """None (nothing to measure) is left out."""
+    """Return mean and deviation of the values that are not None."""
     kept = [value for value in values if value is not None]
     if not kept:
         return Spread(math.nan, math.nan, 0)
@@ -75,7 +75,7 @@ def spread(values: list[float | None]) -> Spread:
 
 
 def summarise(result: dict[str, Any]) -> list[ModeSummary]:
-    """In the order measured, which is from the least to the most private."""
+    """Summarise each mode, from the least to the most private."""
     cells = [cell for cell in result["cells"] if cell["kind"] == "mode"]
     slugs = dict.fromkeys(cell["slug"] for cell in cells)
     return [_summary([cell for cell in cells if cell["slug"] == slug]) for slug in slugs]
@@ -105,7 +105,7 @@ def _summary(cells: list[Cell]) -> ModeSummary:
 
 
 def baselines(result: dict[str, Any]) -> dict[str, dict[str, Spread]]:
-    """What needs no upload at all, and the best that the decoder could draw."""
+    """Summarise guesses that need no upload, and the best reconstruction that the decoder could draw."""
     cells = [cell for cell in result["cells"] if cell["kind"] == "baselines"]
     return {
         name: {key: spread([cell["inversion"][name][key] for cell in cells]) for key in cells[0]["inversion"][name]}
@@ -114,38 +114,40 @@ def baselines(result: dict[str, Any]) -> dict[str, dict[str, Spread]]:
 
 
 def words(summary: ModeSummary, chance_retrieval: float) -> list[str]:
-    """What someone who holds this upload can and cannot learn, as far as these attacks show."""
+    """Return sentences: what the holder of this upload can and cannot learn, as far as these attacks show."""
     if summary.inversion is None or summary.selection is None:
         return [
-            "The control: an upload made of somebody else's clips.",
+            "The control: an upload made from another person's clips.",
             f"The better membership attack scores {summary.best_membership.text()} on it; 0.5 is guessing.",
-            "What it scores above that here is chance, not knowledge.",
+            "A score above that is chance here, not knowledge.",
         ]
     said = []
     for what in ("sound", "picture"):
         rate, found = summary.inversion[f"{what}_same_class"], summary.inversion[f"{what}_retrieval"]
         verdict = _verdict(
             rate,
-            f"The {what} drawn from the upload nearly always points to the right clip of its class",
-            f"The {what} drawn from the upload points to the right clip of its class more often than chance",
-            f"The {what} drawn from the upload says a little more of a clip than its class",
-            f"The {what} drawn from the upload was not shown to say more of a clip than its class",
+            f"The {what} reconstructed from the upload nearly always identifies the right clip of its class",
+            f"The {what} reconstructed from the upload identifies the right clip of its class more often than chance",
+            f"The {what} reconstructed from the upload reveals a little more of a clip than its class",
+            f"The {what} reconstructed from the upload was not shown to reveal more of a clip than its class",
         )
         if not rate.count:
-            verdict = f"Whether the {what} drawn from the upload says more of a clip than its class cannot be measured"
+            verdict = (
+                f"Whether the {what} reconstructed from the upload reveals more than the class cannot be measured here"
+            )
         against = f"{rate.text(100, 1)} % against one other clip, chance 50; " if rate.count else ""
         said.append(
-            f"{verdict} ({against}the very clip out of all in {found.text(100, 1)} % of cases, "
+            f"{verdict} ({against}the exact clip out of all in {found.text(100, 1)} % of cases, "
             f"chance {100 * chance_retrieval:.1f})."
         )
     member = summary.best_membership
-    whether = "whether it was among yours that were sent"
+    whether = "whether it was among the clips behind the upload"
     verdict = _verdict(
         member,
         f"Someone who already has a clip of yours can nearly always tell {whether}",
         f"Someone who already has a clip of yours can tell better than by guessing {whether}",
         f"Someone who already has a clip of yours can tell a little better than by guessing {whether}",
-        f"Someone who already has a clip of yours was not shown to tell {whether}",
+        f"Someone who already has a clip of yours was not shown to be able to tell {whether}",
     )
     said.append(f"{verdict} (area under the curve {member.text()}, guessing 0.5).")
     strangers = [value for key, value in summary.membership.items() if key.endswith("others")]
@@ -153,21 +155,21 @@ def words(summary: ModeSummary, chance_retrieval: float) -> list[str]:
         area = max(strangers, key=lambda each: each.mean)
         verdict = _verdict(
             area,
-            "Your clips are nearly always told from those of other people",
-            "Your clips are told from those of other people better than by guessing",
-            "Your clips are told from those of other people a little better than by guessing",
-            "Your clips were not shown to be told from those of other people",
+            "Your clips are nearly always distinguished from those of other people",
+            "Your clips are distinguished from those of other people better than by guessing",
+            "Your clips are distinguished from those of other people a little better than by guessing",
+            "Your clips were not shown to be distinguishable from those of other people",
         )
         said.append(f"{verdict} ({area.text()}).")
     error, uniform = summary.selection["prior_error"], summary.selection["prior_error_uniform"]
     knows = (
-        "It tells how often each class occurs in your clips"
+        "It reveals how often each class occurs in your clips"
         if error.mean < 0.75 * uniform.mean
-        else "It tells hardly more of how often each class occurs in your clips than assuming all equal"
+        else "It hardly reveals how often each class occurs in your clips: assuming equal shares does about as well"
     )
     said.append(
-        f"{knows}: the shares read from it are off by {error.text()} in all "
-        f"(0 is exact, {uniform.mean:.2f} is assuming all equal)."
+        f"{knows}: the sum of the absolute errors of the shares is {error.text()} "
+        f"(0 is exact, {uniform.mean:.2f} is the error of equal shares)."
     )
     said.append(_guarantee(summary))
     return said
@@ -181,21 +183,21 @@ def _verdict(rate: Spread, sure: str, better: str, little: str, neither: str) ->
 
 def _guarantee(summary: ModeSummary) -> str:
     if summary.kind in ("features", "probabilities"):
-        return "There is no floor and no noise: every clip has a row of its own."
+        return "There is no floor and no noise: every clip has its own row."
     if summary.epsilon is None:
         return (
-            f"No row stands for fewer than {summary.floor} clips. That is no formal guarantee: averaging alike clips "
-            "hides little, and stronger attacks may find more."
+            f"Each row is the mean of at least {summary.floor} clips. That is no formal guarantee: averaging similar "
+            "clips hides little, and stronger attacks may find more."
         )
     return (
-        f"The noise has a formal guarantee of epsilon {summary.epsilon:g} for one upload and as much again for every "
-        "later round. It covers the averages alone: which clips are averaged together, and how many, is not hidden."
+        f"The noise has a formal guarantee of epsilon {summary.epsilon:g} per upload, and each later round adds as "
+        "much again. It covers the averages only: which clips are averaged together, and how many, is not hidden."
         + (" An epsilon above 5 promises little." if summary.epsilon > 5 else "")
     )
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables for a person: mean ± standard deviation over clients and seeds."""
+    """Return the tables as Markdown: mean ± standard deviation over clients and seeds."""
     summaries, base = summarise(result), baselines(result)
     chance = _chance_retrieval(result)
     clips = sorted({cell["clips"] for cell in result["cells"]})
@@ -208,8 +210,8 @@ def markdown(result: dict[str, Any]) -> str:
         "### Inversion: a decoder trained on public clips",
         "",
         (
-            "| upload | sound SSIM | picture SSIM | sound MSE | picture MSE | sound: told from its class % | "
-            "picture: told from its class % | sound: the very clip % | picture: the very clip % |"
+            "| upload | sound SSIM | picture SSIM | sound MSE | picture MSE | sound: identified in its class % | "
+            "picture: identified in its class % | sound: exact clip % | picture: exact clip % |"
         ),
         "| --- |" + " --- |" * 8,
     ]
@@ -255,7 +257,7 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{100 * row['overlap_chance'].mean:.1f} | {row['selected_class_error'].text()} |"
             )
     uniform = next(summary.selection for summary in summaries if summary.selection is not None)["prior_error_uniform"]
-    lines += ["", f"Assuming all classes equal would err by {uniform.text()}.", "", "### In plain words", ""]
+    lines += ["", f"Assuming equal class shares has an error of {uniform.text()}.", "", "### In plain words", ""]
     for summary in summaries:
         lines += [f"**{summary.name}**", "", *[f"- {said}" for said in words(summary, chance)], ""]
     if result["skipped"]:
@@ -264,7 +266,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def render(result: dict[str, Any], out: Path) -> str:
-    """The page as text; pictures are inline PNG, and are written below ``out/pictures`` as well."""
+    """Return the page as text with inline PNG pictures, and write the pictures below ``out/pictures`` too."""
     summaries = summarise(result)
     drawn = pictures.draw(result, summaries, out)
     for name, png in drawn.items():

@@ -1,4 +1,4 @@
-"""Shadow uploads: what uploads of public clips would look like, for an attacker to learn from."""
+"""Shadow uploads: uploads of public clips, from which an attacker learns."""
 
 from dataclasses import dataclass
 
@@ -14,21 +14,21 @@ SHADOWS = 64
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Which public clips each shadow upload is of: ``member_SN``, and ``pool_SN``, the clips of that same person.
+    """The public clips in each shadow upload: ``member_SN``, and ``pool_SN``, all clips of that person.
 
-    ``stranger_SN``: clips that cannot have been meant, which are those of other persons, or where persons are not told
-    apart those that were not drawn.
+    ``stranger_SN``: clips that cannot be in the upload. These are the clips of other persons or, if persons are not
+    known, the clips that were not drawn.
     """
 
     member_SN: npt.NDArray[np.bool_]
     pool_SN: npt.NDArray[np.bool_]
     stranger_SN: npt.NDArray[np.bool_]
     persons_N: Indices
-    """The pool of each clip, -1 where it is in none."""
+    """The pool of each clip, -1 if it is in none."""
 
 
 def pools_of(public: ClipArrays, *, by_person: bool) -> list[Indices]:
-    """Public clips by who shows them, or all in one where a client is no person (the paper's split by class)."""
+    """Group public clips by person, or into one pool if a client is no person (the paper's split by class)."""
     people = sorted(set(public.actors)) if by_person else []
     if len(people) < 2:
         return [np.arange(len(public), dtype=np.int64)]
@@ -37,10 +37,10 @@ def pools_of(public: ClipArrays, *, by_person: bool) -> list[Indices]:
 
 
 def draw(pools: list[Indices], clips: int, *, size: int, seed: int, shadows: int) -> Drawn:
-    """Pools in turn; of each at most half is drawn, so that others remain. Raises ValueError where none has two."""
+    """Draw from pools in turn, at most half of each, so that non-members remain. Raises ValueError if none has two."""
     pools = [pool_N for pool_N in pools if len(pool_N) >= 2]
     if not pools:
-        raise ValueError("too few public clips to learn an attack from")
+        raise ValueError("too few public clips to train an attack")
     member_SN, pool_SN = (np.zeros((shadows, clips), dtype=bool) for _ in range(2))
     persons_N = np.full(clips, -1, np.int64)
     for person, pool_N in enumerate(pools):
@@ -55,7 +55,7 @@ def draw(pools: list[Indices], clips: int, *, size: int, seed: int, shadows: int
 
 
 class ShadowUploads:
-    """The shadow uploads of every mode. Clusters are made once a floor, and shared by its noises."""
+    """The shadow uploads of every mode. Clusters are made once per floor; all noise levels share them."""
 
     def __init__(self, public: StudentOutputs, drawn: Drawn, *, seed: int, clip_per_cluster: int):
         self._public, self._drawn, self._seed, self._clip_per_cluster = public, drawn, seed, clip_per_cluster
@@ -63,7 +63,7 @@ class ShadowUploads:
         self.smallest = int(drawn.member_SN.sum(axis=1).min())
 
     def uploads(self, mode: Mode) -> list[Upload]:
-        """One a shadow. Raises BadPrototypes where a shadow has fewer clips than the floor."""
+        """Return one upload per shadow. Raises BadPrototypes if a shadow has fewer clips than the floor."""
         made = []
         labels = self._clusters(mode) if mode.floor > 1 else [None] * len(self._drawn.member_SN)
         for shadow, labels_N in enumerate(labels):
@@ -80,7 +80,7 @@ class ShadowUploads:
         return made
 
     def training_pairs(self, mode: Mode, targets_NP: Floats) -> tuple[Floats, Floats, Indices]:
-        """Rows as sent; what each stands for: its clip's coefficients, or the mean of its clips'; and whose it is."""
+        """Return rows as sent, the target of each (the mean coefficients of its clips), and the person of each."""
         persons_N = self._drawn.persons_N
         if mode.floor == 1:
             return mode_rows(mode, self._public), targets_NP, persons_N
@@ -105,12 +105,12 @@ class ShadowUploads:
 
 
 def picked(outputs: StudentOutputs, rows_N: Indices) -> StudentOutputs:
-    """The outputs of some of the clips."""
+    """Return the outputs of some of the clips."""
     return StudentOutputs(outputs.audio_ND[rows_N], outputs.visual_ND[rows_N], outputs.probabilities_NC[rows_N])
 
 
 def hash_seed(seed: int, *names: str) -> int:
-    """A seed for one purpose, of 64 bits, the same in every run."""
+    """Return a 64-bit seed for one purpose, the same in every run."""
     words = [int.from_bytes(name.encode(), "little") for name in names]
     state = np.random.SeedSequence([abs(seed), *words]).generate_state(2, np.uint32)
     return int(state[0]) << 32 | int(state[1])

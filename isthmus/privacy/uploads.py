@@ -1,4 +1,4 @@
-"""PURE: what a device could send of its clips, by mode, as plain arrays: the rows an attacker would hold.
+"""PURE: what a device could send of its clips, by mode, as plain arrays: the rows an attacker would have.
 
 Axes: N clips, K rows sent, V values in a row, D feature width, C classes.
 """
@@ -27,8 +27,8 @@ Kind = Literal["features", "probabilities", "feature-centroids", "prototypes", "
 class Mode:
     """One way of uploading.
 
-    ``features`` and ``probabilities`` send a row for every clip; ``prototypes`` and ``feature-centroids`` a mean for
-    each cluster of at least ``floor`` clips; ``stranger`` is the control, prototypes of somebody else's clips.
+    ``features`` and ``probabilities`` send one row per clip. ``prototypes`` and ``feature-centroids`` send one mean per
+    cluster of at least ``floor`` clips. ``stranger`` is the control: prototypes of another person's clips.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Upload:
-    """What was sent. ``labels_N``, which row stands for each clip, stays on the device: it is here to measure by."""
+    """What was sent. ``labels_N``, the row of each clip, stays on the device; it is here only for measuring."""
 
     rows_KV: Floats
     sizes_K: Indices
@@ -67,7 +67,7 @@ class Upload:
 
 
 def all_modes(floors: Sequence[int], epsilons: Sequence[float]) -> tuple[Mode, ...]:
-    """From the least to the most private. Raises ValueError for a floor under 2 or an epsilon that is not positive."""
+    """Return the modes, least private first. Raises ValueError for a floor under 2 or an epsilon not above 0."""
     if not floors or min(floors) < 2:
         raise ValueError("floors are at least 2: a floor of 1 is the mode that sends every clip")
     if any(not epsilon > 0 for epsilon in epsilons):
@@ -85,10 +85,10 @@ def all_modes(floors: Sequence[int], epsilons: Sequence[float]) -> tuple[Mode, .
 def make_upload(
     mode: Mode, outputs: StudentOutputs, *, seed: int, noise_seed: int, clip_per_cluster: int, labels_N: Indices | None
 ) -> Upload:
-    """What a device with these outputs would send.
+    """Return what a device with these outputs would send.
 
-    ``labels_N`` are the clusters of ``clusters`` where the caller has them already. Prototypes are those of
-    ``edge.prototypes.make_prototypes``. Raises BadPrototypes for fewer clips than the mode's floor.
+    ``labels_N``: the result of ``clusters``, if the caller already has it. Prototypes are those of
+    ``isthmus.make_prototypes``. Raises BadPrototypes for fewer clips than the mode's floor.
     """
     rows_NV = mode_rows(mode, outputs)
     if mode.floor == 1:
@@ -107,21 +107,21 @@ def make_upload(
 
 
 def clusters(mode: Mode, outputs: StudentOutputs, *, seed: int, clip_per_cluster: int) -> Indices:
-    """Which row stands for each clip. Noise does not change it; feature centroids are of the same clusters."""
+    """Return the row of each clip. Noise does not change it; feature centroids use the same clusters."""
     return assign_clusters(
         outputs.probabilities_NC, seed=seed, min_cluster=mode.floor, clip_per_cluster=clip_per_cluster
     )
 
 
 def mode_rows(mode: Mode, outputs: StudentOutputs) -> Floats:
-    """Each clip as a row of what the mode is made of, (N, V)."""
+    """Return each clip as a row of the mode's values, (N, V)."""
     if mode.in_features:
         return np.concatenate([outputs.audio_ND, outputs.visual_ND], axis=1)
     return outputs.probabilities_NC
 
 
 def means_by_cluster(rows_NV: Floats, labels_N: Indices) -> tuple[Wide, Indices]:
-    """The mean row of every cluster and its size. Labels go from 0 without gaps."""
+    """Return the mean row and the size of every cluster. Labels count from 0 without gaps."""
     sizes_K = np.bincount(labels_N).astype(np.int64)
     sums_KV = np.zeros((len(sizes_K), rows_NV.shape[1]))
     np.add.at(sums_KV, labels_N, rows_NV.astype(np.float64))
@@ -129,9 +129,10 @@ def means_by_cluster(rows_NV: Floats, labels_N: Indices) -> tuple[Wide, Indices]
 
 
 def _message_bytes(mode: Mode, rows_KV: Floats, sizes_K: Indices) -> int:
-    """Prototypes and probabilities: the exact message. Features: an inference message each, float32, ratio 1.
+    """Return the bytes sent. Prototypes and probabilities: the exact message. Features: one inference message per clip,
+    float32, ratio 1.
 
-    Of feature centroids the values alone are counted, as float32, with their sizes as a byte each.
+    For feature centroids only the values are counted, as float32, and one byte per size.
     """
     if mode.kind == "feature-centroids":
         return int(rows_KV.size * 4 + len(sizes_K))

@@ -1,8 +1,8 @@
 """Every policy of elastic serving on the same queries, simulated: profiles x traces x loads x seeds, and their bound.
 
-Load 1 means as many queries a second, on the mean of the trace, as the machine serves at gamma 0 in full batches. The
-utility that is compared is the expected one (accuracy of the profile x utility, over the answers in time), since that
-is what the clairvoyant bound bounds; the drawn one stands beside it. Resumable: a finished cell is kept as JSON.
+At load 1 the mean rate of the trace equals what the machine serves at gamma 0 in full batches. The compared figure is
+the expected utility (profiled accuracy x utility, summed over answers in time), because the clairvoyant bound limits
+that. The drawn utility is reported beside it. Resumable: each finished cell is kept as JSON.
 """
 
 import json
@@ -39,8 +39,8 @@ SYNTHETIC: Final = "synthetic"
 
 @dataclass(frozen=True)
 class Workload:
-    """One trace at one load, seen by one seed. ``trace``: "synthetic", or a file in a format of data/traces.py, of
-    which ``window_s`` are played as one second."""
+    """One trace at one load and seed. ``trace``: "synthetic", or a file in a format of data/traces.py. ``window_s``:
+    seconds of trace replayed per second."""
 
     trace: str
     load: float
@@ -51,7 +51,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Row:
-    """What one policy made of one workload. Shares are of all its queries; ``of_bound`` of the clairvoyant bound."""
+    """The result of one policy on one workload. Shares are of all queries; ``of_bound`` is of the clairvoyant bound."""
 
     policy: str
     expected_utility: float
@@ -65,10 +65,10 @@ class Row:
 
 
 def modelled_profile() -> Profile:
-    """A small ViT (65 tokens, 6 layers) as its operations predict it, at 420 images a second for gamma 0.
+    """Return the profile of a small ViT (65 tokens, 6 layers), predicted from operations: 420 images/s at gamma 0.
 
-    Not measured: it stands for a machine whose batches cost little beside their images, and for a model that merging
-    hurts little. ``isthmus elastic profile`` measures a real one.
+    Not measured. It represents a machine with little cost per batch, and a model that loses little by merging.
+    ``isthmus elastic profile`` measures a real one.
     """
     gammas = (-32, -24, -16, -8, -4, 0, 2, 4)
     tokens, depth, sizes = 65, 6, (1, 64)
@@ -97,13 +97,13 @@ def modelled_profile() -> Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """``paper``, ``modelled``, or the path of a profile's JSON. Raises BadProfile or OSError."""
+    """Return the profile called ``paper`` or ``modelled``, or read a profile's JSON. Raises BadProfile or OSError."""
     built_in: dict[str, Callable[[], Profile]] = {"paper": paper_profile, "modelled": modelled_profile}
     return built_in[name]() if name in built_in else Profile.from_json(read_text(Path(name)))
 
 
 def queries_of(workload: Workload, profile: Profile) -> list[Query]:
-    """The workload's queries, scaled to the machine of ``profile``. Raises TraceError or OSError for a bad file."""
+    """Return the workload's queries, scaled to the machine of ``profile``. Raises TraceError or OSError."""
     rng = np.random.default_rng(workload.seed)
     if workload.trace == SYNTHETIC:
         rates_T = wandering_rates(rng, workload.duration_s)
@@ -117,10 +117,10 @@ def policies_for(profile: Profile) -> list[str]:
 
 
 def serve(name: str, profile: Profile, queries: Sequence[Query], seed: int) -> Run:
-    """One policy over the queries. Every policy meets the same draws. Raises ValueError for an unknown name."""
+    """Simulate one policy. All policies get the same random draws. Raises ValueError for an unknown name."""
     luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
     if name == "infaas":
-        # Its batches take the time of loading too, of which its profile does not know.
+        # Its batches include loading time, which the profile does not contain.
         engine = Engine(sizes_profile(profile), Infaas(), adapts=False)
         return simulate(engine, queries, luck_N, loading_executor())
     return simulate(Engine(profile, make_policy(name, profile)), queries, luck_N)
@@ -153,7 +153,7 @@ def run(
     window_s: float = 60.0,
     policies: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Runs what is missing, and returns the whole result, which it also writes to ``out/result.json`` and ``.md``."""
+    """Run the missing cells, write ``out/result.json`` and ``.md``, and return the whole result."""
     cells: list[dict[str, Any]] = []
     for profile_name in profiles:
         profile = load_profile(profile_name)
@@ -185,7 +185,7 @@ def run(
 
 
 def draw(profile_name: str, workload: Workload, out: Path, policies: Sequence[str] | None = None) -> list[Path]:
-    """Every picture of one workload, all policies in one run. Returns the files written under ``out``."""
+    """Draw all pictures of one workload, with every policy. Returns the files written below ``out``."""
     profile = load_profile(profile_name)
     queries = queries_of(workload, profile)
     names = policies if policies is not None else [*POLICIES, "infaas"]
@@ -223,7 +223,7 @@ def _short(name: str) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Shares of the bound by policy and load, mean and least over seeds; then ours against the others."""
+    """Return tables: shares of the bound by policy and load (mean and minimum over seeds), then ours to others."""
     lines = []
     for profile in result["profiles"]:
         for trace in result["traces"]:
@@ -241,7 +241,7 @@ def _table(result: Mapping[str, Any], profile: str, trace: str) -> list[str]:
         for load in result["loads"]
     }
     names = list(dict.fromkeys(name for cells in by_load.values() for cell in cells for name in cell))
-    lines = [f"### {profile} profile, {trace}: share of the clairvoyant bound, mean (least) over seeds", ""]
+    lines = [f"### {profile} profile, {trace}: share of the clairvoyant bound, mean (minimum) over seeds", ""]
     lines += [f"| policy | {' | '.join(f'load {load:g}' for load in by_load)} |", f"| --- |{' --- |' * len(by_load)}"]
     for name in names:
         told = [[cell[name] for cell in cells] for cells in by_load.values()]

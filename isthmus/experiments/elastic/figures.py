@@ -1,6 +1,6 @@
-"""Pictures of one workload served by every policy: the figures that the paper draws (spec names: 3.3 to 3.18).
+"""Pictures of one workload served by every policy, after figures 3.3 to 3.18 of Chen 2025, chapter 3.
 
-Each function takes plain data and returns PNG bytes; no state of pyplot is touched.
+Each function turns plain data into PNG bytes, without pyplot's global state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +57,7 @@ def utility_by_policy(runs: Mapping[str, Run], bound: float) -> bytes:
 
 
 def distribution(runs: Mapping[str, Run], what: Callable[[Run], Sequence[float]], title: str, x: str) -> bytes:
-    """The cumulative share of ``what``, a curve a policy."""
+    """Draw the cumulative distribution of ``what``, one curve per policy."""
 
     def draw(axes: Axes) -> None:
         for name, run in runs.items():
@@ -151,7 +151,7 @@ def _served_per_second(batches: Sequence[Ran]) -> tuple[npt.NDArray[np.int64], F
 def draw_all(
     out: Path, profile: Profile, queries: Sequence[Query], runs: Mapping[str, Run], bound: float, ours: str
 ) -> list[Path]:
-    """Writes every picture of one workload into ``out``; ``ours`` is the policy shown over time."""
+    """Write every picture of one workload into ``out``. ``ours``: the policy that is shown over time."""
     pictures = {
         "utility_over_time": utility_over_time(runs),
         "utility_by_policy": utility_by_policy(runs, bound),

@@ -1,8 +1,8 @@
-"""Elastic serving with warmed models against the vanilla one: the same queries, policies and times, simulated.
+"""Elastic serving with warmed models against the vanilla model: the same queries, policies and times, simulated.
 
-Both sides have the same measured profile but for the accuracies: the vanilla model's on one side, on the other the best
-warmed model's at each gamma. So what differs is what warm-up is worth while serving. Resumable, as the experiment on
-policies is, which does the work.
+Both sides use the same measured profile except for the accuracies: the vanilla model's on one side, the best warmed
+model's at each gamma on the other. The difference is the value of warm-up in serving. The work is done by
+``comparison.run``, so it is resumable.
 """
 
 import json
@@ -26,9 +26,9 @@ SIDES: Final = ("vanilla", "warmed")
 
 
 def both_profiles(profile: Profile, task: str, models: Profiled) -> dict[str, Profile]:
-    """The machine's profile with the one task alone, once as the vanilla model answers it and once warmed.
+    """Return the machine's profile with only this task, once with the vanilla accuracies and once with the warmed ones.
 
-    Raises ValueError where the store holds no vanilla model, or was not profiled at one of the gammas up to 0.
+    Raises ValueError if the store holds no vanilla model, or was not profiled at a gamma up to 0.
     """
     if VANILLA not in models.accuracy:
         raise ValueError("the store holds no vanilla model to compare with: 'isthmus elastic warmup run' keeps one")
@@ -50,7 +50,7 @@ def run(
     window_s: float = 60.0,
     policies: Sequence[str] = POLICIES,
 ) -> dict[str, Any]:
-    """Runs what is missing; returns the result, and writes it to ``out/result.json`` and ``.md`` with the pictures."""
+    """Run the missing cells, write ``out/result.json``, ``.md`` and the pictures, and return the result."""
     store = WarmStore(warm)
     sides = both_profiles(comparison.load_profile(str(profile)), store.common().task, store.profiled())
     for side, of in sides.items():
@@ -86,12 +86,12 @@ def run(
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Warmed over vanilla by trace, policy and load: means over the seeds, and the least of them."""
+    """Return tables of warmed over vanilla by trace, policy and load: mean and minimum over seeds."""
     lines: list[str] = []
     for trace in result["traces"]:
         for key, label in (("correct", "correct in time, share of all queries"), ("utility", "expected utility")):
             loads = [f"load {load:g}" for load in result["loads"]]
-            lines += [f"### {result['task']}, {trace}: {label}; vanilla, warmed, warmed over vanilla (least)", ""]
+            lines += [f"### {result['task']}, {trace}: {label}; vanilla, warmed, warmed over vanilla (minimum)", ""]
             lines += [f"| policy | {' | '.join(loads)} |", f"| --- |{' --- |' * len(loads)}"]
             for policy in result["policies"]:
                 cells = [_cell(result, trace, policy, load, key) for load in result["loads"]]
@@ -119,7 +119,7 @@ def _cell(result: Mapping[str, Any], trace: str, policy: str, load: float, key: 
 
 
 def draw_latencies(sides: Mapping[str, Profile], workload: Workload, policies: Sequence[str], path: Path) -> None:
-    """The CDF of the time from arrival to answer of every query that ran, by side and policy (figure 4.10)."""
+    """Draw the CDF of the latency of every query that ran, by side and policy (figure 4.10)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5))

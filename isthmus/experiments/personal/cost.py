@@ -1,11 +1,10 @@
-"""What one personalisation costs: the paper's loop as a reader would first write it, and ours, in one run.
+"""The cost of one personalisation: the paper's loop as a reader would first write it, and ours, in one run.
 
-The plain loop runs the teacher on every batch of every epoch, and selects anew in each of its rounds. The short one
-reads the teacher's cached outputs and takes the recipe's rounds and epochs, and is the paper's in all else. The default
-is what a device is given: the short one that keeps half of the base student and trains heads on all public clips. All
-begin with the same student, learn from the same device and are measured on the same clips. Compute is processor time,
-in one process of one thread; the teacher's cache is built once for all devices and stands beside, not in, the cost of a
-personalisation.
+The plain loop runs the teacher on every batch of every epoch and selects again in each round. The short loop reads the
+teacher's cached outputs and uses the recipe's rounds and epochs; in everything else it follows the paper. The default
+loop is what a device gets: the short loop that keeps half of the base student and trains heads on all public clips. All
+start from the same student, use the same device's upload and are measured on the same clips. Cost is processor time of
+one process with one thread. The teacher's cache is built once for all devices and is reported separately.
 """
 
 import copy
@@ -48,7 +47,7 @@ LOOPS: Final[Mapping[str, Method]] = {
     "short": METHODS["cluster"],
     "default": METHODS["kept"],
 }
-"""What each loop personalises by."""
+"""The method of each loop."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Spent:
 def plain_loop(
     release: Release, clips: ClipArrays, setting: Setting, *, start: EncoderPair, rounds: int, epochs: int
 ) -> tuple[EncoderPair, HeadBank, dict[str, float]]:
-    """Alg. 7 with the teacher in the loop: ``epochs`` over ``rounds`` rounds, one optimiser state a round."""
+    """Run Alg. 7 with the teacher in the loop: ``epochs`` over ``rounds`` rounds, one optimiser state per round."""
     method, teacher = LOOPS["plain"], release.teacher.encoders
     student = copy.deepcopy(start)
     spent = dict.fromkeys(("prototypes", "select", "distil", "heads"), 0.0)
@@ -81,7 +80,7 @@ def plain_loop(
     selection = Selection.of(np.zeros(0, np.int64))
 
     def loss(batch: Sequence[Tensor]) -> Tensor:
-        spectrogram_BFT, frames_BKCHW, *_ = batch  # what the cache has stays unread: the plain loop has none
+        spectrogram_BFT, frames_BKCHW, *_ = batch  # the plain loop does not read the cache
         teacher.eval()
         with torch.no_grad():
             audio_BD, visual_BD = teacher.audio(spectrogram_BFT), teacher.visual(frames_BKCHW).mean(dim=1)
@@ -127,7 +126,7 @@ def measure(
     out: Path,
     told: Callable[[str], None],
 ) -> list[Spent]:
-    """All loops for every client and seed, in turn; what was measured before is kept."""
+    """Measure all loops for every client and seed in turn. Earlier measurements are kept."""
     found = []
     for seed in seeds:
         start, start_heads = release.student(seed), base_heads(release, seed, CPU)
@@ -170,7 +169,7 @@ def measure(
 
 
 def cache_compute_s(release: Release) -> float:
-    """Processor seconds of running the teacher once over the public clips, measured now on a part of them."""
+    """Return the processor seconds of running the teacher once over the public clips, measured on a part of them."""
     part = release.public.subset(np.arange(min(64, len(release.public.names))))
     began_s = time.process_time()
     encode_clips(release.teacher.encoders, part, CPU)
@@ -206,7 +205,7 @@ def table(found: Sequence[Spent], cache_s: float) -> Table:
         )
         notes.append(
             f"The {loop} loop costs {ratios.mean:.1f} ± {ratios.deviation:.1f} times less than the plain one; accuracy "
-            f"less the plain one's: {points(gap)} points over {gap.pairs} pairs."
+            f"minus the plain one's: {points(gap)} points over {gap.pairs} pairs."
         )
     before = spread([100 * each.before for each in plain.values()])
     notes.append(
@@ -218,7 +217,7 @@ def table(found: Sequence[Spent], cache_s: float) -> Table:
 
 @contextmanager
 def _timed(totals_s: dict[str, float], part: str) -> Iterator[None]:
-    """Adds processor seconds to one part."""
+    """Add processor seconds to one part."""
     began_s = time.process_time()
     try:
         yield

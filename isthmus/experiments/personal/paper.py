@@ -18,7 +18,7 @@ SERVED = "cluster"
 
 @dataclass(frozen=True)
 class Choices:
-    """What is run. ``ladder``: methods beyond the paper's, in the latency-sensitive scenario alone."""
+    """What is run. ``ladder``: methods beyond the paper's, in the latency-sensitive scenario only."""
 
     clients: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -29,7 +29,7 @@ class Choices:
 
 
 def asked(choices: Choices) -> tuple[Asked, ...]:
-    """Every cell, none twice; first what the paper's tables need."""
+    """Return every cell once, those of the paper's tables first."""
     found: dict[Asked, None] = {}
     for scenario in choices.scenarios:
         for seed in choices.seeds:
@@ -53,7 +53,7 @@ def sections(
     bytes_of: Mapping[str, Mapping[str, int]],
     outputs: Mapping[str, Any],
 ) -> list[Section]:
-    """Tables and pictures in the paper's order. ``outputs``: a cell's name -> its outputs (see guarding)."""
+    """Return tables and pictures in the paper's order. ``outputs``: cell name -> outputs (see guarding)."""
     found: list[Section] = []
     standard = [c for c in cells if c.asked.clips_per_cluster == 3 and c.asked.upload_share == 1.0]
     for scenario in SCENARIOS:
@@ -69,7 +69,7 @@ def sections(
                     tables.accuracy_by_method(own, scenario, f"Accuracy by method, {named}"),
                     tables.differences(own, scenario, ("all", "random", SERVED), f"Paired differences, {named}"),
                     tables.by_mask(own, f"Clips that lack one modality, {named}"),
-                    tables.cost(own, f"What was selected, and what it took, {named}"),
+                    tables.cost(own, f"Selection and time, {named}"),
                 ),
                 {
                     f"gain-{scenario}": figures.gain_by_client(own, [m for m in methods if m != "all"], "all"),
@@ -89,8 +89,8 @@ def sections(
                 "Table 5.3, with number types",
                 (tables.by_compression(compressed, SERVED, bytes_of, f"Accuracy against bytes, {SERVED}"),),
                 {"compression": figures.accuracy_against_bytes(compressed, bytes_of, bend)},
-                f"The knee, below which accuracy is lost beyond noise: ratio {bend[0]}, {bend[1]} "
-                f"({bytes_of[bend[1]][bend[0]]} bytes a clip).",
+                f"The knee (stronger compression loses accuracy beyond noise): ratio {bend[0]}, {bend[1]} "
+                f"({bytes_of[bend[1]][bend[0]]} bytes per clip).",
             )
         )
     for key, name, title, label in (

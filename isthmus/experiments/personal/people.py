@@ -1,4 +1,4 @@
-"""Leave one person out: each actor in turn is the private client of a release that never saw them."""
+"""Leave one person out: each actor in turn is the private client of a release trained without them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from isthmus.experiments.personal.findings.report import Section, picture_name
 
 
 def people(listing: Listing) -> tuple[str, ...]:
-    """The data set's actors, sorted. Raises ValueError where there are fewer than three to leave one out of."""
+    """Return the data set's actors, sorted. Raises ValueError if there are fewer than three."""
     actors = tuple(sorted({ref.actor for ref in listing.refs if ref.actor is not None}))
     if len(actors) < 3:
         raise ValueError(f"leaving one person out needs three persons or more; this data set names {len(actors)}")
@@ -20,7 +20,7 @@ def people(listing: Listing) -> tuple[str, ...]:
 
 
 def asked(actor: str, methods: Sequence[str], seeds: Sequence[int], classes: Sequence[int] = (0,)) -> tuple[Asked, ...]:
-    """``classes``: as users of how many classes each; 0 of all."""
+    """What is run. ``classes``: numbers of classes that each person is a user of; 0: all."""
     return tuple(
         Asked(actor, "sensitive", method, seed, classes=count)
         for count in classes
@@ -40,16 +40,16 @@ def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str
 
 def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Section:
     baseline = "all" if "all" in methods else methods[0]
-    text = "Each person is the one client of a release whose teacher, students and public clips never saw them."
+    text = "Each person is the only client of a release: teacher, students and public clips are made without them."
     if who:
-        text += " Of their clips only those of some classes, drawn for each person and seed, serve selection and test."
+        text += " Only their clips of some classes, drawn per person and seed, are used for selection and test."
     return Section(
         f"Leave one person out{who}",
         (
             tables.by_person(cells, baseline, methods, f"Accuracy on each person, % at ratio 1 in fp32{who}"),
             tables.differences(cells, "sensitive", ("all", "random", "cluster"), f"Paired over persons and seeds{who}"),
             tables.by_mask(cells, f"Clips that lack one modality{who}"),
-            tables.cost(cells, f"What was selected, and what it took{who}"),
+            tables.cost(cells, f"Selection and time{who}"),
         ),
         {picture_name("people", who): figures.gain_by_client(cells, [m for m in methods if m != baseline], baseline)},
         text,

@@ -87,7 +87,7 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
     assert page.count("data:image/png;base64,") == 3 + 4
     assert "2 cells could not be measured" in page
     assert "no formal guarantee" in page
-    assert "cannot be measured (the very clip out of all in" in page
+    assert "cannot be measured here (the exact clip out of all in" in page
     assert len(list((whole / "pictures").glob("*.png"))) == 7
     assert "Skipped: 2 cells." in (whole / "result.md").read_text()
 

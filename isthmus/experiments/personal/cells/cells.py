@@ -1,4 +1,4 @@
-"""One student measured is a cell: what it is asked for, what came out, and its two files (JSON and outputs)."""
+"""A cell is one measured student: what was asked for, the result, and its two files (JSON and outputs)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from isthmus.data.files import replaced, write_atomically
 Floats = npt.NDArray[np.float32]
 
 SCENARIOS: Final = ("sensitive", "insensitive")
-"""Latency-sensitive: half of a client's clips serve selection, the others are told. Insensitive: all serve both."""
+"""Latency-sensitive: half of a client's clips are for selection, the others for testing. Insensitive: all are both."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Everything that tells a cell from another of the same release. ``upload_share``: of the selection clips.
-    ``classes``: the client is a user of so many classes, drawn for each seed, and has clips of no other; 0: of all."""
+    """What identifies a cell within its release. ``upload_share``: share of the selection clips that is uploaded.
+    ``classes``: the client has clips of this many classes only, drawn per seed; 0: of all."""
 
     client: str
     scenario: str
@@ -43,12 +43,12 @@ class Asked:
 class Cell:
     """One student measured. Accuracies are shares of ``test_clips``.
 
-    ``accuracy``: ratio -> number type -> share told right by the student's own heads.
+    ``accuracy``: ratio -> number type -> accuracy of the student's own heads.
     ``teacher_head``: the teacher head on the student's features. ``teacher``: the teacher itself on the same clips.
     ``before``: the base student of the same seed on the same clips. ``a_distance``: the proxy A-distance of the
-    client's upload to the public set and to the selection; absent where nothing was sent or too little.
-    ``masks``: what was captured of each clip (both, sound, picture) -> share told right.
-    ``masks_read``: the same, answers read under the habits of the selection clips, which have both; empty where the
+    client's upload to the public set and to the selection; absent if too little or nothing was sent.
+    ``masks``: what was captured of each clip (both, sound, picture) -> accuracy.
+    ``masks_read``: the same, with the habits of the selection clips applied (these have both modalities); empty if the
     heads' class shares are not known.
     ``overlap``: Jaccard index of each round's selection with that of the round before.
     """
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def plain(self) -> float:
-        """Accuracy uncompressed in float32: the figure of the paper's Tables 5.2 and 5.4."""
+        """Accuracy without compression in float32: the figure of the paper's Tables 5.2 and 5.4."""
         return self.accuracy["1"]["fp32"]
 
 
@@ -83,7 +83,7 @@ class Cell:
 class Outputs:
     """Probabilities of the base student ("old") and of the cell's ("new") on the same clips, N x C.
 
-    ``local``: by the student's own head. ``taught``: by the teacher head on the student's features.
+    ``local``: from the student's own head. ``taught``: from the teacher head on the student's features.
     """
 
     old_local_NC: Floats
@@ -94,7 +94,7 @@ class Outputs:
 
 
 def save(folder: Path, cell: Cell, on_selection: Outputs, on_test: Outputs) -> None:
-    """Writes the outputs, then the JSON whose presence says that the cell is done."""
+    """Write the outputs, then the JSON file. If that exists, the cell is done."""
     arrays = {
         f"{where}_{name}": value
         for where, outputs in (("selection", on_selection), ("test", on_test))
@@ -110,7 +110,7 @@ def done(folder: Path, asked: Asked) -> bool:
 
 
 def load(folder: Path, asked: Asked) -> Cell:
-    """Raises ValueError naming the file where it is no cell of this version; delete it to have it made again."""
+    """Read a cell. Raises ValueError, with the file's name, if it is of another version; delete it to redo it."""
     path = folder / f"{asked.name}.json"
     try:
         return from_json(json.loads(path.read_text()))
@@ -123,7 +123,7 @@ def from_json(raw: Mapping[str, Any]) -> Cell:
 
 
 def load_outputs(folder: Path, asked: Asked) -> tuple[Outputs, Outputs]:
-    """(on the selection clips, on the test clips) of a finished cell."""
+    """Return the outputs of a finished cell (on the selection clips, on the test clips)."""
     with np.load(folder / f"{asked.name}.npz", allow_pickle=False) as arrays:
         selection, test = (
             Outputs(**{name: arrays[f"{where}_{name}"] for name in Outputs.__dataclass_fields__})

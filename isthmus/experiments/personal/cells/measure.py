@@ -1,4 +1,4 @@
-"""What is measured of a finished student, on clips whose labels are known."""
+"""Measurements of a finished student on labelled clips."""
 
 from typing import Final
 
@@ -18,14 +18,14 @@ from isthmus.proto.messages import Captured, FeatureFrame, Features, NumberType
 Floats = npt.NDArray[np.float32]
 
 _LEAST_ROWS: Final = 4
-"""Fewer uploaded rows than this tell nothing about a distance."""
+"""With fewer uploaded rows no distance is computed."""
 
 
 @torch.inference_mode()
 def accuracy_on_the_wire(
     bank: HeadBank, outputs: StudentOutputs, labels_N: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, float]]:
-    """ratio -> number type -> share told right, the compressed features packed and unpacked by the codec itself."""
+    """Return ratio -> number type -> accuracy. Compressed features go through the codec, as on the wire."""
     table: dict[str, dict[str, float]] = {}
     audio, visual = torch.from_numpy(outputs.audio_ND), torch.from_numpy(outputs.visual_ND)
     for ratio in bank.ratios:
@@ -49,7 +49,7 @@ def _answers(bank: HeadBank, audio_NW: Floats, visual_NW: Floats, ratio: float, 
 def accuracy_by_mask(
     bank: HeadBank, outputs: StudentOutputs, labels_N: npt.NDArray[np.int64], habits: Habits | None = None
 ) -> dict[str, float]:
-    """What was captured -> share told right at ratio 1, as if the clips had nothing else; read under ``habits``."""
+    """Return accuracy at ratio 1 by modality, as if nothing else was captured, with ``habits`` applied."""
     shares = {}
     for captured in Captured:
         answers_NC = bank_probabilities(bank, outputs, 1.0, captured)
@@ -60,9 +60,9 @@ def accuracy_by_mask(
 
 
 def a_distances(release: Release, trace: Trace, seed: int) -> dict[str, float]:
-    """Proxy A-distance of what the client sent to the whole public set and to its selection (spec section 9).
+    """Return the proxy A-distance of the upload to the whole public set and to the selection (section 5.4).
 
-    On the probabilities alone, which every upload holds. Empty where nothing was sent or too little to tell.
+    It uses the probabilities, which every upload contains. Empty if too little or nothing was sent.
     """
     if trace.sent is None or len(trace.sent.sizes_K) < _LEAST_ROWS:
         return {}
@@ -77,7 +77,7 @@ def a_distances(release: Release, trace: Trace, seed: int) -> dict[str, float]:
 
 
 def per_class(release: Release, trace: Trace) -> tuple[float, ...]:
-    """Weight of each class in the last selection, in clips (a hard pick's weights are one)."""
+    """Return the weight of each class in the last selection, in clips (in a hard selection every weight is 1)."""
     if not trace.selections:
         return ()
     last = trace.selections[-1]

@@ -1,4 +1,4 @@
-"""The ways to personalise that are compared: what the device sends, and what the cloud makes of it."""
+"""The compared ways to personalise: what the device sends, and how the cloud uses it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from isthmus.distill.release import Release
 
 
 class Sent(Enum):
-    """What the cloud learns of the device's clips, most private first."""
+    """What the cloud gets to know about the device's clips, most private first."""
 
     NOTHING = "nothing"
     PROTOTYPES = "prototypes"
@@ -22,10 +22,10 @@ class Sent(Enum):
 
 @dataclass(frozen=True)
 class Method:
-    """``strategy`` is a name of ``distill.selection``; empty where nothing is selected.
+    """One way to personalise. ``strategy``: a name in ``STRATEGIES``; empty if nothing is selected.
 
-    A control is no way to serve anybody: it knows what no cloud may know, or ignores the device on purpose.
-    ``keep`` and ``heads_on`` as in the recipe; the paper keeps nothing and trains heads on the selection.
+    A control is not a usable method: it knows what no cloud may know, or ignores the device on purpose.
+    ``keep`` and ``heads_on`` are as in the recipe. The paper keeps nothing and trains heads on the selection.
     """
 
     sent: Sent
@@ -36,7 +36,7 @@ class Method:
     heads_on: Literal["all", "selection"] = "selection"
 
     def on(self, release: Release) -> Release:
-        """The release as this method personalises from it."""
+        """Return the release with this method's recipe."""
         recipe = release.recipe
         config = dataclasses.replace(recipe.personalise, keep=self.keep, heads_on=self.heads_on)
         return release.under(dataclasses.replace(recipe, personalise=config))
@@ -72,7 +72,7 @@ PAPER: Final = ("all", "random", "select", "cluster")
 
 
 def named(names: Sequence[str]) -> dict[str, Method]:
-    """The methods of these names, in this order. Raises ValueError for an unknown one."""
+    """Return the methods with these names, in this order. Raises ValueError for an unknown name."""
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"unknown method {', '.join(unknown)}; known: {', '.join(METHODS)}")

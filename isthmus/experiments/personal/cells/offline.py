@@ -1,4 +1,4 @@
-"""The device's half and the cloud's half of one personalisation, in one process, by the functions both shores use."""
+"""Both halves of one personalisation in one process, with the functions that device and cloud use."""
 
 import time
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ STAGES: Final = ("prototypes", "select", "distil", "heads")
 
 @dataclass
 class Trace:
-    """What happened on the way to a student. ``stage_s``: wall seconds by stage, ``compute_s``: processor seconds of
-    this process. ``losses``: per epoch of distilling.
+    """Record of one personalisation. ``stage_s``: wall seconds by stage. ``compute_s``: processor seconds of this
+    process by stage. ``losses``: per epoch of distillation.
 
-    ``selections``: one a round. ``sent``: the upload of the last round.
+    ``selections``: one per round. ``sent``: the upload of the last round.
     """
 
     stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -53,14 +53,14 @@ class Trace:
 
     @property
     def overlap(self) -> tuple[float, ...]:
-        """Jaccard index of each round's selection with that of the round before."""
+        """Jaccard index of each round's selection with the previous round's."""
         return tuple(
             overlap(before.indices_S, after.indices_S)
             for before, after in zip(self.selections, self.selections[1:], strict=False)
         )
 
     def settled(self, threshold: float | None) -> bool:
-        """Whether the last selection is that of the round before, up to ``threshold``; None: never."""
+        """Return whether the last two selections overlap by at least ``threshold``. None: never."""
         if threshold is None or len(self.selections) < 2:
             return False
         return settled(self.selections[-2].indices_S, self.selections[-1].indices_S, threshold)
@@ -68,7 +68,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What of the recipe a cell changes. ``rounds`` 0 leaves it to the recipe."""
+    """What a cell changes in the recipe. ``rounds`` 0: the recipe's number."""
 
     seed: int
     clips_per_cluster: int = 3
@@ -85,11 +85,11 @@ def personalise(
     work_dir: Path,
     device: torch.device,
 ) -> tuple[EncoderPair, HeadBank, Trace]:
-    """One student for the person of ``clips`` (Alg. 7 and 8), which begins as ``start``.
+    """Make one student for the person of ``clips`` (Alg. 7 and 8), starting from ``start``.
 
-    ``method`` sends something: AllDistill alone is where all of them start, and nothing is made for it.
-    Labels of ``clips`` are read by the controls ``oracle`` and ``own`` alone. All methods that select take about as
-    many public clips: n for each prototype, or n divided by the clips per cluster for each clip.
+    ``method`` must send something; AllDistill, where all methods start, needs no personalisation. Only the controls
+    ``oracle`` and ``own`` read the labels of ``clips``. All selecting methods take about the same number of public
+    clips: n per prototype, or n divided by the clips per cluster for each clip.
 
     Raises TrainingDiverged, CheckpointError, BadPrototypes (too few clips), ValueError.
     """
@@ -107,7 +107,7 @@ def personalise(
             trace.upload_bytes += prototypes_to_pb(trace.sent).ByteSize()
         with trace.timed("select"):
             trace.selections.append(_select(release, clips, method, trace.sent, setting, number))
-        # As in a job of the cloud: where the selection has settled, this round trains what is left, and is the last.
+        # As in the cloud: if the selection has settled, this round is the last and trains the remaining epochs.
         last = trace.settled(release.recipe.personalise.settled_at)
         with trace.timed("distil"):
             student = distil_round(
@@ -129,7 +129,7 @@ def personalise(
 
 
 def upload(outputs: StudentOutputs, sent: Sent, release: Release, setting: Setting) -> Prototypes:
-    """What the device would send of these outputs. Controls make prototypes too, so that they select as many."""
+    """Return what the device would send. Controls make prototypes too, so that they select equally many clips."""
     if sent is Sent.PROBABILITIES:
         return each_clip(outputs.probabilities_NC)
     return make_prototypes(
@@ -170,7 +170,7 @@ def _own(
     device: torch.device,
     trace: Trace,
 ) -> tuple[EncoderPair, HeadBank, Trace]:
-    """The upper bound: no cloud may do this, since it needs the clips themselves and their labels."""
+    """Distil on the user's own labelled clips: an upper bound that no cloud can reach, because it needs the clips."""
     teacher = release.teacher
     audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)
     taught_NC = head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, clips))

@@ -1,4 +1,4 @@
-"""Runs what is missing of a list of tasks in processes of one compute thread each, so that every core has work."""
+"""Runs the missing tasks of a list in processes of one compute thread each, so that every core has work."""
 
 import multiprocessing
 import os
@@ -14,11 +14,11 @@ Told = Callable[[str], None]
 
 
 class CellsFailed(Exception):
-    """Some tasks failed; the others were finished and are kept. Says which, and why."""
+    """Some tasks failed; the message names them with the reason. The others are finished and kept."""
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -31,10 +31,10 @@ def run_all(
     progress: Progress | None = None,
     what: str = "cells",
 ) -> None:
-    """``work`` (importable, as are its tasks) runs once for every task; what it returns is told as a line.
+    """Run ``work`` (importable, as are its tasks) once per task, and report the line that it returns.
 
-    With one worker everything runs in this process. A task that fails is told at once and does not stop the others;
-    at the end CellsFailed names them. Ctrl-C stops after the tasks that run; what is finished is kept.
+    With one worker everything runs in this process. A failed task is reported at once and does not stop the others;
+    at the end CellsFailed names the failed tasks. Ctrl-C stops after the running tasks; finished ones are kept.
     """
     if not tasks:
         return

@@ -1,4 +1,4 @@
-"""A study is a list of cells on one release or several: prepared, run on every core, and read back."""
+"""A study is a list of cells on one or more releases: prepared, run on every core, and read back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from isthmus.experiments.personal.cells.work import CellTask, StudentTask, Teach
 
 @dataclass(frozen=True)
 class Part:
-    """Cells that share a release. ``clients``: name -> folder of all the client's decoded clips."""
+    """Cells of one release. ``clients``: name -> folder with all decoded clips of the client."""
 
     release: Release
     clients: dict[str, str]
@@ -26,7 +26,7 @@ class Part:
 
 
 def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Folder of each client's decoded clips, decoded where they are not yet."""
+    """Decode the clips of each client, unless that was done, and return their folders."""
     return {
         client: str(decode(listing, names, release.recipe, release.root / "private").folder)
         for client, names in clients.items()
@@ -36,9 +36,9 @@ def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ..
 def run(
     parts: Sequence[Part], out: Path, *, workers: int, told: Told, progress: Progress | None, device: str = "cpu"
 ) -> list[Cell]:
-    """Teachers, then students, then cells: only what is missing. Returns the cells in the order asked for.
+    """Make the missing teachers, then students, then cells, and return the cells in the order asked for.
 
-    Raises CellsFailed where some could not be made.
+    Raises CellsFailed if some could not be made.
     """
     everywhere = partial(run_all, workers=workers, told=told, progress=progress)
     untaught = [TeachTask(str(part.release.root), 0) for part in parts if not part.release.teacher_path.exists()]

@@ -1,4 +1,4 @@
-"""What one process does for a study: make a cell, or the student and heads that all cells of a seed begin with."""
+"""The work of one process in a study: make a cell, or the student and heads that all cells of a seed start from."""
 
 import functools
 import shutil
@@ -33,12 +33,12 @@ CPU = torch.device("cpu")
 Labels = npt.NDArray[np.int64]
 
 MIN_CLASS_CLIPS: Final = 2
-"""Of a class that a user of few classes may have: one for each half."""
+"""Fewest clips of a class that a user of few classes may have: one for each half."""
 
 
 @dataclass(frozen=True)
 class TeachTask:
-    """A teacher, where the release has none yet."""
+    """Train the teacher, unless the release has one."""
 
     release: str
     seed: int
@@ -49,7 +49,7 @@ class TeachTask:
 
 @dataclass(frozen=True)
 class StudentTask:
-    """The AllDistill student of a seed with its heads; with seed 0 the base student too."""
+    """Make the AllDistill student of a seed with its heads; with seed 0 also the base student."""
 
     release: str
     seed: int
@@ -60,7 +60,7 @@ class StudentTask:
 
 @dataclass(frozen=True)
 class CellTask:
-    """``clips``: folder of all the client's decoded clips. ``cells``: where the cell goes."""
+    """Make a cell. ``clips``: folder with all decoded clips of the client. ``cells``: folder of the finished cell."""
 
     asked: Asked
     release: str
@@ -91,7 +91,7 @@ def make_seed(task: StudentTask) -> str:
 
 
 def make_cell(task: CellTask) -> str:
-    """Makes and measures one student, unless that was done. Returns a line about it."""
+    """Make and measure one student, unless that was done. Returns a line about it."""
     folder = Path(task.cells)
     if not cells.done(folder, task.asked):
         _make_cell(task, folder)
@@ -163,9 +163,9 @@ def _make_cell(task: CellTask, folder: Path) -> None:
 
 
 def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
-    """Rows that serve selection, and rows that are told. Where only a share is uploaded, it is drawn with the seed.
+    """Return the rows for selection and the rows for testing. A smaller upload share is drawn with the seed.
 
-    Raises ValueError for a client without so many classes of MIN_CLASS_CLIPS clips.
+    Raises ValueError if the client has fewer classes of MIN_CLASS_CLIPS clips than asked for.
     """
     labels_N = np.asarray(everyone.labels_N)
     rows = np.flatnonzero(np.isin(labels_N, drawn_classes(labels_N, asked)))
@@ -181,7 +181,7 @@ def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
 
 
 def drawn_classes(labels_N: Labels, asked: Asked) -> Labels:
-    """The classes of the client's clips that it is a user of: drawn by its name and the seed, the same for every
+    """Return the classes that the simulated user has: drawn from the client's name and the seed, equal for every
     method."""
     found, counts = np.unique(labels_N, return_counts=True)
     if not asked.classes:
@@ -222,14 +222,14 @@ def _base(release: str, seed: int) -> tuple[EncoderPair, HeadBank]:
 
 @functools.lru_cache(maxsize=8)
 def _before(release: str, clips: str, seed: int, device: str) -> StudentOutputs:
-    """The base student on all of a client's clips: the same for every method."""
+    """Return the base student's outputs on all clips of a client: the same for every method."""
     opened = _release(release)
     return student_outputs(opened.student(seed), opened.teacher_head, _clips(clips), torch.device(device))
 
 
 @functools.lru_cache(maxsize=8)
 def _teacher(release: str, clips: str) -> npt.NDArray[np.float32]:
-    """The teacher's probabilities on all of a client's clips."""
+    """Return the teacher's probabilities on all clips of a client."""
     teacher, everyone = _release(release).teacher, _clips(clips)
     audio_ND, visual_NKD = encode_clips(teacher.encoders, everyone, CPU)
     return head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, everyone))

@@ -1,4 +1,4 @@
-"""The paper's figures 5.6 to 5.15 from cells, as PNG bytes. No state of pyplot is touched."""
+"""The paper's figures 5.6 to 5.15 from cells, as PNG bytes, without pyplot's global state."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def _panels(count: int, width: float = 4.6, height: float = 3.2) -> tuple[Figure
 
 
 def distillation_loss(cells: Sequence[Cell], methods: Sequence[str]) -> bytes:
-    """Figures 5.6 to 5.9, 5.14 and 5.15: loss by epoch, a panel a client, the mean over seeds."""
+    """Draw figures 5.6 to 5.9, 5.14 and 5.15: loss by epoch, one panel per client, mean over seeds."""
     clients = in_order(c.asked.client for c in cells)
     figure, axes = _panels(len(clients))
     for axis, client in zip(axes, clients, strict=True):
@@ -38,7 +38,7 @@ def distillation_loss(cells: Sequence[Cell], methods: Sequence[str]) -> bytes:
 
 
 def selected_per_class(cells: Sequence[Cell], methods: Sequence[str], classes: Sequence[str]) -> bytes:
-    """Figures 5.10 and 5.11: selected public clips per class, a panel a client, the mean over seeds."""
+    """Draw figures 5.10 and 5.11: selected public clips per class, one panel per client, mean over seeds."""
     clients = in_order(c.asked.client for c in cells)
     figure, axes = _panels(len(clients))
     places = np.arange(len(classes))
@@ -55,7 +55,7 @@ def selected_per_class(cells: Sequence[Cell], methods: Sequence[str], classes: S
 
 
 def accuracy_by(cells: Sequence[Cell], key: str, label: str) -> bytes:
-    """Figures 5.12 and 5.13: accuracy against a setting of the upload, mean and standard deviation over seeds."""
+    """Draw figures 5.12 and 5.13: accuracy against a setting of the upload, mean and standard deviation over seeds."""
     figure, (axis,) = _panels(1)
     for client in in_order(c.asked.client for c in cells):
         values = sorted({getattr(c.asked, key) for c in pick(cells, client=client)})
@@ -71,7 +71,7 @@ def accuracy_by(cells: Sequence[Cell], key: str, label: str) -> bytes:
 def accuracy_against_bytes(
     cells: Sequence[Cell], bytes_of: Mapping[str, Mapping[str, int]], knee: tuple[str, str]
 ) -> bytes:
-    """Accuracy against bytes a clip for every ratio and number type; the knee (ratio, number type) is marked."""
+    """Draw accuracy against bytes per clip for every ratio and number type, with the knee marked."""
     figure, (axis,) = _panels(1, 6.4, 3.6)
     for number_type, by_ratio in bytes_of.items():
         sizes = list(by_ratio.values())
@@ -94,7 +94,7 @@ def accuracy_against_bytes(
 
 
 def gain_by_client(cells: Sequence[Cell], methods: Sequence[str], baseline: str) -> bytes:
-    """Accuracy less the baseline's, a dot for every client and seed, a bar for the mean."""
+    """Draw accuracy minus the baseline's: a dot per client and seed, a bar for the mean."""
     figure, (axis,) = _panels(1, 7.5, 3.6)
     theirs = {(c.asked.client, c.asked.seed): c.plain for c in pick(cells, method=baseline)}
     for place, method in enumerate(methods):
@@ -113,7 +113,7 @@ def gain_by_client(cells: Sequence[Cell], methods: Sequence[str], baseline: str)
 
 
 def estimate_against_truth(pairs: Sequence[tuple[float, float]], estimate: str) -> bytes:
-    """A label-free estimate of the change against the true change in accuracy, a dot an update."""
+    """Draw a label-free estimate of the change against the true change in accuracy, one dot per update."""
     figure, (axis,) = _panels(1)
     axis.plot([100 * x for x, _ in pairs], [100 * y for _, y in pairs], "o", markersize=4, alpha=0.6)
     axis.axhline(0, color="black", linewidth=0.8)

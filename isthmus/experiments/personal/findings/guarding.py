@@ -1,4 +1,4 @@
-"""How right the device's guard would have been: its label-free estimates beside the true change of every update."""
+"""How often the device's guard would have been right: its label-free estimates against the true change per update."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from isthmus.experiments.personal.findings.report import Section, picture_name
 from isthmus.experiments.personal.findings.tables import Table, points
 
 NO_UPDATE: Final = ("all", "own", "oracle")
-"""Methods that are no update a device could be offered."""
+"""Methods whose student is never offered to a device."""
 
 Pair = tuple[Outputs, Outputs]
 """(on the selection clips, on the test clips)."""
@@ -24,9 +24,9 @@ Pair = tuple[Outputs, Outputs]
 
 @dataclass(frozen=True)
 class Update:
-    """One update a device was offered. ``estimated``: change of each label-free estimate on the selection clips.
+    """One update offered to a device. ``estimated``: change of each label-free estimate on the selection clips.
 
-    ``true``: change of accuracy on the test clips. ``thresholds``: not part of these, since a cell keeps none.
+    ``true``: change of accuracy on the test clips. ``thresholds`` is not included, because cells do not keep it.
     """
 
     cell: Cell
@@ -35,7 +35,7 @@ class Update:
 
 
 def update(cell: Cell, outputs: Pair) -> Update:
-    """What the guard saw and what it could not see of a cell."""
+    """Return what the guard estimated for a cell, and the true change that it could not see."""
     seen, unseen = outputs
     old = guard.Outputs(seen.old_local_NC, seen.old_taught_NC)
     new = guard.Outputs(seen.new_local_NC, seen.new_taught_NC)
@@ -46,7 +46,7 @@ def update(cell: Cell, outputs: Pair) -> Update:
 
 
 def table(updates: Sequence[Update], title: str) -> Table:
-    """A row for each estimate: does it know, and does following it help."""
+    """Return one row per estimate: how well it predicts, and whether following it helps."""
     worse = [each.true < 0 for each in updates]
     rows = [
         (
@@ -87,7 +87,7 @@ def table(updates: Sequence[Update], title: str) -> Table:
 
 
 def guard_part(cells: Sequence[Cell], outputs: Mapping[str, Pair], who: str = "") -> list[Section]:
-    """The section about the guard, where there are updates to judge. ``who``: of which users, for its title."""
+    """Return the section about the guard, if there are updates to judge. ``who``: the users, for its title."""
     updates = [
         update(cell, outputs[cell.asked.name])
         for cell in cells

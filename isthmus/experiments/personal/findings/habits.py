@@ -1,7 +1,7 @@
-"""What it brings to know how often a user is in each state: answers as a device reads them, from finished cells.
+"""The gain from knowing how often each class occurs to a user, computed from finished cells.
 
-Nothing is trained: the device's own function (edge/own_clips/habits.py) reads the outputs that cells keep. Users of few
-classes are simulated: of a person's clips only those of some classes, drawn by chance, for selection and for the test.
+Nothing is trained: the device's own function (edge/own_clips/habits.py) corrects the outputs that cells keep. Users of
+few classes are simulated: only a person's clips of some classes, drawn at random, are used for selection and test.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,14 +24,14 @@ Pair = tuple[Outputs, Outputs]
 Shares = npt.NDArray[np.float64]
 
 DRAWS: Final = 20
-"""Of simulated users, for each person and number of classes."""
+"""Draws of simulated users per person and number of classes."""
 LEAST_CLIPS: Final = (6, 3)
-"""Selection and test clips that a simulated user must have."""
+"""Fewest selection clips, and fewest test clips, of a simulated user."""
 
 
 @dataclass(frozen=True)
 class User:
-    """Outputs of one student on one user's clips, and the class shares its heads were trained with."""
+    """Outputs of one student on one user's clips, and the class shares of its heads' training clips."""
 
     selection_local_NC: npt.NDArray[np.float32]
     selection_taught_NC: npt.NDArray[np.float32]
@@ -52,15 +52,15 @@ class User:
         )
 
     def right(self, prior_C: Shares | None) -> float:
-        """Share of the test clips told right by the local head, read under ``prior_C`` (None: as it answers)."""
+        """Return the local head's accuracy on the test clips, corrected with ``prior_C`` (None: uncorrected)."""
         answers_NC = self.test_local_NC
         if prior_C is not None:
             answers_NC = adapted(answers_NC, prior_C, self.trained_C)
         return float((answers_NC.argmax(axis=1) == self.test_labels_N).mean())
 
     def habits(self, *, times: float = 1.0, held_back: float | None = None, taught: bool = False) -> Shares:
-        """As the device learns them; else with ``times`` as many pseudo-clips, ``held_back`` for each clip, or from
-        the teacher's head."""
+        """Return the habits as the device learns them, or with other numbers of pseudo-clips (``times``,
+        ``held_back``), or from the teacher's head."""
         seen_NC = self.selection_taught_NC if taught else self.selection_local_NC
         if held_back is None:
             held_back = times * pseudo_clips(seen_NC)
@@ -83,8 +83,8 @@ READINGS: Final[Mapping[str, Callable[[User], Shares]]] = {
 
 
 def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any], who: str = "") -> list[Section]:
-    """The section about habits, where there is a student without personalisation to compare with. ``who``: of which
-    users, for its title; those of few classes are not simulated once more."""
+    """Return the section about habits, if there is a student without personalisation to compare with. ``who``: the
+    users, for its title. Users of few classes are not simulated again."""
     own = [cell for cell in pick(cells, scenario="sensitive") if cell.asked.name in outputs]
     users = {cell.asked: user_of(cell, own, outputs[cell.asked.name]) for cell in own}
     known = {asked: user for asked, user in users.items() if user is not None}
@@ -92,8 +92,8 @@ def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any], who: str = ""
     if not base:
         return []
     text = (
-        "A device estimates from its own answers to its selection clips how often each class comes to its user, "
-        "without a label, and reads answers accordingly. Nothing about it leaves the device."
+        "A device estimates from its own answers to its selection clips how often each class occurs to its user, "
+        "without a label, and corrects its answers with it. Nothing about it leaves the device."
     )
     tables = [_as_they_are(known)]
     if any(cell.masks_read for cell in own):
@@ -104,8 +104,8 @@ def habits_part(cells: Sequence[Cell], outputs: Mapping[str, Any], who: str = ""
 
 
 def user_of(cell: Cell, cells: Sequence[Cell], outputs: Pair) -> User | None:
-    """None where the heads did not learn from all public clips, so that their class shares are not known
-    (distill/student/measure.py), or no cell tells what those are."""
+    """Return the user. None if the heads were not trained on all public clips, so that their class shares are unknown
+    (distill/student/measure.py), or if no cell keeps these shares."""
     everything = pick(cells, client=cell.asked.client, seed=cell.asked.seed, method="all")
     if not everything or METHODS[cell.asked.method].heads_on != "all":
         return None
@@ -122,7 +122,7 @@ def user_of(cell: Cell, cells: Sequence[Cell], outputs: Pair) -> User | None:
 
 
 def _as_they_are(users: Mapping[Any, User]) -> Table:
-    """Every person with all of their clips, by method."""
+    """Return a table: every person with all of their clips, by method."""
     plain = {asked: user.right(None) for asked, user in users.items()}
     read = {asked: user.right(user.habits()) for asked, user in users.items()}
 
@@ -144,13 +144,13 @@ def _as_they_are(users: Mapping[Any, User]) -> Table:
                 points(over),
             )
         )
-    header = ("method", "without", "with habits", "difference", "better / worse", "less the base student without")
-    note = f"% told right, means over {len(base)} people; differences with their standard error over people."
+    header = ("method", "without", "with habits", "difference", "better / worse", "minus the base student without")
+    note = f"Accuracy in %, means over {len(base)} people; differences with their standard error over people."
     return Table("Every person as they are", header, tuple(rows), note)
 
 
 def _by_mask(cells: Sequence[Cell]) -> Table:
-    """What reading adds where every clip lacks its sound, or its picture, or nothing."""
+    """Return a table: the gain if every clip lacks its sound, or its picture, or nothing."""
     read = [cell for cell in cells if cell.masks_read]
     masks = list(read[0].masks)
     rows = []
@@ -164,20 +164,20 @@ def _by_mask(cells: Sequence[Cell]) -> Table:
             row.append(f"{100 * np.mean(list(without.values())):.1f}, {gain}")
         rows.append(tuple(row))
     note = (
-        "% told right without, and what reading under the habits adds, with its standard error over people. Habits are "
+        "Accuracy in % without habits, and the gain from habits with its standard error over people. Habits are "
         "learned from selection clips that have both."
     )
     return Table("Clips that lack one modality", ("method", *(f"{mask} captured" for mask in masks)), tuple(rows), note)
 
 
 def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:
-    """The student without personalisation, to users who know 1, 2, ... classes, at last all: gain of each reading over
-    none."""
+    """Return a table: gain of each correction for the student without personalisation, for users of 1, 2, ... and all
+    classes."""
     classes = len(next(iter(base.values())).trained_C)
     drawn = {count: _drawn(base, count) for count in range(1, classes + 1)}
     counts = [count for count, users in drawn.items() if users]
     if not counts:
-        counts_note = "No person has clips enough to be divided so."
+        counts_note = "No person has enough clips for this division."
         return Table("Simulated users of few classes", ("reading",), (), counts_note)
     without = {count: _by_person(drawn[count], None) for count in counts}
     rows = [("(without)", *(f"{100 * np.mean(list(without[count].values())):.1f}" for count in counts))]
@@ -189,15 +189,15 @@ def _of_few_classes(base: Mapping[tuple[str, int], User]) -> Table:
         rows.append(tuple(row))
     header = ("reading", *(f"{count} {'class' if count == 1 else 'classes'}" for count in counts))
     note = (
-        "% told right by the base student, then what each reading adds: mean ± standard error over people, and how "
-        f"many people it makes better / worse on average. At most {DRAWS} draws of classes for each person and seed; "
-        "the last column has people as they are."
+        "Accuracy in % of the base student, then the gain of each correction: mean ± standard error over people, and "
+        f"how many people it makes better / worse on average. At most {DRAWS} draws of classes per person and "
+        "seed; the last column has people as they are."
     )
     return Table("Simulated users of few classes", header, tuple(rows), note)
 
 
 def _drawn(base: Mapping[tuple[str, int], User], count: int) -> dict[tuple[str, int, int], User]:
-    """Each person as up to DRAWS users of so many of the classes; draws with too few clips are left out."""
+    """Return each person as up to DRAWS users of ``count`` classes. Draws with too few clips are left out."""
     users: dict[tuple[str, int, int], User] = {}
     for place, ((client, seed), user) in enumerate(sorted(base.items(), key=lambda one: one[0])):
         rng = np.random.default_rng((place, count))
@@ -212,7 +212,7 @@ def _drawn(base: Mapping[tuple[str, int], User], count: int) -> dict[tuple[str, 
 def _by_person(
     users: Mapping[tuple[str, int, int], User], reading: Callable[[User], Shares] | None
 ) -> dict[str, float]:
-    """Means over a person's draws and seeds: only people are independent."""
+    """Average over a person's draws and seeds, because only people are independent."""
     right: dict[str, list[float]] = {}
     for (client, _, _), user in users.items():
         right.setdefault(client, []).append(user.right(None if reading is None else reading(user)))

@@ -1,4 +1,4 @@
-"""PURE: the knee of accuracy against bytes: how far a feature may be compressed before it costs more than noise."""
+"""PURE: the knee of accuracy against bytes: the strongest compression whose loss is within noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +7,11 @@ from isthmus.experiments.personal.findings.paired import difference
 
 
 def knee(cells: Sequence[Cell], bytes_of: Mapping[str, Mapping[str, int]]) -> tuple[str, str]:
-    """(ratio, number type) of the fewest bytes where neither it nor any milder setting is below the uncompressed one
-    beyond noise.
+    """Return the (ratio, number type) with the fewest bytes for which neither it nor a milder setting loses accuracy
+    beyond noise, compared with no compression.
 
-    Milder: a ratio not above, in a number type not below it in bytes. Beyond noise: the mean paired loss is more than
-    one clip of a hundred and more than two standard errors. Raises ValueError without cells.
+    Milder: the ratio is not higher and the number type has not fewer bytes. Beyond noise: the mean paired loss is more
+    than one percentage point and more than two standard errors. Raises ValueError without cells.
     """
     if not cells:
         raise ValueError("no cells, no knee")

@@ -1,4 +1,4 @@
-"""PURE: paired comparisons: the same client and seed under two methods, and what their differences can tell."""
+"""PURE: paired comparisons: the same client and seed under two methods, and what the differences show."""
 
 import math
 import statistics
@@ -14,8 +14,8 @@ _Z_POWER_80 = 0.841621
 
 @dataclass(frozen=True)
 class Difference:
-    """Of n paired values. ``needed`` is the number of pairs at which a true difference of this size would be found at
-    the 5 % level four times in five (normal approximation); None where the difference or its spread is zero."""
+    """Difference of n paired values. ``needed``: the number of pairs that would detect a difference of this size at the
+    5 % level with 80 % power (normal approximation); None if the difference or its spread is zero."""
 
     pairs: int
     mean: float
@@ -26,18 +26,18 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the mean lies more than two standard errors from zero. False for a single pair."""
+        """Whether the mean is more than two standard errors from zero. False for a single pair."""
         return self.pairs > 1 and abs(self.mean) > 2 * self.standard_error
 
 
 def difference(ours: Mapping[Unit, float], theirs: Mapping[Unit, float]) -> Difference:
-    """``ours - theirs`` over the units that both have. Raises ValueError where there is none."""
+    """Return ``ours - theirs`` over the units that both have. Raises ValueError if there is none."""
     deltas = [ours[unit] - theirs[unit] for unit in ours if unit in theirs]
     if not deltas:
         raise ValueError("nothing to compare: no unit was measured under both")
     mean = statistics.fmean(deltas)
     spread = statistics.stdev(deltas) if len(deltas) > 1 else 0.0
-    told_apart = spread > 0 and abs(mean) > 1e-9 * max(map(abs, deltas))  # sums of shares cancel but for their rounding
+    told_apart = spread > 0 and abs(mean) > 1e-9 * max(map(abs, deltas))  # equal sums can differ by rounding
     needed = math.ceil(((_Z_95 + _Z_POWER_80) * spread / mean) ** 2) if told_apart else None
     return Difference(
         pairs=len(deltas),
@@ -50,7 +50,7 @@ def difference(ours: Mapping[Unit, float], theirs: Mapping[Unit, float]) -> Diff
 
 
 def by_group(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """(client, seed) -> value becomes client -> mean over seeds: seeds of one client are no independent people."""
+    """Average (client, seed) -> value over seeds: seeds of one client are not independent people."""
     of_group: dict[str, list[float]] = {}
     for (group, _), value in values.items():
         of_group.setdefault(group, []).append(value)
@@ -65,7 +65,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation (0 for a single value). Raises ValueError for none."""
+    """Return mean and standard deviation (0 for a single value). Raises ValueError for no value."""
     if not values:
         raise ValueError("no values")
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))

@@ -1,4 +1,4 @@
-"""A study's result as one Markdown file, its pictures, and one HTML page that needs no other file."""
+"""A study's result as one Markdown file, its pictures, and one self-contained HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from isthmus.experiments.personal.findings.tables import Table
 
 @dataclass(frozen=True)
 class Section:
-    """``pictures``: file name without ending -> PNG bytes."""
+    """Part of a report. ``pictures``: file name without ending -> PNG bytes."""
 
     title: str
     tables: tuple[Table, ...]
@@ -23,7 +23,7 @@ class Section:
 
 
 def picture_name(name: str, who: str) -> str:
-    """A picture's name for the part about some users: "guard" of ", users of 2 classes" is guard-users-of-2-classes."""
+    """Return a picture's file name: "guard" for ", users of 2 classes" is guard-users-of-2-classes."""
     return f"{name}{who.replace(', ', '-').replace(' ', '-')}"
 
 
@@ -39,12 +39,14 @@ def markdown(title: str, facts: Mapping[str, str], sections: Sequence[Section]) 
 
 
 def write(out: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> list[Path]:
-    """``result.md``, ``report.html`` and ``pictures/``; returns the first two."""
+    """Write ``result.md``, ``report.html`` and ``pictures/``. Returns the first two paths."""
     for section in sections:
         for name, png in section.pictures.items():
             write_atomically(out / "pictures" / f"{name}.png", png)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("isthmus.experiments", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("isthmus.experiments.personal.findings", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["inline"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     page = environment.get_template("report.html").render(

@@ -11,7 +11,7 @@ Value = Callable[[Cell], float]
 
 @dataclass(frozen=True)
 class Table:
-    """``note`` stands under the table."""
+    """A table. ``note`` is printed below it."""
 
     title: str
     header: tuple[str, ...]
@@ -29,7 +29,7 @@ def plain(cell: Cell) -> float:
 
 
 def pick(cells: Iterable[Cell], **wanted: object) -> list[Cell]:
-    """Cells whose ``asked`` has these values."""
+    """Return the cells whose ``asked`` has these values."""
     return [cell for cell in cells if all(getattr(cell.asked, key) == value for key, value in wanted.items())]
 
 
@@ -38,7 +38,7 @@ def in_order(values: Iterable[str]) -> list[str]:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds, in percent."""
+    """Return mean ± standard deviation over seeds, in percent."""
     if not values:
         return ""
     found = spread([100 * value for value in values])
@@ -46,13 +46,13 @@ def percent(values: Sequence[float]) -> str:
 
 
 def points(found: Difference) -> str:
-    """Mean ± standard error in percentage points; in bold where it lies beyond two standard errors."""
+    """Return mean ± standard error in percentage points, in bold if it is beyond two standard errors."""
     text = f"{100 * found.mean:+.1f} ± {100 * found.standard_error:.1f}"
     return f"**{text}**" if found.beyond_noise else text
 
 
 def accuracy_by_method(cells: Sequence[Cell], scenario: str, title: str) -> Table:
-    """Tables 5.2 and 5.4: a row a method, a column a client."""
+    """Return tables 5.2 and 5.4: one row per method, one column per client."""
     own = pick(cells, scenario=scenario)
     clients, methods = in_order(c.asked.client for c in own), in_order(c.asked.method for c in own)
     rows = [
@@ -63,11 +63,11 @@ def accuracy_by_method(cells: Sequence[Cell], scenario: str, title: str) -> Tabl
         ("(the teacher on the same clips)", *(percent([c.teacher for c in _once(own, client)]) for client in clients))
     )
     header = ("method", *(f"{client} ({_tested(own, client)} clips)" for client in clients))
-    return Table(title, header, tuple(rows), "% told right at ratio 1 in fp32, mean ± standard deviation over seeds.")
+    return Table(title, header, tuple(rows), "Accuracy in % at ratio 1 in fp32, mean ± standard deviation over seeds.")
 
 
 def differences(cells: Sequence[Cell], scenario: str, against: Sequence[str], title: str) -> Table:
-    """Each method less each of ``against``, paired over client and seed."""
+    """Return the difference of each method to each of ``against``, paired over client and seed."""
     own = pick(cells, scenario=scenario)
     of_method = {
         method: {(c.asked.client, c.asked.seed): c.plain for c in pick(own, method=method)}
@@ -89,13 +89,13 @@ def differences(cells: Sequence[Cell], scenario: str, against: Sequence[str], ti
         header += [f"less {other}", "better / worse", "pairs needed"]
     note = (
         "Percentage points, mean ± standard error over pairs (client, seed); bold: beyond two standard errors. Pairs "
-        "needed: at which a true difference of this size would be found four times in five."
+        "needed: the number that would detect a true difference of this size with 80 % power."
     )
     return Table(title, tuple(header), tuple(rows), note)
 
 
 def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], title: str) -> Table:
-    """Leave-one-person-out: seeds are averaged first, since only people are independent."""
+    """Return the leave-one-person-out table. Seeds are averaged first, because only people are independent."""
     means = {
         method: by_group({(c.asked.client, c.asked.seed): c.plain for c in pick(cells, method=method)})
         for method in methods
@@ -119,18 +119,18 @@ def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], titl
 
 
 def by_mask(cells: Sequence[Cell], title: str) -> Table:
-    """Accuracy of each method where every clip lacks its sound, or its picture, or nothing."""
+    """Return accuracy by method if every clip lacks its sound, or its picture, or nothing."""
     masks = list(cells[0].masks)
     rows = [
         (method, *(percent([c.masks[mask] for c in pick(cells, method=method)]) for mask in masks))
         for method in in_order(c.asked.method for c in cells)
     ]
-    note = "% told right at ratio 1, mean ± standard deviation over clients and seeds."
+    note = "Accuracy in % at ratio 1, mean ± standard deviation over clients and seeds."
     return Table(title, ("method", *(f"{mask} captured" for mask in masks)), tuple(rows), note)
 
 
 def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Mapping[str, int]], title: str) -> Table:
-    """Table 5.3 with every number type: accuracy against bytes."""
+    """Return table 5.3 with every number type: accuracy against bytes."""
     own = pick(cells, method=method, scenario="sensitive")
     clients = in_order(c.asked.client for c in own)
     rows = []
@@ -147,7 +147,7 @@ def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Ma
 
 
 def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
-    """Figures 5.12 and 5.13 as a table: accuracy by a setting of what is uploaded."""
+    """Return figures 5.12 and 5.13 as a table: accuracy by a setting of the upload."""
     values = sorted({getattr(c.asked, key) for c in cells})
     clients = in_order(c.asked.client for c in cells)
     rows = [
@@ -162,7 +162,7 @@ def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
 
 
 def cost(cells: Sequence[Cell], title: str) -> Table:
-    """Wall seconds by stage and what was selected, by method."""
+    """Return wall seconds by stage and the selection, by method."""
     rows = []
     for method in in_order(c.asked.method for c in cells):
         own = pick(cells, method=method)
@@ -194,7 +194,7 @@ def _mean_or_blank(values: Sequence[float], form: str) -> str:
 
 
 def _once(cells: Sequence[Cell], client: str) -> list[Cell]:
-    """One cell a seed: what does not depend on the method would count several times."""
+    """Return one cell per seed, so that values independent of the method count once."""
     return list({c.asked.seed: c for c in cells if c.asked.client == client}.values())
 
 

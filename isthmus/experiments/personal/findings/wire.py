@@ -1,4 +1,4 @@
-"""What one clip costs on the wire: the exact bytes of an inference message, by ratio and number type."""
+"""The cost of one clip on the wire: the exact bytes of an inference message, by ratio and number type."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from isthmus.proto.messages import FeatureFrame, Features, NumberType, compresse
 from isthmus.proto.v1 import isthmus_pb2
 
 GRPC_PREFIX_BYTES = 5
-"""Compression flag and length before every gRPC message; HTTP/2's own frames are not counted."""
+"""Bytes of compression flag and length before every gRPC message. HTTP/2 frames are not counted."""
 
 
 def bytes_per_clip(feature_width: int, ratios: tuple[float, ...]) -> dict[str, dict[str, int]]:
-    """number type -> ratio -> bytes of one InferRequest with its gRPC prefix."""
+    """Return number type -> ratio -> bytes of one InferRequest with its gRPC prefix."""
     table: dict[str, dict[str, int]] = {}
     for number_type in NumberType:
         row = {}

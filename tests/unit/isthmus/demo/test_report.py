@@ -50,7 +50,7 @@ def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientO
         rounds=2,
         cloud_seconds={"selecting": 0.1, "distilling": 12.0},
         rss_bytes=210_000_000,
-        verdict="taken, which the test clips bear out: estimated accuracy 41.0 % before and 70.0 % after",
+        verdict="taken, which the test clips confirm: estimated accuracy 41.0 % before and 70.0 % after",
         student_bytes=91_000_000,
         whole_student_bytes=280_000_000,
     )
@@ -110,14 +110,14 @@ def test_the_page_tells_what_happened(outcome: DemoOutcome) -> None:
     for said in (
         "42 % → 78 %",
         "131 kB → 2.1 kB",
-        "No row stands for fewer than 3 clips",
+        "the mean of a group of at least 3 clips",
         "no noise was added",
         "30 clips became 10 rows of 6 probabilities",
         "These clips are synthetic",
         "an environment without torch",
         "the first of 2 rounds",
         "not timed",
-        "client_1: the new student was taken, which the test clips bear out",
+        "client_1: the new student was taken, which the test clips confirm",
         "91.0 MB in place of 280 MB (client_1)",
         "3 min 07 s in all",
     ):

@@ -1,4 +1,4 @@
-"""The demo's ledger: a finished stage is taken over while its key holds and its result is there, and only then."""
+"""The demo's ledger: a finished stage is reused only while its key is the same and its result exists."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_a_key_depends_on_every_part_and_on_nothing_else() -> None:
 
 
 def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
-    with only_one(tmp_path), pytest.raises(ValueError, match="another run is at work"), only_one(tmp_path):
+    with only_one(tmp_path), pytest.raises(ValueError, match="another run uses"), only_one(tmp_path):
         pass
     with only_one(tmp_path):
         assert (tmp_path / "in-use").exists()

@@ -70,4 +70,4 @@ def test_what_cannot_be_told_is_left_out() -> None:
     assert user.right(None) == pytest.approx(user.right(user.trained_C))
     few = {name: (outputs(1, 4), outputs(2, 2)) for name in found}
     (section,) = habits_part(cells, few)
-    assert "No person has clips enough" in section.tables[1].note
+    assert "No person has enough clips" in section.tables[1].note
