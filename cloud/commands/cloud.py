@@ -173,7 +173,8 @@ def restore(
     """Make a server's folder and database from a backup.
 
     Needs a --state that does not exist or is empty and, with --database, an empty database. Writes the server's files
-    to --state and its rows to the database; nothing is overwritten. Start the server with 'isthmus cloud serve' and the same options afterwards.
+    to --state and its rows to the database; nothing is overwritten. Afterwards start the server with
+    'isthmus cloud serve' and the same options.
     """
     from isthmus.cloud.backup import restore as read
 
