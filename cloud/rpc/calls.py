@@ -22,9 +22,9 @@ from typing import Any, Final
 
 import grpc
 
-from isthmus.cloud.rpc.interrupt import Places
+from isthmus.cloud.rpc.interrupt import Patience, Places
 from isthmus.cloud.rpc.scopes import ELASTIC, OPEN, OURS, Scope, is_known, status_scope
-from isthmus.proto.errors import InvalidInput, TooLate
+from isthmus.proto.errors import InvalidInput, TooLate, Unauthenticated
 
 UNKNOWN_S: Final = 5.0
 KNOWN_S: Final = 20.0
@@ -46,6 +46,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     count: Scope
     _arriving: Places = field(default_factory=lambda: Places(_ARRIVING))
     _staying: Places = field(default_factory=lambda: Places(_STAYING))
+    _patience: Patience = field(default_factory=Patience)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -56,8 +57,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return _as_stream(handler, details.method, enter)
 
     async def _ours(self, stack: AsyncExitStack, method: str, streams: bool, raw: Any, context: Any) -> bytes | None:
-        for scope in self.scopes:
-            await stack.enter_async_context(scope(method, context))
+        try:
+            for scope in self.scopes:
+                await stack.enter_async_context(scope(method, context))
+        except Unauthenticated:
+            if self._patience.is_over(context.peer()):
+                await self._arriving.park()
+            raise
         if is_known():
             await stack.enter_async_context(self.count(method, context))
             return await first_message(raw, None if streams else KNOWN_S)

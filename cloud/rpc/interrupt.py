@@ -1,11 +1,19 @@
 """Calls that can be ended from outside: those of unknown callers if places are scarce, and a revoked device's."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Final
 
 from isthmus.proto.errors import Busy, IsthmusError
+
+_REFUSALS: Final = 32
+_REFUSALS_S: Final = 10.0
+_MOST_REMEMBERED: Final = 4_096
 
 
 class Interruptible:
@@ -39,37 +47,107 @@ class Interruptible:
                 raise self._error from error
 
 
+@dataclass
+class _Lane:
+    """The calls of one connection: those that hold a place, oldest first, and how many hold one or wait."""
+
+    turn: asyncio.Semaphore
+    held: dict[Interruptible, None] = field(default_factory=dict)
+    users: int = 0
+
+
 class Places:
     """A bounded number of places for callers whose identity is unknown.
 
-    If all are taken, the connection that holds most of them loses its oldest. A caller that opens many calls therefore
+    A connection holds at most ``per_connection`` of them; its further calls are parked, which costs nothing but a
+    little memory, and are refused after ``park_s``. Refusing them at once would only invite the next ones. If all
+    places are taken, the connection that holds most loses its oldest. So a caller that opens many calls delays and
     ends its own, not those of others.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, per_connection: int = 8, most_parked: int = 4_000, park_s: float = 5.0) -> None:
         self._most = most
-        self._held: dict[str, dict[Interruptible, None]] = {}
+        self._per_connection = per_connection
+        self._most_parked = most_parked
+        self._park_s = park_s
+        self._parked = 0
+        self._lanes: dict[str, _Lane] = {}
 
     @asynccontextmanager
     async def place(self, connection: str) -> AsyncIterator[None]:
-        """Hold a place during the block. The block is left with Busy if the place is needed for another connection."""
-        if sum(map(len, self._held.values())) >= self._most:
-            fullest = max(self._held, key=lambda name: len(self._held[name]))
-            oldest = next(iter(self._held[fullest]))
-            self._remove(fullest, oldest)
-            oldest.end(Busy("too many calls of unknown callers are open; try again", retry_after_s=1.0))
-        with Interruptible() as call:
-            self._held.setdefault(connection, {})[call] = None
+        """Hold a place during the block. Raises Busy, also in the block if another connection needs the place."""
+        lane = self._lanes.setdefault(connection, _Lane(asyncio.Semaphore(self._per_connection)))
+        lane.users += 1
+        try:
+            await self._wait_for(lane)
             try:
-                yield
+                self._make_room()
+                with Interruptible() as call:
+                    lane.held[call] = None
+                    try:
+                        yield
+                    finally:
+                        lane.held.pop(call, None)
             finally:
-                self._remove(connection, call)
+                lane.turn.release()
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                del self._lanes[connection]
 
-    def _remove(self, connection: str, call: Interruptible) -> None:
-        held = self._held.get(connection, {})
-        held.pop(call, None)
-        if not held:
-            self._held.pop(connection, None)
+    async def park(self) -> None:
+        """Keep a refused caller waiting for its answer, if there is room to."""
+        if self._parked < self._most_parked:
+            self._parked += 1
+            try:
+                await asyncio.sleep(self._park_s)
+            finally:
+                self._parked -= 1
+
+    async def _wait_for(self, lane: _Lane) -> None:
+        if not lane.turn.locked():
+            await lane.turn.acquire()
+            return
+        if self._parked >= self._most_parked:
+            raise _full()
+        self._parked += 1
+        try:
+            async with asyncio.timeout(self._park_s):
+                await lane.turn.acquire()
+        except TimeoutError:
+            raise _full() from None
+        finally:
+            self._parked -= 1
+
+    def _make_room(self) -> None:
+        if sum(len(lane.held) for lane in self._lanes.values()) >= self._most:
+            fullest = max(self._lanes.values(), key=lambda lane: len(lane.held))
+            oldest = next(iter(fullest.held))
+            del fullest.held[oldest]
+            oldest.end(_full())
+
+
+def _full() -> Busy:
+    return Busy("too many calls of unknown callers are open; try again", retry_after_s=1.0)
+
+
+class Patience:
+    """Counts refusals by connection: the first ones are answered at once, further ones are to be parked."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._refused: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def is_over(self, connection: str) -> bool:
+        """Count a refusal of ``connection``; return whether there were too many of late."""
+        now_s = self._clock()
+        since_s, count = self._refused.pop(connection, (now_s, 0))
+        if now_s - since_s > _REFUSALS_S:
+            since_s, count = now_s, 0
+        self._refused[connection] = since_s, count + 1
+        if len(self._refused) > _MOST_REMEMBERED:
+            self._refused.popitem(last=False)
+        return count >= _REFUSALS
 
 
 class OpenCalls:

@@ -15,18 +15,7 @@ from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import RETRY_KEY
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
-from tests.rigs.raw_http2 import Crowd, RawClient, idle_sockets
-
-DEVICES = "/isthmus.v1.PersonalisationService/"
-CROWDS = {
-    "headers alone": (DEVICES + "Enrol", b"", None),
-    "all but a byte": (DEVICES + "Enrol", b"\x0a\x03ab", 6),
-    "no token": (DEVICES + "WatchJob", b"", None),
-    "a stream without a token": ("/isthmus.v1.InferenceService/Infer", b"", None),
-    "health checks": ("/grpc.health.v1.Health/Check", b"", None),
-    "health watches": ("/grpc.health.v1.Health/Watch", b"\x0a\x00", None),
-    "reflection": ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", b"\x3a\x01*", None),
-}
+from tests.rigs.raw_http2 import CROWDS, DEVICES, Crowd, RawClient, idle_sockets
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,7 @@ from tests.bench import machine
         "teacher_cache",
         "training",
         "stream",
+        "crowds",
         "footprint",
         "elastic.planning",
         "elastic.drift",

@@ -11,6 +11,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+DEVICES: Final = "/isthmus.v1.PersonalisationService/"
+CROWDS: Final = {
+    "headers alone": (DEVICES + "Enrol", b"", None),
+    "all but a byte": (DEVICES + "Enrol", b"\x0a\x03ab", 6),
+    "no token": (DEVICES + "WatchJob", b"", None),
+    "a stream without a token": ("/isthmus.v1.InferenceService/Infer", b"", None),
+    "health checks": ("/grpc.health.v1.Health/Check", b"", None),
+    "health watches": ("/grpc.health.v1.Health/Watch", b"\x0a\x00", None),
+    "reflection": ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", b"\x3a\x01*", None),
+}
+"""Kinds of calls that are opened and not finished: method, message, and the length that it announces, if another."""
+
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1

@@ -1,0 +1,166 @@
+"""How a known device fares beside a crowd of unknown callers, and what happens to many calls at once.
+
+Crowds: the server runs in a process of its own, the crowd in another. It keeps so many calls open, opening again what
+the server ends. Quiet and attacked blocks of calls take turns, so that a machine that slows down slows both alike.
+Overload: so many calls at once, on one connection; each is answered in time, refused as busy, or neither.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import numpy as np
+import typer
+
+from isthmus.demo.processes import Family
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+from tests.bench.harness import Report
+from tests.bench.untrained import served_release
+from tests.rigs.raw_http2 import CROWDS, Crowd
+
+START_TIMEOUT_S = 600.0
+CALL_TIMEOUT_S = 20.0
+"""What a device waits for an answer."""
+BLOCK = 50
+SETTLE_S = 1.0
+
+
+def main(
+    calls: Annotated[int, typer.Option(help="Calls of the known device, quiet and attacked each, per crowd.")] = 1000,
+    crowd: Annotated[int, typer.Option(help="Calls that the crowd keeps open.")] = 1000,
+    kinds: Annotated[str, typer.Option(help="Kinds of crowds, with commas between; empty: all.")] = "",
+    at_once: Annotated[str, typer.Option(help="Numbers of calls at once, with commas between.")] = "400,1000",
+    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+) -> None:
+    """Latency of a known device beside crowds, and the outcome of many calls at once."""
+    names = [name for name in kinds.split(",") if name] or list(CROWDS)
+    report = Report("crowds", {"calls": calls, "crowd": crowd, "kinds": names, "at_once": at_once}, ("grpcio",))
+    with tempfile.TemporaryDirectory() as name, Family(Path(name)) as family:
+        folder = Path(name)
+        served_release(folder / "release", (1.0,))
+        serve = [sys.executable, "-m", "isthmus.cli", "cloud", "serve", "--workers", "0", "--listen", "127.0.0.1:0"]
+        serve += ["--release", str(folder / "release"), "--state", str(folder / "state")]
+        cloud = family.start("cloud", [*serve, "--port-file", str(folder / "port")])
+        address = family.wait_for_address(cloud, folder / "port", START_TIMEOUT_S)
+        with grpc.insecure_channel(address) as channel:
+            stub: Any = pb_grpc.PersonalisationServiceStub(channel)
+            token = stub.Enrol(pb.EnrolRequest(device_name="bench")).token
+            metadata = (("authorization", f"Bearer {token}"),)
+            port = int(address.rpartition(":")[2])
+            for kind in names:
+                report.rows.append(beside_a_crowd(stub, metadata, port, kind, crowd, calls))
+            for count in map(int, filter(None, at_once.split(","))):
+                report.rows += [overload(stub, metadata, name, count) for name in ("DescribeStudent", "Enrol")]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "what": lambda row: str(row["what"]),
+        "calls": lambda row: str(row["calls"]),
+        "quiet p50 / p99 ms": lambda row: _pair(row, "quiet"),
+        "attacked p50 / p99 ms": lambda row: _pair(row, "attacked"),
+        "p99 ratio": lambda row: f"{row['p99_ratio']:.2f}" if "p99_ratio" in row else "",
+        "outcomes": lambda row: ", ".join(f"{count} {name}" for name, count in row["outcomes"].items()),
+    }
+    report.finish(columns, out)
+
+
+def beside_a_crowd(stub: Any, metadata: Any, port: int, kind: str, crowd: int, calls: int) -> dict[str, Any]:
+    """Time a device's calls, with the crowd and without it in turn."""
+    waits_s: dict[str, list[float]] = {"quiet": [], "attacked": []}
+    outcomes: Counter[str] = Counter()
+    for _ in range(-(-calls // BLOCK)):
+        for state in ("quiet", "attacked"):
+            with pressing(port, kind, crowd if state == "attacked" else 0):
+                for _ in range(BLOCK):
+                    began_s = time.perf_counter()
+                    outcomes[outcome(stub.DescribeStudent, pb.DescribeStudentRequest(), metadata)] += 1
+                    waits_s[state].append(time.perf_counter() - began_s)
+    row: dict[str, Any] = {"what": f"{crowd} x {kind}", "calls": 2 * len(waits_s["quiet"]), "outcomes": dict(outcomes)}
+    for state, each in waits_s.items():
+        row[state] = {"p50_s": float(np.percentile(each, 50)), "p99_s": float(np.percentile(each, 99))}
+    row["p99_ratio"] = row["attacked"]["p99_s"] / row["quiet"]["p99_s"]
+    return row
+
+
+def overload(stub: Any, metadata: Any, method: str, count: int) -> dict[str, Any]:
+    """Send so many calls at once and count how they end."""
+    outcomes: Counter[str] = Counter()
+    waits_s: list[float] = []
+    start = threading.Barrier(count)
+
+    def call() -> None:
+        start.wait()
+        began_s = time.perf_counter()
+        if method == "Enrol":
+            name = outcome(stub.Enrol, pb.EnrolRequest(device_name="bench"), None)
+        else:
+            name = outcome(stub.DescribeStudent, pb.DescribeStudentRequest(), metadata)
+        outcomes[name] += 1
+        waits_s.append(time.perf_counter() - began_s)
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    quiet = {"p50_s": float(np.percentile(waits_s, 50)), "p99_s": float(np.percentile(waits_s, 99))}
+    return {"what": f"{method} at once", "calls": count, "quiet": quiet, "outcomes": dict(outcomes)}
+
+
+def outcome(call: Any, request: Any, metadata: Any) -> str:
+    """The status of a call; of a refusal its error's name."""
+    try:
+        call(request, metadata=metadata, timeout=CALL_TIMEOUT_S)
+    except grpc.RpcError as error:
+        of_call: Any = error
+        named = dict(of_call.trailing_metadata() or ()).get("isthmus-error")
+        return str(named or of_call.code().name)
+    return "OK"
+
+
+@contextmanager
+def pressing(port: int, kind: str, count: int) -> Iterator[None]:
+    """Keep a crowd of ``count`` calls open from another process; 0: no crowd."""
+    if not count:
+        yield
+        return
+    context = multiprocessing.get_context("spawn")
+    ready, stop = context.Event(), context.Event()
+    process = context.Process(target=press, args=(port, kind, count, ready, stop))
+    process.start()
+    try:
+        if not ready.wait(60):
+            raise RuntimeError("the crowd did not gather")
+        time.sleep(SETTLE_S)
+        yield
+    finally:
+        stop.set()
+        process.join()
+
+
+def press(port: int, kind: str, count: int, ready: Any, stop: Any) -> None:
+    """Open the crowd's calls, and open them again, until told to stop."""
+    path, message, announce = CROWDS[kind]
+    crowd = Crowd(port, path, count, message=message, announce=announce)
+    while not stop.is_set():
+        crowd.press()
+        if crowd.opened >= count:
+            ready.set()
+        time.sleep(0.02)
+    crowd.close()
+
+
+def _pair(row: dict[str, Any], state: str) -> str:
+    found = row.get(state)
+    return "" if found is None else f"{1e3 * found['p50_s']:.1f} / {1e3 * found['p99_s']:.1f}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+"""Places for unknown callers: bounded, fair between connections, and patient with those that ask too much."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from isthmus.cloud.rpc.interrupt import OpenCalls, Patience, Places
+from isthmus.proto.errors import Busy, Unauthenticated
+
+
+async def holding(places: Places, connection: str) -> "asyncio.Task[None]":
+    """A task that holds a place until it is ended."""
+    began = asyncio.Event()
+
+    async def hold() -> None:
+        async with places.place(connection):
+            began.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    await began.wait()
+    return task
+
+
+def test_the_fullest_connection_loses_its_oldest() -> None:
+    async def scenario() -> None:
+        places = Places(3)
+        first, second = await holding(places, "greedy"), await holding(places, "greedy")
+        other = await holding(places, "modest")
+        newcomer = await holding(places, "new")
+        with pytest.raises(Busy):
+            await first
+        for task in (second, other, newcomer):
+            assert not task.done()
+            task.cancel()
+        await asyncio.gather(second, other, newcomer, return_exceptions=True)
+        assert not places._lanes
+
+    asyncio.run(scenario())
+
+
+def test_what_a_connection_asks_beyond_its_share_waits_and_is_refused() -> None:
+    async def scenario() -> None:
+        places = Places(9, per_connection=2, most_parked=1, park_s=0.2)
+        held = [await holding(places, "greedy") for _ in range(2)]
+        parked = asyncio.create_task(holding(places, "greedy"))
+        await asyncio.sleep(0.05)
+        assert not parked.done()
+        with pytest.raises(Busy):
+            async with places.place("greedy"):
+                pass
+        held[0].cancel()
+        held.append(await parked)  # a place was free in time
+        with pytest.raises(Busy):
+            async with places.place("greedy"):
+                pass
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_caller_is_cancelled_and_not_busy() -> None:
+    async def scenario() -> None:
+        task = await holding(Places(1), "one")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_open_calls_are_counted_and_ended_by_caller() -> None:
+    async def scenario() -> None:
+        calls = OpenCalls()
+        async with AsyncExitStack() as stack:
+            for who in ("a", "a", "b"):
+                await stack.enter_async_context(calls.open(who))
+            assert (len(calls), calls.of("a"), calls.callers) == (3, 2, ("a", "b"))
+        assert (len(calls), calls.callers) == (0, ())
+        with pytest.raises(Unauthenticated):
+            async with calls.open("a"):
+                calls.end(["a", "nobody"], Unauthenticated("revoked"))
+                await asyncio.sleep(1)
+
+    asyncio.run(scenario())
+
+
+def test_patience_ends_with_many_refusals_and_returns() -> None:
+    now_s = 0.0
+    patience = Patience(lambda: now_s)
+    assert [patience.is_over("one") for _ in range(33)] == [False] * 32 + [True]
+    assert not patience.is_over("other")
+    now_s = 11.0
+    assert not patience.is_over("one")
