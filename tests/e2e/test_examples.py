@@ -18,6 +18,7 @@ TESTED = {
     "ask_with_triton",
     "personalise_from_python",
     "read_report",
+    "serve_timm_images",
 }
 
 
@@ -58,6 +59,13 @@ def test_a_student_is_personalised() -> None:
     printed = run("personalise_from_python", "--epochs", 1, "--takes", 1)
     assert "the device would send" in printed and "public clips selected" in printed
     assert "accuracy on the user's clips: base" in printed
+
+
+@pytest.mark.e2e
+def test_images_are_served() -> None:
+    printed = run("serve_timm_images")
+    assert "task 'own' has 3 classes" in printed
+    assert printed.count("picture ") == 3 and "gamma" in printed
 
 
 @pytest.mark.e2e
