@@ -3,9 +3,9 @@
     python examples/serve_timm_images.py                        # random weights: no download
     python examples/serve_timm_images.py --model FILE --pixels imagenet   # your checkpoint (safetensors, timm's names)
 
-At its first start the service measures this machine: how long each number of tokens and each batch size takes. Then the head of the
-checkpoint is registered as a task, and three pictures are classified. Random weights give random answers; the point
-is the path. The same service is started from a shell with ``isthmus cloud serve --elastic-model FILE``.
+At its first start the service measures this machine: how long each number of tokens and each batch size takes. Then
+the head of the checkpoint is registered as a task, and three pictures are classified. Random weights give random
+answers; the point is the path. From a shell, ``isthmus cloud serve --elastic-model FILE`` starts the same service.
 """
 
 import argparse
