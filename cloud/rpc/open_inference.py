@@ -1,6 +1,7 @@
 """inference.GRPCInferenceService on the wire: the Open Inference Protocol, version 2. Each task is a model."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,8 @@ PLATFORM: Final = "isthmus_elastic_vit"
 EXTENSIONS: Final = ("classification", "model_configuration", "statistics")
 _STREAM_IN_FLIGHT: Final = 256
 """Requests of one stream that are answered at a time. Further requests stay with the client."""
+_NUMBER: Final = re.compile(r"\s{0,8}[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?\s{0,8}", re.ASCII)
+"""A number in a parameter of a string. Longer ones are refused."""
 _IGNORED: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"})
 
 
@@ -171,8 +174,13 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             response.parameters["gamma"].int64_param = gammas[0]
         else:
             response.parameters["gammas"].string_param = ",".join(map(str, gammas))
-        response.parameters["queue_s"].double_param = max(answer.queue_s for answer in answers)
-        response.parameters["run_s"].double_param = max(answer.run_s for answer in answers)
+        # KServe's client drops numbers with fractions, so times are also given in whole microseconds.
+        for name, seconds in (
+            ("queue", max(answer.queue_s for answer in answers)),
+            ("run", max(answer.run_s for answer in answers)),
+        ):
+            response.parameters[f"{name}_s"].double_param = seconds
+            response.parameters[f"{name}_us"].int64_param = round(seconds * 1e6)
         response.parameters["in_time"].bool_param = all(answer.in_time for answer in answers)
         add_outputs(response, answers, wanted)
         return response
@@ -203,7 +211,10 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
 
 def terms_of(request: pb.ModelInferRequest, task: Task, remaining_s: float | None, *, of_call: bool) -> Terms:
-    """Read the parameters ``latency_s``, ``utility`` and Triton's ``timeout`` (microseconds). Raises InvalidInput."""
+    """Read the parameters ``latency_s``, ``utility`` and Triton's ``timeout`` (microseconds). Raises InvalidInput.
+
+    A number may be written as a string: KServe's client sends strings, whole numbers and booleans only.
+    """
     unknown = set(request.parameters) - {"latency_s", "utility", "timeout"} - _IGNORED
     if unknown:
         raise InvalidInput(
@@ -223,9 +234,12 @@ def _number(request: pb.ModelInferRequest, name: str) -> float | None:
         return None
     parameter = request.parameters[name]
     which = parameter.WhichOneof("parameter_choice")
-    if which not in ("int64_param", "uint64_param", "double_param"):
-        raise InvalidInput(f"parameter '{name}': must be a number")
-    return float(getattr(parameter, which))
+    value = None if which in (None, "bool_param") else getattr(parameter, which)
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        value = None
+    if value is None:
+        raise InvalidInput(f"parameter '{name}': must be a number, or a string that is one, such as \"0.5\"")
+    return float(value)
 
 
 async def _all(asks: list[Any]) -> list[Answer]:
