@@ -6,10 +6,11 @@ and a column of labels, as image sets are published for CIFAR-10 and similar set
 
 import hashlib
 import io
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ MAX_FILE_BYTES: Final = 32 << 20
 MAX_IMAGES: Final = 10_000_000
 IMAGE_COLUMNS: Final = ("image", "img")
 LABEL_COLUMNS: Final = ("label", "labels")
+_MODES: Final = {(): "L", (3,): "RGB", (4,): "CMYK"}
 _ROWS_AT_ONCE: Final = 256
 _MAX_PROFILE_BYTES: Final = 4 << 20
 _ORIENTATION_TAG: Final = 0x0112
@@ -67,9 +69,37 @@ class ImageError(ValueError):
     """A picture or a set of pictures that cannot be used, and why. The message may be shown to whoever sent it."""
 
 
+_RESAMPLING: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which part of a picture a model sees, and how that is resized.
+
+    ``share``: the side of the centre square that is seen, as a share of the picture's shorter side. ``interpolation``:
+    nearest, bilinear, bicubic or lanczos, as Pillow resizes (with a wider filter if it shrinks); None: the mean of the
+    covered area if it shrinks, bicubic if it grows. Raises ValueError for other values.
+    """
+
+    share: float = 1.0
+    interpolation: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.interpolation not in (None, *_RESAMPLING):
+            raise ValueError(f"a crop of {self.share} by {self.interpolation}; known are {', '.join(_RESAMPLING)}")
+
+
+WHOLE: Final = Crop()
+
+
 @dataclass(frozen=True)
 class PixelSpec:
-    """How a model reads pictures: side in pixels, and mean and deviation of each of R, G, B in [0, 1].
+    """How a model reads pictures: side in pixels, mean and deviation of each of R, G, B in [0, 1], and what it sees.
 
     Raises ValueError for impossible numbers.
     """
@@ -77,6 +107,7 @@ class PixelSpec:
     size_px: int
     mean: Triple
     deviation: Triple
+    crop: Crop = field(default=WHOLE, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.size_px <= 4_096:
@@ -145,7 +176,7 @@ class LabelledImages:
         return LabelledImages(self.pictures_NHWC[positions_N], self.labels_N[positions_N])
 
 
-def decode_image(data: bytes, size_px: int) -> Pictures:
+def decode_image(data: bytes, size_px: int, crop: Crop = WHOLE) -> Pictures:
     """Return a JPEG or PNG as a viewer shows it: uint8 RGB (size_px, size_px, 3), its centre square, resized.
 
     It is turned as its EXIF data asks. Transparent places are white. 16-bit grey is scaled to 8, and colours of an
@@ -162,7 +193,8 @@ def decode_image(data: bytes, size_px: int) -> Pictures:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image.draft("RGB", (size_px, size_px))  # a JPEG decodes at 1/2, 1/4 or 1/8 if that is still large enough
+            least_px = math.ceil(size_px / crop.share)
+            image.draft("RGB", (least_px, least_px))  # a JPEG decodes at 1/2, 1/4 or 1/8 if that is still large enough
             image.load()
             turn = _orientation(image)
             profile = image.info.get("icc_profile")
@@ -174,7 +206,7 @@ def decode_image(data: bytes, size_px: int) -> Pictures:
         raise ImageError(f"neither a JPEG nor a PNG file{_named(data)}, or its header is broken") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise ImageError("a broken or truncated image") from error
-    square = centre_square(_turned(stored, turn), size_px)
+    square = centre_square(_turned(stored, turn), size_px, crop)
     return np.asarray(_in_srgb(Image.fromarray(square, plain.mode), profile))
 
 
@@ -233,10 +265,23 @@ def _named(data: bytes) -> str:
     return ""
 
 
-def centre_square(picture_HWC: Pictures, size_px: int) -> Pictures:
-    """Return the largest square in the middle of uint8 (H, W) or (H, W, C), resized to ``size_px``."""
+def centre_square(picture_HWC: Pictures, size_px: int, crop: Crop = WHOLE) -> Pictures:
+    """Return the square in the middle of uint8 (H, W) or (H, W, C), resized to ``size_px``: the largest, or its share.
+
+    With an interpolation it equals resizing the picture's shorter side to floor(size_px / share) and cutting out the
+    middle, which is how timm and torchvision prepare pictures, up to rounding and to the outermost pixels.
+    """
     height, width = picture_HWC.shape[:2]
     side = min(height, width)
+    if crop.interpolation is not None:
+        short = math.floor(size_px / crop.share)
+        resized = [short if length == side else int(short * length / side) for length in (width, height)]
+        starts = [round((length - size_px) / 2) for length in resized]
+        left, top = (start * length / of for start, length, of in zip(starts, (width, height), resized, strict=True))
+        box = (left, top, left + size_px * width / resized[0], top + size_px * height / resized[1])
+        picture = Image.fromarray(np.ascontiguousarray(picture_HWC), _MODES[picture_HWC.shape[2:]])
+        return np.asarray(picture.resize((size_px, size_px), _RESAMPLING[crop.interpolation], box))
+    side = max(1, round(side * crop.share))
     top, left = (height - side) // 2, (width - side) // 2
     square_HWC = picture_HWC[top : top + side, left : left + side]
     if side == size_px:
@@ -246,7 +291,7 @@ def centre_square(picture_HWC: Pictures, size_px: int) -> Pictures:
 
 
 def read_images(
-    path: Path, size_px: int, *, limit: int | None = None, columns: Columns = USUAL_COLUMNS
+    path: Path, size_px: int, *, limit: int | None = None, columns: Columns = USUAL_COLUMNS, crop: Crop = WHOLE
 ) -> LabelledImages:
     """Return the pictures of a set in their order, at most ``limit`` of them.
 
@@ -265,7 +310,7 @@ def read_images(
         if not isinstance(label, int) or label < 0:
             raise ImageError(f"{shard.name}, row {row}: its label is {label!r}; a number from 0 is needed")
         try:
-            pictures.append(decode_image(_encoded(picture), size_px))
+            pictures.append(decode_image(_encoded(picture), size_px, crop))
         except ImageError as error:
             raise ImageError(f"{shard.name}, row {row}: {error}") from error
         labels.append(int(label))

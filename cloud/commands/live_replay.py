@@ -114,7 +114,7 @@ def open_live(
     elastic = ElasticViT(vit, profile.schedules)
     pixel = pixel_spec(vit, model, pixels)
     runner = ElasticRunner(elastic, pixel, device=device, number_type=number_type, packed=warm is None)
-    labelled = pictures_of(data, elastic, limit, seed, columns)
+    labelled = pictures_of(data, pixel, limit, seed, columns)
     found = {
         one.spec.name: LiveTask(Task(one.spec, one.weights), one.recipe.apply(labelled))
         for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))

@@ -63,7 +63,7 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
         seed=seed,
     )
     wanted = fitting((*measured, *config.gammas), elastic)
-    pictures = recipe.apply(pictures_of(asked.data, elastic, picturing.limit, seed, _columns(picturing)))
+    pictures = recipe.apply(pictures_of(asked.data, pixel, picturing.limit, seed, _columns(picturing)))
     learning, profiling = split_off(pictures, picturing.held, seed)
     where = pick_device(picturing.device)
     work = asked.out / f"{recipe.name}.learning"
@@ -98,10 +98,10 @@ def _columns(picturing: Picturing) -> Columns:
 
 
 def _profiled(
-    elastic: ElasticViT, tasks: Path, data: Path, picturing: Picturing
+    elastic: ElasticViT, pixel: PixelSpec, tasks: Path, data: Path, picturing: Picturing
 ) -> dict[str, tuple[TaskFiles, LabelledImages]]:
     held, limit, seed = picturing.held, picturing.limit, picturing.seed
-    return profiling_sets(elastic, tasks, data, held, limit, seed, _columns(picturing))
+    return profiling_sets(elastic, pixel, tasks, data, held, limit, seed, _columns(picturing))
 
 
 def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
@@ -111,7 +111,7 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     elastic, pixel = opened(asked.model, picturing.pixels)
     wanted = fitting(gammas, elastic)
     where = str(pick_device(picturing.device))
-    labelled = _profiled(elastic, asked.tasks, asked.data, picturing)
+    labelled = _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
     state = read_search(asked.out, key=[state_hash([elastic]), pictures])
     rows: list[tuple[str, ...]] = []
@@ -177,7 +177,9 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     elastic, pixel = opened(asked.model, picturing.pixels, found, random=asked.random)
     where = str(pick_device(picturing.device))
     labelled = (
-        {} if asked.tasks is None or asked.data is None else _profiled(elastic, asked.tasks, asked.data, picturing)
+        {}
+        if asked.tasks is None or asked.data is None
+        else _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     )
     store = None if asked.warm is None else WarmStore(asked.warm)
     chosen = _number_type(asked.number_type, elastic, pixel, labelled, where, asked.compiler, packed=store is None)

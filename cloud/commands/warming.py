@@ -71,11 +71,11 @@ class Asked:
         recipe, config, _ = self.recipe, self.config, self.numbers  # refused before any work
         set_threads(options.threads)
         elastic, pixel = opened(options.model, options.pixels)
-        learning = recipe.apply(pictures_of(options.data, elastic, options.limit, options.seed, self.columns))
+        learning = recipe.apply(pictures_of(options.data, pixel, options.limit, options.seed, self.columns))
         if options.profiling is None:
             learning, profiling = split_off(learning, options.held, options.seed)
         else:
-            profiling = recipe.apply(pictures_of(options.profiling, elastic, None, options.seed, self.columns))
+            profiling = recipe.apply(pictures_of(options.profiling, pixel, None, options.seed, self.columns))
         with bars() as progress:
             return vanilla_subject(
                 elastic,
@@ -167,7 +167,7 @@ def evaluate(
     """Tune every number for every seed, compare the methods, and write the result once all cells are there."""
     asked = Asked(options)
     subject, out = asked.subject, options.out
-    judged = asked.recipe.apply(pictures_of(test, subject.model, test_limit, options.seed, asked.columns))
+    judged = asked.recipe.apply(pictures_of(test, subject.pixels, test_limit, options.seed, asked.columns))
     measured = Grid(
         out,
         subject,

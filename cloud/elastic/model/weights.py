@@ -28,7 +28,7 @@ from isthmus.cloud.elastic.model.timm_import import (
     is_model,
 )
 from isthmus.data.files import not_the_file
-from isthmus.data.images import STATISTICS, PixelSpec
+from isthmus.data.images import STATISTICS, Crop, PixelSpec
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def pixel_spec(vit: VisionTransformer, source: str | Path, statistics: str | Non
     """Returns how the model reads pictures.
 
     ``statistics`` names the mean and deviation (see data.images.STATISTICS). Without it they are those of the
-    configuration. Raises ModelError if neither says them.
+    configuration. Crop and interpolation are always those of the configuration, if there is one. Raises ModelError if
+    nothing says the mean and deviation.
     """
     size_px = int(vit.patch_embed.img_size[0])
     if statistics is not None and statistics not in STATISTICS:
@@ -106,7 +107,7 @@ def pixel_spec(vit: VisionTransformer, source: str | Path, statistics: str | Non
             f"nothing says how {Path(source).name} reads pictures: name its mean and deviation "
             f"({', '.join(STATISTICS)}), or put its config.json beside it"
         )
-    return PixelSpec(size_px, mean, deviation)
+    return PixelSpec(size_px, mean, deviation, Crop(found.crop_share or 1.0, found.interpolation))
 
 
 def class_names(vit: VisionTransformer, source: str | Path) -> tuple[str, ...]:

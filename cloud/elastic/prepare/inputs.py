@@ -26,10 +26,10 @@ def opened(
 
 
 def pictures_of(
-    data: Path, model: ElasticViT, limit: int | None, seed: int, columns: Columns = USUAL_COLUMNS
+    data: Path, pixels: PixelSpec, limit: int | None, seed: int, columns: Columns = USUAL_COLUMNS
 ) -> LabelledImages:
-    """Reads all pictures of a data set, or ``limit`` random ones. Raises ImageError."""
-    labelled = read_images(data, model.image_px, columns=columns)
+    """Reads all pictures of a data set as the model sees them, or ``limit`` random ones. Raises ImageError."""
+    labelled = read_images(data, pixels.size_px, columns=columns, crop=pixels.crop)
     if limit is None or limit >= len(labelled):
         return labelled
     chosen = np.random.default_rng(seed).choice(len(labelled), limit, replace=False)
@@ -43,6 +43,7 @@ def split_off(labelled: LabelledImages, held: float, seed: int) -> tuple[Labelle
 
 def profiling_sets(
     model: ElasticViT,
+    pixels: PixelSpec,
     folder: Path,
     data: Path,
     held: float,
@@ -57,7 +58,7 @@ def profiling_sets(
     found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
     if not found:
         raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
-    labelled = pictures_of(data, model, limit, seed, columns)
+    labelled = pictures_of(data, pixels, limit, seed, columns)
     return {one.spec.name: (one, split_off(one.recipe.apply(labelled), held, seed)[1]) for one in found}
 
 

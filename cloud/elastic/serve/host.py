@@ -81,7 +81,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
 def decoded(data: bytes, pixels: PixelSpec) -> Image:
     """Returns a file's pixels as the model reads them. Raises InvalidInput for no picture, or too large a one."""
     try:
-        return decode_image(data, pixels.size_px)
+        return decode_image(data, pixels.size_px, pixels.crop)
     except ImageError as error:
         raise InvalidInput(f"image: {error}") from error
 

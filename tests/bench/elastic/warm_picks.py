@@ -35,7 +35,7 @@ def main(
     device, opened = torch.device("cpu"), WarmStore(store)
     vanilla = ElasticViT(load_vit(model))
     spec = pixel_spec(vanilla.vit, model, pixels)
-    labelled = pictures_of(data, vanilla, None, 0)
+    labelled = pictures_of(data, spec, None, 0)
     wanted = sorted({0, *map(int, numbers.split(","))})
     before = accuracies(vanilla, spec, labelled, wanted, device=device)
     stored = opened.profiled()

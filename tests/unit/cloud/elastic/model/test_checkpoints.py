@@ -1,17 +1,21 @@
 """Checkpoints with and without their configuration: served with timm's own logits, or refused by name."""
 
 import importlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from isthmus.cloud.elastic.model.timm_import import VisionTransformer, create_model
 from isthmus.cloud.elastic.model.vit import ElasticViT
-from isthmus.cloud.elastic.model.weights import ModelError, class_names, load_vit
+from isthmus.cloud.elastic.model.weights import ModelError, class_names, load_vit, pixel_spec
+from isthmus.data.images import decode_image
 
 timm = importlib.import_module("timm")  # it must come after timm_import
 
@@ -237,3 +241,26 @@ def test_names_of_classes_come_from_the_configuration(tmp_path: Path) -> None:
     named = load_vit("vit_tiny_patch16_224.augreg_in21k_ft_in1k", random=True)
     found = class_names(named, "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     assert len(set(found)) == 1000 and found[0].startswith("tench")
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(
+    ("height", "width", "share"), [(300, 200, 0.875), (97, 260, 0.9), (64, 64, 1.0), (20, 31, 0.95)]
+)
+def test_pictures_are_seen_as_timm_shows_them(
+    tmp_path: Path, interpolation: str, height: int, width: int, share: float
+) -> None:
+    rng = np.random.default_rng(0)
+    rough = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    picture = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    pictures = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": share, "interpolation": interpolation}
+    path = saved(tmp_path, small(), {"model_args": {"num_heads": 3}, "pretrained_cfg": pictures})
+    spec = pixel_spec(load_vit(path), path)
+    seen = decode_image(file.getvalue(), spec.size_px, spec.crop)
+    transform = timm.data.create_transform((3, 32, 32), **pictures)
+    shown_CHW = transform(picture).numpy() * 0.25 + 0.5
+    inner = np.s_[2:-2, 2:-2]
+    apart = np.abs(seen / 255 - shown_CHW.transpose(1, 2, 0))[inner]
+    assert apart.mean() < 0.01 and apart.max() < 0.06
