@@ -126,7 +126,12 @@ def _warmed(world: "LiveWorld") -> dict[str, Any]:
     if world.warm is None:
         return {}
     at, held = world.warm, world.warm.residency
-    used = {"switches": at.switches, "missed": at.missed, "loads": held.loads, "peak_bytes": held.peak_bytes}
+    used: dict[str, Any] = {
+        "switches": at.switches,
+        "missed": at.missed,
+        "loads": held.loads,
+        "peak_bytes": held.peak_bytes,
+    }
     used |= {"limit_bytes": held.limit_bytes, "left_out": at.left_out}
     at.close()
     typer.echo(
