@@ -387,7 +387,7 @@ def _read_selection(path: Path, opened: "Release") -> "Selection":
 
     from isthmus.distill.selection import Selection
 
-    raw = _object(path, "release", "indices", "weights")
-    if raw["release"] != opened.outputs_key():
+    if _object(path, "release")["release"] != opened.outputs_key():
         raise ValueError(f"{path} was selected from another release: run 'isthmus distill select' again")
+    raw = _object(path, "indices", "weights")
     return Selection(np.asarray(raw["indices"], dtype=np.int64), np.asarray(raw["weights"], dtype=np.float32))
