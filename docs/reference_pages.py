@@ -13,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import typer
 
@@ -136,15 +136,30 @@ def _meaning(parameter: Any) -> str:
 
 
 def settings() -> str:
-    """The settings of the cloud with their defaults and docstrings, read from cloud/settings.py."""
-    tree = ast.parse((ROOT / "cloud" / "settings.py").read_text(encoding="utf-8"))
-    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CloudSettings"]
-    lines = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for node, documentation in _fields(body):
-        default = "required" if node.value is None else f"`{_default(node.value)}`"
-        kind = ast.unparse(node.annotation).replace("|", "\\|")
-        lines.append(f"| `{node.target.id}` | `{kind}` | {default} | {documentation} |")
+    """The settings of the cloud: environment variable, type, default and meaning, from the class that checks them."""
+    from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
+
+    hints = get_type_hints(CloudSettings, include_extras=True)
+    lines = ["| setting | environment | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for field in dataclasses.fields(CloudSettings):
+        kind, option = get_args(hints[field.name])
+        default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+        meaning = " ".join([_plain(option.help or ""), *_bounds(option.min, option.max)])
+        name = f"{ENVIRONMENT}{field.name.upper()}"
+        lines.append(f"| `{field.name}` | `{name}` | `{_type(kind)}` | {default} | {meaning} |")
     return "\n".join(lines)
+
+
+def _bounds(least: float | None, most: float | None) -> Iterator[str]:
+    if least is not None:
+        yield f"At least {least:g}" + (f", at most {most:g}." if most is not None else ".")
+    elif most is not None:
+        yield f"At most {most:g}."
+
+
+def _type(kind: Any) -> str:
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    return re.sub(r"\b(?:pathlib(?:\._local)?|typing)\.", "", text).replace("|", "\\|")
 
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[Any, str]]:
@@ -153,13 +168,6 @@ def _fields(body: list[ast.stmt]) -> Iterator[tuple[Any, str]]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
             has = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             yield node, _plain(" ".join(str(after.value.value).split())) if has else ""  # type: ignore[union-attr]
-
-
-def _default(value: ast.expr) -> str:
-    if isinstance(value, ast.Call) and ast.unparse(value.func) == "Field":
-        given = {keyword.arg: keyword.value for keyword in value.keywords}
-        value = given.get("default", value)
-    return ast.unparse(value)
 
 
 # RPCs

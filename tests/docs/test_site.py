@@ -1,5 +1,6 @@
 """The documentation site: a broken link fails its build, and every generated part is complete."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,12 @@ def test_the_reference_has_every_rpc_and_error() -> None:
     assert "`WatchJob(WatchJobRequest) → stream WatchJobResponse`" in rpcs
     assert "`MakeQuery(" in rpcs
     assert "| `Busy` | `RESOURCE_EXHAUSTED` | yes |" in errors
-    assert "`max_devices`" in reference_pages.settings()
+
+
+def test_the_reference_has_every_setting_with_its_meaning() -> None:
+    rows = [row.strip("|").split(" | ") for row in reference_pages.settings().splitlines()[2:]]
+    assert [row[0].strip(" `") for row in rows] == [field.name for field in dataclasses.fields(isthmus.CloudSettings)]
+    assert all(row[-1].strip() for row in rows)
 
 
 def test_links_that_leave_the_site_become_text(tmp_path: Path) -> None:
