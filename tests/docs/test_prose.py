@@ -47,6 +47,12 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["1: other.md#two", "1: no.svg", "3: gone.md"]
 
 
+@pytest.mark.parametrize("page", LIVING, ids=_name)
+def test_modules_that_prose_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:edge|cloud|data|distill|proto|isthmus)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
 def test_readme_has_no_undefined_reference() -> None:
     text = "\n".join(line for _, line in prose(ROOT / "README.md"))
     used = set(re.findall(r"\[([\w -]+)\](?![(:\[])", text))
