@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata as metadata
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from isthmus import __version__
 from isthmus.cloud.elastic.tasks.task import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -183,3 +185,20 @@ def test_every_step_of_a_workflow_is_a_make_target(workflow: Path) -> None:
         assert target in targets
     for action in re.findall(r"\buses:\s*(\S+)", text):
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action), f"{action} is not pinned to a commit"
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"), [("v9.9.9", "the tag is 'v9.9.9'"), ("v1'; touch x; '", "the tag is"), (f"v{__version__}", "")]
+)
+def test_a_release_is_refused_if_the_tag_is_not_the_version(tag: str, said: str) -> None:
+    done = subprocess.run(
+        ["make", "release-check"], cwd=ROOT, env={**os.environ, "TAG": tag}, capture_output=True, text=True, check=False
+    )
+    if said:
+        assert done.returncode != 0
+        assert said in done.stderr
+    elif "dev" in __version__:
+        assert f"{__version__} is a development version" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+    assert not (ROOT / "x").exists()
