@@ -26,6 +26,7 @@ from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import Recipe
 from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.teacher_cache import TeacherOutputs, open_outputs
+from isthmus.extensions import load_extensions
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -65,6 +66,11 @@ class Release:
 
     @staticmethod
     def open(root: Path) -> "Release":
+        """Open the release in ``root``. Extensions are loaded first, since its recipe may name one's strategy.
+
+        Raises ReleaseError if the folder holds no release of this version, InvalidInput for a broken extension.
+        """
+        load_extensions()
         try:
             return Release(root, Recipe.from_json((root / "recipe.json").read_text()))
         except FileNotFoundError as error:

@@ -10,9 +10,11 @@ import pytest
 
 import isthmus
 from isthmus.cloud.elastic.policies.by_name import POLICIES, add_policy
+from isthmus.distill.release import ReleaseError
 from isthmus.distill.selection import STRATEGIES, add_strategy
 from isthmus.extensions import load_extensions
 from isthmus.proto.errors import InvalidInput
+from tests.rigs.release import tiny_recipe
 
 STUB = Path(isthmus.__file__).with_suffix(".pyi")
 
@@ -92,3 +94,18 @@ def test_a_broken_extension_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(InvalidInput, match=r"extension 'nearest' of the package 'others' cannot be imported: no such"):
         load_extensions()
     assert importlib.util.find_spec("others_extension") is not None
+
+
+def test_a_release_may_name_the_strategy_of_an_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(tmp_path, "from isthmus import STRATEGIES, add_strategy\nadd_strategy('others', STRATEGIES['random'])\n")
+    recipe = tiny_recipe().to_json().replace('"strategy": "cosine"', '"strategy": "others"')
+    (tmp_path / "recipe.json").write_text(recipe)
+    with pytest.raises(ReleaseError, match="unknown strategy 'others'"):
+        isthmus.Release.open(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("others_extension", None)
+    try:
+        assert isthmus.Release.open(tmp_path).recipe.personalise.strategy == "others"
+    finally:
+        STRATEGIES.pop("others", None)
+        sys.modules.pop("others_extension", None)
