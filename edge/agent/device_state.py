@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from isthmus.data.files import write_atomically
+from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
 from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.habits import Habits
@@ -98,7 +99,9 @@ class DeviceState:
             return None
         try:
             raw["signing_public_key"] = bytes.fromhex(raw["signing_public_key"])
-            return enrolment_from_pb(pb.EnrolResponse(**raw))
+            enrolment = enrolment_from_pb(pb.EnrolResponse(**raw))
+            InputSpec.from_json(enrolment.input_spec_json)
+            return enrolment
         except _UNREADABLE as error:
             raise self._corrupt("credentials.json") from error
 

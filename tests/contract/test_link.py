@@ -1,5 +1,7 @@
 """One suite for every Link: the one in memory, and the one over gRPC against a real server on a free port."""
 
+import contextlib
+import socket
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,12 +13,14 @@ import grpc
 import numpy as np
 import pytest
 
+from isthmus.edge.link import over_grpc
 from isthmus.edge.link.interface import Link, MemoryCloud, MemoryLink
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto import convert
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (
     NAME_KEY,
+    Busy,
     InvalidInput,
     IsthmusError,
     NotYours,
@@ -253,3 +257,92 @@ def test_beyond_this_machine_tls_is_required() -> None:
     with pytest.raises(InvalidInput, match="--tls"):
         open_channel("cloud.example:443")
     open_channel("cloud.example:443", tls=True).close()
+
+
+class SilentProxy:
+    """A TCP proxy whose present connections can be made to swallow everything, while new ones work."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.connections, self.dead_up_to = port, 0, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def swallow(self) -> None:
+        self.dead_up_to = self.connections
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._listener.accept()[0], socket.create_connection(("127.0.0.1", self.port))
+                self.connections += 1
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink, self.connections), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if number > self.dead_up_to:
+                    sink.sendall(data)
+
+
+def test_a_connection_that_swallows_everything_is_replaced(students: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_grpc, "KEEPALIVE_S", 0.5)
+    monkeypatch.setattr(over_grpc, "KEEPALIVE_TIMEOUT_S", 0.5)
+    servicer = Servicer(students.cloud())
+    options = [("grpc.http2.min_ping_interval_without_data_ms", 100), ("grpc.http2.max_ping_strikes", 0)]
+    server = grpc.server(ThreadPoolExecutor(4), options=options)
+    rpc.add_PersonalisationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    proxy = SilentProxy(port)
+    link = GrpcLink(open_channel(proxy.address))
+    link.authenticate(link.enrol("kiosk", "").token)
+    proxy.swallow()
+    with pytest.raises(Unavailable):
+        link.describe_student("")
+    assert link.describe_student("").manifest_bytes, "the same link has another connection"
+    assert proxy.connections == 2
+    link.close()
+    proxy.close()
+    server.stop(None).wait()
+
+
+def test_a_call_without_an_answer_replaces_the_channel(students: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_grpc, "CALL_TIMEOUT_S", 0.3)
+    silent = socket.create_server(("127.0.0.1", 0))  # Accepts connections, and says nothing.
+    server = grpc.server(ThreadPoolExecutor(2))
+    rpc.add_PersonalisationServiceServicer_to_server(Servicer(students.cloud()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = GrpcLink(
+        open_channel(f"127.0.0.1:{silent.getsockname()[1]}"), reopen=lambda: open_channel(f"127.0.0.1:{port}")
+    )
+    with pytest.raises(Unavailable, match="in time"):
+        link.enrol("kiosk", "")
+    monkeypatch.setattr(over_grpc, "CALL_TIMEOUT_S", 20.0)
+    assert link.enrol("kiosk", "").device_id == "device-1"
+    link.close()
+    silent.close()
+    server.stop(None).wait()
+
+
+def test_grpcs_own_overload_is_busy(students: Any) -> None:
+    server = grpc.server(ThreadPoolExecutor(1), maximum_concurrent_rpcs=1)
+    servicer = Servicer(students.cloud())
+    rpc.add_PersonalisationServiceServicer_to_server(servicer, server)
+    rpc.add_InferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
+    link.authenticate(link.enrol("kiosk", "").token)
+    session = link.open_infer("base", timeout_s=10)
+    assert session.ask(1, frame(), timeout_s=5).probabilities_C is not None
+    with pytest.raises(Busy, match="limit exceeded"):
+        link.describe_student("")
+    session.close()
+    link.close()
+    server.stop(None).wait()

@@ -16,17 +16,20 @@ import pytest
 
 from isthmus.edge.agent.behaviour import Answering, Phase, answering
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
+from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import LiveAnswers, Worker
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.runtime import Observer, RunConfig, Stopped, enrol_anew
+from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.own_clips.budget import Budget
-from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
+from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
 from tests.rigs.clips import TAKES
-from tests.rigs.device import device
+from tests.rigs.device import Clock, device, load_test
 
 
 def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
@@ -423,3 +426,95 @@ def test_clips_are_answered_while_the_cloud_is_gone_in_mid_job(students: Any, pl
     assert runtime.state.active_id == "final"
     assert live.answer(taken, 0.0).setting is not None, "the finished student is asked through the cloud"
     live.close()
+
+
+def test_a_link_that_is_cut_again_and_again_makes_steady_progress(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    """Every stream breaks after two chunks: the pauses stay short, and no byte comes twice."""
+
+    class Cut(MemoryLink):
+        def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
+            for number, chunk in enumerate(super().fetch_file(student_id, file_name, offset_bytes)):
+                if number == 2:
+                    raise Unavailable("the link is cut")
+                yield chunk
+
+    cloud = students.cloud()
+    cloud.chunk_bytes = 100
+    runtime, _, clock = device(tmp_path, cloud, plan, link=Cut(cloud))
+    assert runtime.run().active_id == "final"
+    assert len(clock.slept) > 20
+    assert max(clock.slept) < 0.5
+    tally = runtime.record.downloads["student_base"]
+    assert tally.came_bytes == tally.whole_bytes
+
+
+def test_a_disk_that_is_full_for_a_while(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    class Disk(DeviceState):
+        writes = 0
+
+        def _write(self, name: str, content: dict[str, Any]) -> None:
+            self.writes += 1
+            if 10 <= self.writes < 16:
+                raise StorageFull("the disk is full; free some space and it goes on")
+            super()._write(name, content)
+
+    cloud = students.cloud()
+    clock = Clock()
+    runtime = Runtime(
+        RunConfig("kiosk", seed=1, guard=False),
+        Disk(tmp_path),
+        MemoryLink(cloud),
+        plan.selection,
+        clock=clock,
+        sleep=clock.sleep,
+        jitter=lambda: 0.5,
+        trial=load_test,
+    )
+    assert runtime.run(patient=True).active_id == "final"
+    assert len(clock.slept) >= 5
+    assert len(cloud.jobs) == 1
+
+
+def test_a_student_with_nan_on_real_clips_is_refused_without_the_guard_too(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = StudentEncoder.features
+
+    def broken(encoder: StudentEncoder, *inputs: Any) -> Any:
+        if encoder._folder.name == "final":
+            raise Corrupt("audio_encoder.onnx gives values that are not finite")
+        return real(encoder, *inputs)
+
+    monkeypatch.setattr(StudentEncoder, "features", broken)
+    runtime, _, _ = device(tmp_path, students.cloud(), plan, trial=lambda folder, manifest: None)
+    ended = runtime.run()
+    assert (ended.phase, ended.active_id, ended.refused_id) == (Phase.SERVE, "base", "final")
+    assert "not finite" in ended.verdict
+
+
+@pytest.mark.parametrize("name", ["agent.json", "credentials.json", "budget.json", "ledger.json", "habits.json"])
+def test_any_flipped_bit_in_a_state_file_ends_in_one_line_or_goes_on(
+    students: Any, plan: ClipPlan, tmp_path: Path, name: str
+) -> None:
+    runtime, state, _ = device(tmp_path, students.cloud(), plan)
+    runtime.run()
+    runtime.close()
+    if name == "habits.json":
+        state.save_habits([Habits("final", 8, (0.5, 0.25, 0.25), (0.3, 0.3, 0.4))])
+    path = tmp_path / name
+    content = path.read_bytes()
+    chance = random.Random(name)
+    for _ in range(50):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(bytes(damaged))
+        try:
+            again, _, _ = device(tmp_path, students.cloud(), plan)
+            again.clips.habits("final")
+            state.ledger()
+            again.close()
+        except Corrupt as error:
+            assert name in str(error)
+            assert "move it away" in str(error)
