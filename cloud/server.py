@@ -33,6 +33,7 @@ from isthmus.cloud.rpc.calls import CallInterceptor
 from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.cloud.rpc.inference import InferenceServicer
 from isthmus.cloud.rpc.interrupt import OpenCalls
+from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
@@ -239,6 +240,8 @@ class Server:
 
     def _add_release(self, server: grpc.aio.Server, shelf: Shelf, release: _Release) -> None:
         settings = self._settings
+        watch = JobWatch(shelf.database, settings.watch_interval_s)
+        self._stack.push_async_callback(watch.stop)
         personalisation = PersonalisationServicer(
             shelf=shelf,
             offer=release.offer,
@@ -249,7 +252,7 @@ class Server:
             enrolling=self._enrolling,
             tell_worker=self._tell_worker,
             max_queued_jobs=settings.max_queued_jobs,
-            watch_interval_s=settings.watch_interval_s,
+            watch=watch,
         )
         cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)

@@ -94,6 +94,12 @@ def awaiting_since(database: Database, before_s: float) -> list[str]:
         return list(connection.scalars(query))
 
 
+def named(database: Database, job_ids: Iterable[str]) -> list[Job]:
+    """Return the jobs of these ids that exist, in no order."""
+    with database.reading() as connection:
+        return [_job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.id.in_(list(job_ids))))]
+
+
 def listing(database: Database, device_ids: Iterable[str] | None = None) -> list[Job]:
     """Return the jobs of the given devices, or of all devices, oldest first."""
     query = sa.select(jobs).order_by(jobs.c.created_s, jobs.c.id)

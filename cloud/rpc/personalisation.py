@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.job import status
 from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import convert
-from isthmus.proto.errors import Busy, Unauthenticated
+from isthmus.proto.errors import Unauthenticated
 from isthmus.proto.messages import Chunk, Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
@@ -44,7 +46,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     enrolling: Work
     tell_worker: Callable[[], None]
     max_queued_jobs: int
-    watch_interval_s: float
+    watch: JobWatch
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
@@ -109,21 +111,11 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status(job)))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        # Another process changes the job, so the database is polled, but only while a device watches.
-        sent, job_id = None, convert.identifier("job", request.job_id)
-        while True:
-            try:
-                job = await self.work.do(service.get, self.shelf.database, caller().device_id, job_id)
-            except Busy:
-                if sent is None:
-                    raise
-                job = sent  # An open watch is not ended by load: it looks again later.
-            if job != sent:
-                yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(job)))
-                sent = job
-            if job.stage.ended:
-                return
-            await asyncio.sleep(self.watch_interval_s)
+        job_id = convert.identifier("job", request.job_id)
+        job = await self.work.do(service.get, self.shelf.database, caller().device_id, job_id)
+        async with aclosing(self.watch.changes(job)) as changes:
+            async for changed in changes:
+                yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(changed)))
 
     async def DescribeStudent(self, request: pb.DescribeStudentRequest, context: Any) -> pb.DescribeStudentResponse:
         signed = await self.work.do(students.describe, self.shelf, self.offer, caller().device_id, request.student_id)

@@ -133,7 +133,8 @@ class Database:
             yield
         except DBAPIError as error:
             code = _sqlite_code(error)
-            if code in _DAMAGED:
+            # All our statements fit the schema that was migrated to, so a missing column is a damaged schema.
+            if code in _DAMAGED or (code == sqlite3.SQLITE_ERROR and "no such" in str(error.orig)):
                 raise Unusable(
                     f"{self.shown} is damaged, or no SQLite database. Restore it ('isthmus cloud restore'), or move it "
                     "away to start anew: every device must then enrol again"

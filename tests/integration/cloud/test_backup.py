@@ -102,6 +102,26 @@ def test_a_backup_moves_between_sqlite_and_postgresql(rig: Any, tmp_path: Path) 
     assert (tmp_path / "back" / "signing_key").read_bytes() == (rig.state / "signing_key").read_bytes()
 
 
+def test_what_a_kill_left_behind_is_in_nobodys_way(rig: Any, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with rig.running() as (_, channel):
+            await rig.enrol(channel)
+
+    asyncio.run(run())
+    (tmp_path / "backup.tar.part").write_bytes(b"half")
+    backup(
+        Database(rig.settings().database_url),
+        Artefacts(str(rig.state / "artefacts")),
+        rig.state,
+        tmp_path / "backup.tar",
+    )
+    (tmp_path / "new.restoring").mkdir()
+    (tmp_path / "new.restoring" / "signing_key").write_bytes(b"half")
+    restore(tmp_path / "backup.tar", f"sqlite:///{tmp_path / 'new' / 'isthmus.db'}", None, tmp_path / "new")
+    assert (tmp_path / "new" / "signing_key").read_bytes() == (rig.state / "signing_key").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "new", "state"]
+
+
 def test_damaged_and_hostile_backups_change_nothing(rig: Any, tmp_path: Path) -> None:
     async def run() -> None:
         async with rig.running() as (_, channel):

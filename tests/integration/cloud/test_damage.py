@@ -61,6 +61,16 @@ def test_a_damaged_database_is_named_by_every_command(rig: Any, damage: Callable
     assert "Traceback" not in listed.stderr
 
 
+def test_a_damaged_schema_is_named_too(rig: Any) -> None:
+    state = used(rig)
+    content = (state / "isthmus.db").read_bytes()
+    assert content.count(b"token_hash") > 0
+    (state / "isthmus.db").write_bytes(content.replace(b"token_hash", b"tokem_hash"))
+    listed = CliRunner().invoke(app, ["devices", "--state", str(state)])
+    assert listed.exit_code == 1
+    assert "isthmus.db is damaged" in listed.stderr
+
+
 def test_a_database_of_a_newer_version_is_left_alone(rig: Any) -> None:
     state = used(rig)
     connection = sqlite3.connect(state / "isthmus.db")

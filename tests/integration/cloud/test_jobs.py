@@ -90,6 +90,42 @@ def test_the_same_key_is_the_same_job_and_another_must_wait(rig: Any) -> None:
     asyncio.run(scenario())
 
 
+def test_however_many_watch_the_database_is_asked_once_a_turn(rig: Any, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    usual = job_rows.named
+
+    def counted(database: Database, job_ids: Any) -> Any:
+        asked.append(len(tuple(job_ids)))
+        return usual(database, job_ids)
+
+    monkeypatch.setattr(job_rows, "named", counted)
+
+    async def scenario() -> None:
+        async with rig.running(watch_interval_s=0.05) as (_, channel):
+            database = Database(rig.settings().database_url)
+            watches = []
+            for _ in range(12):
+                device = await rig.enrol(channel)
+                job = await rig.start(device)
+                request = pb.WatchJobRequest(job_id=job.job_id)
+                watches.append((job.job_id, device.personalisation.WatchJob(request, metadata=device.metadata)))
+            for _, watch in watches:
+                assert (await watch.read()).job.stage == Stage.STAGE_QUEUED
+            for job_id, _ in watches:
+                job_rows.apply(database, job_id, Taken(), time.time())
+            for _, watch in watches:
+                assert (await watch.read()).job.stage == Stage.STAGE_SELECTING
+                watch.cancel()
+            await asyncio.sleep(0.3)
+            before = len(asked)
+            await asyncio.sleep(0.3)
+            assert len(asked) == before, "nobody watches, nobody looks"
+            database.close()
+
+    asyncio.run(scenario())
+    assert max(asked) == 12
+
+
 def test_a_full_queue_says_so(rig: Any) -> None:
     async def scenario() -> grpc.StatusCode:
         async with rig.running(max_queued_jobs=1) as (_, channel):
