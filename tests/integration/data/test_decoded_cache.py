@@ -1,4 +1,4 @@
-"""The decoded cache: same content once, nothing lost to a kill, damaged clips counted, a full disk said plainly."""
+"""The decoded cache: equal content is decoded once, a kill loses nothing, damage and full disks are reported."""
 
 import errno
 import shutil
@@ -39,7 +39,7 @@ def listing(made: Path) -> Listing:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of the clips that were really decoded."""
+    """Record the names of the clips that were really decoded."""
     names: list[str] = []
 
     def counting(ref: ClipRef, spec: InputSpec) -> DecodedClip:
@@ -78,7 +78,7 @@ def test_the_same_content_is_decoded_once(listing: Listing, made: Path, tmp_path
     assert part.names == first.names[2:4]
     np.testing.assert_array_equal(part.frames_NKHWC, first.frames_NKHWC[2:4])
     assert moved.content_hash == first.content_hash != part.content_hash
-    assert len(decoded) == 12  # only the second, empty cache had to decode
+    assert len(decoded) == 12  # only the second, empty cache decoded
     other = build_arrays(listing.refs, listing.classes, InputSpec(stored_px=20, frame_px=16), tmp_path, progress=False)
     assert len(decoded) == 18
     assert other.content_hash != first.content_hash
@@ -147,7 +147,7 @@ def test_a_build_killed_half_way_goes_on(
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     partial = next(cache.glob("*.partial"))
     with (partial / "journal.jsonl").open("a") as journal:
-        journal.write('{"key": "torn')  # as a cut power line leaves it
+        journal.write('{"key": "torn')  # as a power cut leaves it
     with (partial / "frames.u8").open("ab") as frames:
         frames.write(b"half a row")
     decoded.clear()

@@ -1,4 +1,4 @@
-"""Decoding real WAV, FLV and MP4 files: times, orders, and every way a file can be unusable."""
+"""Decoding real WAV, FLV and MP4 files: times, order, and every kind of unusable file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,14 @@ FPS = 10
 
 
 def _brightening(count: int) -> npt.NDArray[np.uint8]:
-    """Frame k has grey level 5 k, left and right of the centre square it is white."""
+    """Return frames: frame k has grey level 5 k, and is white left and right of the centre square."""
     frames_KHWC = np.full((count, 64, 96, 3), 255, np.uint8)
     frames_KHWC[:, :, 16:80] = (5 * np.arange(count, dtype=np.uint8))[:, None, None, None]
     return frames_KHWC
 
 
 def _rising(duration_s: float) -> npt.NDArray[np.float32]:
-    """A whistle that rises by 500 Hz a second, so that the sound tells the time."""
+    """Return a whistle that rises by 500 Hz per second, so that its pitch shows the time."""
     time_T = np.arange(round(duration_s * RATE)) / RATE
     return (0.5 * np.sin(2 * np.pi * (200 * time_T + 250 * time_T**2))).astype(np.float32)
 
@@ -56,7 +56,7 @@ def test_mp4_event_cuts_sound_and_picture(tmp_path: Path) -> None:
     write_mp4(path, _brightening(50), FPS, _rising(5), RATE)
     decoded = decode(ClipRef("v", path, path, 0, None, 2.0, 4.0), SPEC)
     np.testing.assert_allclose(_levels(decoded.frames_KHWC), np.arange(21, 40, 2), atol=1.2)
-    # Between 2 s and 4 s the whistle goes from 1,200 to 2,200 Hz; then the two seconds begin again.
+    # Between 2 s and 4 s the whistle goes from 1,200 to 2,200 Hz; then the two seconds repeat.
     bin_hz = 8_000 / 64
     pitch_T = decoded.spectrogram_FT.argmax(axis=0) * bin_hz
     assert 1_100 < pitch_T[1] < 1_450
@@ -103,11 +103,11 @@ def test_stereo_at_another_rate_becomes_mono_at_the_specs(tmp_path: Path) -> Non
         output.mux(stream.encode(None))
     spec = replace(SPEC, spectrogram_bins=257, spectrogram_columns=299)
     spectrogram_FT = decode(clip, spec).spectrogram_FT
-    assert set(spectrogram_FT[:, 2:-2].argmax(axis=0)) == {32}  # 1,000 Hz of 31.25 Hz a bin
+    assert set(spectrogram_FT[:, 2:-2].argmax(axis=0)) == {32}  # 1,000 Hz at 31.25 Hz per bin
 
 
 def _refused(clip: ClipRef, match: str) -> None:
-    """``decode`` and ``check_decodes`` refuse the clip for the same reason."""
+    """Check that ``decode`` and ``check_decodes`` refuse the clip for the same reason."""
     with pytest.raises(ClipError, match=match) as decoded:
         decode(clip, SPEC)
     with pytest.raises(ClipError) as checked:

@@ -1,4 +1,4 @@
-"""Synthetic sets: readable by the same readers, repeatable byte for byte, and with cues that say the class."""
+"""Synthetic sets: read by the same readers, repeatable byte for byte, and with cues that show the class."""
 
 import json
 from hashlib import sha256

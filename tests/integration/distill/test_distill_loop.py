@@ -1,4 +1,4 @@
-"""From clips to a personal student by the functions the cloud, the command line and the experiments share."""
+"""From clips to a personal student, by the functions that cloud, command line and experiments share."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
-    """The tiny release with a teacher really trained, an AllDistill student and a base student."""
+    """Return the tiny release with a trained teacher, an AllDistill student and a base student."""
     root = tmp_path_factory.mktemp("taught") / "release"
     shutil.copytree(tiny_release, root)
     for made in ("teacher", "teacher_outputs", "students", "base"):
@@ -55,7 +55,7 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
 
     with pytest.raises(Stopped):
         train_teacher(release, seed=0, device=CPU, watch=stop_in_the_second_stage)
-    losses = train_teacher(release, seed=0, device=CPU)  # goes on where it was stopped
+    losses = train_teacher(release, seed=0, device=CPU)  # resumes where it was stopped
     held_out = json.loads((release.teacher_path.parent / "held_out.json").read_text())
     assert held_out["clips"] == 3  # a tenth of each class's eight, rounded up
     assert release.teacher_head.temperature.item() == pytest.approx(held_out["temperature"])
@@ -67,7 +67,7 @@ def taught(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Rele
 
 
 def another(taught: Release, root: Path, **changes: object) -> Release:
-    """The same public clips, and a recipe whose teacher comes about otherwise; nothing trained yet."""
+    """Return a release of the same public clips with another recipe for the teacher; nothing is trained yet."""
     root.mkdir()
     shutil.copytree(taught.public_dir, root / "public")
     shutil.copy(taught.root / "public.json", root)
@@ -129,7 +129,7 @@ def test_every_strategy_selects_from_a_release_with_features_and_without(taught:
 
 
 def as_printed(release: Release) -> Release:
-    """As the paper has it: heads on the selection, nothing kept of the base student."""
+    """Return the release with the paper's settings: heads on the selection, nothing kept of the base student."""
     config = dataclasses.replace(release.recipe.personalise, keep=0.0, heads_on="selection")
     return release.under(dataclasses.replace(release.recipe, personalise=config))
 
@@ -179,7 +179,7 @@ def test_weights_move_what_is_learned_and_weights_of_one_change_nothing(taught: 
 
 
 def test_a_clip_of_no_weight_teaches_nothing(taught: Release) -> None:
-    """Distilled on clips of which one has weight 0, the loss does not hang on that one's target."""
+    """The loss does not depend on the target of a clip with weight 0."""
     indices_S = np.arange(4)
     weights_S = np.array([2, 2, 0, 0], np.float32)
     data = DistillationClips(taught.public, taught.teacher_outputs, Selection(indices_S, weights_S), seed=0)

@@ -37,7 +37,7 @@ ROUNDS = 3
 
 
 class BreakingLink(GrpcLink):
-    """Loses the stream of every patch of several chunks once, after the first."""
+    """A link that breaks the stream of every patch of several chunks once, after the first chunk."""
 
     def __init__(self, channel: Any) -> None:
         super().__init__(channel)

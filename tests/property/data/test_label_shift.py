@@ -48,7 +48,7 @@ def test_habits_are_a_distribution_that_remembers_what_the_heads_were_trained_on
 
 
 def answers_at(sure: float, classes: int = 6) -> np.ndarray:
-    """Of a student that says class 0 of every clip, with this probability."""
+    """Return answers of a student that gives every clip class 0 with this probability."""
     local_C = np.full(classes, (1 - sure) / (classes - 1), np.float32)
     local_C[0] = sure
     return np.tile(local_C, (30, 1))
@@ -60,7 +60,7 @@ def test_the_less_sure_a_student_is_the_less_its_word_counts(sure, expected):
 
 
 def test_a_student_that_hardly_tells_its_user_changes_hardly_an_answer():
-    """Weak and wrong the same way every time: EM alone would take class 0 for the user's only state."""
+    """The answers are weak and always wrong in the same way: EM alone would take class 0 for the user's only state."""
     even = np.full(6, 1 / 6)
     local_NC = answers_at(0.5)
     moved_C = np.array(learn("s", local_NC, even).shares)
@@ -73,7 +73,7 @@ def test_a_student_that_hardly_tells_its_user_changes_hardly_an_answer():
 
 @pytest.mark.parametrize(("apart", "gain"), [(1.2, 0.02), (1.6, 0.04), (2.0, 0.05)])
 def test_a_user_of_few_states_is_told_right_more_often(apart, gain):
-    """Answers of a calibrated classifier of four classes, right on 61, 73 and 82 %, to a user who knows two of them."""
+    """A calibrated classifier of four classes (61, 73 and 82 % accuracy) and a user with only two of them."""
     rng = np.random.default_rng(1)
     means_CD = apart * np.eye(4)
 

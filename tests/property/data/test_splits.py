@@ -1,4 +1,4 @@
-"""Whatever the data set: no clip on two sides, none lost, halves exact, and the same seed the same split."""
+"""For any data set: no clip is on two sides, none is lost, halves are exact, and a seed fixes the split."""
 
 from collections import Counter
 

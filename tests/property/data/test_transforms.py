@@ -1,4 +1,4 @@
-"""Whatever the sound and the spec: the promised shape, finite and standardised; positions sorted and in range."""
+"""For any sound and spec: the promised shape, finite and standardised; positions are sorted and in range."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The paper's selection against a plain reference, on any input."""
+"""The paper's selection is compared with a plain reference, on any input."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from isthmus.distill.selection import nearest, select_cosine, turns
 
 RESOLUTION = 1e-7
-"""Similarities nearer than this may be taken in either order: the grid of 2**-26 tells them not apart (0007)."""
+"""Similarities closer than this may be taken in either order: the grid of 2**-26 cannot separate them (0007)."""
 
 
 def assert_follows_the_printed_algorithm(chosen_S, prototypes_KC, probabilities_NC, samples_per_row):
@@ -54,7 +54,7 @@ def test_equals_the_printed_algorithm_whatever_the_blocks(problem, block_rows):
 
 @pytest.fixture(params=[(4, 2), (7, 3)], ids=["groups of 2", "groups of 3"])
 def small_passes(request, monkeypatch):
-    """Guessed floors, groups of rows and the sieve at work on inputs of a size that a test can afford."""
+    """Make guessed floors, groups of rows and the sieve work on inputs that are small enough for a test."""
     sample, group = request.param
     monkeypatch.setattr(nearest, "_SAMPLE", sample)
     monkeypatch.setattr(nearest, "GROUP_ROWS", group)
@@ -85,11 +85,11 @@ def exact_reference(prototypes_KC, probabilities_NC, samples_per_row):
 @pytest.mark.parametrize("sharpness", [0.0, 8.0, 14.0, 18.0, 20.0, 40.0])
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_sieve_loses_nothing_however_near_one_hot(sharpness, clustered, monkeypatch):
-    """From smooth over differences that float32 cannot tell from a tie to exact ties by the thousand."""
+    """From smooth outputs, over differences that float32 cannot distinguish from a tie, to thousands of exact ties."""
     monkeypatch.setattr(nearest, "_SAMPLE", 1_000)
     rng = np.random.default_rng(int(sharpness))
     classes_N = rng.integers(0, 7, 20_000)
-    if clustered:  # The sample stands for the whole all the same, or its guess is found too high and dropped.
+    if clustered:  # The sample still represents the whole, or its guess is found to be too high and is dropped.
         classes_N.sort()
     logits_NC = rng.standard_normal((20_000, 7)) + sharpness * np.eye(7)[classes_N]
     probabilities_NC = (np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)).astype(np.float32)

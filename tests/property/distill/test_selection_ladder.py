@@ -1,4 +1,4 @@
-"""Every strategy against brute force and its promises, on any input."""
+"""Every strategy is compared with brute force and keeps its promises, on any input."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def chosen(name: str, wanted: Wanted, public: Public, samples_per_row: int) -> S
 
 @st.composite
 def problems(draw, with_features=None):
-    """Coarse probabilities with ties by the dozen, labels that mostly agree, features on a coarse grid or none."""
+    """Draw coarse probabilities with dozens of ties, labels that mostly agree, and coarse features or none."""
     classes = draw(st.integers(2, 6))
     rows, samples = draw(st.integers(1, 6)), draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -63,7 +63,7 @@ def test_promised_number_no_duplicates_mean_weight_one_and_the_same_again(proble
 @given(problems(), st.integers(1, 64))
 @settings(max_examples=60, deadline=None)
 def test_blocks_guesses_and_groups_change_nothing(problem, block_rows):
-    """The sweep in small blocks and groups, with guessed floors, finds what it finds in one piece."""
+    """The sweep in small blocks and groups, with guessed floors, gives the same result as in one piece."""
     wanted, public, samples_per_row = problem
     space = by_probability(wanted, public) if wanted.features_KE is None else by_both(wanted, public)
     exact_KN = space.queries_KV @ space.vectors(slice(None)).T
@@ -82,7 +82,7 @@ def test_blocks_guesses_and_groups_change_nothing(problem, block_rows):
 
 
 def likeness(wanted: Wanted, public: Public) -> np.ndarray:
-    """Round-robin's, on the whole matrix: exact cosines, times that of features where there are any."""
+    """Return round-robin's similarity on the whole matrix: exact cosines, times that of features if there are any."""
     if wanted.features_KE is None:
         space = by_probability(wanted, public)
         return space.queries_KV @ space.vectors(slice(None)).T
@@ -176,7 +176,7 @@ def test_em_finds_what_a_direct_search_for_the_likeliest_prior_finds(seed, class
 
 
 def test_em_recovers_a_shifted_prior_from_single_outputs():
-    """Calibrated outputs of 4,000 draws from another prior: the prior comes back, which their plain mean does not."""
+    """EM recovers the prior from calibrated outputs of 4,000 draws; their plain mean does not."""
     rng = np.random.default_rng(0)
     own_C, true_C = np.array([1, 1, 1]) / 3, np.array([0.7, 0.2, 0.1])
     means_CD = 1.5 * np.eye(3)
@@ -202,7 +202,7 @@ def test_sinkhorn_keeps_its_marginals(seed, rows, columns, room):
 
 
 def test_sinkhorn_solves_its_problem():
-    """Against the same problem given to a general optimiser."""
+    """The plan equals that of a general optimiser on the same problem."""
     rng = np.random.default_rng(3)
     cost_KM, mass_K, room_U, epsilon = rng.random((2, 4)), np.array([0.6, 0.4]), np.full(4, 0.3), 0.2
     plan = sinkhorn(cost_KM, np.tile(np.arange(4), (2, 1)), mass_K, room_U, epsilon=epsilon)
@@ -281,7 +281,7 @@ def test_density_weights_are_bounded_and_do_not_hang_on_the_order_of_the_rows(pr
 
 
 def test_density_weights_near_the_true_ratio():
-    """Two Gaussian classes in the logit; the client has 4 in 5 of the second. The true ratio is known."""
+    """Two Gaussian classes in the logit; 4 in 5 of the client's clips are of the second. The true ratio is known."""
     rng = np.random.default_rng(0)
     labels_N = rng.integers(0, 2, 4_000)
     points_N = 2.0 * (labels_N * 2 - 1) + rng.standard_normal(4_000)

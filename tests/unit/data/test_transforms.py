@@ -65,7 +65,7 @@ def test_spectrogram_has_exactly_the_published_shape(spec: InputSpec, shape: tup
 
 @pytest.mark.parametrize("samples", [1_000, 48_000, 70_000])
 def test_spectrogram_equals_plain_numpy(samples: int) -> None:
-    waveform_T = 8 * _noise(samples)  # so that clipping has something to do
+    waveform_T = 8 * _noise(samples)  # loud enough to be clipped
     made = spectrogram(waveform_T, CREMA_D)
     np.testing.assert_allclose(made, _standardised(_reference_power(waveform_T, CREMA_D)), atol=2e-3)
 

@@ -1,4 +1,4 @@
-"""CREMA-D's and AVE's published layouts: names, lists, orders, and what does not fit."""
+"""CREMA-D's and AVE's published layouts: names, lists, order, and files that do not fit."""
 
 from pathlib import Path
 

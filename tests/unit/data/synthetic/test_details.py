@@ -1,4 +1,4 @@
-"""The task of generated details: labels that can be read off the pictures, grounds that stay, the same for a seed."""
+"""Generated details: labels can be read from the pictures, backgrounds stay, and a seed fixes the result."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def grounds(count: int = 12) -> LabelledImages:
 
 
 def read_off(picture_HWC: np.ndarray, marks: int, side: int) -> int:
-    """The label, by looking for each column's mark."""
+    """Return the label, by finding each column's mark."""
     label, column = 0, 32 // marks
     for place in range(marks):
         strip = picture_HWC[:, place * column : (place + 1) * column, 0].astype(int)

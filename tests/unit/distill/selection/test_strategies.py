@@ -31,7 +31,7 @@ def test_one_prototype_of_one_class_gets_that_class(name: str) -> None:
     public = public_of(np.arange(200) % 4)
     selection = select(name, client_of(public, np.array([2])), public, 10)
     weight_C = np.bincount(public.labels_N[selection.indices_S], selection.weights_S, minlength=4)
-    # Prior matching knows that three clips may lie: a pseudo-clip a class keeps a little of the others.
+    # Three clips may mislead prior matching: one pseudo-clip per class keeps a little of the others.
     assert weight_C[2] >= (0.4 if name in ("quota", "density_ratio") else 1.0) * weight_C.sum()
     assert weight_C.argmax() == 2
 
@@ -69,7 +69,7 @@ def test_a_teacher_that_always_says_the_same(name: str, features: bool) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_public_set_without_the_clients_class(name: str) -> None:
     labels_N = np.arange(120) % 3
-    public = public_of(labels_N)  # The teacher knows four classes; nobody ever showed it the last.
+    public = public_of(labels_N)  # The teacher has four classes, and never saw the last.
     wanted = Wanted(np.float32([[0.01, 0.01, 0.01, 0.97], [0.01, 0.01, 0.9, 0.08]]), np.int32([9, 3]))
     selection = select(name, wanted, public, 10)
     assert len(selection) >= 20
@@ -93,7 +93,7 @@ def test_a_public_set_of_one_class_and_of_one_sample(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["round_robin", "quota", "transport"])
 def test_features_decide_where_probabilities_tie(name: str) -> None:
-    """A certain teacher: of each class 100 outputs the same to the last bit. The client's clips are the last ten."""
+    """A confident teacher: 100 outputs per class are equal to the last bit. The client's clips are the last ten."""
     labels_N = np.arange(300) % 3
     rng = np.random.default_rng(2)
     features_NE = rng.standard_normal((300, 8)).astype(np.float32)

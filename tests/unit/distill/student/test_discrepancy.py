@@ -1,4 +1,4 @@
-"""The proxy A-distance: 0 for what cannot be told apart, 2 for what always can."""
+"""The proxy A-distance: 0 for sets that cannot be separated, 2 for sets that always can."""
 
 import numpy as np
 import pytest

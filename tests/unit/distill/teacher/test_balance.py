@@ -1,4 +1,4 @@
-"""OGM-GE's formulas, and that its noise and scaling reach the encoders alone."""
+"""OGM-GE's formulas; its noise and scaling reach only the encoders."""
 
 import math
 

@@ -44,7 +44,7 @@ def test_without_actors_every_class_gives_its_share_and_keeps_a_clip():
 
 
 def unequal_branches(clips: int, seed: int) -> Held:
-    """Sound tells the class three times as clearly as the picture."""
+    """Return features in which sound shows the class three times as clearly as the picture."""
     rng = np.random.default_rng(seed)
     labels_N = rng.integers(3, size=clips)
     clear_M = np.array([1.5, 0.5])

@@ -1,4 +1,4 @@
-"""A run that was stopped ends as one that was not; a full disk loses nothing; a foreign checkpoint is refused."""
+"""A stopped run ends like an uninterrupted one; a full disk loses nothing; a foreign checkpoint is refused."""
 
 import errno
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from isthmus.distill.training.loop import EpochReport, SeededDataset, TrainingDi
 
 
 class Noisy(SeededDataset[Sequence[Tensor]]):
-    """A line with noise drawn from the sample's own generator."""
+    """Samples on a line, with noise drawn from each sample's own generator."""
 
     def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
         x = torch.tensor([index / len(self), float(rng.normal())], dtype=torch.float32)
