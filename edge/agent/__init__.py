@@ -1,1 +1,1 @@
-"""What the device does: its behaviour as data, the runtime that performs it, answering, and the report of a run."""
+"""The device at work: its behaviour as data, the runtime that performs it, answers, and the report of a run."""

@@ -353,7 +353,8 @@ def enrol_anew(state: State) -> State:
     return State(
         active_id=state.active_id,
         base_id=state.base_id,
-        most_rounds=state.most_rounds,
+        most_rounds=_rounds_left(state),
+        jobs=state.jobs + (state.uploaded_round >= 0),
         verdict=state.verdict,
         refused_id=state.refused_id,
         done=state.done or (state.phase is Phase.SERVE and not state.failure),
@@ -573,10 +574,15 @@ def _job_lost(state: State, reason: str, jitter: float, now_s: float) -> tuple[S
         job_id="",
         round=0,
         uploaded_round=-1,
-        most_rounds=max(1, state.most_rounds - max(0, state.uploaded_round)),
+        most_rounds=_rounds_left(state),
         jobs=state.jobs + 1,
     )
     return _trouble(lost, reason, jitter, now_s, least=NEEDS_A_PERSON)
+
+
+def _rounds_left(state: State) -> int:
+    """Return the uploads that another job may have: round 0 is sent again as it is, later rounds remain counted."""
+    return max(1, state.most_rounds - max(0, state.uploaded_round))
 
 
 def _trouble(

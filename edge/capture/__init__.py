@@ -1,1 +1,1 @@
-"""Where clips come from: files of a data set, or camera and microphone."""
+"""The sources of clips: files of a data set, or camera and microphone."""

@@ -1,1 +1,1 @@
-"""The connection to the cloud: the interface, gRPC behind it, what waits to be sent, and how hard to compress."""
+"""The connection to the cloud: its interface, gRPC, the outbox, and the choice of compression."""

@@ -1,1 +1,1 @@
-"""What the device learns from its own unlabelled clips: prototypes, habits, and whether a new student pays."""
+"""The device's own unlabelled clips: prototypes, privacy budget, habits, and comparing two students."""

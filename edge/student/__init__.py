@@ -1,1 +1,1 @@
-"""The student on the device: fetch, verify, swap and run it."""
+"""The student on the device: fetch, verify, try, swap and run it."""

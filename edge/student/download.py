@@ -1,4 +1,4 @@
-"""A student from the cloud into the staging folder, going on where an earlier try stopped."""
+"""The download of a student into the staging folder. It continues where an earlier try stopped."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from isthmus.proto.errors import Unavailable
 from isthmus.proto.messages import Chunk, patch_name
 
 OnBytes = Callable[[int, int], None]
-"""Called with (bytes that came, bytes in all) after every file of a try."""
+"""Called with (bytes received, bytes in all) after every stream of a try."""
 
 
 @dataclass
 class Tally:
-    """Bytes that came, files and patches alike, tries that failed included; and what the same files are whole."""
+    """Received bytes of files and patches, including failed tries; and the sizes of the same files without patches."""
 
     came_bytes: int = 0
     whole_bytes: int = 0
 
 
 def fetch_student(link: Link, slot: StudentSlot, student_id: str, on_bytes: OnBytes, tally: Tally) -> str:
-    """Stages the named student ("" names the newest) and returns its id; adds to ``tally`` as the bytes come.
+    """Stage the named student ("" means the newest) and return its id; add to ``tally`` as bytes arrive.
 
-    What is installed and sound is not fetched again, and what can be patched comes as a patch. Raises what the link and
-    the slot raise; Unavailable also where a stream ends without a byte, so that an empty answer is not asked for in a
-    loop.
+    Files that are installed and sound are not fetched again, and a patch is fetched if its base is here. Raises what
+    the link and the slot raise. Raises Unavailable also if a stream ends without a byte, because asking again at once
+    would be an endless loop.
     """
     signed = link.describe_student(student_id)
     manifest = slot.begin(signed, student_id)
@@ -41,7 +41,7 @@ def fetch_student(link: Link, slot: StudentSlot, student_id: str, on_bytes: OnBy
         stream = link.fetch_file(manifest.student_id, wanted.name, offset_bytes)
         of_this = slot.receive(manifest, wanted, counted(stream))
         if not of_this:
-            raise Unavailable(f"the download of {wanted.name} brought nothing")
+            raise Unavailable(f"the download of {wanted.name} delivered nothing")
         came += of_this
         left = slot.missing(manifest)
         if len(left) < len(missing):

@@ -106,6 +106,7 @@ class Lives(RuleBasedStateMachine):
         self.failures: list[IsthmusError] = []
         self.uploads: dict[tuple[str, int], bytes] = {}
         self.payloads: set[bytes] = set()
+        self.allowed = ROUNDS
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -157,6 +158,7 @@ class Lives(RuleBasedStateMachine):
             return  # One line for a person; the next start tries again.
         try:
             if again and runtime.state.phase is Phase.SERVE:
+                self.allowed += ROUNDS
                 runtime.personalise_again()
             runtime.run(patient=patient)
         except (Killed, Stopped, StorageFull):
@@ -220,10 +222,12 @@ class Lives(RuleBasedStateMachine):
             content = bytearray(path.read_bytes())
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
             path.write_bytes(bytes(content))
+            self.allowed += ROUNDS  # If the cloud does not have the student any more, the device starts over.
 
     @rule(naps=naps)
     def the_identity_is_lost(self, naps: int) -> None:
         (self.folder / "credentials.json").unlink(missing_ok=True)
+        self.allowed += 1  # If the student is damaged too, round 0 is made by another one.
         self.live(naps)
 
     @invariant()
@@ -233,6 +237,7 @@ class Lives(RuleBasedStateMachine):
         ledger = self.device.ledger()
         assert sum(entry.epsilon or 0.0 for entry in ledger) <= BUDGET + 1e-9
         assert len(self.payloads) <= len(ledger), "what was sent is in the ledger"
+        assert len(self.payloads) <= self.allowed, "no personalisation makes more uploads than the person allows"
         assert max((entry.round for entry in ledger), default=0) < ROUNDS
 
     @invariant()

@@ -226,8 +226,10 @@ def test_a_lost_identity_is_replaced_and_sound_students_stay() -> None:
     assert (state.active_id, actions) == ("final", (behaviour.Serve(),))
     state, actions = step(anew, behaviour.Enrolled(keeps=False), 0.0)
     assert (state.active_id, actions) == ("", (behaviour.Fetch(""),))
-    _, actions = step(behaviour.enrol_anew(WATCHING), behaviour.Enrolled(keeps=True), 0.0)
+    under_way = replace(WATCHING, uploaded_round=1, most_rounds=3)
+    state, actions = step(behaviour.enrol_anew(under_way), behaviour.Enrolled(keeps=True), 0.0)
     assert actions == (behaviour.MakePrototypes("base", 0),)
+    assert (state.most_rounds, state.jobs) == (2, 1), "an upload of round 1 remains counted"
 
 
 def test_bytes_that_came_reset_the_pause() -> None:
