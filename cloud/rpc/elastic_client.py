@@ -11,8 +11,8 @@ import grpc
 
 from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.rpc.task_messages import spec_to_pb
-from isthmus.proto.errors import NAME_KEY, from_status
-from isthmus.proto.limits import CHUNK_BYTES
+from isthmus.proto.errors import NAME_KEY, TooLarge, from_status
+from isthmus.proto.limits import CHUNK_BYTES, MAX_IMAGE_MESSAGE_BYTES
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 
@@ -82,11 +82,15 @@ class ElasticClient:
         """Classify one image, the bytes of a JPEG or PNG file, and return class, gamma and times.
 
         ``latency_s``: seconds until the answer must be there; 0 takes the task's default. ``utility``: the worth of a
-        correct answer in time; None takes the task's default.
+        correct answer in time; None takes the task's default. Raises TooLarge before sending a picture that no message
+        can hold.
         """
         request = pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s)
         if utility is not None:
             request.utility = utility
+        if request.ByteSize() > MAX_IMAGE_MESSAGE_BYTES:
+            most_mib = MAX_IMAGE_MESSAGE_BYTES >> 20
+            raise TooLarge(f"the picture has {len(encoded)} bytes; a message holds {most_mib} MiB: shrink the picture")
         with _errors():
             reply: pb.MakeQueryResponse
             reply = self.stub.MakeQuery(request, metadata=self._metadata, timeout=_TIMEOUT_S)

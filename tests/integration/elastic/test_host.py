@@ -162,6 +162,9 @@ def test_tasks_are_registered_listed_asked_and_removed_from_the_command_line(rig
             result = CliRunner().invoke(app, [*words, "--server", address, "--key-file", str(key)])
             return result.exit_code, result.stdout or result.stderr
 
+        (rig.folder / "large.png").write_bytes(bytes(5 << 20))
+        code, said = isthmus("query", "ten", str(rig.folder / "large.png"))
+        assert (code, "shrink the picture" in said) == (1, True)
         code, said = isthmus("register", str(rig.folder / "ten.json"))
         assert (code, "its weights are missing" in said) == (1, True)
         (rig.folder / "ten.safetensors").write_bytes(made.weights.to_bytes())
