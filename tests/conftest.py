@@ -1,4 +1,4 @@
-"""What every test starts from: one compute thread, repeatable property tests, the real data where there is any."""
+"""Settings of all tests: one compute thread, repeatable property tests, and the real data if it is available."""
 
 import os
 
@@ -41,13 +41,13 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def emopair() -> Path:
-    """The folder of EmoPair, real speech and faces in CREMA-D's layout; the test is skipped where there is none."""
+    """Return the folder of EmoPair: real speech and faces in CREMA-D's layout. Without it the test is skipped."""
     value = os.environ.get("ISTHMUS_EMOPAIR")
     if not value:
         pytest.skip("set ISTHMUS_EMOPAIR to the emopair folder to run this test on real clips")
     folder = Path(value)
     if not (folder / "manifest.csv").is_file():
-        pytest.fail(f"ISTHMUS_EMOPAIR is {value}, where no manifest.csv is")
+        pytest.fail(f"ISTHMUS_EMOPAIR is {value}, which has no manifest.csv")
     return folder
 
 
@@ -58,7 +58,7 @@ TINY_RATIOS = (1.0, 1.5)
 
 @dataclass(frozen=True)
 class TinyStudents:
-    """Makes signed students of a few kilobytes that really run, and a cloud in memory that has them."""
+    """Makes signed students of a few kilobytes that really run, and a cloud in memory that serves them."""
 
     key: Ed25519PrivateKey
 
@@ -73,7 +73,7 @@ class TinyStudents:
         return self.key.public_key().public_bytes_raw()
 
     def files(self, kind: str, seed: int) -> dict[str, bytes]:
-        """The ONNX files of StudentManifest, by name."""
+        """Write the ONNX files of StudentManifest; return them by name."""
         rng = np.random.default_rng(seed)
         width, spec = FEATURE_WIDTH, self.spec
         spectrogram = ["B", spec.spectrogram_bins, spec.spectrogram_columns]
@@ -107,7 +107,7 @@ class TinyStudents:
         return SignedManifest(manifest_bytes, self.key.sign(manifest_bytes))
 
     def cloud(self) -> MemoryCloud:
-        """With students base, interim and final, and a job of two rounds."""
+        """Return a cloud with the students base, interim and final, and a job of two rounds."""
         students, stored = {}, {}
         for seed, kind in enumerate(("base", "interim", "final")):
             files = self.files(kind, seed)
@@ -130,7 +130,7 @@ class TinyStudents:
 
 
 def _answer(student_id: str, sequence: int, frame: bytes) -> InferReply:
-    """As a cloud does that has read the frame: the class is made of the frame's own numbers."""
+    """Answer as a cloud that has read the frame: the class is computed from the frame's numbers."""
     try:
         read = unpack_frame(frame, feature_width=FEATURE_WIDTH, ratios=TINY_RATIOS)
     except BadFrame as error:
@@ -155,7 +155,7 @@ def _model(nodes: list[Any], inputs: dict[str, list[Any]], outputs: dict[str, in
 
 
 def _pooled(name: str, shape: list[Any], axes: list[int], kept: int, rng: np.random.Generator) -> bytes:
-    """Mean over ``axes``, a linear map, tanh."""
+    """Add nodes to a graph: mean over ``axes``, a linear map, tanh."""
     from onnx import helper
 
     nodes = [

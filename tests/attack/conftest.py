@@ -11,7 +11,7 @@ from tests.rigs.cloud import Rig, make_tiny_release
 
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of an untrained release, see ``make_tiny_release``."""
+    """Return the folder of an untrained release, see ``make_tiny_release``."""
     root = tmp_path_factory.mktemp("release")
     make_tiny_release(root)
     yield root

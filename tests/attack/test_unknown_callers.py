@@ -20,7 +20,7 @@ from tests.rigs.raw_http2 import CROWDS, DEVICES, Crowd, RawClient, idle_sockets
 
 @contextlib.asynccontextmanager
 async def pressed(crowd: Crowd) -> Any:
-    """The crowd at work on a thread of its own; yields when its calls are open."""
+    """Run the crowd on a thread of its own; yields when its calls are open."""
     stop = False
 
     def press() -> None:
@@ -75,7 +75,7 @@ def test_a_call_without_a_message_is_ended_and_says_so(rig: Any, monkeypatch: py
 
 
 def test_half_sent_messages_hold_little_memory(rig: Any) -> None:
-    """400 messages of which all but a byte was announced and 64 kB were sent."""
+    """Each of 400 messages announces 1 MiB, of which 64 kB are sent."""
 
     async def scenario() -> int:
         async with rig.running() as (server, channel):
@@ -103,7 +103,7 @@ def test_a_thousand_idle_sockets_keep_nobody_out_and_are_closed(rig: Any, monkey
     usual = transport.options
 
     def hasty(connections: int, *, elastic: bool) -> tuple[tuple[str, int], ...]:
-        """The usual bounds, with 1 s instead of 10 s for a handshake."""
+        """Use the usual bounds, with 1 s instead of 10 s for a handshake."""
         changed = {**dict(usual(connections, elastic=elastic)), "grpc.server_handshake_timeout_ms": 1_000}
         return tuple(changed.items())
 

@@ -1,6 +1,6 @@
 """Measurements against floors and against other libraries: ``make bench``, or ``python -m tests.bench.<name>``.
 
-One compute thread everywhere, set here since the libraries read it when they are first imported.
+All use one compute thread. It is set here because the libraries read it when they are first imported.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""How a known device fares beside a crowd of unknown callers, and what happens to many calls at once.
+"""Latency of a known device beside a crowd of unknown callers, and the outcome of many calls at once.
 
-Crowds: the server runs in a process of its own, the crowd in another. It keeps so many calls open, opening again what
-the server ends. Quiet and attacked blocks of calls take turns, so that a machine that slows down slows both alike.
-Overload: so many calls at once, on one connection; each is answered in time, refused as busy, or neither.
+Crowds: the server runs in one process and the crowd in another. The crowd keeps a number of calls open, and reopens
+those that the server ends. Blocks of calls without and with the crowd alternate, so that a slower machine slows both.
+Overload: a number of calls at once on one connection. Each is answered in time, refused as busy, or neither.
 """
 
 import multiprocessing
@@ -29,19 +29,19 @@ from tests.rigs.raw_http2 import CROWDS, Crowd
 
 START_TIMEOUT_S = 600.0
 CALL_TIMEOUT_S = 20.0
-"""What a device waits for an answer."""
+"""Deadline of a device's call."""
 BLOCK = 50
 SETTLE_S = 1.0
 
 
 def main(
-    calls: Annotated[int, typer.Option(help="Calls of the known device, quiet and attacked each, per crowd.")] = 1000,
-    crowd: Annotated[int, typer.Option(help="Calls that the crowd keeps open.")] = 1000,
-    kinds: Annotated[str, typer.Option(help="Kinds of crowds, with commas between; empty: all.")] = "",
-    at_once: Annotated[str, typer.Option(help="Numbers of calls at once, with commas between.")] = "400,1000",
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    calls: Annotated[int, typer.Option(help="Calls of the known device per crowd, with and without it.")] = 1000,
+    crowd: Annotated[int, typer.Option(help="Calls that a crowd keeps open.")] = 1000,
+    kinds: Annotated[str, typer.Option(help="Kinds of crowds, separated by commas; empty: all.")] = "",
+    at_once: Annotated[str, typer.Option(help="Numbers of simultaneous calls, separated by commas.")] = "400,1000",
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Latency of a known device beside crowds, and the outcome of many calls at once."""
+    """Measure a known device's latency beside crowds, and the outcome of many calls at once."""
     names = [name for name in kinds.split(",") if name] or list(CROWDS)
     report = Report("crowds", {"calls": calls, "crowd": crowd, "kinds": names, "at_once": at_once}, ("grpcio",))
     with tempfile.TemporaryDirectory() as name, Family(Path(name)) as family:
@@ -72,7 +72,7 @@ def main(
 
 
 def beside_a_crowd(stub: Any, metadata: Any, port: int, kind: str, crowd: int, calls: int) -> dict[str, Any]:
-    """Time a device's calls, with the crowd and without it in turn."""
+    """Time a device's calls, alternately without and with the crowd."""
     waits_s: dict[str, list[float]] = {"quiet": [], "attacked": []}
     outcomes: Counter[str] = Counter()
     for _ in range(-(-calls // BLOCK)):
@@ -90,7 +90,7 @@ def beside_a_crowd(stub: Any, metadata: Any, port: int, kind: str, crowd: int, c
 
 
 def overload(stub: Any, metadata: Any, method: str, count: int) -> dict[str, Any]:
-    """Send so many calls at once and count how they end."""
+    """Send ``count`` calls at once and count their outcomes."""
     outcomes: Counter[str] = Counter()
     waits_s: list[float] = []
     start = threading.Barrier(count)
@@ -115,7 +115,7 @@ def overload(stub: Any, metadata: Any, method: str, count: int) -> dict[str, Any
 
 
 def outcome(call: Any, request: Any, metadata: Any) -> str:
-    """The status of a call; of a refusal its error's name."""
+    """Return a call's status, or the name of its error if it was refused."""
     try:
         call(request, metadata=metadata, timeout=CALL_TIMEOUT_S)
     except grpc.RpcError as error:
@@ -127,7 +127,7 @@ def outcome(call: Any, request: Any, metadata: Any) -> str:
 
 @contextmanager
 def pressing(port: int, kind: str, count: int) -> Iterator[None]:
-    """Keep a crowd of ``count`` calls open from another process; 0: no crowd."""
+    """Keep a crowd of ``count`` calls open from another process; 0 means no crowd."""
     if not count:
         yield
         return
@@ -146,7 +146,7 @@ def pressing(port: int, kind: str, count: int) -> Iterator[None]:
 
 
 def press(port: int, kind: str, count: int, ready: Any, stop: Any) -> None:
-    """Open the crowd's calls, and open them again, until told to stop."""
+    """Keep the crowd's calls open until ``stop`` is set."""
     path, message, announce = CROWDS[kind]
     crowd = Crowd(port, path, count, message=message, announce=announce)
     while not stop.is_set():

@@ -1,4 +1,4 @@
-"""A server that answers every message of a stream with its own bytes: what gRPC alone can do on this machine.
+"""A server that answers every message of a stream with its own bytes. It shows gRPC's own speed on this machine.
 
 python tests/bench/echo.py PORT_FILE
 """
@@ -16,7 +16,7 @@ from isthmus.data.files import write_atomically
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Any method, as a stream of bytes in both directions."""
+    """Handles any method as a stream of bytes in both directions."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return grpc.stream_stream_rpc_method_handler(_echo)

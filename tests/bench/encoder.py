@@ -1,8 +1,8 @@
-"""The student's encoders on ONNX Runtime, float32 and int8, against torch eager: batch 1, one thread.
+"""Speed of the student's encoders on ONNX Runtime, float32 and int8, against torch eager: batch 1, one thread.
 
-The floor is the count of operations of all convolutions (two for a multiply and an add) over the measured rate of a
-square float32 matrix product. Int8 may go below it, its products being narrower. Weights are random: speed does not
-hang on them, and of accuracy nothing is said here.
+The floor is the operations of all convolutions (two for a multiply and an add), divided by the measured rate of a
+square float32 matrix product. Int8 may be faster than this floor. Weights are random: speed does not depend on them,
+and accuracy is not measured.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ CALIBRATION_BATCHES = 8
 
 
 def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Float32s:
-    """Random input of the encoder in ``file``, standardised as real input is."""
+    """Return random input of the encoder in ``file``, standardised like real input."""
     shape = (
         (1, spec.spectrogram_bins, spec.spectrogram_columns)
         if file == AUDIO_ENCODER
@@ -46,7 +46,7 @@ def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Float32s:
 
 
 def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[Float32s]) -> Path:
-    """Static int8 (QDQ, per channel) of an encoder file; ``calibration`` yields batches of its one input."""
+    """Quantise an encoder file to static int8 (QDQ, per channel). ``calibration`` yields batches of its one input."""
     name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
@@ -73,7 +73,7 @@ def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[Float32s]
 
 
 def on_onnx_runtime(path: Path, clip: Float32s) -> Callable[[], object]:
-    """With the session options of the device."""
+    """Return a session with the options of the device."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = THREADS
@@ -94,7 +94,7 @@ def on_torch(encode: Callable[[Tensor], Tensor], clip: Float32s) -> Callable[[],
 
 
 def operations(module: nn.Module, run: Callable[[], object]) -> int:
-    """Of all convolutions in one run."""
+    """Return the operations of all convolutions in one run."""
     counted = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -110,11 +110,11 @@ def operations(module: nn.Module, run: Callable[[], object]) -> int:
 
 
 def main(
-    presets: Annotated[str, typer.Option(help="With commas between.")] = "small,thesis",
+    presets: Annotated[str, typer.Option(help="Separated by commas.")] = "small,thesis",
     repeats: int = 30,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """ONNX Runtime, float32 and int8, against torch eager and the operation count."""
+    """Time ONNX Runtime, float32 and int8, against torch eager and the operation count."""
     torch.set_num_threads(THREADS)
     config = {"presets": presets.split(","), "repeats": repeats, "batch": 1, "calibration": CALIBRATION_BATCHES}
     report = Report("encoder", config, ("torch", "onnxruntime", "onnx"))
@@ -147,7 +147,7 @@ def measure_preset(report: Report, root: Path, preset: str, repeats: int, rate: 
             return (one_clip(name, spec, rng) for _ in range(CALIBRATION_BATCHES))
 
         clip = one_clip(file, spec, rng)
-        # Simplified first: ONNX Runtime's symbolic shapes give up on the visual encoder's Reshape as exported.
+        # Simplified first: ONNX Runtime's symbolic shape inference fails on the exported visual encoder's Reshape.
         simplified = root / f"simplified_{file}"
         quant_pre_process(base / file, simplified, skip_symbolic_shape=True)
         int8 = quantise_encoder(simplified, root / f"int8_{file}", calibration())

@@ -1,9 +1,9 @@
-"""What a device pays: resident memory of the process that encodes, and the size of what has to be installed.
+"""Footprint of a device: resident memory of the process that encodes, and the size of the installation.
 
-The environment of the device (``make install-edge``) runs ``isthmus.edge.student.encoder``, as ``isthmus
-edge`` does; the same networks in torch eager stand beside it. Without an environment at ``--edge-python`` one is made
-in a temporary folder, through pip. Sizes are of the files installed, pip and setuptools left out; torch's is that of
-the CPU build with all it requires (a CUDA build is several times that).
+The device's environment (``make install-edge``) runs ``isthmus.edge.student.encoder``, like ``isthmus edge``. The same
+networks in torch eager are measured for comparison. If there is no environment at ``--edge-python``, one is made with
+pip in a temporary folder. Sizes are those of the installed files without pip and setuptools. Torch's size is that of
+the CPU build with its requirements; a CUDA build is several times larger.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.bench.harness import Report
 from tests.bench.untrained import encoders_release, export_base
 
 TORCH = ("torch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions")
-"""torch and what it requires. Both environments need numpy."""
+"""torch and its requirements without numpy, which both environments need."""
 
 ON_THE_DEVICE = """
 import json, sys
@@ -65,8 +65,8 @@ print(json.dumps({**seen, "encoding": rss_bytes()}))
 """
 
 
-def told(python: Path, code: str, *arguments: str) -> dict[str, int]:
-    """The JSON that ``code`` prints in a process of its own. Raises RuntimeError with its last line where it fails."""
+def printed_json(python: Path, code: str, *arguments: str) -> dict[str, int]:
+    """Run ``code`` in a new process; return the JSON it prints. Raises RuntimeError with its last line if it fails."""
     command = [str(python), "-c", code, *arguments]
     done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -76,7 +76,7 @@ def told(python: Path, code: str, *arguments: str) -> dict[str, int]:
 
 
 def folder_sizes(python: Path) -> dict[str, int]:
-    """Bytes in an environment's site-packages, by their first folder; pip and setuptools left out."""
+    """Return bytes in an environment's site-packages by first folder, without pip and setuptools."""
     where = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
         capture_output=True,
@@ -98,7 +98,7 @@ def distribution_bytes(found: Distribution) -> int:
 
 
 def edge_environment(folder: Path) -> Path:
-    """A fresh environment with ``.[edge]``; returns its Python."""
+    """Make a new environment with ``.[edge]``; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "-c", "constraints.txt", ".[edge]"]
@@ -107,12 +107,12 @@ def edge_environment(folder: Path) -> Path:
 
 
 def main(
-    presets: Annotated[str, typer.Option(help="With commas between.")] = "small,thesis",
-    edge_python: Annotated[Path, typer.Option(help="Of the device's environment.")] = machine.ROOT
+    presets: Annotated[str, typer.Option(help="Separated by commas.")] = "small,thesis",
+    edge_python: Annotated[Path, typer.Option(help="Python of the device's environment.")] = machine.ROOT
     / ".venv-edge/bin/python",
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Resident memory and install size of the device, against torch."""
+    """Measure resident memory and installed size of the device, against torch."""
     report = Report("footprint", {"presets": presets.split(",")}, ("onnxruntime", "torch"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -126,8 +126,8 @@ def main(
         for preset in presets.split(","):
             release = encoders_release(folder / preset, preset)
             base = export_base(release)
-            on_device = told(python, ON_THE_DEVICE, str(base), release.recipe.input.to_json())
-            in_torch = told(Path(sys.executable), IN_TORCH, str(release.root))
+            on_device = printed_json(python, ON_THE_DEVICE, str(base), release.recipe.input.to_json())
+            in_torch = printed_json(Path(sys.executable), IN_TORCH, str(release.root))
             for what, memory in (("isthmus edge", on_device), ("torch eager", in_torch)):
                 for stage, resident in memory.items():
                     report.rows.append({"what": f"memory, {what}, {stage}, {preset}", "bytes": resident})

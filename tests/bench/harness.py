@@ -1,7 +1,7 @@
-"""Interleaved runs, medians with their spread, a table on the terminal and the same as JSON.
+"""Interleaved runs, medians with quartiles, a table on the terminal and the same results as JSON.
 
-Candidates take turns within each repeat, so that a machine that slows down slows all of them alike. Both wall and CPU
-seconds are kept: on a busy machine only the latter say something about the code.
+Candidates take turns within each repeat, so that a slower machine slows all of them. Both wall and CPU seconds are
+kept: on a busy machine only CPU seconds measure the code.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.bench import machine
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of some repeats."""
+    """Median and quartiles of repeated measurements."""
 
     median: float
     low: float
@@ -30,7 +30,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread":
-        """Raises ValueError for no values."""
+        """Return the spread of ``values``. Raises ValueError if there are none."""
         if not values:
             raise ValueError("nothing was measured")
         if len(values) == 1:
@@ -52,7 +52,7 @@ class Timing:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmups: int = 1) -> dict[str, Timing]:
-    """Runs every candidate ``warmups`` times unmeasured, then ``repeats`` times in turn."""
+    """Run every candidate ``warmups`` times unmeasured, then all in turn, ``repeats`` times."""
     wall_s: dict[str, list[float]] = {name: [] for name in candidates}
     cpu_s: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(warmups + repeats):
@@ -68,7 +68,7 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], *, repeats: int,
 
 @dataclass
 class Report:
-    """What one command found. ``rows`` are plain JSON values; ``columns`` says which stand in the table, and how."""
+    """The results of one command. ``rows`` are plain JSON values; ``columns`` selects and formats the table's."""
 
     name: str
     config: dict[str, Any]
@@ -79,10 +79,12 @@ class Report:
     load: machine.Load = field(default_factory=machine.Load)
 
     def finish(self, columns: Mapping[str, Callable[[dict[str, Any]], str]], out: Path | None) -> None:
-        """Prints the table and writes the JSON."""
+        """Print the table and write the JSON."""
         load = self.load.so_far()
         facts = machine.facts(self.packages)
-        quiet = "quiet machine" if load["quiet"] else f"BUSY machine, others used {load['others_share']:.0%} of it"
+        quiet = (
+            "quiet machine" if load["quiet"] else f"BUSY machine, other processes used {load['others_share']:.0%} of it"
+        )
         title = f"{self.name}: {facts['processor']}, {facts['cores']} cores, {facts['threads']} thread, {quiet}"
         table = Table(*columns, title=title, title_justify="left")
         for row in self.rows:
@@ -108,6 +110,6 @@ class Report:
 
 
 def shown(spread: Mapping[str, float], scale: float = 1.0, digits: int = 3) -> str:
-    """A spread's JSON as "median (q1 to q3)"."""
+    """Format a spread's JSON as "median (q1 to q3)"."""
     median, low, high = (f"{spread[key] * scale:.{digits}g}" for key in ("median", "q1", "q3"))
     return f"{median} ({low} to {high})"

@@ -1,4 +1,4 @@
-"""What a measurement ran on, how fast that machine is at most, and what else kept it busy meanwhile."""
+"""The machine of a measurement: its facts, its peak rates, and its load by other processes meanwhile."""
 
 import datetime
 import os
@@ -18,13 +18,13 @@ from tests.bench import THREADS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET_SHARE = 0.05
-"""A machine is called quiet where other processes used less than this share of its processors."""
+"""A machine is quiet if other processes used less than this share of its processors."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def facts(packages: tuple[str, ...]) -> dict[str, Any]:
-    """Processor, memory, versions and the commit measured."""
+    """Return processor, memory, versions and the measured commit."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -39,7 +39,7 @@ def facts(packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def product_rate(dtype: npt.DTypeLike, size: int = 1024) -> float:
-    """Operations per CPU second of a square matrix product: the most this thread can do."""
+    """Return operations per CPU second of a square matrix product: the peak rate of one thread."""
     rng = np.random.default_rng(0)
     left, right = rng.random((size, size)).astype(dtype), rng.random((size, size)).astype(dtype)
     out = np.empty_like(left)
@@ -47,13 +47,13 @@ def product_rate(dtype: npt.DTypeLike, size: int = 1024) -> float:
 
 
 def read_rate(size_bytes: int = 256 << 20) -> float:
-    """Bytes per CPU second read from memory in order, out of an array much larger than the caches."""
+    """Return bytes per CPU second of a sequential read of an array much larger than the caches."""
     data = np.ones(size_bytes // 8)
     return data.nbytes / _median_cpu_s(data.sum)
 
 
 class Load:
-    """How busy others kept the processors between ``begin`` and ``so_far``."""
+    """The load that other processes put on the processors between ``begin`` and ``so_far``."""
 
     def __init__(self) -> None:
         self._began_s = time.perf_counter()
@@ -62,9 +62,9 @@ class Load:
         self._average = os.getloadavg()
 
     def so_far(self) -> dict[str, Any]:
-        """``others_share``: of all processors' time, what neither this process nor its ended children used.
+        """Return the load. ``others_share`` is the share of all processors' time that other processes used.
 
-        Children that still run count as others, so ask after they ended.
+        Children count as other processes until they end, so call this afterwards.
         """
         wall_s = time.perf_counter() - self._began_s
         busy_s = _busy_s() - self._all_s
@@ -93,7 +93,7 @@ def _own_s() -> float:
 
 
 def _busy_s() -> float:
-    """User, nice, system and interrupt time of all processors since the start; 0 where the system does not tell."""
+    """Return user, nice, system and interrupt time of all processors since boot; 0 if the system does not report it."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
     except OSError:
@@ -118,7 +118,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str:
-    """Of this checkout, with a plus where files differ from it; empty outside of one."""
+    """Return this checkout's commit, with a plus if files differ from it; an empty string outside of a checkout."""
     said = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
         cwd=ROOT,

@@ -1,11 +1,11 @@
-"""Selection over a large public set, against its floors and against scikit-learn and faiss doing the same; and every
-other strategy beside the paper's (``isthmus``), without features.
+"""Speed of selection over a large public set, against its floors, scikit-learn and faiss; optionally every strategy.
 
-Neither library selects greedily; both give each row's k nearest. A row may be robbed by all rows before it, so the last
-of K rows needs its n * K best, and since both take one k for all rows, every row gets n * K. (faiss on the CPU has no
-limit on k; on the GPU it ends at 2,048, and n * K is 3,000 here.) The same greedy choice is then made on what they
-found. Neither breaks ties by index, so with ties they take other samples of the same similarity; ``same_as_ours``
-says how many picks agree.
+Neither library selects greedily; both return each row's k nearest. Earlier rows may take the nearest samples of a later
+one, so the last of K rows needs its n * K nearest. Both libraries take one k for all rows, so every row gets n * K.
+(faiss on the CPU has no limit on k; on the GPU the limit is 2,048, and n * K is 3,000 here.) The same greedy choice is
+then made on their neighbours. Neither breaks ties by index, so with ties they take other samples of the same
+similarity; ``same_as_ours`` is the share of picks that agree. Other strategies are timed beside the paper's
+(``isthmus``), without features.
 """
 
 from collections.abc import Callable
@@ -27,17 +27,17 @@ Indices = npt.NDArray[np.int64]
 
 
 def smooth(rng: np.random.Generator, samples: int, classes: int) -> Floats:
-    """Outputs that spread over several classes."""
+    """Return outputs that spread over several classes."""
     return rng.dirichlet(np.full(classes, 0.3), samples).astype(np.float32)
 
 
 def tied(rng: np.random.Generator, samples: int, classes: int) -> Floats:
-    """Outputs of a teacher that is certain: of each class thousands are the same to the last bit."""
+    """Return outputs of a certain teacher: thousands per class are equal to the last bit."""
     return np.eye(classes, dtype=np.float32)[rng.integers(0, classes, samples)]
 
 
 def near_one_hot(rng: np.random.Generator, samples: int, classes: int) -> Floats:
-    """Certain too, but no two the same: similarities differ by less than float32 can tell."""
+    """Return certain outputs of which no two are equal. Similarities differ by less than float32's resolution."""
     logits_NC = rng.standard_normal((samples, classes), np.float32)
     logits_NC[np.arange(samples), rng.integers(0, classes, samples)] += 20
     likelihood_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
@@ -53,7 +53,7 @@ SETS: dict[str, Callable[[np.random.Generator, int, int], Floats]] = {
 
 
 def greedy(neighbours_KM: Indices, samples: int, samples_per_row: int) -> Indices:
-    """Each row in turn takes its first ``samples_per_row`` neighbours that are not yet taken."""
+    """Let each row in turn take its first ``samples_per_row`` neighbours that are still free."""
     taken_N = np.zeros(samples, dtype=bool)
     picked = []
     for neighbours_M in neighbours_KM:
@@ -70,7 +70,7 @@ def with_scikit_learn(prototypes_KC: Floats, public_NC: Floats, samples_per_row:
 
 
 def with_faiss(prototypes_KC: Floats, public_NC: Floats, samples_per_row: int) -> Indices:
-    """Normalising and copying into the index is part of the work, as it is of ours."""
+    """Select with faiss. Normalising and copying into the index are included, like those of ours."""
     wanted = min(samples_per_row * len(prototypes_KC), len(public_NC))
     unit_NC, unit_KC = public_NC.copy(), prototypes_KC.copy()
     faiss.normalize_L2(unit_NC)
@@ -81,7 +81,7 @@ def with_faiss(prototypes_KC: Floats, public_NC: Floats, samples_per_row: int) -
 
 
 def bare_product(prototypes_KC: Floats, public_NC: Floats, dtype: npt.DTypeLike, block: int = 512) -> None:
-    """The similarities and nothing else, in blocks that stay in cache: the rate that so short a product really has."""
+    """Compute the similarities alone, in blocks that stay in cache: the attainable rate for such short rows."""
     left_KC = prototypes_KC.astype(dtype)
     out_KB = np.empty((len(left_KC), block), dtype)
     for start in range(0, len(public_NC) - block + 1, block):
@@ -94,11 +94,11 @@ def main(
     classes: int = 28,
     samples_per_row: int = 10,
     repeats: int = 5,
-    strategies: Annotated[bool, typer.Option(help="Time every other strategy beside the paper's.")] = True,
+    strategies: Annotated[bool, typer.Option(help="Also time every other strategy.")] = True,
     rivals: Annotated[bool, typer.Option(help="Also time scikit-learn and faiss (gigabytes of memory).")] = True,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Selection against its floors, scikit-learn and faiss."""
+    """Time selection against its floors, scikit-learn and faiss."""
     faiss.omp_set_num_threads(THREADS)
     config = {"samples": samples, "prototypes": prototypes, "classes": classes, "samples_per_row": samples_per_row}
     report = Report("selection", {**config, "repeats": repeats, "seed": 0}, ("scikit-learn", "faiss-cpu", "scipy"))
@@ -140,7 +140,7 @@ def measure_set(
     rivals: bool,
     floor_s: float,
 ) -> None:
-    """Adds a row for each way to select from one public set."""
+    """Add a row per candidate on one public set."""
     picks: dict[str, Indices] = {}
 
     def picking(what: str, select: Callable[[Floats, Floats, int], Indices]) -> Callable[[], None]:
@@ -155,7 +155,7 @@ def measure_set(
         "bare float64 product": lambda: bare_product(prototypes_KC, public_NC, np.float64),
     }
     if strategies:
-        # Three clips behind each prototype; the labels are what the teacher says.
+        # Three clips per prototype; the labels are those of the teacher.
         wanted = Wanted(prototypes_KC, np.full(len(prototypes_KC), 3, np.int32))
         public = Public(public_NC, public_NC.argmax(axis=1))
 

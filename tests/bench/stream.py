@@ -1,8 +1,9 @@
-"""Inference over the real stream against an echo of the same bytes: frames a second, and how long each one waits.
+"""Inference over the real stream, against an echo of the same bytes: frames per second, and latency per frame.
 
-The cloud and the echo run in processes of their own on loopback; one client, the same code for both, sends frames that
-were packed beforehand and keeps so many in flight. What the cloud takes beyond the echo is what answering costs:
-unpacking, the head, the reply. Client and server share the machine, so this is no figure of a server's capacity.
+The cloud and the echo run in processes of their own on loopback. One client, with the same code for both, sends frames
+that were packed beforehand and keeps a number of them in flight. The cloud's time beyond the echo's is the cost of an
+answer: unpacking, the head, the reply. Client and server share the machine, so this does not measure a server's
+capacity.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ FEATURE_WIDTH = 512
 INFER = "/isthmus.v1.InferenceService/Infer"
 ECHO = Path(__file__).with_name("echo.py")
 START_TIMEOUT_S = 600.0
-"""Importing torch takes minutes where the machine is very busy."""
+"""Importing torch takes minutes on a very busy machine."""
 
 CALL_TIMEOUT_S = 300.0
 
@@ -40,7 +41,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of the device, with its requests as bytes."""
+    """A setting of the device, and its requests as bytes."""
 
     ratio: float
     number_type: NumberType
@@ -60,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Passage:
-    """One run of a case: frames a second, each frame's time from sending to answer, and the answers."""
+    """One run of a case: frames per second, each frame's time from sending to answer, and the answers."""
 
     rate: float
     latencies_s: tuple[float, ...]
@@ -68,7 +69,7 @@ class Passage:
 
 
 async def pass_through(channel: grpc.aio.Channel, metadata: Metadata, case: Case, in_flight: int) -> Passage:
-    """Sends all of a case over one stream. Raises grpc.aio.AioRpcError where the stream breaks."""
+    """Send all requests of a case over one stream. Raises grpc.aio.AioRpcError if the stream breaks."""
     room = asyncio.Semaphore(in_flight)
     sent_s: list[float] = []
     latencies_s: list[float] = []
@@ -90,7 +91,7 @@ async def pass_through(channel: grpc.aio.Channel, metadata: Metadata, case: Case
 
 
 async def enrolled(channel: grpc.aio.Channel) -> Metadata:
-    """What a device says with its stream: its token, and the base student."""
+    """Return the metadata of a device's stream: its token, and the base student."""
     stub = pb_grpc.PersonalisationServiceStub(channel)
     token = (await stub.Enrol(pb.EnrolRequest(device_name="bench"))).token
     authorization = ("authorization", f"Bearer {token}")
@@ -101,7 +102,7 @@ async def enrolled(channel: grpc.aio.Channel) -> Metadata:
 async def measure(
     report: Report, cloud: str, echo: str, cases: list[Case], in_flights: list[int], repeats: int
 ) -> None:
-    """Every case and number in flight through both servers, in turn, ``repeats`` times and once unmeasured."""
+    """Run every case and number in flight through both servers in turn, ``repeats`` times after one warm-up."""
     passages: dict[tuple[int, int, str], list[Passage]] = {}
     async with grpc.aio.insecure_channel(cloud) as to_cloud, grpc.aio.insecure_channel(echo) as to_echo:
         metadata = await enrolled(to_cloud)
@@ -141,7 +142,7 @@ def percentiles(latencies_s: tuple[float, ...]) -> tuple[float, float]:
 
 
 def _check(server: str, case: Case, passage: Passage) -> None:
-    """That every frame was answered, and by the cloud with probabilities."""
+    """Check that every frame was answered, by the cloud with probabilities. Raises RuntimeError otherwise."""
     if len(passage.replies) != len(case.requests):
         raise RuntimeError(f"the {server} answered {len(passage.replies)} of {len(case.requests)} frames")
     if server == "cloud":
@@ -153,12 +154,12 @@ def _check(server: str, case: Case, passage: Passage) -> None:
 def main(
     frames: Annotated[int, typer.Option(help="Sent in each run.")] = 1000,
     repeats: int = 5,
-    ratios: Annotated[str, typer.Option(help="With commas between.")] = "1,3",
-    number_types: Annotated[str, typer.Option(help="With commas between.")] = "fp32,int8",
-    in_flight: Annotated[str, typer.Option(help="With commas between.")] = "1,64",
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    ratios: Annotated[str, typer.Option(help="Separated by commas.")] = "1,3",
+    number_types: Annotated[str, typer.Option(help="Separated by commas.")] = "fp32,int8",
+    in_flight: Annotated[str, typer.Option(help="Separated by commas.")] = "1,64",
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Frames a second and latency through the cloud, against an echo of the same bytes."""
+    """Measure frames per second and latency through the cloud, against an echo of the same bytes."""
     wanted_ratios = [float(part) for part in ratios.split(",")]
     wanted_types = [NumberType(part) for part in number_types.split(",")]
     in_flights = [int(part) for part in in_flight.split(",")]

@@ -1,7 +1,7 @@
-"""Building the teacher's cache (``encode_clips``) against the bare forward of the same encoders on the same clips.
+"""Speed of ``encode_clips``, which fills the teacher's cache, against the forward pass of the same encoders alone.
 
-The bare forward is given batches that are prepared already, so what it is ahead by is the cost of reading and
-normalising. Weights and clips are random: speed hangs on neither.
+The forward pass gets prepared batches, so the difference is the cost of reading and normalising. Weights and clips are
+random; speed depends on neither.
 """
 
 import json
@@ -26,7 +26,7 @@ from tests.bench.untrained import CLASSES
 
 
 def random_clips(folder: Path, spec: InputSpec, count: int) -> ClipArrays:
-    """On disk, as the decoded cache has them."""
+    """Write random clips to disk in the layout of the decoded cache."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     rng.standard_normal((count, *spectrogram_shape(spec)), np.float32).tofile(folder / SPECTROGRAMS)
@@ -38,12 +38,14 @@ def random_clips(folder: Path, spec: InputSpec, count: int) -> ClipArrays:
 
 
 def main(
-    presets: Annotated[str, typer.Option(help="With commas between.")] = "smoke,small",
-    clips: Annotated[int, typer.Option(help="Clips of one run; several batches, or nothing can overlap.")] = 48,
+    presets: Annotated[str, typer.Option(help="Separated by commas.")] = "smoke,small",
+    clips: Annotated[
+        int, typer.Option(help="Clips per run; enough for several batches, so that work can overlap.")
+    ] = 48,
     repeats: int = 5,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """The cache's throughput as a share of the bare forward's."""
+    """Measure the cache's throughput as a share of the forward pass's."""
     torch.set_num_threads(THREADS)
     config = {"presets": presets.split(","), "clips": clips, "repeats": repeats, "batch": BATCH_CLIPS}
     report = Report("teacher_cache", config, ("torch", "numpy", "opencv-python-headless"))

@@ -1,4 +1,4 @@
-"""``make bench``: every command at full size, in turn; JSON goes to runs/bench/. Nothing is asserted of speed."""
+"""``make bench``: runs every command at full size, in turn, and writes JSON to runs/bench/. Asserts no speed."""
 
 import json
 import subprocess

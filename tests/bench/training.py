@@ -1,8 +1,7 @@
-"""One training step of an encoder: by memory layout, and by what its threads do while they wait on a machine that does
-other work too.
+"""Time of an encoder's training step by memory layout, and by how its threads wait on a machine with other work.
 
-The floor is the operations of the convolutions, three times those of a forward pass, over the rate of a square product.
-Weights and clips are random: speed hangs on neither.
+The floor is the operations of the convolutions (three times those of a forward pass), divided by the rate of a square
+product. Weights and clips are random; speed depends on neither.
 """
 
 import os
@@ -31,15 +30,15 @@ from tests.bench.untrained import CLASSES
 
 WAYS: Final[Mapping[str, tuple[int, Mapping[str, str]]]] = {
     "one thread": (1, {}),
-    "a thread a core, waiting as OpenMP does": (cores(), {}),
-    "a thread a core, asleep while they wait (isthmus)": (cores(), {"OMP_WAIT_POLICY": "passive"}),
+    "one thread per core, waiting as OpenMP does": (cores(), {}),
+    "one thread per core, asleep while they wait (isthmus)": (cores(), {"OMP_WAIT_POLICY": "passive"}),
 }
-"""Threads, and what is added to the environment."""
+"""Number of threads, and additions to the environment."""
 _BUSY: Final = "import torch\na = torch.randn(600, 600)\nwhile True:\n    a @ a\n"
 
 
 def step_of(encoder: Encoder, recipe: Recipe, frames_BCHW: Tensor) -> Callable[[], None]:
-    """A whole step of the teacher's picture branch."""
+    """Return a whole step of the teacher's picture branch."""
     optimizer = optimizer_for(encoder, recipe.teacher.visual)
 
     def step() -> None:
@@ -51,7 +50,7 @@ def step_of(encoder: Encoder, recipe: Recipe, frames_BCHW: Tensor) -> Callable[[
 
 
 def fresh(recipe: Recipe, *, channels_last: bool = False) -> Encoder:
-    """The student's picture encoder; ``channels_last``: laid out so to the last convolution."""
+    """Return the student's picture encoder; ``channels_last``: in that layout up to the last convolution."""
     torch.manual_seed(0)
     encoder = Encoder(recipe.student_trunk, 3, recipe.feature_width, neck=False)
     if channels_last:
@@ -66,7 +65,7 @@ def batch_of(recipe: Recipe) -> Tensor:
 
 
 def operations(encoder: Encoder, frames_BCHW: Tensor) -> float:
-    """Of a step's convolutions: forward, and twice as many back."""
+    """Return the operations of a step's convolutions: forward, and twice as many backward."""
     counted = 0
 
     def count(module: nn.Module, _: Any, out: Tensor) -> None:
@@ -84,7 +83,7 @@ def operations(encoder: Encoder, frames_BCHW: Tensor) -> float:
 
 @contextmanager
 def others(count: int) -> Iterator[None]:
-    """So many other processes, each multiplying matrices on one thread."""
+    """Run ``count`` other processes, each of which multiplies matrices on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     busy = [subprocess.Popen([sys.executable, "-c", _BUSY], env=environment) for _ in range(count)]
     try:
@@ -97,7 +96,7 @@ def others(count: int) -> Iterator[None]:
 
 
 def seconds_a_step(preset: str, way: str, seconds: float) -> float:
-    """In a process of its own: OpenMP reads how it shall wait when it is loaded."""
+    """Time steps in a new process, because OpenMP reads its waiting policy when it is loaded."""
     threads, waiting = WAYS[way]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     command = [sys.executable, "-m", "tests.bench.training", "--presets", preset, "--only-steps-for-s", str(seconds)]
@@ -134,16 +133,18 @@ def measure_waiting(report: Report, preset: str, most_others: int, repeats: int,
 
 def main(
     presets: Annotated[
-        str, typer.Option(help="With commas between; the first also with others at work.")
+        str, typer.Option(help="Batch sizes, separated by commas; the first is also measured beside other processes.")
     ] = "smoke,small",
     repeats: int = 7,
-    most_others: Annotated[int, typer.Option(help="Other processes at work, from none to so many.", min=0)] = 2,
-    each_s: Annotated[float, typer.Option(help="Seconds of steps in each process that is timed among others.")] = 8.0,
+    most_others: Annotated[
+        int, typer.Option(help="Measure beside 0, 1, ... up to this many other busy processes.", min=0)
+    ] = 2,
+    each_s: Annotated[float, typer.Option(help="Seconds of steps per process that is timed beside others.")] = 8.0,
     only_steps_for_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     threads: Annotated[int, typer.Option(hidden=True)] = THREADS,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Seconds of a training step: layouts in CPU seconds on one thread, ways to wait in wall seconds."""
+    """Time training steps: layouts in CPU seconds on one thread, waiting policies in wall seconds."""
     chosen = presets.split(",")
     torch.set_num_threads(threads)
     if only_steps_for_s is not None:
@@ -155,7 +156,7 @@ def main(
     for preset in chosen:
         measure_layouts(report, preset, repeats)
     measure_waiting(report, chosen[0], most_others, max(1, repeats // 2), each_s)
-    report.notes.append("The processes of column 'others' are this command's own.")
+    report.notes.append("The processes of column 'others' belong to this command.")
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "preset": lambda row: str(row["preset"]),
         "what": lambda row: str(row["what"]),

@@ -1,4 +1,4 @@
-"""Releases of untrained networks: right in size and speed, made in seconds."""
+"""Releases of untrained networks in real size and speed, made in seconds."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ CLIPS = 6
 
 
 def encoders_release(root: Path, preset: str) -> Release:
-    """Recipe, teacher and student of a preset; the teacher's trunk is cut down, since only its head is exported."""
+    """Return recipe, teacher and student of a preset. The teacher's trunk is small, since only its head is exported."""
     recipe = dataclasses.replace(PRESETS[preset]("crema-d", CLASSES), teacher_trunk="resnet18")
     release = Release.create(root, recipe)
     torch.manual_seed(0)
@@ -33,14 +33,14 @@ def encoders_release(root: Path, preset: str) -> Release:
 
 
 def export_base(release: Release) -> Path:
-    """The student's files with its heads, as ``isthmus distill student`` writes them."""
+    """Write the student's files with its heads, as ``isthmus distill student`` does."""
     heads = HeadBank(release.recipe.feature_width, len(CLASSES), release.recipe.ratios)
     export_student(release, release.student(0), heads, release.base_dir)
     return release.base_dir
 
 
 def served_release(root: Path, ratios: tuple[float, ...]) -> Release:
-    """What a cloud serves from: small inputs and random clips, features and heads of the real width."""
+    """Write a release for a cloud: small inputs and random clips; features and heads have their real width."""
     spec = InputSpec(
         spectrogram_bins=32, spectrogram_columns=32, frame_px=32, stored_px=36, frames_stored=2, frames_used=1
     )
@@ -62,7 +62,7 @@ def served_release(root: Path, ratios: tuple[float, ...]) -> Release:
 
 @torch.no_grad()
 def awaken(encoders: EncoderPair) -> None:
-    """Untrained residual branches end in zeros; as numbers go, let them be like trained ones."""
+    """Fill the untrained residual branches, which end in zeros, with values like those of trained ones."""
     for module in encoders.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.0)

@@ -1,6 +1,6 @@
 """The command line is an interface: scripts depend on it. A new, missing or changed flag fails this test.
 
-If the change is meant, ``python -m tests.golden.test_cli_flags`` writes the file again, and CHANGELOG.md tells users.
+If the change is intended, ``python -m tests.golden.test_cli_flags`` writes the file again. Add it to CHANGELOG.md.
 """
 
 import importlib

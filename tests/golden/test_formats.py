@@ -1,4 +1,4 @@
-"""This version opens every file that an earlier version wrote, and finishes work that it left half done.
+"""This version opens every file that an earlier version wrote, and finishes its unfinished work.
 
 ``formats/<version>/`` holds the files of each version, and a README that says how they were made. Tests use a copy.
 """
@@ -49,7 +49,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Old:
-    """A copy of the files of one version, which a test may change. ``formats/make.py`` names the folders."""
+    """A copy of one version's files, which a test may change. ``formats/make.py`` names the folders."""
 
     folder: Path
     expected: dict[str, Any]
@@ -149,7 +149,7 @@ def answers_of(report: Any) -> list[Any]:
 
 
 def test_a_device_is_known_to_the_cloud_and_sends_what_waited_in_its_outbox(old: Old) -> None:
-    """The device was killed before it knew that its upload had arrived. The cloud finished the job of the same key."""
+    """Resume a device that was killed before its upload was acknowledged; the cloud had finished the job of its key."""
     jobs = [row[:4] for row in old.expected["jobs"]]
     with contextlib.closing(sqlite3.connect("device-uploading/outbox.sqlite")) as outbox:
         assert outbox.execute("SELECT name FROM outbox").fetchall() == [("prototypes/0",)]
@@ -221,8 +221,10 @@ def digest_of(path: Path) -> str:
 
 
 def test_a_release_and_its_decoded_clips(old: Old) -> None:
-    """Every network has the same accuracy as before, the selection file trains heads, and a teacher that is trained
-    again resumes from its finished checkpoints and does not change."""
+    """Every network has the same accuracy as before, and the selection file trains heads.
+
+    A teacher that is trained again resumes from its finished checkpoints and does not change.
+    """
     release = Release.open(Path("release"))
     assert f"base-{release.release_hash}" in {row.split("/")[0] for row in old.expected["students"]}
     assert len(release.public) == 18 and release.public.frames_NKHWC.shape == (18, 2, 36, 36, 3)
@@ -232,7 +234,7 @@ def test_a_release_and_its_decoded_clips(old: Old) -> None:
 
     isthmus("distill", "evaluate", "--release", "release", "--data", "clips", "--out", "figures.json")
     figures, known = old.json("figures")["1002"], old.json("evaluation")["1002"]
-    assert figures == pytest.approx(known, abs=1 / 18 + 1e-9)  # one clip may lie between two classes
+    assert figures == pytest.approx(known, abs=1 / 18 + 1e-9)  # one clip may be between two classes
 
     student = ("--student", "release/students/0.safetensors")
     isthmus("distill", "compress", "--release", "release", *student, "--selection", "selection.json", "--out", "heads")
@@ -261,7 +263,7 @@ def test_tasks_schedules_and_profile(old: Old) -> None:
     assert again.spec == task.spec and np.array_equal(again.weights.head_weight_CD, task.weights.head_weight_CD)
 
     cell = old.json("elastic/experiment/cells/profile-synthetic-1-0")
-    cell["queries"] = -1  # were the cell made anew, this would be gone
+    cell["queries"] = -1  # a newly made cell would not have it
     Path("elastic/experiment/cells/profile-synthetic-1-0.json").write_text(json.dumps(cell))
     grid = ("--trace", "synthetic", "--loads", 1, "--seeds", 0, "--duration-s", 1, "--policies", "priced,clipper")
     isthmus("experiment", "elastic", "--profile", "elastic/profile.json", *grid, "--out", "elastic/experiment")

@@ -1,1 +1,1 @@
-"""What several tests need: a device, a server, tiny models and data. Each file is one subject."""
+"""Builders that several tests share: a device, a server, tiny models and data. Each file has one subject."""

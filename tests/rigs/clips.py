@@ -1,4 +1,4 @@
-"""How many synthetic clips the tests make: so many takes of each emotion."""
+"""The number of synthetic clips in tests: takes of each emotion."""
 
 EMOTIONS = ("NEU", "HAP", "SAD", "FEA")
 TAKES = 4

@@ -1,4 +1,4 @@
-"""A tiny release of random arrays and untrained networks, and a real server on it: seconds, not minutes."""
+"""A tiny release of random arrays and untrained networks, and a real server on it, made in seconds."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ BASE_FILE_BYTES = 1_300_000
 
 
 def write_clips(folder: Path, spec: InputSpec) -> None:
-    """Random clips as a finished folder of the decoded cache."""
+    """Write random clips as a finished folder of the decoded cache."""
     rng = np.random.default_rng(7)
     folder.mkdir(parents=True)
     rng.standard_normal((CLIPS, *spectrogram_shape(spec)), np.float32).tofile(folder / SPECTROGRAMS)
@@ -62,7 +62,7 @@ def make_tiny_release(root: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Client:
-    """An enrolled device's view of the server."""
+    """An enrolled device: its stubs and the metadata of its calls."""
 
     device_id: str
     channel: grpc.aio.Channel
@@ -84,19 +84,19 @@ class Client:
 
 @dataclasses.dataclass(frozen=True)
 class Rig:
-    """What a test needs to run a real server on the tiny release, in the test's own folder."""
+    """Runs a real server on the tiny release, in the test's own folder."""
 
     release: Path
     state: Path
     recipe: Recipe = dataclasses.field(default_factory=tiny_recipe)
 
     def settings(self, **changes: object) -> CloudSettings:
-        """Of a server without a worker, on a free port of loopback."""
+        """Return the settings of a server without a worker, on a free port of loopback."""
         return CloudSettings(**{"release": self.release, "state": self.state, "workers": 0, **changes})
 
     @asynccontextmanager
     async def running(self, **changes: object) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-        """A started server and a channel to it."""
+        """Start a server; yield it and a channel to it."""
         server = Server(self.settings(**changes))
         port = await server.start()
         try:
@@ -122,7 +122,7 @@ class Rig:
         return (await client.personalisation.StartPersonalisation(request, metadata=client.metadata)).job
 
     async def refusal(self, call: Any) -> tuple[grpc.StatusCode, str]:
-        """Status and message with which a call, or a stream of answers, is refused. Fails where it is not."""
+        """Return status and message of a refused call or stream. Fails if the call is accepted."""
         try:
             if hasattr(call, "__aiter__"):
                 async for _ in call:

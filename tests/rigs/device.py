@@ -24,7 +24,7 @@ def load_test(folder: Path, manifest: StudentManifest) -> None:
 
 
 class Clock:
-    """Time that passes only by sleeping, and a little at each look."""
+    """A clock that advances by sleeping, and a little per reading."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -43,7 +43,7 @@ def device(
     folder: Path, cloud: MemoryCloud, plan: ClipPlan, *, link: MemoryLink | None = None, **changes: Any
 ) -> tuple[Runtime, DeviceState, Clock]:
     clock, state = Clock(), DeviceState(folder)
-    # These students are random: the guard, which has tests of its own, would take or refuse them by chance.
+    # These students are random: the guard would accept or refuse them by chance. It has tests of its own.
     config = replace(changes.pop("config", RunConfig("kiosk", seed=1)), guard=changes.pop("guard", False))
     runtime = Runtime(
         config,

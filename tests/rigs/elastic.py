@@ -71,7 +71,7 @@ def huge_png(side: int = 20_000) -> bytes:
 
 @dataclass(frozen=True)
 class Made:
-    """A task on its owner's side."""
+    """A task as its owner has it."""
 
     spec: TaskSpec
     weights: TaskWeights
@@ -99,7 +99,7 @@ THREE = (
 
 @dataclass
 class ElasticRig:
-    """A tiny model with a profile in ``folder``, and servers of it."""
+    """A tiny model with a profile in ``folder``, and servers that serve it."""
 
     folder: Path
     runner: ElasticRunner = field(init=False)

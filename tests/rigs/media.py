@@ -1,4 +1,4 @@
-"""Media files of lawful but awkward kinds, written with PyAV and by hand."""
+"""Media files that are valid but unusual, written with PyAV and by hand."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def grey(level: int) -> npt.NDArray[np.uint8]:
 
 
 def quarters() -> npt.NDArray[np.uint8]:
-    """A picture whose quarters differ: red, green, blue and white, row by row."""
+    """Return a picture whose quarters are red, green, blue and white, row by row."""
     picture_HWC = np.zeros((SIDE, SIDE, 3), np.uint8)
     half = SIDE // 2
     picture_HWC[:half, :half, 0] = picture_HWC[:half, half:, 1] = picture_HWC[half:, :half, 2] = 255
@@ -45,7 +45,7 @@ def write_film(
     sound_starts_s: float = 0.0,
     muxing: Mapping[str, str] | None = None,
 ) -> None:
-    """Write pictures at their times (``fps`` without), the last one standing for ``last_ms``, and 44.1 kHz sound."""
+    """Write pictures at their times (without times: at ``fps``) and 44.1 kHz sound. The last lasts ``last_ms``."""
     times_ms = [1000 * k // fps for k in range(len(pictures))] if times_ms is None else times_ms
     ends_ms = dict(zip(times_ms, [*times_ms[1:], times_ms[-1] + last_ms], strict=True))
     with av.open(str(path), "w", format=container, options=dict(muxing or {})) as out:
@@ -82,7 +82,7 @@ def write_film(
 
 
 def copied_from(source: Path, target: Path, start_s: float) -> None:
-    """Copy packets from the key picture before ``start_s`` on, times counted from ``start_s``: a cut without coding."""
+    """Cut without coding: copy packets from the key picture before ``start_s`` on. Times count from ``start_s``."""
     with av.open(str(source)) as given, av.open(str(target), "w", format="mp4") as out:
         tracks = {stream.index: out.add_stream_from_template(stream) for stream in given.streams}
         packets = [packet for packet in given.demux() if packet.dts is not None]

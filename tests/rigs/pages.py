@@ -1,4 +1,4 @@
-"""Read README.md and the pages of docs/: their paragraphs, links, anchors and fenced blocks."""
+"""Reads README.md and the pages of docs/: paragraphs, links, anchors and fenced blocks."""
 
 import re
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ ITEM: Final = re.compile(r"^([-*]|\d+\.) ")
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """README.md and all Markdown files under docs/, sorted."""
+    """Return README.md and all Markdown files under docs/, sorted."""
     return [root / "README.md", *sorted(path for path in (root / "docs").rglob("*.md") if "_build" not in path.parts)]
 
 
 def history(page: Path) -> bool:
-    """Return whether ``page`` records what once was: results and the log are not rewritten."""
+    """Return whether ``page`` is history. Results and the log are not rewritten."""
     return "results" in page.parts or page.name == "log.md"
 
 
@@ -65,17 +65,17 @@ def _lines(page: Path) -> Iterator[tuple[int, str, Block | None]]:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of ``page``, in order."""
+    """Return the fenced blocks of ``page``, in order."""
     return [block for _, _, block in _lines(page) if block is not None]
 
 
 def prose(page: Path) -> list[tuple[int, str]]:
-    """The lines of ``page`` outside fenced blocks with their numbers (from 1); lines of blocks are empty."""
+    """Return the lines of ``page`` outside fenced blocks with their numbers (from 1). Lines of blocks are empty."""
     return [(number, line) for number, line, _ in _lines(page)]
 
 
 def paragraphs(page: Path) -> list[tuple[int, str]]:
-    """Runs of prose with the number of their first line: paragraphs and items of lists, no tables and no headings."""
+    """Return paragraphs and items of lists with the number of their first line, without tables and headings."""
     found: list[tuple[int, str]] = []
     new = True
     for number, line in prose(page):
@@ -91,7 +91,7 @@ def paragraphs(page: Path) -> list[tuple[int, str]]:
 
 
 def links(page: Path) -> list[tuple[int, str]]:
-    """The targets of inline links, pictures and reference definitions of ``page``, with their line numbers."""
+    """Return the targets of inline links, pictures and reference definitions of ``page``, with line numbers."""
     inline = r"\]\(([^)\s]+)[^)]*\)"
     defined = r"^\[[^\]]+\]:\s*(\S+)"
     return [
@@ -104,7 +104,7 @@ def links(page: Path) -> list[tuple[int, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of ``page``, as GitHub and MyST make them, and explicit ``(name)=`` targets."""
+    """Return the anchors of headings of ``page``, as GitHub and MyST make them, and ``(name)=`` targets."""
     found = set()
     for _, line in prose(page):
         if heading := re.match(r"#+ (.*)$", line):
@@ -116,7 +116,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """The relative links of ``page`` whose file or anchor does not exist, as ``LINE: TARGET``."""
+    """Return the relative links of ``page`` whose file or anchor does not exist, as ``LINE: TARGET``."""
     broken = []
     for number, target in links(page):
         if target.startswith(("http:", "https:", "mailto:")):

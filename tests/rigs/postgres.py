@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster of the tests' own, on a free port of loopback, and databases in it."""
+"""A PostgreSQL cluster for the tests, on a free port of loopback, and databases in it."""
 
 import os
 import secrets
@@ -24,7 +24,7 @@ _USER = "postgres"
 
 @dataclass
 class Cluster:
-    """``url`` of the administrator's database. ``stop`` and ``start`` make the database vanish and return."""
+    """A cluster. ``url`` is the administrator's database. ``stop`` and ``start`` make it vanish and return."""
 
     programs: Path
     folder: Path
@@ -36,7 +36,7 @@ class Cluster:
         return f"postgresql://{_USER}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Start the cluster; returns when it answers."""
+        """Start the cluster and wait until it answers."""
         options = ["-p", str(self.port), "-k", str(self.folder), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         command = [*_as_user(), str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
@@ -55,7 +55,7 @@ class Cluster:
             self.process = None
 
     def sql(self, statement: str, database: str = "postgres") -> list[Any]:
-        """Run a statement of the administrator; returns its rows."""
+        """Run a statement as administrator; return its rows."""
         url = sa.make_url(self.url).set(drivername="postgresql+psycopg", database=database)
         engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
         with engine.connect() as connection:
@@ -64,7 +64,7 @@ class Cluster:
 
     @contextmanager
     def database(self) -> Iterator[Database]:
-        """A new, empty database, dropped afterwards."""
+        """Make a new, empty database; drop it afterwards."""
         name = f"isthmus_test_{secrets.token_hex(4)}"
         self.sql(f"CREATE DATABASE {name}")
         url = sa.make_url(self.url).set(database=name)
@@ -84,7 +84,7 @@ class Cluster:
 
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """A new cluster, gone afterwards. Without PostgreSQL's programs the test is skipped (see ``missing``)."""
+    """Make a new cluster; remove it afterwards. Without PostgreSQL's programs the test is skipped (see ``missing``)."""
     try:
         import psycopg  # noqa: F401
     except ModuleNotFoundError:
@@ -110,7 +110,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test for want of a system package; fail it if ISTHMUS_REQUIRE_SYSTEM is set."""
+    """Skip the test because a system package is missing; fail it if ISTHMUS_REQUIRE_SYSTEM is set."""
     if os.environ.get("ISTHMUS_REQUIRE_SYSTEM", "0") not in ("", "0"):
         pytest.fail(f"{reason} (ISTHMUS_REQUIRE_SYSTEM is set)")
     pytest.skip(reason)

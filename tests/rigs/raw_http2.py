@@ -1,7 +1,7 @@
-"""A hostile client: raw HTTP/2 that opens gRPC calls and does not finish them, as no gRPC library would.
+"""A hostile client: raw HTTP/2 that opens gRPC calls and does not finish them, which no gRPC library does.
 
-It knows just enough of RFC 9113: the preface, SETTINGS, HEADERS with literal fields (RFC 7541, section 6.2.2, without
-Huffman coding) and DATA. What the server sends is read for the end of streams and its settings, and otherwise dropped.
+It implements a small part of RFC 9113: the preface, SETTINGS, HEADERS with literal fields (RFC 7541, section 6.2.2,
+without Huffman coding) and DATA. From the server's frames it reads settings and ends of streams; it ignores the others.
 """
 
 import socket
@@ -21,7 +21,7 @@ CROWDS: Final = {
     "health watches": ("/grpc.health.v1.Health/Watch", b"\x0a\x00", None),
     "reflection": ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", b"\x3a\x01*", None),
 }
-"""Kinds of calls that are opened and not finished: method, message, and the length that it announces, if another."""
+"""Kinds of calls that stay unfinished: method, message, and the announced length if it differs."""
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -31,7 +31,7 @@ _FRAME_BYTES: Final = 16_384
 
 
 class RawClient:
-    """One connection. Streams have odd numbers from 1."""
+    """A connection. Streams have odd numbers from 1."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -48,7 +48,7 @@ class RawClient:
         self._socket.close()
 
     def call(self, path: str, *, message: bytes = b"", announce: int | None = None, end: bool = False) -> int:
-        """Open a call, with ``message`` if there is one; ``announce`` may claim a longer one. Returns its stream."""
+        """Open a call, with ``message`` if given; ``announce`` may claim more bytes. Return its stream."""
         stream, self._next = self._next, self._next + 2
         fields = {
             ":method": "POST",
@@ -65,7 +65,7 @@ class RawClient:
         return stream
 
     def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """Send as much of ``data`` as the connection's window takes at once."""
+        """Send the part of ``data`` that fits into the connection's window at once."""
         data = data[: self._window]
         self._window -= len(data)
         for start in range(0, len(data), _FRAME_BYTES):
@@ -74,7 +74,7 @@ class RawClient:
             self._send(_frame(_DATA, _END_STREAM if last else 0, stream, part))
 
     def read(self, seconds: float = 0.0) -> None:
-        """Take in what the server sends, for ``seconds``."""
+        """Read what the server sends, for ``seconds``."""
         until_s = time.monotonic() + seconds
         while not self.closed:
             try:
@@ -124,7 +124,7 @@ class RawClient:
 
 
 class Crowd:
-    """Keeps ``count`` calls to ``path`` open: what the server ends is opened again, on new connections if need be."""
+    """Keeps ``count`` calls to ``path`` open. Ended calls are opened again, on new connections if necessary."""
 
     def __init__(self, port: int, path: str, count: int, *, message: bytes = b"", announce: int | None = None) -> None:
         self._port, self._path, self._count = port, path, count
@@ -134,7 +134,7 @@ class Crowd:
 
     @property
     def open(self) -> int:
-        """Calls that the server has not ended yet."""
+        """The number of calls that the server has not ended."""
         return sum(len(client.open) for client in self._clients if not client.closed)
 
     def press(self) -> None:
@@ -166,7 +166,7 @@ class Crowd:
 
 @contextmanager
 def idle_sockets(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """Hold ``count`` connections that never say a word."""
+    """Hold ``count`` connections that send nothing."""
     with ExitStack() as stack:
         yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(count)]
 

@@ -9,7 +9,7 @@ CLASSES = ("NEU", "HAP", "SAD")
 
 
 def tiny_recipe(classes: tuple[str, ...] = CLASSES) -> Recipe:
-    """The smoke recipe with everything that costs time cut down."""
+    """Return the smoke recipe with smaller sizes and fewer epochs."""
     base = smoke("crema-d", classes)
     sgd = TrainConfig(epochs=3, batch_size=12, learning_rate=1e-3, schedule="constant", augment=False)
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The module that writes the generated parts of the reference. It lives beside the site's pages, in no package."""
+"""The module that writes the generated parts of the reference. It is beside the site's pages, in no package."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Run the blocks of tutorials as a newcomer types them: shell and Python in order, servers in a second terminal."""
+"""Runs the blocks of tutorials like a reader: shell and Python in order, servers in a second terminal."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def treatment(block: Block) -> str:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a terminal in which this checkout's ``isthmus`` is found."""
+    """Return the environment of a terminal that finds this checkout's ``isthmus``."""
     paths = {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
@@ -39,7 +39,7 @@ def run_python(block: Block, namespace: dict[str, Any]) -> None:
 
 
 class Tutorial:
-    """Runs pages in one folder. What was started in the background ends when the ``with`` block is left."""
+    """Runs pages in one folder. Background processes end with the ``with`` block."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -55,7 +55,7 @@ class Tutorial:
             server.wait(timeout=60)
 
     def run(self, page: str) -> None:
-        """Run the blocks of docs/tutorials/``page``. The folder must be the current one. Raises for a failed block."""
+        """Run the blocks of docs/tutorials/``page`` in the working directory. Raises for a failed block."""
         namespace: dict[str, Any] = {"__name__": "__main__"}
         for block in blocks(ROOT / "docs" / "tutorials" / page):
             match block.language, treatment(block):

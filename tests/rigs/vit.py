@@ -1,4 +1,4 @@
-"""A tiny ElasticViT with random weights, images for it, and a checkpoint as timm leaves it."""
+"""A tiny ElasticViT with random weights, images for it, and a checkpoint as timm writes it."""
 
 import json
 from pathlib import Path

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,7 +85,7 @@ def configuration_of(source: str | Path, vit: VisionTransformer) -> Configuratio
     """Returns the configuration beside a file, or timm's own for a name. Raises ModelError if it is not supported."""
     _, path = located(source)
     try:
-        return of_json(dict(vit.pretrained_cfg)) if path is None else beside(path)
+        return of_json(cast(dict[str, Any], vit.pretrained_cfg)) if path is None else beside(path)
     except BadConfiguration as error:
         raise ModelError(str(error)) from error
 
@@ -117,12 +117,12 @@ def class_names(vit: VisionTransformer, source: str | Path) -> tuple[str, ...]:
     """
     labels = configuration_of(source, vit).labels
     if not labels and located(source)[1] is None:
-        from timm.data import ImageNetInfo, infer_imagenet_subset
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
         subset = infer_imagenet_subset(vit)
         if subset is not None:
             info = ImageNetInfo(subset)
-            names = info.label_names()
+            names = info.label_names()  # type: ignore[no-untyped-call]
             labels = of_json({"label_names": names, "label_descriptions": info.label_descriptions(as_dict=True)}).labels
     return labels if len(labels) == int(vit.num_classes) else ()
 
@@ -215,7 +215,7 @@ def _from_architecture(known: str, options: dict[str, Any], shapes: Shapes, name
     if not re.fullmatch(r"\w+", known) or not is_model(known):
         raise ModelError(f"{name}: timm has no architecture {known[:100]!r}")
     with torch.device("meta"):
-        base = create_model(known, pretrained=False)
+        base: Any = create_model(known, pretrained=False)
     if type(base) not in (VisionTransformer, VisionTransformerDistilled):
         raise ModelError(f"{name}: {known} is a {type(base).__name__}, not a vision transformer of timm's plain kind")
     if type(base.patch_embed) is not PatchEmbed:
@@ -226,17 +226,17 @@ def _from_architecture(known: str, options: dict[str, Any], shapes: Shapes, name
             f"{name} has width {shapes['patch_embed.proj.weight'][0]}, {known} has {base.embed_dim}: put its number of "
             'heads in config.json, as "model_args": {"num_heads": ...}'
         )
-    mlp = getattr(base.blocks[0], "mlp", None)
+    mlp: Any = getattr(base.blocks[0], "mlp", None)
     hidden = shapes.get("blocks.0.mlp.fc1.weight")
     if hidden is not None and hasattr(mlp, "fc1") and "mlp_ratio" not in options:
         rows = int(mlp.fc1.weight.shape[0])
         if hidden[0] * base.embed_dim != rows * hidden[1]:
             made["mlp_ratio"] = hidden[0] / hidden[1]
     with torch.device("meta"):
-        vit = create_model(known, pretrained=False, dynamic_img_size=False, **made)
+        vit: Any = create_model(known, pretrained=False, dynamic_img_size=False, **made)
     if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
         raise ModelError(f"{name}: {known} is a {type(vit).__name__}, not a vision transformer of timm's plain kind")
-    return vit
+    return cast(VisionTransformer, vit)
 
 
 def _from_shapes(found: Configuration, options: dict[str, Any], shapes: Shapes, name: str) -> VisionTransformer:

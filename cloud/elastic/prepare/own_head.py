@@ -37,7 +37,7 @@ def own_head(source: str, name: str, classes: Path | None = None) -> tuple[TaskS
     if len(names) != count:
         raise ModelError(f"{len(names)} names of classes for a head of {count} classes")
     weight_CD = head.weight.detach().float().numpy().copy()
-    bias = torch.zeros(count) if head.bias is None else head.bias.detach().float()
+    bias = torch.zeros(count) if vit.head.bias is None else head.bias.detach().float()
     return TaskSpec(name, names), TaskWeights(weight_CD, bias.numpy().copy(), {})
 
 

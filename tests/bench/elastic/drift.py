@@ -1,7 +1,7 @@
-"""What a profile that no longer holds costs: plans that trust it, plans with a fixed margin, plans that follow.
+"""The cost of a wrong profile, for plans that trust it, plans with a fixed margin, and plans that adapt to delays.
 
-Simulated: the policies are the real ones, batches take what the world below says. Utility is expected, as a share of
-what the same policy earns where the profile holds to the microsecond; late is the share of queries answered too late.
+This is a simulation with the real policies; the worlds below set how long batches take. Utility is expected utility, as
+a share of the same policy's with an exact profile. Late is the share of queries answered after their deadline.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LOADING_S: Final = 0.05
 TURN_S: Final = 5.0
 
 Factor = Callable[[np.random.Generator, Work], float]
-"""How many times as long as the profile says a batch takes, and ``LOADING_S`` more where ``LOADING`` strikes."""
+"""Factor on the profile's time of a batch; a share ``LOADING`` of all batches takes ``LOADING_S`` more."""
 
 WORLDS: Final[dict[str, Factor]] = {
     "as profiled": lambda rng, work: 1.0,
@@ -37,7 +37,7 @@ WORLDS: Final[dict[str, Factor]] = {
     "models are loaded": lambda rng, work: float(np.exp(rng.normal(0, 0.05))),
 }
 LOADING: Final = {"models are loaded": 0.15}
-"""Share of batches that run beside a load."""
+"""Share of batches during which a model is loaded."""
 PLANS: Final[dict[str, tuple[float, bool]]] = {
     "trusting": (0.0, False),
     f"margin of {MARGIN:.0%}": (MARGIN, False),
@@ -67,14 +67,14 @@ def served(profile: Profile, policy: str, plan: str, world: str, load: float, se
 
 
 def main(
-    profile: Annotated[Path | None, typer.Option(help="A measured profile; default: the paper-like one.")] = None,
-    policies: Annotated[str, typer.Option(help="With commas between.")] = "priced,exact,fixed:0",
-    loads: Annotated[str, typer.Option(help="With commas between.")] = "1,1.5",
+    profile: Annotated[Path | None, typer.Option(help="A measured profile; default: one like the paper's.")] = None,
+    policies: Annotated[str, typer.Option(help="Separated by commas.")] = "priced,exact,fixed:0",
+    loads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,1.5",
     seeds: int = 3,
     duration_s: float = 20.0,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Trusting, a fixed margin and following, in worlds where the profile holds less and less."""
+    """Compare trust, a fixed margin and adaptation in worlds that differ more and more from the profile."""
     measured = paper_profile() if profile is None else Profile.from_json(profile.read_text(encoding="utf-8"))
     report = Report("drift", {"seeds": seeds, "duration_s": duration_s, "profile": measured.key.model_hash})
     for policy in policies.split(","):

@@ -1,7 +1,7 @@
-"""How much of the bare model's throughput the engine keeps: queries through queue, plan and answers, against calls.
+"""Throughput of the engine (queue, plan, batch and answers) as a share of direct calls of the model.
 
-Both in one process, the same executor, the same batch size, float32, one thread of arithmetic. The engine has its
-thread, the callers an event loop, and so many queries are in flight that a full batch always waits.
+Both run in one process with the same executor and batch size, in float32 on one compute thread. The engine has a thread
+of its own and the callers have an event loop. Enough queries are in flight that a full batch is always queued.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ IN_FLIGHT_BATCHES = 3
 
 
 def bare(executor: ModelExecutor, items: list[Item], batch: int) -> float:
-    """Images a second of calls one after another."""
+    """Return images per second of consecutive calls."""
     began_s = time.perf_counter()
     for start in range(0, len(items), batch):
         executor.run(items[start : start + batch], 0)
@@ -40,7 +40,7 @@ def bare(executor: ModelExecutor, items: list[Item], batch: int) -> float:
 
 
 async def through_engine(executor: ModelExecutor, items: list[Item], batch: int) -> tuple[float, float]:
-    """Images a second through the engine, and the mean batch it made."""
+    """Return images per second through the engine, and its mean batch size."""
     live = LiveEngine(
         Engine(profile_of_nothing(), Fifo(epsilon=batch)), executor, on_start=lambda: torch.set_num_threads(THREADS)
     )
@@ -63,11 +63,11 @@ async def through_engine(executor: ModelExecutor, items: list[Item], batch: int)
 def main(
     images: Annotated[int, typer.Option(help="Of each run.")] = 512,
     repeats: int = 7,
-    batches: Annotated[str, typer.Option(help="With commas between.")] = "1,8,32",
-    model: Annotated[Path | None, typer.Option(help="A ViT for 32 x 32 images; random weights without.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    batches: Annotated[str, typer.Option(help="Separated by commas.")] = "1,8,32",
+    model: Annotated[Path | None, typer.Option(help="A ViT for 32 x 32 images; default: random weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Throughput of the engine as a share of the bare model's."""
+    """Measure the engine's throughput as a share of the model's own."""
     sizes = [int(part) for part in batches.split(",")]
     config = {"images": images, "repeats": repeats, "batches": sizes, "in_flight_batches": IN_FLIGHT_BATCHES}
     report = Report("elastic_engine", config, ("torch", "timm"))

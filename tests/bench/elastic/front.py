@@ -1,9 +1,9 @@
-"""What the way into elastic serving costs: wall time of a query beyond the model's own, with one in flight.
+"""Overhead of elastic serving: wall time of a query beyond the model's own, with one query in flight.
 
-A server in a process of its own on loopback, the ViT of 2.7 M parameters for 32 x 32 images with random weights (or
-the one given), and one client. The reply says how long the batch ran; all the rest of the wall time is the front:
-gRPC, checks, decoding, queue, planning, and the way back. The same bytes through an echo server say what gRPC alone
-takes of it.
+The server runs on loopback in a process of its own, with a ViT of 2.7 M parameters for 32 x 32 images (random weights,
+or the file that is given). There is one client. The reply reports how long the batch ran. The rest of the wall time is
+overhead: gRPC, checks, decoding, queue, planning and the reply. An echo server that receives the same bytes measures
+gRPC's part of it.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ from tests.bench.stream import ECHO, START_TIMEOUT_S, percentiles
 TASK = "task"
 
 Ask = Callable[[], Awaitable[float]]
-"""One query; the seconds that the model ran."""
+"""Sends one query; returns the seconds that the model ran."""
 
 
 @dataclass(frozen=True)
 class Image32:
-    """One image in both forms."""
+    """An image, as pixels and encoded."""
 
     pixels_HWC: Any
     jpeg: bytes
@@ -54,7 +54,7 @@ class Image32:
 
 
 def ways_in(to_server: grpc.aio.Channel, to_echo: grpc.aio.Channel, image: Image32) -> dict[str, Ask]:
-    """Every way to ask, by name."""
+    """Return every kind of query by name."""
     own, open_ = pb_grpc.ElasticServiceStub(to_server), oip_grpc.GRPCInferenceServiceStub(to_server)
     encoded = pb.MakeQueryRequest(task=TASK, encoded=image.jpeg, latency_s=10)
     bare = pb.Pixels(rgb=image.pixels_HWC.tobytes(), height=SIDE, width=SIDE)
@@ -86,7 +86,7 @@ def ways_in(to_server: grpc.aio.Channel, to_echo: grpc.aio.Channel, image: Image
 
 
 async def measure(report: Report, server: str, echo: str, queries: int, repeats: int) -> None:
-    """All ways in turn, ``repeats`` times and once unmeasured."""
+    """Time all kinds in turn, ``repeats`` times after one warm-up."""
     walls_s: dict[str, list[list[float]]] = {}
     added_s: dict[str, list[list[float]]] = {}
     async with grpc.aio.insecure_channel(server) as to_server, grpc.aio.insecure_channel(echo) as to_echo:
@@ -114,13 +114,13 @@ async def measure(report: Report, server: str, echo: str, queries: int, repeats:
 
 
 def main(
-    queries: Annotated[int, typer.Option(help="Of each way in each repeat.")] = 300,
+    queries: Annotated[int, typer.Option(help="Queries of each kind per repeat.")] = 300,
     repeats: int = 5,
-    model: Annotated[Path | None, typer.Option(help="A ViT for 32 x 32 images; random weights without.")] = None,
+    model: Annotated[Path | None, typer.Option(help="A ViT for 32 x 32 images; default: random weights.")] = None,
     policy: str = "priced",
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Milliseconds a query takes beyond the model's own time, one in flight."""
+    """Measure the milliseconds per query beyond the model's own time, with one in flight."""
     config = {"queries": queries, "repeats": repeats, "model": "random" if model is None else model.name}
     report = Report("elastic_front", {**config, "policy": policy, "gammas": GAMMAS}, ("grpcio", "protobuf", "torch"))
     with tempfile.TemporaryDirectory() as name, Family(Path(name)) as family:

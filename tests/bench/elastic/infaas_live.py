@@ -1,9 +1,9 @@
-"""INFaaS in real time: models of three sizes for each task are really loaded and run, beside token adaptation.
+"""INFaaS in real time: models of three sizes per task are loaded and run, beside token adaptation.
 
-All models have random weights in the CIFAR-10 ViT's form, narrower and wider, for nobody has trained such sizes for
-these tasks. So time is real, loading included, and whether an answer is right is drawn as in the simulator, with the
+All models have the CIFAR-10 ViT's form with other widths, and random weights, because no trained models of these sizes
+exist for these tasks. Times are real, loading included. Correctness of an answer is drawn as in the simulator, with the
 accuracies of ``--profile`` and, for the small and the large size, the simulator's assumption (elastic/infaas.py).
-Everything is timed before it is used, in the same run, so that simulated and live are of one machine.
+Every size is timed first in the same run, so that simulated and live figures are of the same machine.
 """
 
 import gc
@@ -47,14 +47,14 @@ from tests.rigs.vit import save_vit
 
 SIDE_PX: Final = 32
 WIDTHS: Final = (96, 192, 384)
-"""Small, base, large; the base is the CIFAR-10 ViT's."""
+"""Widths of the small, base and large model; the base is the CIFAR-10 ViT."""
 LOADS: Final = 5
-"""Times that a model is loaded to know how long it takes."""
+"""Loads per timing."""
 PIXELS: Final = PixelSpec(SIDE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class TimedWorld:
-    """A real clock; ``run`` does a batch's work, and answers are right as the draws fall (see simulate.py)."""
+    """A world with a real clock: ``run`` computes a batch. Correctness is drawn at random (see simulate.py)."""
 
     def __init__(self, profile: Profile, luck_N: npt.NDArray[np.float64], run: Callable[[Work], None]) -> None:
         self._accuracy, self._luck, self._run = profile.accuracy, luck_N.tolist(), run
@@ -72,7 +72,7 @@ class TimedWorld:
 
 
 class Swapping:
-    """Loads a task's model of a size from its file when a batch asks for it, and lets go of what has to make room."""
+    """Loads a task's model of a size from its file when a batch needs it, and drops models to make room."""
 
     def __init__(self, files: dict[tuple[str, int], Path], sizes: Sequence[ModelSize], memory_bytes: int) -> None:
         self._files, self._sizes = files, {size.level: size for size in sizes}
@@ -103,7 +103,7 @@ def pictures(count: int) -> npt.NDArray[np.uint8]:
 
 
 def written(folder: Path, tasks: Sequence[str], depth: int) -> dict[tuple[str, int], Path]:
-    """A file for each task and size; random weights."""
+    """Write a file of random weights per task and size."""
     found = {}
     for task_number, task in enumerate(tasks):
         for size, width in zip(SIZES, WIDTHS, strict=True):
@@ -117,7 +117,7 @@ def written(folder: Path, tasks: Sequence[str], depth: int) -> dict[tuple[str, i
 
 
 def timed_sizes(files: dict[tuple[str, int], Path], base: Profile, repeats: int) -> tuple[list[ModelSize], Profile]:
-    """What each size costs here, and their profile."""
+    """Measure each size on this machine; return the costs and a profile."""
     task = next(iter(base.accuracy))
     sizes, latency_s = [], {}
     for size in SIZES:
@@ -140,7 +140,7 @@ def both(
     run: Callable[[Work], None],
     takes_s: Callable[[Work], float] | None,
 ) -> tuple[Run, Run]:
-    """Simulated and live, with the same luck."""
+    """Run a policy simulated and live, with the same random draws."""
     luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
     engine = engines()
     simulated = simulate(engine, queries, luck_N, takes_s)
@@ -152,17 +152,17 @@ def both(
 def main(
     profile: Annotated[
         Path | None,
-        typer.Option(help="A profile (JSON) for gammas and accuracies, not times; default: the paper-like one."),
+        typer.Option(help="A profile (JSON) for gammas and accuracies, not times. Default: one like the paper's."),
     ] = None,
-    loads: Annotated[str, typer.Option(help="With commas between.")] = "1,1.5,2",
-    policies: Annotated[str, typer.Option(help="Beside infaas; with commas between.")] = "priced,fixed:0,pets",
+    loads: Annotated[str, typer.Option(help="Separated by commas.")] = "1,1.5,2",
+    policies: Annotated[str, typer.Option(help="Policies beside infaas, separated by commas.")] = "priced,fixed:0,pets",
     depth: Annotated[int, typer.Option(help="Layers of all models.")] = 6,
     duration_s: float = 30.0,
     repeats: Annotated[int, typer.Option(help="Of each timing.")] = 7,
     seed: int = 0,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """INFaaS and others on the same queries, simulated and live."""
+    """Run INFaaS and other policies on the same queries, simulated and live."""
     torch.set_num_threads(THREADS)
     given = paper_profile() if profile is None else Profile.from_json(profile.read_text(encoding="utf-8"))
     report = Report(

@@ -1,7 +1,6 @@
-"""What INFaaS pays: seconds to load a ViT of each size from a file, and seconds of an image, beside the base model's.
+"""The costs of INFaaS: seconds to load a ViT of each size from a file, and seconds per image, beside the base model's.
 
-The files lie in the page cache, as a server that swaps models would keep them; so it is the least that loading costs.
-Weights are random: neither figure hangs on them.
+The files are in the page cache, so these are the shortest load times. Weights are random; no figure depends on them.
 """
 
 import tempfile
@@ -22,12 +21,12 @@ MODELS = "vit_small_patch16_224,vit_base_patch16_224,vit_large_patch16_224"
 
 
 def main(
-    models: Annotated[str, typer.Option(help="timm's names, with commas between; the second is the base.")] = MODELS,
+    models: Annotated[str, typer.Option(help="timm's names, separated by commas; the second is the base.")] = MODELS,
     batch: int = 4,
     repeats: int = 5,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Loading and running the sizes of a ViT between which INFaaS chooses."""
+    """Time loading and running a ViT in the sizes between which INFaaS chooses."""
     torch.set_num_threads(THREADS)
     names = models.split(",")
     report = Report("model_sizes", {"models": names, "batch": batch, "repeats": repeats}, ("torch", "timm"))

@@ -1,4 +1,4 @@
-"""One planning step over a long queue: every policy's whole decision, and the planners alone. The goal is 2 ms."""
+"""Time of one planning step over a long queue, by policy and for the planners alone. The goal is 2 ms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ NOW_S = 0.1
 
 
 def waiting(rng: np.random.Generator, batches: int, size: int) -> list[Query]:
-    """Queries that Alg. 1 with ``epsilon`` = ``size`` puts into ``batches`` batches, due over the next seconds."""
+    """Return queries that Alg. 1 with ``epsilon`` = ``size`` puts into ``batches`` batches, due in the next seconds."""
     queries = []
     for id in range(batches * size):
         kind = PAPER_KINDS[int(rng.integers(0, len(PAPER_KINDS)))]
@@ -32,7 +32,7 @@ def waiting(rng: np.random.Generator, batches: int, size: int) -> list[Query]:
 
 
 def candidates(rng: np.random.Generator, profile: Profile, queries: list[Query], size: int) -> list[Candidate]:
-    """The same queries as a planner's input, ``size`` of them a batch, by deadline."""
+    """Return the same queries as a planner's input: ``size`` per batch, in the order of their deadlines."""
     times_G = np.array([profile.batch_time_s(gamma, size) for gamma in profile.gammas])
     made = []
     ordered = sorted(queries, key=lambda query: query.deadline_s)
@@ -50,9 +50,9 @@ def main(
     batches: int = 200,
     size: int = 8,
     repeats: int = 30,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Seconds of one planning step for ``batches`` queued batches of ``size`` queries and 8 gammas."""
+    """Time one planning step for ``batches`` queued batches of ``size`` queries and 8 gammas."""
     profile = paper_profile()
     rng = np.random.default_rng(0)
     queries = waiting(rng, batches, size)
@@ -64,7 +64,7 @@ def main(
             policy.arrived(query)
         return lambda: policy.choose(NOW_S)
 
-    # Alg. 1 must really make so many batches: nothing but their size parts them.
+    # Alg. 1 must make exactly this many batches: only their size separates them.
     rule = BatchingRule(epsilon=size, eta_s=10.0, mu=10.0)
     found = {
         "priced: the whole decision": deciding(Priced(size)),

@@ -1,7 +1,7 @@
-"""What a teacher's head gains from clips its branches have not seen: fitted on one client's, measured on the others'.
+"""Gain of a teacher's head that is fitted on clips held out from its branches.
 
-An experiment over a trained release, not one of ``make bench``. It shows the effect without training anything again:
-each client of the release's split stands in turn for the clips held out, and the remaining clients for users.
+This is an experiment on a trained release and no part of ``make bench``. It needs no new training: in turn, the head is
+fitted on the clips of one client of the release's split and measured on those of the other clients.
 """
 
 from pathlib import Path
@@ -22,11 +22,13 @@ from tests.bench.harness import Report
 
 def main(
     release: Annotated[Path, typer.Option(help="A release with a teacher of linear fusion, two clients or more.")],
-    data: Annotated[Path, typer.Option(help="The data set it was made of.")],
-    decays: Annotated[str, typer.Option(help="Pull to the start, with commas between.")] = f"10,3,{DECAY:g},0.3,0.1",
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    data: Annotated[Path, typer.Option(help="The data set of the release.")],
+    decays: Annotated[
+        str, typer.Option(help="Strengths of the pull towards the initial weights, separated by commas.")
+    ] = f"10,3,{DECAY:g},0.3,0.1",
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Joint, sound-only and picture-only accuracy and cross-entropy on clients the head has not seen."""
+    """Measure joint, sound-only and picture-only accuracy, and cross-entropy, on held-out clients."""
     torch.set_num_threads(THREADS)
     try:
         opened = Release.open(release)
@@ -77,7 +79,7 @@ def main(
 
 
 def measured(head: str, of_client: dict[str, Held], weights: dict[str, Any], bias_C: Any) -> dict[str, Any]:
-    """Shares told right over all clients' clips, by what is present, and the mean cross-entropy with both."""
+    """Return accuracy over all clients' clips by the modalities present, and the mean cross-entropy with both."""
     labels_N = np.concatenate([held.labels_N for held in of_client.values()])
     bias_C = np.asarray(bias_C.detach() if isinstance(bias_C, torch.Tensor) else bias_C)
     parts_NMC = np.concatenate(

@@ -1,8 +1,8 @@
-"""The elastic ViT by gamma and batch size, against timm eager, timm compiled and ONNX Runtime; all take turns.
+"""Speed of the elastic ViT by gamma and batch size, interleaved with timm eager, timm compiled and ONNX Runtime.
 
-Floor: the operations of all matrix products over the measured rate of a square float32 product. Beside it, the share of
-the speed-up that the operation count promises: time at gamma 0 over time at gamma, over the same ratio of operations.
-Weights of a timm name are random: speed does not hang on them, and of accuracy nothing is said here.
+Floor: the operations of all matrix products, divided by the measured rate of a square float32 product. The table also
+shows the achieved share of the expected speed-up: the ratio of times at gamma 0 and at gamma, divided by the ratio of
+operations. Weights of a timm name are random: speed does not depend on them, and accuracy is not measured.
 """
 
 import tempfile
@@ -35,17 +35,20 @@ def main(
     model: Annotated[
         str, typer.Option(help="A timm name (random weights) or a safetensors file.")
     ] = "vit_base_patch16_224",
-    batches: Annotated[str, typer.Option(help="With commas between.")] = "1,8,32",
-    gammas: Annotated[str, typer.Option(help="With commas between.")] = "-20,-15,-10,-5,0,2,4,8",
+    batches: Annotated[str, typer.Option(help="Separated by commas.")] = "1,8,32",
+    gammas: Annotated[str, typer.Option(help="Separated by commas.")] = "-20,-15,-10,-5,0,2,4,8",
     number_types: Annotated[
-        str, typer.Option(help="With commas between. auto: float32, and others whose product is quicker than its.")
+        str,
+        typer.Option(help="Number types, separated by commas. auto: float32 and those with a faster product."),
     ] = "auto",
-    rivals: Annotated[str, typer.Option(help="Of timm eager, timm compiled, ONNX Runtime.")] = ",".join(RIVALS),
-    compiled: Annotated[bool, typer.Option(help="Ours compiled as well as eager; takes minutes to compile.")] = False,
+    rivals: Annotated[
+        str, typer.Option(help="Some of timm eager, timm compiled, ONNX Runtime, separated by commas.")
+    ] = ",".join(RIVALS),
+    compiled: Annotated[bool, typer.Option(help="Also measure our model compiled; compiling takes minutes.")] = False,
     repeats: int = 7,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Ours by gamma, number type and batch size, against timm and ONNX Runtime in float32."""
+    """Time our model by gamma, number type and batch size, and timm and ONNX Runtime in float32."""
     torch.set_num_threads(THREADS)
     chosen = _words(rivals)
     if not set(chosen) <= set(RIVALS):
@@ -136,7 +139,7 @@ def _measure(
 def _ours(
     source: str, number_type: NumberType, compiler: str | None, gamma: int, images_BCHW: Tensor
 ) -> Callable[[], object]:
-    """Features at ``gamma``, prompts appended where it is above 0."""
+    """Return features at ``gamma``, with prompts if it is above 0."""
     model = ElasticViT(load_vit(source, random=True))
     pixels = PixelSpec(model.image_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     runner = ElasticRunner(model, pixels, number_type=number_type, compiler=compiler, packed=True)
@@ -169,7 +172,7 @@ def _rival(name: str, vit: nn.Module, images_BCHW: Tensor, folder: Path) -> Call
 
 @torch.inference_mode()
 def _product_rate(linear: nn.Module, dtype: torch.dtype) -> float:
-    """Operations per CPU second of a square layer; in int8 with the rounding of its input."""
+    """Return operations per CPU second of a square layer. Int8 includes quantising the input."""
     inputs = torch.randn(SIDE, SIDE).to(dtype)
     timings = interleaved({"product": lambda: linear(inputs)}, repeats=5)
     return 2 * SIDE**3 / timings["product"].cpu_s.median

@@ -1,4 +1,4 @@
-"""The ViT of the measurements of serving: 32 x 32 images, 65 tokens, 6 layers of width 192, random weights."""
+"""The ViT for measurements of serving: 32 x 32 images, 65 tokens, 6 layers of width 192, random weights."""
 
 from pathlib import Path
 
@@ -28,6 +28,6 @@ def head_only() -> TaskWeights:
 
 
 def profile_of_nothing() -> Profile:
-    """Times of no machine: with one query in flight the plan does not hang on them."""
+    """Return a profile with invented times. With one query in flight, plans do not depend on them."""
     latency_s = dict.fromkeys(GAMMAS, (0.003, 0.1))
     return Profile(MachineKey("none", "cpu", 1, "float32", "none"), GAMMAS, (1, 64), {}, latency_s)

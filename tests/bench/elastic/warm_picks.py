@@ -1,6 +1,7 @@
-"""What a store's models do on pictures that neither chose nor judged them: at each number the one that a server picks.
+"""Accuracy, on fresh pictures, of the warmed model that a server picks at each number of merged tokens.
 
-An experiment over a store that `isthmus elastic warmup` made, not one of ``make bench``.
+This is an experiment on a store of `isthmus elastic warmup` and no part of ``make bench``. Fresh pictures are those
+that neither chose nor evaluated the models.
 """
 
 from pathlib import Path
@@ -21,16 +22,18 @@ from tests.bench.harness import Report
 
 
 def main(
-    store: Annotated[Path, typer.Option(help="Warmed models: OUT/models, or a soups folder's of an evaluation.")],
+    store: Annotated[Path, typer.Option(help="Warmed models: OUT/models, or those of an evaluation's soups folder.")],
     model: Annotated[str, typer.Option(help="The vanilla model's safetensors file.")],
     data: Annotated[Path, typer.Option(help="Labelled pictures, Parquet.")],
-    numbers: Annotated[str, typer.Option(help="With commas between; 0, with all tokens, always is one.")],
-    profiled: Annotated[int, typer.Option(help="Pictures the models were profiled on; 0: as the store says.")] = 0,
-    soups: Annotated[bool, typer.Option(help="Averages may be picked too.")] = False,
-    pixels: Annotated[str | None, typer.Option(help="cifar10, imagenet or half; else the model's own.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    numbers: Annotated[
+        str, typer.Option(help="Numbers of merged tokens, separated by commas; 0 (all tokens) is always added.")
+    ],
+    profiled: Annotated[int, typer.Option(help="Pictures that profiled the models; 0: the store's own number.")] = 0,
+    soups: Annotated[bool, typer.Option(help="Also allow averages to be picked.")] = False,
+    pixels: Annotated[str | None, typer.Option(help="cifar10, imagenet or half; default: the model's own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Accuracy of the vanilla model and of the picked one, and the share of the former's loss that is won back."""
+    """Measure accuracy of the vanilla and the picked model, and the recovered share of the vanilla model's loss."""
     torch.set_num_threads(THREADS)
     device, opened = torch.device("cpu"), WarmStore(store)
     vanilla = ElasticViT(load_vit(model))

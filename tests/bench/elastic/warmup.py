@@ -1,8 +1,8 @@
-"""Warm-up's speed: tuning with tokens merged, averaging weights, switching between models in memory.
+"""Speed of warm-up: tuning with merged tokens, averaging weights, and switching between models in memory.
 
-Tuning: images a second with merging on over off, beside the ratio of operations. Averaging: floor is every model's
-weights read once and the average written once, at the rate of a plain copy. Switching: taking hold of another model,
-and a batch of one image that alternates between two models against one that stays. Weights are random.
+Tuning: images per second with merging, relative to those without, beside the ratio of operations. Averaging: the floor
+is to read every model's weights once and write the average once, at the rate of a plain copy. Switching: the time to
+acquire another model, and batches of one image that alternate between two models or stay with one. Weights are random.
 """
 
 import tempfile
@@ -31,22 +31,22 @@ CLASSES = ("a", "b")
 
 
 def main(
-    model: Annotated[str, typer.Option(help="A timm name (random weights) or a safetensors file, to be tuned.")] = (
-        "vit_tiny_patch16_224"
-    ),
+    model: Annotated[
+        str, typer.Option(help="The model to tune: a timm name (random weights) or a safetensors file.")
+    ] = "vit_tiny_patch16_224",
     numbers: Annotated[
-        str, typer.Option(help="Merges a layer, with commas between; 0 is put before them.")
+        str, typer.Option(help="Merged tokens per layer, separated by commas; 0 is added first.")
     ] = "8,13,20",
     batch: int = 16,
     averaged: Annotated[str, typer.Option(help="timm's name of the model whose weights are averaged.")] = (
         "vit_small_patch16_224"
     ),
-    members: Annotated[str, typer.Option(help="Models in an average, with commas between.")] = "2,4",
-    switches: Annotated[int, typer.Option(min=1, help="Switches in one measured turn.")] = 200,
+    members: Annotated[str, typer.Option(help="Models per average, separated by commas.")] = "2,4",
+    switches: Annotated[int, typer.Option(min=1, help="Switches per measured run.")] = 200,
     repeats: int = 5,
-    out: Annotated[Path | None, typer.Option(help="Write what was found to this JSON file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
-    """Tuning with merging on against off, averages against a copy, and switching models."""
+    """Time tuning with and without merging, averages against a plain copy, and switching models."""
     torch.set_num_threads(THREADS)
     asked = [0, *(int(part) for part in numbers.split(","))]
     counts = [int(part) for part in members.split(",")]
@@ -147,7 +147,7 @@ def _switching(report: Report, source: str, switches: int, repeats: int) -> None
                     assert held is not None
 
         def batches(step: int) -> Callable[[], object]:
-            """At number 0 throughout: switching is what differs, not the tokens."""
+            """Time switching. No tokens are merged, so that only switching differs."""
             ready = []
             for name in ("m0", "m1"):
                 with warm.residency.using(name) as held:

@@ -1,4 +1,4 @@
-"""The experiments on a synthetic set: every method and control, killed half way, and gone on with the same numbers."""
+"""The experiments on a synthetic set: every method and control; a killed run resumes with the same numbers."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begin(root: Path, data: Path, private: str) -> None:
-    """A release whose every training takes one epoch."""
+    """Begin a release in which every training takes one epoch; a personal one takes two."""
     listing = read_listing(data)
     tiny = tiny_recipe()
     once = dataclasses.replace(tiny.all_distill, epochs=1, batch_size=12)
@@ -45,7 +45,7 @@ def begin(root: Path, data: Path, private: str) -> None:
 
 @pytest.fixture(scope="module")
 def release(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With its teacher and base student, so that every test here may run alone."""
+    """Make a release with teacher and base student, so that every test here can run alone."""
     root = tmp_path_factory.mktemp("paper") / "release"
     begin(root, data, "1003")
     work.teach(work.TeachTask(str(root), 0))
@@ -60,7 +60,7 @@ def invoke(*args: object) -> str:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """Every cell without its wall times."""
+    """Return every cell without its wall times."""
     cells = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))}
     for cell in cells.values():
         del cell["stage_s"]
@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     invoke(*killed)
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     oracle = load(tmp_path / "whole" / "cells", Asked("1003", "sensitive", "oracle", 0))
-    assert max(oracle.selected_per_class) - min(oracle.selected_per_class) <= 1, "the client has every class alike"
+    assert max(oracle.selected_per_class) - min(oracle.selected_per_class) <= 1, "the client has equal classes"
 
 
 def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``isthmus privacy report`` on a synthetic data set and an untrained release: whole, stopped, and wrongly asked."""
+"""``isthmus privacy report`` on synthetic clips and an untrained release: complete, interrupted, with bad options."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A synthetic set of four people, two of them clients, and a release of random weights on it."""
+    """Make a synthetic set of four people, two of them clients, and a release of random weights on it."""
     root = tmp_path_factory.mktemp("privacy")
     data = root / "data"
     ended = CliRunner().invoke(data_app, ["make", "crema-d", str(data), "--actors", "4", "--takes", "2"])
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer shadow uploads and epochs: what is tested here does not hang on how well the attack goes."""
+    """Use fewer shadow uploads and epochs: these tests do not depend on how well the attack succeeds."""
     monkeypatch.setattr(measure, "SHADOWS", 8)
     short = dataclasses.replace(attacks.TRAINING, epochs=2)
     monkeypatch.setattr(measure, "train_decoder", functools.partial(attacks.train_decoder, config=short))
@@ -80,7 +80,7 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
     assert every["selection"]["overlap"] == 1
     assert cells["1004", "stranger-floor-3"]["inversion"] is None
     base = next(cell for cell in result["cells"] if cell["kind"] == "baselines")
-    assert base["inversion"]["mean public clip"]["sound_same_class"] is None  # a clip of each class: none to tell from
+    assert base["inversion"]["mean public clip"]["sound_same_class"] is None  # only one clip per class
     assert base["chance"]["retrieval"] == pytest.approx(1 / 6)
     assert base["inversion"]["mean public clip"]["sound_retrieval"] == pytest.approx(1 / 6)
     page = (whole / "report.html").read_text()

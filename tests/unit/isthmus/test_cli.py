@@ -68,10 +68,10 @@ def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(said: dict
         "    isthmus.cli.main(['data', '--help'])\n"
         "print(os.environ['OMP_WAIT_POLICY'])"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], env={**environment, **said}, capture_output=True, text=True, check=True
     )
-    assert told.stdout.splitlines()[-1] == waiting
+    assert done.stdout.splitlines()[-1] == waiting
 
 
 def test_a_missing_package_is_one_line_with_the_way_out(

@@ -1,4 +1,4 @@
-"""Command lines repeat some names and defaults of libraries that they may not import. Here they are compared."""
+"""Command lines repeat some names and defaults of libraries that they may not import; these tests compare them."""
 
 import inspect
 from typing import Any, get_args, get_type_hints

@@ -1,4 +1,4 @@
-"""The kit of every command line: options from dataclasses, errors in one line, near names, lists and tables."""
+"""The kit of all command lines: options from dataclasses, one-line errors, similar names, lists and tables."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ app.add(below)
 
 @dataclass(frozen=True)
 class Shared:
-    """Options of two commands."""
+    """Options that two commands share."""
 
     out: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
     mode: Annotated[Literal["fast", "slow"], typer.Option(help="How.")] = "fast"

@@ -1,4 +1,4 @@
-"""The help of every command: quick, free of heavy libraries, and with what a newcomer needs to know."""
+"""The help of every command is quick, loads no heavy library and contains what a new user needs."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ HEAVY = {
     "sqlalchemy", "pandas", "pyarrow", "cv2", "av", "safetensors", "cryptography", "pydantic", "numpy", "rich",
 }  # fmt: skip
 MOST_CPU_S = 1.0
-"""Bound of processor time for a group's help. It takes about 0.25 s; a busy machine slows that down."""
+"""Bound of processor time for a group's help. It takes about 0.25 s, and longer on a busy machine."""
 
 WALK = """
 import json, resource, sys
@@ -30,8 +30,8 @@ finally:
     module = sys.modules[isthmus.cli.SUBCOMMANDS[sys.argv[1]].module]
     pages = pages_of(module.app, f"isthmus {sys.argv[1]}")
     used = resource.getrusage(resource.RUSAGE_SELF)
-    told = {"modules": sorted(sys.modules), "pages": len(pages), "cpu_s": used.ru_utime + used.ru_stime}
-    print(json.dumps(told), file=sys.stderr)
+    facts = {"modules": sorted(sys.modules), "pages": len(pages), "cpu_s": used.ru_utime + used.ru_stime}
+    print(json.dumps(facts), file=sys.stderr)
 """
 
 

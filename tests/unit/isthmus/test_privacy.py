@@ -1,4 +1,4 @@
-"""Attacks on uploads: their measures against plain references, and attacks that succeed and fail where they must."""
+"""Attacks on uploads: their measures against plain references, and attacks that succeed or fail as they must."""
 
 import dataclasses
 import itertools
@@ -50,11 +50,11 @@ def some_outputs(clips: int = 40, classes: int = 4, seed: int = 0) -> StudentOut
 def test_ssim_of_known_pictures() -> None:
     picture = np.random.default_rng(0).random((2, 16, 18, 3))
     np.testing.assert_allclose(ssim(picture, picture, 1.0), 1.0)
-    # Constant pictures have no variance: Eq. 13's first factor alone remains.
+    # Constant pictures have no variance: only the first factor of Eq. 13 remains.
     one, two = np.full((1, 12, 12, 1), 0.2), np.full((1, 12, 12, 1), 0.8)
     expected = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
     assert ssim(one, two, 1.0)[0] == pytest.approx(expected, rel=1e-9)
-    # The finest stripes have no local mean: turned round, they are as unlike as can be.
+    # The finest stripes have no local mean: inverted, they are as dissimilar as possible.
     wave = np.cos(np.pi * np.arange(12))[np.newaxis, :, np.newaxis, np.newaxis] * np.ones((1, 12, 12, 1))
     assert ssim(wave, -wave, 2.0)[0] < -0.5
 
@@ -126,7 +126,7 @@ def test_a_constant_reconstruction_identifies_nobody() -> None:
 
 
 def toy(clips: int, seed: int) -> tuple[np.ndarray, Scenes]:
-    """Scenes of two hidden numbers: rows that tell both."""
+    """Return scenes of two hidden numbers, with rows that reveal both."""
     rng = np.random.default_rng(seed)
     hidden_N2 = rng.random((clips, 2)).astype(np.float32)
     ramp = np.linspace(0, 1, 16, dtype=np.float32)
@@ -158,7 +158,7 @@ def test_a_decoder_learns_what_rows_tell_and_nothing_from_rows_that_tell_nothing
     noise = np.random.default_rng(2)
     blind = rates(noise.random((300, 2), np.float32), noise.random((30, 2), np.float32))
     assert max(abs(rate - 0.5) for rate in blind) < 0.2
-    # What the basis cannot draw is lost by the best decoder too; here it can draw all.
+    # The best decoder also loses what the basis cannot represent; here it represents everything.
     np.testing.assert_allclose(basis.scenes(basis.coefficients(private)).frames_NHWC, private.frames_NHWC, atol=1e-3)
 
 
@@ -218,7 +218,7 @@ def test_bad_modes_are_refused() -> None:
 
 
 def person(rng: np.random.Generator, clips: int) -> StudentOutputs:
-    """Clips of one person: all about one place, as clips of one person are."""
+    """Return clips of one person, which are close together like real ones."""
     place_C = rng.dirichlet(np.ones(4))
     return StudentOutputs(
         (rng.standard_normal(8) + rng.standard_normal((clips, 8))).astype(np.float32),
@@ -310,17 +310,17 @@ def summary(kind: str, rate: float, area: float, epsilon: float | None = None, s
 
 
 def test_words_follow_the_figures_and_promise_nothing_of_k_means() -> None:
-    told = " ".join(words(summary("features", 0.97, 1.0), 0.02))
-    assert "nearly always identifies the right clip" in told
-    assert "can nearly always tell whether it was among the clips" in told
-    assert "every clip has its own row" in told
+    said = " ".join(words(summary("features", 0.97, 1.0), 0.02))
+    assert "nearly always identifies the right clip" in said
+    assert "can nearly always tell whether it was among the clips" in said
+    assert "every clip has its own row" in said
     assert "a little better than by guessing" in " ".join(words(summary("prototypes", 0.55, 0.55), 0.02))
     plain = " ".join(words(summary("prototypes", 0.5, 0.7), 0.02))
     assert "was not shown to reveal more of a clip than its class" in plain
     assert "can tell better than by guessing" in plain
     assert "That is no formal guarantee" in plain
     assert "private" not in plain
-    # A mean of 0.65 that two standard errors do not keep from one half is not reported as success.
+    # A mean of 0.65 within two standard errors of one half is not reported as success.
     assert "was not shown to be able to tell" in " ".join(words(summary("prototypes", 0.5, 0.65, spread=0.4), 0.02))
     noisy = " ".join(words(summary("prototypes", 0.5, 0.5, epsilon=10.0), 0.02))
     assert "formal guarantee of epsilon 10 per upload" in noisy

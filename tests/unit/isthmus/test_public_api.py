@@ -67,7 +67,7 @@ def test_a_name_is_given_once(add: object, known: dict[str, object], name: str) 
 
 
 def installed(folder: Path, module: str) -> None:
-    """A package with an extension, as pip would leave it in ``folder``."""
+    """Write a package with an extension, as pip would install it in ``folder``."""
     (folder / "others_extension.py").write_text(module)
     info = folder / "others-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""Each public name has an example in its docstring, and each example gives what it promises."""
+"""Each public name has an example in its docstring, and each example gives the documented result."""
 
 import ast
 import asyncio
@@ -24,7 +24,7 @@ FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 
 
 def docstrings() -> dict[str, str]:
-    """The docstring of each public name; of a constant, the literal after its assignment."""
+    """Return the docstring of each public name; for a constant, the literal after its assignment."""
     found: dict[str, str] = {}
     for node in ast.parse((ROOT / "isthmus" / "__init__.pyi").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom):
@@ -47,7 +47,7 @@ def docstring(tree: ast.Module, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The names that examples may use beside the public ones (docs/reference/api.md tells them)."""
+    """Return the names that examples may use beside the public ones (listed in docs/reference/api.md)."""
     folder = tmp_path_factory.mktemp("given")
     isthmus.make_crema_d(folder / "data", actors=3, takes=1, seed=0, difficulty=0.2, progress=False)
     make_tiny_release(folder / "release")

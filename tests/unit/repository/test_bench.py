@@ -1,4 +1,4 @@
-"""The measuring commands still run, on sizes cut down until nothing is measured; and what they report is in order."""
+"""The measuring commands run on sizes too small to measure anything, and their reports are well-formed."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def measured(out: Path, name: str, *options: str) -> dict[str, Any]:
-    """Runs a command as ``make bench`` does, and returns its JSON."""
+    """Run a command as ``make bench`` does; return its JSON."""
     command = [sys.executable, "-m", f"tests.bench.{name}", *options, "--out", str(out / "found.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def test_selection(tmp_path: Path) -> None:
     assert {"isthmus", "faiss", "scikit-learn", *STRATEGIES} - {"cosine"} <= {row["what"] for row in found["rows"]}
     rivals = ("isthmus", "faiss", "scikit-learn")
     smooth = [row for row in found["rows"] if row["set"] == "smooth" and row["what"] in rivals]
-    assert all(row["same_as_ours"] > 0.95 for row in smooth), "the three select alike where nothing ties"
+    assert all(row["same_as_ours"] > 0.95 for row in smooth), "all three select the same if there are no ties"
 
 
 @pytest.mark.timeout(600)
@@ -73,7 +73,7 @@ def test_stream(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_footprint(tmp_path: Path) -> None:
-    """In the tests' own environment, since the device's may not be there: what is measured then is no device."""
+    """Uses the tests' environment, because the device's may be missing. It does not measure a device."""
     options = ("--presets", "smoke", "--edge-python", sys.executable)
     sizes = {row["what"]: row["bytes"] for row in measured(tmp_path, "footprint", *options)["rows"]}
     assert sizes["install, .[edge]"] > 1e8

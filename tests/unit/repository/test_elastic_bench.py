@@ -1,4 +1,4 @@
-"""The measurements of the elastic ViT and of warm-up still run, on a model cut down until nothing is measured."""
+"""The measurements of the elastic ViT and of warm-up run on a model too small to measure anything."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What an installation gets: extras that bring what the code imports, and pins within their ranges."""
+"""Extras install what the code imports, and pins are within their ranges."""
 
 import ast
 import importlib.metadata as metadata
@@ -51,7 +51,7 @@ sys.meta_path.insert(0, missing)
 
 
 def own(extra: str) -> list[Requirement]:
-    """The requirements that an installation of the extra has at first hand, those of other extras of ours included."""
+    """Return the direct requirements of the extra, with those of the extras of ours that it names."""
     found = []
     for line in EXTRAS[extra]:
         requirement = Requirement(line)
@@ -64,7 +64,7 @@ def own(extra: str) -> list[Requirement]:
 
 
 def requires(distribution: str) -> list[str]:
-    """What a distribution requires; nothing if it is not installed here."""
+    """Return the requirements of a distribution; none if it is not installed here."""
     try:
         return metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
@@ -73,7 +73,7 @@ def requires(distribution: str) -> list[str]:
 
 @cache
 def brought(extra: str) -> frozenset[str]:
-    """Names of all distributions that an installation of the extra brings, as this environment knows them."""
+    """Return the names of all distributions that the extra installs, according to this environment."""
     todo = [*own(extra), *map(Requirement, PROJECT["project"]["dependencies"])]
     names: set[str] = set()
     seen: set[tuple[str, str]] = set()
@@ -100,7 +100,7 @@ def distributions() -> dict[str, set[str]]:
 
 
 def imported(path: Path) -> set[str]:
-    """The first names of all imports in a file, wherever they stand."""
+    """Return the first names of all imports in a file, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -119,12 +119,12 @@ def test_each_file_imports_only_what_its_extra_brings() -> None:
             extra = EXTRA_OF[max((each for each in EXTRA_OF if place.startswith(each)), key=len)]
             for module in sorted(imported(path)):
                 if not known.get(module, set()) & brought(extra):
-                    missing.append(f"{place} imports {module}, which isthmus[{extra}] does not bring")
+                    missing.append(f"{place} imports {module}, which isthmus[{extra}] does not install")
     assert not missing
 
 
 def run_with(extra: str, code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in which nothing can be imported that an installation of the extra does not bring."""
+    """Run Python that can import only what an installation of the extra has."""
     missing = [name for name, found in distributions().items() if not found & brought(extra)]
     assert "torch" in missing
     command = [sys.executable, "-c", ONLY_WHAT_THE_EXTRA_HAS + code, ",".join(missing), *words]

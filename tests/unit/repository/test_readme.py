@@ -1,4 +1,4 @@
-"""What README.md claims can be run, can be run: its Python, its make targets, its commands, options and links."""
+"""README.md is correct: its Python runs; its make targets, commands, options and links exist."""
 
 import importlib
 import re
@@ -22,7 +22,7 @@ def _blocks(language: str) -> list[str]:
 
 
 def _commands() -> list[list[str]]:
-    """The words of every ``isthmus ...`` command: in blocks up to the comment, and in inline code."""
+    """Return the words of every ``isthmus ...`` command in inline code and in blocks, without comments."""
     lines = [line.partition("#")[0] for block in _blocks("sh") for line in block.splitlines()]
     inline = re.findall(r"`(isthmus [^`]*)`", README)
     return [line.split() for line in [*lines, *inline] if line.startswith("isthmus ")]

@@ -1,4 +1,4 @@
-"""The demo's children: awaited, ended with their parent, their log named when they fail."""
+"""The demo's child processes: they are awaited, end with their parent, and errors name their log."""
 
 import signal
 import subprocess

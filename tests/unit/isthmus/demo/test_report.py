@@ -124,7 +124,7 @@ def test_the_page_tells_what_happened(outcome: DemoOutcome) -> None:
         assert said in page, said
 
 
-def test_noise_is_told_with_its_budget(outcome: DemoOutcome) -> None:
+def test_noise_is_reported_with_its_budget(outcome: DemoOutcome) -> None:
     noisy = tuple(dataclasses.replace(client, epsilon=2.5) for client in outcome.clients)
     assert "spent a privacy budget of 2.5" in render_report(dataclasses.replace(outcome, clients=noisy))
 
@@ -147,12 +147,12 @@ def test_the_table_has_a_row_for_every_way_of_answering(outcome: DemoOutcome) ->
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (91_234_567, "91.2 MB")])
-def test_bytes_are_told_in_powers_of_a_thousand(count: int, text: str) -> None:
+def test_bytes_are_shown_in_powers_of_a_thousand(count: int, text: str) -> None:
     assert readable_bytes(count) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (9.5, "9.5 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s")]
 )
-def test_seconds_are_told_in_minutes_where_long(seconds: float, text: str) -> None:
+def test_many_seconds_are_shown_in_minutes(seconds: float, text: str) -> None:
     assert readable_seconds(seconds) == text

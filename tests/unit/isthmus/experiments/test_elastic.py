@@ -15,7 +15,7 @@ LLM = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
 )
 
 
-def test_a_grid_is_run_kept_and_told(tmp_path: Path) -> None:
+def test_a_grid_is_run_kept_and_reported(tmp_path: Path) -> None:
     (tmp_path / "llm.csv").write_text(LLM, encoding="utf-8")
     told: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The experiment on habits, on made-up people whose classifier is known."""
+"""The experiment on habits, with invented people whose classifier is known."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ CLASSES = 4
 
 
 def outputs(seed: int, clips: int) -> Outputs:
-    """Of a calibrated classifier that is right about two times in three."""
+    """Return outputs of a calibrated classifier with an accuracy of about two thirds."""
     rng = np.random.default_rng(seed)
     labels_N = rng.integers(0, CLASSES, clips)
     points_NC = 1.5 * np.eye(CLASSES)[labels_N] + rng.standard_normal((clips, CLASSES))
@@ -59,7 +59,7 @@ def test_clips_that_lack_a_modality_are_read_too() -> None:
         assert row[3].startswith("40.0, **+20.0 ± 0.0**")
 
 
-def test_what_cannot_be_told_is_left_out() -> None:
+def test_what_cannot_be_measured_is_left_out() -> None:
     cells, found = people()
     assert habits_part([one for one in cells if one.asked.method != "all"], found) == []
     other = [dataclasses.replace(one, asked=dataclasses.replace(one.asked, scenario="insensitive")) for one in cells]

@@ -1,4 +1,4 @@
-"""Paired differences, their noise, the knee, and the tables made of them."""
+"""Paired differences, their noise, the knee, and the tables of them."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def test_the_knee_is_the_fewest_bytes_that_lose_nothing_beyond_noise() -> None:
 
 
 def test_no_knee_behind_a_milder_setting_that_loses() -> None:
-    """Ratio 2 loses beyond noise; ratio 3 happens not to, which is no reason to send less than ratio 1."""
+    """Ratio 2 loses more than noise; ratio 3 by chance does not, which does not justify sending less than ratio 1."""
     sizes = {"fp32": {"1": 80, "2": 40, "3": 27}, "int8": {"1": 20, "2": 10, "3": 7}}
     shares = {"1": 0.7, "2": 0.5, "3": 0.7}
     cells = [
@@ -63,7 +63,7 @@ def test_tables_compare_the_same_client_and_seed() -> None:
     first = tables.accuracy_by_method(cells, "sensitive", "t")
     assert first.header == ("method", "a (20 clips)")
     assert first.rows[0] == ("all", "50.0 ± 0.0")
-    assert first.rows[-1][1] == "60.0 ± 0.0"  # the teacher, counted once a seed
+    assert first.rows[-1][1] == "60.0 ± 0.0"  # the teacher, counted once per seed
     paired = tables.differences(cells, "sensitive", ("all",), "t")
     assert paired.rows[1][:3] == ("cluster", "**+11.0 ± 0.6**", "3 / 0")
     people = tables.by_person(cells, "all", ("all", "cluster"), "t")
