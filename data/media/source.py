@@ -94,7 +94,7 @@ class Whole:
     def check(self, what: str, *, longest_s: float = 0.0) -> None:
         """Raise Unusable if the track lacks packets; ``longest_s`` is its length if another reader knows better."""
         if self._indexed:
-            entries = len(self._stream.index_entries)
+            entries = len(getattr(self._stream, "index_entries", ()))  # older versions of PyAV have none
             if self._packets < (1 - MISSING_SHARE) * entries:
                 raise Unusable(f"{self._path.name} is truncated: {self._packets} of {entries} parts of its {what}")
         elif self._declared_s is not None:

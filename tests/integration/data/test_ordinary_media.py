@@ -171,7 +171,7 @@ def test_a_cover_is_no_film(tmp_path: Path) -> None:
         track.layout = "mono"
         cover = out.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 64, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         frame = av.AudioFrame.from_ndarray(np.frombuffer(pcm16(tone(1, RATE)), "<i2")[None], "s16p", "mono")
         frame.sample_rate, frame.pts = RATE, 0
         resampler = av.AudioResampler(format="s16p", layout="mono", rate=RATE, frame_size=576)
