@@ -1,7 +1,8 @@
 """A trial run of a student from the cloud, in a child process with bounds on time, memory and output.
 
 The parent starts ``python -m isthmus.edge.student.trial``, writes one line of JSON to it and reads one line back. A
-student that loops for ever, allocates without bound or crashes ONNX Runtime harms only the child.
+student that loops for ever, allocates without bound or crashes ONNX Runtime harms only the child. Files with loops,
+branches or weights elsewhere are refused before (onnx_file.py): they could misbehave later, on certain clips.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.edge.student.encoder import check_student, probe_runtime
+from isthmus.edge.student.onnx_file import check_model_file
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError
 from isthmus.proto.messages import StudentFile, StudentManifest
 
@@ -39,7 +41,7 @@ class Bounds:
 
 
 def try_student(folder: Path, manifest: StudentManifest, bounds: Bounds = Bounds()) -> None:
-    """Run every model of the student in a child process, on a silent and on a noisy clip.
+    """Check every model file of the student, and run each in a child process on a silent and on a noisy clip.
 
     Raises Unfit if it passes a bound, crashes, or gives wrong widths or values, and RuntimeUnusable if ONNX Runtime
     does not run at all.
@@ -51,6 +53,11 @@ def try_student(folder: Path, manifest: StudentManifest, bounds: Bounds = Bounds
         spec = InputSpec.from_json(manifest.input_spec_json)
     except ValueError as error:
         raise Unfit(f"student {manifest.student_id}: {error}") from error
+    for file in manifest.files:
+        try:
+            check_model_file(folder / file.name)
+        except InvalidInput as error:
+            raise Unfit(f"student {manifest.student_id} is refused: {error}") from error
     request = {
         "folder": str(folder.resolve()),
         "spectrogram_FT": [spec.spectrogram_bins, spec.spectrogram_columns],

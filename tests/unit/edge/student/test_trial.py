@@ -1,15 +1,21 @@
 """The trial of a student in a child process: sound ones pass, and what passes a bound harms only the child."""
 
+import contextlib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from isthmus.edge.student import trial
+from isthmus.edge.student.onnx_file import check_model, check_model_file
 from isthmus.edge.student.trial import Bounds, Unfit, try_student
 from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import StudentFile
 
 node, value = helper.make_node, helper.make_tensor_value_info
@@ -72,11 +78,14 @@ def test_a_sound_student_passes(students: Any, tmp_path: Path) -> None:
     ("kind", "reason"),
     [("loop", "too much processor time|within 8 s"), ("memory", "ConstantOfShape"), ("nan", "distribution")],
 )
-def test_a_student_without_bounds_is_refused(students: Any, tmp_path: Path, kind: str, reason: str) -> None:
+def test_a_student_without_bounds_is_refused(
+    students: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+) -> None:
     files = students.files("final", 2)
     manifest = written(tmp_path, students, files)
     head = local_head(manifest.feature_width, len(manifest.classes), kind)
     manifest = written(tmp_path, students, files | {"local_head.onnx": head})
+    monkeypatch.setattr(trial, "check_model_file", lambda path: None)  # It refuses the loop before it can run.
     with pytest.raises(Unfit, match=reason):
         try_student(tmp_path, manifest, Bounds(wall_s=8.0, cpu_s=2))
 
@@ -92,5 +101,51 @@ def test_a_file_that_is_no_model_is_refused(students: Any, tmp_path: Path) -> No
     files = students.files("final", 2) | {"teacher_head.onnx": b"no model"}
     manifest = written(tmp_path, students, files)
     assert StudentFile("teacher_head.onnx", 8, sha256(b"no model").digest()) in manifest.files
-    with pytest.raises(Unfit, match="does not load"):
+    with pytest.raises(Unfit, match="is no ONNX model"):
         try_student(tmp_path, manifest)
+
+
+def test_a_loop_is_refused_before_it_runs(students: Any, tmp_path: Path) -> None:
+    manifest = written(tmp_path, students, students.files("final", 2))
+    head = local_head(manifest.feature_width, len(manifest.classes), "loop")
+    manifest = written(tmp_path, students, students.files("final", 2) | {"local_head.onnx": head})
+    with pytest.raises(Unfit, match=r"local_head\.onnx: control flow"):
+        try_student(tmp_path, manifest)
+
+
+def external(model: ModelProto) -> None:
+    weight = model.graph.initializer[0]
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../credentials.json")
+
+
+def constant_elsewhere(model: ModelProto) -> None:
+    tensor = TensorProto(name="stolen", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    model.graph.node.append(helper.make_node("Constant", [], ["stolen"], value=tensor))
+
+
+def function(model: ModelProto) -> None:
+    model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [], [helper.make_opsetid("", 18)]))
+
+
+def foreign(model: ModelProto) -> None:
+    model.graph.node[0].domain = "evil.example"
+
+
+@pytest.mark.parametrize("change", [external, constant_elsewhere, function, foreign])
+def test_what_a_model_file_may_not_contain(students: Any, tmp_path: Path, change: Any) -> None:
+    model = ModelProto.FromString(students.files("final", 2)["local_head.onnx"])
+    change(model)
+    path = tmp_path / "local_head.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InvalidInput, match=r"local_head\.onnx: .*not allowed"):
+        check_model_file(path)
+
+
+@given(st.binary(max_size=200), st.integers(0, 2000))
+def test_no_bytes_end_in_another_error(noise: bytes, cut: int) -> None:
+    head = local_head(4, 3, "nan")
+    for content in (noise, head[:cut], head[:cut] + noise):
+        with contextlib.suppress(IndexError, ValueError, InvalidInput):
+            check_model(memoryview(content))
