@@ -34,7 +34,7 @@ def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int
             sa.select(sa.func.count()).select_from(jobs).where(jobs.c.stage == Stage.QUEUED.value)
         )
         if (waiting or 0) >= at_most_waiting:
-            raise Busy("too many personalisations are waiting; try again later")
+            raise Busy("too many personalisations are waiting; try again later", retry_after_s=60.0)
         connection.execute(jobs.insert().values(_row(job)))
         connection.execute(uploads.insert().values(job_id=job.job_id, round=0, payload=payload))
     return job, True

@@ -51,7 +51,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
         self, requests: AsyncIterator[pb.RegisterTaskRequest], context: Any
     ) -> pb.RegisterTaskResponse:
         if self._registering.locked():
-            raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again when one is done")
+            raise Busy(f"{_REGISTRATIONS} tasks are being registered; try again later", retry_after_s=5.0)
         async with self._registering:
             await asyncio.to_thread(self.scratch.mkdir, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.scratch, suffix=".part") as file:

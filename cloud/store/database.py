@@ -195,7 +195,7 @@ def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
         if code == sqlite3.SQLITE_FULL:
             return StorageFull("the server's disk is full; try again later")
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return Busy("the database is busy; try again")
+            return Busy("the database is busy; try again", retry_after_s=1.0)
         return error
     if isinstance(error, DataError):
         return InvalidInput("the request holds a value that the database cannot store")
