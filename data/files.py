@@ -92,6 +92,14 @@ def not_the_file(path: Path) -> str | None:
     return None
 
 
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file. Raises ValueError if it only stands in for another one, OSError if unreadable."""
+    reason = not_the_file(path)
+    if reason is not None:
+        raise ValueError(f"{path.name} {reason}")
+    return path.read_bytes()
+
+
 def read_text(path: Path, *, limit_bytes: int = 256 << 20) -> str:
     """Return the text of a file that a person may have edited: UTF-8, or UTF-16 or UTF-32 with its byte order mark.
 

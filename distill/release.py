@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from isthmus.data.cache.read import ClipArrays
-from isthmus.data.files import write_atomically
+from isthmus.data.files import not_the_file, write_atomically
 from isthmus.distill.models.heads import FusionHead
 from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.models.trunk import EncoderPair
@@ -183,6 +183,9 @@ def load_weights(module: M, path: Path, command: str) -> M:
     """Load the weights strictly and set evaluation mode. Raises ReleaseError naming the command that makes the file."""
     if not path.exists():
         raise ReleaseError(f"{path} is missing: run '{command}' first.")
+    reason = not_the_file(path)
+    if reason is not None:
+        raise ReleaseError(f"{path} {reason}")
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own untyped errors on damage

@@ -93,10 +93,10 @@ def register(
 
 def _of_files(task: Path) -> "tuple[TaskSpec, bytes]":
     from isthmus.cloud.elastic.tasks.task import TaskSpec
-    from isthmus.data.files import read_text
+    from isthmus.data.files import read_bytes, read_text
 
     try:
-        return TaskSpec.from_json(read_text(task)), task.with_suffix(".safetensors").read_bytes()
+        return TaskSpec.from_json(read_text(task)), read_bytes(task.with_suffix(".safetensors"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{task} is not a task, or its weights are missing: {one_line(error)}")
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
-from isthmus.data.files import read_text, write_atomically
+from isthmus.data.files import read_bytes, read_text, write_atomically
 from isthmus.proto.errors import IsthmusError
 
 
@@ -55,7 +55,7 @@ def load_tasks(folder: Path, model: ModelShape) -> list[TaskFiles]:
         try:
             recipe = read_recipe(str(path))
             spec = TaskSpec.from_json(read_text(folder / f"{name}.json"))
-            data = (folder / f"{name}.safetensors").read_bytes()
+            data = read_bytes(folder / f"{name}.safetensors")
             weights = TaskWeights.from_bytes(data, classes=len(spec.classes), model=model)
         except (OSError, ValueError, KeyError, TypeError, IsthmusError) as error:
             raise ValueError(f"task {name!r} in {folder.name}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.data.files import DiskFull, not_the_file, read_text, replaced, write_atomically
+from isthmus.data.files import DiskFull, not_the_file, read_bytes, read_text, replaced, write_atomically
 
 
 def test_bytes_and_text_are_written_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -80,7 +80,10 @@ def test_what_is_no_text_is_named_with_the_way_out(tmp_path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="git lfs pull"):
         read_text(path)
+    with pytest.raises(ValueError, match="git lfs pull"):
+        read_bytes(path)
     path.write_text("long enough")
+    assert read_bytes(path) == b"long enough"
     with pytest.raises(ValueError, match="has over 0 MiB"):
         read_text(path, limit_bytes=4)
     assert not_the_file(path) is None
