@@ -41,7 +41,7 @@ class Cluster:
         command = [*_as_user(), str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
-        until_s = time.monotonic() + 20
+        until_s = time.monotonic() + 120
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > until_s:
                 pytest.fail(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-500:]}")

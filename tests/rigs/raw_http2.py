@@ -34,7 +34,7 @@ class RawClient:
     """A connection. Streams have odd numbers from 1."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0))
         self._socket.setblocking(False)
         self._received = b""
@@ -168,7 +168,7 @@ class Crowd:
 def idle_sockets(port: int, count: int) -> Iterator[list[socket.socket]]:
     """Hold ``count`` connections that send nothing."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(count)]
+        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(count)]
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -51,7 +51,7 @@ def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Pope
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=120)
 
 
 async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> pb.JobStatus:
@@ -95,7 +95,7 @@ def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_rel
         (worker,) = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        worker.wait(timeout=5)  # the kernel ends it with its server
+        worker.wait(timeout=120)  # the kernel ends it with its server
     with server_process(tiny_release, rig.state) as (_, address):
         ended, manifest = asyncio.run(after(address, device, job_id))
     assert ended.stage == Stage.STAGE_READY, ended.error
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_is_started_again(rig: Any) -> None:
             first = server.worker_pid
             assert first is not None
             os.kill(first, signal.SIGKILL)
-            until_s = time.monotonic() + 20
+            until_s = time.monotonic() + 120
             while server.worker_pid in (first, None) and time.monotonic() < until_s:
                 await asyncio.sleep(0.05)
             second = server.worker_pid

@@ -75,7 +75,7 @@ def test_a_profile_of_another_machine_is_said_and_measured_anew_on_request(
     measured = read_profile(kept)
     assert measured.key == dataclasses.replace(machine_key(rig.runner), threads=1)  # the server's, not this process's
     assert (measured.gammas, measured.sizes, measured.accuracy) == (small.gammas, small.sizes, small.accuracy)
-    assert all(0 < seconds < 1 for row in measured.latency_s.values() for seconds in row)
+    assert all(seconds > 0 for row in measured.latency_s.values() for seconds in row)
     start(rig, elastic_profile=None)
     assert "belongs to another machine" not in caplog.text
 

@@ -19,7 +19,7 @@ from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, TaskSpec, TaskWeights
 from isthmus.proto.errors import Internal, InvalidInput, TooLate, Unavailable
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 def task(name: str = "t", accuracy: float = 0.9) -> Task:
