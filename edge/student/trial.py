@@ -34,8 +34,8 @@ class Unfit(InvalidInput):
 class Bounds:
     """``memory_bytes`` is allocated beyond the child's own memory, and ``per_file_byte`` times the student's files."""
 
-    wall_s: float = 15.0
-    cpu_s: int = 10
+    wall_s: float = 25.0
+    cpu_s: int = 20
     memory_bytes: int = 256 << 20
     per_file_byte: int = 4
 
