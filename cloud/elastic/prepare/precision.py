@@ -5,6 +5,7 @@ accuracy, more with some models than with others. So both are measured.
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.images import LabelledImages, PixelSpec
 
 NUMBER_TYPES: Final[tuple[NumberType, ...]] = ("float32", "bfloat16", "int8")
+HOPELESS: Final = 1.5
+"""A number type that takes this many times as long as float32 in a first round is not measured any further."""
 MAX_LOSS: Final = 0.005
 """A number type that loses more accuracy than this is not chosen, however fast it is."""
 
@@ -28,15 +31,18 @@ def named(name: str | None) -> NumberType | None:
     return next((number_type for number_type in NUMBER_TYPES if number_type == name), None)
 
 
-def noise(size_px: int) -> LabelledImages:
+def noise(size_px: int, count: int = 32) -> LabelledImages:
     """Makes random pictures, for measurements without real ones."""
-    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (32, size_px, size_px, 3), np.uint8)
+    pictures_NHWC = np.random.default_rng(0).integers(0, 256, (count, size_px, size_px, 3), np.uint8)
     return LabelledImages(pictures_NHWC, np.zeros(len(pictures_NHWC), np.int64))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One number type. ``accuracy`` is against the labels or, without labels, the share of float32's answers kept."""
+    """One number type. ``accuracy`` is against the labels or, without labels, the share of float32's answers kept.
+
+    It is NaN for a number type that was too slow to be measured any further.
+    """
 
     number_type: NumberType
     images_per_s: float
@@ -56,7 +62,9 @@ class Choice:
         """Returns one line for a log or a terminal."""
         kind = "accuracy" if self.labelled else "same answers as float32"
         each = "; ".join(
-            f"{one.number_type} {one.images_per_s:.4g} images/s, {one.accuracy:.1%} {kind}" for one in self.measured
+            f"{one.number_type} {one.images_per_s:.4g} images/s, "
+            + ("too slow" if math.isnan(one.accuracy) else f"{one.accuracy:.1%} {kind}")
+            for one in self.measured
         )
         return f"number type {self.number_type} (at batch {self.batch}: {each})"
 
@@ -94,14 +102,25 @@ def choose(
     some = np.resize(pictures.pictures_NHWC, (batch, *pictures.pictures_NHWC.shape[1:]))
     for repeat in range(repeats + 1):
         for name, runner in runners.items():
+            if repeat > 1 and took_s[name][0] > HOPELESS * took_s["float32"][0]:
+                continue
             began_s = clock()
             runner.answer(some, 0, [heads[name]] * batch)
             if repeat:
                 took_s[name].append(clock() - began_s)
-    answers = {name: _answers(runner, heads[name], pictures, batch) for name, runner in runners.items()}
+    medians_s = {name: statistics.median(took_s[name]) for name in types}
+    answers = {
+        name: _answers(runner, heads[name], pictures, batch)
+        for name, runner in runners.items()
+        if medians_s[name] <= HOPELESS * medians_s["float32"]
+    }
     wanted = answers["float32"] if task is None else pictures.labels_N
     measured = tuple(
-        Measured(name, batch / statistics.median(took_s[name]), float(np.mean(answers[name] == wanted)))
+        Measured(
+            name,
+            batch / medians_s[name],
+            float(np.mean(answers[name] == wanted)) if name in answers else math.nan,
+        )
         for name in types
     )
     good = [one for one in measured if one.accuracy >= measured[0].accuracy - MAX_LOSS]

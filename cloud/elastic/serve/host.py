@@ -146,13 +146,16 @@ def _number_type(
     asked = named(known if settings.number_type == "auto" else settings.number_type)
     if asked is not None:
         return asked
+    log.info("choosing among float32, bfloat16 and int8 the fastest on this machine that keeps the answers")
     # Without labels a number type is judged by how often its answer equals float32's.
-    pictures = noise(pixels.size_px)
+    pictures = noise(pixels.size_px, 8)
     chosen = choose(
         model,
         pixels,
         pictures,
         device=settings.device,
+        batch=2,
+        repeats=2,
         compiler=settings.compiler,
         packed=settings.warm is None,
         number_types=NUMBER_TYPES if settings.warm is None else ("float32", "bfloat16"),

@@ -185,6 +185,9 @@ def test_tasks_are_registered_listed_asked_and_removed_from_the_command_line(rig
         assert (code, said.startswith("ten-")) == (0, True)
         code, said = isthmus("query", "ten", str(rig.folder / "ten.json"))
         assert (code, "neither a JPEG nor a PNG" in said) == (1, True)
+        (rig.folder / "large.jpg").write_bytes(bytes(5 << 20))
+        code, said = isthmus("query", "ten", str(rig.folder / "large.jpg"))
+        assert (code, "shrink the picture" in said) == (1, True)
         assert isthmus("remove", "ten") == (0, "")
         assert isthmus("remove", "ten")[0] == 1
         refused = CliRunner().invoke(app, ["tasks", "--server", address])

@@ -133,13 +133,25 @@ def test_the_quickest_number_type_that_answers_alike_is_taken() -> None:
     assert choice.number_type in choice.said()
 
 
+def test_a_number_type_far_slower_than_float32_is_given_up_after_a_round() -> None:
+    took_s = {"float32": 1.0, "bfloat16": 9.0, "int8": 1.2}
+    rounds = [*took_s.values(), *took_s.values(), 1.0, 1.2, 1.0, 1.2]
+    ticks = iter(itertools.accumulate(tick for seconds in rounds for tick in (0.0, seconds)))
+    ended = itertools.chain(list(ticks)[6:], itertools.repeat(0.0))  # the first round is not timed at its end
+    ended = itertools.chain([0.0] * 3, ended)
+    choice = choose(runner().model, PIXELS, LABELLED, batch=2, repeats=3, clock=lambda: next(ended))
+    slow = choice.measured[1]
+    assert np.isnan(slow.accuracy) and slow.images_per_s == pytest.approx(2 / 9) and "too slow" in choice.said()
+
+
 def test_a_tasks_labels_judge_where_there_are_some() -> None:
     model = runner().model
     labels_N = np.arange(len(LABELLED)) % 2
     weights = TaskWeights(np.zeros((2, model.width), np.float32), np.array([1, 0], np.float32), {})  # answers 0
     pictures = LabelledImages(LABELLED.pictures_NHWC, labels_N)
     choice = choose(model, PIXELS, pictures, task=weights, batch=2, repeats=1)
-    assert {one.accuracy for one in choice.measured} == {float(np.mean(labels_N == 0))}
+    found = {one.accuracy for one in choice.measured if not np.isnan(one.accuracy)}  # NaN: too slow on this machine
+    assert found == {float(np.mean(labels_N == 0))}
     assert "accuracy" in choice.said()
 
 
