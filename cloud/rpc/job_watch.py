@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from isthmus.cloud.personalise import job_rows
@@ -25,7 +25,7 @@ class JobWatch:
         self._looked = asyncio.Condition()
         self._poll: asyncio.Task[None] | None = None
 
-    async def changes(self, job: Job) -> AsyncIterator[Job]:
+    async def changes(self, job: Job) -> AsyncGenerator[Job, None]:
         """Yield ``job`` and then each change of it, until it has ended. Raises NotYours if it is deleted."""
         yield job
         self._watched[job.job_id] += 1

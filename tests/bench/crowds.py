@@ -30,8 +30,9 @@ from tests.rigs.raw_http2 import CROWDS, Crowd
 START_TIMEOUT_S = 600.0
 CALL_TIMEOUT_S = 20.0
 """Deadline of a device's call."""
-BLOCK = 50
-SETTLE_S = 1.0
+BLOCK = 100
+SETTLE_S = 0.5
+GATHER_S = 120.0
 
 
 def main(
@@ -75,9 +76,10 @@ def beside_a_crowd(stub: Any, metadata: Any, port: int, kind: str, crowd: int, c
     """Time a device's calls, alternately without and with the crowd."""
     waits_s: dict[str, list[float]] = {"quiet": [], "attacked": []}
     outcomes: Counter[str] = Counter()
-    for _ in range(-(-calls // BLOCK)):
-        for state in ("quiet", "attacked"):
-            with pressing(port, kind, crowd if state == "attacked" else 0):
+    with at_the_door(port, kind, crowd) as (gather, scatter):
+        for _ in range(-(-calls // BLOCK)):
+            for state, begin in (("quiet", scatter), ("attacked", gather)):
+                begin()
                 for _ in range(BLOCK):
                     began_s = time.perf_counter()
                     outcomes[outcome(stub.DescribeStudent, pb.DescribeStudentRequest(), metadata)] += 1
@@ -126,35 +128,47 @@ def outcome(call: Any, request: Any, metadata: Any) -> str:
 
 
 @contextmanager
-def pressing(port: int, kind: str, count: int) -> Iterator[None]:
-    """Keep a crowd of ``count`` calls open from another process; 0 means no crowd."""
-    if not count:
-        yield
-        return
+def at_the_door(port: int, kind: str, count: int) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """A process with a crowd of ``count`` calls, and the functions that gather and scatter it."""
     context = multiprocessing.get_context("spawn")
-    ready, stop = context.Event(), context.Event()
-    process = context.Process(target=press, args=(port, kind, count, ready, stop))
+    wanted, gathered, stop = context.Event(), context.Event(), context.Event()
+    process = context.Process(target=press, args=(port, kind, count, wanted, gathered, stop))
     process.start()
-    try:
-        if not ready.wait(60):
+
+    def gather() -> None:
+        wanted.set()
+        if not gathered.wait(GATHER_S):
             raise RuntimeError("the crowd did not gather")
         time.sleep(SETTLE_S)
-        yield
+
+    def scatter() -> None:
+        wanted.clear()
+        gathered.clear()
+        time.sleep(SETTLE_S)
+
+    try:
+        yield gather, scatter
     finally:
         stop.set()
         process.join()
 
 
-def press(port: int, kind: str, count: int, ready: Any, stop: Any) -> None:
-    """Keep the crowd's calls open until ``stop`` is set."""
+def press(port: int, kind: str, count: int, wanted: Any, gathered: Any, stop: Any) -> None:
+    """Whenever the crowd is wanted, keep its calls open; else close its connections. Until told to stop."""
     path, message, announce = CROWDS[kind]
-    crowd = Crowd(port, path, count, message=message, announce=announce)
+    crowd: Crowd | None = None
     while not stop.is_set():
-        crowd.press()
-        if crowd.opened >= count:
-            ready.set()
+        if wanted.is_set():
+            crowd = crowd or Crowd(port, path, count, message=message, announce=announce)
+            crowd.press()
+            if crowd.opened >= count:
+                gathered.set()
+        elif crowd is not None:
+            crowd.close()
+            crowd = None
         time.sleep(0.02)
-    crowd.close()
+    if crowd is not None:
+        crowd.close()
 
 
 def _pair(row: dict[str, Any], state: str) -> str:
