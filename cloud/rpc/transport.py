@@ -8,7 +8,7 @@ from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
 
-_DEVICE_STREAMS: Final = 128
+_DEVICE_STREAMS: Final = 512
 _ELASTIC_STREAMS: Final = 1_024
 """Calls that one connection may have open. A client of elastic serving sends many pictures at a time."""
 _OWN_FILES: Final = 256
