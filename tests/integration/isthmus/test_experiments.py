@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.findings.habits import user_of
 from tests.rigs.release import tiny_recipe
+
+pytestmark = pytest.mark.timeout(900)
+"""They train for a minute of processor time, which takes long on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +148,14 @@ def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: 
         refused = CliRunner().invoke(
             app, ["paper", "--data", str(data), "--release", str(release), "--out", str(tmp_path), *wrong]
         )
-        assert refused.exit_code == 1 and "Traceback" not in refused.output
+        assert refused.exit_code == 2 and "Traceback" not in refused.output
 
 
-def test_every_person_is_left_out_once(data: Path, tmp_path: Path) -> None:
-    for fold in ("1001-1002", "1003"):
-        begin(tmp_path / "folds" / fold / "release", data, fold.replace("-", ","))
+def test_every_person_is_left_out_once(data: Path, release: Path, tmp_path: Path) -> None:
+    begin(tmp_path / "folds" / "1001-1002" / "release", data, "1001,1002")
+    shutil.copytree(release, tmp_path / "folds" / "1003" / "release")
     output = invoke("people", "--data", data, "--out", tmp_path, "--methods", "all,cluster", "--together", 2,
-                    "--classes", "0,4", "--workers", 2)  # fmt: skip
+                    "--classes", "0,4", "--workers", 1)  # fmt: skip
     result = json.loads((tmp_path / "result.json").read_text())
     assert sorted({cell["asked"]["client"] for cell in result["cells"]}) == ["1001", "1002", "1003"]
     assert "Leave one person out, users of 4 classes" in output and "The guarded update" in output

@@ -8,6 +8,8 @@ import pytest
 
 from isthmus import __version__, cli
 
+pytestmark = pytest.mark.timeout(600)
+
 HEAVY = ("torch", "onnxruntime", "grpc", "sklearn", "scipy", "cv2", "av", "numpy", "typer")
 
 

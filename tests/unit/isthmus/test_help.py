@@ -23,6 +23,8 @@ MOST_CPU_S = 1.0
 WALK = """
 import json, resource, sys
 import isthmus.cli
+
+pytestmark = pytest.mark.timeout(600)
 try:
     isthmus.cli.main([sys.argv[1], "--help"])
 finally:
