@@ -152,6 +152,8 @@ def test_a_registration_that_is_not_whole_or_does_not_fit_registers_nothing(rig:
                 message.opening.weights_sha256 = bytes(32)
             elif change == "huge":
                 message.opening.weights_bytes = 1 << 40
+            elif change == "name":
+                message.opening.task.name = "../x"
             yield message
 
     cases = [
@@ -169,7 +171,7 @@ def test_a_registration_that_is_not_whole_or_does_not_fit_registers_nothing(rig:
             "prompts.2 is 5 x 2 x 64",
         ),
         (made.messages(b"no weights"), INVALID, "not a safetensors file"),
-        (Made(dataclasses.replace(made.spec, name="../x"), made.weights).messages(), INVALID, "task"),
+        (changed("name"), INVALID, "task"),
     ]
 
     async def scenario() -> None:

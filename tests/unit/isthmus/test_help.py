@@ -13,6 +13,8 @@ import typer
 from isthmus import cli
 from isthmus.command_line import CommandPage
 
+pytestmark = pytest.mark.timeout(600)
+
 HEAVY = {
     "torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib", "onnx", "onnxruntime", "grpc", "google.protobuf",
     "sqlalchemy", "pandas", "pyarrow", "cv2", "av", "safetensors", "cryptography", "pydantic", "numpy", "rich",
@@ -24,7 +26,6 @@ WALK = """
 import json, resource, sys
 import isthmus.cli
 
-pytestmark = pytest.mark.timeout(600)
 try:
     isthmus.cli.main([sys.argv[1], "--help"])
 finally:
