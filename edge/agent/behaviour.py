@@ -70,7 +70,7 @@ class Phase(Enum):
     WATCH = "watch"
     SERVE = "serve"
     STOPPED = "stopped"
-    """Written by version 0.1.0, which gave up without a student. A start leaves it."""
+    """Written by development versions before 0.1.0, which gave up without a student. A start leaves it."""
 
 
 class Purpose(Enum):
@@ -395,7 +395,7 @@ def _started(state: State, most_rounds: int) -> tuple[State, Sequence[Action]]:
     if state.phase is Phase.STOPPED:
         fresh = replace(fresh, phase=Phase.ENROL, failure="")
     elif state.phase is Phase.SERVE and state.failure and not state.repair_id:
-        # Version 0.1.0 gave up here; its state does not say in which phase.
+        # Development versions before 0.1.0 gave up here; their state does not say in which phase.
         fresh = replace(fresh, phase=Phase.WATCH if state.job_id else Phase.ENCODE, failure="")
     fresh = replace(fresh, link_up=fresh.phase is Phase.SERVE)
     return fresh, (_due(fresh),)

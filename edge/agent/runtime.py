@@ -138,7 +138,7 @@ class Runtime:
         self.state = device.agent()
         enrolment = device.enrolment()
         if enrolment is not None:
-            if device.budget() is None:  # Enrolled by version 0.1.0, which pinned no rounds.
+            if device.budget() is None:  # Enrolled by a version before 0.1.0, which pinned no rounds.
                 device.save_budget(budgets.pinned(None, enrolment.rounds))
             self._use(enrolment)
         elif self.state.phase is not behaviour.Phase.ENROL:
