@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # In a checkout the sub-packages stand beside this folder, not in it. The path is extended so that
 # ``python -m isthmus.cli`` works from the repository's root with a wheel installed or with nothing installed.
