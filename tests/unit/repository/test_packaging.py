@@ -1,6 +1,7 @@
 """Extras install what the code imports, and pins are within their ranges."""
 
 import ast
+import hashlib
 import importlib.metadata as metadata
 import os
 import re
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+RELEASES = ROOT / "tests" / "golden" / "releases"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 # The extra with which a file must run; the longest path decides.
@@ -202,3 +204,9 @@ def test_a_release_is_refused_if_the_tag_is_not_the_version(tag: str, said: str)
     else:
         assert done.returncode == 0, done.stderr
     assert not (ROOT / "x").exists()
+
+
+def test_the_kept_releases_are_the_ones_that_were_built() -> None:
+    sums = dict(reversed(line.split()) for line in (RELEASES / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    wheels = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in RELEASES.glob("*.whl")}
+    assert wheels == sums
