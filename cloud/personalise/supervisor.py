@@ -89,6 +89,7 @@ class Supervisor:
         # Spawned from the event loop's own thread, because the kernel's parent-death signal is bound to the thread.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # a folder named isthmus in the working folder must not take the package's place
             "-m",
             "isthmus.cloud.personalise.worker",
             stdin=asyncio.subprocess.PIPE,

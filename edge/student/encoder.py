@@ -51,7 +51,11 @@ def probe_runtime(python: str = sys.executable) -> None:
     Raises RuntimeUnusable with the way out. A crash in a subprocess does not end the agent.
     """
     probe = subprocess.run(
-        [python, "-c", "import onnxruntime"], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False
+        [python, "-P", "-c", "import onnxruntime"],
+        capture_output=True,
+        text=True,
+        timeout=_PROBE_TIMEOUT_S,
+        check=False,
     )
     if probe.returncode == -signal.SIGILL:
         raise RuntimeUnusable(

@@ -7,7 +7,7 @@ from typing import Final
 
 from isthmus.demo.devices import client_outcome
 from isthmus.demo.outcome import ClientOutcome
-from isthmus.demo.processes import Child, Family
+from isthmus.demo.processes import MODULE, Child, Family
 from isthmus.proto.messages import ratio_name
 
 DEVICE_LIMIT_S: Final = 6 * 3600.0
@@ -31,7 +31,7 @@ class Loop:
         self._edge_python = edge_python
         self._seed = seed
         address_file = folder / "cloud.address"
-        command: list[str | Path] = [cloud_python, "-m", "isthmus.cli", "cloud", "serve", "--release", release]
+        command: list[str | Path] = [cloud_python, *MODULE, "cloud", "serve", "--release", release]
         command += ["--state", folder / "cloud", "--listen", "127.0.0.1:0", "--port-file", address_file]
         self.cloud = family.start("cloud", command)
         self.address = family.wait_for_address(self.cloud, address_file, LISTENING_LIMIT_S)
@@ -76,8 +76,7 @@ class Loop:
     def _device(self, data: Path, client: str, command: str, more: Sequence[str], output: Path | None = None) -> Child:
         words: list[str | Path] = [
             self._edge_python,
-            "-m",
-            "isthmus.cli",
+            *MODULE,
             "edge",
             command,
             "--cloud",

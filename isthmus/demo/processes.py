@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final
 
+MODULE: Final = ("-P", "-m", "isthmus.cli")
+"""Arguments of Python that run ``isthmus``. With -P a folder in the working folder cannot take the package's place."""
 POLL_S: Final = 0.2
 """Interval at which a child is checked while waiting for it."""
 

@@ -26,7 +26,7 @@ from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.data.transforms import InputSpec
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, KeptClip, readable_seconds
-from isthmus.demo.processes import Family, termination_unwinds
+from isthmus.demo.processes import MODULE, Family, termination_unwinds
 from isthmus.demo.stages import StageLedger, key_of, only_one
 from isthmus.distill.prepare import recipe_for
 
@@ -124,7 +124,7 @@ class Demo:
         root = self._out / f"release-{key}"
         private_list = self._out / "private.csv"
         _write_private(private_list, listing, private)
-        distill = [sys.executable, "-m", "isthmus.cli", "distill"]
+        distill = [sys.executable, *MODULE, "distill"]
         teacher = [*distill, "teacher", "--data", data, "--release", root, "--preset", settings.preset]
         teacher += ["--private-list", private_list, "--seed", settings.seed]
         self._stage(
@@ -149,7 +149,7 @@ class Demo:
 
     def _evaluate(self, family: Family, data: Path, release: _Release) -> dict[str, dict[str, float]]:
         figures = release.root / "evaluation.json"
-        command = [sys.executable, "-m", "isthmus.cli", "distill", "evaluate", "--release", release.root]
+        command = [sys.executable, *MODULE, "distill", "evaluate", "--release", release.root]
         command += ["--data", data, "--out", figures]
         self._stage(
             "evaluation",
@@ -212,7 +212,7 @@ def _check_edge_python(python: Path) -> bool:
     code = "import importlib.util as u, isthmus.edge.commands.edge; print(u.find_spec('torch') is not None)"
     way_out = "'make install-edge' makes an environment for devices; --edge-python names another."
     try:
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"{python} does not run ({error}). {way_out}") from error
     if done.returncode != 0:

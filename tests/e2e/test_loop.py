@@ -3,6 +3,7 @@
 The release is as small as real networks allow: what is seen here is that everything fits together, not accuracy.
 """
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -95,7 +96,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture(scope="module")
 def ran(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     root = tmp_path_factory.mktemp("loop")
-    with Family(root / "logs") as family:
+    (root / "isthmus").mkdir()  # as beside a clone: it must not take the package's place in the processes
+    with contextlib.chdir(root), Family(root / "logs") as family:
         loop = Loop(
             family,
             root / "run",
