@@ -30,7 +30,7 @@ from isthmus.data.traces import read_trace
 from isthmus.experiments.elastic.figures import draw_all
 
 Floats = npt.NDArray[np.float64]
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 LOADS: Final = (0.5, 1.0, 1.5, 2.0)
 OURS: Final = ("priced", "exact", "otas")
@@ -148,7 +148,7 @@ def run(
     loads: Sequence[float] = LOADS,
     seeds: Sequence[int],
     out: Path,
-    told: Told,
+    report: Report,
     duration_s: float = 60.0,
     window_s: float = 60.0,
     policies: Sequence[str] | None = None,
@@ -163,7 +163,7 @@ def run(
                     workload = Workload(trace, load, seed, duration_s, window_s)
                     cells.append(_cell(profile_name, profile, workload, policies, out))
                     best = max(cells[-1]["rows"], key=lambda row: row["expected_utility"])
-                    told(
+                    report(
                         f"{_short(profile_name)}, {_short(trace)}, load {load:g}, seed {seed}: best {best['policy']}, "
                         f"{best['of_bound']:.3f} of the bound"
                     )
@@ -244,8 +244,8 @@ def _table(result: Mapping[str, Any], profile: str, trace: str) -> list[str]:
     lines = [f"### {profile} profile, {trace}: share of the clairvoyant bound, mean (minimum) over seeds", ""]
     lines += [f"| policy | {' | '.join(f'load {load:g}' for load in by_load)} |", f"| --- |{' --- |' * len(by_load)}"]
     for name in names:
-        told = [[cell[name] for cell in cells] for cells in by_load.values()]
-        lines.append(f"| {name} | {' | '.join(f'{statistics.mean(of):.3f} ({min(of):.3f})' for of in told)} |")
+        utilities = [[cell[name] for cell in cells] for cells in by_load.values()]
+        lines.append(f"| {name} | {' | '.join(f'{statistics.mean(of):.3f} ({min(of):.3f})' for of in utilities)} |")
     for rival, label in (("pets", "PetS"), ("fixed:0", "gamma 0"), ("infaas", "INFaaS"), ("fixed", "best fixed gamma")):
         ratios = []
         for cells in by_load.values():

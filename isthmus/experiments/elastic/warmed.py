@@ -18,7 +18,7 @@ from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.data.files import write_atomically
 from isthmus.distill.figures import png
 from isthmus.experiments.elastic import comparison
-from isthmus.experiments.elastic.comparison import Told, Workload
+from isthmus.experiments.elastic.comparison import Report, Workload
 
 POLICIES: Final = ("priced", "exact", "otas", "throughput", "clipper")
 LOADS: Final = (1.0, 1.5, 2.0)
@@ -45,7 +45,7 @@ def run(
     loads: Sequence[float] = LOADS,
     seeds: Sequence[int],
     out: Path,
-    told: Told,
+    report: Report,
     duration_s: float = 60.0,
     window_s: float = 60.0,
     policies: Sequence[str] = POLICIES,
@@ -62,7 +62,7 @@ def run(
         loads=loads,
         seeds=seeds,
         out=out / "simulated",
-        told=told,
+        report=report,
         duration_s=duration_s,
         window_s=window_s,
         policies=policies,

@@ -124,7 +124,7 @@ def measure(
     plain_rounds: int,
     plain_epochs: int,
     out: Path,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> list[Spent]:
     """Measure all loops for every client and seed in turn. Earlier measurements are kept."""
     found = []
@@ -161,7 +161,7 @@ def measure(
                     done = Spent(loop, client, seed, rounds, epochs, rounds, spent, right, before)
                     write_atomically(path, json.dumps(asdict(done), indent=1))
                 found.append(Spent(**json.loads(path.read_text())))
-                told(
+                report(
                     f"{loop}, client {client}, seed {seed}: {found[-1].total_s:.0f} s of processor time, "
                     f"{100 * found[-1].accuracy:.1f} %"
                 )

@@ -91,7 +91,7 @@ def measure_cost(asked: CostOptions) -> None:
         plain_rounds=asked.plain_rounds,
         plain_epochs=asked.plain_epochs,
         out=asked.out,
-        told=_say,
+        report=_say,
     )
     made = cost.table(found, cost.cache_compute_s(opened))
     result = {
@@ -125,7 +125,7 @@ def _run(parts: Sequence[Part], out: Path, workers: int, device: str) -> list[Ce
             parts,
             out,
             workers=workers or cores(),
-            told=_say,
+            report=_say,
             progress=progress,
             device=device,
         )

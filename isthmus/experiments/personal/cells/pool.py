@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 
 Task = TypeVar("Task")
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class CellsFailed(Exception):
@@ -27,7 +27,7 @@ def run_all(
     tasks: Sequence[Task],
     *,
     workers: int,
-    told: Told,
+    report: Report,
     progress: Progress | None = None,
     what: str = "cells",
 ) -> None:
@@ -43,10 +43,10 @@ def run_all(
 
     def finished(task: Task, result: Callable[[], str]) -> None:
         try:
-            told(result())
+            report(result())
         except Exception as error:
             failed.append(f"{task}: {error}")
-            told(f"FAILED {task}: {type(error).__name__}: {error}")
+            report(f"FAILED {task}: {type(error).__name__}: {error}")
         if progress is not None and bar is not None:
             progress.advance(bar)
 

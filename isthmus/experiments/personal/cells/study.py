@@ -12,7 +12,7 @@ from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
 from isthmus.experiments.personal.cells import cells
 from isthmus.experiments.personal.cells.cells import Asked, Cell
-from isthmus.experiments.personal.cells.pool import Told, run_all
+from isthmus.experiments.personal.cells.pool import Report, run_all
 from isthmus.experiments.personal.cells.work import CellTask, StudentTask, TeachTask, make_cell, make_seed, teach
 
 
@@ -34,13 +34,13 @@ def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ..
 
 
 def run(
-    parts: Sequence[Part], out: Path, *, workers: int, told: Told, progress: Progress | None, device: str = "cpu"
+    parts: Sequence[Part], out: Path, *, workers: int, report: Report, progress: Progress | None, device: str = "cpu"
 ) -> list[Cell]:
     """Make the missing teachers, then students, then cells, and return the cells in the order asked for.
 
     Raises CellsFailed if some could not be made.
     """
-    everywhere = partial(run_all, workers=workers, told=told, progress=progress)
+    everywhere = partial(run_all, workers=workers, report=report, progress=progress)
     untaught = [TeachTask(str(part.release.root), 0) for part in parts if not part.release.teacher_path.exists()]
     everywhere(teach, untaught, what="teachers")
     seeds = {(str(part.release.root), asked.seed) for part in parts for asked in part.asked}

@@ -37,8 +37,8 @@ def difference(ours: Mapping[Unit, float], theirs: Mapping[Unit, float]) -> Diff
         raise ValueError("nothing to compare: no unit was measured under both")
     mean = statistics.fmean(deltas)
     spread = statistics.stdev(deltas) if len(deltas) > 1 else 0.0
-    told_apart = spread > 0 and abs(mean) > 1e-9 * max(map(abs, deltas))  # equal sums can differ by rounding
-    needed = math.ceil(((_Z_95 + _Z_POWER_80) * spread / mean) ** 2) if told_apart else None
+    distinguishable = spread > 0 and abs(mean) > 1e-9 * max(map(abs, deltas))  # equal sums can differ by rounding
+    needed = math.ceil(((_Z_95 + _Z_POWER_80) * spread / mean) ** 2) if distinguishable else None
     return Difference(
         pairs=len(deltas),
         mean=mean,

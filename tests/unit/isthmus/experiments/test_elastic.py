@@ -17,7 +17,7 @@ LLM = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
 
 def test_a_grid_is_run_kept_and_reported(tmp_path: Path) -> None:
     (tmp_path / "llm.csv").write_text(LLM, encoding="utf-8")
-    told: list[str] = []
+    reported: list[str] = []
 
     def once() -> dict[str, object]:
         return comparison.run(
@@ -26,13 +26,13 @@ def test_a_grid_is_run_kept_and_reported(tmp_path: Path) -> None:
             loads=[1.5],
             seeds=[0],
             out=tmp_path / "out",
-            told=told.append,
+            report=reported.append,
             duration_s=2,
             policies=["priced", "pets", "infaas", "fixed:0", "fixed:2"],
         )
 
     result = once()
-    assert len(told) == 4
+    assert len(reported) == 4
     page = (tmp_path / "out" / "result.md").read_text()
     assert "priced over PetS" in page and "### modelled profile, llm" in page
     for cell in json.loads((tmp_path / "out" / "result.json").read_text())["cells"]:

@@ -16,6 +16,6 @@ def test_a_failed_task_is_named_and_the_others_are_finished(tmp_path: Path, work
     tasks = [str(tmp_path / name) for name in ("a", "missing", "b")]
     lines: list[str] = []
     with pytest.raises(CellsFailed, match=r"1 of 3 links failed; run again to retry them: .*missing"):
-        run_all(os.readlink, tasks, workers=workers, told=lines.append, what="links")
+        run_all(os.readlink, tasks, workers=workers, report=lines.append, what="links")
     assert {"target-a", "target-b"} < set(lines)
     assert [line.partition(":")[0] for line in lines if line.startswith("FAILED")] == [f"FAILED {tasks[1]}"]
