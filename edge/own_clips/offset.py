@@ -1,0 +1,215 @@
+"""PURE: what one person's voice and face shift in all their clips alike, estimated without labels and taken out.
+
+For a linear head such a shift is a bias on the logits, one per modality. It can be estimated from the mean of
+unlabelled clips if their classes are known on average. The classes are known only through the answers, so shift and
+answers are estimated in turn. Both modalities answer together, and this keeps a wrong start from feeding itself: an
+error of the sound is corrected by the picture.
+
+With L_m the logits of modality m, M_m, B_m and S_m the mean, between and within of ``PersonModel``, n_m the clips that
+have modality m, and r the present answers (row vectors):
+
+    r   = the answers of the student's ordinary head
+    repeat:
+        b_m = (mean L_m - mean r M_m) (B_m + S_m / (n_m / 4))^-1 B_m      posterior mean of the shift, both Gaussian
+        pi  = (mean r + 1 / C) / 2
+        r   = softmax(f sum_m (L_m - b_m) + log(C pi))
+    answer: softmax(f sum_m (L_m - b_m) + 0.5 log(C pi))
+
+f is the fusion factor of clips with both modalities, else 1. The shift is that of a random-effects model (Robinson,
+"That BLUP is a good thing", Statistical Science 1991), and the turns are those of EM. Estimating the class prior in the
+same turns is Saerens, Latinne and Decaestecker 2002 (Neural Computation 14). The estimate stays on the device.
+
+Axes: M modalities (sound, picture), N clips, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from isthmus.proto.messages import FloatArray
+from isthmus.proto.person import PersonModel
+
+Reals = npt.NDArray[np.floating]
+Float64s = npt.NDArray[np.float64]
+
+MOST_TURNS: Final = 40
+"""EM has nearly always stopped earlier."""
+
+STILL: Final = 1e-4
+"""The turns end when no answer moves by more than this probability: far less than changes a decision."""
+
+CLIPS_PER_CLIP: Final = 4.0
+"""So many clips count as one. Clips of one day and one microphone are alike, so their mean is less certain than that of
+as many independent clips, and the shift of the next day differs."""
+
+UNIFORM_SHARE: Final = 0.5
+"""Share of the uniform distribution in the class prior. A class that has not occurred yet is still possible."""
+
+PRIOR_AT_ANSWER: Final = 0.5
+"""Power of the class prior in an answer. It was estimated on the same clips as the shift, so it is trusted half."""
+
+_LEAST_VARIANCE: Final = 1e-6
+"""Added to the variance, relative to its mean: logits may have a direction without any variance."""
+
+_ROW_SUM_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Offset:
+    """One person's shift of the logits ``offset_MC`` and class prior ``prior_C``, estimated from ``clips`` clips.
+
+    ``fusion`` is that of the person model. Zeros and a uniform prior change nothing but the fusion.
+    """
+
+    offset_MC: Float64s
+    prior_C: Float64s
+    clips: int
+    fusion: float = 1.0
+
+
+def estimate(
+    logits_MNC: Reals,
+    present_NM: Reals,
+    raw_NC: Reals,
+    model: PersonModel,
+    known_NC: Reals | None = None,
+) -> Offset:
+    """Estimate one person's offset from clips whose labels are unknown.
+
+    ``logits_MNC`` are those of the centred heads, ``present_NM`` is 1 if clip n has modality m, and ``raw_NC`` are the
+    answers of the student's ordinary head, from which the estimate starts. A row of ``known_NC`` that sums to 1 is what
+    a person said of the clip: it replaces the answer in every turn. Rows of zeros are unknown. Logits of an absent
+    modality are ignored. No clips give no offset.
+
+    Raises ValueError for shapes that do not fit, a clip without sound and picture, NaN or infinity, or rows that are no
+    distribution.
+    """
+    classes = model.mean_MCC.shape[-1]
+    logits_MNC, present_NM = _checked(logits_MNC, present_NM, classes)
+    modalities, clips, _ = logits_MNC.shape
+    answers_NC = _distributions(raw_NC, clips, classes, "the raw answers")
+    known_NC = None if known_NC is None else _known(known_NC, clips, classes)
+    mean_MCC = np.asarray(model.mean_MCC, np.float64)
+    prior_C = np.full(classes, 1 / classes)
+    offset_MC = np.zeros((modalities, classes))
+    counts_M = present_NM.sum(axis=0)
+    gain_MCC = [_gain(model, modality, counts_M[modality]) for modality in range(modalities)]
+    answers_NC = _clamped(answers_NC, known_NC)
+    for _ in range(MOST_TURNS if clips else 0):
+        for modality in np.flatnonzero(counts_M):
+            here_N = present_NM[:, modality] > 0
+            observed_C = logits_MNC[modality, here_N].mean(axis=0)
+            expected_C = answers_NC[here_N].mean(axis=0) @ mean_MCC[modality]
+            offset_MC[modality] = (observed_C - expected_C) @ gain_MCC[modality]
+        prior_C = (1 - UNIFORM_SHARE) * answers_NC.mean(axis=0) + UNIFORM_SHARE / classes
+        moved_NC = _clamped(_answers(logits_MNC, present_NM, offset_MC, prior_C, model.fusion, power=1.0), known_NC)
+        moved = float(np.abs(moved_NC - answers_NC).max())
+        answers_NC = moved_NC
+        if moved < STILL:
+            break
+    return Offset(offset_MC, prior_C, clips, model.fusion)
+
+
+def answer(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
+    """Return the probabilities (N, C) of clips without the person's offset, under their class prior.
+
+    Arguments and errors as of ``estimate``.
+    """
+    logits_MNC, present_NM = _checked(logits_MNC, present_NM, len(offset.prior_C))
+    answers_NC = _answers(
+        logits_MNC, present_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER
+    )
+    return answers_NC.astype(np.float32)
+
+
+def corrected(probabilities_NC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
+    """Return another head's answers (N, C), such as the cloud's, with the same correction added to log p.
+
+    Probabilities below 1e-9 count as 1e-9. Raises ValueError as ``estimate`` does.
+    """
+    classes = len(offset.prior_C)
+    rows_NC = _distributions(probabilities_NC, len(present_NM), classes, "the answers")
+    nothing_MNC = np.zeros((present_NM.shape[1], len(present_NM), classes))
+    nothing_MNC, present_NM = _checked(nothing_MNC, present_NM, classes)
+    shift_NC = _scores(nothing_MNC, present_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER)
+    return _softmax(np.log(np.maximum(rows_NC, 1e-9)) + shift_NC).astype(np.float32)
+
+
+def _gain(model: PersonModel, modality: int, clips: float) -> Float64s:
+    """Return (B + S / (n / 4))^-1 B; zeros without clips."""
+    between_CC = np.asarray(model.between_MCC[modality], np.float64)
+    if not clips:
+        return np.zeros_like(between_CC)
+    total_CC = between_CC + np.asarray(model.within_MCC[modality], np.float64) * (CLIPS_PER_CLIP / clips)
+    classes = len(total_CC)
+    ridge = _LEAST_VARIANCE * (np.trace(total_CC) / classes or 1.0)
+    gain_CC: Float64s = np.linalg.solve(total_CC + ridge * np.eye(classes), between_CC)
+    return gain_CC
+
+
+def _scores(
+    logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float, *, power: float
+) -> Float64s:
+    """Return f sum_m (L_m - b_m) + power log(C pi), (N, C)."""
+    shifted_MNC = logits_MNC - offset_MC[:, np.newaxis]
+    sum_NC: Float64s = np.einsum("mnc,nm->nc", shifted_MNC, present_NM)
+    factor_N = np.where(present_NM.sum(axis=1) > 1, fusion, 1.0)
+    scores_NC: Float64s = factor_N[:, np.newaxis] * sum_NC + power * np.log(len(prior_C) * prior_C)
+    return scores_NC
+
+
+def _answers(
+    logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float, *, power: float
+) -> Float64s:
+    return _softmax(_scores(logits_MNC, present_NM, offset_MC, prior_C, fusion, power=power))
+
+
+def _softmax(scores_NC: Float64s) -> Float64s:
+    powers_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
+    answers_NC: Float64s = powers_NC / powers_NC.sum(axis=1, keepdims=True)
+    return answers_NC
+
+
+def _clamped(answers_NC: Float64s, known_NC: Float64s | None) -> Float64s:
+    if known_NC is None:
+        return answers_NC
+    return np.where(known_NC.sum(axis=1, keepdims=True) > 0, known_NC, answers_NC)
+
+
+def _checked(logits_MNC: Reals, present_NM: Reals, classes: int) -> tuple[Float64s, Float64s]:
+    """Return both as float64, with zeros for the logits of absent modalities."""
+    present_NM = np.asarray(present_NM, np.float64)
+    if logits_MNC.ndim != 3 or logits_MNC.shape[2] != classes:
+        raise ValueError(f"logits of shape {logits_MNC.shape}; modalities x clips x {classes} classes are wanted")
+    if present_NM.shape != (logits_MNC.shape[1], logits_MNC.shape[0]):
+        raise ValueError(f"present of shape {present_NM.shape} for logits of shape {logits_MNC.shape}")
+    if not np.isin(present_NM, (0.0, 1.0)).all():
+        raise ValueError("present is neither 0 nor 1")
+    if not (present_NM.sum(axis=1) > 0).all():
+        raise ValueError("a clip without sound and without picture has no answer")
+    kept_MNC = np.where(present_NM.T[:, :, np.newaxis] > 0, logits_MNC, 0.0).astype(np.float64)
+    if not np.isfinite(kept_MNC).all():
+        raise ValueError("a clip's logits are not finite")
+    return kept_MNC, present_NM
+
+
+def _distributions(rows_NC: Reals, clips: int, classes: int, what: str) -> Float64s:
+    rows_NC = np.asarray(rows_NC, np.float64)
+    if rows_NC.shape != (clips, classes):
+        raise ValueError(f"{what} have shape {rows_NC.shape}; {clips} x {classes} is wanted")
+    if not np.isfinite(rows_NC).all() or (rows_NC < 0).any():
+        raise ValueError(f"{what} contain a negative or undefined value")
+    if (np.abs(rows_NC.sum(axis=1) - 1) > _ROW_SUM_TOLERANCE).any():
+        raise ValueError(f"a row of {what} does not sum to 1")
+    return rows_NC
+
+
+def _known(known_NC: Reals, clips: int, classes: int) -> Float64s:
+    known_NC = np.asarray(known_NC, np.float64)
+    said = (known_NC != 0).any(axis=-1)
+    if known_NC.shape != (clips, classes):
+        raise ValueError(f"the known answers have shape {known_NC.shape}; {clips} x {classes} is wanted")
+    _distributions(known_NC[said], int(said.sum()), classes, "the known answers")
+    return known_NC

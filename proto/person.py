@@ -1,0 +1,70 @@
+"""What a student knows of people in general: heads for features that are centred per person, and how people differ.
+
+The cloud fits both on labelled public clips (distill/student/centred.py) and ships them in the signed manifest. A
+device uses them to estimate what is the same in all clips of its one user (edge/own_clips/offset.py).
+
+Axes: M modalities (sound, picture), N clips, C classes, D feature width.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from isthmus.proto.messages import FloatArray
+
+MODALITIES: Final = 2
+"""Sound, then picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class CentredHeads:
+    """One linear head per modality, for a person whose features are those of the average public person.
+
+    ``logits`` gives ((x - centre) / spread) W + bias, with the temperature folded into W and bias. ``centre_MD`` is the
+    mean over public people of what is the same in all of a person's clips. ``spread_MD`` is the standard deviation of
+    each feature within people.
+    """
+
+    weights_MCD: FloatArray
+    bias_MC: FloatArray
+    centre_MD: FloatArray
+    spread_MD: FloatArray
+
+    def standardised(self, features_MND: FloatArray) -> FloatArray:
+        """Return (x - centre) / spread, (M, N, D)."""
+        scaled_MND: FloatArray = (features_MND - self.centre_MD[:, np.newaxis]) / self.spread_MD[:, np.newaxis]
+        return scaled_MND
+
+    def logits(self, features_MND: FloatArray) -> FloatArray:
+        """Return the logits of both heads, (M, N, C). Those of an absent modality have no meaning."""
+        logits_MNC: FloatArray = (
+            self.standardised(features_MND) @ self.weights_MCD.transpose(0, 2, 1) + self.bias_MC[:, np.newaxis]
+        )
+        return logits_MNC
+
+
+@dataclass(frozen=True, eq=False)
+class PersonModel:
+    """How the logits of ``CentredHeads`` are distributed over ``people`` public people, none of whom a head had seen.
+
+    ``mean_MCC[m, c]``: the mean logits of class c, when each person's own shift is taken out.
+    ``between_MCC``: the covariance of that shift between people.
+    ``within_MCC``: the covariance of the logits within a person and a class.
+    ``fusion``: the factor of the sum of both logits if a clip has both modalities. Sound and picture are not
+    independent, so their plain sum is too confident.
+    """
+
+    mean_MCC: FloatArray
+    between_MCC: FloatArray
+    within_MCC: FloatArray
+    fusion: float = 1.0
+    people: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Centred:
+    """Both parts, which are shipped together."""
+
+    heads: CentredHeads
+    person: PersonModel
