@@ -80,7 +80,7 @@ def report(
             modes=modes,
             out=out,
             device=pick_device(device),
-            told=lambda line: typer.echo(line, err=True),
+            report=lambda line: typer.echo(line, err=True),
             advance=lambda cells: progress.advance(task, cells),
         )
     text = reports.markdown(result)

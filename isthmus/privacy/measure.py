@@ -57,7 +57,7 @@ SPECTROGRAM_RANGE = 6.0
 BASELINES = ("mean public clip", "mean public clip of the class", "the decoder's own limit")
 _FORMAT = "1"
 
-Told = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def run(
     modes: Sequence[Mode],
     out: Path,
     device: torch.device,
-    told: Told,
+    report: Report,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Measure the missing cells below ``out`` and return the whole result. ``advance`` is called after each cell.
@@ -122,10 +122,10 @@ def run(
                 enough = min(work.selection_sizes[name], work.shadow_size)
                 if max(mode.floor, 2) > enough:
                     skipped.append(f"{mode.name}, client {name}, seed {seed}: {enough} clips are too few")
-                    told("skipped: " + skipped[-1])
+                    report("skipped: " + skipped[-1])
                 else:
                     cells.append(work.cell(name, mode, examples=seed == seeds[0]))
-                    told(_line(cells[-1]))
+                    report(_line(cells[-1]))
                 advance(1)
     if not any(cell["kind"] == "mode" for cell in cells):
         raise ValueError("no mode could be measured: every floor is larger than the number of clips. Lower --floors.")
