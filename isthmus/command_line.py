@@ -40,7 +40,7 @@ _Function = TypeVar("_Function", bound=Callable[..., None])
 _Options = TypeVar("_Options")
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _ClickException: Any = typer.BadParameter.__mro__[2]
-"""The base classes of usage errors, whether typer brings its own copy of click or imports click."""
+"""The base classes of usage errors: typer has its own copy of click and exports neither class."""
 _PIPE_COLUMNS = 200
 """Width of a table that is written to a file or a pipe."""
 

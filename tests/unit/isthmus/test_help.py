@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,47 +16,106 @@ from isthmus.command_line import CommandPage
 
 pytestmark = pytest.mark.timeout(600)
 
-HEAVY = {
-    "torch", "torchvision", "timm", "scipy", "sklearn", "matplotlib", "onnx", "onnxruntime", "grpc", "google.protobuf",
-    "sqlalchemy", "pandas", "pyarrow", "cv2", "av", "safetensors", "cryptography", "pydantic", "numpy", "rich",
-}  # fmt: skip
-MOST_CPU_S = 1.0
-"""Bound of processor time for a group's help. It takes about 0.25 s, and longer on a busy machine."""
+MOST_CPU_S = 0.5
+"""Bound of processor time, user and system, for a group's help and every page below it. It takes 0.1 to 0.2 s."""
+ATTEMPTS = 6
+"""Runs of which the least counts. A second one is made only if the first is over the bound, as on a busy machine."""
+OURS = {"isthmus", "lazy_loader"}
+LEARNING = {
+    "torch",
+    "torchvision",
+    "timm",
+    "scipy",
+    "sklearn",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "grpc",
+    "sqlalchemy",
+}
 
-WALK = """
+IMPORTED = """
 import json, resource, sys
-import isthmus.cli
+before = set(sys.modules)
 
+def report(**facts):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    imported = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+    facts |= {"imported": sorted(imported), "cpu_s": used.ru_utime + used.ru_stime}
+    print(json.dumps(facts), file=sys.stderr)
+"""
+
+HELP = (
+    IMPORTED
+    + """
+import isthmus.cli
 try:
     isthmus.cli.main([sys.argv[1], "--help"])
 finally:
     from isthmus.command_line import pages_of
     module = sys.modules[isthmus.cli.SUBCOMMANDS[sys.argv[1]].module]
-    pages = pages_of(module.app, f"isthmus {sys.argv[1]}")
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    facts = {"modules": sorted(sys.modules), "pages": len(pages), "cpu_s": used.ru_utime + used.ru_stime}
-    print(json.dumps(facts), file=sys.stderr)
+    report(pages=len(pages_of(module.app, f"isthmus {sys.argv[1]}")))
 """
+)
+
+TYPER_ALONE = (
+    IMPORTED
+    + """
+import typer
+app = typer.Typer(rich_markup_mode=None)
+
+@app.command()
+def main(argument: str, option: int = 1): ...
+
+try:
+    app(["--help"])
+finally:
+    report()
+"""
+)
+
+CHECK = (
+    IMPORTED
+    + """
+import isthmus.cli
+try:
+    isthmus.cli.main(["data", "check", sys.argv[1]])
+finally:
+    report()
+"""
+)
 
 
-def walk(name: str) -> dict[str, Any]:
-    """Render the help of a subcommand and of everything below it in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", WALK, name], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.startswith(f"Usage: isthmus {name}")
-    found: dict[str, Any] = json.loads(done.stderr)
+def facts_of(code: str, *arguments: object, says: str) -> dict[str, Any]:
+    """Run ``code`` in a process of its own, and return what it reports on standard error."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert says in done.stdout, done.stderr
+    found: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
     return found
 
 
+def assert_quick(code: str, *arguments: object, says: str, most_s: float, first: dict[str, Any]) -> None:
+    """Repeat a run that took longer than ``most_s`` of processor time: other work on the machine can only add to it."""
+    took_s = [first["cpu_s"]]
+    while min(took_s) > most_s and len(took_s) < ATTEMPTS:
+        took_s.append(facts_of(code, *arguments, says=says)["cpu_s"])
+    assert min(took_s) <= most_s, took_s
+
+
+@pytest.fixture(scope="module")
+def typers_own() -> set[str]:
+    """Return the packages that typer imports to show the help of a small program."""
+    return set(facts_of(TYPER_ALONE, says="Usage")["imported"])
+
+
 @pytest.mark.parametrize("name", cli.SUBCOMMANDS)
-def test_help_is_quick_and_imports_nothing_heavy(name: str) -> None:
-    found = walk(name)
-    assert HEAVY.isdisjoint(found["modules"])
+def test_help_is_quick_and_imports_only_typer(name: str, typers_own: set[str]) -> None:
+    usage = f"Usage: isthmus {name}"
+    found = facts_of(HELP, name, says=usage)
+    assert set(found["imported"]) - typers_own == OURS
     assert found["pages"] >= 1
-    cpu_s = found["cpu_s"]
-    for _ in range(2):
-        if cpu_s > MOST_CPU_S:
-            cpu_s = min(cpu_s, walk(name)["cpu_s"])
-    assert cpu_s <= MOST_CPU_S
+    assert_quick(HELP, name, says=usage, most_s=MOST_CPU_S, first=found)
 
 
 @pytest.fixture(scope="module")
@@ -156,26 +216,11 @@ def test_a_simulated_replay_needs_no_torch() -> None:
     assert (done.returncode, "no policy passes" in done.stdout) == (0, True), done.stderr
 
 
-def test_checking_ten_clips_takes_under_a_second(tmp_path: Any) -> None:
+def test_checking_ten_clips_takes_under_a_second_of_processor_time(tmp_path: Path, typers_own: set[str]) -> None:
     from isthmus.data.synthetic.sets import make_crema_d
 
     make_crema_d(tmp_path / "clips", actors=2, takes=1, seed=0, difficulty=0.3)
-    code = (
-        "import resource, sys, isthmus.cli\n"
-        "try:\n    isthmus.cli.main(['data', 'check', sys.argv[1]])\n"
-        "finally:\n"
-        "    used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "    print(used.ru_utime + used.ru_stime, 'scipy' in sys.modules, 'torch' in sys.modules, file=sys.stderr)"
-    )
-    took_s = []
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "clips")], capture_output=True, text=True, timeout=120
-        )
-        assert "12 clips decode, 0 damaged" in done.stdout
-        cpu_s, *heavy = done.stderr.split()
-        assert heavy == ["False", "False"]
-        took_s.append(float(cpu_s))
-        if took_s[-1] < 1.0:
-            break
-    assert min(took_s) < 2.0  # about 0.6 s of processor time; a busy machine adds to it
+    says = "12 clips decode, 0 damaged"
+    found = facts_of(CHECK, tmp_path / "clips", says=says)
+    assert set(found["imported"]).isdisjoint(LEARNING) and {"av", "cv2"} <= set(found["imported"])
+    assert_quick(CHECK, tmp_path / "clips", says=says, most_s=1.0, first=found)
