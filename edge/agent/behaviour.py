@@ -361,6 +361,11 @@ def enrol_anew(state: State) -> State:
     )
 
 
+def rolled_back(state: State, student_id: str) -> State:
+    """Return the state in which the device uses the student before; whatever it was doing goes on."""
+    return replace(state, active_id=student_id, repair_id="")
+
+
 def step(state: State, event: Event, now_s: float) -> tuple[State, Sequence[Action]]:
     """Return the state after ``event`` and the next actions. ``now_s`` is a monotonic clock."""
     match event:

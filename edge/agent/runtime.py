@@ -2,10 +2,11 @@
 
 Every decision is the agent's (behaviour.py). Its state is on disk before its next action begins, so the process may be
 killed at any point and continues when it is started again. ``run`` may be called in a thread of its own; meanwhile
-other threads only read ``state``.
+other threads only read ``state``, ask for ``pause`` and call ``rollback``.
 """
 
 import random
+import threading
 import time
 import uuid
 from collections import deque
@@ -25,7 +26,7 @@ from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.own_clips import OwnClips
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices
 from isthmus.edge.student.download import Tally, fetch_student
-from isthmus.edge.student.slot import LoadTest, StudentSlot
+from isthmus.edge.student.slot import Installed, LoadTest, StudentSlot
 from isthmus.edge.student.trial import try_student
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.errors import InvalidInput, IsthmusError, StorageFull, Unauthenticated, WrongState
@@ -131,6 +132,8 @@ class Runtime:
         self._outbox = Outbox(device.root / "outbox.sqlite")
         self._actions: deque[behaviour.Action] = deque()
         self._trouble = ""
+        self._wait_until_s: float | None = None
+        self._changing = threading.RLock()
         self._patient = False
         self._slot: StudentSlot | None = None
         self._enrolment: Enrolment | None = None
@@ -223,6 +226,24 @@ class Runtime:
         self._dispatch(behaviour.Damaged(active_id, substitute_id))
         return False
 
+    def rollback(self) -> Installed:
+        """Go back to the student that was in use before, at any time while the device runs.
+
+        Raises WrongState if there is none or the device is just replacing its student, Corrupt for damage.
+        """
+        with self._changing:
+            if self.state.phase is behaviour.Phase.SWAP or self.state.repair_id:
+                raise WrongState("the device is replacing its student; roll back when that is done")
+            installed, state = roll_back(self.slot, self.state)
+            self._save(state)
+            self.state = state
+            return installed
+
+    def pause(self) -> tuple[float | None, str]:
+        """Return for how many seconds the device is waiting now (None: it is not) and why."""
+        until_s = self._wait_until_s
+        return (None, "") if until_s is None else (round(max(0.0, until_s - self.clock()), 1), self._trouble)
+
     def note_link(self, event: behaviour.Failed | behaviour.Answered | behaviour.Tick) -> behaviour.Answering:
         """Report the link, or that time has passed, to the agent while serving; return how to answer now."""
         self._dispatch(event)
@@ -255,11 +276,12 @@ class Runtime:
         return not self._patient and self.state.refusals > behaviour.MOST_REFUSALS
 
     def _dispatch(self, event: behaviour.Event) -> None:
-        before = self.state
-        state, actions = behaviour.step(before, event, self.clock())
-        if state != before:
-            self._save(state)
-        self.state = state
+        with self._changing:
+            before = self.state
+            state, actions = behaviour.step(before, event, self.clock())
+            if state != before:
+                self._save(state)
+            self.state = state
         if 0 < state.uploaded_round != before.uploaded_round:
             self._outbox.acknowledge(_entry_name(state.uploaded_round))
         if state.phase is behaviour.Phase.SERVE and before.phase is not behaviour.Phase.SERVE:
@@ -473,7 +495,9 @@ class Runtime:
     def _wait(self, until_s: float) -> None:
         seconds = max(0.0, until_s - self.clock())
         self.observer.on_wait(seconds, self._trouble)
+        self._wait_until_s = until_s
         self._sleep(seconds)
+        self._wait_until_s = None
 
     def _stage(self, action: behaviour.Action) -> str:
         purpose = self.state.purpose.value
@@ -496,6 +520,17 @@ def enrol_anew(config: RunConfig, device: DeviceState, link: Link) -> str:
     if state != behaviour.State():
         device.save_agent(behaviour.enrol_anew(state))
     return enrolment.device_id
+
+
+def roll_back(slot: StudentSlot, state: behaviour.State) -> tuple[Installed, behaviour.State]:
+    """Exchange the student in use with the one before; return it and the agent's state, which the caller saves.
+
+    Raises WrongState if there is none, Corrupt for damage.
+    """
+    if slot.is_sound(state.active_id):
+        slot.activate(state.active_id)  # Changes something only if a rollback was killed before the caller saved.
+    installed = slot.rollback()
+    return installed, behaviour.rolled_back(state, installed.manifest.student_id)
 
 
 def _enrolled(config: RunConfig, device: DeviceState, link: Link) -> Enrolment:

@@ -87,7 +87,8 @@ def status(
 ) -> None:
     """Show the state of this device: identity, phase, students, and everything that it has ever sent of its user.
 
-    Needs the --state folder of 'isthmus edge run'. Writes nothing.
+    Needs the --state folder of 'isthmus edge run'. Writes nothing. If the device runs, it answers itself, and says what
+    it is waiting for.
     """
     from isthmus.edge.commands.running import status
 
@@ -98,7 +99,8 @@ def status(
 def rollback(state: State) -> None:
     """Go back to the student that was in use before. A second rollback goes forward again.
 
-    Needs the --state folder of 'isthmus edge run' with at least two students. The folder keeps both.
+    Needs the --state folder of 'isthmus edge run' with at least two students. The folder keeps both. A running device
+    changes at once and goes on with its work.
     """
     from isthmus.edge.commands.running import rollback
 

@@ -3,12 +3,11 @@
 import contextlib
 import itertools
 import json
-import math
 import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips
 from isthmus.edge.agent.report import write_report
+from isthmus.edge.agent.requests import Device, answered, ask, privacy
 from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import LiveCapture, raw_bytes, replay
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
 from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
-from isthmus.edge.own_clips import budget as budgets
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
 from isthmus.edge.student.encoder import StudentEncoder
@@ -73,6 +72,10 @@ def run(
         stack.enter_context(contextlib.closing(runtime))
         if asked.again:
             runtime.personalise_again()
+        try:
+            stack.enter_context(answered(Device(device, runtime)))
+        except OSError as error:
+            errors.print(plain(f"other commands cannot talk to this device while it runs: {error}"), markup=False)
         device_run = DeviceRun(runtime, device, plan, infer, cloud=cloud)
 
         def personalise(patient: bool) -> dict[str, object]:
@@ -132,37 +135,21 @@ def prototypes(
                 on_damage=observer.on_damage,
             )
         disclosure = disclose(made, enrolment.classes, raw_bytes(plan.selection))
-        privacy = _privacy(device)
+        spent = privacy(device)
         if as_json:
             values = [[float(value) for value in row_C] for row_C in made.values_KC]
             features = None if made.features_KE is None else made.features_KE.tolist()
             sizes = made.sizes_K.tolist()
             numbers = {"values": values, "sizes": sizes, "features": features}
-            typer.echo(json.dumps({**asdict(disclosure), **numbers, **privacy}))
+            typer.echo(json.dumps({**asdict(disclosure), **numbers, **spent}))
         else:
             print_disclosure(output, disclosure)
-            typer.echo(_privacy_sentence(privacy))
+            typer.echo(_privacy_sentence(spent))
 
 
 def status(state: Path, *, as_json: bool) -> None:
     """Print the device's state. Raises IsthmusError or ValueError."""
-    device = _existing(state)
-    enrolment, agent_state, ledger = device.enrolment(), device.agent(), device.ledger()
-    facts = {
-        "device_id": "" if enrolment is None else enrolment.device_id,
-        "phase": agent_state.phase.value,
-        "round": agent_state.round,
-        "job_id": agent_state.job_id,
-        "student": agent_state.active_id,
-        "base_student": agent_state.base_id,
-        "verdict": agent_state.verdict,
-        "refused_student": agent_state.refused_id,
-        "failure": agent_state.failure,
-        "uploads": len(ledger),
-        "uploaded_bytes": sum(entry.message_bytes for entry in ledger),
-        "smallest_prototype": min((entry.smallest for entry in ledger), default=None),
-        **_privacy(device),
-    }
+    facts = ask(_existing(state), "status")
     if as_json:
         typer.echo(json.dumps(facts))
         return
@@ -174,12 +161,8 @@ def status(state: Path, *, as_json: bool) -> None:
 
 def rollback(state: Path) -> None:
     """Go back to the previous student. Raises IsthmusError or ValueError."""
-    device = _existing(state)
-    slot, _ = _slot(device)
-    with device.held():
-        installed = slot.rollback()
-        device.save_agent(replace(device.agent(), active_id=installed.manifest.student_id, repair_id=""))
-    typer.echo(f"now using student {installed.manifest.student_id} ({installed.manifest.kind})")
+    now = ask(_existing(state), "rollback")
+    typer.echo(plain(f"now using student {now['student']} ({now['kind']})"))
 
 
 def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> None:
@@ -200,21 +183,11 @@ def _link(cloud: str, known_as: CloudOptions) -> GrpcLink:
     return GrpcLink(connect(), connect)
 
 
-def _privacy(device: DeviceState) -> dict[str, float | int | None]:
-    budget = device.budget()
-    epsilon = None if budget is None or budget.epsilon is None or math.isinf(budget.epsilon) else budget.epsilon
-    return {
-        "epsilon_spent": budgets.spent(entry.epsilon for entry in device.ledger()),
-        "epsilon_budget": epsilon,
-        "rounds_allowed": None if budget is None else budget.rounds,
-    }
-
-
-def _privacy_sentence(privacy: dict[str, float | int | None]) -> str:
-    budget, rounds = privacy["epsilon_budget"], privacy["rounds_allowed"]
+def _privacy_sentence(spent: dict[str, float | int | None]) -> str:
+    budget, rounds = spent["epsilon_budget"], spent["rounds_allowed"]
     limit = "no budget is set" if budget is None else f"the budget is {budget:g}"
     pinned = "" if rounds is None else f" Without --rounds, a personalisation makes at most {rounds} uploads."
-    return f"This device has spent epsilon {privacy['epsilon_spent']:g}; {limit}.{pinned}"
+    return f"This device has spent epsilon {spent['epsilon_spent']:g}; {limit}.{pinned}"
 
 
 def _plan(clips: ClipOptions) -> ClipPlan:

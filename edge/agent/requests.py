@@ -1,0 +1,204 @@
+"""Requests of other processes to a device: the running device answers them, or if none runs, its state folder does.
+
+To add a request, write one function in this file and decorate it with ``@request``. Its name is the request's name. Its
+first parameter is the ``Device``; the others are the arguments, each a ``str``, ``int``, ``float``, ``bool`` or
+``list``, checked before the call. It returns what JSON can hold, and raises an IsthmusError to refuse. A command then
+calls ``ask(device, "name", argument=value)``. If a request needs something else of the running process, that becomes
+another field of ``Device``.
+"""
+
+import inspect
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from isthmus.edge.agent.behaviour import State
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
+from isthmus.edge.agent.runtime import Runtime, roll_back
+from isthmus.edge.own_clips import budget as budgets
+from isthmus.edge.student.slot import StudentSlot
+from isthmus.edge.student.trial import try_student
+from isthmus.proto.errors import Internal, InvalidInput, IsthmusError, WrongState, from_status
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a request works on: the state folder, and the runtime if this process runs the device."""
+
+    state: DeviceState
+    runtime: Runtime | None = None
+
+    @property
+    def agent(self) -> State:
+        """The agent's state, of the running device or from the folder."""
+        return self.state.agent() if self.runtime is None else self.runtime.state
+
+
+@dataclass(frozen=True)
+class _Request:
+    function: Callable[..., dict[str, Any]]
+    changes: bool
+    arguments: Mapping[str, Any]
+    needed: frozenset[str]
+
+
+_TABLE: dict[str, _Request] = {}
+_one_change = threading.Lock()
+
+_Function = TypeVar("_Function", bound=Callable[..., dict[str, Any]])
+
+
+def request(*, changes: bool) -> Callable[[_Function], _Function]:
+    """Add the decorated function to the table.
+
+    ``changes``: it writes to the folder, so it runs alone, and holds the folder if no process runs the device.
+    """
+
+    def add(function: _Function) -> _Function:
+        hints = get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        _TABLE[function.__name__] = _Request(
+            function,
+            changes,
+            {each.name: hints[each.name] for each in parameters},
+            frozenset(each.name for each in parameters if each.default is each.empty),
+        )
+        return function
+
+    return add
+
+
+@request(changes=False)
+def status(device: Device) -> dict[str, Any]:
+    """Return the facts about the device that a person asks for."""
+    agent, ledger, enrolment = device.agent, device.state.ledger(), device.state.enrolment()
+    waits_s, waits_for = (None, "") if device.runtime is None else device.runtime.pause()
+    return {
+        "device_id": "" if enrolment is None else enrolment.device_id,
+        "running": None if device.runtime is None else os.getpid(),
+        "phase": agent.phase.value,
+        "waits_s": waits_s,
+        "waits_for": waits_for,
+        "round": agent.round,
+        "job_id": agent.job_id,
+        "student": agent.active_id,
+        "base_student": agent.base_id,
+        "verdict": agent.verdict,
+        "refused_student": agent.refused_id,
+        "failure": agent.failure,
+        "uploads": len(ledger),
+        "uploaded_bytes": sum(entry.message_bytes for entry in ledger),
+        "smallest_prototype": min((entry.smallest for entry in ledger), default=None),
+        **privacy(device.state),
+    }
+
+
+@request(changes=True)
+def rollback(device: Device) -> dict[str, Any]:
+    """Go back to the student that was in use before."""
+    if device.runtime is not None:
+        installed = device.runtime.rollback()
+    else:
+        enrolment = device.state.enrolment()
+        if enrolment is None:
+            raise WrongState(f"{device.state.root}: this device has not enrolled yet, so it has no student")
+        slot = StudentSlot(device.state.root / "students", enrolment.signing_public_key, try_student)
+        installed, agent = roll_back(slot, device.agent)
+        device.state.save_agent(agent)
+    return {"student": installed.manifest.student_id, "kind": installed.manifest.kind}
+
+
+def privacy(state: DeviceState) -> dict[str, float | int | None]:
+    """Return the epsilon spent, the epsilon allowed and the rounds allowed. None means without a limit."""
+    budget = state.budget()
+    epsilon = None if budget is None or budget.epsilon is None or math.isinf(budget.epsilon) else budget.epsilon
+    return {
+        "epsilon_spent": budgets.spent(entry.epsilon for entry in state.ledger()),
+        "epsilon_budget": epsilon,
+        "rounds_allowed": None if budget is None else budget.rounds,
+    }
+
+
+def ask(state: DeviceState, name: str, /, **arguments: Any) -> dict[str, Any]:
+    """Return the running device's answer to a request; if none runs, do what is asked on the folder.
+
+    Raises what the request raises, what ``local_socket.call`` raises, and Locked if another process holds the folder
+    without answering requests.
+    """
+    question = {"request": name, "arguments": arguments}
+    line = call(state.root, json.dumps(question).encode())
+    if line is None:
+        wanted = _wanted(question)
+        if not wanted[0].changes:
+            return _perform(Device(state), *wanted)
+        with state.held():
+            return _perform(Device(state), *wanted)
+    reply = _object(line)
+    if isinstance(answer := reply.get("answer"), dict):
+        return answer
+    raise from_status(int(reply.get("code", Internal.code)), str(reply.get("message")), str(reply.get("error")))
+
+
+@contextmanager
+def answered(device: Device) -> Iterator[None]:
+    """Answer requests of other processes during the block. The caller holds the folder. Raises as LocalSocket does."""
+    with LocalSocket(device.state.root, lambda line: _reply(device, line)):
+        yield
+
+
+def _reply(device: Device, line: bytes) -> bytes:
+    try:
+        reply: dict[str, Any] = {"answer": _perform(device, *_wanted(_object(line)))}
+    except IsthmusError as error:
+        reply = {"error": type(error).__name__, "code": error.code, "message": str(error)}
+    except Exception as error:
+        log.exception("a request failed")
+        message = f"the device failed to answer: {type(error).__name__}; its own output says more"
+        reply = {"error": Internal.__name__, "code": Internal.code, "message": message}
+    made = json.dumps(reply).encode()
+    if len(made) > MOST_ANSWER_BYTES:
+        reply = {"error": Internal.__name__, "code": Internal.code, "message": "the answer is too long to be sent"}
+        made = json.dumps(reply).encode()
+    return made
+
+
+def _perform(device: Device, wanted: _Request, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    if not wanted.changes:
+        return wanted.function(device, **arguments)
+    with _one_change:
+        return wanted.function(device, **arguments)
+
+
+def _wanted(question: Mapping[str, Any]) -> tuple[_Request, dict[str, Any]]:
+    """Return the request that is asked for and its checked arguments. Raises InvalidInput."""
+    name, arguments = question.get("request"), question.get("arguments", {})
+    if not isinstance(name, str) or name not in _TABLE:
+        raise InvalidInput(f"{name!r} is no request of this version; it knows {', '.join(sorted(_TABLE))}")
+    wanted = _TABLE[name]
+    if not isinstance(arguments, dict) or not wanted.needed <= arguments.keys() <= wanted.arguments.keys():
+        raise InvalidInput(f"{name} takes the arguments: {', '.join(wanted.arguments) or 'none'}")
+    for argument, value in arguments.items():
+        kind = wanted.arguments[argument]
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise InvalidInput(f"{name}: {argument} is {value!r}, which is no {getattr(kind, '__name__', kind)}")
+    return wanted, arguments
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (RecursionError, ValueError) as error:
+        raise InvalidInput("a request is one line that holds a JSON object") from error
+    if not isinstance(value, dict):
+        raise InvalidInput("a request is one line that holds a JSON object")
+    return value
