@@ -45,6 +45,9 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
     "experiment": LazyCommand(
         "isthmus.experiments.cli", "Compare methods over seeds, and write the results to files.", "demo"
     ),
+    "link": LazyCommand(
+        "isthmus.link.cli", "Pass connections on like a link with faults: slow, stalled, cut, damaged.", "link"
+    ),
     "privacy": LazyCommand("isthmus.privacy.cli", "Attack what a device would send, and report what leaks.", "demo"),
 }
 

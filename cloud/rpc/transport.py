@@ -4,6 +4,7 @@ import logging
 import resource
 from typing import Final
 
+from isthmus.proto import keepalive
 from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,7 @@ def options(connections: int, *, elastic: bool) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_idle_ms", 300_000),
         # With port reuse, two servers on one port would each receive some of the devices at random.
         ("grpc.so_reuseport", 0),
-        # A vanished device is noticed. A device may ping every 10 s to check that the server is still there.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *keepalive.server_options(),
     )
 
 

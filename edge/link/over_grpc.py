@@ -1,8 +1,7 @@
 """The Link over gRPC: the only file of the device that imports grpc.
 
-All calls use one channel. A connection that swallows everything is noticed by keepalive pings within KEEPALIVE_S plus
-KEEPALIVE_TIMEOUT_S, in every call, and gRPC connects anew. If a call still gets no answer, the whole channel is
-replaced.
+All calls use one channel. A connection that swallows everything is noticed by keepalive pings in every call
+(``isthmus.proto.keepalive``), and gRPC connects anew. If a call still gets no answer, the whole channel is replaced.
 """
 
 import queue
@@ -14,7 +13,7 @@ from typing import Any
 import grpc
 
 from isthmus.edge.link.interface import Traffic
-from isthmus.proto import convert
+from isthmus.proto import convert, keepalive
 from isthmus.proto.errors import NAME_KEY, Internal, InvalidInput, IsthmusError, TooLate, Unavailable, from_status
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest
@@ -26,9 +25,6 @@ FETCH_TIMEOUT_S = 300.0
 """A file that takes longer continues from its last byte in another call."""
 WATCH_TIMEOUT_S = 300.0
 """A watch is renewed this often."""
-KEEPALIVE_S = 12.0
-"""Longer than the 10 s that a server of ours allows between pings."""
-KEEPALIVE_TIMEOUT_S = 8.0
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -44,13 +40,7 @@ def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False)
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 10_000),
-        ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
-        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-        # A ping has its own timeout, a minute by default, and the longer of the two applies.
-        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT_S * 1000)),
-        ("grpc.http2.max_pings_without_data", 0),
+        *keepalive.device_options(),
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if tls or tls_ca is not None:

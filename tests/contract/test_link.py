@@ -16,7 +16,7 @@ import pytest
 from isthmus.edge.link import over_grpc
 from isthmus.edge.link.interface import Link, MemoryCloud, MemoryLink
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
-from isthmus.proto import convert
+from isthmus.proto import convert, keepalive
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (
     NAME_KEY,
@@ -32,6 +32,7 @@ from isthmus.proto.errors import (
 from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototypes, Stage, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
+from tests.rigs.faulty_link import faulty_link
 
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 PROTOTYPES = Prototypes(
@@ -259,36 +260,6 @@ def test_beyond_this_machine_tls_is_required() -> None:
     open_channel("cloud.example:443", tls=True).close()
 
 
-class SilentProxy:
-    """A TCP proxy whose present connections can be made to swallow everything, while new ones work."""
-
-    def __init__(self, port: int) -> None:
-        self.port, self.connections, self.dead_up_to = port, 0, 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def swallow(self) -> None:
-        self.dead_up_to = self.connections
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, far = self._listener.accept()[0], socket.create_connection(("127.0.0.1", self.port))
-                self.connections += 1
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink, self.connections), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if number > self.dead_up_to:
-                    sink.sendall(data)
-
-
 def answered(link: GrpcLink) -> Any:
     """The base student's manifest. A busy machine may be silent for so long that a sound connection is given up."""
     for _ in range(10):
@@ -298,24 +269,23 @@ def answered(link: GrpcLink) -> Any:
 
 
 def test_a_connection_that_swallows_everything_is_replaced(students: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_grpc, "KEEPALIVE_S", 1.0)
-    monkeypatch.setattr(over_grpc, "KEEPALIVE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(keepalive, "PING_AFTER_S", 1.0)
+    monkeypatch.setattr(keepalive, "PING_TIMEOUT_S", 2.0)
     servicer = Servicer(students.cloud())
     options = [("grpc.http2.min_ping_interval_without_data_ms", 100), ("grpc.http2.max_ping_strikes", 0)]
     server = grpc.server(ThreadPoolExecutor(4), options=options)
     rpc.add_PersonalisationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    proxy = SilentProxy(port)
-    link = GrpcLink(open_channel(proxy.address))
-    link.authenticate(link.enrol("kiosk", "").token)
-    proxy.swallow()
-    with pytest.raises(Unavailable):
-        link.describe_student("")
-    assert answered(link).manifest_bytes, "the same link has another connection"
-    assert proxy.connections >= 2
-    link.close()
-    proxy.close()
+    with faulty_link(port) as faulty:
+        link = GrpcLink(open_channel(faulty.address))
+        link.authenticate(link.enrol("kiosk", "").token)
+        faulty.do(faulty.link.half_open)
+        with pytest.raises(Unavailable):
+            link.describe_student("")
+        assert answered(link).manifest_bytes, "the same link has another connection"
+        assert faulty.link.counts.connections >= 2
+        link.close()
     server.stop(None).wait()
 
 

@@ -36,6 +36,7 @@ EXTRA_OF = {
     "cloud/": "cloud",
     "cloud/elastic/model/": "elastic",
     "isthmus/": "demo",
+    "isthmus/link/": "link",
 }
 
 ONLY_WHAT_THE_EXTRA_HAS = """
