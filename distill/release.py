@@ -5,7 +5,7 @@ public/                         the decoded public clips (data/cache/build.py)
 teacher/teacher.safetensors     and history.json, loss.png
 teacher_outputs/<hash>/         features and probabilities on the public clips, memory-mapped
 students/<seed>.safetensors     AllDistill students, one per seed; their heads in <seed>-heads.safetensors
-base/                           the student a new device gets: ONNX files and heads.safetensors
+base/                           the student a new device gets: ONNX files, heads.safetensors, measured.json, person.pb
 """
 
 import json

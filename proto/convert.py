@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from isthmus.proto.convert_person import centred_from_pb, centred_to_pb
 from isthmus.proto.errors import BadPrototypes, Corrupt, InvalidInput, TooLarge
 from isthmus.proto.limits import (
     CHUNK_BYTES,
@@ -311,6 +312,7 @@ def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
         feature_width=manifest.feature_width,
         created_s=manifest.created_s,
         measured=None if known is None else pb.PublicMeasure(**asdict(known)),
+        person=None if manifest.centred is None else centred_to_pb(manifest.centred),
     )
 
 
@@ -339,6 +341,9 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         created_s=message.created_s,
         measured=public_measure_from_pb(message.measured, len(message.classes))
         if message.HasField("measured")
+        else None,
+        centred=centred_from_pb(message.person, len(message.classes), message.feature_width)
+        if message.HasField("person")
         else None,
     )
 

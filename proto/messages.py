@@ -9,6 +9,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.proto.person import Centred
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -203,6 +205,7 @@ class StudentManifest:
                             "final"); present_B2 is 1 or 0 for sound and picture; an absent one has zero features
       compressor_r<ratio>.onnx   audio_BD, visual_BD -> audio_BW, visual_BW with W = floor(D / ratio); <ratio> as
                             in ``ratio_name``
+    ``centred`` is the student's person model (person.py); None if the public clips do not show how people differ.
     """
 
     student_id: str
@@ -214,6 +217,7 @@ class StudentManifest:
     feature_width: int
     created_s: float
     measured: PublicMeasure | None = None
+    centred: Centred | None = None
 
 
 @dataclass(frozen=True)

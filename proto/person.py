@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from isthmus.proto.messages import FloatArray
+Float32s = npt.NDArray[np.float32]
 
 MODALITIES: Final = 2
 """Sound, then picture."""
@@ -26,19 +27,19 @@ class CentredHeads:
     each feature within people.
     """
 
-    weights_MCD: FloatArray
-    bias_MC: FloatArray
-    centre_MD: FloatArray
-    spread_MD: FloatArray
+    weights_MCD: Float32s
+    bias_MC: Float32s
+    centre_MD: Float32s
+    spread_MD: Float32s
 
-    def standardised(self, features_MND: FloatArray) -> FloatArray:
+    def standardised(self, features_MND: Float32s) -> Float32s:
         """Return (x - centre) / spread, (M, N, D)."""
-        scaled_MND: FloatArray = (features_MND - self.centre_MD[:, np.newaxis]) / self.spread_MD[:, np.newaxis]
+        scaled_MND: Float32s = (features_MND - self.centre_MD[:, np.newaxis]) / self.spread_MD[:, np.newaxis]
         return scaled_MND
 
-    def logits(self, features_MND: FloatArray) -> FloatArray:
+    def logits(self, features_MND: Float32s) -> Float32s:
         """Return the logits of both heads, (M, N, C). Those of an absent modality have no meaning."""
-        logits_MNC: FloatArray = (
+        logits_MNC: Float32s = (
             self.standardised(features_MND) @ self.weights_MCD.transpose(0, 2, 1) + self.bias_MC[:, np.newaxis]
         )
         return logits_MNC
@@ -55,9 +56,9 @@ class PersonModel:
     independent, so their plain sum is too confident.
     """
 
-    mean_MCC: FloatArray
-    between_MCC: FloatArray
-    within_MCC: FloatArray
+    mean_MCC: Float32s
+    between_MCC: Float32s
+    within_MCC: Float32s
     fusion: float = 1.0
     people: int = 0
 

@@ -11,7 +11,7 @@ import torch
 
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.patching import patch_student
-from isthmus.cloud.personalise.students import MEASURED_FILE
+from isthmus.cloud.personalise.students import MEASURED_FILE, PERSON_FILE
 from isthmus.data.files import replaced, write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
@@ -19,7 +19,9 @@ from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.student import personalise
 from isthmus.distill.student.export import export_student
 from isthmus.distill.student.measure import measure_public
+from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.training.loop import pick_device
+from isthmus.distill.training.teacher_cache import encode_clips
 from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 
 
@@ -41,15 +43,21 @@ class DistillLearning:
         self._student(work, on_epoch)
 
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
-        student = self._student(work)
+        student, device = self._student(work), pick_device()
+        encoded = encode_clips(student, self._release.public, device)
         bank = personalise.train_heads(
             self._release,
             student,
             work.selection,
             seed=work.seed,
             on_epoch=lambda report: on_epoch(report.epoch, report.epochs),
+            device=device,
+            encoded=encoded,
         )
-        measured = measure_public(self._release, student, bank, work.selection, pick_device())
+        person = fit_person_model(self._release, student, device, encoded)
+        if person is not None:
+            write_atomically(heads.with_name(PERSON_FILE), person)
+        measured = measure_public(self._release, student, bank, work.selection, device, encoded)
         write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)))
         with replaced(heads) as part:
             bank.save(part)

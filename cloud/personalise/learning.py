@@ -44,7 +44,8 @@ class Learning(Protocol):
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
         """Train compressors and heads on the finished student of the checkpoint and write them to ``heads``.
 
-        Their results on public clips are written to ``students.MEASURED_FILE`` beside it, before ``heads`` appears.
+        Their results on public clips are written to ``students.MEASURED_FILE`` beside it, and the student's person
+        model, if it has one, to ``students.PERSON_FILE``, before ``heads`` appears.
         """
         ...
 

@@ -20,7 +20,8 @@ from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
-from isthmus.proto.errors import Corrupt, Internal, InvalidInput, NotYours
+from isthmus.proto.convert_person import centred_from_bytes
+from isthmus.proto.errors import Corrupt, Internal, InvalidInput, NotYours, TooLarge
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import (
     Chunk,
@@ -33,6 +34,7 @@ from isthmus.proto.messages import (
     patch_name,
 )
 from isthmus.proto.patch import base_sha256
+from isthmus.proto.person import Centred
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ HEADS_FILE = "heads.safetensors"
 
 MEASURED_FILE = "measured.json"
 """Stored beside the heads: their results on public clips (PublicMeasure), which the manifest passes to the device."""
+
+PERSON_FILE = "person.pb"
+"""Stored beside the heads: the student's person model, which the manifest passes to the device. A release of few people
+has none."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def publish(
         feature_width=offer.feature_width,
         created_s=now_s,
         measured=_measured(heads),
+        centred=_person_model(heads, offer),
     )
     content = manifest_to_bytes(manifest)
     signed = SignedManifest(content, signer.sign(content))
@@ -228,6 +235,18 @@ def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) 
 def _measured(heads: Path | None) -> PublicMeasure | None:
     path = None if heads is None else heads.with_name(MEASURED_FILE)
     return PublicMeasure(**json.loads(path.read_text())) if path is not None and path.is_file() else None
+
+
+def _person_model(heads: Path | None, offer: Offer) -> Centred | None:
+    path = None if heads is None else heads.with_name(PERSON_FILE)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return centred_from_bytes(path.read_bytes(), len(offer.classes), offer.feature_width)
+    except (InvalidInput, TooLarge) as error:
+        raise InvalidInput(
+            f"{path} is damaged ({error}): remove it, and students go on without a person model"
+        ) from error
 
 
 def _all_described(paths: Sequence[Path]) -> tuple[StudentFile, ...]:

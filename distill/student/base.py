@@ -12,8 +12,10 @@ from isthmus.distill.release import Release, save_weights
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.export import export_student
 from isthmus.distill.student.measure import measure_public
+from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.student.personalise import all_distill, train_heads
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs
+from isthmus.distill.training.teacher_cache import encode_clips
 
 
 def make_student(
@@ -52,7 +54,8 @@ def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEp
 
 
 def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> None:
-    """Train heads of the seed-0 student on all public clips and export its ONNX files: a new device's first student.
+    """Train heads of the seed-0 student on all public clips, fit its person model, and export its ONNX files: a new
+    device's first student.
 
     The folder appears whole or not at all. If it exists, nothing is done.
 
@@ -67,6 +70,10 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     student = release.student(0)
     export_student(release, student, heads, part)
     everything = Selection.whole(len(release.public.names))
-    measured = measure_public(release, student, heads, everything, device)
+    encoded = encode_clips(student, release.public, device)
+    person = fit_person_model(release, student, device, encoded)
+    if person is not None:
+        (part / "person.pb").write_bytes(person)
+    measured = measure_public(release, student, heads, everything, device, encoded)
     (part / "measured.json").write_text(json.dumps(asdict(measured)))
     part.replace(release.base_dir)

@@ -10,7 +10,7 @@ import torch
 from isthmus.data.cache.read import ClipArrays
 from isthmus.distill.models.heads import FusionHead, HeadBank, present
 from isthmus.distill.models.trunk import EncoderPair
-from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean, head_probabilities
+from isthmus.distill.training.teacher_cache import Encoded, encode_clips, evaluation_mean, head_probabilities
 from isthmus.proto.messages import Captured
 
 Float32s = npt.NDArray[np.float32]
@@ -39,7 +39,12 @@ def student_outputs(
     >>> student_outputs(release.student(), release.teacher_head, release.public, CPU).probabilities_NC.shape
     (24, 3)
     """
-    audio_ND, visual_NKD = encode_clips(student, clips, device)
+    return outputs_of(encode_clips(student, clips, device), teacher_head, clips)
+
+
+def outputs_of(encoded: Encoded, teacher_head: FusionHead, clips: ClipArrays) -> StudentOutputs:
+    """Return the outputs of clips that are encoded already."""
+    audio_ND, visual_NKD = encoded
     visual_ND = evaluation_mean(visual_NKD, clips)
     return StudentOutputs(audio_ND, visual_ND, head_probabilities(teacher_head, audio_ND, visual_ND))
 

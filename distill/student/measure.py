@@ -8,8 +8,9 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
-from isthmus.distill.student.evaluate import bank_probabilities, student_outputs
+from isthmus.distill.student.evaluate import bank_probabilities, outputs_of, student_outputs
 from isthmus.distill.student.personalise import clips_of_heads
+from isthmus.distill.training.teacher_cache import Encoded
 from isthmus.proto.messages import PublicMeasure
 
 FEWEST_CLIPS = 50
@@ -63,15 +64,21 @@ def measure_public(
     heads: HeadBank,
     selection: Selection,
     device: torch.device,
+    encoded: Encoded | None = None,
 ) -> PublicMeasure:
     """Return accuracy and ATC threshold of the student's local head (the smallest ratio of ``heads``) on public clips,
-    and its ``head_shares`` for the selection that the student was distilled on.
+    and its ``head_shares`` for the selection that the student was distilled on. ``encoded``: the features of all public
+    clips, if they are known.
 
     Raises ValueError if no public clip has a label.
     """
     labels_N = release.labels()
     rows = measured_rows(labels_N, selection.indices_S)
-    outputs = student_outputs(student, release.teacher_head.to(device), release.public.subset(rows), device)
+    teacher_head, clips = release.teacher_head.to(device), release.public.subset(rows)
+    if encoded is None:
+        outputs = student_outputs(student, teacher_head, clips, device)
+    else:
+        outputs = outputs_of((encoded[0][rows], encoded[1][rows]), teacher_head, clips)
     probabilities_NC = bank_probabilities(heads, outputs, heads.local_ratio)
     right_N = probabilities_NC.argmax(axis=1) == labels_N[rows]
     threshold = atc_threshold(probabilities_NC.max(axis=1), right_N)

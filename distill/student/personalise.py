@@ -25,7 +25,7 @@ from isthmus.distill.training.datasets import DistillationClips, LabelledFeature
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs, pick_device
 from isthmus.distill.training.loop import fit as fit_module
 from isthmus.distill.training.losses import feature_distillation_loss, masked_loss
-from isthmus.distill.training.teacher_cache import TeacherFeatures, encode_clips
+from isthmus.distill.training.teacher_cache import Encoded, TeacherFeatures, encode_clips
 
 Float32s = npt.NDArray[np.float32]
 StudentEncoders = EncoderPair
@@ -207,13 +207,15 @@ def train_heads(
     seed: int,
     on_epoch: OnEpoch = ignore_epochs,
     device: torch.device | None = None,
+    encoded: Encoded | None = None,
 ) -> HeadBank:
     """Run Alg. 8 (Eq. 5.9): per ratio a compressor and a head, cross-entropy on the selected clips, student frozen.
 
     With the recipe's ``heads_on`` "all", all public clips are used instead, with equal weights. Features of the clips
-    are computed once, and each clip counts by its weight. If the teacher's fusion is linear, a ratio's compressor
-    starts as the leading principal directions of those features, and its head as the teacher's head on the compressed
-    features. Training then begins at the uncompressed student's own accuracy instead of at chance (beyond the paper).
+    are computed once, and each clip counts by its weight. ``encoded`` are the features of all public clips, if they are
+    known. If the teacher's fusion is linear, a ratio's compressor starts as the leading principal directions of those
+    features, and its head as the teacher's head on the compressed features. Training then begins at the uncompressed
+    student's own accuracy instead of at chance (beyond the paper).
 
     >>> heads = train_heads(release, release.student(), Selection.whole(24), seed=0, device=CPU)
     >>> heads.ratios
@@ -225,7 +227,10 @@ def train_heads(
     order_S = np.argsort(selection.indices_S, kind="stable")
     clips = release.public.subset(selection.indices_S[order_S])
     weights_S = selection.weights_S[order_S] if selection.weighted else None
-    audio_SD, visual_SKD = encode_clips(student, clips, device)
+    if encoded is None:
+        audio_SD, visual_SKD = encode_clips(student, clips, device)
+    else:
+        audio_SD, visual_SKD = (part[selection.indices_S[order_S]] for part in encoded)
     data = LabelledFeatures(audio_SD, visual_SKD, np.asarray(clips.labels_N), recipe.input.frames_used, seed, weights_S)
     torch.manual_seed(seed)
     bank = HeadBank(recipe.feature_width, len(recipe.classes), recipe.ratios)

@@ -20,6 +20,9 @@ from isthmus.proto.messages import Captured
 
 BATCH_CLIPS = 16
 
+Encoded = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""What ``encode_clips`` returns: audio_ND and visual_NKD."""
+
 
 @dataclass(frozen=True)
 class TeacherOutputs:
@@ -37,7 +40,7 @@ def encode_clips(
     device: torch.device,
     progress: Progress | None = None,
     what: str = "encode",
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> Encoded:
     """Return the features of every clip, prepared as in evaluation: audio_ND, and visual_NKD for every stored frame.
 
     A thread reads and normalises the next batch while the encoders work on this one.

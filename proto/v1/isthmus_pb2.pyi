@@ -208,8 +208,30 @@ class PublicMeasure(_message.Message):
     class_shares: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ..., class_shares: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class PersonModel(_message.Message):
+    __slots__ = ("weights", "bias", "centre", "spread", "mean", "between", "within", "fusion", "people")
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
+    CENTRE_FIELD_NUMBER: _ClassVar[int]
+    SPREAD_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    BETWEEN_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    FUSION_FIELD_NUMBER: _ClassVar[int]
+    PEOPLE_FIELD_NUMBER: _ClassVar[int]
+    weights: bytes
+    bias: bytes
+    centre: bytes
+    spread: bytes
+    mean: bytes
+    between: bytes
+    within: bytes
+    fusion: float
+    people: int
+    def __init__(self, weights: _Optional[bytes] = ..., bias: _Optional[bytes] = ..., centre: _Optional[bytes] = ..., spread: _Optional[bytes] = ..., mean: _Optional[bytes] = ..., between: _Optional[bytes] = ..., within: _Optional[bytes] = ..., fusion: _Optional[float] = ..., people: _Optional[int] = ...) -> None: ...
+
 class StudentManifest(_message.Message):
-    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured")
+    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured", "person")
     STUDENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +241,7 @@ class StudentManifest(_message.Message):
     FEATURE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
+    PERSON_FIELD_NUMBER: _ClassVar[int]
     student_id: str
     kind: str
     files: _containers.RepeatedCompositeFieldContainer[StudentFile]
@@ -228,7 +251,8 @@ class StudentManifest(_message.Message):
     feature_width: int
     created_s: float
     measured: PublicMeasure
-    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ...) -> None: ...
+    person: PersonModel
+    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ..., person: _Optional[_Union[PersonModel, _Mapping]] = ...) -> None: ...
 
 class DescribeStudentResponse(_message.Message):
     __slots__ = ("manifest", "signature")

@@ -18,15 +18,18 @@ from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release, ReleaseError
 from isthmus.distill.selection import STRATEGIES, Selection, Wanted
 from isthmus.distill.student.base import make_base, make_student
-from isthmus.distill.student.evaluate import bank_probabilities, student_outputs
+from isthmus.distill.student.evaluate import bank_probabilities, outputs_of, student_outputs
 from isthmus.distill.student.export import export_student
+from isthmus.distill.student.measure import measure_public
+from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.student.personalise import distil_round, select_round, train_heads
 from isthmus.distill.teacher.teach import cache_teacher_outputs, teacher_accuracy, train_teacher
 from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.datasets import DistillationClips
 from isthmus.distill.training.loop import EpochReport
 from isthmus.distill.training.losses import classification_loss, feature_distillation_loss
-from isthmus.distill.training.teacher_cache import TeacherFeatures, head_probabilities
+from isthmus.distill.training.teacher_cache import TeacherFeatures, encode_clips, head_probabilities
+from isthmus.proto.convert_person import centred_from_bytes
 from isthmus.proto.messages import Captured
 
 CPU = torch.device("cpu")
@@ -334,3 +337,29 @@ def test_selecting_by_hand_and_distilling_on_it(taught: Release, tmp_path: Path)
     refused = runner.invoke(app, ["compress", *at, *student, "--selection", str(foreign), "--out", str(heads)])
     assert refused.exit_code == 1
     assert "another release" in refused.output
+
+
+def test_a_student_gets_a_person_model_if_the_public_clips_have_people(
+    taught: Release, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = taught.student(0)
+    encoded = encode_clips(student, taught.public, CPU)
+    assert fit_person_model(taught, student, CPU, encoded) is None
+    assert "1 people with labelled clips" in caplog.text and not (taught.base_dir / "person.pb").exists()
+    eight = dataclasses.replace(taught.public, actors=tuple(str(clip // 3) for clip in range(len(taught.public))))
+    content = fit_person_model(taught.over(eight, taught.teacher_outputs), student, CPU, encoded)
+    assert content is not None
+    made = centred_from_bytes(content, 3, taught.recipe.feature_width)
+    assert made.person.people == 8
+    outputs = outputs_of(encoded, taught.teacher_head, eight)
+    logits_MNC = made.heads.logits(np.stack([outputs.audio_ND, outputs.visual_ND]))
+    assert logits_MNC.shape == (2, len(eight), 3) and np.isfinite(logits_MNC).all()
+
+
+def test_features_that_are_known_make_the_same_heads(taught: Release) -> None:
+    student, whole = taught.student(0), Selection.whole(len(taught.public))
+    encoded = encode_clips(student, taught.public, CPU)
+    heads = train_heads(taught, student, whole, seed=0, encoded=encoded)
+    assert state_hash([heads]) == state_hash([train_heads(taught, student, whole, seed=0)])
+    measured = measure_public(taught, student, heads, whole, CPU)
+    assert measured == measure_public(taught, student, heads, whole, CPU, encoded)

@@ -21,7 +21,9 @@ from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.distill.selection import Selection
 from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_person import centred_to_bytes
 from isthmus.proto.messages import Prototypes, Stage, UploadMode
+from tests.rigs.people import person_model
 
 EPOCHS = 4
 
@@ -133,6 +135,38 @@ def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
     assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
     assert bench.student("job").count(b"\n") == EPOCHS - 1
     assert not list(bench.work_dir.iterdir())
+
+
+class KnowsPeople(CountedLearning):
+    """Learning that fits a person model too; ``content`` None does not."""
+
+    def __init__(self, content: bytes | None) -> None:
+        super().__init__()
+        self._content = content
+
+    def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
+        if self._content is not None:
+            heads.with_name(students.PERSON_FILE).write_bytes(self._content)
+        super().train_heads(work, heads, on_epoch)
+
+
+def test_the_person_model_is_signed_with_the_student(bench: Bench) -> None:
+    bench.start(rounds=2)
+    content = centred_to_bytes(person_model(2, bench.offer.feature_width))
+    runner = bench.runner(KnowsPeople(content))
+    runner.run("job")
+    described = students.describe(bench.shelf, bench.offer, "dev", "")
+    assert manifest_from_bytes(described.manifest_bytes).centred is None, "an interim student has no heads"
+    bench.upload(1)
+    assert runner.run("job").stage is Stage.READY
+    centred = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes).centred
+    assert centred is not None and centred_to_bytes(centred) == content
+
+
+def test_a_damaged_person_model_is_not_published(bench: Bench) -> None:
+    bench.start()
+    failed = bench.runner(KnowsPeople(b"\xff damaged")).run("job")
+    assert failed.stage is Stage.FAILED and "remove it" in failed.error
 
 
 def test_a_settled_selection_saves_rounds_and_not_epochs(bench: Bench) -> None:
