@@ -126,11 +126,23 @@ def _all_below(root: type[IsthmusError]) -> Iterator[type[IsthmusError]]:
         yield from _all_below(error)
 
 
-def from_status(code: int, message: str, name: str = "") -> IsthmusError:
+def retry_after_s(pushback_ms: str) -> float | None:
+    """Return the seconds of a value of ``RETRY_KEY``; None for "", and for what is no such value.
+
+    >>> retry_after_s("1500"), retry_after_s("-1"), retry_after_s("soon")
+    (1.5, None, None)
+    """
+    # A negative value means "do not try again" to gRPC. No error of ours is final, so it is no hint.
+    is_number = pushback_ms.isascii() and pushback_ms.isdigit() and len(pushback_ms) < 10
+    return int(pushback_ms) / 1000 if is_number else None
+
+
+def from_status(code: int, message: str, name: str = "", pushback_ms: str = "") -> IsthmusError:
     """Return the error of the tree for a status that was received over the wire.
 
     ``name`` is the value of ``NAME_KEY``. It is empty if gRPC itself or a proxy refused the call. RESOURCE_EXHAUSTED
-    then means that the server is busy, unless the message says that a message was over gRPC's bound.
+    then means that the server is busy, unless the message says that a message was over gRPC's bound. ``pushback_ms`` is
+    the value of ``RETRY_KEY``, if there is one.
     """
     named = {error.__name__: error for error in _all_below(IsthmusError) if error.code == code}
     by_code: dict[int, type[IsthmusError]] = {
@@ -144,4 +156,5 @@ def from_status(code: int, message: str, name: str = "") -> IsthmusError:
         15: Corrupt,
         16: Unauthenticated,
     }
-    return named.get(name, by_code.get(code, Internal))(message)
+    kind = named.get(name, by_code.get(code, Internal))
+    return Busy(message, retry_after_s=retry_after_s(pushback_ms)) if kind is Busy else kind(message)

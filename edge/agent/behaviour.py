@@ -14,10 +14,10 @@ A student becomes the active one only by ``Swap``. ``Swap`` follows ``Verified``
 student also ``Judged`` with acceptance. A refused student stays installed, and the active one goes on. An interim
 student makes prototypes and is never swapped in, because it cannot answer.
 
-No error is final. Errors of the link are tried again after at most a minute. Every other error is tried again after
-pauses that grow to an hour, in the same phase; ``failure`` says why. A student that is damaged on disk is fetched
-again (``Repair``) while another sound one answers. If the cloud has lost or failed a job, the same prototypes start
-another one, with the rounds that are left.
+No error is final. Errors of the link are tried again after at most a minute, or when a busy cloud has asked for it.
+Every other error is tried again after pauses that grow to an hour, in the same phase; ``failure`` says why. A student
+that is damaged on disk is fetched again (``Repair``) while another sound one answers. If the cloud has lost or failed
+a job, the same prototypes start another one, with the rounds that are left.
 
 The cloud never gets more uploads than ``most_rounds`` in one personalisation, whatever it asks for.
 """
@@ -44,6 +44,9 @@ from isthmus.proto.messages import JobStatus, Stage
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 60.0
 """The longest pause after an error of the link."""
+
+HINT_MOST_S = 300.0
+"""A busy cloud may name the time after which to try again; no more than this is heeded, before jitter."""
 
 TROUBLE_MOST_S = 3600.0
 """The longest pause after any other error."""
@@ -542,9 +545,9 @@ def _failed(state: State, error: IsthmusError, jitter: float, now_s: float) -> t
     if state.retry_at_s is not None:
         return state, ()
     if state.phase is Phase.SERVE and not state.repair_id:
-        return _retry_later(state, jitter, now_s) if isinstance(error, Unavailable | Busy) else (state, ())
+        return _retry_later(state, jitter, now_s, error) if isinstance(error, Unavailable | Busy) else (state, ())
     if isinstance(error, Unavailable | Busy):
-        return _retry_later(state, jitter, now_s)
+        return _retry_later(state, jitter, now_s, error)
     if state.repair_id and state.phase is not Phase.ENROL:
         if isinstance(error, NotYours) and not state.active_id:
             return _fetch_base(state)  # The cloud no longer has that student, and there is none to go on with.
@@ -599,9 +602,13 @@ def _trouble(
     return replace(state, refusals=refusals, retry_at_s=retry_at_s, failure=reason), (Wait(retry_at_s),)
 
 
-def _retry_later(state: State, jitter: float, now_s: float) -> tuple[State, Sequence[Action]]:
+def _retry_later(
+    state: State, jitter: float, now_s: float, error: IsthmusError | None = None
+) -> tuple[State, Sequence[Action]]:
+    """Try again after a pause that grows to a minute, and not before the time that a busy cloud has named."""
     attempt = state.attempt + 1
-    retry_at_s = now_s + backoff_s(attempt, jitter)
+    hint_s = (isinstance(error, Busy) and error.retry_after_s) or 0.0
+    retry_at_s = now_s + max(backoff_s(attempt, jitter), min(hint_s, HINT_MOST_S) * (1.0 + 0.5 * jitter))
     return replace(state, attempt=attempt, retry_at_s=retry_at_s, link_up=False), (Wait(retry_at_s),)
 
 

@@ -1,11 +1,11 @@
 """One run of a device over a data set: personalise, answer the test clips in every way, and report.
 
-While the cloud trains, the device answers the test clips with its first student ("before").
+While the cloud trains, or cannot be reached, the device answers the test clips with its first student ("before").
 """
 
 from dataclasses import dataclass
 
-from isthmus.edge.agent.behaviour import Answered, State
+from isthmus.edge.agent.behaviour import Answered, Phase, State
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import CloudAnswers, answer_locally
 from isthmus.edge.agent.report import ClipResult, RunFacts, build_report
@@ -49,6 +49,8 @@ class DeviceRun:
         self._results: dict[str, ClipResult] = {}
         self._before_done = False
         runtime.observer.on_accepted = self._answer_before
+        self._on_wait = runtime.observer.on_wait
+        runtime.observer.on_wait = self._answer_while_waiting
 
     def execute(self, *, patient: bool = False) -> dict[str, object]:
         """Personalise, answer, and return the report. ``patient``: see ``Runtime.run``.
@@ -67,6 +69,13 @@ class DeviceRun:
 
     def _relabel(self) -> None:
         self._plan = self._plan.labelled(self.runtime.enrolment.classes)
+
+    def _answer_while_waiting(self, seconds: float, reason: str) -> None:
+        """Report the pause; a device that was restarted in mid-job uses it to answer by itself."""
+        self._on_wait(seconds, reason)
+        state = self.runtime.state
+        if not self._before_done and state.base_id and state.phase is not Phase.ENROL:
+            self._answer_before()
 
     def _answer_before(self) -> None:
         """Answer the test clips with the first student, without the link. Unusable clips are left out everywhere."""

@@ -15,7 +15,7 @@ from isthmus.edge.link.interface import InferSession, Link
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.codec import pack_frame
-from isthmus.proto.errors import InvalidInput, IsthmusError, TooLate, Unavailable
+from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, TooLate, Unavailable
 from isthmus.proto.messages import FeatureFrame, Features, FloatArray, InferReply, StudentManifest
 
 SESSION_TIMEOUT_S = 600.0
@@ -25,7 +25,10 @@ MOST_TRIES = 8
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities (C,), or the reason why there are none. ``up_bytes``: size of the whole request message."""
+    """Probabilities (C,), or the reason why there are none. ``up_bytes``: size of the whole request message.
+
+    ``retry_after_s``: after how many seconds a busy cloud asks to be tried again, if it says so.
+    """
 
     probabilities_C: FloatArray | None
     error: str = ""
@@ -34,6 +37,7 @@ class Answer:
     round_trip_ms: float = 0.0
     server_ms: float = 0.0
     up_bytes: int = 0
+    retry_after_s: float | None = None
 
     @property
     def predicted(self) -> int | None:
@@ -87,7 +91,8 @@ class CloudAnswers:
         except IsthmusError as error:
             if isinstance(error, TooLate):
                 self.estimate = observe_answer(self.estimate, len(frame), self.clock() - asked_s, 0.0)
-            return Answer(None, error=str(error), compress_ms=compress_ms)
+            hint_s = error.retry_after_s if isinstance(error, Busy) else None
+            return Answer(None, error=str(error), compress_ms=compress_ms, retry_after_s=hint_s)
         elapsed_s = self.clock() - asked_s
         self.estimate = observe_answer(self.estimate, len(frame), elapsed_s, reply.server_ms / 1000)
         return Answer(

@@ -19,7 +19,7 @@ from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.compression import Setting, choose, make_policy
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.student.encoder import StudentEncoder, encode
-from isthmus.proto.errors import Corrupt, Unavailable, WrongState
+from isthmus.proto.errors import Busy, Corrupt, WrongState
 from isthmus.proto.messages import NumberType
 
 PROBE_EVERY_S = 10.0
@@ -117,7 +117,7 @@ class LiveAnswers:
             if answer.probabilities_C is not None:
                 self._runtime.note_link(Answered())
                 return LiveAnswer(name, answer, self._setting)
-            self._runtime.note_link(Failed(Unavailable(answer.error), jitter))
+            self._runtime.note_link(Failed(Busy(answer.error, retry_after_s=answer.retry_after_s), jitter))
         alone = answer_locally(student.encoder, features, self._runtime.clock).under(student.habits)
         return LiveAnswer(name, alone, None)
 

@@ -493,10 +493,9 @@ class Runtime:
         return behaviour.WatchEnded(self._jitter())
 
     def _wait(self, until_s: float) -> None:
-        seconds = max(0.0, until_s - self.clock())
-        self.observer.on_wait(seconds, self._trouble)
         self._wait_until_s = until_s
-        self._sleep(seconds)
+        self.observer.on_wait(max(0.0, until_s - self.clock()), self._trouble)
+        self._sleep(max(0.0, until_s - self.clock()))  # The observer may have used some of the time.
         self._wait_until_s = None
 
     def _stage(self, action: behaviour.Action) -> str:

@@ -14,7 +14,16 @@ import grpc
 
 from isthmus.edge.link.interface import Traffic
 from isthmus.proto import convert, keepalive
-from isthmus.proto.errors import NAME_KEY, Internal, InvalidInput, IsthmusError, TooLate, Unavailable, from_status
+from isthmus.proto.errors import (
+    NAME_KEY,
+    RETRY_KEY,
+    Internal,
+    InvalidInput,
+    IsthmusError,
+    TooLate,
+    Unavailable,
+    from_status,
+)
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -222,5 +231,6 @@ def _mapped(error: grpc.RpcError) -> IsthmusError:
         return Unavailable("the cloud cannot be reached")
     if code is grpc.StatusCode.CANCELLED:
         return Unavailable("the call was cancelled")
-    name = next((value for key, value in call.trailing_metadata() or () if key == NAME_KEY), "")
-    return from_status(code.value[0], details or code.name.lower().replace("_", " "), str(name))
+    trailing = {key: str(value) for key, value in call.trailing_metadata() or ()}
+    words = details or code.name.lower().replace("_", " ")
+    return from_status(code.value[0], words, trailing.get(NAME_KEY, ""), trailing.get(RETRY_KEY, ""))

@@ -20,6 +20,7 @@ from isthmus.proto import convert, keepalive
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (
     NAME_KEY,
+    RETRY_KEY,
     Busy,
     InvalidInput,
     IsthmusError,
@@ -305,6 +306,27 @@ def test_a_call_without_an_answer_replaces_the_channel(students: Any, monkeypatc
     assert link.enrol("kiosk", "").device_id == "device-1"
     link.close()
     silent.close()
+    server.stop(None).wait()
+
+
+def test_a_busy_cloud_says_when_to_try_again(students: Any) -> None:
+    class Full(Servicer):
+        def DescribeStudent(self, request: Any, context: Any) -> Any:
+            context.set_trailing_metadata(((NAME_KEY, "Busy"), (RETRY_KEY, "2500")))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+        FetchStudent = DescribeStudent
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    rpc.add_PersonalisationServiceServicer_to_server(Full(students.cloud()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
+    for call in (lambda: link.describe_student(""), lambda: list(link.fetch_file("base", "teacher_head.onnx", 0))):
+        with pytest.raises(Busy, match="full") as refused:
+            call()
+        assert refused.value.retry_after_s == 2.5
+    link.close()
     server.stop(None).wait()
 
 

@@ -428,6 +428,30 @@ def test_clips_are_answered_while_the_cloud_is_gone_in_mid_job(students: Any, pl
     live.close()
 
 
+def test_a_run_that_ends_by_itself_answers_too_while_it_waits_for_the_cloud(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = students.cloud()
+    first, _, _ = device(tmp_path, cloud, plan)
+    first.run(until=Phase.WATCH)
+    first.close()
+    cloud.reachable = False
+    events: list[str] = []
+
+    def sleep(seconds: float) -> None:
+        events.append("sleep")
+        clock.sleep(seconds)
+        cloud.reachable = events.count("sleep") == 3
+
+    seen = Observer(on_stage=events.append, on_wait=lambda seconds, reason: events.append(reason))
+    runtime, state, clock = device(tmp_path, cloud, plan, sleep=sleep, observer=seen)
+    report: Any = DeviceRun(runtime, state, plan, InferConfig(), cloud="memory").execute()
+    assert events[:4] == ["watch", "the cloud cannot be reached", "infer_before", "sleep"]
+    assert events.count("infer_before") == 1
+    assert all(each["before"] is not None for each in report["predictions"])
+    assert report["students"]["final"] == "final"
+
+
 def test_a_link_that_is_cut_again_and_again_makes_steady_progress(
     students: Any, plan: ClipPlan, tmp_path: Path
 ) -> None:

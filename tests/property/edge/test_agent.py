@@ -22,6 +22,7 @@ failures = st.sampled_from(
     [
         errors.Unavailable("gone"),
         errors.Busy("busy"),
+        errors.Busy("busy", retry_after_s=1e9),
         errors.Corrupt("hash"),
         errors.StorageFull("full"),
         errors.WrongState("no"),

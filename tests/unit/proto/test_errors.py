@@ -31,5 +31,16 @@ def test_a_name_never_overrules_the_code(code, name):
     assert type(from_status(code, "", name)) is errors.Unauthenticated
 
 
+@pytest.mark.parametrize(("pushback_ms", "seconds"), [("1500", 1.5), ("0", 0.0), ("999999999", 999_999.999)])
+def test_a_busy_server_says_when_to_try_again(pushback_ms, seconds):
+    assert from_status(8, "", "Busy", pushback_ms).retry_after_s == seconds
+
+
+@pytest.mark.parametrize("pushback_ms", ["", "-1", "1.5", "soon", "9" * 5000, "\u0663", "1e3", "nan"])
+def test_a_hint_that_is_no_number_of_milliseconds_is_no_hint(pushback_ms):
+    assert from_status(8, "", "Busy", pushback_ms).retry_after_s is None
+    assert type(from_status(14, "", "", pushback_ms)) is errors.Unavailable
+
+
 def test_an_unknown_code_is_internal():
     assert type(from_status(99, "")) is Internal

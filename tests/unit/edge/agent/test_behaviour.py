@@ -95,6 +95,18 @@ def test_the_link_goes_and_comes_back_after_a_backoff() -> None:
     assert (state.link_up, state.attempt) == (True, 0)
 
 
+@pytest.mark.parametrize("state", [WATCHING, SERVING, State(phase=Phase.ENROL)], ids=lambda state: state.phase.value)
+def test_a_busy_cloud_says_when_to_try_again(state: State) -> None:
+    def pause_s(hint_s: float | None, jitter: float, attempt: int = 0) -> float | None:
+        busy = behaviour.Failed(Busy("busy", retry_after_s=hint_s), jitter)
+        return step(replace(state, attempt=attempt), busy, 0.0)[0].retry_at_s
+
+    assert pause_s(None, 0.0) == 0.25
+    assert (pause_s(8.0, 0.0), pause_s(8.0, 0.5)) == (8.0, 10.0), "not before that time, and not all devices at once"
+    assert pause_s(1e9, 0.0) == behaviour.HINT_MOST_S, "no cloud can silence a device for good"
+    assert pause_s(0.1, 0.0, attempt=6) == behaviour.backoff_s(7, 0.0), "a hint does not shorten a pause that has grown"
+
+
 def test_backoff_doubles_up_to_a_minute() -> None:
     waits = [behaviour.backoff_s(attempt, jitter=1.0) for attempt in range(1, 12)]
     assert waits[:4] == [0.5, 1.0, 2.0, 4.0]
