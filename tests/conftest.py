@@ -34,6 +34,7 @@ from isthmus.proto.messages import (
     compressed_width,
     ratio_name,
 )
+from isthmus.proto.person import Centred
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repeatable")
@@ -90,7 +91,12 @@ class TinyStudents:
         return made
 
     def signed(
-        self, student_id: str, kind: str, files: Mapping[str, bytes], measured: PublicMeasure | None = None
+        self,
+        student_id: str,
+        kind: str,
+        files: Mapping[str, bytes],
+        measured: PublicMeasure | None = None,
+        centred: Centred | None = None,
     ) -> SignedManifest:
         manifest = StudentManifest(
             student_id=student_id,
@@ -102,6 +108,7 @@ class TinyStudents:
             feature_width=FEATURE_WIDTH,
             created_s=1.0,
             measured=measured,
+            centred=centred,
         )
         manifest_bytes = manifest_to_bytes(manifest)
         return SignedManifest(manifest_bytes, self.key.sign(manifest_bytes))

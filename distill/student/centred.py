@@ -29,8 +29,8 @@ STRENGTHS: Final = (0.001, 0.01, 0.1)
 _FOLDS: Final = 5
 _ROUNDS: Final = 50
 _STILL: Final = 1e-6
-_LEAST_SPREAD: Final = 1e-3
-"""Of the mean spread. A feature that never varies (a dead unit) must not be divided by nearly nothing."""
+_LEAST_SPREAD: Final = 0.05
+"""Of the mean spread. A feature that hardly varies (a dead unit) must not be divided by nearly nothing."""
 
 
 class CannotCentre(ValueError):

@@ -14,6 +14,7 @@ from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.link.compression import Setting, choose, make_policy
 from isthmus.edge.own_clips.own_clips import StoredVerdict
+from isthmus.edge.own_clips.personal import Personal, person_facts
 from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.codec import frame_bytes
 from isthmus.proto.errors import InvalidInput
@@ -87,10 +88,12 @@ class DeviceRun:
         if not runtime.slot.is_sound(runtime.state.base_id):
             return  # Damage to a student that is not in use stops nothing.
         encoder = runtime.clips.encoder(runtime.state.base_id)
+        reading = runtime.clips.reading_without_labels(runtime.state.base_id)
         for taken in replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage):
             encoded = encode(encoder, taken, runtime.spec, runtime.clock)
             result = self._result(encoded.name, encoded.label)
             result.before = answer_locally(encoder, encoded.features, runtime.clock)
+            result.before_without_labels = result.before.read(reading, encoded.features, cloud=False)
             runtime.observer.on_clip(len(self._results), len(self._plan.test))
         runtime.record.add("infer_before", runtime.clock() - began_s)
 
@@ -104,7 +107,8 @@ class DeviceRun:
             offered = ", ".join(ratio_name(ratio) for ratio in manifest.ratios)
             raise InvalidInput(f"this student has no ratio {', '.join(unknown)}; it has {offered}")
         encoder = runtime.clips.encoder(state.active_id)
-        habits = runtime.clips.habits(state.active_id)
+        reading = runtime.clips.reading(state.active_id)
+        unsaid = runtime.clips.reading_without_labels(state.active_id)
         # Used only to report whether the refusal was right, on clips with a label.
         refused = None
         if state.refused_id and runtime.slot.is_sound(state.refused_id):
@@ -121,12 +125,15 @@ class DeviceRun:
                 result = self._result(encoded.name, encoded.label)
                 result.encoded = encoded
                 result.plain = answer_locally(encoder, encoded.features, runtime.clock)
-                result.local = result.plain.under(habits)
+                result.without_labels = result.plain.read(unsaid, encoded.features, cloud=False)
+                result.local = result.plain.read(reading, encoded.features, cloud=False)
                 if refused is not None and encoded.label is not None:
                     of_refused = encode(refused, taken, runtime.spec, runtime.clock).features
                     result.refused = answer_locally(refused, of_refused, runtime.clock)
                 for setting in settings:
-                    result.cloud[setting.ratio] = answers.ask(encoded.features, setting).under(habits)
+                    result.cloud[setting.ratio] = answers.ask(encoded.features, setting).read(
+                        reading, encoded.features, cloud=True
+                    )
                     if result.cloud[setting.ratio].probabilities_C is not None:
                         runtime.note_link(Answered())
                 runtime.observer.on_clip(done, len(self._plan.test))
@@ -142,6 +149,7 @@ class DeviceRun:
     def _report(self, state: State, ratios: tuple[float, ...], wall_s: float) -> dict[str, object]:
         runtime, record = self.runtime, self.runtime.record
         traffic = runtime.link.traffic
+        reading = runtime.clips.reading(state.active_id)
         facts = RunFacts(
             device_name=runtime.config.device_name,
             device_id=runtime.enrolment.device_id,
@@ -168,7 +176,8 @@ class DeviceRun:
             verdict=state.verdict,
             refused_id=state.refused_id,
             compared=self._compared(state),
-            habits=runtime.clips.habits(state.active_id),
+            habits=None if isinstance(reading, Personal) else runtime.clips.habits(state.active_id),
+            person=None if not isinstance(reading, Personal) else person_facts(reading, runtime.enrolment.classes),
             link=self._link_facts(ratios),
         )
         return build_report(facts, [self._results[name] for name in sorted(self._results)])

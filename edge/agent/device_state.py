@@ -7,6 +7,8 @@
     <root>/budget.json        the number of uploads and the epsilon that the person allows
     <root>/verdict.json       the last comparison of a new student with the active one
     <root>/habits.json        how often this user is in each state, by student; never sent
+    <root>/windows/<student id>.npz   features of the clips that this user's offset is estimated from; never sent
+    <root>/corrections.json   what the person said of clips, and how often they may be asked; never sent
 
 Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one.
 
@@ -18,7 +20,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,8 +30,11 @@ from isthmus.data.files import write_atomically
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
 from isthmus.edge.own_clips.budget import Budget
+from isthmus.edge.own_clips.corrections import MOST_KEPT, Correction
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
+from isthmus.edge.own_clips.person import Said
+from isthmus.edge.own_clips.window import Window
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb, identifier
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked
@@ -38,6 +43,8 @@ from isthmus.proto.messages import Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
 FORMAT: Final = 1
+
+_MOST_WINDOW_BYTES: Final = 64 << 20
 
 _UNREADABLE = (AttributeError, IsthmusError, KeyError, TypeError, ValueError)
 """What a file that parses as JSON, but was damaged, may raise."""
@@ -209,6 +216,56 @@ class DeviceState:
 
     def save_habits(self, habits: Iterable[Habits]) -> None:
         self._write("habits.json", {"students": [asdict(one) for one in habits]})
+
+    def window(self, student_id: str) -> Window | None:
+        """Return the clips that a student has seen; None if there are none, or the file is damaged: they come again."""
+        path = self._window_path(student_id)
+        try:
+            if path.stat().st_size > _MOST_WINDOW_BYTES:
+                return None
+            return Window.from_bytes(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def save_window(self, student_id: str, window: Window) -> None:
+        with disk_errors():
+            path = self._window_path(student_id)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(path, window.to_bytes(), mode=0o600)
+
+    def keep_windows(self, student_ids: Collection[str]) -> None:
+        """Remove the windows of all other students."""
+        with disk_errors():
+            for path in (self.root / "windows").glob("*.npz"):
+                if path.stem not in student_ids:
+                    path.unlink(missing_ok=True)
+
+    def said(self) -> Said:
+        """Return what the person said of clips; an empty answer before the first."""
+        raw = self._read("corrections.json")
+        if raw is None:
+            return Said()
+        try:
+            said = Said(
+                tuple(Correction(**one) for one in raw["corrections"]),
+                raw["questions_a_day"],
+                tuple(float(at_s) for at_s in raw["asked_s"]),
+            )
+            texts = [text for one in said.corrections for text in (one.clip, one.label, one.student_id)]
+            times = [*(one.said_s for one in said.corrections), *said.asked_s]
+            if not all(isinstance(text, str) for text in texts) or not all(math.isfinite(at_s) for at_s in times):
+                raise ValueError("corrections")
+            if type(said.questions_a_day) is not int or len(said.corrections) > MOST_KEPT:
+                raise ValueError("corrections")
+            return said
+        except _UNREADABLE as error:
+            raise self._corrupt("corrections.json") from error
+
+    def save_said(self, said: Said) -> None:
+        self._write("corrections.json", asdict(said))
+
+    def _window_path(self, student_id: str) -> Path:
+        return self.root / "windows" / f"{identifier('student id', student_id)}.npz"
 
     def _refuse_newer(self) -> None:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, Setting, observe_answer
 from isthmus.edge.link.interface import InferSession, Link
-from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.own_clips.personal import Reading
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, TooLate, Unavailable
@@ -43,11 +43,13 @@ class Answer:
     def predicted(self) -> int | None:
         return None if self.probabilities_C is None else int(self.probabilities_C.argmax())
 
-    def under(self, habits: Habits | None) -> "Answer":
-        """Return the answer adapted to the user's habits; unchanged if there are no habits or no answer."""
-        if habits is None or self.probabilities_C is None:
+    def read(self, reading: Reading | None, features: Features, *, cloud: bool) -> "Answer":
+        """Return the answer to a clip of these features as it is read for the user; unchanged without a reading or an
+        answer. ``cloud``: the cloud's head gave it."""
+        if reading is None or self.probabilities_C is None:
             return self
-        return replace(self, probabilities_C=habits.answer(self.probabilities_C))
+        read = reading.cloud if cloud else reading.local
+        return replace(self, probabilities_C=read(self.probabilities_C, features))
 
 
 OnFailure = Callable[[IsthmusError], None]

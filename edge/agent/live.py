@@ -17,7 +17,7 @@ from isthmus.edge.agent.inference import Answer, CloudAnswers, answer_locally
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.compression import Setting, choose, make_policy
-from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.own_clips.window import Seen
 from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.errors import Busy, Corrupt, WrongState
 from isthmus.proto.messages import NumberType
@@ -111,15 +111,21 @@ class LiveAnswers:
     def _answer(self, taken: Taken, jitter: float) -> LiveAnswer:
         student, name = self._current(), taken.ref.name
         features = encode(student.encoder, taken, self._runtime.spec, self._runtime.clock).features
+        clips = self._runtime.clips
+        reading = clips.reading(student.student_id)
+        alone = answer_locally(student.encoder, features, self._runtime.clock)
         self._setting = None if self._worker.busy else self._choose(student)
+        answered = None
         if self._setting is not None:
-            answer = student.cloud.ask(features, self._setting).under(student.habits)
+            answer = student.cloud.ask(features, self._setting).read(reading, features, cloud=True)
             if answer.probabilities_C is not None:
                 self._runtime.note_link(Answered())
-                return LiveAnswer(name, answer, self._setting)
-            self._runtime.note_link(Failed(Busy(answer.error, retry_after_s=answer.retry_after_s), jitter))
-        alone = answer_locally(student.encoder, features, self._runtime.clock).under(student.habits)
-        return LiveAnswer(name, alone, None)
+                answered = LiveAnswer(name, answer, self._setting)
+            else:
+                self._runtime.note_link(Failed(Busy(answer.error, retry_after_s=answer.retry_after_s), jitter))
+        if alone.probabilities_C is not None:
+            clips.remember(student.student_id, Seen(name, features, alone.probabilities_C))
+        return answered or LiveAnswer(name, alone.read(reading, features, cloud=False), None)
 
     def _current(self) -> "_Student":
         active_id = self._runtime.state.active_id
@@ -141,7 +147,7 @@ class LiveAnswers:
                 most_tries=1,
                 estimate=runtime.estimate,
             )
-            self._student = _Student(active_id, encoder, runtime.clips.habits(active_id), cloud)
+            self._student = _Student(active_id, encoder, cloud)
         return self._student
 
     def _choose(self, student: "_Student") -> Setting | None:
@@ -177,7 +183,6 @@ class LiveAnswers:
 class _Student:
     student_id: str
     encoder: StudentEncoder
-    habits: Habits | None
     cloud: CloudAnswers
 
 

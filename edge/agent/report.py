@@ -13,6 +13,7 @@ from isthmus.edge.agent.device_state import LedgerEntry
 from isthmus.edge.agent.inference import Answer, accuracy
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
+from isthmus.edge.own_clips.personal import PersonFacts
 from isthmus.edge.student.download import Tally
 from isthmus.edge.student.encoder import Encoded
 from isthmus.edge.student.slot import disk_errors
@@ -25,14 +26,18 @@ FORMAT = 1
 class ClipResult:
     """The answers to one test clip.
 
-    ``before``: by the first student, on the device. ``local``: by the finished student on the device, with the user's
-    habits; ``plain``: the same without them. ``cloud``: by the cloud from the finished student's features, by ratio,
-    with the habits. ``refused``: by a refused student on the device, if the clip's label is known.
+    ``before``: by the first student, on the device. ``before_without_labels``: the same, read for the user as
+    unlabelled clips show them. ``plain``: by the finished student, on the device. ``without_labels``: the same, read
+    for the user as unlabelled clips show them. ``local``: read with the user's corrections too, if there are any.
+    ``cloud``: by the cloud from the finished student's features, by ratio, read as ``local``. ``refused``: by a refused
+    student on the device, if the clip's label is known.
     """
 
     name: str
     label: int | None
     before: Answer | None = None
+    before_without_labels: Answer | None = None
+    without_labels: Answer | None = None
     local: Answer | None = None
     plain: Answer | None = None
     cloud: dict[float, Answer] = field(default_factory=dict)
@@ -75,6 +80,7 @@ class RunFacts:
     refused_id: str
     compared: StoredVerdict | None
     habits: Habits | None
+    person: PersonFacts | None
     link: dict[str, float | str | None]
 
 
@@ -85,6 +91,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
     inference_bytes = {name: sum(a.up_bytes for a in answers if a) for name, answers in cloud_of.items()}
     latest = facts.uploads[-1] if facts.uploads else None
     job = facts.job
+    corrected = facts.person is not None and facts.person.corrections > 0
     return {
         "format": FORMAT,
         "device": {"name": facts.device_name, "id": facts.device_id, "cloud": facts.cloud},
@@ -99,6 +106,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         "failure": facts.failure,
         "guard": _guard(facts, clips),
         "habits": None if facts.habits is None else asdict(facts.habits),
+        "person": None if facts.person is None else asdict(facts.person),
         "clips": {
             "selection": list(facts.selection_names),
             "test": [clip.name for clip in clips],
@@ -124,7 +132,10 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         },
         "accuracy": {
             "before": accuracy([_predicted(clip.before) for clip in clips], labels),
+            "before_without_labels": accuracy([_predicted(clip.before_without_labels) for clip in clips], labels),
             "local": accuracy([_predicted(clip.local) for clip in clips], labels),
+            "without_labels": accuracy([_predicted(clip.without_labels) for clip in clips], labels),
+            "with_corrections": accuracy([_predicted(clip.local) for clip in clips], labels) if corrected else None,
             "without_habits": accuracy([_predicted(clip.plain) for clip in clips], labels),
             "cloud": {
                 name: accuracy([_predicted(answer) for answer in answers], labels) for name, answers in cloud_of.items()
@@ -166,7 +177,7 @@ def build_report(facts: RunFacts, clips: Sequence[ClipResult]) -> dict[str, Any]
         "link": facts.link,
         "rss_bytes": rss_bytes(),
         "rss_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "predictions": [_prediction(clip) for clip in clips],
+        "predictions": [_prediction(clip, corrected=corrected) for clip in clips],
     }
 
 
@@ -225,13 +236,16 @@ def _accuracy_of(captured: Captured, clips: Sequence[ClipResult], ratios: Sequen
     }
 
 
-def _prediction(clip: ClipResult) -> dict[str, Any]:
+def _prediction(clip: ClipResult, *, corrected: bool) -> dict[str, Any]:
     encoded = clip.encoded
     return {
         "name": clip.name,
         "label": clip.label,
         "captured": clip.captured,
         "before": _predicted(clip.before),
+        "before_without_labels": _predicted(clip.before_without_labels),
+        "without_labels": _predicted(clip.without_labels),
+        "with_corrections": _predicted(clip.local) if corrected else None,
         "local": _predicted(clip.local),
         "plain": _predicted(clip.plain),
         "refused": _predicted(clip.refused),
@@ -239,6 +253,7 @@ def _prediction(clip: ClipResult) -> dict[str, Any]:
         "cloud_errors": {ratio_name(ratio): answer.error for ratio, answer in clip.cloud.items() if answer.error},
         "probabilities": {
             "before": _rounded(clip.before),
+            "without_labels": _rounded(clip.without_labels),
             "local": _rounded(clip.local),
             "cloud": {ratio_name(ratio): _rounded(answer) for ratio, answer in clip.cloud.items()},
         },

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
 from isthmus.edge.agent.runtime import Runtime, roll_back
 from isthmus.edge.own_clips import budget as budgets
+from isthmus.edge.own_clips.person import Person
+from isthmus.edge.own_clips.personal import person_facts
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
 from isthmus.proto.errors import Internal, InvalidInput, IsthmusError, WrongState, from_status
@@ -95,6 +98,7 @@ def status(device: Device) -> dict[str, Any]:
         "verdict": agent.verdict,
         "refused_student": agent.refused_id,
         "failure": agent.failure,
+        **_user(device),
         "uploads": len(ledger),
         "uploaded_bytes": sum(entry.message_bytes for entry in ledger),
         "smallest_prototype": min((entry.smallest for entry in ledger), default=None),
@@ -108,13 +112,66 @@ def rollback(device: Device) -> dict[str, Any]:
     if device.runtime is not None:
         installed = device.runtime.rollback()
     else:
-        enrolment = device.state.enrolment()
-        if enrolment is None:
-            raise WrongState(f"{device.state.root}: this device has not enrolled yet, so it has no student")
-        slot = StudentSlot(device.state.root / "students", enrolment.signing_public_key, try_student)
-        installed, agent = roll_back(slot, device.agent)
+        installed, agent = roll_back(_slot(device), device.agent)
         device.state.save_agent(agent)
     return {"student": installed.manifest.student_id, "kind": installed.manifest.kind}
+
+
+@request(changes=True)
+def correct(device: Device, clip: str, label: str) -> dict[str, Any]:
+    """Learn what the person said of a clip."""
+    person, student_id = _person(device)
+    reading = person.correct(student_id, clip, label, time.time())
+    return {"clip": clip, "label": label, "corrections": reading.corrections}
+
+
+@request(changes=True)
+def undo_correction(device: Device) -> dict[str, Any]:
+    """Take back the newest correction."""
+    person, student_id = _person(device)
+    gone, reading = person.undo(student_id)
+    return {"clip": gone.clip, "label": gone.label, "corrections": reading.corrections}
+
+
+@request(changes=True)
+def question(device: Device, a_day: int = -1) -> dict[str, Any]:
+    """Return the clip whose label would teach the device most. ``a_day`` of 0 or more sets how often it may ask."""
+    person, student_id = _person(device)
+    asked = person.question(student_id, time.time(), a_day=None if a_day < 0 else a_day)
+    return {"clip": asked.clip, "guesses": dict(asked.guesses)}
+
+
+def _person(device: Device) -> tuple[Person, str]:
+    """Return the device's user and the student in use. Raises WrongState without one."""
+    student_id = device.agent.active_id
+    if not student_id:
+        raise WrongState(f"{device.state.root} has no student yet; 'isthmus edge run' fetches it")
+    return _reader(device) or Person(device.state, _slot(device)), student_id
+
+
+def _reader(device: Device) -> Person | None:
+    return None if device.runtime is None else device.runtime.clips.person
+
+
+def _user(device: Device) -> dict[str, Any]:
+    """Return what the device has learned of its user, in words and numbers."""
+    agent = device.agent
+    if not agent.active_id or device.state.enrolment() is None:
+        return {"person": "", "corrections": 0}
+    person = _reader(device) or Person(device.state, _slot(device))
+    reading = person.reading(agent.active_id)
+    classes = person.classes(agent.active_id)
+    return {
+        "person": "" if reading is None else " ".join(person_facts(reading, classes).sentences),
+        "corrections": len(person.said().corrections),
+    }
+
+
+def _slot(device: Device) -> StudentSlot:
+    enrolment = device.state.enrolment()
+    if enrolment is None:
+        raise WrongState(f"{device.state.root}: this device has not enrolled yet, so it has no student")
+    return StudentSlot(device.state.root / "students", enrolment.signing_public_key, try_student)
 
 
 def privacy(state: DeviceState) -> dict[str, float | int | None]:

@@ -333,7 +333,7 @@ class Runtime:
             case behaviour.Swap(student_id):
                 if self.state.purpose is behaviour.Purpose.FINAL:
                     # No guard may have run this student on the clips, or its run was cut short.
-                    self.clips.learn_habits(student_id, in_use=self._in_use())
+                    self.clips.learn_user(student_id, in_use=self._in_use())
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
                 return behaviour.Swapped(student_id)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, BadParameter, Option
 
 from isthmus.command_line import App, numbers
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, State, UploadOptions
@@ -93,6 +93,46 @@ def status(
     from isthmus.edge.commands.running import status
 
     status(state, as_json=json)
+
+
+@app.command(example="isthmus edge correct clip_0042 happy --state device")
+def correct(
+    state: State,
+    clip: Annotated[str, Argument(help="Name of a clip that this device has seen lately.")] = "",
+    label: Annotated[str, Argument(help="The class that is right, by its name.")] = "",
+    undo: Annotated[bool, Option("--undo", help="Take back the newest correction instead.")] = False,
+) -> None:
+    """Say what a clip really was. The device learns from it and keeps it to itself.
+
+    Needs the --state folder of 'isthmus edge run' and a student with a person model. Writes the correction to it.
+    --undo brings back exactly the answers before the newest correction. Corrections of one clip that contradict each
+    other are weighed. No correction is ever sent.
+    """
+    if undo == bool(clip or label) or (clip and not label):
+        raise BadParameter("give a clip and its label, or --undo alone", param_hint="CLIP LABEL")
+
+    from isthmus.edge.commands.running import correct
+
+    correct(state, clip, label, undo=undo)
+
+
+@app.command(example="isthmus edge ask --state device")
+def ask(
+    state: State,
+    a_day: Annotated[
+        int | None,
+        Option(min=0, max=1000, help="How many questions a day are allowed from now on. 0: none. Default: 5."),
+    ] = None,
+    json: Annotated[bool, Option("--json", help="Print JSON, for another program.")] = False,
+) -> None:
+    """Ask about the clip from which this device would learn most: the one it is least sure about.
+
+    Needs the --state folder of 'isthmus edge run' and a student with a person model. Writes the time of the question to
+    it. Clips without sound or without picture are never asked about. Answer with 'isthmus edge correct'.
+    """
+    from isthmus.edge.commands.running import question
+
+    question(state, a_day, as_json=json)
 
 
 @app.command(example="isthmus edge rollback --state device")

@@ -165,6 +165,28 @@ def rollback(state: Path) -> None:
     typer.echo(plain(f"now using student {now['student']} ({now['kind']})"))
 
 
+def correct(state: Path, clip: str, label: str, *, undo: bool) -> None:
+    """Add a correction, or take back the newest one. Raises IsthmusError or ValueError."""
+    device = _existing(state)
+    if undo:
+        gone = ask(device, "undo_correction")
+        typer.echo(plain(f"taken back: {gone['clip']} was {gone['label']}; {gone['corrections']} corrections remain"))
+    else:
+        made = ask(device, "correct", clip=clip, label=label)
+        typer.echo(plain(f"learned: {made['clip']} was {made['label']}; {made['corrections']} corrections count"))
+
+
+def question(state: Path, a_day: int | None, *, as_json: bool) -> None:
+    """Print the clip to ask about. Raises IsthmusError or ValueError."""
+    asked = ask(_existing(state), "question", a_day=-1 if a_day is None else a_day)
+    if as_json:
+        typer.echo(json.dumps(asked))
+        return
+    guesses = ", ".join(f"{name} {share:.0%}" for name, share in asked["guesses"].items())
+    typer.echo(plain(f"What was {asked['clip']}? This device thinks: {guesses}."))
+    typer.echo(plain(f"Answer with: isthmus edge correct {asked['clip']} LABEL --state {state}"))
+
+
 def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> None:
     """Give the device an identity. Raises IsthmusError or ValueError."""
     device = DeviceState(state)

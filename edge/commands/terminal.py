@@ -88,8 +88,15 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
     table.add_row("base student, on the device", _percent(accuracy["before"]), "0", "")
     local = _median(ms["encode"]), _median(ms["local_head"])
     finished = "base student again (the new one was refused)" if report["students"]["refused"] else "finished student"
+    if report["person"] is not None:
+        table.add_row("base student, your voice and face known", _percent(accuracy["before_without_labels"]), "0", "")
+        table.add_row(f"{finished}, as it is", _percent(accuracy["without_habits"]), "0", _sum_ms(*local))
     if report["habits"] is not None:
         table.add_row(f"{finished}, without habits", _percent(accuracy["without_habits"]), "0", _sum_ms(*local))
+    if report["accuracy"]["with_corrections"] is not None:
+        table.add_row(
+            f"{finished}, without your corrections", _percent(accuracy["without_labels"]), "0", _sum_ms(*local)
+        )
     table.add_row(f"{finished}, on the device", _percent(accuracy["local"]), "0", _sum_ms(*local))
     for ratio, value in accuracy["cloud"].items():
         parts = _median(ms["encode"]), _median(ms["compress"][ratio]), _median(ms["round_trip"][ratio])
@@ -99,6 +106,8 @@ def print_result(console: Console, report: Mapping[str, Any]) -> None:
         console.print(plain(_verdict(report["guard"])), markup=False)
     if report["habits"] is not None:
         console.print(plain(_habits(report["habits"], report["classes"])), markup=False)
+    if report["person"] is not None:
+        console.print(plain(" ".join(report["person"]["sentences"])), markup=False)
     prototypes = report["prototypes"]
     console.print(
         f"Sent: {report['bytes']['up']['prototypes']:,} bytes of prototypes "

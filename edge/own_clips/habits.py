@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from isthmus.data.label_shift import LEAST_SHARE, adapted, class_prior
-from isthmus.proto.messages import FloatArray
+from isthmus.proto.messages import Features, FloatArray
 
 AT_EVEN_ODDS: Final = 10.0
 """Pseudo-clips per seen clip for a student whose answers have even odds."""
@@ -36,6 +36,13 @@ class Habits:
         """Return the student's answer (C,), from its heads here or in the cloud, adapted to this user."""
         answer_C: FloatArray = self.answers(probabilities_C[np.newaxis])[0]
         return answer_C
+
+    def local(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
+        """Return the answer as ``Reading`` asks for it: habits need no features."""
+        return self.answer(probabilities_C)
+
+    def cloud(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
+        return self.answer(probabilities_C)
 
     def answers(self, probabilities_NC: FloatArray) -> FloatArray:
         """Adapt many answers, (N, C)."""

@@ -1,10 +1,10 @@
 """The selection clips of one device: what each student makes of them, and what the device concludes from that.
 
-The clips are decoded, encoded and forgotten. What stays is the features of the student in use (in memory), and the
-user's habits and the last comparison of two students (in the notes).
+The clips are decoded, encoded and forgotten. What stays is the features of the student in use, and in the notes the
+user's habits or the window of clips, and the last comparison of two students.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,10 @@ from isthmus.data.transforms import InputSpec
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.own_clips.guard import Outputs, judge
 from isthmus.edge.own_clips.habits import Habits, learn
+from isthmus.edge.own_clips.person import Person, PersonNotes
+from isthmus.edge.own_clips.personal import Reading
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, encode_selection, prototypes_from
+from isthmus.edge.own_clips.window import Seen
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Corrupt
@@ -41,7 +44,7 @@ class StoredVerdict:
     new: dict[str, float]
 
 
-class Notes(Protocol):
+class Notes(PersonNotes, Protocol):
     """Where the device keeps what it has learned of its user. Nothing of it is ever sent."""
 
     def habits(self) -> dict[str, Habits]:
@@ -55,7 +58,7 @@ class Notes(Protocol):
 class OwnClips:
     """Encodes the selection clips with the students in ``slot``. Their labels are never read.
 
-    ``use_habits`` False learns and returns no habits. ``on_clip`` is called with (clips done, clips in all).
+    ``use_habits`` False adapts no answer to the user. ``on_clip`` is called with (clips done, clips in all).
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class OwnClips:
         self._on_damage = on_damage
         self._encoder: tuple[str, StudentEncoder] | None = None
         self._known: tuple[str, dict[str, Features]] = ("", {})
+        self.person = Person(notes, slot)
 
     def encoder(self, student_id: str) -> StudentEncoder:
         """Returns the installed student's models; the last student asked for stays loaded."""
@@ -97,6 +101,24 @@ class OwnClips:
         """Returns the user's habits as this student's answers show them; None if they are unknown or not wanted."""
         return self._notes.habits().get(student_id) if self._use_habits else None
 
+    def reading(self, student_id: str) -> Reading | None:
+        """Returns how this student's answers are read for the user: by the person model if the student has one, else by
+        habits; None if neither is known, or they are not wanted."""
+        if not self._use_habits:
+            return None
+        return self.person.reading(student_id) or self.habits(student_id)
+
+    def reading_without_labels(self, student_id: str) -> Reading | None:
+        """Returns ``reading`` as it would be without any correction."""
+        if not self._use_habits:
+            return None
+        return self.person.unsaid(student_id) or self.habits(student_id)
+
+    def remember(self, student_id: str, seen: Seen) -> None:
+        """Adds a clip that was answered just now to what is known of the user, unless that is not wanted."""
+        if self._use_habits:
+            self.person.add(student_id, seen)
+
     def prototypes(self, student_id: str, *, in_use: Collection[str]) -> Prototypes:
         """Encodes the selection clips with the student and returns what may leave the device.
 
@@ -107,7 +129,7 @@ class OwnClips:
         encoded = {name: features for name, (features,) in self._encode((encoder,)).items()}
         if student_id in in_use:
             self._known = (student_id, encoded)
-            self._learn(student_id, encoder, tuple(encoded.values()), in_use)
+            self._learn(student_id, encoder, encoded, in_use)
         return prototypes_from(tuple(encoded.values()), encoder, self._choices, classes=self._classes, seed=self._seed)
 
     def compare(self, old_id: str, new_id: str, *, in_use: Collection[str]) -> tuple[bool, str]:
@@ -120,18 +142,18 @@ class OwnClips:
         known_id, known = self._known
         if known_id == old_id:
             of_new = {name: features for name, (features,) in self._encode((new,)).items()}
-            pairs = [(known[name], features) for name, features in of_new.items() if name in known]
+            pairs = {name: (known[name], features) for name, features in of_new.items() if name in known}
         else:
-            pairs = [(before, after) for before, after in self._encode((old, new)).values()]
+            pairs = {name: (before, after) for name, (before, after) in self._encode((old, new)).items()}
         if not pairs:
             return False, "no selection clip could be used to compare the new student by"
-        outputs_old = self._outputs(old_id, old, [before for before, _ in pairs])
-        outputs_new = self._outputs(new_id, new, [after for _, after in pairs])
+        outputs_old = self._outputs(old_id, old, [before for before, _ in pairs.values()])
+        outputs_new = self._outputs(new_id, new, [after for _, after in pairs.values()])
         try:
             verdict = judge(outputs_old, outputs_new)
         except ValueError as error:
             return False, f"the new student cannot be judged: {error}"
-        self._learn(new_id, new, [after for _, after in pairs], in_use)
+        self._learn(new_id, new, {name: after for name, (_, after) in pairs.items()}, in_use)
         self._notes.save_verdict(
             StoredVerdict(
                 old_id,
@@ -148,15 +170,15 @@ class OwnClips:
         )
         return verdict.accept, verdict.reason
 
-    def learn_habits(self, student_id: str, *, in_use: Collection[str]) -> None:
-        """Learns the user's habits with a student that no comparison has run on the clips; keeps known ones.
+    def learn_user(self, student_id: str, *, in_use: Collection[str]) -> None:
+        """Learns the user with a student that no comparison has run on the clips; keeps what is known.
 
         Raises Corrupt for a student that fails.
         """
-        if self._trained_shares(student_id) and student_id not in self._notes.habits():
+        if self._use_habits and not self._knows_user(student_id):
             encoder = self._load(student_id)
-            encoded = self._encode((encoder,)).values()
-            self._learn(student_id, encoder, [features for (features,) in encoded], in_use)
+            encoded = {name: features for name, (features,) in self._encode((encoder,)).items()}
+            self._learn(student_id, encoder, encoded, in_use)
 
     def check_runs(self, student_id: str) -> None:
         """Run the student on the first selection clips. Raises Corrupt if it fails or gives NaN or infinity."""
@@ -189,21 +211,31 @@ class OwnClips:
             None if measured is None else measured.atc_threshold,
         )
 
-    def _trained_shares(self, student_id: str) -> tuple[float, ...]:
-        """Returns the class shares that the student's heads were trained on; empty if unknown or habits are off."""
-        measured = self._slot.installed(student_id).manifest.measured
-        return () if measured is None or not self._use_habits else measured.class_shares
+    def _knows_user(self, student_id: str) -> bool:
+        manifest = self._slot.installed(student_id).manifest
+        if manifest.centred is not None:
+            return self._notes.window(student_id) is not None
+        shares = () if manifest.measured is None else manifest.measured.class_shares
+        return not shares or student_id in self._notes.habits()
 
     def _learn(
-        self, student_id: str, encoder: StudentEncoder, features: Sequence[Features], in_use: Collection[str]
+        self, student_id: str, encoder: StudentEncoder, features: Mapping[str, Features], in_use: Collection[str]
     ) -> None:
-        """Writes the habits at once, and drops those of students that are neither this one nor ``in_use``."""
-        trained = self._trained_shares(student_id)
-        if not trained or not features:
+        """Writes what the clips show of the user at once: their features if the student has a person model, else
+        habits. Drops those of students that are neither this one nor ``in_use``."""
+        if not self._use_habits or not features:
             return
+        manifest = self._slot.installed(student_id).manifest
         try:
-            found = learn(student_id, encoder.local_probabilities_of(features), trained)
+            answers_NC = encoder.local_probabilities_of(tuple(features.values()))
+            if manifest.centred is not None:
+                seen = [
+                    Seen(name, each, row_C) for (name, each), row_C in zip(features.items(), answers_NC, strict=True)
+                ]
+                self.person.begin(student_id, seen, in_use=in_use)
+            if manifest.measured is not None and manifest.measured.class_shares:
+                found = learn(student_id, answers_NC, manifest.measured.class_shares)
+                kept = {name: one for name, one in self._notes.habits().items() if name in in_use}
+                self._notes.save_habits({**kept, student_id: found}.values())
         except ValueError as error:
             raise Corrupt(f"student {student_id}: {error}") from error
-        kept = {name: one for name, one in self._notes.habits().items() if name in in_use}
-        self._notes.save_habits({**kept, student_id: found}.values())

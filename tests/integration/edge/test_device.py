@@ -24,7 +24,9 @@ from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.own_clips.budget import Budget
+from isthmus.edge.own_clips.corrections import Correction
 from isthmus.edge.own_clips.habits import Habits
+from isthmus.edge.own_clips.person import Said
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
@@ -518,7 +520,9 @@ def test_a_student_with_nan_on_real_clips_is_refused_without_the_guard_too(
     assert "not finite" in ended.verdict
 
 
-@pytest.mark.parametrize("name", ["agent.json", "credentials.json", "budget.json", "ledger.json", "habits.json"])
+@pytest.mark.parametrize(
+    "name", ["agent.json", "credentials.json", "budget.json", "ledger.json", "habits.json", "corrections.json"]
+)
 def test_any_flipped_bit_in_a_state_file_ends_in_one_line_or_goes_on(
     students: Any, plan: ClipPlan, tmp_path: Path, name: str
 ) -> None:
@@ -527,6 +531,8 @@ def test_any_flipped_bit_in_a_state_file_ends_in_one_line_or_goes_on(
     runtime.close()
     if name == "habits.json":
         state.save_habits([Habits("final", 8, (0.5, 0.25, 0.25), (0.3, 0.3, 0.4))])
+    if name == "corrections.json":
+        state.save_said(Said((Correction("clip", "SAD", 1.0, "final"),), 3, (1.0, 2.0)))
     path = tmp_path / name
     content = path.read_bytes()
     chance = random.Random(name)
@@ -537,6 +543,7 @@ def test_any_flipped_bit_in_a_state_file_ends_in_one_line_or_goes_on(
         try:
             again, _, _ = device(tmp_path, students.cloud(), plan)
             again.clips.habits("final")
+            state.said()
             state.ledger()
             again.close()
         except Corrupt as error:
