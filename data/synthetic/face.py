@@ -3,7 +3,7 @@
 K frames, H W pixels, C channels (RGB).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import cv2
@@ -52,6 +52,27 @@ class Face:
             mouth_drop=float(rng.uniform(24, 30)),
             light=(float(rng.uniform(0.65, 1.15)), float(rng.uniform(-0.3, 0.3)), float(rng.uniform(-0.25, 0.25))),
         )
+
+    def spread(self, factor: float) -> "Face":
+        """Return this face with its measures and light moved away from the average ones, or towards them: their
+        difference times ``factor``. Colours stay.
+        """
+        if factor == 1:
+            return self
+        moved = {name: middle + factor * (getattr(self, name) - middle) for name, middle in _MIDDLE.items()}
+        light = tuple(middle + factor * (own - middle) for own, middle in zip(self.light, (0.9, 0.0, 0.0), strict=True))
+        return replace(self, **moved, light=light)
+
+
+_MIDDLE: Final = {
+    "head_width": 40.5,
+    "head_height": 55.0,
+    "eye_gap": 16.5,
+    "eye_size": 7.5,
+    "brow_width": 3.25,
+    "mouth_drop": 27.0,
+}
+"""The middle of every range that ``Face.draw`` draws from."""
 
 
 def film(

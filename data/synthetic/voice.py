@@ -45,6 +45,22 @@ class Voice:
             float(95 * 2 ** rng.uniform(0, 1.2)), float(rng.uniform(0.86, 1.18)), float(rng.uniform(0.01, 0.06))
         )
 
+    def spread(self, factor: float) -> "Voice":
+        """Return this voice moved away from the average one, or towards it: its difference (for pitch and tract in
+        octaves) times ``factor``.
+        """
+        if factor == 1:
+            return self
+        return Voice(
+            _AVERAGE.pitch_hz * (self.pitch_hz / _AVERAGE.pitch_hz) ** factor,
+            _AVERAGE.tract * (self.tract / _AVERAGE.tract) ** factor,
+            max(0.0, _AVERAGE.breath + factor * (self.breath - _AVERAGE.breath)),
+        )
+
+
+_AVERAGE: Final = Voice(pitch_hz=95 * 2**0.6, tract=1.02, breath=0.035)
+"""The middle of every range that ``Voice.draw`` draws from."""
+
 
 def speak(
     voice: Voice, cues_V: npt.NDArray[np.float64], vowels: Sequence[str], rng: np.random.Generator, *, snr_db: float

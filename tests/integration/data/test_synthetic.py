@@ -12,7 +12,7 @@ from isthmus.data.layouts import ave
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.media.decode import decode
 from isthmus.data.synthetic.face import film
-from isthmus.data.synthetic.sets import Actor, make_ave, make_crema_d
+from isthmus.data.synthetic.sets import MEASURED, Actor, Guest, People, make_ave, make_crema_d
 from isthmus.data.synthetic.voice import speak
 from isthmus.data.transforms import InputSpec
 
@@ -118,3 +118,53 @@ def test_actors_of_one_style_resemble_each_other() -> None:
     alike = np.mean([np.abs(habits[n] - habits[n + 4]).mean() for n in range(4)])
     unlike = np.mean([np.abs(habits[n] - habits[n + 1]).mean() for n in range(7)])
     assert alike < 0.7 * unlike
+
+
+def test_a_set_of_an_earlier_version_is_completed_by_the_same_people(tmp_path: Path) -> None:
+    marker = {"synthetic": True, "version": 1, "layout": "crema-d", "actors": 1, "takes": 1}
+    (tmp_path / "synthetic.json").write_text(json.dumps({**marker, "seed": 7, "difficulty": 0.5}, indent=1) + "\n")
+    make_crema_d(tmp_path, actors=1, takes=1, seed=7, difficulty=0.5, progress=False)
+    assert len(read_listing(tmp_path).refs) == 6
+    actor = Actor.draw(1, seed=7)
+    habits = float(actor.voice_habit_CV[2, 1]), float(actor.face_habit_CV[3, 0])
+    known = actor.voice.pitch_hz, actor.voice.tract, actor.face.head_width, *habits
+    assert known == pytest.approx((139.615352, 1.044498, 40.801794, 0.020820, -0.102045), rel=1e-4), (
+        "as version 0.1.0 drew"
+    )
+
+
+def test_people_lie_as_far_apart_as_the_knobs_say() -> None:
+    def voices(people: People) -> npt.NDArray[np.float64]:
+        return np.log2([Actor.draw(number, 0, people).voice.pitch_hz for number in range(12)])
+
+    def brows(people: People) -> npt.NDArray[np.float64]:
+        return np.array([Actor.draw(number, 0, people).face_habit_CV[:, 0].mean() for number in range(12)])
+
+    assert voices(MEASURED).std() == pytest.approx(MEASURED.voices * voices(People()).std())
+    assert voices(People(voices=0)).std() == pytest.approx(0)
+    assert brows(People(resting=0.5)).std() > 2 * brows(People()).std()
+    assert Actor.draw(3, 0, People(faces=0)).face.head_width == Actor.draw(4, 0, People(faces=0)).face.head_width
+    with pytest.raises(ValueError, match="faces: 2 is not between"):
+        People(faces=2)
+
+
+def test_a_guest_has_clips_of_some_classes(tmp_path: Path) -> None:
+    guests = [Guest((1, 3), 2)]
+    make_crema_d(tmp_path, actors=1, takes=1, seed=0, difficulty=0.5, people=MEASURED, guests=guests, progress=False)
+    listing = read_listing(tmp_path)
+    assert sorted(ref.label for ref in listing.refs if ref.actor == "1002" and ref.label is not None) == [1, 1, 3, 3]
+    assert sum(ref.actor == "1001" for ref in listing.refs) == 6
+    marker = json.loads((tmp_path / "synthetic.json").read_text())
+    assert (marker["people"], marker["guests"]) == (
+        {"voices": 0.55, "faces": 1.0, "resting": 0.25},
+        [{"classes": [1, 3], "takes": 2}],
+    )
+    with pytest.raises(ValueError, match="other arguments"):
+        make_crema_d(tmp_path, actors=1, takes=1, seed=0, difficulty=0.5, guests=guests, progress=False)
+
+
+@pytest.mark.parametrize("guest", [Guest((), 1), Guest((6,), 1), Guest((0,), 49)])
+def test_a_guest_out_of_bounds_is_refused(tmp_path: Path, guest: Guest) -> None:
+    with pytest.raises(ValueError, match=r"labels from 0 to 5|between"):
+        make_crema_d(tmp_path / "x", actors=1, takes=1, seed=0, difficulty=0.5, guests=[guest], progress=False)
+    assert not (tmp_path / "x").exists()
