@@ -250,7 +250,7 @@ def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
 
 
 def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
-    """Return a recipe of seconds, to try the commands: smoke's networks on 32-pixel frames, a few epochs, one round."""
+    """Return a recipe of seconds, to try the commands: narrow networks on 32-pixel frames, a few epochs, one round."""
     base = smoke(dataset, classes)
     columns = 96 if dataset == "ave" else 32
     return dataclasses.replace(
@@ -259,6 +259,9 @@ def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe
         input=dataclasses.replace(
             base.input, spectrogram_bins=32, spectrogram_columns=columns, frame_px=32, stored_px=36
         ),
+        teacher_trunk="resnet18-quarter",
+        student_trunk="resnet18-quarter",
+        feature_width=128,
         teacher=dataclasses.replace(
             base.teacher,
             audio=dataclasses.replace(base.teacher.audio, epochs=4),

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +14,31 @@ from isthmus.distill.torchvision_import import ResNet, resnet
 
 log = logging.getLogger(__name__)
 
-WIDTHS: Final = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+WIDTHS: Final = {"resnet18-quarter": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+
+
+class QuarterResNet18(ResNet):  # type: ignore[misc]
+    """ResNet18 with a quarter of the channels in every block: 0.7 million weights in place of 11.2 million.
+
+    It learns and exports in a tenth of the time. No ImageNet weights fit it.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(resnet.BasicBlock, [2, 2, 2, 2], **options)
+
+    def _make_layer(self, block: Any, planes: int, *more: Any, **options: Any) -> nn.Module:
+        layer: nn.Module = super()._make_layer(block, planes // 4, *more, **options)
+        return layer
+
+
+def _untrained(name: str, *, zero_init_residual: bool) -> ResNet:
+    if name == "resnet18-quarter":
+        return QuarterResNet18(zero_init_residual=zero_init_residual)
+    return getattr(resnet, name)(weights=None, zero_init_residual=zero_init_residual)
 
 
 def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn.Module:
-    """Return a torchvision ResNet without its classifier.
+    """Return a torchvision ResNet, or a narrower one, without its classifier.
 
     ``weights`` is a safetensors file of ImageNet weights in torchvision's names. If ``in_channels`` is 1, ``conv1`` is
     averaged over RGB. Without a file the trunk starts from random weights with the last batch normalisation of every
@@ -28,7 +48,7 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     """
     if name not in WIDTHS:
         raise ValueError(f"unknown trunk {name!r}; known: {', '.join(WIDTHS)}")
-    trunk: ResNet = getattr(resnet, name)(weights=None, zero_init_residual=weights is None)
+    trunk = _untrained(name, zero_init_residual=weights is None)
     trunk.fc = nn.Identity()
     if in_channels != 3:
         trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)

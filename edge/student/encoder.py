@@ -78,7 +78,7 @@ class StudentEncoder:
     'audio_encoder.onnx'
     >>> encoder = StudentEncoder(folder / "student")
     >>> encoder.features(np.zeros((32, 32), np.float32), None).audio_D.shape  # sound alone
-    (512,)
+    (128,)
     """
 
     def __init__(self, folder: Path, *, threads: int = 1, probe: bool = True) -> None:

@@ -18,7 +18,9 @@ def tiny_recipe(classes: tuple[str, ...] = CLASSES) -> Recipe:
         input=InputSpec(
             spectrogram_bins=32, spectrogram_columns=32, frame_px=32, stored_px=36, frames_stored=2, frames_used=1
         ),
-        teacher_trunk="resnet18",
+        teacher_trunk="resnet18-quarter",
+        student_trunk="resnet18-quarter",
+        feature_width=128,
         all_distill=dataclasses.replace(sgd, epochs=1),
         personalise=dataclasses.replace(base.personalise, train=sgd, rounds=2, samples_per_row=3, min_cluster=3),
         heads=dataclasses.replace(sgd, epochs=2),

@@ -16,7 +16,7 @@ from isthmus.proto.codec import pack_frame
 from isthmus.proto.messages import FeatureFrame, Features, NumberType
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
-D = 512
+D = 128
 
 
 def a_frame(seed: int = 0, ratio: float = 1.0, width: int | None = None) -> bytes:

@@ -202,7 +202,7 @@ def test_a_clip_of_no_weight_teaches_nothing(taught: Release) -> None:
 def test_teacher_outputs_are_the_teachers_and_are_found_again(taught: Release) -> None:
     outputs = taught.teacher_outputs
     assert isinstance(outputs.probabilities_NC, np.memmap)
-    assert outputs.visual_features_NKD.shape == (24, 2, 512)
+    assert outputs.visual_features_NKD.shape == (24, 2, 128)
     np.testing.assert_allclose(outputs.probabilities_NC.sum(axis=1), 1, atol=1e-5)
     folder = taught.root / "teacher_outputs" / taught.outputs_key()
     before = folder.stat().st_mtime_ns

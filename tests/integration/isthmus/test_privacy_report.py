@@ -15,7 +15,6 @@ from isthmus.data.cli import app as data_app
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import by_actor
 from isthmus.distill.prepare import begin_release
-from isthmus.distill.recipes import smoke
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.student.evaluate import student_outputs
 from isthmus.distill.teacher.teach import cache_teacher_outputs
@@ -36,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ended = CliRunner().invoke(data_app, ["make", "crema-d", str(data), "--actors", "4", "--takes", "2"])
     assert ended.exit_code == 0, ended.output
     listing = read_listing(data)
-    recipe = dataclasses.replace(smoke("crema-d", listing.classes), input=tiny_recipe().input, name="tiny")
+    recipe = tiny_recipe(listing.classes)
     release = begin_release(root / "release", listing, recipe, by_actor(listing, ["1003", "1004"]), progress=False)
     torch.manual_seed(0)
     save_weights(release.new_teacher(), release.teacher_path)

@@ -28,12 +28,13 @@ from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.own_clips.guard import Estimator
 from isthmus.proto.errors import Unavailable
-from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, JobStatus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 ROUNDS = 3
+SMALL_CHUNK_BYTES = 64 << 10
+"""Chunks of which a patch of these small students has several."""
 
 
 class BreakingLink(GrpcLink):
@@ -47,7 +48,7 @@ class BreakingLink(GrpcLink):
         stream = super().fetch_file(student_id, file_name, offset_bytes)
         for chunk in stream:
             yield chunk
-            more = len(chunk.data) == CHUNK_BYTES and file_name.endswith(".patch")
+            more = len(chunk.data) == SMALL_CHUNK_BYTES and file_name.endswith(".patch")
             if more and (student_id, file_name) not in self.broken:
                 self.broken.add((student_id, file_name))
                 raise Unavailable("the link is gone")
@@ -91,8 +92,9 @@ def live(rig: Any, plan: ClipPlan, folder: Path, observer: Observer, *, rounds: 
 
 
 def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
-    rig: Any, exported_release: Path, plan: ClipPlan, tmp_path: Path
+    rig: Any, exported_release: Path, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("isthmus.cloud.personalise.students.CHUNK_BYTES", SMALL_CHUNK_BYTES)
     statuses: list[JobStatus] = []
     rig = dataclasses.replace(rig, release=exported_release)
     runtime = live(rig, plan, tmp_path / "device", Observer(on_job=statuses.append), workers=1, worker_threads=1)
