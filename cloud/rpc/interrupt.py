@@ -1,6 +1,7 @@
 """Calls that can be ended from outside: those of unknown callers if places are scarce, and a revoked device's."""
 
 import asyncio
+import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -60,9 +61,10 @@ class Places:
     """A bounded number of places for callers whose identity is unknown.
 
     A connection holds at most ``per_connection`` of them; its further calls are parked, which costs nothing but a
-    little memory, and are refused after ``park_s``. Refusing them at once would only invite the next ones. If all
-    places are taken, the connection that holds most loses its oldest. So a caller that opens many calls delays and
-    ends its own, not those of others.
+    little memory, and are refused after one to three times ``park_s``. Refusing them at once would only invite the next
+    ones, and refusing all of a crowd at the same moment would hold up everybody else. If all places are taken, the
+    connection that holds most loses its oldest. So a caller that opens many calls delays and ends its own, not those
+    of others.
     """
 
     def __init__(self, most: int, *, per_connection: int = 8, most_parked: int = 4_000, park_s: float = 5.0) -> None:
@@ -100,7 +102,7 @@ class Places:
         if self._parked < self._most_parked:
             self._parked += 1
             try:
-                await asyncio.sleep(self._park_s)
+                await asyncio.sleep(self._parking_s())
             finally:
                 self._parked -= 1
 
@@ -112,12 +114,15 @@ class Places:
             raise _full()
         self._parked += 1
         try:
-            async with asyncio.timeout(self._park_s):
+            async with asyncio.timeout(self._parking_s()):
                 await lane.turn.acquire()
         except TimeoutError:
             raise _full() from None
         finally:
             self._parked -= 1
+
+    def _parking_s(self) -> float:
+        return self._park_s * random.uniform(1.0, 3.0)
 
     def _make_room(self) -> None:
         if sum(len(lane.held) for lane in self._lanes.values()) >= self._most:
