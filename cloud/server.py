@@ -40,7 +40,7 @@ from isthmus.cloud.rpc.personalisation import PersonalisationServicer
 from isthmus.cloud.rpc.scopes import count_scope, devices_calling, identity_scope, metrics_scope, status_scope
 from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.settings import CloudSettings, joined, split_listen
-from isthmus.cloud.store import devices, lock
+from isthmus.cloud.store import devices, lock, release_files
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.files import write_atomically
@@ -57,6 +57,7 @@ from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 2.0
+_CHECK_RELEASE_S: Final = 24 * 3600.0
 _REVOKED_S: Final = 2.0
 """How often to look for revoked devices with open calls."""
 
@@ -151,6 +152,9 @@ class Server:
         self._stack.push_async_callback(_cancelled, shut_out)
         report = asyncio.create_task(_report_lock(ground.lock, health_servicer), name="health")
         self._stack.push_async_callback(_cancelled, report)
+        if settings.release is not None:
+            daily = asyncio.create_task(self._check_release(ground.shelf.database, settings.release), name="release")
+            self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if self._supervisor is not None:
             await self._supervisor.start()
@@ -188,8 +192,15 @@ class Server:
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
-        offer = offer_of(Release.open(folder))
-        return _Release(signer, offer, gate, students.publish_base(shelf, signer, offer, time.time()))
+        release = Release.open(folder)
+        pinned = release_files.is_pinned(shelf.database) and not self._settings.accept_release
+        if pinned:
+            release_files.check(shelf.database, folder)
+        offer = offer_of(release)
+        base_student_id = students.publish_base(shelf, signer, offer, time.time())
+        if not pinned:
+            release_files.pin(shelf.database, folder, release.files())
+        return _Release(signer, offer, gate, base_student_id)
 
     def _open_elastic(self, shelf: Shelf) -> Elastic | None:
         settings = self._settings.elastic
@@ -288,6 +299,20 @@ class Server:
                 log.warning("revoked devices are not known at the moment: %s", error)
                 continue
             self._calls.end(revoked, Unauthenticated("this device was revoked; enrol it again"))
+
+    async def _check_release(self, database: Database, release: Path) -> None:
+        """Compare the release's files with their hashes once a day; a worker that runs on changed ones is replaced.
+
+        The next worker compares them too, and works on no job until they are restored.
+        """
+        while True:
+            await asyncio.sleep(_CHECK_RELEASE_S)
+            try:
+                await asyncio.to_thread(release_files.check, database, release)
+            except IsthmusError as error:
+                log.error("%s", error)
+                if self._supervisor is not None:
+                    self._supervisor.replace()
 
     def _tell_worker(self) -> None:
         if self._supervisor is not None:

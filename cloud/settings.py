@@ -42,6 +42,10 @@ class CloudSettings:
         Path | None,
         Option(help="Folder made by 'isthmus distill'. Without it no devices are served: give --elastic-model."),
     ] = None
+    accept_release: Annotated[
+        bool,
+        Option("--accept-release", help="Serve a release that was changed since the last start. Default: refuse it."),
+    ] = False
     listen: Annotated[
         str, Option(help="HOST:PORT to listen on. Port 0 chooses a free port. Beyond loopback TLS is required.")
     ] = "127.0.0.1:0"

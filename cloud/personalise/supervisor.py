@@ -53,6 +53,12 @@ class Supervisor:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(b"\n")
 
+    def replace(self) -> None:
+        """End the worker, so that another one starts. Its job resumes; this counts as no failure of the job."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()
+
     async def stop(self) -> None:
         """End the worker. Its job resumes at the next start."""
         if self._task is not None:

@@ -25,7 +25,7 @@ from isthmus.cloud.personalise.job import Expired
 from isthmus.cloud.personalise.runner import Runner, discard
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.settings import CloudSettings
-from isthmus.cloud.store import lock
+from isthmus.cloud.store import lock, release_files
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.extensions import load_extensions
@@ -98,6 +98,7 @@ class Worker:
             torch.set_num_threads(settings.worker_threads)
         if settings.release is None:
             raise InvalidInput("a worker needs a release")
+        release_files.check(self.database, settings.release)
         release = Release.open(settings.release)
         return Runner(
             shelf=Shelf(self.database, Artefacts(settings.artefacts_url)),

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.cloud import app
+from isthmus.cloud.personalise import job_rows
+from isthmus.cloud.personalise.supervisor import Supervisor
+from isthmus.cloud.personalise.worker import Worker
+from isthmus.cloud.store.database import Unusable
 from isthmus.proto.errors import InvalidInput, Locked
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.certificate import write_certificate
@@ -151,6 +157,44 @@ def test_a_damaged_base_student_is_mended_from_the_release(rig: Any) -> None:
     used(rig)
     for path in sorted((rig.release / "base").iterdir()):
         assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_release_that_changes_while_it_is_served_makes_no_student_and_is_refused(
+    rig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("isthmus.cloud.server._CHECK_RELEASE_S", 0.05)
+    release = tmp_path / "release"
+    shutil.copytree(rig.release, release)
+    replaced: list[None] = []
+    monkeypatch.setattr(Supervisor, "replace", lambda self: replaced.append(None))
+
+    async def scenario() -> None:
+        changing = type(rig)(release, rig.state)
+        async with changing.running(workers=1) as (_, channel):
+            device = await rig.enrol(channel)
+            flipped(release / "teacher" / "teacher.safetensors")
+            while not replaced:
+                await asyncio.sleep(0.02)
+            job = await rig.start(device)
+        worker = Worker(changing.settings())
+        with pytest.raises(Unusable, match=r"teacher\.safetensors was changed"):
+            worker.run_once()
+        due = job_rows.next_runnable(worker.database, time.time())
+        assert due is not None
+        assert due.job_id == job.job_id
+        worker.database.close()
+
+    asyncio.run(scenario())
+    assert "teacher.safetensors was changed" in caplog.text
+    shutil.copy2(rig.release / "teacher" / "teacher.safetensors", release / "teacher")
+    (release / "base" / "measured.json").write_text("{}")
+    assert "measured.json was changed" in refusal(type(rig)(release, rig.state))
+
+    async def accepting() -> None:
+        async with type(rig)(release, rig.state).running(accept_release=True):
+            pass
+
+    asyncio.run(accepting())
 
 
 def test_damaged_files_of_a_student_are_not_sent_and_its_heads_not_used(rig: Any) -> None:
