@@ -64,6 +64,30 @@ def read_trace(path: Path) -> Float64s:
     return readers[0](path)
 
 
+def read_azure_tokens(path: Path) -> Float64s:
+    """Read one row per request of an inference trace: arrival in seconds, prompt tokens, generated tokens, (N, 3).
+
+    Rows are ascending by arrival, from 0 on. Raises TraceError for another file, or numbers of tokens below 1.
+    """
+    columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+    with _opened(path) as (header, rows):
+        missing = [column for column in columns if _folded(column) not in header]
+        if missing:
+            raise TraceError(f"{path.name}: no column {', '.join(missing)}")
+        places = [header.index(_folded(column)) for column in columns]
+        lines = [row for row in rows if any(field.strip() for field in row)]
+        arrivals_N = list(_arrivals(path, iter(lines), places, lambda at, prompt, generated: _timestamp_s(at)))
+        counts_2N = [
+            list(_arrivals(path, iter(lines), places[at : at + 1], lambda tokens: float(int(tokens)))) for at in (1, 2)
+        ]
+    rows_N3 = np.array([arrivals_N, *counts_2N]).T
+    if not len(rows_N3) or not (rows_N3[:, 1:] >= 1).all():
+        raise TraceError(f"{path.name}: each request must have a prompt and an answer of at least one token")
+    rows_N3 = rows_N3[np.argsort(rows_N3[:, 0], kind="stable")]
+    rows_N3[:, 0] -= rows_N3[0, 0]
+    return rows_N3
+
+
 def _invocation_s(end: str, duration: str) -> float:
     end_s, duration_s = _number(end), _number(duration)
     if duration_s < 0:

@@ -42,6 +42,11 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
         "Serve many image tasks with one vision transformer: prepare, measure, query.",
         "elastic",
     ),
+    "generate": LazyCommand(
+        "isthmus.cloud.commands.generate",
+        "Stream replies of a small language model: convert, measure, serve, ask.",
+        "generate",
+    ),
     "experiment": LazyCommand(
         "isthmus.experiments.cli", "Compare methods over seeds, and write the results to files.", "demo"
     ),

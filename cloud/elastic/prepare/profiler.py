@@ -1,10 +1,8 @@
 """Measures a profile on its device: accuracy by task and gamma, seconds and bytes by gamma and batch size."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +15,7 @@ from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
 from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
+from isthmus.cloud.processor import processor_name
 from isthmus.data.images import LabelledImages
 from isthmus.distill.training.checkpoint import state_hash
 
@@ -38,7 +37,7 @@ def machine_key(runner: ElasticRunner) -> MachineKey:
     """Returns what a profile measured with this runner is valid for. The threads are torch's current setting."""
     on_gpu = runner.device.type == "cuda"
     return MachineKey(
-        processor=_processor(),
+        processor=processor_name(),
         device=torch.cuda.get_device_name(runner.device) if on_gpu else "cpu",
         threads=torch.get_num_threads(),
         number_type=runner.number_type,
@@ -244,12 +243,3 @@ def _stored(tree: Any) -> list[Tensor]:
     """Returns the tensors with visible memory. oneDNN hides the memory of packed weights, which no batch allocates."""
     leaves = torch.utils._pytree.tree_leaves(tree)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
-
-
-def _processor() -> str:
-    """Returns the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -35,6 +35,8 @@ EXTRA_OF = {
     "distill/": "train",
     "cloud/": "cloud",
     "cloud/elastic/model/": "elastic",
+    "cloud/generation/": "generate",
+    "cloud/http/": "generate",
     "isthmus/": "demo",
     "isthmus/link/": "link",
 }

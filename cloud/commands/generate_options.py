@@ -1,0 +1,87 @@
+"""Options of the commands of ``isthmus generate``. Free of torch, so that help is fast."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from isthmus.command_line import Seed
+
+ModelFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL_DIR",
+        help="Model directory as Hugging Face publishes them (config.json, safetensors, tokenizer.json), or one that "
+        "'isthmus generate convert' wrote.",
+    ),
+]
+NumberType = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Number type of the weights.")]
+Layout = Annotated[
+    Literal["slots", "paged", "padded"],
+    typer.Option(help="Layout of the KV cache: a slot per request, blocks with tables, or padded rows."),
+]
+Policy = Annotated[str, typer.Option(help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn or vtc.")]
+Rows = Annotated[int, typer.Option(min=1, help="Requests that may have tokens in the KV cache.")]
+KVTokens = Annotated[int, typer.Option(min=16, help="Tokens that the KV cache holds, over all requests.")]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of ``isthmus generate convert``."""
+
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file.")]
+    out: Annotated[Path, typer.Option(help="Model directory to write. It must not exist.")]
+    number_type: NumberType = "float32"
+
+
+@dataclass(frozen=True)
+class GenerateProfileOptions:
+    """Options of ``isthmus generate profile``."""
+
+    model: ModelFolder
+    out: Annotated[Path, typer.Option(help="JSON file to write.")]
+    number_type: NumberType = "float32"
+    layout: Layout = "slots"
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")] = "cpu"
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1
+    repeats: Annotated[int, typer.Option(min=1, help="Number of times that each kind of step is timed.")] = 3
+
+
+@dataclass(frozen=True)
+class GenerateReplayOptions:
+    """Options of ``isthmus generate replay``."""
+
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="lmaas (six applications), chat (conversations), or a CSV file of the Azure LLM inference traces."
+        ),
+    ] = "lmaas"
+    policy: Policy = "fused"
+    load: Annotated[
+        float, typer.Option(min=0.01, help="Work that arrives, as a multiple of what the machine does with 32 rows.")
+    ] = 0.9
+    seed: Seed = 0
+    requests: Annotated[int, typer.Option(min=1, max=100_000, help="Number of requests.")] = 400
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile that 'isthmus generate profile' wrote. Default: a measured Xeon's.")
+    ] = None
+    rows: Rows = 32
+    kv_tokens: KVTokens = 16_000
+    lengths: Annotated[
+        Literal["learned", "known"],
+        typer.Option(help="What policies know of the lengths of answers: learned from those that ended, or all."),
+    ] = "learned"
+    evict: Annotated[
+        bool, typer.Option("--evict", help="Evict requests that can no longer be in time before they begin.")
+    ] = False
+    heavy: Annotated[
+        float | None,
+        typer.Option(min=0.2, max=0.99, help="One of five users sends this share of the requests. Default: one user."),
+    ] = None
+    bursty: Annotated[
+        bool, typer.Option("--bursty", help="Arrivals with three times the spread of a Poisson process.")
+    ] = False
+    shrink: Annotated[float, typer.Option(min=1.0, help="Divide the prompts of a recorded trace by this.")] = 8.0
+    out: Annotated[Path | None, typer.Option(help="JSON file to write all figures to.")] = None

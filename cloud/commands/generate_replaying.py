@@ -1,0 +1,108 @@
+"""The work of ``isthmus generate replay``: simulate a policy on a workload. It needs no torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from isthmus.cloud.commands.generate_options import GenerateReplayOptions
+from isthmus.cloud.generation.policies.by_name import make_policy
+from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths
+from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
+from isthmus.cloud.generation.scheduling.engine import Engine
+from isthmus.cloud.generation.scheduling.policy import Limits
+from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
+from isthmus.cloud.generation.scheduling.report import by_user, jain, report
+from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
+from isthmus.cloud.generation.scheduling.workload import (
+    Workload,
+    at_load,
+    bursty_gaps,
+    chat_sizes,
+    lmaas_sizes,
+    poisson_gaps,
+    trace_sizes,
+    unequal_users,
+)
+from isthmus.command_line import did_you_mean, print_table
+from isthmus.data.files import read_text, write_atomically
+from isthmus.data.traces import read_azure_tokens
+
+_BOUNDED_REQUESTS = 2_000
+"""The bound of goodput is a linear program, which takes minutes with more requests than this."""
+
+
+def replay(asked: GenerateReplayOptions) -> None:
+    """Simulate, print the figures, and write them to ``asked.out`` if it is given. Raises ValueError or OSError."""
+    profile = reference_profile() if asked.profile is None else GenerationProfile.from_json(read_text(asked.profile))
+    workload = _workload(asked, profile)
+    lengths = LearnedLengths() if asked.lengths == "learned" else KnownLengths(workload.lengths.__getitem__)
+    limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // 16))
+    engine = Engine(
+        profile,
+        make_policy(asked.policy, lengths),
+        limits,
+        max_requests=len(workload.requests),
+        expires=asked.evict,
+        adapts=False,
+    )
+    run = serve(engine, workload.requests, VirtualWorld(profile, workload.lengths))
+    found = report(run)
+    found["bound_mean_s"] = mean_latency_bound_s(workload, profile, asked.rows)
+    if len(workload.requests) <= _BOUNDED_REQUESTS:
+        found["bound_goodput"] = goodput_bound(workload, profile, asked.rows)
+    users = by_user(run)
+    typer.echo(
+        f"{asked.policy} on {asked.workload}, load {asked.load:g}, seed {asked.seed}: {found['requests']} requests, "
+        f"{found['tokens']} tokens in {found['seconds']:.0f} s ({found['tokens_per_s']:.0f} per second)"
+    )
+    within = f"; no policy passes {found['bound_goodput']:.3f}" if "bound_goodput" in found else ""
+    typer.echo(f"in time: {found['goodput']:.3f} of the requests{within}; {found['goodput_tokens']:.3f} of the tokens")
+    print_table(
+        ("seconds", "mean", "p50", "p95", "p99"),
+        [
+            (name, *(f"{found[key][each]:.3f}" for each in ("mean", "p50", "p95", "p99")))
+            for name, key in (
+                ("to the whole answer", "latency_s"),
+                ("to the first token", "ttft_s"),
+                ("per further token", "tpot_s"),
+                ("largest gap", "largest_gap_s"),
+            )
+            if found[key]
+        ],
+    )
+    typer.echo(
+        f"no policy's mean is below {found['bound_mean_s']:.3f} s; {found['occupancy']:.1f} rows decode in a mean step"
+    )
+    typer.echo(
+        f"{found['preempted']} preemptions, {found['recomputed_tokens']} tokens computed again"
+    )
+    if len(users) > 1:
+        found["users"] = users
+        found["jain"] = jain([each["tokens"] for each in users.values()])
+        print_table(
+            ("user", "tokens", "seconds to the first token"),
+            [(user, f"{each['tokens']:.0f}", f"{each['ttft_s']:.3f}") for user, each in users.items()],
+        )
+    if asked.out is not None:
+        settings = {"policy": asked.policy, "workload": asked.workload, "load": asked.load, "seed": asked.seed}
+        write_atomically(asked.out, json.dumps({**settings, **found}, indent=1) + "\n")
+        typer.echo(f"written: {asked.out}")
+
+
+def _workload(asked: GenerateReplayOptions, profile: GenerationProfile) -> Workload:
+    rng = np.random.default_rng(asked.seed)
+    made = {"lmaas": lmaas_sizes, "chat": chat_sizes}
+    if asked.workload in made:
+        sizes = made[asked.workload](rng, asked.requests)
+        gaps_N = (bursty_gaps if asked.bursty else poisson_gaps)(rng, asked.requests)
+    elif Path(asked.workload).is_file():
+        rows_N3 = read_azure_tokens(Path(asked.workload))[: asked.requests]
+        sizes = trace_sizes(rows_N3, shrink=asked.shrink)
+        gaps_N = np.diff(rows_N3[:, 0], prepend=0.0)
+    else:
+        known = did_you_mean(asked.workload, made)
+        raise ValueError(f"no workload {asked.workload!r}: give lmaas, chat or the CSV file of a trace.{known}")
+    users = None if asked.heavy is None else unequal_users(rng, len(gaps_N), heavy=asked.heavy)
+    return at_load(sizes, gaps_N, asked.load, profile, users=users)

@@ -1,0 +1,1 @@
+"""The generation path: a small causal language model streams replies to many clients, under one scheduler."""

@@ -1,0 +1,1 @@
+"""The language model: configuration, weights, forward, three layouts of the KV cache, tokenizer, and sampling."""

@@ -1,0 +1,75 @@
+"""Runs the steps of the engine on the model, and draws the tokens."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from isthmus.cloud.generation.model.kv import KVCache, KVShape, Span
+from isthmus.cloud.generation.model.llama import Llama
+from isthmus.cloud.generation.model.padded import PaddedCache
+from isthmus.cloud.generation.model.paged import PagedCache
+from isthmus.cloud.generation.model.sampler import draw
+from isthmus.cloud.generation.model.slots import SlotCache
+from isthmus.cloud.generation.scheduling.engine import Step
+from isthmus.cloud.generation.scheduling.policy import Limits
+
+
+class Executor(Protocol):
+    """Runs steps one at a time, on the thread that calls it."""
+
+    def run(self, step: Step) -> dict[int, int]:
+        """Returns the token that each row which draws has drawn. An error fails the whole step."""
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """Forgets these requests."""
+
+
+class ModelExecutor:
+    """An executor that runs the model with one layout of the KV cache.
+
+    After an error in a step, what the cache has of the step's requests is not defined; the engine drops them.
+    """
+
+    def __init__(self, model: Llama, cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def drop(self, ids: Sequence[int]) -> None:
+        self._cache.drop(ids)
+
+    def run(self, step: Step) -> dict[int, int]:
+        spans, ids, positions, wanted = [], [], [], []
+        for row in step.rows:
+            spans.append(Span(row.id, len(ids), row.first, len(row.tokens), row.blocks))
+            ids += row.tokens
+            positions += range(row.first, row.first + len(row.tokens))
+            if row.draws:
+                wanted.append(len(ids) - 1)
+        device = self._model.device
+        self._cache.begin(spans)
+        logits_NV = self._model(
+            torch.tensor(ids, device=device),
+            torch.tensor(positions, device=device),
+            torch.tensor(wanted, dtype=torch.int64, device=device),
+            self._cache,
+        )
+        self._cache.end()
+        drawing = [row for row in step.rows if row.draws]
+        return {
+            row.id: draw(logits_V, row.request.sampling, row.first + len(row.tokens))
+            for row, logits_V in zip(drawing, logits_NV.cpu().numpy(), strict=True)
+        }
+
+
+def make_cache(layout: str, model: Llama, limits: Limits) -> KVCache:
+    """Returns an empty cache for the model: "slots", "paged" or "padded". Raises ValueError for another name."""
+    config = model.config
+    shape = KVShape(config.layers, config.kv_heads, config.head_dim, model.dtype, model.device)
+    if layout == "slots":
+        return SlotCache(shape)
+    if layout == "paged":
+        return PagedCache(shape, limits.blocks, limits.block_tokens)
+    if layout == "padded":
+        return PaddedCache(shape)
+    raise ValueError(f"no layout {layout!r}; known are slots, paged and padded")

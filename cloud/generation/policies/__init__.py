@@ -1,0 +1,1 @@
+"""PURE. Decide which requests take part in the next step of the model, and with how many tokens each."""

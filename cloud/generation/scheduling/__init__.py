@@ -1,0 +1,1 @@
+"""PURE. One engine, two clocks: requests, blocks, profiles, the engine, its simulator, bounds, workloads."""

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI-compatible front of generation. Only this folder imports an HTTP server."""

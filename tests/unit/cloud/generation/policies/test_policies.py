@@ -1,0 +1,141 @@
+"""What each policy is for: static wastes, padded rows cost more, short ones first wait less, fair ones share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths, LengthPredictor
+from isthmus.cloud.generation.scheduling.engine import Engine
+from isthmus.cloud.generation.scheduling.policy import Life, Limits
+from isthmus.cloud.generation.scheduling.profile import reference_profile
+from isthmus.cloud.generation.scheduling.report import by_user, jain, report
+from isthmus.cloud.generation.scheduling.request import Request
+from isthmus.cloud.generation.scheduling.simulate import Run, VirtualWorld, serve
+from isthmus.cloud.generation.scheduling.workload import (
+    Workload,
+    at_load,
+    bursty_gaps,
+    chat_sizes,
+    lmaas_sizes,
+    poisson_gaps,
+    trace_sizes,
+    unequal_users,
+)
+
+PROFILE = reference_profile()
+
+
+def workload(load: float, count: int = 120, users: list[str] | None = None, seed: int = 0) -> Workload:
+    rng = np.random.default_rng(seed)
+    return at_load(lmaas_sizes(rng, count), poisson_gaps(rng, count), load, PROFILE, users=users)
+
+
+def run(policy: str, made: Workload, lengths: LengthPredictor | None = None) -> Run:
+    engine = Engine(PROFILE, make_policy(policy, lengths), expires=False, adapts=False)
+    return serve(engine, made.requests, VirtualWorld(PROFILE, made.lengths))
+
+
+def test_continuous_batches_serve_more_than_static_ones_and_fused_steps_more_than_padded() -> None:
+    made = workload(1.2)
+    found = {policy: report(run(policy, made)) for policy in ("static", "baton", "orca", "fused")}
+    assert all(each["tokens"] == sum(made.lengths) for each in found.values())
+    rates = {policy: each["tokens_per_s"] for policy, each in found.items()}
+    assert rates["fused"] > 1.08 * rates["baton"] > 1.08 * 1.5 * rates["static"]
+    assert found["fused"]["ttft_s"]["mean"] < found["orca"]["ttft_s"]["mean"] < found["static"]["ttft_s"]["mean"]
+
+
+def test_shortest_first_lowers_the_mean_and_raises_the_share_in_time() -> None:
+    made = workload(4.0)
+    fused = report(run("fused", made))
+    known = KnownLengths(made.lengths.__getitem__)
+    for policy in ("sjf", "srpt", "hrrn"):
+        found = report(run(policy, made, known))
+        assert found["latency_s"]["mean"] < fused["latency_s"]["mean"], policy
+        assert found["goodput"] > fused["goodput"], policy
+
+
+def test_fair_order_protects_light_users() -> None:
+    rng = np.random.default_rng(1)
+    made = workload(4.0, 150, unequal_users(rng, 150))
+
+    def light_ttft_s(policy: str) -> float:
+        users = by_user(run(policy, made))
+        return float(np.mean([each["ttft_s"] for user, each in users.items() if user != "u0"]))
+
+    assert light_ttft_s("vtc") < 0.3 * light_ttft_s("fused")
+
+
+def life(kind: str, prompt: int, tokens: int = 0, most: int = 1_000) -> Life:
+    return Life(Request(0, range(prompt), most, arrival_s=0.0, kind=kind), [0] * tokens)
+
+
+def test_lengths_are_learned_by_class_and_never_below_what_is_there() -> None:
+    lengths = LearnedLengths(0.5)
+    assert lengths.predict(life("long", 10, tokens=100)) == 101
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        prompt = int(rng.integers(10, 200))
+        lengths.learn(life("long", prompt, tokens=2 * prompt))
+        lengths.learn(life("short", prompt, tokens=max(1, prompt // 10)))
+    assert lengths.predict(life("long", 100)) == pytest.approx(200, rel=0.05)
+    assert lengths.predict(life("short", 100)) == pytest.approx(10, rel=0.2)
+    assert lengths.predict(life("short", 100, tokens=80)) == pytest.approx(101)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        LearnedLengths(1.0)
+
+
+def test_a_higher_quantile_plans_longer() -> None:
+    low, high = LearnedLengths(0.3), LearnedLengths(0.9)
+    rng = np.random.default_rng(0)
+    for tokens in np.exp(rng.normal(4, 0.5, 400)).astype(int).tolist():
+        for each in (low, high):
+            each.learn(life("chat", 50, tokens=tokens))
+    assert low.predict(life("chat", 50)) == pytest.approx(np.exp(4 - 0.524 * 0.5), rel=0.1)
+    assert high.predict(life("chat", 50)) == pytest.approx(np.exp(4 + 1.282 * 0.5), rel=0.1)
+
+
+@pytest.mark.parametrize("gaps", [poisson_gaps, bursty_gaps])
+def test_a_workload_has_the_load_that_was_asked_for(gaps: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(0)
+    made = at_load(chat_sizes(rng, 500), gaps(rng, 500), 0.5, PROFILE)
+    work_s = sum(
+        PROFILE.work_s(len(each.prompt), length, 32) for each, length in zip(made.requests, made.lengths, strict=True)
+    )
+    assert work_s / made.requests[-1].arrival_s == pytest.approx(0.5)
+    assert np.std(np.diff([each.arrival_s for each in made.requests])) > 0
+
+
+def test_a_trace_keeps_its_answers_and_shortens_its_prompts() -> None:
+    sizes = trace_sizes(np.array([[0.0, 800.0, 13.0], [2.0, 8.0, 5_000.0]]))
+    assert sizes.prompts_N.tolist() == [100, 2]
+    assert sizes.answers_N.tolist() == [13, 1_024]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"known are {', '.join(POLICIES)}"):
+        make_policy("best")
+    assert jain([]) == 1.0
+
+
+def test_a_decision_is_quick_with_a_thousand_waiting() -> None:
+    """No wall time is asserted here: a decision looks at each waiting request once, so its calls are counted."""
+    from isthmus.cloud.generation.policies.fused import Fused
+    from isthmus.cloud.generation.policies.orders import FirstCome
+
+    class Counting(FirstCome):
+        asked = 0
+
+        def rank(self, life: Life) -> Any:
+            self.asked += 1
+            return super().rank(life)
+
+    order = Counting()
+    engine = Engine(PROFILE, Fused(order), Limits(rows=64, blocks=4_000), max_requests=2_000)
+    for id in range(1_064):
+        engine.submit(Request(id, range(50), 50, arrival_s=0.0), 0.0)
+    order.asked = 0
+    assert engine.next_step(0.0).step is not None
+    assert order.asked <= 1_064 + 64
