@@ -75,9 +75,7 @@ def replay(asked: GenerateReplayOptions) -> None:
     typer.echo(
         f"no policy's mean is below {found['bound_mean_s']:.3f} s; {found['occupancy']:.1f} rows decode in a mean step"
     )
-    typer.echo(
-        f"{found['preempted']} preemptions, {found['recomputed_tokens']} tokens computed again"
-    )
+    typer.echo(f"{found['preempted']} preemptions, {found['recomputed_tokens']} tokens computed again")
     if len(users) > 1:
         found["users"] = users
         found["jain"] = jain([each["tokens"] for each in users.values()])

@@ -124,5 +124,5 @@ def unequal_users(rng: np.random.Generator, count: int, *, users: int = 5, heavy
 
 
 def _clipped(lengths_N: npt.NDArray[np.floating] | Ints) -> Ints:
-    clipped: Ints = np.clip(np.round(lengths_N), 2, MOST_TOKENS).astype(np.int64)
+    clipped: Ints = np.clip(np.round(lengths_N), 1, MOST_TOKENS).astype(np.int64)
     return clipped

@@ -110,7 +110,7 @@ def test_a_workload_has_the_load_that_was_asked_for(gaps: Callable[..., Any]) ->
 
 def test_a_trace_keeps_its_answers_and_shortens_its_prompts() -> None:
     sizes = trace_sizes(np.array([[0.0, 800.0, 13.0], [2.0, 8.0, 5_000.0]]))
-    assert sizes.prompts_N.tolist() == [100, 2]
+    assert sizes.prompts_N.tolist() == [100, 1]
     assert sizes.answers_N.tolist() == [13, 1_024]
 
 
