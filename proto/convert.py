@@ -284,11 +284,11 @@ def _file_facts(size_bytes: int, *hashes: bytes) -> None:
         raise InvalidInput("student file: the hash is not a SHA-256")
 
 
-def public_measure_from_pb(message: pb.PublicMeasure, classes: int) -> PublicMeasure:
+def public_measure_from_pb(message: pb.PublicMeasure, classes: int, ratios: int) -> PublicMeasure:
     """Return the measurement.
 
-    Raises InvalidInput for no clips, an accuracy or threshold outside 0 to 1, or shares that are no distribution over
-    ``classes``.
+    Raises InvalidInput for no clips, an accuracy or threshold outside 0 to 1, shares that are no distribution over
+    ``classes``, or accuracies that do not belong to ``ratios`` ratios.
     """
     if message.clips < 1 or not (0 <= message.accuracy <= 1 and 0 <= message.atc_threshold <= 1):
         raise InvalidInput("student: what was measured on public clips is out of bounds")
@@ -297,7 +297,10 @@ def public_measure_from_pb(message: pb.PublicMeasure, classes: int) -> PublicMea
         len(shares) != classes or not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-3
     ):
         raise InvalidInput("student: the shares of its classes are no distribution over them")
-    return PublicMeasure(message.clips, message.accuracy, message.atc_threshold, shares)
+    by_ratio = tuple(message.ratio_accuracies)
+    if by_ratio and (len(by_ratio) != ratios or not all(0 <= each <= 1 for each in by_ratio)):
+        raise InvalidInput("student: the accuracies of its ratios are out of bounds, or of other ratios")
+    return PublicMeasure(message.clips, message.accuracy, message.atc_threshold, shares, by_ratio)
 
 
 def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
@@ -339,7 +342,7 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         input_spec_json=_text("input spec", message.input_spec_json),
         feature_width=_feature_width(message.feature_width),
         created_s=message.created_s,
-        measured=public_measure_from_pb(message.measured, len(message.classes))
+        measured=public_measure_from_pb(message.measured, len(message.classes), len(message.ratios))
         if message.HasField("measured")
         else None,
         centred=centred_from_pb(message.person, len(message.classes), message.feature_width)

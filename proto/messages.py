@@ -185,12 +185,14 @@ class PublicMeasure:
     ``atc_threshold`` is the confidence above which the share of those clips equals ``accuracy``
     (edge/own_clips/guard.py). ``class_shares`` are the shares of the classes among the clips that the heads were
     trained on; they sum to 1 (edge/own_clips/habits.py) and are empty if those clips were a selection.
+    ``ratio_accuracies``: accuracy of the cloud's head per ratio of the student, on the same clips; empty if unknown.
     """
 
     clips: int
     accuracy: float
     atc_threshold: float
     class_shares: tuple[float, ...] = ()
+    ratio_accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

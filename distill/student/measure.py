@@ -8,7 +8,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
-from isthmus.distill.student.evaluate import bank_probabilities, outputs_of, student_outputs
+from isthmus.distill.student.evaluate import accuracy, bank_probabilities, outputs_of, student_outputs
 from isthmus.distill.student.personalise import clips_of_heads
 from isthmus.distill.training.teacher_cache import Encoded
 from isthmus.proto.messages import PublicMeasure
@@ -67,8 +67,8 @@ def measure_public(
     encoded: Encoded | None = None,
 ) -> PublicMeasure:
     """Return accuracy and ATC threshold of the student's local head (the smallest ratio of ``heads``) on public clips,
-    and its ``head_shares`` for the selection that the student was distilled on. ``encoded``: the features of all public
-    clips, if they are known.
+    the accuracy of every head, and the local one's ``head_shares`` for the selection that the student was distilled on.
+    ``encoded``: the features of all public clips, if they are known.
 
     Raises ValueError if no public clip has a label.
     """
@@ -79,7 +79,8 @@ def measure_public(
         outputs = student_outputs(student, teacher_head, clips, device)
     else:
         outputs = outputs_of((encoded[0][rows], encoded[1][rows]), teacher_head, clips)
-    probabilities_NC = bank_probabilities(heads, outputs, heads.local_ratio)
+    of_ratio = {ratio: bank_probabilities(heads, outputs, ratio) for ratio in heads.ratios}
+    probabilities_NC = of_ratio[heads.local_ratio]
     right_N = probabilities_NC.argmax(axis=1) == labels_N[rows]
     threshold = atc_threshold(probabilities_NC.max(axis=1), right_N)
     return PublicMeasure(
@@ -87,4 +88,5 @@ def measure_public(
         accuracy=float(right_N.mean()),
         atc_threshold=threshold,
         class_shares=head_shares(release, selection),
+        ratio_accuracies=tuple(accuracy(each_NC, labels_N[rows]) for each_NC in of_ratio.values()),
     )

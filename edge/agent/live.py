@@ -4,26 +4,26 @@ A worker thread personalises meanwhile. As long as it works, the link is its own
 alone, with the student in use; so they are answered while a job is under way and while the cloud is gone.
 """
 
+import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from isthmus.data.clip import ClipRef
 from isthmus.data.layouts.listing import read_listing
-from isthmus.edge.agent.behaviour import Answered, Answering, Failed, Tick
-from isthmus.edge.agent.inference import Answer, CloudAnswers, answer_locally
+from isthmus.edge.agent.asking import CloudQuestions, LinkMemory
+from isthmus.edge.agent.behaviour import Answered, Answering, Failed, Tick, answering
+from isthmus.edge.agent.inference import Answer, answer_locally
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.sources import Taken
-from isthmus.edge.link.compression import Setting, choose, make_policy
+from isthmus.edge.link.compression import Setting, make_policy
+from isthmus.edge.link.controller import assumed_rate
 from isthmus.edge.own_clips.window import Seen
 from isthmus.edge.student.encoder import StudentEncoder, encode
-from isthmus.proto.errors import Busy, Corrupt, WrongState
+from isthmus.proto.errors import Busy, Corrupt, IsthmusError, TooLate, WrongState
 from isthmus.proto.messages import NumberType
-
-PROBE_EVERY_S = 10.0
-"""While the link is too slow for the budget, one clip per this time probes it; else a better link stays unnoticed."""
 
 CHECK_EVERY_S = 24 * 3600.0
 """The student's files are compared with its signed manifest this often while the device runs."""
@@ -74,9 +74,10 @@ class Worker:
 
 
 class LiveAnswers:
-    """Answers with the student in use. The local answer replaces the cloud's if that does not come in time.
+    """Answers with the student in use, within ``latency_budget_s`` of the clip's arrival.
 
-    ``pause`` sleeps for some seconds; it is called while there is no student yet.
+    The device computes its own answer while the cloud's is on its way, and gives it if the cloud's is not there in
+    time. ``pause`` sleeps for some seconds; it is called while there is no student yet.
     """
 
     def __init__(self, runtime: Runtime, worker: Worker, latency_budget_s: float, pause: "Pause") -> None:
@@ -85,8 +86,7 @@ class LiveAnswers:
         self._budget_s = latency_budget_s
         self._pause = pause
         self._student: _Student | None = None
-        self._setting: Setting | None = None
-        self._probe_at_s = runtime.clock()
+        self.memory = LinkMemory()
         self._checked_s = runtime.clock()
 
     def answer(self, taken: Taken, jitter: float) -> LiveAnswer:
@@ -109,20 +109,39 @@ class LiveAnswers:
         self._drop()
 
     def _answer(self, taken: Taken, jitter: float) -> LiveAnswer:
+        clock, began_s = self._runtime.clock, self._runtime.clock()
         student, name = self._current(), taken.ref.name
-        features = encode(student.encoder, taken, self._runtime.spec, self._runtime.clock).features
+        features = encode(student.encoder, taken, self._runtime.spec, clock).features
         clips = self._runtime.clips
         reading = clips.reading(student.student_id)
-        alone = answer_locally(student.encoder, features, self._runtime.clock)
-        self._setting = None if self._worker.busy else self._choose(student)
-        answered = None
-        if self._setting is not None:
-            answer = student.cloud.ask(features, self._setting).read(reading, features, cloud=True)
-            if answer.probabilities_C is not None:
+        until_s = began_s + self._budget_s
+        error: IsthmusError | None = None
+        question = setting = answered = None
+        if not self._worker.busy:
+            try:
+                setting = self._choose(student, until_s - clock())
+            except IsthmusError as broken:
+                error = broken
+        if setting is not None:
+            packing_s = clock()
+            frame = student.cloud.pack(features, setting)
+            try:
+                question = student.cloud.send(frame, (clock() - packing_s) * 1000)
+            except IsthmusError as broken:
+                error = broken
+        alone = answer_locally(student.encoder, features, clock)
+        if question is not None:
+            try:
+                answer = student.cloud.answer(question, until_s - clock()).read(reading, features, cloud=True)
                 self._runtime.note_link(Answered())
-                answered = LiveAnswer(name, answer, self._setting)
-            else:
-                self._runtime.note_link(Failed(Busy(answer.error, retry_after_s=answer.retry_after_s), jitter))
+                answered = LiveAnswer(name, answer, setting)
+            except TooLate:
+                pass  # It is counted when it comes. The link may be sound.
+            except IsthmusError as broken:
+                error = broken
+        if error is not None:
+            hint_s = error.retry_after_s if isinstance(error, Busy) else None
+            self._runtime.note_link(Failed(Busy(str(error), retry_after_s=hint_s), jitter))
         if alone.probabilities_C is not None:
             clips.remember(student.student_id, Seen(name, features, alone.probabilities_C))
         return answered or LiveAnswer(name, alone.read(reading, features, cloud=False), None)
@@ -137,30 +156,27 @@ class LiveAnswers:
             installed = runtime.slot.checked(active_id)
             encoder = StudentEncoder(installed.folder)
             manifest = installed.manifest
-            cloud = CloudAnswers(
-                runtime.link,
-                encoder,
-                manifest,
-                runtime.clock,
-                on_failure=lambda error: None,
-                timeout_s=self._budget_s,
-                most_tries=1,
-                estimate=runtime.estimate,
+            policy = make_policy(manifest.feature_width, manifest.ratios, tuple(NumberType), self._budget_s)
+            self.memory.setting = None
+            cloud = CloudQuestions(
+                runtime.link, encoder, manifest, policy, self.memory, runtime.clock, jitter=random.random
             )
             self._student = _Student(active_id, encoder, cloud)
         return self._student
 
-    def _choose(self, student: "_Student") -> Setting | None:
-        now_s = self._runtime.clock()
-        manifest = student.cloud.manifest
-        policy = make_policy(manifest.feature_width, manifest.ratios, tuple(NumberType), self._budget_s)
-        link_up = self._runtime.note_link(Tick()) is Answering.CLOUD
-        setting = choose(policy, student.cloud.estimate, self._setting, link_up=link_up)
-        if setting is None and link_up and now_s >= self._probe_at_s:
-            setting = policy.settings[-1]
-        if setting is not None:
-            self._probe_at_s = now_s + PROBE_EVERY_S
-        return setting
+    def _choose(self, student: "_Student", left_s: float) -> Setting | None:
+        """Return the setting at which to ask the cloud, or None.
+
+        The agent's pauses after errors of the link are for its own calls. The controller has shorter ones, because a
+        question costs little.
+        """
+        self._runtime.note_link(Tick())
+        if answering(replace(self._runtime.state, link_up=True)) is not Answering.CLOUD:
+            return None
+        rate = self._runtime.estimate.throughput_bytes_s
+        if rate:
+            self.memory.history = assumed_rate(self.memory.history, rate, self._runtime.clock())
+        return student.cloud.choose(left_s)
 
     def _check_daily(self) -> None:
         if self._worker.busy or self._runtime.clock() < self._checked_s + CHECK_EVERY_S:
@@ -183,7 +199,7 @@ class LiveAnswers:
 class _Student:
     student_id: str
     encoder: StudentEncoder
-    cloud: CloudAnswers
+    cloud: CloudQuestions
 
 
 class Pause(Protocol):

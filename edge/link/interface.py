@@ -32,6 +32,22 @@ class InferSession(Protocol):
         TooLate if no answer came within ``timeout_s``; both end the session.
         """
 
+    def send(self, sequence: int, frame: bytes) -> None:
+        """Send one frame without waiting. ``sequence`` must increase strictly. Raises Unavailable if the link broke."""
+
+    def receive(self, sequence: int, *, timeout_s: float) -> InferReply:
+        """Wait for the answer to a frame that was sent.
+
+        Raises Unavailable if the link broke, which ends the session, and TooLate if no answer came within
+        ``timeout_s``. The session then goes on, and the answer may still come: see ``late``.
+        """
+
+    def late(self) -> list[tuple[int, float]]:
+        """Return (sequence, seconds since it came) of each answer that came after ``receive`` had given it up.
+
+        Call it before the next ``send``. Raises Unavailable if the link broke.
+        """
+
     def close(self) -> None: ...
 
 
@@ -61,6 +77,9 @@ class Link(Protocol):
 
     def open_infer(self, student_id: str, *, timeout_s: float) -> InferSession:
         """Open a session. ``timeout_s`` bounds the whole session and is sent to the cloud as its deadline."""
+
+    def renew(self) -> None:
+        """Give up the present connection, which answers nothing; later calls use another one."""
 
     def close(self) -> None: ...
 
@@ -92,6 +111,7 @@ class MemoryLink:
     def __init__(self, cloud: MemoryCloud) -> None:
         self.cloud = cloud
         self.traffic = Traffic()
+        self.renewals = 0
         self._token = ""
 
     def authenticate(self, token: str) -> None:
@@ -159,6 +179,9 @@ class MemoryLink:
             raise NotYours("no such student")
         return MemoryInferSession(self, student_id)
 
+    def renew(self) -> None:
+        self.renewals += 1
+
     def close(self) -> None:
         self._token = ""
 
@@ -182,14 +205,26 @@ class MemoryInferSession:
         self._link = link
         self._student_id = student_id
         self._last_sequence = -1
+        self._replies: dict[int, InferReply] = {}
 
     def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+        self.send(sequence, frame)
+        return self.receive(sequence, timeout_s=timeout_s)
+
+    def send(self, sequence: int, frame: bytes) -> None:
         self._link._check_reachable()
         if sequence <= self._last_sequence:
             raise InvalidInput("the sequence does not increase")
         self._last_sequence = sequence
         self._link.traffic.up_bytes["inference"] += len(frame)
-        return self._link.cloud.answer(self._student_id, sequence, frame)
+        self._replies = {sequence: self._link.cloud.answer(self._student_id, sequence, frame)}
+
+    def receive(self, sequence: int, *, timeout_s: float) -> InferReply:
+        return self._replies.pop(sequence)
+
+    def late(self) -> list[tuple[int, float]]:
+        self._link._check_reachable()
+        return []
 
     def close(self) -> None:
         self._last_sequence = -1

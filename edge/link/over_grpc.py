@@ -6,6 +6,7 @@ All calls use one channel. A connection that swallows everything is noticed by k
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,11 @@ class GrpcLink:
 
         return GrpcInferSession(start, self.traffic)
 
+    def renew(self) -> None:
+        if self._reopen is not None:
+            self._channel.close()
+            self._use(self._reopen())
+
     def close(self) -> None:
         self._channel.close()
 
@@ -152,9 +158,7 @@ class GrpcLink:
             mapped = _mapped(error)
             if isinstance(mapped, TooLate):
                 # The call has no latency budget of its own, so this is a fault of the link.
-                if self._reopen is not None:
-                    self._channel.close()
-                    self._use(self._reopen())
+                self.renew()
                 raise Unavailable("the cloud did not answer in time") from error
             raise mapped from error
         self.traffic.down_bytes[kind] += reply.ByteSize()
@@ -179,46 +183,78 @@ class GrpcInferSession:
     def __init__(self, start: Callable[[Iterator[pb.InferRequest]], Any], traffic: Traffic) -> None:
         self._traffic = traffic
         self._requests: queue.SimpleQueue[pb.InferRequest | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[InferReply | IsthmusError] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[float, InferReply | IsthmusError]] = queue.SimpleQueue()
+        self._late: list[tuple[int, float]] = []
         self._over: IsthmusError | None = None
         self._replies = start(iter(self._requests.get, None))
         self._reader = threading.Thread(target=self._read, name="isthmus-answers", daemon=True)
         self._reader.start()
 
     def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+        self.send(sequence, frame)
+        try:
+            return self.receive(sequence, timeout_s=timeout_s)
+        except TooLate as error:
+            self._end(error)
+            raise
+
+    def send(self, sequence: int, frame: bytes) -> None:
         if self._over is not None:
             raise self._over
         request = pb.InferRequest(sequence=sequence, frame=frame)
         self._traffic.up_bytes["inference"] += request.ByteSize()
         self._requests.put(request)
-        try:
-            answer = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            answer = TooLate(f"no answer within {timeout_s:g} s")
-        if isinstance(answer, InferReply) and answer.sequence != sequence:
-            answer = InvalidInput(f"the cloud answered {answer.sequence} where {sequence} was asked")
-        if isinstance(answer, IsthmusError):
-            self._over = answer
-            self._replies.cancel()
-            raise answer
-        return answer
+
+    def receive(self, sequence: int, *, timeout_s: float) -> InferReply:
+        until_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                at_s, answer = self._answers.get(timeout=max(0.0, until_s - time.monotonic()))
+            except queue.Empty:
+                raise TooLate(f"no answer within {timeout_s:g} s") from None
+            if isinstance(answer, InferReply) and answer.sequence > sequence:
+                answer = InvalidInput(f"the cloud answered {answer.sequence} where {sequence} was asked")
+            if isinstance(answer, IsthmusError):
+                self._end(answer)
+                raise answer
+            if answer.sequence == sequence:
+                return answer
+            self._late.append((answer.sequence, at_s))
+
+    def late(self) -> list[tuple[int, float]]:
+        now_s = time.monotonic()
+        while not self._answers.empty():
+            at_s, answer = self._answers.get()
+            if isinstance(answer, IsthmusError):
+                self._end(answer)
+                raise answer
+            self._late.append((answer.sequence, at_s))
+        found, self._late = self._late, []
+        return [(sequence, max(0.0, now_s - at_s)) for sequence, at_s in found]
 
     def close(self) -> None:
         self._requests.put(None)
         self._replies.cancel()
         self._reader.join(timeout=CALL_TIMEOUT_S)
 
+    def _end(self, error: IsthmusError) -> None:
+        self._over = error
+        self._replies.cancel()
+
     def _read(self) -> None:
         try:
             for reply in self._replies:
                 self._traffic.down_bytes["inference"] += reply.ByteSize()
-                self._answers.put(convert.infer_reply_from_pb(reply))
+                self._put(convert.infer_reply_from_pb(reply))
         except grpc.RpcError as error:
-            self._answers.put(_mapped(error))
+            self._put(_mapped(error))
         except IsthmusError as error:
-            self._answers.put(error)
+            self._put(error)
         else:
-            self._answers.put(Unavailable("the cloud closed the stream"))
+            self._put(Unavailable("the cloud closed the stream"))
+
+    def _put(self, answer: InferReply | IsthmusError) -> None:
+        self._answers.put((time.monotonic(), answer))
 
 
 def _mapped(error: grpc.RpcError) -> IsthmusError:

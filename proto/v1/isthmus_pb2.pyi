@@ -197,16 +197,18 @@ class StudentPatch(_message.Message):
     def __init__(self, base_sha256: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class PublicMeasure(_message.Message):
-    __slots__ = ("clips", "accuracy", "atc_threshold", "class_shares")
+    __slots__ = ("clips", "accuracy", "atc_threshold", "class_shares", "ratio_accuracies")
     CLIPS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     ATC_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CLASS_SHARES_FIELD_NUMBER: _ClassVar[int]
+    RATIO_ACCURACIES_FIELD_NUMBER: _ClassVar[int]
     clips: int
     accuracy: float
     atc_threshold: float
     class_shares: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ..., class_shares: _Optional[_Iterable[float]] = ...) -> None: ...
+    ratio_accuracies: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, clips: _Optional[int] = ..., accuracy: _Optional[float] = ..., atc_threshold: _Optional[float] = ..., class_shares: _Optional[_Iterable[float]] = ..., ratio_accuracies: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PersonModel(_message.Message):
     __slots__ = ("weights", "bias", "centre", "spread", "mean", "between", "within", "fusion", "people")

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from isthmus.data.files import write_atomically
+from isthmus.proto import keepalive
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -31,7 +32,7 @@ async def serve(port_file: Path) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    server = grpc.aio.server(handlers=[Echo()])
+    server = grpc.aio.server(handlers=[Echo()], options=keepalive.server_options())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     write_atomically(port_file, f"127.0.0.1:{port}\n")

@@ -19,6 +19,7 @@ from tests.bench import machine
         "training",
         "stream",
         "crowds",
+        "connection",
         "footprint",
         "elastic.planning",
         "elastic.drift",

@@ -240,6 +240,32 @@ def test_an_answer_that_does_not_come_in_time(known: Shore) -> None:
     session.close()
 
 
+def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
+    if known.stall is None:
+        pytest.skip("a call in memory cannot hang")
+    session = known.link.open_infer("final", timeout_s=30)
+    session.send(1, frame())
+    assert session.receive(1, timeout_s=10).probabilities_C is not None
+    known.stall.clear()
+    session.send(2, frame())
+    with pytest.raises(TooLate, match="no answer within"):
+        session.receive(2, timeout_s=0.05)
+    assert session.late() == []
+    known.stall.set()
+    session.send(3, frame())
+    assert session.receive(3, timeout_s=10).sequence == 3
+    (late,) = session.late()
+    assert late[0] == 2 and 0 <= late[1] < 60
+    session.close()
+
+
+def test_a_link_whose_connection_is_renewed_goes_on(known: Shore) -> None:
+    known.link.renew()
+    session = known.link.open_infer("final", timeout_s=30)
+    assert session.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    session.close()
+
+
 def test_no_cloud_at_all() -> None:
     link = GrpcLink(open_channel("127.0.0.1:1"))
     with pytest.raises(Unavailable, match="cannot be reached"):

@@ -28,7 +28,7 @@ PROTOTYPES = Prototypes(
     np.array([[0.25, 0.75], [1.0, 0.0]], np.float32), np.array([3, 5], np.int32), UploadMode.PROTOTYPES, 3, 2.0
 )
 FILE = StudentFile("compressor_r1.5.onnx", 10, b"h" * 32, StudentPatch(b"b" * 32, 5, b"p" * 32))
-MEASURED = PublicMeasure(512, 0.75, 0.4, (0.25, 0.75))
+MEASURED = PublicMeasure(512, 0.75, 0.4, (0.25, 0.75), (0.75, 0.8))
 MANIFEST = StudentManifest("s-1", "final", (FILE,), (1.0, 1.5), ("a", "b"), "{}", 8, 12.5, MEASURED)
 
 

@@ -71,6 +71,13 @@ def test_stream(tmp_path: Path) -> None:
     assert all(row["reply_bytes"] == row["request_bytes"] for row in rows if row["server"] == "echo")
 
 
+def test_connection(tmp_path: Path) -> None:
+    options = ("--quiet-s", "0.1", "--repeats", "0", "--reconnects", "2", "--cuts", "1")
+    rows = {row["what"]: row for row in measured(tmp_path, "connection", *options)["rows"]}
+    assert list(rows) == ["stream to a dead server", "channel replaced", "connection cut", "quiet stream"]
+    assert rows["quiet stream"]["connections"] == 1 and not rows["quiet stream"]["broken"]
+
+
 @pytest.mark.timeout(600)
 def test_footprint(tmp_path: Path) -> None:
     """Uses the tests' environment, because the device's may be missing. It does not measure a device."""
