@@ -8,9 +8,13 @@ Sound (the preparation of OGM-GE, Peng et al., CVPR 2022): mono, tiled or cut to
 one-sided power spectral density over Tukey(0.25) windows with their mean removed, log(S + 1e-7), then standardised clip
 by clip.
 
+Sound of a spec with ``mel`` (the preparation of speaker encoders, Wan et al., ICASSP 2018): the same waveform at one
+loudness, Hann windows, energies of mel bands, without logarithm or standardisation. Pretrained trunks read this.
+
 Picture: centre square, ImageNet mean and deviation; random-resized-crop and flip in training.
 """
 
+import functools
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -24,6 +28,9 @@ LOG_FLOOR: Final = 1e-7
 TUKEY_TAPER: Final = 0.25
 IMAGENET_MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_DEVIATION: Final = np.array([0.229, 0.224, 0.225], np.float32)
+
+MEL_LOUDNESS: Final = 10 ** (-30 / 20)
+"""Root mean square of a waveform before mel energies are taken: -30 dB of full scale."""
 
 CROP_SCALE: Final = (0.08, 1.0)
 """Share of the picture's area that a training crop keeps."""
@@ -66,6 +73,8 @@ class InputSpec:
     """Side of the square that is decoded and cached; training crops from it."""
     frames_stored: int = 10
     frames_used: int = 2
+    mel: bool = False
+    """Energies of ``spectrogram_bins`` mel bands instead of the log spectrogram."""
 
     @property
     def samples(self) -> int:
@@ -78,7 +87,9 @@ class InputSpec:
         return self.window // 2 + 1, (self.samples - self.window) // self.hop + 1
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Return the spec as JSON. ``mel`` is left out if it is off, so that earlier devices read the text."""
+        fields = {name: value for name, value in asdict(self).items() if name != "mel" or value}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> "InputSpec":
@@ -90,7 +101,11 @@ class InputSpec:
             spec = InputSpec(**raw)
         except TypeError as error:
             raise ValueError(f"input spec: {error}") from error
+        if type(spec.mel) is not bool:
+            raise ValueError(f"input spec: mel is {spec.mel!r}")
         for name, value in asdict(spec).items():
+            if name == "mel":
+                continue
             kinds = (int, float) if name == "duration_s" else (int,)
             if type(value) not in kinds or not 0 < value <= _BOUNDS[name]:
                 raise ValueError(f"input spec: {name} is {value!r}")
@@ -109,6 +124,8 @@ def _check(spec: InputSpec) -> None:
             f"input spec: a spectrogram of {spec.spectrogram_bins} x {spec.spectrogram_columns} asked of "
             f"{bins} x {columns} (a window of {spec.window} with hop {spec.hop} over {spec.duration_s:g} s)"
         )
+    if spec.mel and spec.spectrogram_columns != columns:
+        raise ValueError(f"input spec: {spec.spectrogram_columns} columns of mel energies; there are {columns}")
     if spec.frames_used > spec.frames_stored:
         raise ValueError(f"input spec: {spec.frames_used} frames used of {spec.frames_stored} stored")
 
@@ -130,15 +147,18 @@ def fitted(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[
 def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
     """Return the standardised log power spectrogram, float32 (spec.spectrogram_bins, spec.spectrogram_columns).
 
-    ``waveform_T`` is mono at spec.sample_rate_hz, of any length above zero. Silence gives zeros. Raises ValueError for
+    For a spec with ``mel`` these are mel energies. ``waveform_T`` is mono at spec.sample_rate_hz, of any length above
+    zero. Silence gives zeros. Raises ValueError for
     a waveform that is empty, not one-dimensional or not finite, and for a spec that asks for more bins or columns than
     its window and hop give.
     """
+    _check(spec)
+    cut_T = fitted(waveform_T, spec)
+    if spec.mel:
+        return _mel_energies(cut_T, spec)
     # Imported here: loading scipy.signal takes about a second of processor time, and checking clips does not need it.
     from scipy import signal
 
-    _check(spec)
-    cut_T = fitted(waveform_T, spec)
     _, _, power_FT = signal.spectrogram(
         cut_T,
         fs=spec.sample_rate_hz,
@@ -156,6 +176,37 @@ def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDA
     log_FT -= log_FT.mean(dtype=np.float64)
     log_FT /= log_FT.std(dtype=np.float64) + 1e-9
     return np.ascontiguousarray(log_FT, np.float32)
+
+
+def _mel_energies(cut_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+    loudness = float(np.sqrt(np.mean(np.square(cut_T, dtype=np.float64))))
+    level_T = cut_T * np.float32(MEL_LOUDNESS / max(loudness, 1e-6))
+    windows_TW = np.lib.stride_tricks.sliding_window_view(level_T, spec.window)[:: spec.hop]
+    hann_W = np.float32(0.5) - np.float32(0.5) * np.cos(2 * np.pi * np.arange(spec.window) / spec.window)
+    power_TF = np.square(np.abs(np.fft.rfft(windows_TW * hann_W.astype(np.float32), axis=1)))
+    energies_FT = mel_bands(spec.spectrogram_bins, spec.window, spec.sample_rate_hz) @ power_TF.T
+    return np.ascontiguousarray(energies_FT, np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def mel_bands(bands: int, window: int, sample_rate_hz: int) -> npt.NDArray[np.float64]:
+    """Return the weights of triangular bands (bands, window // 2 + 1), evenly spaced on Slaney's mel scale up to half
+    the rate, each divided by its width in hertz (Slaney, Auditory Toolbox, 1998).
+
+    The scale is linear below 1 kHz, 200/3 Hz per mel, and logarithmic above it, 27 mel per factor of 6.4.
+    """
+    knee_hz, hz_per_mel, log_step = 1000.0, 200 / 3, math.log(6.4) / 27
+    top_hz = sample_rate_hz / 2
+    knee, top = knee_hz / hz_per_mel, top_hz / hz_per_mel
+    if top_hz > knee_hz:
+        top = knee + math.log(top_hz / knee_hz) / log_step
+    mel_B = np.linspace(0, top, bands + 2)
+    edge_B = np.where(mel_B < knee, mel_B * hz_per_mel, knee_hz * np.exp(log_step * (mel_B - knee)))
+    hz_F = np.arange(window // 2 + 1) * sample_rate_hz / window
+    low_B, mid_B, high_B = (edge_B[start : start + bands, np.newaxis] for start in range(3))
+    rising_BF, falling_BF = (hz_F - low_B) / (mid_B - low_B), (high_B - hz_F) / (high_B - mid_B)
+    weights_BF: npt.NDArray[np.float64] = np.maximum(0, np.minimum(rising_BF, falling_BF)) * 2 / (high_B - low_B)
+    return weights_BF
 
 
 def stored_frame(picture_HWC: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.uint8]:

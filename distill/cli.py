@@ -62,6 +62,14 @@ def teacher(
         Literal["unimodal", "ogm-ge"] | None,
         typer.Option(help="Train each branch alone, or both at once and balanced. Default: the preset's."),
     ] = None,
+    sound_trunk: Annotated[
+        str | None,
+        typer.Option(help="Pretrained trunk for sound: 'speech-lstm' if its package is installed, or its file."),
+    ] = None,
+    picture_trunk: Annotated[
+        str | None,
+        typer.Option(help="The same for pictures: 'efficientnet-lite0', or its file. Both are given, or neither."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = 0,
@@ -73,7 +81,7 @@ def teacher(
     Without private actors or a list, a tenth of the clips is drawn as private, class by class, and two clients share
     the classes between them, as in the paper.
     """
-    from isthmus.distill.prepare import begin_release, choose_split, read_data, recipe_for
+    from isthmus.distill.prepare import begin_release, choose_split, find_trunks, read_data, recipe_for
     from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
     from isthmus.distill.training.loop import pick_device, set_threads
     from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
@@ -84,7 +92,8 @@ def teacher(
     if listing.incomplete:
         typer.echo(f"{len(listing.incomplete)} clips have sound or picture alone: training leaves them out", err=True)
     split = choose_split(listing, private_actors=listed(private_actors), private_list=private_list, seed=seed)
-    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance), split)
+    trunks, trunk_files = find_trunks(sound_trunk, picture_trunk) or (None, None)
+    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance, trunks), split)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     for damage in begun.public.skipped[:_SHOWN_DAMAGE]:
         typer.echo(f"skipped: {damage.name}: {damage.reason}", err=True)
@@ -92,8 +101,11 @@ def teacher(
         typer.echo(f"... and {len(begun.public.skipped) - _SHOWN_DAMAGE} more; see 'isthmus data check'", err=True)
     with bars() as progress:
         watch = EpochBars(progress, len(begun.public.names))
-        losses = train_teacher(begun, seed=seed, device=target, weights=weights, watch=watch, bars=progress)
-        save_loss_curves(begun.teacher_path.parent, losses, "teacher")
+        losses = train_teacher(
+            begun, seed=seed, device=target, weights=weights, trunks=trunk_files, watch=watch, bars=progress
+        )
+        if losses:
+            save_loss_curves(begun.teacher_path.parent, losses, "teacher")
         cache_teacher_outputs(begun, target, progress)
     typer.echo(f"teacher: {begun.teacher_path}")
 

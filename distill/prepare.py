@@ -11,7 +11,9 @@ from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import Split, by_actor, by_class, published
-from isthmus.distill.recipes import PRESETS, Recipe
+from isthmus.distill.models import pretrained
+from isthmus.distill.models.pretrained import PretrainedTrunk
+from isthmus.distill.recipes import PRESETS, Recipe, on_trunks
 from isthmus.distill.release import Release, ReleaseError
 
 
@@ -35,8 +37,14 @@ def choose_split(
     return by_class(listing, seed=seed)
 
 
-def recipe_for(listing: Listing, preset: str, held_out: float | None = None, balance: str | None = None) -> Recipe:
-    """Return the preset, with ``held_out`` and ``balance`` of the teacher replaced if they are given.
+def recipe_for(
+    listing: Listing,
+    preset: str,
+    held_out: float | None = None,
+    balance: str | None = None,
+    trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
+) -> Recipe:
+    """Return the preset, with ``held_out``, ``balance`` and the trunks of the teacher replaced if they are given.
 
     Raises ValueError for an unknown preset, layout or balance, and for a share outside [0, 1).
 
@@ -50,7 +58,24 @@ def recipe_for(listing: Listing, preset: str, held_out: float | None = None, bal
     recipe = PRESETS[preset](cast(Literal["crema-d", "ave"], listing.layout), listing.classes)
     changes: dict[str, Any] = {"held_out": held_out, "balance": balance}
     changed = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **changed))
+    recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **changed))
+    return recipe if trunks is None else on_trunks(recipe, *trunks)
+
+
+def find_trunks(
+    sound: str | None, picture: str | None
+) -> tuple[tuple[PretrainedTrunk, PretrainedTrunk], tuple[Path, Path]] | None:
+    """Return both pretrained trunks and their files, from names or paths; None if neither is asked for.
+
+    Raises ValueError if one of them is missing.
+    """
+    if sound is None and picture is None:
+        return None
+    if sound is None or picture is None:
+        raise ValueError("--sound-trunk and --picture-trunk go together: the student uses both")
+    sound_trunk, sound_file = pretrained.find(sound, pretrained.SOUND)
+    picture_trunk, picture_file = pretrained.find(picture, pretrained.PICTURE)
+    return (sound_trunk, picture_trunk), (sound_file, picture_file)
 
 
 def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *, progress: bool = True) -> Release:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from isthmus.data.transforms import CROP_SCALE, InputSpec
 from isthmus.distill.models.heads import Fusion
+from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.selection import STRATEGIES
 
 
@@ -34,6 +35,10 @@ class TrainConfig:
     augment: bool = True
     crop_scale: tuple[float, float] = CROP_SCALE
     """Share of a picture's area that a training crop keeps; the published range leaves little of a small face."""
+
+
+TEACHERS_ENCODERS: Final = "teacher"
+"""A ``student_trunk``: the student's encoders are the teacher's own, which are small enough for a device."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,37 @@ class Recipe:
     feature_width: int = 512
     fusion: Fusion = "concat"
     ratios: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
+    sound_trunk: PretrainedTrunk | None = None
+    """With ``picture_trunk`` instead of ``teacher_trunk``; both or neither are given."""
+    picture_trunk: PretrainedTrunk | None = None
     modality_dropout: float = 0.15
     """Probability that a head in training gets no sound; the same again for the picture; never both."""
 
+    def __post_init__(self) -> None:
+        if (self.sound_trunk is None) != (self.picture_trunk is None):
+            raise ValueError("a recipe has pretrained trunks for sound and picture, or for neither")
+
+    @property
+    def shares_encoders(self) -> bool:
+        """Whether the student's encoders are the teacher's own."""
+        return self.student_trunk == TEACHERS_ENCODERS
+
+    @property
+    def pretrained_trunks(self) -> tuple[PretrainedTrunk, PretrainedTrunk] | None:
+        """Both pretrained trunks, sound and picture, or None."""
+        if self.sound_trunk is None or self.picture_trunk is None:
+            return None
+        return self.sound_trunk, self.picture_trunk
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
+        """Return the recipe as JSON. New fields are left out if they are off, so that hashes of old recipes stay."""
+        raw = asdict(self)
+        if not raw["input"]["mel"]:
+            del raw["input"]["mel"]
+        for key in ("sound_trunk", "picture_trunk"):
+            if raw[key] is None:
+                del raw[key]
+        return json.dumps(raw, sort_keys=True, indent=1)
 
     @staticmethod
     def from_json(text: str) -> "Recipe":
@@ -139,6 +170,9 @@ class Recipe:
             stages = {key: _train_config(raw["teacher"][key]) for key in ("audio", "visual", "head", "joint")}
             teacher: dict[str, Any] = {**raw.pop("teacher"), **stages}
             personalise = raw.pop("personalise")
+            for key in ("sound_trunk", "picture_trunk"):
+                trunk = raw.pop(key, None)
+                raw[key] = None if trunk is None else PretrainedTrunk(**trunk)
             return Recipe(
                 classes=tuple(raw.pop("classes")),
                 input=InputSpec(**raw.pop("input")),
@@ -275,6 +309,20 @@ def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe
         ),
         heads=dataclasses.replace(base.heads, epochs=4),
         ratios=(1.0, 2.0),
+    )
+
+
+def on_trunks(recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk) -> Recipe:
+    """Return the recipe with pretrained trunks, on the input that these read, and a student that shares the encoders.
+
+    Sound: 40 mel bands every 10 ms. Picture: six whole frames of 128 pixels.
+    """
+    spec = dataclasses.replace(
+        recipe.input, mel=True, window=400, hop=160, spectrogram_bins=40, frame_px=128, stored_px=128
+    )
+    spec = dataclasses.replace(spec, spectrogram_columns=spec.native_shape[1], frames_stored=6, frames_used=6)
+    return dataclasses.replace(
+        recipe, input=spec, sound_trunk=sound, picture_trunk=picture, student_trunk=TEACHERS_ENCODERS
     )
 
 

@@ -113,10 +113,21 @@ class Release:
 
     def new_teacher(self, weights: Path | None = None) -> Teacher:
         recipe = self.recipe
-        return Teacher(recipe.teacher_trunk, recipe.feature_width, len(recipe.classes), recipe.fusion, weights)
+        return Teacher(
+            recipe.teacher_trunk,
+            recipe.feature_width,
+            len(recipe.classes),
+            recipe.fusion,
+            weights,
+            recipe.pretrained_trunks,
+        )
 
     def new_student(self, weights: Path | None = None) -> EncoderPair:
-        return EncoderPair(self.recipe.student_trunk, self.recipe.feature_width, neck=False, weights=weights)
+        """Return a student to be trained; if it shares the teacher's encoders, an untrained pair of these."""
+        recipe = self.recipe
+        if recipe.shares_encoders:
+            return self.new_teacher(weights).encoders
+        return EncoderPair(recipe.student_trunk, recipe.feature_width, neck=False, weights=weights)
 
     @cached_property
     def teacher(self) -> Teacher:

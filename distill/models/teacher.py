@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.distill.models.heads import Fusion, FusionHead
+from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.models.trunk import EncoderPair
 
 
@@ -21,9 +22,12 @@ class Teacher(nn.Module):
         classes: int,
         fusion: Fusion = "concat",
         weights: Path | None = None,
+        pretrained_trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
     ):
         super().__init__()
-        self.encoders = EncoderPair(trunk_name, feature_width, neck=True, weights=weights)
+        self.encoders = EncoderPair(
+            trunk_name, feature_width, neck=True, weights=weights, pretrained_trunks=pretrained_trunks
+        )
         self.audio_classifier = nn.Linear(feature_width, classes)
         self.visual_classifier = nn.Linear(feature_width, classes)
         self.head = FusionHead(feature_width, classes, fusion)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isthmus.data.files import not_the_file
+from isthmus.distill.models import pretrained
+from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.torchvision_import import ResNet, resnet
 
 log = logging.getLogger(__name__)
@@ -115,15 +117,47 @@ class Encoder(nn.Module):
         return features
 
 
+class PretrainedEncoder(nn.Module):
+    """One modality with a trunk that was trained elsewhere: the trunk stays as it is, the neck is linear.
+
+    ``forward`` as of ``Encoder``.
+    """
+
+    def __init__(self, trunk: PretrainedTrunk, feature_width: int):
+        super().__init__()
+        self.trunk = pretrained.build(trunk)
+        self.neck = nn.Linear(self.trunk.width, feature_width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        features: Tensor = self.neck(self.trunk(x_BCHW))
+        return features
+
+
 class EncoderPair(nn.Module):
-    """Both modalities' encoders: a teacher's or a student's.
+    """Both modalities' encoders: a teacher's or a student's. ``pretrained_trunks`` (sound, picture) take the place of
+    ``trunk_name``.
 
     ``audio``: spectrogram_BFT -> features_BD. ``visual``: frames_BKCHW -> per-frame features_BKD; a clip's visual
     feature is their mean over K.
     """
 
-    def __init__(self, trunk_name: str, feature_width: int, *, neck: bool, weights: Path | None = None):
+    def __init__(
+        self,
+        trunk_name: str,
+        feature_width: int,
+        *,
+        neck: bool,
+        weights: Path | None = None,
+        pretrained_trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
+    ):
         super().__init__()
+        self.audio_encoder: Encoder | PretrainedEncoder
+        self.visual_encoder: Encoder | PretrainedEncoder
+        if pretrained_trunks is not None:
+            sound, picture = pretrained_trunks
+            self.audio_encoder = PretrainedEncoder(sound, feature_width)
+            self.visual_encoder = PretrainedEncoder(picture, feature_width)
+            return
         self.audio_encoder = Encoder(trunk_name, 1, feature_width, neck=neck, weights=weights)
         self.visual_encoder = Encoder(trunk_name, 3, feature_width, neck=neck, weights=weights)
 

@@ -37,7 +37,7 @@ def make_student(
     checkpoint = path.with_name(f"{seed}.checkpoint.safetensors")
     student = all_distill(release, seed=seed, checkpoint=checkpoint, weights=weights, device=device, on_epoch=on_epoch)
     save_weights(student, path)
-    checkpoint.unlink()
+    checkpoint.unlink(missing_ok=True)
 
 
 def base_heads(release: Release, seed: int, device: torch.device, on_epoch: OnEpoch = ignore_epochs) -> HeadBank:

@@ -111,6 +111,9 @@ def _export(
     with replaced(path, durable=False) as part:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
+            # An LSTM's first state is made for the batch that comes; _check tries batches of another size.
+            warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size", UserWarning)
+            warnings.filterwarnings("ignore", "Constant folding", UserWarning)
             # The TorchScript exporter: a tenth of the processor time of the dynamo one for these plain networks, and it
             # folds batch normalisation into the convolutions. Every personalisation waits for it.
             torch.onnx.export(

@@ -83,7 +83,12 @@ def all_distill(
     device: torch.device | None = None,
     on_epoch: OnEpoch = ignore_epochs,
 ) -> EncoderPair:
-    """Train the student that every device begins with: distilled on the whole public set (Alg. 6)."""
+    """Train the student that every device begins with: distilled on the whole public set (Alg. 6).
+
+    A student that shares the teacher's encoders is a copy of them: there is nothing to distil.
+    """
+    if release.recipe.shares_encoders:
+        return copy.deepcopy(release.teacher.encoders)
     torch.manual_seed(seed)
     student = release.new_student(weights)
     everything = Selection.whole(len(release.public.names))

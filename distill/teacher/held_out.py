@@ -128,7 +128,9 @@ class CrossFit:
     accuracy_3: tuple[float, float, float]
 
 
-def cross_fit(held: Held, start_MCD: Float64s, bias_C: Float64s, dropout: float, seed: int) -> CrossFit:
+def cross_fit(
+    held: Held, start_MCD: Float64s, bias_C: Float64s, dropout: float, seed: int, decay: float = DECAY
+) -> CrossFit:
     """Classify each fold with weights fitted on the other folds, and fit one temperature on all logits.
 
     Folds are persons if there are several, else each class is dealt out in equal parts. Raises ValueError for fewer
@@ -139,7 +141,7 @@ def cross_fit(held: Held, start_MCD: Float64s, bias_C: Float64s, dropout: float,
     fold_N = _folds(held, np.random.default_rng(seed))
     unseen_NMC = np.zeros((len(held.labels_N), len(MASKS[0]), len(bias_C)))
     for fold in np.unique(fold_N):
-        weights_MCD = fit_weights(held[fold_N != fold], start_MCD, bias_C, dropout)
+        weights_MCD = fit_weights(held[fold_N != fold], start_MCD, bias_C, dropout, decay)
         unseen_NMC[fold_N == fold] = np.einsum("nmd,mcd->nmc", held.features_NMD[fold_N == fold], weights_MCD)
     by_mask = [np.einsum("nmc,m->nc", unseen_NMC, np.asarray(mask)) + bias_C for mask in MASKS]
     both, sound, picture = (float((logits_NC.argmax(axis=1) == held.labels_N).mean()) for logits_NC in by_mask)

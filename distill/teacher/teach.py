@@ -20,6 +20,7 @@ from isthmus.distill.models.teacher import Teacher
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.teacher.balance import OgmGe
 from isthmus.distill.teacher.held_out import CrossFit, Held, cross_fit, fit_weights, held_out_clips, temperature
+from isthmus.distill.teacher.on_trunks import fit_on_trunks
 from isthmus.distill.training.datasets import LabelledClips, LabelledFeatures, LabelledFrames, LabelledSpectrograms
 from isthmus.distill.training.loop import EpochReport, OnGradients, SeededDataset, fit
 from isthmus.distill.training.losses import classification_loss, masked_loss
@@ -46,12 +47,15 @@ def train_teacher(
     device: torch.device,
     weights: Path | None = None,
     workers: int = 0,
+    trunks: tuple[Path, Path] | None = None,
     watch: Watch = lambda _stage, _report: None,
     bars: Bars | None = None,
 ) -> Losses:
     """Train and save the teacher, and run it over the public clips. Resume from the stage and epoch it was stopped in.
 
-    Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError, DiskFull.
+    ``trunks`` are the files of a recipe's pretrained trunks, sound and picture; such a teacher is fitted without stages
+    (distill/teacher/on_trunks.py). Returns each stage's loss per epoch. Raises TrainingDiverged, CheckpointError,
+    DiskFull.
 
     >>> split = choose_split(listing, private_actors=["1003"])
     >>> begun = begin_release(folder / "release", listing, recipe, split, progress=False)
@@ -59,9 +63,13 @@ def train_teacher(
     ['audio', 'visual']
     """
     recipe = release.recipe
-    clips, held_out = teaching_clips(release, seed)
     torch.manual_seed(seed)
     teacher = release.new_teacher(weights)
+    if recipe.pretrained_trunks is not None:
+        fit_on_trunks(release, teacher, trunks, seed=seed, device=device, bars=bars)
+        save_weights(teacher, release.teacher_path)
+        return {}
+    clips, held_out = teaching_clips(release, seed)
     run = recipe.hash(release.public.content_hash, f"seed {seed}")
     folder = release.teacher_path.parent
     losses: Losses = {}

@@ -15,6 +15,7 @@ from isthmus.data.transforms import (
     evaluation_frames,
     evenly_spread,
     frame_positions,
+    mel_bands,
     spectrogram,
     stored_frame,
     training_frames,
@@ -164,3 +165,31 @@ def test_training_crops_and_flips() -> None:
 def test_frames_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="square RGB frames"):
         evaluation_frames(np.zeros(shape, np.uint8), SMALL)
+
+
+def _mel_spec(**changes: int) -> InputSpec:
+    return replace(InputSpec(window=400, hop=160, spectrogram_bins=40, spectrogram_columns=298, mel=True), **changes)
+
+
+def test_mel_bands_are_slaneys() -> None:
+    """Against librosa's filters, which the published speech trunk was trained on."""
+    librosa = pytest.importorskip("librosa")
+    expected = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=40)
+    np.testing.assert_allclose(mel_bands(40, 400, 16_000), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_mel_energies_do_not_depend_on_loudness() -> None:
+    spec, noise = _mel_spec(), _noise(20_000)
+    quiet, loud = spectrogram(0.1 * noise, spec), spectrogram(noise, spec)
+    assert quiet.shape == (40, 298) and (quiet >= 0).all()
+    np.testing.assert_allclose(quiet, loud, rtol=1e-3, atol=1e-9)
+    assert not spectrogram(np.zeros(400, np.float32), spec).any()
+
+
+def test_a_default_spec_is_the_text_that_earlier_devices_read() -> None:
+    assert "mel" not in json.loads(InputSpec().to_json())
+    assert InputSpec.from_json(_mel_spec().to_json()) == _mel_spec()
+    with pytest.raises(ValueError, match="mel is 1"):
+        InputSpec.from_json(json.dumps({**asdict(InputSpec()), "mel": 1}))
+    with pytest.raises(ValueError, match="298"):
+        spectrogram(_noise(400), _mel_spec(spectrogram_columns=100))
