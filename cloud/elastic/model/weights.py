@@ -215,7 +215,10 @@ def _from_architecture(known: str, options: dict[str, Any], shapes: Shapes, name
     if not re.fullmatch(r"\w+", known) or not is_model(known):
         raise ModelError(f"{name}: timm has no architecture {known[:100]!r}")
     with torch.device("meta"):
-        base: Any = create_model(known, pretrained=False)
+        try:
+            base: Any = create_model(known, pretrained=False, depth=1)  # all blocks are alike
+        except TypeError:  # an architecture without this option
+            base = create_model(known, pretrained=False)
     if type(base) not in (VisionTransformer, VisionTransformerDistilled):
         raise ModelError(f"{name}: {known} is a {type(base).__name__}, not a vision transformer of timm's plain kind")
     if type(base.patch_embed) is not PatchEmbed:
