@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of every training; default 2")
     parser.add_argument("--takes", type=int, default=2, help="clips of each person and emotion; default 2")
+    parser.add_argument("--preset", default="smoke", help="sizes of the networks; 'tiny' takes seconds; default smoke")
     chosen = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +64,7 @@ def main() -> None:
         make_crema_d(root / "data", actors=4, takes=chosen.takes, seed=0, difficulty=0.2, progress=False)
         listing = read_listing(root / "data")
         split = choose_split(listing, private_actors=[USER])
-        recipe = shortened(recipe_for(listing, "smoke"), chosen.epochs)
+        recipe = shortened(recipe_for(listing, chosen.preset), chosen.epochs)
 
         # The cloud, once: a release is one folder with the teacher, the public clips and the base student.
         release = begin_release(root / "release", listing, recipe, split, progress=False)

@@ -43,7 +43,7 @@ for _ in range(10):
     )
     encoder.teacher_probabilities([features])
     encoder.local_probabilities(features)
-    encoder.compress(features, 3.0)
+    encoder.compress(features, float(sys.argv[3]))
 print(json.dumps({**seen, "encoding": rss_bytes()}))
 """
 
@@ -126,7 +126,8 @@ def main(
         for preset in presets.split(","):
             release = encoders_release(folder / preset, preset)
             base = export_base(release)
-            on_device = printed_json(python, ON_THE_DEVICE, str(base), release.recipe.input.to_json())
+            spec, ratio = release.recipe.input.to_json(), max(release.recipe.ratios)
+            on_device = printed_json(python, ON_THE_DEVICE, str(base), spec, str(ratio))
             in_torch = printed_json(Path(sys.executable), IN_TORCH, str(release.root))
             for what, memory in (("isthmus edge", on_device), ("torch eager", in_torch)):
                 for stage, resident in memory.items():

@@ -56,7 +56,7 @@ def test_a_strategy_is_added() -> None:
 
 @pytest.mark.e2e
 def test_a_student_is_personalised() -> None:
-    printed = run("personalise_from_python", "--epochs", 1, "--takes", 1)
+    printed = run("personalise_from_python", "--preset", "tiny", "--epochs", 1, "--takes", 1)
     assert "the device would send" in printed and "public clips selected" in printed
     assert "accuracy on the user's clips: base" in printed
 

@@ -1,16 +1,12 @@
 """The measurements of the elastic ViT and of warm-up run on a model too small to measure anything."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from isthmus.cloud.elastic.model.timm_import import create_model
+from tests.rigs.bench import measured
 from tests.rigs.vit import save_vit
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_elastic_vit(tmp_path: Path) -> None:
@@ -28,11 +24,7 @@ def test_elastic_vit(tmp_path: Path) -> None:
         "--number-types",
         "float32,bfloat16",
     ]
-    options += ["--rivals", "timm eager,ONNX Runtime", "--out", tmp_path / "found.json"]
-    command = [sys.executable, "-m", "tests.bench.elastic.vit", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    rows = measured(tmp_path, "elastic.vit", *options, "--rivals", "timm eager,ONNX Runtime")["rows"]
     ours = {(f"ours, {name}", gamma) for name in ("float32", "bfloat16") for gamma in (-4, 0, 2)}
     expected = ours | {("timm eager", ""), ("ONNX Runtime", "")}
     assert [(row["engine"], row["gamma"]) for row in rows if row["batch"] == 1] == [
@@ -49,11 +41,7 @@ def test_warmup(tmp_path: Path) -> None:
     save_vit(vit, tmp_path / "model.safetensors")
     model = tmp_path / "model.safetensors"
     options = ["--model", model, "--averaged", model, "--numbers", "8", "--batch", "2", "--members", "2"]
-    options += ["--switches", "4", "--repeats", "1", "--out", tmp_path / "found.json"]
-    command = [sys.executable, "-m", "tests.bench.elastic.warmup", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    rows = measured(tmp_path, "elastic.warmup", *options, "--switches", "4", "--repeats", "1")["rows"]
     assert [row["what"].split()[0] for row in rows] == ["tuning", "tuning", "average", "average", "4", "10"]
     assert rows[0]["of_promised"] == 1 and rows[1]["promised"] > 1
     assert rows[2]["times_floor"] > 0 and rows[4]["each_ms"] > 0
