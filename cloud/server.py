@@ -264,6 +264,7 @@ class Server:
             tell_worker=self._tell_worker,
             max_queued_jobs=settings.max_queued_jobs,
             watch=watch,
+            work_dir=settings.work_dir,
         )
         cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)

@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from isthmus.cloud import identity
 from isthmus.cloud.identity import Gate, WrongKey
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
+from isthmus.cloud.personalise.forgetting import forget_device
 from isthmus.cloud.personalise.job import status
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.job_watch import JobWatch
@@ -47,6 +49,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     tell_worker: Callable[[], None]
     max_queued_jobs: int
     watch: JobWatch
+    work_dir: Path
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
 
     async def Enrol(self, request: pb.EnrolRequest, context: Any) -> pb.EnrolResponse:
@@ -61,7 +64,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             finally:
                 self.wrong_keys.end(address)
             raise Unauthenticated(str(error)) from error
-        log.info("enrolled device %s", enrolment.device_id)
+        log.info("a device enrolled")  # Not which: the log cannot forget it. 'isthmus cloud devices' lists them.
         return convert.enrolment_to_pb(enrolment)
 
     async def _enrol(self, request: pb.EnrolRequest) -> Enrolment:
@@ -76,6 +79,11 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             now_s=time.time(),
             new_secret=lambda: (secrets.token_hex(8), secrets.token_urlsafe(32)),
         )
+
+    async def Forget(self, request: pb.ForgetRequest, context: Any) -> pb.ForgetResponse:
+        await self.work.do(forget_device, self.shelf, self.work_dir, caller().device_id)
+        log.info("a device was erased at its own wish")
+        return pb.ForgetResponse()
 
     async def StartPersonalisation(
         self, request: pb.StartPersonalisationRequest, context: Any

@@ -20,6 +20,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -98,6 +99,19 @@ class DeviceState:
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+    def exists(self) -> bool:
+        """Return whether the folder is a device's, and no other folder."""
+        return any((self.root / name).exists() for name in ("credentials.json", "agent.json"))
+
+    def erase(self) -> None:
+        """Delete all that the folder holds. The identity goes last, so that a kill leaves a folder to erase again."""
+        with disk_errors():
+            for path in sorted(self.root.iterdir(), key=lambda path: path.name in ("agent.json", "credentials.json")):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def enrolment(self) -> Enrolment | None:
         """Return the device's identity; None before it has enrolled."""

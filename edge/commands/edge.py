@@ -1,5 +1,6 @@
 """``isthmus edge``: run the device, show what would leave it, show its state, go back to the previous student."""
 
+from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, BadParameter, Option
@@ -145,3 +146,26 @@ def rollback(state: State) -> None:
     from isthmus.edge.commands.running import rollback
 
     rollback(state)
+
+
+@app.command(example="isthmus edge forget --cloud 127.0.0.1:50051 --state device")
+def forget(
+    state: State,
+    cloud: Annotated[str, Option(help="The cloud's address, HOST:PORT. Needed unless --only-here is given.")] = "",
+    only_here: Annotated[
+        bool, Option("--only-here", help="Erase the folder alone; what the cloud holds stays there.")
+    ] = False,
+    tls: Annotated[bool, Option("--tls", help="Use TLS with the system's certificate authorities.")] = False,
+    tls_ca: Annotated[Path | None, Option(help="Use TLS with the certificate authorities in this PEM file.")] = None,
+) -> None:
+    """Erase this device: its prototypes, jobs and students in the cloud, then all that its folder holds.
+
+    Needs the --state folder of 'isthmus edge run', of a device that does not run, and the cloud it enrolled with. It
+    cannot be undone. The count of uploads and of the privacy budget is erased too.
+    """
+    if bool(cloud) == only_here:
+        raise BadParameter("give either --cloud HOST:PORT or --only-here")
+
+    from isthmus.edge.commands.running import forget
+
+    forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca))

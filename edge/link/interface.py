@@ -75,6 +75,9 @@ class Link(Protocol):
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
         """Yield the file's chunks from ``offset_bytes`` on. The CRC-32 of each has been checked."""
 
+    def forget(self) -> None:
+        """Have the cloud erase this device. Afterwards its token is unknown."""
+
     def open_infer(self, student_id: str, *, timeout_s: float) -> InferSession:
         """Open a session. ``timeout_s`` bounds the whole session and is sent to the cloud as its deadline."""
 
@@ -103,6 +106,7 @@ class MemoryCloud:
     chunk_bytes: int = CHUNK_BYTES
     uploads: dict[tuple[str, int], Prototypes] = field(default_factory=dict)
     jobs: dict[str, str] = field(default_factory=dict)
+    erased: bool = False
 
 
 class MemoryLink:
@@ -123,6 +127,7 @@ class MemoryLink:
             raise InvalidInput("device name: empty")
         if enrolment_key != self.cloud.enrolment_key:
             raise Unauthenticated("the enrolment key is wrong")
+        self.cloud.erased = False
         return self.cloud.enrolment
 
     def start_personalisation(
@@ -173,6 +178,12 @@ class MemoryLink:
             self.traffic.down_bytes["student"] += len(data)
             yield Chunk(start, data, zlib.crc32(data))
 
+    def forget(self) -> None:
+        self._check_known()
+        self.cloud.uploads.clear()
+        self.cloud.jobs.clear()
+        self.cloud.erased = True
+
     def open_infer(self, student_id: str, *, timeout_s: float) -> "MemoryInferSession":
         self._check_known()
         if student_id not in self.cloud.students:
@@ -191,7 +202,7 @@ class MemoryLink:
 
     def _check_known(self) -> None:
         self._check_reachable()
-        if self._token != self.cloud.enrolment.token:
+        if self._token != self.cloud.enrolment.token or self.cloud.erased:
             raise Unauthenticated("no such device")
 
     def _check_job(self, job_id: str) -> None:

@@ -23,6 +23,7 @@ from isthmus.proto.errors import (
     IsthmusError,
     TooLate,
     Unavailable,
+    WrongState,
     from_status,
 )
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
@@ -130,6 +131,9 @@ class GrpcLink:
                 yield convert.chunk_from_pb(reply)
         except TooLate as error:
             raise Unavailable("the download took too long; it continues from its last byte") from error
+
+    def forget(self) -> None:
+        self._call(self._personalisation.Forget, pb.ForgetRequest(), "control")
 
     def open_infer(self, student_id: str, *, timeout_s: float) -> "GrpcInferSession":
         metadata = (*self._metadata(), ("isthmus-student", student_id))
@@ -265,6 +269,8 @@ def _mapped(error: grpc.RpcError) -> IsthmusError:
     code, details = call.code(), call.details()
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unavailable("the cloud cannot be reached")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return WrongState("the cloud is of an older version, which does not know this request")
     if code is grpc.StatusCode.CANCELLED:
         return Unavailable("the call was cancelled")
     trailing = {key: str(value) for key, value in call.trailing_metadata() or ()}

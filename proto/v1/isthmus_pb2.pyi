@@ -284,6 +284,14 @@ class FetchStudentResponse(_message.Message):
     crc32: int
     def __init__(self, offset_bytes: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
 
+class ForgetRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ForgetResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class InferRequest(_message.Message):
     __slots__ = ("sequence", "frame")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]

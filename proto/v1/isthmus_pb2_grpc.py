@@ -66,6 +66,11 @@ class PersonalisationServiceStub:
                 request_serializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentRequest.SerializeToString,
                 response_deserializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentResponse.FromString,
                 _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/isthmus.v1.PersonalisationService/Forget',
+                request_serializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetResponse.FromString,
+                _registered_method=True)
 
 
 class PersonalisationServiceServicer:
@@ -115,6 +120,13 @@ class PersonalisationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forget(self, request, context):
+        """Erases the calling device: its token, prototypes, jobs and students. It cannot be undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PersonalisationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_PersonalisationServiceServicer_to_server(servicer, server):
                     servicer.FetchStudent,
                     request_deserializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentRequest.FromString,
                     response_serializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentResponse.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetRequest.FromString,
+                    response_serializer=isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +330,33 @@ class PersonalisationService:
             '/isthmus.v1.PersonalisationService/FetchStudent',
             isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentRequest.SerializeToString,
             isthmus_dot_proto_dot_v1_dot_isthmus__pb2.FetchStudentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.PersonalisationService/Forget',
+            isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetRequest.SerializeToString,
+            isthmus_dot_proto_dot_v1_dot_isthmus__pb2.ForgetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,10 @@ class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer)
         statuses = self._do(context, lambda link: list(link.watch_job(request.job_id)))
         return (pb.WatchJobResponse(job=convert.job_status_to_pb(status)) for status in statuses)
 
+    def Forget(self, request: Any, context: Any) -> Any:
+        self._do(context, lambda link: link.forget())
+        return pb.ForgetResponse()
+
     def DescribeStudent(self, request: Any, context: Any) -> Any:
         return self._do(context, lambda link: convert.signed_manifest_to_pb(link.describe_student(request.student_id)))
 
@@ -168,6 +172,15 @@ def test_the_same_key_is_the_same_job(known: Shore) -> None:
     assert known.link.start_personalisation("other", PROTOTYPES, rounds=2, seed=1).job_id != first.job_id
     assert len(known.cloud.uploads) == 2
     assert known.link.traffic.up_bytes["prototypes"] > 0
+
+
+def test_a_device_that_has_forgotten_itself_is_unknown(known: Shore) -> None:
+    known.link.start_personalisation("k", PROTOTYPES, rounds=2, seed=1)
+    known.link.forget()
+    assert not known.cloud.uploads
+    assert not known.cloud.jobs
+    with pytest.raises(Unauthenticated):
+        known.link.describe_student("")
 
 
 def test_a_job_is_watched_to_its_next_question(known: Shore) -> None:
@@ -352,6 +365,18 @@ def test_a_busy_cloud_says_when_to_try_again(students: Any) -> None:
         with pytest.raises(Busy, match="full") as refused:
             call()
         assert refused.value.retry_after_s == 2.5
+    link.close()
+    server.stop(None).wait()
+
+
+def test_a_cloud_that_does_not_know_a_request_is_called_older(students: Any) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    rpc.add_PersonalisationServiceServicer_to_server(rpc.PersonalisationServiceServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
+    with pytest.raises(WrongState, match="older version"):
+        link.forget()
     link.close()
     server.stop(None).wait()
 

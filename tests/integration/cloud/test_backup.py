@@ -1,6 +1,7 @@
 """Backup and restore, also of a server that runs; and devices that are erased."""
 
 import asyncio
+import contextlib
 import os
 import tarfile
 import time
@@ -17,6 +18,12 @@ from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Selected, Taken
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.edge.agent.behaviour import State
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.runtime import RunConfig, enrol_anew
+from isthmus.edge.commands.edge import app as edge_app
+from isthmus.edge.link.over_grpc import GrpcLink, open_channel
+from isthmus.proto import convert
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud import Client
@@ -187,6 +194,48 @@ def test_an_erased_device_leaves_nothing_behind(rig: Any, caplog: pytest.LogCapt
     assert other.device_id.encode() in kept
     again = CliRunner().invoke(app, ["devices", *state, "--delete", device.device_id])
     assert again.exit_code == 1
+
+
+def test_a_device_that_forgets_itself_leaves_nothing_on_either_side(
+    rig: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The id, the token and every value that was sent are in no file, no name of a file and no line of the log."""
+    caplog.set_level("DEBUG", "isthmus")
+    mine = tmp_path / "device"
+    prototypes = convert.prototypes_from_pb(rig.prototypes())
+
+    def live_and_forget(address: str) -> tuple[str, str, str]:
+        device = DeviceState(mine)
+        with contextlib.closing(GrpcLink(open_channel(address))) as link:
+            enrol_anew(RunConfig("the kiosk of Ada"), device, link)
+            enrolment = device.enrolment()
+            assert enrolment is not None
+            link.authenticate(enrolment.token)
+            job_id = link.start_personalisation("key-of-ada", prototypes, rounds=1, seed=1).job_id
+        device.save_agent(State(active_id="s"))
+        (mine / "students").mkdir()
+        (mine / "students" / "current").symlink_to("nowhere")
+        kept = b"".join(path.read_bytes() for path in rig.state.rglob("*") if path.is_file())
+        assert prototypes.values_KC[0].tobytes() in kept, "the search below finds such values"
+        forgotten = CliRunner().invoke(edge_app, ["forget", "--state", str(mine), "--cloud", address])
+        assert forgotten.exit_code == 0, forgotten.output
+        return enrolment.device_id, enrolment.token, job_id
+
+    async def scenario() -> tuple[str, str, str]:
+        async with rig.running() as (server, _):
+            return await asyncio.to_thread(live_and_forget, f"127.0.0.1:{server.port}")
+
+    device_id, token, job_id = asyncio.run(scenario())
+    assert list(mine.iterdir()) == []
+    kept = b"".join(path.read_bytes() for path in rig.state.rglob("*") if path.is_file())
+    kept += " ".join(map(str, rig.state.rglob("*"))).encode()
+    for trace in (device_id, token, token.rpartition(".")[2], job_id, "Ada", "key-of-ada"):
+        assert trace.encode() not in kept
+        assert trace not in caplog.text
+    for row_C in prototypes.values_KC:
+        for value in row_C:
+            assert row_C.tobytes() not in kept
+            assert f"{value:.6g}" not in caplog.text
 
 
 def test_many_devices_can_be_revoked_at_once(rig: Any) -> None:

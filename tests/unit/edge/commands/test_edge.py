@@ -110,6 +110,23 @@ def test_a_second_process_is_told_who_holds_the_folder(state: Path) -> None:
     assert call("rollback", "--state", state).exit_code == 0, "the folder is free again"
 
 
+def test_forgetting_needs_a_device_and_a_choice(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "ada.jpg").write_bytes(b"picture")
+    refused = call("forget", "--state", tmp_path / "photos", "--only-here")
+    assert (refused.exit_code, (tmp_path / "photos" / "ada.jpg").exists()) == (1, True)
+    assert "no folder of a device" in refused.stderr
+    for options in ([], ["--only-here", "--cloud", "127.0.0.1:1"]):
+        assert call("forget", "--state", state, *options).exit_code == 2
+    with DeviceState(state).held():
+        assert call("forget", "--state", state, "--only-here").exit_code == 1
+    gone = call("forget", "--state", state, "--cloud", "127.0.0.1:1")
+    assert (gone.exit_code, "cannot be reached" in gone.stderr) == (1, True)
+    assert DeviceState(state).enrolment() is not None, "as long as the cloud has not erased it, nothing is erased"
+    assert call("forget", "--state", state, "--only-here").exit_code == 0
+    assert list(state.iterdir()) == []
+
+
 def test_enrolling_twice_needs_again(state: Path) -> None:
     refused = call("enrol", "--state", state, "--cloud", "127.0.0.1:1")
     assert refused.exit_code == 1
