@@ -36,6 +36,9 @@ INTERRUPTED = 130
 FULL_ERRORS = "ISTHMUS_TRACEBACK"
 """Environment variable. If it is set, an error ends a command with its whole traceback."""
 
+_WRITTEN = frozenset({"out", "report", "to", "port_file"})
+"""Options that name what a command writes at its end: they are tried at its beginning."""
+
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _Options = TypeVar("_Options")
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -96,6 +99,19 @@ def ending_clearly(command: str, *, extra: str = "", resumes: bool = False) -> I
             raise
         typer.echo(f"{command}: {one_line(error)}", err=True)
         raise typer.Exit(1) from error
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a file or folder can be made at ``path``, by making one beside it. Raises ValueError."""
+    import tempfile
+
+    folder = path if path.is_dir() else path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{option} {path}: nothing can be written to {folder}: {error.strerror}") from error
 
 
 def missing_package(command: str, package: str, extra: str) -> str:
@@ -221,6 +237,9 @@ class App(typer.Typer):
                 if level is not None:
                     logging.basicConfig(level=level, format="%(message)s")
                 with ending_clearly(context.command_path, extra=extra or self.extra, resumes=resumes):
+                    for option in _WRITTEN & given.keys():
+                        if isinstance(given[option], Path):
+                            check_writable(given[option], f"--{option.replace('_', '-')}")
                     function(**_arguments(expanded, given, context))
 
             called: Any = wraps(function)(run)

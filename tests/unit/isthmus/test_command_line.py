@@ -128,6 +128,26 @@ def test_an_error_is_one_line_and_shows_names_as_they_are(how: str, line: str) -
     assert (done.exit_code, done.stdout, done.stderr) == (1, "", f"isthmus test below break: {line}\n")
 
 
+@pytest.mark.parametrize("out", ["file/result.json", "file/deeper/result", "/proc/result.json"])
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path, out: str) -> None:
+    app, worked = App("isthmus try", help="Try.", extra="x"), []
+
+    @app.command()
+    def measure(out: Path, report: Path | None = None) -> None:
+        """Measure."""
+        worked.append(out)
+
+    (tmp_path / "file").write_text("no folder")
+    for words in ([str(tmp_path / out)], [str(tmp_path / "new"), "--report", str(tmp_path / out)]):
+        refused = CliRunner().invoke(app, words)
+        assert (refused.exit_code, worked) == (1, [])
+        assert "nothing can be written to" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    fine = CliRunner().invoke(app, [str(tmp_path / "new" / "deeper" / "result.json")])
+    assert (fine.exit_code, len(worked)) == (0, 1)
+    assert not (tmp_path / "new").exists(), "trying leaves nothing behind"
+
+
 def test_an_interruption_says_that_the_work_is_kept() -> None:
     done = call("below", "break", "interrupt")
     assert done.exit_code == 130
