@@ -39,9 +39,11 @@ class CentredHeads:
 
     def logits(self, features_MND: Float32s) -> Float32s:
         """Return the logits of both heads, (M, N, C). Those of an absent modality have no meaning."""
-        logits_MNC: Float32s = (
-            self.standardised(features_MND) @ self.weights_MCD.transpose(0, 2, 1) + self.bias_MC[:, np.newaxis]
-        )
+        return self.logits_of(self.standardised(features_MND))
+
+    def logits_of(self, standard_MND: Float32s) -> Float32s:
+        """Return the logits of features that ``standardised`` returned."""
+        logits_MNC: Float32s = standard_MND @ self.weights_MCD.transpose(0, 2, 1) + self.bias_MC[:, np.newaxis]
         return logits_MNC
 
 

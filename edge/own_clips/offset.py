@@ -87,24 +87,24 @@ def estimate(
     distribution.
     """
     classes = model.mean_MCC.shape[-1]
-    logits_MNC, present_NM = _checked(logits_MNC, present_NM, classes)
-    modalities, clips, _ = logits_MNC.shape
+    kept_MNC, here_NM = _checked(logits_MNC, present_NM, classes)
+    modalities, clips, _ = kept_MNC.shape
     answers_NC = _distributions(raw_NC, clips, classes, "the raw answers")
-    known_NC = None if known_NC is None else _known(known_NC, clips, classes)
+    sure_NC = None if known_NC is None else _known(known_NC, clips, classes)
     mean_MCC = np.asarray(model.mean_MCC, np.float64)
     prior_C = np.full(classes, 1 / classes)
     offset_MC = np.zeros((modalities, classes))
-    counts_M = present_NM.sum(axis=0)
+    counts_M = here_NM.sum(axis=0)
     gain_MCC = [_gain(model, modality, counts_M[modality]) for modality in range(modalities)]
-    answers_NC = _clamped(answers_NC, known_NC)
+    answers_NC = _clamped(answers_NC, sure_NC)
     for _ in range(MOST_TURNS if clips else 0):
         for modality in np.flatnonzero(counts_M):
-            here_N = present_NM[:, modality] > 0
-            observed_C = logits_MNC[modality, here_N].mean(axis=0)
+            here_N = here_NM[:, modality] > 0
+            observed_C = kept_MNC[modality, here_N].mean(axis=0)
             expected_C = answers_NC[here_N].mean(axis=0) @ mean_MCC[modality]
             offset_MC[modality] = (observed_C - expected_C) @ gain_MCC[modality]
         prior_C = (1 - UNIFORM_SHARE) * answers_NC.mean(axis=0) + UNIFORM_SHARE / classes
-        moved_NC = _clamped(_answers(logits_MNC, present_NM, offset_MC, prior_C, model.fusion, power=1.0), known_NC)
+        moved_NC = _clamped(_answers(kept_MNC, here_NM, offset_MC, prior_C, model.fusion, power=1.0), sure_NC)
         moved = float(np.abs(moved_NC - answers_NC).max())
         answers_NC = moved_NC
         if moved < STILL:
@@ -112,29 +112,41 @@ def estimate(
     return Offset(offset_MC, prior_C, clips, model.fusion)
 
 
-def answer(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
-    """Return the probabilities (N, C) of clips without the person's offset, under their class prior.
+def scores(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> Float64s:
+    """Return the scores (N, C) of clips without the person's offset, under their class prior; their softmax answers.
 
     Arguments and errors as of ``estimate``.
     """
-    logits_MNC, present_NM = _checked(logits_MNC, present_NM, len(offset.prior_C))
-    answers_NC = _answers(
-        logits_MNC, present_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER
-    )
-    return answers_NC.astype(np.float32)
+    kept_MNC, here_NM = _checked(logits_MNC, present_NM, len(offset.prior_C))
+    return _scores(kept_MNC, here_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER)
 
 
-def corrected(probabilities_NC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
-    """Return another head's answers (N, C), such as the cloud's, with the same correction added to log p.
+def answer(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
+    """Return the probabilities (N, C) of ``scores``. Arguments and errors as of ``estimate``."""
+    return softmax(scores(logits_MNC, present_NM, offset)).astype(np.float32)
+
+
+def corrected_scores(probabilities_NC: Reals, present_NM: Reals, offset: Offset) -> Float64s:
+    """Return the scores (N, C) of another head's answers, such as the cloud's: log p with the same correction.
 
     Probabilities below 1e-9 count as 1e-9. Raises ValueError as ``estimate`` does.
     """
     classes = len(offset.prior_C)
     rows_NC = _distributions(probabilities_NC, len(present_NM), classes, "the answers")
-    nothing_MNC = np.zeros((present_NM.shape[1], len(present_NM), classes))
-    nothing_MNC, present_NM = _checked(nothing_MNC, present_NM, classes)
-    shift_NC = _scores(nothing_MNC, present_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER)
-    return _softmax(np.log(np.maximum(rows_NC, 1e-9)) + shift_NC).astype(np.float32)
+    no_logits_MNC = np.zeros((present_NM.shape[1], len(present_NM), classes))
+    shift_NC: Float64s = np.log(np.maximum(rows_NC, 1e-9)) + scores(no_logits_MNC, present_NM, offset)
+    return shift_NC
+
+
+def corrected(probabilities_NC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
+    """Return the probabilities (N, C) of ``corrected_scores``."""
+    return softmax(corrected_scores(probabilities_NC, present_NM, offset)).astype(np.float32)
+
+
+def softmax(scores_NC: Float64s) -> Float64s:
+    powers_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
+    answers_NC: Float64s = powers_NC / powers_NC.sum(axis=1, keepdims=True)
+    return answers_NC
 
 
 def _gain(model: PersonModel, modality: int, clips: float) -> Float64s:
@@ -154,7 +166,7 @@ def _scores(
 ) -> Float64s:
     """Return f sum_m (L_m - b_m) + power log(C pi), (N, C)."""
     shifted_MNC = logits_MNC - offset_MC[:, np.newaxis]
-    sum_NC: Float64s = np.einsum("mnc,nm->nc", shifted_MNC, present_NM)
+    sum_NC: Float64s = (shifted_MNC * present_NM.T[:, :, np.newaxis]).sum(axis=0)
     factor_N = np.where(present_NM.sum(axis=1) > 1, fusion, 1.0)
     scores_NC: Float64s = factor_N[:, np.newaxis] * sum_NC + power * np.log(len(prior_C) * prior_C)
     return scores_NC
@@ -163,13 +175,7 @@ def _scores(
 def _answers(
     logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float, *, power: float
 ) -> Float64s:
-    return _softmax(_scores(logits_MNC, present_NM, offset_MC, prior_C, fusion, power=power))
-
-
-def _softmax(scores_NC: Float64s) -> Float64s:
-    powers_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
-    answers_NC: Float64s = powers_NC / powers_NC.sum(axis=1, keepdims=True)
-    return answers_NC
+    return softmax(_scores(logits_MNC, present_NM, offset_MC, prior_C, fusion, power=power))
 
 
 def _clamped(answers_NC: Float64s, known_NC: Float64s | None) -> Float64s:
@@ -180,36 +186,36 @@ def _clamped(answers_NC: Float64s, known_NC: Float64s | None) -> Float64s:
 
 def _checked(logits_MNC: Reals, present_NM: Reals, classes: int) -> tuple[Float64s, Float64s]:
     """Return both as float64, with zeros for the logits of absent modalities."""
-    present_NM = np.asarray(present_NM, np.float64)
+    here_NM: Float64s = np.asarray(present_NM, np.float64)
     if logits_MNC.ndim != 3 or logits_MNC.shape[2] != classes:
         raise ValueError(f"logits of shape {logits_MNC.shape}; modalities x clips x {classes} classes are wanted")
-    if present_NM.shape != (logits_MNC.shape[1], logits_MNC.shape[0]):
-        raise ValueError(f"present of shape {present_NM.shape} for logits of shape {logits_MNC.shape}")
-    if not np.isin(present_NM, (0.0, 1.0)).all():
+    if here_NM.shape != (logits_MNC.shape[1], logits_MNC.shape[0]):
+        raise ValueError(f"present of shape {here_NM.shape} for logits of shape {logits_MNC.shape}")
+    if not ((here_NM == 0) | (here_NM == 1)).all():
         raise ValueError("present is neither 0 nor 1")
-    if not (present_NM.sum(axis=1) > 0).all():
+    if not (here_NM.sum(axis=1) > 0).all():
         raise ValueError("a clip without sound and without picture has no answer")
-    kept_MNC = np.where(present_NM.T[:, :, np.newaxis] > 0, logits_MNC, 0.0).astype(np.float64)
+    kept_MNC = np.where(here_NM.T[:, :, np.newaxis] > 0, logits_MNC, 0.0).astype(np.float64)
     if not np.isfinite(kept_MNC).all():
         raise ValueError("a clip's logits are not finite")
-    return kept_MNC, present_NM
+    return kept_MNC, here_NM
 
 
 def _distributions(rows_NC: Reals, clips: int, classes: int, what: str) -> Float64s:
-    rows_NC = np.asarray(rows_NC, np.float64)
-    if rows_NC.shape != (clips, classes):
-        raise ValueError(f"{what} have shape {rows_NC.shape}; {clips} x {classes} is wanted")
-    if not np.isfinite(rows_NC).all() or (rows_NC < 0).any():
+    exact_NC: Float64s = np.asarray(rows_NC, np.float64)
+    if exact_NC.shape != (clips, classes):
+        raise ValueError(f"{what} have shape {exact_NC.shape}; {clips} x {classes} is wanted")
+    if not np.isfinite(exact_NC).all() or (exact_NC < 0).any():
         raise ValueError(f"{what} contain a negative or undefined value")
-    if (np.abs(rows_NC.sum(axis=1) - 1) > _ROW_SUM_TOLERANCE).any():
+    if (np.abs(exact_NC.sum(axis=1) - 1) > _ROW_SUM_TOLERANCE).any():
         raise ValueError(f"a row of {what} does not sum to 1")
-    return rows_NC
+    return exact_NC
 
 
 def _known(known_NC: Reals, clips: int, classes: int) -> Float64s:
-    known_NC = np.asarray(known_NC, np.float64)
-    said = (known_NC != 0).any(axis=-1)
-    if known_NC.shape != (clips, classes):
-        raise ValueError(f"the known answers have shape {known_NC.shape}; {clips} x {classes} is wanted")
-    _distributions(known_NC[said], int(said.sum()), classes, "the known answers")
-    return known_NC
+    exact_NC: Float64s = np.asarray(known_NC, np.float64)
+    said = (exact_NC != 0).any(axis=-1)
+    if exact_NC.shape != (clips, classes):
+        raise ValueError(f"the known answers have shape {exact_NC.shape}; {clips} x {classes} is wanted")
+    _distributions(exact_NC[said], int(said.sum()), classes, "the known answers")
+    return exact_NC

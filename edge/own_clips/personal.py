@@ -14,14 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.edge.own_clips.corrections import MOST_USED, Correction, learned, said
-from isthmus.edge.own_clips.offset import Offset, answer, corrected, estimate
+from isthmus.edge.own_clips.offset import Offset, answer, corrected_scores, estimate, scores, softmax
 from isthmus.edge.own_clips.window import Window
 from isthmus.proto.messages import Features, FloatArray
 from isthmus.proto.person import Centred
 
 Float64s = npt.NDArray[np.float64]
-
-_LEAST: Final = 1e-30
 
 _WORTH_TELLING: Final = 0.25
 """A shift of a logit that can turn an undecided answer."""
@@ -61,26 +59,31 @@ class Personal:
     agreement: tuple[float, float] | None = None
 
     def local(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
-        return self.answers(*_arrays(features))[0]
+        answer_C: FloatArray = self.answers(*_arrays(features))[0]
+        return answer_C
 
     def cloud(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
         features_MND, present_NM = _arrays(features)
-        read_NC = corrected(probabilities_C[np.newaxis], present_NM, self.offset)
-        return self._changed(read_NC, features_MND, present_NM)[0]
+        scores_NC = corrected_scores(probabilities_C[np.newaxis], present_NM, self.offset)
+        if self.change_CE is not None:
+            scores_NC = scores_NC + self._change(self.centred.heads.standardised(features_MND), present_NM)
+        answer_C: FloatArray = softmax(scores_NC)[0].astype(np.float32)
+        return answer_C
 
     def answers(self, features_MND: FloatArray, present_NM: FloatArray) -> FloatArray:
         """Return the answers (N, C) of the device alone to many clips."""
-        read_NC = answer(self.centred.heads.logits(features_MND), present_NM, self.offset)
-        return self._changed(read_NC, features_MND, present_NM)
+        return softmax(self.scores(features_MND, present_NM)).astype(np.float32)
 
-    def _changed(self, read_NC: FloatArray, features_MND: FloatArray, present_NM: FloatArray) -> FloatArray:
-        if self.change_CE is None:
-            return read_NC
-        rows_NE = _rows(self.centred, features_MND, present_NM, self.mean_MD)
-        scores_NC = np.log(np.maximum(read_NC.astype(np.float64), _LEAST)) + rows_NE @ self.change_CE.T
-        powers_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
-        changed_NC: FloatArray = (powers_NC / powers_NC.sum(axis=1, keepdims=True)).astype(np.float32)
-        return changed_NC
+    def scores(self, features_MND: FloatArray, present_NM: FloatArray) -> Float64s:
+        """Return the scores (N, C), of which ``answers`` are the softmax."""
+        standard_MND = self.centred.heads.standardised(features_MND)
+        scores_NC = scores(self.centred.heads.logits_of(standard_MND), present_NM, self.offset)
+        return scores_NC if self.change_CE is None else scores_NC + self._change(standard_MND, present_NM)
+
+    def _change(self, standard_MND: FloatArray, present_NM: FloatArray) -> Float64s:
+        assert self.change_CE is not None
+        change_NC: Float64s = _rows(standard_MND, present_NM, self.mean_MD) @ self.change_CE.T
+        return change_NC
 
 
 def understand(
@@ -100,9 +103,9 @@ def understand(
         raise ValueError("the window of clips belongs to another student")
     usable = [one for one in corrections if one.clip in window.names and one.label in classes][-MOST_USED:]
     known_NC = said(usable, window.names, classes) if usable else None
-    logits_MNC = centred.heads.logits(window.features_MND)
-    offset = estimate(logits_MNC, window.present_NM, window.raw_NC, centred.person, known_NC)
     standard_MND = centred.heads.standardised(window.features_MND)
+    logits_MNC = centred.heads.logits_of(standard_MND)
+    offset = estimate(logits_MNC, window.present_NM, window.raw_NC, centred.person, known_NC)
     weights_MN = window.present_NM.T / np.maximum(window.present_NM.T.sum(axis=1, keepdims=True), 1)
     mean_MD = np.einsum("mnd,mn->md", standard_MND, weights_MN, dtype=np.float64)
     reading = Personal(student_id, centred, offset, mean_MD, None, len(usable))
@@ -110,9 +113,9 @@ def understand(
     if known_NC is None:
         return reading
     rows_K = np.flatnonzero(known_NC.sum(axis=1))
-    features_MKD, present_KM = window.features_MND[:, rows_K], window.present_NM[rows_K]
-    scores_KC = np.log(np.maximum(reading.answers(features_MKD, present_KM).astype(np.float64), _LEAST))
-    change_CE = learned(scores_KC, _rows(centred, features_MKD, present_KM, mean_MD), known_NC[rows_K])
+    present_KM = window.present_NM[rows_K]
+    scores_KC = reading.scores(window.features_MND[:, rows_K], present_KM)
+    change_CE = learned(scores_KC, _rows(standard_MND[:, rows_K], present_KM, mean_MD), known_NC[rows_K])
     return replace(reading, change_CE=change_CE)
 
 
@@ -202,8 +205,8 @@ def _arrays(features: Features) -> tuple[FloatArray, FloatArray]:
     return np.stack(features.filled())[:, np.newaxis], features.present_2()[np.newaxis]
 
 
-def _rows(centred: Centred, features_MND: FloatArray, present_NM: FloatArray, mean_MD: Float64s) -> Float64s:
+def _rows(standard_MND: FloatArray, present_NM: FloatArray, mean_MD: Float64s) -> Float64s:
     """Return both modalities' standardised features around the user's mean as one row each, (N, E); absent is 0."""
-    around_MND = (centred.heads.standardised(features_MND) - mean_MD[:, np.newaxis]) * present_NM.T[:, :, np.newaxis]
+    around_MND = (standard_MND - mean_MD[:, np.newaxis]) * present_NM.T[:, :, np.newaxis]
     rows_NE: Float64s = around_MND.transpose(1, 0, 2).reshape(len(present_NM), -1)
     return rows_NE

@@ -80,8 +80,13 @@ class Window:
     def to_bytes(self) -> bytes:
         """Return the content of a file."""
         file = io.BytesIO()
-        arrays = {"features_MND": self.features_MND, "present_NM": self.present_NM, "raw_NC": self.raw_NC}
-        np.savez(file, names=np.array(self.names), **arrays)
+        np.savez(
+            file,
+            names=np.array(self.names),
+            features_MND=self.features_MND,
+            present_NM=self.present_NM,
+            raw_NC=self.raw_NC,
+        )
         return file.getvalue()
 
     @classmethod

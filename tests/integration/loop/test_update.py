@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from isthmus.cloud.personalise.job import Distilled, Exported, HeadsTrained, Sel
 from isthmus.cloud.server import Server
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.data.cache.read import INDEX
 from isthmus.distill.release import Release
 from isthmus.distill.student.base import make_base, make_student
 from isthmus.edge.agent.behaviour import Phase
@@ -27,6 +29,7 @@ from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.own_clips.guard import Estimator
+from isthmus.edge.own_clips.personal import Personal
 from isthmus.proto.errors import Unavailable
 from isthmus.proto.messages import Chunk, JobStatus
 
@@ -61,6 +64,11 @@ def exported_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(tiny_release, root)
     for made in ("base", "students"):
         shutil.rmtree(root / made)
+    index = Release.open(root).public.folder / INDEX
+    listed = json.loads(index.read_text())
+    for number, clip in enumerate(listed["clips"]):
+        clip["actor"] = str(number // 3)  # eight people, each with every class
+    index.write_text(json.dumps(listed))
     recipe = Release.open(root).recipe
     personalise = dataclasses.replace(recipe.personalise, rounds=ROUNDS, settled_at=0.01)
     (root / "recipe.json").write_text(dataclasses.replace(recipe, personalise=personalise).to_json())
@@ -128,6 +136,11 @@ def test_a_settled_job_and_its_student_in_patches_over_a_link_that_breaks(
     assert habits.trained == known.class_shares
     assert manifest.measured.class_shares == known.class_shares, "all heads learned from all public clips"
     assert runtime.clips.habits(final.student_id) is not None
+    for student_id in (state.base_id, final.student_id):
+        centred = runtime.slot.installed(student_id).manifest.centred
+        assert centred is not None and centred.person.people == 8
+    reading = runtime.clips.reading(state.active_id)
+    assert isinstance(reading, Personal) and reading.offset.clips == len(plan.selection)
     verdict = DeviceState(tmp_path / "device").verdict()
     assert verdict is not None
     assert set(verdict.new) == {estimator.value for estimator in Estimator}

@@ -30,7 +30,9 @@ class Person:
         spread = rng.standard_normal((2, 2, classes, classes + 2))
         between_MCC, within_MCC = (part @ part.transpose(0, 2, 1) for part in spread)
         mean_MCC = rng.standard_normal((2, classes, classes)) + 2 * np.eye(classes)
-        self.model = PersonModel(mean_MCC, between_MCC, within_MCC, float(rng.uniform(0.5, 1)), 10)  # type: ignore[arg-type]
+        self.model = PersonModel(
+            *(part.astype(np.float32) for part in (mean_MCC, between_MCC, within_MCC)), float(rng.uniform(0.5, 1)), 10
+        )
 
     def estimate(self, **changed: object) -> Offset:
         given_here = {
@@ -47,8 +49,9 @@ whole_people = st.builds(Person, st.integers(0, 2**32), st.integers(1, 12), st.i
 
 
 def softmax(scores_C: Float64s) -> Float64s:
-    powers_C = np.exp(scores_C - scores_C.max())
-    return powers_C / powers_C.sum()
+    powers_C: Float64s = np.exp(scores_C - scores_C.max())
+    shares_C: Float64s = powers_C / powers_C.sum()
+    return shares_C
 
 
 def by_hand(person: Person) -> tuple[list[Float64s], Float64s]:
@@ -109,7 +112,7 @@ def test_every_answer_is_a_distribution_and_no_class_is_ruled_out(person: Person
 @given(whole_people, st.integers(0, 2**32))
 def test_a_shift_of_all_clips_is_taken_out(person: Person, seed: int) -> None:
     """If people can differ without bound, a person and the same person shifted get the same answers."""
-    far_MCC = 1e9 * np.stack([np.eye(person.raw_NC.shape[1])] * 2)
+    far_MCC = 1e9 * np.stack([np.eye(person.raw_NC.shape[1], dtype=np.float32)] * 2)
     model = replace(person.model, between_MCC=far_MCC)
     shift_MC = 5 * np.random.default_rng(seed).standard_normal((2, person.raw_NC.shape[1]))
     shifted_MNC = person.logits_MNC + shift_MC[:, np.newaxis]
@@ -208,9 +211,9 @@ def test_what_a_person_said_replaces_the_answer(person: Person) -> None:
 @given(st.integers(0, 2**32), st.integers(2, 5), st.integers(1, 50))
 def test_clips_that_are_all_alike(seed: int, classes: int, clips: int) -> None:
     person = Person(seed, 1, classes)
-    many = tuple(np.repeat(part, clips, axis=axis) for part, axis in ((person.logits_MNC, 1), (person.present_NM, 0)))
-    made = estimate(*many, np.repeat(person.raw_NC, clips, axis=0), person.model)
-    answers_NC = answer(*many, made)
+    logits_MNC, present_NM = np.repeat(person.logits_MNC, clips, axis=1), np.repeat(person.present_NM, clips, axis=0)
+    made = estimate(logits_MNC, present_NM, np.repeat(person.raw_NC, clips, axis=0), person.model)
+    answers_NC = answer(logits_MNC, present_NM, made)
     assert np.isfinite(answers_NC).all() and np.ptp(answers_NC, axis=0).max() < 1e-6
 
 

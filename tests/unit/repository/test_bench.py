@@ -49,6 +49,12 @@ def test_training(tmp_path: Path) -> None:
     assert [row["times_floor"] is not None for row in rows] == [True] * 2 + [False] * 3
 
 
+def test_person(tmp_path: Path) -> None:
+    rows = measured(tmp_path, "person", "--clips", "20", "--width", "8", "--repeats", "1", "--answers", "2")["rows"]
+    assert {row["what"] for row in rows} >= {"estimate", "answer by habits", "answer by the offset"}
+    assert all(row["cpu_ms"]["median"] > 0 for row in rows)
+
+
 @pytest.mark.timeout(600)
 def test_encoder(tmp_path: Path) -> None:
     rows = measured(tmp_path, "encoder", "--presets", "tiny", "--repeats", "1")["rows"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.own_clips.corrections import MOST_KEPT, MOST_USED
+from isthmus.edge.own_clips.corrections import MOST_KEPT, MOST_USED, Correction
 from isthmus.edge.own_clips.person import ESTIMATE_EVERY_CLIPS, Person, Said
 from isthmus.edge.own_clips.personal import Personal, person_facts, understand
 from isthmus.edge.own_clips.window import MOST_CLIPS, Seen, Window
@@ -164,10 +164,8 @@ def test_ten_thousand_corrections_are_bounded() -> None:
     rig = Rig()
     person = rig.person(0)
     person.begin("s", clips(MOST_CLIPS), in_use=())
-    one = person.correct("s", "clip-0", "sad", 0.0) and person.said().corrections[0]
     many = tuple(
-        replace(one, clip=f"clip-{number % MOST_CLIPS}", label=CLASSES[number % 3], said_s=float(number))
-        for number in range(10_000)
+        Correction(f"clip-{number % MOST_CLIPS}", CLASSES[number % 3], float(number), "s") for number in range(10_000)
     )
     rig.notes.remarks = Said(many[-MOST_KEPT:])
     reading = person.correct("s", "clip-7", "sad", 1e6)
