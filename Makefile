@@ -4,6 +4,7 @@
 #   make test       the test suite (ISTHMUS_EMOPAIR=<folder> adds the tests on real speech and faces)
 #   make test-edge  the device's tests in an environment without torch (PYTHON=python3.13 takes another Python)
 #   make system     install the Debian packages that the tests need (PostgreSQL); asks for root
+#   make clients    an environment with clients of others (KServe's), which some tests run
 #   make lint       ruff, mypy strict, the import contracts, generated code up to date, the wire contract, workflows
 #   make docs       the documentation site in build/docs; a warning fails
 #   make bench      measurements, printed and never asserted
@@ -26,6 +27,9 @@ INSTALLED := $(VENV)/installed-$(KEY)
 EDGE_INSTALLED := $(EDGE_VENV)/installed-$(KEY)
 RELEASE_INSTALLED := $(RELEASE_VENV)/installed-$(KEY)
 EDGE_TEST_INSTALLED := $(EDGE_TEST_VENV)/installed-$(KEY)
+CLIENTS_VENV := .venv-clients
+CLIENTS := tests/integration/elastic/foreign/requirements.txt
+CLIENTS_INSTALLED := $(CLIENTS_VENV)/installed-$(shell cksum < $(CLIENTS) | tr ' ' '-')
 
 # $(call environment,<folder>,<what pip installs>)
 define environment
@@ -49,7 +53,7 @@ DEMO_ARGS ?=
 RELEASES := $(wildcard tests/golden/releases/*.whl)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
 
-.PHONY: demo system test test-edge lint docs bench proto clean install install-edge hooks lint-actions dist release-check publish
+.PHONY: demo system clients test test-edge lint docs bench proto clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
@@ -57,6 +61,15 @@ system:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
 	{ as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
 	$$as_root apt-get update -qq && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql; }
+
+# Clients that others wrote need packages that this project does not. Nothing of isthmus is in this environment.
+clients: $(CLIENTS_INSTALLED)
+$(CLIENTS_INSTALLED):
+	rm -rf $(CLIENTS_VENV)
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --only-binary :all: --no-deps --no-compile -r $(CLIENTS)
+	$(CLIENTS_VENV)/bin/python -m pip check
+	touch $@
 
 install: $(INSTALLED)
 install-edge: $(EDGE_INSTALLED)
@@ -147,5 +160,5 @@ publish: $(RELEASE_INSTALLED)
 	$(RELEASE_VENV)/bin/twine upload --non-interactive dist/*.whl dist/*.tar.gz
 
 clean:
-	rm -rf $(VENV) $(EDGE_VENV) $(RELEASE_VENV) .venv-edge-test-* demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(EDGE_VENV) $(RELEASE_VENV) $(CLIENTS_VENV) .venv-edge-test-* demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -315,14 +315,20 @@ def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe
 def on_trunks(recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk) -> Recipe:
     """Return the recipe with pretrained trunks, on the input that these read, and a student that shares the encoders.
 
-    Sound: 40 mel bands every 10 ms. Picture: six whole frames of 128 pixels.
+    Sound: 40 mel bands every 10 ms. Picture: six whole frames of 128 pixels. The heads per ratio start as the teacher's
+    and are trained for little: 30 epochs cost 8 points on people of RavFace whom they had not seen.
     """
     spec = dataclasses.replace(
         recipe.input, mel=True, window=400, hop=160, spectrogram_bins=40, frame_px=128, stored_px=128
     )
     spec = dataclasses.replace(spec, spectrogram_columns=spec.native_shape[1], frames_stored=6, frames_used=6)
     return dataclasses.replace(
-        recipe, input=spec, sound_trunk=sound, picture_trunk=picture, student_trunk=TEACHERS_ENCODERS
+        recipe,
+        input=spec,
+        sound_trunk=sound,
+        picture_trunk=picture,
+        student_trunk=TEACHERS_ENCODERS,
+        heads=dataclasses.replace(recipe.heads, epochs=3, learning_rate=1e-4),
     )
 
 

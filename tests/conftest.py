@@ -43,12 +43,27 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session")
 def emopair() -> Path:
     """Return the folder of EmoPair: real speech and faces in CREMA-D's layout. Without it the test is skipped."""
-    value = os.environ.get("ISTHMUS_EMOPAIR")
+    return _real_data("ISTHMUS_EMOPAIR", "emopair")
+
+
+@pytest.fixture(scope="session")
+def ravface() -> Path:
+    """Return the folder of RavFace: voices, with faces drawn from the same recordings. Without it the test is skipped,
+    or fails if ISTHMUS_REQUIRE_DATA is set, as in .ci/run where the data lies beside the project.
+    """
+    return _real_data("ISTHMUS_RAVFACE", "ravface")
+
+
+def _real_data(variable: str, name: str) -> Path:
+    value = os.environ.get(variable)
     if not value:
-        pytest.skip("set ISTHMUS_EMOPAIR to the emopair folder to run this test on real clips")
+        reason = f"set {variable} to the {name} folder to run this test on real clips"
+        if name in os.environ.get("ISTHMUS_REQUIRE_DATA", "").split(","):
+            pytest.fail(reason)
+        pytest.skip(reason)
     folder = Path(value)
     if not (folder / "manifest.csv").is_file():
-        pytest.fail(f"ISTHMUS_EMOPAIR is {value}, which has no manifest.csv")
+        pytest.fail(f"{variable} is {value}, which has no manifest.csv")
     return folder
 
 

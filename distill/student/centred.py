@@ -83,6 +83,7 @@ def fit_centred(
     persons_N: Sequence[str],
     *,
     strengths: Sequence[float] = STRENGTHS,
+    fewest: int = FEWEST_PEOPLE,
 ) -> Centred:
     """Fit heads for person-centred features and measure how people differ.
 
@@ -92,15 +93,13 @@ def fit_centred(
     with equal weight. Folds that leave people out choose the penalty among ``strengths`` and give temperature, fusion
     and the person model, because logits of people that a head was fitted on are too good. Deterministic.
 
-    Raises CannotCentre for fewer than 8 people, or a class that fewer than two people show; ValueError for shapes that
-    do not fit, NaN or infinity.
+    Raises CannotCentre for fewer than ``fewest`` people, or a class that fewer than two people show; ValueError for
+    shapes that do not fit, NaN or infinity.
     """
     _check(features_MND, present_NM, labels_N, persons_N)
     names = sorted({person for person, label in zip(persons_N, labels_N, strict=True) if person and label >= 0})
-    if len(names) < FEWEST_PEOPLE:
-        raise CannotCentre(
-            f"{len(names)} people with labelled clips; {FEWEST_PEOPLE} are needed to see how people differ"
-        )
+    if len(names) < fewest:
+        raise CannotCentre(f"{len(names)} people with labelled clips; {fewest} are needed to see how people differ")
     index = {name: place for place, name in enumerate(names)}
     person_N = np.array([index.get(person, -1) for person in persons_N], np.int64)
     usable_N = (labels_N >= 0) & (person_N >= 0)

@@ -110,7 +110,7 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test because a system package is missing; fail it if ISTHMUS_REQUIRE_SYSTEM is set."""
+    """Skip the test because something beside the project is missing; fail it if ISTHMUS_REQUIRE_SYSTEM is set."""
     if os.environ.get("ISTHMUS_REQUIRE_SYSTEM", "0") not in ("", "0"):
         pytest.fail(f"{reason} (ISTHMUS_REQUIRE_SYSTEM is set)")
     pytest.skip(reason)

@@ -31,7 +31,8 @@ def paper_command(asked: PaperOptions) -> None:
 def people_command(asked: PeopleOptions) -> None:
     """Leave one person out: every actor in turn is the user of a release that was trained without them.
 
-    Needs a data set whose clips name their actors. Trains one teacher per --together persons. Writes --out; every cell
+    Needs a data set whose clips name their actors. Trains one teacher per --together persons. Measures the methods of
+    the cloud, and what helps each person on the device: offset, habits, corrections. Writes --out; every cell and fold
     is a file, so a run that was stopped continues.
     """
     from isthmus.experiments.personal.runs import leave_people_out

@@ -67,6 +67,14 @@ class PeopleOptions:
         "all,random,cluster,kept"
     )
     seeds: Seeds = 1
+    sound_trunk: Annotated[
+        str | None,
+        Option(
+            help="Pretrained trunk for sound, as in 'isthmus distill teacher'. With trunks the student is the teacher, "
+            "so only what helps on the device is measured, not --methods."
+        ),
+    ] = None
+    picture_trunk: Annotated[str | None, Option(help="The same for pictures. Both are given, or neither.")] = None
     together: Annotated[
         int,
         Option(

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,8 +15,18 @@ from isthmus import __version__
 from isthmus.command_line import known, listed, numbers, whole_numbers
 from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
-from isthmus.distill.prepare import begin_release, choose_split, read_data, recipe_for, release_split
+from isthmus.data.groups import read_groups
+from isthmus.distill.prepare import (
+    begin_release,
+    choose_split,
+    find_trunks,
+    read_data,
+    recipe_for,
+    release_split,
+)
+from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
+from isthmus.distill.student.centred import CannotCentre
 from isthmus.distill.training.progress import bars
 from isthmus.experiments.personal import cost, paper, people
 from isthmus.experiments.personal.cells import cells, study
@@ -26,6 +37,9 @@ from isthmus.experiments.personal.cells.study import Part
 from isthmus.experiments.personal.findings import report
 from isthmus.experiments.personal.findings.report import Section
 from isthmus.experiments.personal.findings.wire import bytes_per_clip
+from isthmus.experiments.personal.ladder import run as ladder
+from isthmus.experiments.personal.ladder.measure import Row
+from isthmus.experiments.personal.ladder.tables import sections as ladder_sections
 from isthmus.experiments.personal.options import CostOptions, PaperOptions, PeopleOptions
 
 
@@ -56,14 +70,25 @@ def compare_methods(asked: PaperOptions) -> None:
 
 
 def leave_people_out(asked: PeopleOptions) -> None:
-    """Make every actor in turn the private user of a release, and write the result."""
+    """Make every actor in turn the private user of a release, and write the result.
+
+    The methods of the cloud are cells. What helps on the device (the ladder) is measured on base students' features.
+    """
+    trunks = find_trunks(asked.sound_trunk, asked.picture_trunk)
     chosen = tuple(named(known(asked.methods, METHODS, "--methods")))
     counts = whole_numbers(asked.classes, "--classes")
     listing = read_data(asked.data, asked.layout)
     actors = people.people(listing)
+    groups = read_groups(asked.data, [ref.name for ref in listing.refs])
+    folds = tuple(actors[start : start + asked.together] for start in range(0, len(actors), asked.together))
+    plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
+    if trunks is not None:
+        rows = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
+        recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
+        _write_people(asked, recipe, [], listing, [], ladder_sections(rows), rows)
+        return
     parts = []
-    for start in range(0, len(actors), asked.together):
-        left_out = actors[start : start + asked.together]
+    for left_out in folds:
         folder = asked.out / "folds" / "-".join(left_out) / "release"
         opened = _release(folder, listing, asked.preset, left_out, None)
         folders = study.decoded(opened, listing, dict(release_split(opened).clients))
@@ -74,7 +99,13 @@ def leave_people_out(asked: PeopleOptions) -> None:
     made = _run(parts, asked.out, asked.workers, asked.device)
     found = people.sections(made, chosen, _outputs(asked.out, made))
     releases = [part.release for part in parts]
-    _write(asked.out, "Leave one person out", releases, listing, made, found, asked.workers)
+    rows = []
+    try:
+        rows = ladder.of_releases(releases, listing, groups, plan, asked.device, _say)
+        found += ladder_sections(rows)
+    except CannotCentre as error:
+        _say(f"what helps on the device is not measured: {error}")
+    _write_people(asked, releases[0].recipe, releases, listing, made, found, rows)
 
 
 def measure_cost(asked: CostOptions) -> None:
@@ -135,6 +166,32 @@ def _outputs(out: Path, made: Sequence[Cell]) -> dict[str, tuple[cells.Outputs, 
     return {cell.asked.name: cells.load_outputs(out / "cells", cell.asked) for cell in made}
 
 
+def _write_people(
+    asked: PeopleOptions,
+    recipe: Recipe,
+    releases: Sequence[Release],
+    listing: Listing,
+    made: Sequence[Cell],
+    found: Sequence[Section],
+    rows: Sequence[Row],
+) -> None:
+    facts = {"folds": f"{asked.together} people left out together", "seeds": str(asked.seeds)}
+    if recipe.pretrained_trunks is not None:
+        facts["trunks"] = ", ".join(f"{trunk.name} ({trunk.sha256[:16]})" for trunk in recipe.pretrained_trunks)
+    _write(
+        asked.out,
+        "Leave one person out",
+        releases,
+        listing,
+        made,
+        found,
+        asked.workers,
+        recipe=recipe,
+        more_facts=facts,
+        people=ladder.by_person(rows),
+    )
+
+
 def _write(
     out: Path,
     title: str,
@@ -143,14 +200,19 @@ def _write(
     made: Sequence[Cell],
     found: Sequence[Section],
     workers: int,
+    *,
+    recipe: Recipe | None = None,
+    more_facts: Mapping[str, str] = MappingProxyType({}),
+    people: Mapping[str, Any] | None = None,
 ) -> None:
-    recipe = releases[0].recipe
+    recipe = recipe or releases[0].recipe
     facts = {
         "data": f"{listing.layout} layout, {len(listing.refs)} clips, {len(listing.damaged)} damaged",
         "preset": recipe.name,
         "releases": ", ".join(release.outputs_key() for release in releases),
         "seeds": ", ".join(map(str, sorted({cell.asked.seed for cell in made}))),
         "cells": str(len(made)),
+        **more_facts,
         "machine": f"{platform.machine()}, {workers or cores()} processes of one thread, torch {torch.__version__}",
     }
     result: Mapping[str, Any] = {
@@ -159,6 +221,7 @@ def _write(
         "facts": facts,
         "recipe": json.loads(recipe.to_json()),
         "cells": [asdict(cell) for cell in made],
+        **({} if people is None else {"people": people}),
     }
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     written = report.write(out, title, facts, found)

@@ -1,7 +1,7 @@
 """Clients that others wrote, unchanged, against a running service: KServe's, and clients that only use reflection.
 
-KServe's client and grpc-requests need packages that this project does not. ISTHMUS_CLIENTS_PYTHON names the Python of
-an environment that has them: python -m venv clients && clients/bin/pip install kserve grpc-requests
+KServe's client and grpc-requests need packages that this project does not. 'make clients' makes an environment that has
+them; ISTHMUS_CLIENTS_PYTHON names the Python of another one.
 """
 
 import base64
@@ -19,9 +19,11 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.rigs.elastic import THREE, ElasticRig, pixels, png
+from tests.rigs.postgres import missing
 
 TEN = THREE[0]
 FOREIGN = Path(__file__).parent / "foreign"
+CLIENTS = Path(__file__).parents[3] / ".venv-clients" / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def address(rig: ElasticRig) -> Iterator[str]:
 
 
 def asked(script: str, address: str, rig: ElasticRig) -> Any:
-    python = os.environ.get("ISTHMUS_CLIENTS_PYTHON")
-    if not python:
-        pytest.skip("set ISTHMUS_CLIENTS_PYTHON to the Python of an environment with kserve and grpc-requests")
+    python = os.environ.get("ISTHMUS_CLIENTS_PYTHON") or str(CLIENTS)
+    if not Path(python).exists():
+        missing("no environment with kserve and grpc-requests: run 'make clients'")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [python, str(FOREIGN / script), address, TEN.spec.name, str(rig.folder / "picture.png")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, env=environment, check=False)

@@ -1,0 +1,152 @@
+"""Measure every method on every person, task and seed, and what labels-free signals would have said of the offset."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from isthmus.edge.own_clips import guard
+from isthmus.edge.own_clips.offset import answer
+from isthmus.experiments.personal.ladder.methods import (
+    ASKED,
+    LADDER,
+    TEACHERS,
+    Constants,
+    Known,
+    Seen,
+    after_corrections,
+    base_of,
+    chosen,
+    person_offset,
+    present,
+)
+from isthmus.experiments.personal.ladder.person import Person, tasks
+from isthmus.experiments.personal.ladder.scores import Scores, agreement, scores
+from isthmus.proto.messages import Captured, FloatArray
+
+CHOSEN: Final = "offset, constants chosen on public people"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one task of one person. ``paired``: right answers gained less lost, per test clip, by clip
+    variance: the standard error of ``gain`` for this person.
+
+    ``signals``: what the device can see without labels of this method, less the same of the base student.
+    """
+
+    person: str
+    fold: str
+    seed: int
+    protocol: str
+    classes: int
+    method: str
+    clips: int
+    test_clips: int
+    scores: Scores
+    gain: float
+    paired: float
+    signals: Mapping[str, float]
+
+
+def measured(person: Person, known: Known, constants: Constants, seed: int, counts: tuple[int, ...]) -> Iterator[Row]:
+    """Yield every method on every task of a person. ``constants``: those that the fold's public people chose."""
+    for number, task in enumerate(tasks(person, seed, counts)):
+        seen = Seen.of(person, task, known, 1_000 * seed + number)
+        labels_T = person.labels_N[task.test_T]
+        told: dict[str, FloatArray] = {name: method(seen, known) for name, method in LADDER.items()}
+        told[CHOSEN] = chosen(seen, Known(known.centred, known.trained_C, constants))
+        for by_margin, how in ((True, "asked by margin"), (False, "at random")):
+            if len(task.own_S) >= max(ASKED):
+                for count, rows in after_corrections(seen, known, by_margin=by_margin).items():
+                    told[f"offset and {count} corrections {how}"] = rows
+        signals = _signals(seen, known)
+        for name, answers_TC in told.items():
+            base_TC = told[base_of(name)]
+            right_T = (answers_TC.argmax(axis=1) == labels_T).astype(float)
+            change_T = right_T - (base_TC.argmax(axis=1) == labels_T)
+            yield Row(
+                person.name,
+                person.fold,
+                seed,
+                task.protocol,
+                task.classes,
+                name,
+                len(task.own_S),
+                len(labels_T),
+                scores(answers_TC, base_TC, labels_T),
+                float(change_T.mean()),
+                float(change_T.std(ddof=1) / np.sqrt(len(change_T))) if len(change_T) > 1 else 0.0,
+                signals if name == "offset" else {},
+            )
+
+
+def _signals(seen: Seen, known: Known) -> dict[str, float]:
+    """Return the guard's present estimate and the agreement of sound and picture, offset less base student."""
+    found = person_offset(seen, known)
+    clips = seen.own_MSC.shape[1]
+    alone = [answer(seen.own_MSC, present(mask, clips), found) for mask in (Captured.SOUND, Captured.PICTURE)]
+    before = seen.own_raw[TEACHERS]
+    together = answer(seen.own_MSC, present(Captured.BOTH, clips), found)
+    old = guard.Outputs(before[Captured.BOTH], before[Captured.BOTH])
+    new = guard.Outputs(together, together)
+    was, now = guard.estimates(old, new, old), guard.estimates(new, old, old)
+    return {
+        "agreement": agreement(*alone) - agreement(before[Captured.SOUND], before[Captured.PICTURE]),
+        "present": now[guard.Estimator.PRESENT] - was[guard.Estimator.PRESENT],
+        "confidence": now[guard.Estimator.CONFIDENCE] - was[guard.Estimator.CONFIDENCE],
+    }
+
+
+@dataclass(frozen=True)
+class Over:
+    """One method over people: each person's seeds and directions are averaged first; people are the units.
+
+    Accuracies and gains are shares. ``worse``: share of people who lose more than two points. ``surely_worse``: who
+    lose more than twice the standard error of their own paired clips.
+    """
+
+    people: int
+    accuracy: float
+    deviation: float
+    gain: float
+    standard_error: float
+    worse: float
+    surely_worse: float
+    recall: float
+    calibration: float
+    changed: float
+
+
+TWO_POINTS: Final = 0.02
+
+
+def over_people(rows: Sequence[Row]) -> Over:
+    """Aggregate the rows of one method and task. Raises ValueError without rows."""
+    if not rows:
+        raise ValueError("no rows to aggregate")
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(row.person, []).append(row)
+    accuracy_P = np.array([np.mean([row.scores.accuracy for row in own]) for own in of.values()])
+    gain_P = np.array([np.mean([row.gain for row in own]) for own in of.values()])
+    # Halves of different seeds overlap, so their mean is hardly surer than one of them.
+    own_error_P = np.array([np.mean([row.paired for row in own]) for own in of.values()])
+    people = len(of)
+
+    def mean(name: str) -> float:
+        return float(np.mean([np.mean([getattr(row.scores, name) for row in own]) for own in of.values()]))
+
+    return Over(
+        people,
+        float(accuracy_P.mean()),
+        float(accuracy_P.std(ddof=1)) if people > 1 else 0.0,
+        float(gain_P.mean()),
+        float(gain_P.std(ddof=1) / np.sqrt(people)) if people > 1 else 0.0,
+        float((gain_P < -TWO_POINTS - 1e-9).mean()),
+        float((gain_P < -2 * np.maximum(own_error_P, 1e-9)).mean()),
+        mean("recall"),
+        mean("calibration"),
+        mean("changed"),
+    )

@@ -1,0 +1,143 @@
+"""Run the ladder: each fold's base, the constants its public people choose, and every method on people left out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.data.clip import Listing
+from isthmus.data.files import write_atomically
+from isthmus.data.groups import Groups
+from isthmus.distill.models.pretrained import PretrainedTrunk
+from isthmus.distill.prepare import decode, recipe_for
+from isthmus.distill.release import Release
+from isthmus.distill.student.centred import CannotCentre, fit_centred
+from isthmus.experiments.personal.ladder import bases, nested
+from isthmus.experiments.personal.ladder.bases import Base
+from isthmus.experiments.personal.ladder.measure import Row, measured
+from isthmus.experiments.personal.ladder.methods import Constants, Known
+from isthmus.experiments.personal.ladder.person import Integers
+from isthmus.experiments.personal.ladder.scores import Scores
+
+FEWEST_PEOPLE: Final = 5
+"""Public people from whom a person model is fitted here: fewer than a cloud takes, to see what they are worth."""
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: ``folds`` of people left out together, seeds, and numbers of classes (0: all)."""
+
+    folds: tuple[tuple[str, ...], ...]
+    seeds: tuple[int, ...]
+    class_counts: tuple[int, ...]
+
+
+def on_trunks(
+    listing: Listing,
+    groups: Groups,
+    preset: str,
+    trunks: tuple[PretrainedTrunk, PretrainedTrunk],
+    files: tuple[Path, Path],
+    plan: Plan,
+    out: Path,
+    report: Report,
+) -> list[Row]:
+    """Measure people on pretrained trunks. Clips go through the trunks once, for all folds and seeds."""
+    recipe = recipe_for(listing, preset, trunks=trunks)
+    clips = decode(listing, [ref.name for ref in listing.refs], recipe, out / "clips")
+    rows_MNW = bases.trunk_rows(clips, trunks, files, out / "trunks.npz")
+    rows: list[Row] = []
+    for left_out in plan.folds:
+        folder = out / "folds" / "-".join(left_out)
+        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
+        for seed in plan.seeds:
+            rows += _kept(
+                folder / f"rows-{seed}.json",
+                lambda folder=folder, public_N=public_N, rows_of_person=rows_of_person, seed=seed: _of_fold(  # type: ignore[misc]
+                    bases.on_trunks(folder, recipe, clips, public_N, rows_MNW, seed), groups, rows_of_person, seed, plan
+                ),
+            )
+            report(f"ladder: {'-'.join(left_out)}, seed {seed}")
+    return rows
+
+
+def of_releases(
+    releases: Sequence[Release], listing: Listing, groups: Groups, plan: Plan, device: str, report: Report
+) -> list[Row]:
+    """Measure people on the students of trained releases, one per fold."""
+    rows: list[Row] = []
+    for release, left_out in zip(releases, plan.folds, strict=True):
+        clips = decode(listing, [ref.name for ref in listing.refs], release.recipe, release.root / "all")
+        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
+        trained_on = set(release.public.names)
+        public_N = np.array([row for row in public_N if clips.names[row] in trained_on], np.int64)
+        for seed in plan.seeds:
+            rows += _kept(
+                release.root / "ladder" / f"rows-{seed}.json",
+                lambda release=release, clips=clips, public_N=public_N, people=rows_of_person, seed=seed: _of_fold(  # type: ignore[misc]
+                    bases.of_release(release, clips, public_N, seed, torch.device(device)), groups, people, seed, plan
+                ),
+            )
+            report(f"ladder: {'-'.join(left_out)}, seed {seed}")
+    return rows
+
+
+def by_person(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return person -> "protocol, classes" -> method -> seed -> scores: all that the tables are made of."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        task = f"{row.protocol}, {row.classes or 'all'} classes"
+        of_seed = found.setdefault(row.person, {}).setdefault(task, {}).setdefault(row.method, {})
+        of_seed.setdefault(str(row.seed), []).append(
+            {
+                "test_clips": row.test_clips,
+                **{name: round(value, 4) for name, value in asdict(row.scores).items()},
+                **{f"signal {name}": round(value, 4) for name, value in row.signals.items()},
+            }
+        )
+    return found
+
+
+def _of_fold(base: Base, groups: Groups, rows_of_person: dict[str, Integers], seed: int, plan: Plan) -> list[Row]:
+    labels_N = np.asarray(base.clips.labels_N)
+    public_N = base.public_N
+    actors = [base.clips.actors[row] for row in public_N]
+    made = fit_centred(
+        base.features_MND[:, public_N], np.ones((len(public_N), 2)), labels_N[public_N], actors, fewest=FEWEST_PEOPLE
+    )
+    counts_C = np.bincount(labels_N[public_N], minlength=len(base.clips.classes))
+    known = Known(made, (counts_C / counts_C.sum()).astype(np.float32))
+    try:
+        constants = nested.choose(base, _public_people(base.clips, public_N, groups), plan.class_counts, seed)
+    except CannotCentre:
+        constants = Constants()  # too few public people to leave some of them out
+    return [
+        row
+        for name, rows_N in rows_of_person.items()
+        for row in measured(base.person(name, rows_N), known, constants, seed, plan.class_counts)
+    ]
+
+
+def _public_people(clips: ClipArrays, public_N: Integers, groups: Groups) -> dict[str, Integers]:
+    of: dict[str, list[str]] = {}
+    for row in public_N:
+        of.setdefault(clips.actors[row], []).append(clips.names[row])
+    row_of = {name: row for row, name in enumerate(clips.names)}
+    return {actor: np.array([row_of[name] for name in groups.distinct(names)], np.int64) for actor, names in of.items()}
+
+
+def _kept(path: Path, make: Callable[[], list[Row]]) -> list[Row]:
+    """Return the rows of a fold and seed, from their file if they were measured before."""
+    if path.exists():
+        return [Row(**{**raw, "scores": Scores(**raw["scores"])}) for raw in json.loads(path.read_text())]
+    rows = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps([asdict(row) for row in rows]))
+    return rows

@@ -1,0 +1,93 @@
+"""The ladder's tables: methods by users, and what guards would have said."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from isthmus.experiments.personal.findings.report import Section
+from isthmus.experiments.personal.findings.tables import Table
+from isthmus.experiments.personal.ladder.measure import TWO_POINTS, Over, Row, over_people
+
+_NOTE = (
+    "People are the units: a person's seeds are averaged first. Accuracy: mean ± standard deviation over people. Gain "
+    "over the base student on the same modalities: mean ± standard error over people, in points; bold beyond two "
+    "standard errors. Worse: people who lose more than 2 points, and in brackets those who lose more than twice the "
+    "standard error of their own paired clips. Changed: share of answers that differ from the base student's."
+)
+
+
+def sections(rows: Sequence[Row]) -> list[Section]:
+    """Return one table per protocol and number of classes, and the guard's."""
+    made = []
+    for protocol, classes in dict.fromkeys((row.protocol, row.classes) for row in rows):
+        own = [row for row in rows if (row.protocol, row.classes) == (protocol, classes)]
+        who = "users of all classes" if not classes else f"users of {classes} class{'es' if classes > 1 else ''}"
+        made.append(_ladder(own, f"{protocol}, {who}"))
+    guards = _guards(rows)
+    return [
+        Section("What helps one person", tuple(made), text=_NOTE),
+        *([Section("The guard", (guards,))] if guards is not None else []),
+    ]
+
+
+def _ladder(rows: Sequence[Row], title: str) -> Table:
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        of = over_people([row for row in rows if row.method == method])
+        lines.append(
+            (
+                method,
+                f"{100 * of.accuracy:.1f} ± {100 * of.deviation:.1f}",
+                gain_text(of),
+                f"{100 * of.worse:.0f} % ({100 * of.surely_worse:.0f} %)",
+                f"{100 * of.recall:.1f}",
+                f"{100 * of.calibration:.1f}",
+                f"{100 * of.changed:.0f} %",
+            )
+        )
+    header = ("method", "accuracy, %", "gain, points", "worse", "recall, %", "calibration error, points", "changed")
+    people = len({row.person for row in rows})
+    clips = np.mean([row.clips for row in rows])
+    return Table(f"{title}: {people} people, {clips:.0f} clips to learn from", header, tuple(lines))
+
+
+def gain_text(of: Over) -> str:
+    """Return mean ± standard error in points, in bold beyond two standard errors."""
+    text = f"{100 * of.gain:+.1f} ± {100 * of.standard_error:.1f}"
+    return f"**{text}**" if abs(of.gain) > 2 * of.standard_error > 0 else text
+
+
+def _guards(rows: Sequence[Row]) -> Table | None:
+    """Return how well each signal tells whether the offset helps, over people, tasks and seeds."""
+    told = [row for row in rows if row.signals]
+    if not told:
+        return None
+    truth = np.array([row.gain for row in told])
+    lines = [("(always take the offset)", "", *_outcome(np.ones(len(told), bool), truth))]
+    rules: dict[str, Callable[[float], bool]] = {
+        "agreement": lambda value: value >= 0,
+        "present": lambda value: value >= -TWO_POINTS,
+        "confidence": lambda value: value >= 0,
+    }
+    for name, accepts in rules.items():
+        values = np.array([row.signals[name] for row in told])
+        correlation = f"{float(spearmanr(values, truth).statistic):+.2f}" if np.ptp(values) > 0 else "(constant)"
+        lines.append((name, correlation, *_outcome(np.array([accepts(value) for value in values]), truth)))
+    header = ("signal", "rank correlation with the gain", "right", "refused", "made worse", "mean gain, points")
+    note = (
+        f"{len(told)} decisions (people, tasks, seeds; not independent) whether to use the offset. Right: used and not "
+        "worse, or refused and worse. Agreement: of sound and picture, sum_c p_sound p_picture, after less before."
+    )
+    return Table("Would a guard have known?", header, tuple(lines), note)
+
+
+def _outcome(accepted: np.ndarray, truth: np.ndarray) -> tuple[str, str, str, str]:
+    kept = np.where(accepted, truth, 0.0)
+    right = accepted == (truth >= 0)
+    return (
+        f"{100 * right.mean():.0f} %",
+        f"{100 * (1 - accepted.mean()):.0f} %",
+        f"{100 * (kept < 0).mean():.0f} %",
+        f"{100 * kept.mean():+.1f}",
+    )

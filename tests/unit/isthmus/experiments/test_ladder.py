@@ -1,0 +1,171 @@
+"""What helps one person: scores, splits, the methods on invented people, and the whole of it on invented features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.data.groups import Groups
+from isthmus.data.transforms import InputSpec
+from isthmus.distill.student.centred import fit_centred
+from isthmus.experiments.personal.ladder import bases, nested
+from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, measured, over_people
+from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
+from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
+from isthmus.experiments.personal.ladder.run import by_person
+from isthmus.experiments.personal.ladder.scores import Scores, agreement, calibration_error, scores
+from isthmus.experiments.personal.ladder.tables import sections
+from isthmus.proto.messages import Captured
+
+CLASSES = ("NEU", "HAP", "SAD")
+PEOPLE = 12
+WIDTH = 6
+
+
+def _softmax(scores_NC: np.ndarray) -> np.ndarray:
+    powers_NC = np.exp(scores_NC - scores_NC.max(axis=1, keepdims=True))
+    return (powers_NC / powers_NC.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def base() -> bases.Base:
+    """A base student of 12 invented people, whose features are a class, a shift of the person and noise."""
+    rng = np.random.default_rng(1)
+    names, labels, actors = [], [], []
+    for person in range(PEOPLE):
+        for sentence in ("AA1", "AA2", "BB1", "BB2"):
+            for label, emotion in enumerate(CLASSES):
+                for level in ("NO", "ST"):
+                    names.append(f"{1000 + person}_{sentence}_{emotion}_{level}")
+                    labels.append(label)
+                    actors.append(str(1000 + person))
+    labels_N, person_N = np.array(labels), np.array([int(actor) - 1000 for actor in actors])
+    shape_MCD = 1.5 * rng.normal(size=(2, len(CLASSES), WIDTH))
+    shift_MPD = 2.0 * rng.normal(size=(2, PEOPLE, WIDTH))
+    noise_MND = rng.normal(size=(2, len(labels), WIDTH))
+    features_MND = (shape_MCD[:, labels_N] + shift_MPD[:, person_N] + noise_MND).astype(np.float32)
+    own_MNC = np.einsum("mnd,mcd->mnc", features_MND, shape_MCD) / 4
+    raw = {
+        Captured.BOTH: _softmax(own_MNC.sum(axis=0)),
+        Captured.SOUND: _softmax(own_MNC[0]),
+        Captured.PICTURE: _softmax(own_MNC[1]),
+    }
+    clips = ClipArrays(
+        names=tuple(names),
+        labels_N=labels_N,
+        actors=tuple(actors),
+        keys=tuple(names),
+        spectrograms_NFT=np.zeros((len(names), 1, 1), np.float32),
+        frames_NKHWC=np.zeros((len(names), 1, 1, 1, 3), np.uint8),
+        spec=InputSpec(),
+        classes=CLASSES,
+        skipped=(),
+        source=None,
+    )
+    public_N = np.flatnonzero(person_N >= 2)
+    return bases.Base("1000-1001", clips, public_N, features_MND, dict.fromkeys(HEADS, raw))
+
+
+@pytest.fixture(scope="module")
+def known(base: bases.Base) -> Known:
+    public_N = base.public_N
+    labels_N = np.asarray(base.clips.labels_N)[public_N]
+    actors = [base.clips.actors[row] for row in public_N]
+    made = fit_centred(base.features_MND[:, public_N], np.ones((len(public_N), 2)), labels_N, actors)
+    return Known(made, np.full(3, 1 / 3, np.float32))
+
+
+def _rows(base: bases.Base, actor: str) -> np.ndarray:
+    return np.flatnonzero([each == actor for each in base.clips.actors])
+
+
+def test_splits_have_no_clip_on_both_sides(base: bases.Base) -> None:
+    person = base.person("1000", _rows(base, "1000"))
+    found = tasks(person, 0, (0, 2))
+    assert [task.protocol for task in found] == [HALVES, HALVES, SENTENCE, SENTENCE, LEVEL, LEVEL]
+    for task in found:
+        assert not set(task.own_S) & set(task.test_T)
+    assert len(set(person.labels_N[found[1].own_S])) == 2
+    said = {person.clips[row].split("_")[1][:2] for row in found[2].own_S}
+    assert said == {"AA"} and {person.clips[row].split("_")[1][:2] for row in found[2].test_T} == {"BB"}
+    again = tasks(person, 0, (0, 2))
+    assert all(np.array_equal(one.own_S, other.own_S) for one, other in zip(found, again, strict=True))
+    assert not np.array_equal(found[0].own_S, tasks(person, 1, (0,))[0].own_S)
+
+
+def test_scores_by_hand() -> None:
+    sure, half = [1.0, 0.0], [0.45, 0.55]
+    found = scores(np.array([sure, sure, half]), np.array([sure, half, half]), np.array([0, 1, 1]))
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.recall == pytest.approx(3 / 4)
+    assert found.changed == pytest.approx(1 / 3)
+    assert found.calibration == pytest.approx(2 / 3 * 0.5 + 1 / 3 * 0.45)
+    assert calibration_error(np.array([sure]), np.array([0])) == 0
+    assert agreement(np.array([sure]), np.array([half])) == pytest.approx(0.45)
+    with pytest.raises(ValueError, match="no clips"):
+        scores(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, int))
+
+
+def test_lame_turns_a_doubtful_clip_to_its_neighbours() -> None:
+    features_ND = np.array([[1, 0], [1, 0.1], [1, -0.1], [0, 1], [0.1, 1], [-0.1, 1.0]])
+    answers_NC = np.array([[0.9, 0.1], [0.9, 0.1], [0.45, 0.55], [0.1, 0.9], [0.1, 0.9], [0.1, 0.9]])
+    told_N = lame(answers_NC, features_ND, neighbours=2).argmax(axis=1)
+    assert told_N.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_offset_helps_people_who_differ_by_a_shift(base: bases.Base, known: Known) -> None:
+    gains = []
+    for actor in ("1000", "1001"):
+        person = base.person(actor, _rows(base, actor))
+        task = tasks(person, 0, (0,))[0]
+        seen = Seen.of(person, task, known, 0)
+        right = {
+            name: (LADDER[name](seen, known).argmax(axis=1) == person.labels_N[task.test_T]).mean()
+            for name in ("base", "offset", "offset by true labels (bound)", "plain mean")
+        }
+        gains.append(right["offset"] - right["base"])
+        assert right["offset by true labels (bound)"] >= right["base"]
+    assert np.mean(gains) > 0.1
+
+
+def test_every_method_is_measured_and_tabulated(base: bases.Base, known: Known, tmp_path: Path) -> None:
+    public = {str(1000 + person): _rows(base, str(1000 + person)) for person in range(2, PEOPLE)}
+    constants = nested.choose(base, public, (0,), 0) if PEOPLE - 2 > 10 else nested.GRID[0]
+    rows: list[Row] = []
+    for actor in ("1000", "1001"):
+        rows += measured(base.person(actor, _rows(base, actor)), known, constants, 0, (0, 1))
+    methods = {row.method for row in rows}
+    assert set(LADDER) | {CHOSEN, "offset and 12 corrections asked by margin"} <= methods
+    assert all(row.gain == 0 and row.scores.changed == 0 for row in rows if row.method == "base")
+    whole = [row for row in rows if (row.protocol, row.classes) == (HALVES, 0)]
+    of_base = over_people([row for row in whole if row.method == "base"])
+    asked = over_people([row for row in whole if row.method == "offset and 12 corrections asked by margin"])
+    assert asked.accuracy >= of_base.accuracy and asked.people == 2
+    kept = by_person(rows)["1000"][f"{HALVES}, all classes"]["offset"]["0"][0]
+    assert kept["accuracy"] == pytest.approx(
+        next(row.scores.accuracy for row in whole if (row.person, row.method) == ("1000", "offset")), abs=1e-4
+    )
+    ladder, guard = sections(rows)
+    assert "halves, users of all classes: 2 people" in ladder.tables[0].markdown()
+    assert "agreement" in guard.tables[0].markdown()
+
+
+def test_people_are_the_units() -> None:
+    def row(person: str, seed: int, gain: float) -> Row:
+        return Row(person, "", seed, HALVES, 0, "offset", 9, 9, Scores(0.5 + gain, 0.5, 0.1, 0.2), gain, 0.01, {})
+
+    found = over_people([row("a", 0, 0.1), row("a", 1, 0.3), row("b", 0, -0.1), row("b", 1, -0.1)])
+    assert found.people == 2
+    assert found.gain == pytest.approx(0.05)
+    assert found.standard_error == pytest.approx(0.15)
+    assert (found.worse, found.surely_worse) == (0.5, 0.5)
+
+
+def test_no_public_clip_shares_a_recording_with_a_person_left_out(base: bases.Base) -> None:
+    names = base.clips.names
+    own, other = names[0], names[-1]
+    groups = Groups({name: frozenset({"shared"} if name in (own, other) else {name}) for name in names})
+    public_N, of_person = bases.rows_of(base.clips, groups, ("1000",))
+    assert len(of_person["1000"]) == 24
+    assert len(names) - 1 not in public_N and len(public_N) == len(names) - 24 - 1
