@@ -11,8 +11,11 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,7 @@ from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 
 FORMATS = Path(__file__).parent / "formats"
+RELEASES = sorted((Path(__file__).parent / "releases").glob("*.whl"))
 VERSIONS = sorted(path.parent.name for path in FORMATS.glob("*/expected.json"))
 CLIPS = ("--data", "clips", "--actor", "1002", "--seed", "3")
 MODEL = ("--model", "elastic/model.safetensors", "--pixels", "half", "--threads", "1", "--device", "cpu")
@@ -164,6 +168,30 @@ def test_a_device_is_known_to_the_cloud_and_sends_what_waited_in_its_outbox(old:
     with contextlib.closing(sqlite3.connect("device-uploading/outbox.sqlite")) as outbox:
         assert outbox.execute("SELECT name FROM outbox").fetchall() == []
     assert old.jobs() == jobs
+
+
+@pytest.mark.parametrize("wheel", RELEASES, ids=lambda path: path.stem)
+def test_a_backup_of_a_killed_server_of_an_earlier_release_is_restored_by_this_version(old: Old, wheel: Path) -> None:
+    """The released version serves the folder, is killed and writes the backup; this one restores and serves it."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall("released")
+    environment = {**os.environ, "PYTHONPATH": str(old.folder / "released")}
+    command = [sys.executable, "-P", "-m", "isthmus.cli", "cloud"]
+    serve = [*command, "serve", "--release", "release", "--state", "cloud", "--workers", "0"]
+    with subprocess.Popen(serve, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("listening on ")
+        process.kill()
+    subprocess.run([*command, "backup", "--state", "cloud", "--to", "backup.tar"], env=environment, check=True)
+    isthmus("cloud", "restore", "--state", "restored", "--from", "backup.tar")
+    assert Path("restored/signing_key").read_bytes() == Path("cloud/signing_key").read_bytes()
+    work = "2a3aec505e40337b/checkpoint.safetensors"
+    assert digest_of(Path("restored/work", work)) == digest_of(Path("cloud/work", work))
+    with serving(workers=0, state=Path("restored"), elastic_model=None) as address:
+        report = run_device(address, "device-serving")
+        jobs = isthmus("cloud", "jobs", "--state", "restored").splitlines()
+    assert answers_of(report) == answers_of(old.json("first-again"))
+    assert [line.split("\t")[:4] for line in jobs] == [row[:4] for row in old.expected["jobs"]]
 
 
 def test_a_cloud_has_its_students_and_tasks_and_a_device_serves_with_its_own(old: Old) -> None:
