@@ -5,7 +5,7 @@ of which is whole at any moment. Files that changed meanwhile are newer than the
 what the service is made to resume from.
 
     database.sqlite     all tables, whichever database the server uses
-    artefacts/ID/NAME   students and weights of tasks
+    artefacts/ID/NAME   students, weights of tasks, and copies of unfinished jobs' files
     work/JOB/NAME       files of unfinished jobs
     state/NAME          the signing key and the other files of the state folder
     manifest.json       SHA-256 and size of each of them; the last member
@@ -26,11 +26,11 @@ from typing import IO, Any, Final
 
 import sqlalchemy as sa
 
-from isthmus.cloud.store import lock
-from isthmus.cloud.store.artefacts import Artefacts, valid_name
+from isthmus.cloud.personalise.work_files import owner_of
+from isthmus.cloud.store.artefacts import Artefacts, valid_stored_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import metadata
-from isthmus.proto.errors import InvalidInput, NotYours
+from isthmus.proto.errors import Corrupt, InvalidInput, NotYours
 
 _DATABASE: Final = "database.sqlite"
 _MANIFEST: Final = "manifest.json"
@@ -38,6 +38,7 @@ _MEMBER: Final = re.compile(r"(artefacts|work)/[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w
 _NOT_KEPT: Final = re.compile(r"isthmus\.db.*|.*\.lock|.*\.part|port|worker\.job")
 _FORMAT: Final = 1
 _ENDED: Final = ("ready", "failed")
+_NEED_FILES: Final = ("distilling", "compressing", "exporting")
 
 
 def backup(database: Database, artefacts: Artefacts, state: Path, target: Path) -> int:
@@ -62,8 +63,11 @@ def backup(database: Database, artefacts: Artefacts, state: Path, target: Path) 
                     _add(tar, f"artefacts/{artefact_id}/{name}", reader, described)
         _drop_without_files(copy, {key.split("/")[1] for key in described})
         for job_id in _open_jobs(copy):
-            for path in sorted((state / "work" / job_id).glob("*")):
-                _add_file(tar, f"work/{job_id}/{path.name}", path, described)
+            # The folder is named by the job and the number of its takes, see work_files.py; the last one counts.
+            folders = sorted((state / "work").glob(f"{job_id}*"), key=lambda found: found.stat().st_mtime)
+            for work in folders[-1:]:
+                for path in sorted(work.glob("*")):
+                    _add_file(tar, f"work/{job_id}/{path.name}", path, described)
         for path in sorted(state.iterdir()):
             if path.is_file() and not _NOT_KEPT.fullmatch(path.name):
                 _add_file(tar, f"state/{path.name}", path, described)
@@ -90,9 +94,9 @@ def restore(source: Path, database_url: str, artefacts_url: str | None, state: P
         _unpack(source, staged)
         copy = Database(f"sqlite:///{(staged / _DATABASE).absolute()}")
         copy.migrate()
-        _begin_again(copy, staged / "work")
         artefacts = staged / "artefacts"
         embedded = database_url == f"sqlite:///{state.absolute() / 'isthmus.db'}"
+        _begin_again(copy, Artefacts(str(artefacts)), staged / "work", shared=not embedded)
         if embedded:
             copy.close()
             os.replace(staged / _DATABASE, staged / "isthmus.db")
@@ -151,9 +155,8 @@ def _copy_rows(source: sa.Connection, target: Database) -> None:
 def _artefact_ids(copy: Database) -> list[str]:
     students, tasks = metadata.tables["students"], metadata.tables["tasks"]
     with copy.reading() as connection:
-        return sorted(
-            {*connection.scalars(sa.select(students.c.id)), *connection.scalars(sa.select(tasks.c.artefact_id))}
-        )
+        owners = {*connection.scalars(sa.select(students.c.id)), *connection.scalars(sa.select(tasks.c.artefact_id))}
+    return sorted(owners | {owner_of(job_id) for job_id in _open_jobs(copy)})
 
 
 def _drop_without_files(copy: Database, kept: set[str]) -> None:
@@ -169,31 +172,50 @@ def _open_jobs(copy: Database) -> list[str]:
         return sorted(connection.scalars(sa.select(jobs.c.id).where(jobs.c.stage.not_in(_ENDED))))
 
 
-def _begin_again(copy: Database, work: Path) -> None:
-    """Let unfinished jobs whose files are gone (they ended while the backup was taken) select their clips again."""
+def _begin_again(copy: Database, artefacts: Artefacts, work: Path, *, shared: bool) -> None:
+    """Free unfinished jobs, and give each its working files. Jobs whose files are gone select their clips again.
+
+    ``shared``: workers on other machines need copies of the files in the artefacts.
+    """
     jobs = metadata.tables["jobs"]
-    gone = [job_id for job_id in _open_jobs(copy) if not (work / job_id).is_dir()]
-    begun = ("distilling", "compressing", "exporting")
     with copy.writing() as connection:
-        connection.execute(jobs.update().where(jobs.c.id.in_(gone), jobs.c.stage.in_(begun)).values(stage="selecting"))
+        for row in connection.execute(sa.select(jobs).where(jobs.c.stage.not_in(_ENDED))).all():
+            folder, owner = work / row.id, owner_of(row.id)
+            if not folder.is_dir() and row.work_files:
+                _fetch(artefacts, owner, row.work_files, folder)
+            values: dict[str, object] = {"worker": "", "lease_until_s": 0.0, "fence": 0, "work_files": {}}
+            if not folder.is_dir() and row.stage in _NEED_FILES:
+                values["stage"] = "selecting"
+            artefacts.remove(owner)
+            if shared and folder.is_dir():
+                files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+                values["work_files"] = {path.name: artefacts.put(owner, path.name, path).hex() for path in files}
+            connection.execute(jobs.update().where(jobs.c.id == row.id).values(values))
+
+
+def _fetch(artefacts: Artefacts, owner: str, work_files: dict[str, str], folder: Path) -> None:
+    """Make a job's folder from the copies of its files, unless one is missing."""
+    folder.mkdir(parents=True)
+    try:
+        for name, sha256 in work_files.items():
+            with artefacts.on_disk(owner, name, folder, bytes.fromhex(sha256)) as path:
+                shutil.copyfile(path, folder / name)
+    except (NotYours, Corrupt):
+        shutil.rmtree(folder)
 
 
 def _fill(database: Database, copy: Database) -> None:
     if not database.is_empty():
         raise InvalidInput(f"the database {database.shown} is not empty; restore to an empty one")
-    held = lock.acquire(database, "server")
-    try:
-        database.migrate()
-        with copy.reading() as source:
-            _copy_rows(source, database)
-    finally:
-        held.release()
-        database.close()
+    database.migrate()
+    with copy.reading() as source:
+        _copy_rows(source, database)
+    database.close()
 
 
 def _upload(folder: Path, artefacts: Artefacts) -> None:
     for path in sorted(folder.glob("*/*")):
-        artefacts.put(path.parent.name, path.name, path)
+        artefacts.place(path.parent.name, path.name, path)
 
 
 def _add_file(tar: tarfile.TarFile, name: str, path: Path, described: dict[str, dict[str, object]]) -> None:
@@ -238,7 +260,7 @@ def _unpack(source: Path, folder: Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    return _MEMBER.fullmatch(name) is not None and all(map(valid_name, name.split("/")))
+    return _MEMBER.fullmatch(name) is not None and all(map(valid_stored_name, name.split("/")))
 
 
 def _target(folder: Path, name: str) -> Path:

@@ -11,9 +11,13 @@ from typing import Final
 from isthmus.cloud.personalise import signing
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.store import pins
+from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database, Unusable
 from isthmus.data.files import write_atomically
+from isthmus.proto.errors import NotYours
 
+_STORE: Final = "store"
+"""Owner of the mark in the artefacts."""
 ID_FILE: Final = "database.id"
 _ID_BYTES: Final = 16
 _ID_PIN: Final = "id"
@@ -24,23 +28,60 @@ _WAY_OUT: Final = (
 )
 
 
-def same_database(database: Database, state: Path, signing_key: Path, *, was_empty: bool) -> None:
+def same_database(database: Database, state: Path, signing_key: Path, artefacts: Artefacts, *, was_empty: bool) -> None:
     """Check that ``database`` is the one that ``state`` was used with before. A new pair is joined.
 
-    ``was_empty``: the database had no tables before this start. Raises Unusable.
+    A new ``state`` may join a PostgreSQL database that other servers use. It then needs their signing key, and the
+    store of artefacts that they use. ``was_empty``: the database had no tables before this start. Raises Unusable.
     """
     path = state / ID_FILE
     known = _read_id(path)
     if was_empty and (known is not None or signing_key.exists()):
         raise Unusable(f"the database {database.shown} is empty; that of {state} was not: {_WAY_OUT}")
-    own = pins.get(database, _ID_PIN)
-    if own is None:
-        own = secrets.token_bytes(_ID_BYTES)
-        pins.put(database, _ID_PIN, own)
+    own = pins.put_once(database, _ID_PIN, secrets.token_bytes(_ID_BYTES))
     if known is None:
+        if database.shared and not was_empty and pins.get(database, _KEY_PIN) is not None:
+            check_joining(database, signing_key, artefacts)
         write_atomically(path, f"{own.hex()}\n")
     elif known != own:
         raise Unusable(f"the database {database.shown} is not the one that {state} was used with: {_WAY_OUT}")
+
+
+def mark(database: Database, state: Path, artefacts: Artefacts) -> None:
+    """Let other servers see that these are the artefacts of this database, unless it is SQLite."""
+    if database.shared and _marked(artefacts) != pins.get(database, _ID_PIN):
+        artefacts.place(_STORE, ID_FILE, state / ID_FILE)
+
+
+def check_joining(database: Database, signing_key: Path, artefacts: Artefacts) -> None:
+    """Check what a new server or worker needs to join the others of a PostgreSQL database. Raises Unusable."""
+    if not signing_key.exists():
+        raise Unusable(
+            f"other servers use the database {database.shown}, and devices trust their signing key: copy it to "
+            f"{signing_key}, or give --signing-key-file"
+        )
+    own = pins.get(database, _ID_PIN)
+    if own is None:
+        raise Unusable(f"no server has used the database {database.shown} yet: start 'isthmus cloud serve' on it first")
+    if _marked(artefacts) != own:
+        raise Unusable(
+            f"other servers use the database {database.shown}, and their students are not in this server's artefacts: "
+            "give all of them the same --artefacts, a bucket or a shared folder"
+        )
+
+
+def _marked(artefacts: Artefacts) -> bytes | None:
+    try:
+        with artefacts.open(_STORE, ID_FILE) as file:
+            return bytes.fromhex(file.read(4 * _ID_BYTES).decode())
+    except (NotYours, ValueError):
+        return None
+
+
+def check_key(database: Database, signer: Signer, path: Path) -> None:
+    """Check that the key in ``path`` is the one that the database's devices trust. Raises Unusable."""
+    if pins.get(database, _KEY_PIN) not in (None, signer.public_key):
+        raise Unusable(f"{path} was damaged or exchanged: no device trusts this key. {_WAY_OUT.capitalize()}")
 
 
 def same_key(database: Database, signing_key: Path) -> Signer:
@@ -52,10 +93,8 @@ def same_key(database: Database, signing_key: Path) -> Signer:
     if pinned is not None and not signing_key.exists():
         raise Unusable(f"the signing key {signing_key} is gone; every device trusts it. {_WAY_OUT.capitalize()}")
     signer = signing.load_or_create(signing_key)
-    if pinned is None:
-        pins.put(database, _KEY_PIN, signer.public_key)
-    elif pinned != signer.public_key:
-        raise Unusable(f"{signing_key} was damaged or exchanged: no device trusts this key. {_WAY_OUT.capitalize()}")
+    pins.put_once(database, _KEY_PIN, signer.public_key)
+    check_key(database, signer, signing_key)
     return signer
 
 

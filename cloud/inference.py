@@ -102,9 +102,7 @@ class HeadCache:
                 self._loading.pop(student_id, None)
 
     def _read(self, row: StudentRow) -> Heads:
-        if row.heads_sha256 is not None:
-            self._shelf.check(row.student_id, HEADS_FILE, row.heads_sha256)
-        with self._shelf.artefacts.on_disk(row.student_id, HEADS_FILE, self._scratch) as path:
+        with self._shelf.artefacts.on_disk(row.student_id, HEADS_FILE, self._scratch, row.heads_sha256) as path:
             return self._load(path)
 
 

@@ -1,7 +1,7 @@
 """The server: opens database and files, wires the services, starts the worker, and closes everything in reverse order.
 
-There is one server per database. It runs on asyncio; blocking work (database, files) runs in threads, and learning runs
-in the worker process.
+There is one server per SQLite database, and any number on one PostgreSQL database. A server runs on asyncio; blocking
+work (database, files) runs in threads, and learning runs in worker processes.
 """
 
 import asyncio
@@ -76,7 +76,6 @@ class _Release:
 class _Ground:
     """What the services need. The part of a service that is not offered is None."""
 
-    lock: lock.Lock
     shelf: Shelf
     release: _Release | None
     elastic: Elastic | None
@@ -100,7 +99,7 @@ class Server:
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
         self._stack = AsyncExitStack()
-        self._supervisor: Supervisor | None = None
+        self._supervisors: list[Supervisor] = []
         self._metrics = Metrics()
         self._calls = OpenCalls()
         self._work = Work()
@@ -114,8 +113,8 @@ class Server:
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the worker, while there is one."""
-        return None if self._supervisor is None else self._supervisor.pid
+        """Process id of the (first) worker, while there is one."""
+        return self._supervisors[0].pid if self._supervisors else None
 
     async def start(self) -> int:
         """Start to listen and return the port.
@@ -137,8 +136,11 @@ class Server:
         settings = self._settings
         ground = await asyncio.to_thread(self._open)
         if settings.workers and ground.release is not None:
-            self._supervisor = Supervisor(settings, self._metrics.worker_restarts.inc, lambda: ground.lock.epoch)
-            self._stack.push_async_callback(self._supervisor.stop)
+            self._supervisors = [
+                Supervisor(settings, self._metrics.worker_restarts.inc) for _ in range(settings.workers)
+            ]
+            for supervisor in self._supervisors:
+                self._stack.push_async_callback(supervisor.stop)
         self.elastic = ground.elastic
         if self.elastic is not None:
             self.elastic.live.start()
@@ -148,16 +150,16 @@ class Server:
         port = self.port = await self._bind(server)
         await server.start()
         self._stack.push_async_callback(server.stop, _GRACE_S)
-        shut_out = asyncio.create_task(self._shut_out_revoked(ground.shelf.database), name="revoked devices")
+        shut_out = asyncio.create_task(
+            self._shut_out_revoked(ground.shelf.database, health_servicer), name="revoked devices"
+        )
         self._stack.push_async_callback(_cancelled, shut_out)
-        report = asyncio.create_task(_report_lock(ground.lock, health_servicer), name="health")
-        self._stack.push_async_callback(_cancelled, report)
         if settings.release is not None:
             daily = asyncio.create_task(self._check_release(ground.shelf.database, settings.release), name="release")
             self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
-        if self._supervisor is not None:
-            await self._supervisor.start()
+        for supervisor in self._supervisors:
+            await supervisor.start()
         if settings.metrics_port is not None:
             httpd, _ = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=self._metrics.registry)
             self._stack.callback(httpd.server_close)
@@ -175,20 +177,23 @@ class Server:
         database = Database(settings.database_url)
         self._stack.callback(database.close)
         self._stack.callback(lock.acquire_folder(settings.state, "server").release)
-        held = lock.acquire(database, "server")
-        self._stack.callback(held.release)
+        database.connect()
+        self._stack.callback(lock.acquire(database, "server").release)
         was_empty = database.is_empty()
         database.migrate()
-        held.fence(database)
-        continuity.same_database(database, settings.state, settings.signing_key_path, was_empty=was_empty)
         shelf = Shelf(database, Artefacts(settings.artefacts_url))
+        shelf.artefacts.check()
+        continuity.same_database(
+            database, settings.state, settings.signing_key_path, shelf.artefacts, was_empty=was_empty
+        )
+        continuity.mark(database, settings.state, shelf.artefacts)
         try:
             gate = Gate(settings.enrolment_key(), settings.max_devices, settings.max_enrolments_per_hour)
             elastic_key = settings.elastic_key()
         except (OSError, ValueError) as error:
             raise InvalidInput(f"key file: {error}") from error
         release = None if settings.release is None else self._open_release(settings.release, shelf, gate)
-        return _Ground(held, shelf, release, self._open_elastic(shelf), elastic_key)
+        return _Ground(shelf, release, self._open_elastic(shelf), elastic_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
@@ -290,15 +295,18 @@ class Server:
                 f"cannot listen on {settings.listen}: the port is taken, or the address is not one of this machine"
             ) from error
 
-    async def _shut_out_revoked(self, database: Database) -> None:
-        """End the open calls of devices that have been revoked."""
+    async def _shut_out_revoked(self, database: Database, health_servicer: health.aio.HealthServicer) -> None:
+        """End the open calls of devices that have been revoked. Report that nothing is served without the database."""
+        status = health_pb2.HealthCheckResponse
         while True:
             await asyncio.sleep(_REVOKED_S)
             try:
                 revoked = await asyncio.to_thread(devices.revoked_among, database, devices_calling(self._calls))
             except IsthmusError as error:
                 log.warning("revoked devices are not known at the moment: %s", error)
+                await health_servicer.set("", status.NOT_SERVING)
                 continue
+            await health_servicer.set("", status.SERVING)
             self._calls.end(revoked, Unauthenticated("this device was revoked; enrol it again"))
 
     async def _check_release(self, database: Database, release: Path) -> None:
@@ -312,23 +320,12 @@ class Server:
                 await asyncio.to_thread(release_files.check, database, release)
             except IsthmusError as error:
                 log.error("%s", error)
-                if self._supervisor is not None:
-                    self._supervisor.replace()
+                for supervisor in self._supervisors:
+                    supervisor.replace()
 
     def _tell_worker(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.tell()
-
-
-async def _report_lock(held: lock.Lock, health_servicer: health.aio.HealthServicer) -> None:
-    """Report that nothing is served while the lock on the database is lost."""
-    status = health_pb2.HealthCheckResponse
-    before = True
-    while True:
-        await asyncio.sleep(_REVOKED_S)
-        if held.held != before:
-            before = held.held
-            await health_servicer.set("", status.SERVING if before else status.NOT_SERVING)
+        for supervisor in self._supervisors:
+            supervisor.tell()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

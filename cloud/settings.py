@@ -58,11 +58,21 @@ class CloudSettings:
     ] = dataclasses.field(default=None, repr=False)
     artefacts: Annotated[
         str | None,
-        Option(help="fsspec URL for students' files, such as s3://BUCKET/PREFIX. Default: a folder in --state."),
+        Option(
+            help="fsspec URL for students' files, such as s3://BUCKET/PREFIX. Servers of one database need the same. "
+            "Default: a folder in --state."
+        ),
     ] = None
     enrolment_key_file: Annotated[Path | None, Option(help="File with the key that a device must send to enrol.")] = (
         None
     )
+    signing_key_file: Annotated[
+        Path | None,
+        Option(
+            help="File with the key that signs students. Servers of one database need the same. Default: a file in "
+            "--state, made at the first start."
+        ),
+    ] = None
     tls_cert: Annotated[Path | None, Option(help="PEM file with the certificate chain. Needs --tls-key.")] = None
     tls_key: Annotated[Path | None, Option(help="PEM file with the private key. Needs --tls-cert.")] = None
     port_file: Annotated[Path | None, Option(help="File to write HOST:PORT to once the server is ready.")] = None
@@ -74,7 +84,14 @@ class CloudSettings:
         Literal["debug", "info", "warning", "error"], Option(help="Least severe messages that are logged.")
     ] = "info"
 
-    workers: Annotated[int, Option(min=0, max=1, help="0: answer devices, but run no personalisations.")] = 1
+    workers: Annotated[
+        int,
+        Option(
+            min=0,
+            help="Number of personalisations that run at once. 0: answer devices only. More than 1 needs --database "
+            "postgresql://...",
+        ),
+    ] = 1
     worker_threads: Annotated[
         int | None, Option(min=1, help="CPU threads of the worker that personalises. Default: chosen by torch.")
     ] = None
@@ -169,6 +186,8 @@ class CloudSettings:
         check_fields(self)
         if self.release is None and self.elastic_model is None:
             raise ValueError("nothing to serve: give --release, --elastic-model or both")
+        if self.workers > 1 and self.database_url.startswith("sqlite"):
+            raise ValueError("several workers need --database postgresql://...; on SQLite there is one")
         host, port = split_listen(self.listen)
         if not 0 <= port <= 65_535:
             raise ValueError(f"listen: no such port: {port}")
@@ -217,7 +236,7 @@ class CloudSettings:
 
     @property
     def signing_key_path(self) -> Path:
-        return self.state / "signing_key"
+        return self.signing_key_file or self.state / "signing_key"
 
     def to_json(self) -> str:
         """Return everything, secrets included: for the pipe to the worker, never for a log."""

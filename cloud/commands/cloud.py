@@ -50,6 +50,25 @@ def serve(settings: CloudSettings) -> None:
 
 
 @app.command(
+    environment=ENVIRONMENT,
+    example="""
+    isthmus cloud worker --release release --state worker-1 --database postgresql://HOST/NAME \\
+        --artefacts s3://BUCKET/PREFIX --signing-key-file signing_key
+    """,
+)
+def worker(settings: CloudSettings) -> None:
+    """Run personalisations for the servers of a PostgreSQL database, without answering devices.
+
+    Needs the servers' --database, --artefacts, --release and signing key, and a --state folder of its own for
+    unfinished jobs. Ends at an interrupt, and hands the job under way to another worker. Options that only concern
+    answering are ignored.
+    """
+    from isthmus.cloud.commands.working import work
+
+    work(settings)
+
+
+@app.command(
     example="""
     isthmus cloud devices --state state
     isthmus cloud devices --state state --revoke DEVICE

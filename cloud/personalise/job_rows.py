@@ -1,16 +1,26 @@
-"""Rows of the tables ``jobs`` and ``uploads``. A job changes only through ``apply``, in one transaction."""
+"""Rows of the tables ``jobs`` and ``uploads``. A job changes only through ``apply``, in one transaction.
 
-from collections.abc import Iterable
-from dataclasses import asdict
+A worker takes jobs through ``leases.py``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from isthmus.cloud.personalise import job as machine
-from isthmus.cloud.personalise.job import Event, Job, Step
+from isthmus.cloud.personalise.job import Event, Job, Stalled, Step
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import devices, jobs, uploads
 from isthmus.proto.errors import Busy, NotYours, WrongState
 from isthmus.proto.messages import Stage
+
+CHANNEL: Final = "isthmus_jobs"
+"""PostgreSQL's channel on which waiting workers hear of jobs that may be due."""
+
+COLUMNS: Final = tuple(jobs.c["id" if field.name == "job_id" else field.name] for field in fields(Job))
+"""The columns that hold a ``Job``. The others are of its lease."""
 
 _ENDED = tuple(stage.value for stage in Stage if stage.ended)
 
@@ -24,10 +34,10 @@ def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int
     with database.writing() as connection:
         # Two calls of one device wait for each other here (on SQLite the whole transaction has this effect).
         connection.execute(sa.select(devices.c.id).where(devices.c.id == job.device_id).with_for_update())
-        mine = sa.select(jobs).where(jobs.c.device_id == job.device_id)
+        mine = sa.select(*COLUMNS).where(jobs.c.device_id == job.device_id)
         known = connection.execute(mine.where(jobs.c.idempotency_key == job.idempotency_key)).first()
         if known is not None:
-            return _job(known), False
+            return job_of(known), False
         if connection.execute(mine.where(jobs.c.stage.not_in(_ENDED))).first() is not None:
             raise WrongState("this device has a personalisation under way; wait for it to end")
         waiting = connection.scalar(
@@ -35,32 +45,57 @@ def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int
         )
         if (waiting or 0) >= at_most_waiting:
             raise Busy("too many personalisations are waiting; try again later", retry_after_s=60.0)
-        connection.execute(jobs.insert().values(_row(job)))
+        connection.execute(jobs.insert().values(row_of(job)))
         connection.execute(uploads.insert().values(job_id=job.job_id, round=0, payload=payload))
+        announce(connection)
     return job, True
 
 
-def apply(database: Database, job_id: str, event: Event, now_s: float, *, upload: bytes | None = None) -> Step:
-    """Step the job in one transaction. ``upload`` is stored as the prototypes of the round in which the job then is.
+def apply(
+    database: Database,
+    job_id: str,
+    event: Event,
+    now_s: float,
+    *,
+    upload: bytes | None = None,
+    work_files: Mapping[str, str] | None = None,
+) -> Step:
+    """Step the job in one transaction. A job that needs no worker any more, or stalls, is held by nobody from then on.
+
+    ``upload`` is stored as the prototypes of the round in which the job then is. ``work_files``: names and hashes of
+    working files that the job has from now on.
 
     Raises NotYours if there is no such job, and whatever ``job.step`` raises. The database is then unchanged.
     """
     with database.writing() as connection:
-        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
+        query = sa.select(*COLUMNS, jobs.c.work_files).where(jobs.c.id == job_id).with_for_update()
+        row = connection.execute(query).first()
         if row is None:
             raise NotYours("no such job")
-        job, actions = machine.step(_job(row), event, now_s)
-        connection.execute(jobs.update().where(jobs.c.id == job_id).values(_row(job)))
+        job, actions = machine.step(job_of(row), event, now_s)
+        values = row_of(job)
+        if work_files:
+            values["work_files"] = {**row.work_files, **work_files}
+        if job.stage not in machine.RUNNABLE or isinstance(event, Stalled):
+            values |= {"worker": "", "lease_until_s": 0.0}
+        connection.execute(jobs.update().where(jobs.c.id == job_id).values(values))
         if upload is not None:
             connection.execute(uploads.insert().values(job_id=job_id, round=job.round, payload=upload))
+            announce(connection)
     return job, actions
+
+
+def announce(connection: sa.Connection) -> None:
+    """Wake workers on other machines when this transaction is committed. SQLite has none."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
 
 def get(database: Database, job_id: str) -> Job | None:
     """Return the job, or None if there is none of this id."""
     with database.reading() as connection:
-        row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
-    return None if row is None else _job(row)
+        row = connection.execute(sa.select(*COLUMNS).where(jobs.c.id == job_id)).first()
+    return None if row is None else job_of(row)
 
 
 def payload(database: Database, job_id: str, round: int) -> bytes:
@@ -74,19 +109,6 @@ def payload(database: Database, job_id: str, round: int) -> bytes:
     return bytes(found)
 
 
-def next_runnable(database: Database, now_s: float) -> Job | None:
-    """Return the job that a worker should take: first a job already begun, else the oldest. None if there is none."""
-    query = (
-        sa.select(jobs)
-        .where(jobs.c.stage.in_([stage.value for stage in machine.RUNNABLE]), jobs.c.not_before_s <= now_s)
-        .order_by(jobs.c.stage == Stage.QUEUED.value, jobs.c.updated_s, jobs.c.id)
-        .limit(1)
-    )
-    with database.reading() as connection:
-        row = connection.execute(query).first()
-    return None if row is None else _job(row)
-
-
 def awaiting_since(database: Database, before_s: float) -> list[str]:
     """Return the ids of jobs that have waited for prototypes since before ``before_s``."""
     query = sa.select(jobs.c.id).where(jobs.c.stage == Stage.AWAITING_PROTOTYPES.value, jobs.c.updated_s < before_s)
@@ -97,19 +119,20 @@ def awaiting_since(database: Database, before_s: float) -> list[str]:
 def named(database: Database, job_ids: Iterable[str]) -> list[Job]:
     """Return the jobs of these ids that exist, in no order."""
     with database.reading() as connection:
-        return [_job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.id.in_(list(job_ids))))]
+        return [job_of(row) for row in connection.execute(sa.select(*COLUMNS).where(jobs.c.id.in_(list(job_ids))))]
 
 
 def listing(database: Database, device_ids: Iterable[str] | None = None) -> list[Job]:
     """Return the jobs of the given devices, or of all devices, oldest first."""
-    query = sa.select(jobs).order_by(jobs.c.created_s, jobs.c.id)
+    query = sa.select(*COLUMNS).order_by(jobs.c.created_s, jobs.c.id)
     if device_ids is not None:
         query = query.where(jobs.c.device_id.in_(list(device_ids)))
     with database.reading() as connection:
-        return [_job(row) for row in connection.execute(query)]
+        return [job_of(row) for row in connection.execute(query)]
 
 
-def _row(job: Job) -> dict[str, object]:
+def row_of(job: Job) -> dict[str, object]:
+    """Return the values of ``COLUMNS`` for a job."""
     row = asdict(job)
     row["id"] = row.pop("job_id")
     row["stage"] = job.stage.value
@@ -117,8 +140,9 @@ def _row(job: Job) -> dict[str, object]:
     return row
 
 
-def _job(row: sa.Row[tuple[object, ...]]) -> Job:
-    values = dict(row._mapping)
+def job_of(row: sa.Row[Any]) -> Job:
+    """Return the job of a row with ``COLUMNS``, and perhaps others."""
+    values = {column.name: row._mapping[column.name] for column in COLUMNS}
     values["job_id"] = values.pop("id")
     values["stage"] = Stage(values["stage"])
     values["selected_per_class"] = tuple(values["selected_per_class"])

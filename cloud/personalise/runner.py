@@ -1,7 +1,7 @@
 """Perform the actions of the state machine one at a time. Each outcome is stored before the next action begins.
 
-A job's working files are in ``<work>/<job id>/``: ``selection-<round>.npz``, ``checkpoint.safetensors`` and
-``heads.safetensors``. Each action is safe to repeat, so the job of a killed worker is simply taken again.
+Each action is safe to repeat, so the job of a killed worker is simply taken again, see ``leases.py``. Its working files
+are those of ``work_files.py``.
 """
 
 import logging
@@ -15,7 +15,6 @@ import numpy as np
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import job_rows, service, students
 from isthmus.cloud.personalise.job import (
-    Action,
     Discard,
     Distil,
     Distilled,
@@ -29,11 +28,12 @@ from isthmus.cloud.personalise.job import (
     Select,
     Selected,
     Stalled,
-    Taken,
     TrainHeads,
 )
 from isthmus.cloud.personalise.learning import Learning, RoundWork
+from isthmus.cloud.personalise.leases import Held, kept
 from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.personalise.work_files import WorkFiles
 from isthmus.cloud.store.database import disk_is_full
 from isthmus.data.files import replaced
 from isthmus.distill.selection import Selection
@@ -41,6 +41,8 @@ from isthmus.distill.student.settling import settled
 from isthmus.proto.errors import Busy, IsthmusError, Locked, NotYours, StorageFull, Unavailable
 
 log = logging.getLogger(__name__)
+
+_CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,44 +53,43 @@ class Runner:
     signer: Signer
     offer: Offer
     learning: Learning
-    work_dir: Path
+    files: WorkFiles
     keep_students: int
     now_s: Callable[[], float]
 
-    def run(self, job_id: str, *, crashed: bool = False) -> Job:
-        """Take the job and work on it until it ends, waits for its device, or stalls. Returns its final state.
+    def run(self, held: Held) -> Job:
+        """Work on a job that was taken, until it ends, waits for its device, or stalls. Returns its final state.
 
-        If the work fails, the job fails and nothing is raised. Only errors of the database are raised; the job is
-        then unchanged. ``crashed``: the worker before died of this job.
+        If the work fails, the job fails and nothing is raised. Only errors of the database are raised, and LeaseLost if
+        another worker has taken the job; the job is then unchanged.
         """
         try:
-            return self._run(job_id, crashed)
+            with kept(self.shelf.database, held.lease):
+                return self._run(held)
         except NotYours:
             # The device was deleted meanwhile, and its job with it.
-            log.info("job %s is gone; its files are removed", job_id)
-            discard(self.work_dir, job_id)
+            log.info("job %s is gone; its files are removed", held.job.job_id)
+            self.files.discard(held.job.job_id)
             raise
 
-    def _run(self, job_id: str, crashed: bool) -> Job:
-        job, actions = self._apply(job_id, Taken(crashed))
+    def _run(self, held: Held) -> Job:
+        job, actions = held.job, held.actions
         while actions:
             (action,) = actions
             if isinstance(action, Discard):
-                discard(self.work_dir, job.job_id)
+                self.files.discard(job.job_id)
                 break
-            job, actions = self._apply(job_id, self._outcome(job, action))
+            event = self._outcome(held, job, action)
+            stored = self.files.keep(job.job_id, held.lease.fence, _lasting(event, job))
+            job, actions = job_rows.apply(self.shelf.database, job.job_id, event, self.now_s(), work_files=stored)
+            log.info("job %s is %s, round %d of %d", job.job_id, job.stage.value, job.round + 1, job.rounds)
         return job
 
-    def _apply(self, job_id: str, event: Event) -> tuple[Job, tuple[Action, ...]]:
-        job, actions = job_rows.apply(self.shelf.database, job_id, event, self.now_s())
-        log.info("job %s is %s, round %d of %d", job_id, job.stage.value, job.round + 1, job.rounds)
-        return job, actions
-
-    def _outcome(self, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
+    def _outcome(self, held: Held, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
         if job.release_hash != self.offer.release_hash:
             return Failed("the server has a new release; start again")
         try:
-            return self._perform(job, action)
+            return self._perform(held, job, action)
         except (Busy, Locked, NotYours, Unavailable):
             raise  # The database is in trouble, or the job is gone: it has not failed.
         except Exception as error:
@@ -98,10 +99,9 @@ class Runner:
             log.exception("job %s failed while %s", job.job_id, job.stage.value)
             return Failed(_short(error, job))
 
-    def _perform(self, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
-        folder = self.work_dir / job.job_id
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint, heads = folder / "checkpoint.safetensors", folder / students.HEADS_FILE
+    def _perform(self, held: Held, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
+        folder = self.files.open(job.job_id, held.lease.fence, held.work_files)
+        checkpoint, heads = folder / _CHECKPOINT, folder / students.HEADS_FILE
         chosen = folder / f"selection-{action.round}.npz"
 
         def on_epoch(epoch: int, epochs: int) -> None:
@@ -153,9 +153,17 @@ class Runner:
         return Exported(student_id)
 
 
-def discard(work_dir: Path, job_id: str) -> None:
-    """Remove a job's working files."""
-    shutil.rmtree(work_dir / job_id, ignore_errors=True)
+def _lasting(event: Event, job: Job) -> tuple[str, ...]:
+    """Return the names of the files that the event has finished, and that later stages of the job need."""
+    match event:
+        case Selected():
+            return (f"selection-{job.round}.npz",)
+        case Distilled():
+            return (_CHECKPOINT,)
+        case HeadsTrained():
+            return (students.HEADS_FILE, students.MEASURED_FILE, students.PERSON_FILE)
+        case _:
+            return ()
 
 
 def _keep(path: Path, selection: Selection) -> None:

@@ -64,10 +64,10 @@ class Shelf:
 
         Raises Corrupt if its content is not that of ``sha256``, and NotYours if there is no such file.
         """
-        key = (student_id, name, sha256, *self.artefacts.fingerprint(student_id, name))
+        key = (student_id, name, sha256, *self.artefacts.fingerprint(student_id, name, sha256))
         if key in self._sound:
             return
-        if self.artefacts.sha256(student_id, name) != sha256:
+        if self.artefacts.sha256(student_id, name, sha256) != sha256:
             log.error("the file %s of student %s is damaged", name, student_id)
             raise Corrupt("the server's copy of this student is damaged; its operator must restore it from a backup")
         if len(self._sound) >= _MOST_REMEMBERED:
@@ -94,7 +94,7 @@ def publish(
 ) -> StudentManifest:
     """Store a student's files, then the row that makes them reachable. Safe to repeat.
 
-    Raises StorageFull, and NotYours if the device was deleted meanwhile.
+    Raises StorageFull, Unavailable, and NotYours if the device was deleted meanwhile.
 
     ``files``: the files of the manifest, and patches named by ``patch_name``.
     """
@@ -117,7 +117,7 @@ def publish(
     sha256 = None if heads is None else _described(heads).sha256
     try:
         students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
-    except IntegrityError as error:
+    except (IntegrityError, NotYours) as error:
         shelf.artefacts.remove(student_id)
         raise NotYours("the device was deleted") from error
     return manifest
@@ -222,7 +222,7 @@ def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, o
 
 def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) -> Iterator[Chunk]:
     """Yield the file from ``offset_bytes`` on. Blocking. Raises NotYours if it is gone, Internal if it is too short."""
-    with shelf.artefacts.open(student_id, file.name) as reader:
+    with shelf.artefacts.open(student_id, file.name, file.sha256) as reader:
         reader.seek(offset_bytes)
         while offset_bytes < file.size_bytes:
             data = reader.read(min(CHUNK_BYTES, file.size_bytes - offset_bytes))

@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
+from isthmus.cloud.personalise.worker import Hello
 from isthmus.cloud.settings import CloudSettings
 
 log = logging.getLogger(__name__)
@@ -27,13 +30,10 @@ _KILL_COUNTERS: Final = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmsta
 class Supervisor:
     """Keeps one worker process alive between ``start`` and ``stop``."""
 
-    def __init__(
-        self, settings: CloudSettings, on_restart: Callable[[], None], epoch: Callable[[], int | None]
-    ) -> None:
-        """``epoch`` returns that of the server's lock, see ``store/lock.py``."""
+    def __init__(self, settings: CloudSettings, on_restart: Callable[[], None]) -> None:
         self._settings = settings
-        self._epoch = epoch
         self._on_restart = on_restart
+        self._worker: str | None = None
         self._crashed = False
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -102,14 +102,10 @@ class Supervisor:
             stdout=asyncio.subprocess.DEVNULL,
         )
         assert process.stdin is not None
-        hello = {
-            "settings": self._settings.to_json(),
-            "parent_pid": os.getpid(),
-            "epoch": self._epoch(),
-            "crashed": self._crashed,
-        }
+        hello = Hello(self._settings.to_json(), os.getpid(), uuid4().hex, self._worker, self._crashed)
+        self._worker = hello.worker
         # Sent through the pipe, because a command line would show the database's password in the process list.
-        process.stdin.write(json.dumps(hello).encode() + b"\n")
+        process.stdin.write(json.dumps(asdict(hello)).encode() + b"\n")
         with suppress(ConnectionError):
             await process.stdin.drain()
         return process

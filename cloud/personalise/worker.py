@@ -1,7 +1,8 @@
 """The worker process: takes one job at a time, in a process of its own, so that learning never delays an answer.
 
-The server starts it and writes to its standard input: first one line of JSON (settings and the server's process id),
-then an empty line whenever there may be new work. The worker ends when its input ends or the server dies.
+The server starts it and writes to its standard input: first one line of JSON (``Hello``), then an empty line whenever
+there may be new work. The worker ends when its input ends or the server dies. ``isthmus cloud worker`` runs the same
+worker without a server. On PostgreSQL any number of workers share the jobs, see ``leases.py``.
 """
 
 import ctypes
@@ -15,21 +16,23 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 from isthmus.cloud import logs
 from isthmus.cloud.offer import offer_of
-from isthmus.cloud.personalise import job_rows, signing
+from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Expired
-from isthmus.cloud.personalise.runner import Runner, discard
+from isthmus.cloud.personalise.leases import LeaseLost
+from isthmus.cloud.personalise.runner import Runner
 from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.personalise.work_files import WorkFiles
 from isthmus.cloud.settings import CloudSettings
-from isthmus.cloud.store import lock, release_files
+from isthmus.cloud.store import lock, news, release_files
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.extensions import load_extensions
-from isthmus.proto.errors import InvalidInput, IsthmusError, Locked
+from isthmus.proto.errors import InvalidInput, IsthmusError, Locked, NotYours, WrongState
 
 log = logging.getLogger(__name__)
 
@@ -40,53 +43,71 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 class Worker:
-    """Looks for work and runs it. ``settings`` are the server's."""
+    """Looks for work and runs it. ``settings`` are the server's. Its identity is a new UUID, never a host's name."""
 
-    def __init__(self, settings: CloudSettings, *, crashed: bool = False) -> None:
-        """``crashed``: the worker before ended by its own fault, so by that of the job it had taken."""
+    def __init__(self, settings: CloudSettings, worker: str | None = None) -> None:
+        """``worker``: the UUID to use, in hexadecimal. Default: a new one."""
+        self.worker = worker or uuid4().hex
         self._settings = settings
-        self._taken = TakenFile(settings.state / "worker.job")
-        self._crashed_job = self._taken.read() if crashed else None
         self.database = Database(settings.database_url)
+        self._artefacts = Artefacts(settings.artefacts_url)
+        self.files = WorkFiles(settings.work_dir, self._artefacts if self.database.shared else None)
         self._news = threading.Event()
+        self._stopping = False
 
     def tell(self) -> None:
         """Signal that there may be new work."""
         self._news.set()
 
     def run_forever(self) -> None:
-        """Work until the process ends. Raises errors that are neither one job's fault nor temporary."""
-        self.sweep()
-        while True:
+        """Work until ``stop``. Raises errors that are neither one job's fault nor temporary."""
+        news.listen(self.database, job_rows.CHANNEL, self.tell)
+        while not self._stopping:
             self._news.clear()
             try:
                 busy = self.run_once()
+            except LeaseLost as error:
+                log.warning("%s: what it made of the job is dropped", error)
+                busy = True
             except Locked:
-                raise  # Another server has taken over: this worker has no more business here.
+                raise
             except IsthmusError as error:
                 log.warning("the worker pauses: %s", error)
+                self._hand_back()
                 busy = False
-            if not busy:
+            if not busy and not self._stopping:
                 self._news.wait(_IDLE_S)
 
     def run_once(self) -> bool:
         """Work on the job that is due. Returns whether there was one."""
-        now_s = time.time()
+        self.sweep()
+        now_s = self.database.now_s()
         for job_id in job_rows.awaiting_since(self.database, now_s - self._settings.awaiting_timeout_s):
-            job_rows.apply(self.database, job_id, Expired(), now_s)
-            discard(self._settings.work_dir, job_id)
-        job_due = job_rows.next_runnable(self.database, now_s)
-        if job_due is None:
+            with suppress(WrongState, NotYours):  # another worker was faster
+                job_rows.apply(self.database, job_id, Expired(), now_s)
+                self.files.discard(job_id)
+        if not leases.is_due(self.database, now_s):
             return False
-        runner, job_id = self._runner, job_due.job_id
-        crashed, self._crashed_job = job_id == self._crashed_job, None
-        self._taken.write(job_id)
-        runner.run(job_id, crashed=crashed)
-        self._taken.clear()
+        runner = self.runner
+        held = leases.take(self.database, self.worker, release_hash=runner.offer.release_hash, now_s=now_s)
+        if held is None:
+            return False
+        runner.run(held)
         return True
 
+    def stop(self) -> None:
+        """Hand the job back that is under way, so that another worker takes it at once. Writes of this one end here."""
+        self._stopping = True
+        self._hand_back()
+        self.tell()
+
+    def _hand_back(self) -> None:
+        with suppress(IsthmusError):
+            leases.hand_back(self.database, self.worker)
+
     @cached_property
-    def _runner(self) -> Runner:
+    def runner(self) -> Runner:
+        """What runs jobs."""
         # Imported at the first job, so that a worker without work stays small.
         import torch
 
@@ -101,44 +122,36 @@ class Worker:
         release_files.check(self.database, settings.release)
         release = Release.open(settings.release)
         return Runner(
-            shelf=Shelf(self.database, Artefacts(settings.artefacts_url)),
+            shelf=Shelf(self.database, self._artefacts),
             signer=signing.load(settings.signing_key_path),
             offer=offer_of(release),
             learning=DistillLearning(release),
-            work_dir=settings.work_dir,
+            files=self.files,
             keep_students=settings.keep_students,
-            now_s=time.time,
+            now_s=self.database.now_s,
         )
 
     def sweep(self) -> None:
-        """Remove working files of jobs that ended just before a crash."""
-        if not self._settings.work_dir.is_dir():
-            return
-        open_jobs = {job.job_id for job in job_rows.listing(self.database) if not job.stage.ended}
-        for folder in self._settings.work_dir.iterdir():
-            if folder.name not in open_jobs:
-                discard(self._settings.work_dir, folder.name)
+        """Remove working files of jobs that have ended, here or on another machine, or whose device was deleted."""
+        there = self.files.job_ids()
+        if there:
+            for job_id in there - {job.job_id for job in job_rows.named(self.database, there) if not job.stage.ended}:
+                self.files.discard(job_id)
 
 
 @dataclass(frozen=True)
-class TakenFile:
-    """A file with the id of the job that the worker has taken, so that a job which kills its worker is known."""
+class Hello:
+    """What a server tells its worker first. It goes through a pipe, since it may hold the database's password."""
 
-    path: Path
-
-    def read(self) -> str | None:
-        with suppress(OSError, UnicodeDecodeError):
-            return self.path.read_text().strip() or None
-        return None
-
-    def write(self, job_id: str) -> None:
-        # A full disk must not stop the worker here: the job then counts as taken by nobody.
-        with suppress(OSError):
-            self.path.write_text(job_id)
-
-    def clear(self) -> None:
-        with suppress(OSError):
-            self.path.unlink()
+    settings: str
+    """``CloudSettings.to_json``."""
+    parent_pid: int
+    worker: str
+    """UUID of this worker."""
+    predecessor: str | None = None
+    """UUID of the worker before, which has ended."""
+    crashed: bool = False
+    """Whether the worker before ended by its own fault, so by that of the job that it had taken."""
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -150,33 +163,32 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def main() -> None:
-    hello = json.loads(sys.stdin.buffer.readline())
-    die_with_parent(hello["parent_pid"])
+    hello = Hello(**json.loads(sys.stdin.buffer.readline()))
+    die_with_parent(hello.parent_pid)
     # Ctrl-C reaches all processes of the terminal; the server decides when the worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settings = CloudSettings.from_json(hello["settings"])
+    settings = CloudSettings.from_json(hello.settings)
     logs.configure(settings.log_level)
     load_extensions()
-    worker = Worker(settings, crashed=hello["crashed"])
+    worker = Worker(settings, hello.worker)
 
     def listen() -> None:
         for _ in sys.stdin.buffer:
             worker.tell()
         # Each step is stored before the next begins, so an exit in the middle loses nothing.
+        worker.stop()
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True, name="input").start()
-    held = _after_predecessor(worker.database)
-    if hello["epoch"] is not None:
-        # The worker writes only as long as its own server is the one that holds the database.
-        worker.database.guard = lock.Fence("server", hello["epoch"])
+    held = _alone(worker.database)
+    _bury(worker.database, hello)
     try:
         worker.run_forever()
     finally:
         held.release()
 
 
-def _after_predecessor(database: Database) -> lock.Lock:
+def _alone(database: Database) -> lock.Lock:
     """Take the worker's lock, waiting for the worker of a killed server to end. Raises Locked if it does not."""
     until_s = time.monotonic() + _PREDECESSOR_S
     while True:
@@ -186,6 +198,16 @@ def _after_predecessor(database: Database) -> lock.Lock:
             if time.monotonic() > until_s:
                 raise
             time.sleep(0.1)
+
+
+def _bury(database: Database, hello: Hello) -> None:
+    """Free the jobs of workers that have certainly ended."""
+    if hello.predecessor is not None and hello.crashed:
+        leases.died(database, hello.predecessor)
+    elif hello.predecessor is not None:
+        leases.hand_back(database, hello.predecessor)
+    if not database.shared:
+        leases.hand_back(database)  # Under the lock of an SQLite database there is no other worker.
 
 
 if __name__ == "__main__":

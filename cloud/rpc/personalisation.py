@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -76,7 +75,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             self.signing_public_key,
             device_name=request.device_name,
             enrolment_key=request.enrolment_key,
-            now_s=time.time(),
+            now_s=self.shelf.database.now_s(),
             new_secret=lambda: (secrets.token_hex(8), secrets.token_urlsafe(32)),
         )
 
@@ -97,7 +96,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             prototypes=convert.prototypes_from_pb(request.prototypes),
             rounds=request.rounds,
             seed=request.seed,
-            now_s=time.time(),
+            now_s=self.shelf.database.now_s(),
             new_id=lambda: secrets.token_hex(8),
             at_most_waiting=self.max_queued_jobs,
         )
@@ -113,7 +112,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             job_id=convert.identifier("job", request.job_id),
             round=request.round,
             prototypes=convert.prototypes_from_pb(request.prototypes),
-            now_s=time.time(),
+            now_s=self.shelf.database.now_s(),
         )
         self.tell_worker()
         return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status(job)))

@@ -1,1 +1,1 @@
-"""State that outlives a process: the database, the artefacts, and the lock that keeps a second server out."""
+"""State that outlives a process: the database, the artefacts, and the lock on an embedded database."""

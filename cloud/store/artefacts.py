@@ -1,7 +1,11 @@
 """Files of students: a folder beside the server, or any fsspec URL (``s3://bucket/prefix``).
 
-A key is ``<student id>/<file name>``. Both are checked against a narrow alphabet, so that no input from a client can
-name another place. A file appears under its key whole or not at all.
+A file is stored as ``<owner>/<file name>.<SHA-256 of its content>``: whoever writes it again writes the same bytes, so
+a late or repeated write damages nothing. A reader names the hash too, and the content is compared with it. Files that
+were stored before 0.2 have no hash in their name and are still found.
+
+Owner and name are checked against a narrow alphabet, so that no input from a client can name another place. A file
+appears under its name whole or not at all.
 """
 
 import hashlib
@@ -18,117 +22,195 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from isthmus.cloud.store.database import disk_is_full
-from isthmus.proto.errors import NotYours, StorageFull
+from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, StorageFull, Unavailable
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STORED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(\.[0-9a-f]{64})?")
+_DAMAGED: Final = "the server's copy of this student is damaged; its operator must restore it from a backup"
+_OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def valid_name(name: str) -> bool:
-    """Return whether ``name`` may name a student or one of its files."""
+    """Return whether ``name`` may name an owner (a student, a task) or one of its files."""
     return _NAME.fullmatch(name) is not None
+
+
+def valid_stored_name(name: str) -> bool:
+    """Return whether ``name`` may be the name of a stored file, with or without its hash."""
+    return _STORED.fullmatch(name) is not None
 
 
 class Artefacts:
     """Files of students under one URL. Every method blocks: call it off the event loop."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._fs.makedirs(self._root, exist_ok=True)
-
-    def put(self, student_id: str, name: str, source: Path) -> None:
-        """Copy the file ``source`` to its key atomically, replacing any previous file.
-
-        Raises StorageFull (and leaves nothing behind) if the disk is full.
-        """
-        target = self._path(student_id, name)
-        self._fs.makedirs(self._fs._parent(target), exist_ok=True)
-        # In an object store an object appears only when its upload ends; a folder needs a rename.
-        staged = f"{self._fs._parent(target)}/.{uuid4().hex}.part" if self._local else target
+        """Raises InvalidInput for a URL that cannot be used, with the way out."""
         try:
-            with source.open("rb") as reader, self._fs.open(staged, "wb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
-                if self._local:
+            # Another server may have written what an earlier listing did not show.
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            hint = "pip install 'isthmus[s3]'" if url.startswith("s3:") else "give a folder or s3://BUCKET/PREFIX"
+            raise InvalidInput(f"the artefacts' URL cannot be used ({str(error)[:80]}): {hint}") from error
+        self._url = url
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._keys_only = self._fs.protocol == "memory" or not _OBJECT_STORES.isdisjoint(self._fs.protocol)
+        """An object store has no folders to make, and must not be asked to make its bucket."""
+        if self._local:
+            self._fs.makedirs(self._root, exist_ok=True)
+
+    def check(self) -> None:
+        """Write, read and remove a small file. Raises InvalidInput, which names the way out, if that fails."""
+        path, content = f"{self._root}/.check-{uuid4().hex}", b"isthmus"
+        try:
+            self._fs.pipe_file(path, content)
+            if self._fs.cat_file(path) != content:
+                raise OSError("what was written is not what is read")
+            self._fs.rm_file(path)
+        except FileNotFoundError as error:
+            raise InvalidInput(f"artefacts: there is no {self._url}; create the bucket, or correct the URL") from error
+        except PermissionError as error:
+            raise InvalidInput(
+                f"artefacts: no right to write, read or delete in {self._url}; correct the credentials or the policy"
+            ) from error
+        except Exception as error:
+            if isinstance(error, OSError) and disk_is_full(error):
+                raise StorageFull("the server's disk is full; free some space") from error
+            reason = " ".join(str(error).split())[:160]
+            raise InvalidInput(f"artefacts: {self._url} cannot be used ({type(error).__name__}: {reason})") from error
+
+    def put(self, owner: str, name: str, source: Path) -> bytes:
+        """Copy the file ``source`` to the store. Returns its SHA-256.
+
+        Raises StorageFull (and leaves nothing behind) if the disk is full, Unavailable if the store is out of reach.
+        """
+        if not valid_name(owner) or not valid_name(name):
+            raise NotYours("no such file")
+        with source.open("rb") as reader:
+            digest = hashlib.file_digest(reader, "sha256").digest()
+        self.place(owner, f"{name}.{digest.hex()}", source)
+        return digest
+
+    def place(self, owner: str, stored_name: str, source: Path) -> None:
+        """Copy the file ``source`` under a name of ``names``. Raises what ``put`` raises."""
+        target = self._path(owner, stored_name)
+        try:
+            if not self._keys_only:
+                self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+            if not self._local:
+                # In an object store an object appears only when its upload ends.
+                self._fs.put_file(str(source), target)
+                return
+            staged = f"{self._fs._parent(target)}/.{uuid4().hex}.part"
+            try:
+                with source.open("rb") as reader, open(staged, "wb") as writer:
+                    shutil.copyfileobj(reader, writer, _BLOCK_BYTES)
                     writer.flush()
                     os.fsync(writer.fileno())
-            if self._local:
                 os.replace(staged, target)
-        except BaseException as error:
-            if self._local:
+            finally:
                 with suppress(FileNotFoundError):
                     os.unlink(staged)
+        except Exception as error:
             if isinstance(error, OSError) and disk_is_full(error):
                 raise StorageFull("the server's disk is full; try again later") from error
+            if not self._local:
+                raise Unavailable("the store of artefacts cannot be reached; try again later") from error
             raise
 
-    def size_bytes(self, student_id: str, name: str) -> int:
-        """Return a file's size. Raises NotYours if there is no such file."""
-        try:
-            return int(self._fs.size(self._path(student_id, name)))
-        except FileNotFoundError:
-            raise NotYours("no such file") from None
-
-    def sha256(self, student_id: str, name: str) -> bytes:
+    def sha256(self, owner: str, name: str, sha256: bytes | None = None) -> bytes:
         """Return the SHA-256 of a file's content. Raises NotYours if there is no such file."""
         digest = hashlib.sha256()
-        with self.open(student_id, name) as file:
-            while block := file.read(1 << 20):
+        with self.open(owner, name, sha256) as file:
+            while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
         return digest.digest()
 
-    def fingerprint(self, student_id: str, name: str) -> tuple[object, ...]:
+    def fingerprint(self, owner: str, name: str, sha256: bytes | None = None) -> tuple[object, ...]:
         """Return what changes when a file is written again, read without reading it. Raises NotYours."""
-        try:
-            found = self._fs.info(self._path(student_id, name))
-        except FileNotFoundError:
-            raise NotYours("no such file") from None
-        return found.get("size"), found.get("mtime"), found.get("ETag")
+        for path in self._places(owner, name, sha256):
+            with suppress(FileNotFoundError):
+                found = self._fs.info(path)
+                return found.get("size"), found.get("mtime"), found.get("ETag")
+        raise NotYours("no such file")
 
     @contextmanager
-    def open(self, student_id: str, name: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading. Raises NotYours if there is no such file."""
-        try:
-            file = self._fs.open(self._path(student_id, name), "rb")
-        except FileNotFoundError:
-            raise NotYours("no such file") from None
+    def open(self, owner: str, name: str, sha256: bytes | None = None) -> Iterator[IO[bytes]]:
+        """Open a file for reading: the one of this hash, or one that was stored without. Raises NotYours.
+
+        ``name`` may be one of ``names``. The content is not compared with the hash; see ``read`` and ``on_disk``.
+        """
+        file = None
+        for path in self._places(owner, name, sha256):
+            with suppress(FileNotFoundError):
+                file = self._fs.open(path, "rb")
+                break
+        if file is None:
+            raise NotYours("no such file")
         with file:
             yield file
 
+    def read(self, owner: str, name: str, sha256: bytes, most_bytes: int) -> bytes:
+        """Return a file's content, at most ``most_bytes`` of it. Raises NotYours, and Corrupt if it is damaged."""
+        with self.open(owner, name, sha256) as file:
+            data = file.read(most_bytes)
+        if hashlib.sha256(data).digest() != sha256:
+            raise Corrupt(_DAMAGED)
+        return data
+
     @contextmanager
-    def on_disk(self, student_id: str, name: str, scratch: Path) -> Iterator[Path]:
-        """Yield a path to the file: the file itself in a folder, else a temporary copy in ``scratch``."""
-        path = self._path(student_id, name)
+    def on_disk(self, owner: str, name: str, scratch: Path, sha256: bytes | None = None) -> Iterator[Path]:
+        """Yield a path to the file: the file itself in a folder, else a temporary copy in ``scratch``.
+
+        Raises NotYours, and Corrupt if the copy's content is not that of ``sha256``.
+        """
         if self._local:
-            yield Path(path)
+            found = [path for path in self._places(owner, name, sha256) if os.path.exists(path)]
+            if not found:
+                raise NotYours("no such file")
+            _check(Path(found[0]), sha256)
+            yield Path(found[0])
             return
         scratch.mkdir(parents=True, exist_ok=True)
-        copy = scratch / f"{uuid4().hex}-{name}"
+        copy = scratch / f".{uuid4().hex}"
         try:
-            self._fs.get_file(path, str(copy))
+            with self.open(owner, name, sha256) as reader, copy.open("wb") as writer:
+                shutil.copyfileobj(reader, writer, _BLOCK_BYTES)
+            _check(copy, sha256)
             yield copy
-        except FileNotFoundError:
-            raise NotYours("no such file") from None
         finally:
             copy.unlink(missing_ok=True)
 
-    def names(self, student_id: str) -> list[str]:
-        """Return the names of a student's files, sorted; none if there is no such student."""
-        if not valid_name(student_id):
+    def names(self, owner: str) -> list[str]:
+        """Return the stored names of an owner's files (with their hash), sorted; none if there is no such owner."""
+        if not valid_name(owner):
             raise NotYours("no such student")
         try:
-            found = self._fs.ls(f"{self._root}/{student_id}", detail=False)
+            found = self._fs.ls(f"{self._root}/{owner}", detail=False)
         except FileNotFoundError:
             return []
-        return sorted(name for name in (path.rpartition("/")[2] for path in found) if valid_name(name))
+        return sorted(name for name in (path.rpartition("/")[2] for path in found) if valid_stored_name(name))
 
-    def remove(self, student_id: str) -> None:
-        """Remove all files of a student, if there are any."""
-        if not valid_name(student_id):
+    def remove(self, owner: str) -> None:
+        """Remove all files of an owner, if there are any."""
+        if not valid_name(owner):
             raise NotYours("no such student")
         with suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/{student_id}", recursive=True)
+            self._fs.rm(f"{self._root}/{owner}", recursive=True)
 
-    def _path(self, student_id: str, name: str) -> str:
-        if not valid_name(student_id) or not valid_name(name):
+    def _places(self, owner: str, name: str, sha256: bytes | None) -> tuple[str, ...]:
+        plain = self._path(owner, name)
+        return (plain,) if sha256 is None else (f"{plain}.{sha256.hex()}", plain)
+
+    def _path(self, owner: str, name: str) -> str:
+        if not valid_name(owner) or not valid_stored_name(name):
             raise NotYours("no such file")
-        return f"{self._root}/{student_id}/{name}"
+        return f"{self._root}/{owner}/{name}"
+
+
+def _check(path: Path, sha256: bytes | None) -> None:
+    if sha256 is None:
+        return
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").digest() != sha256:
+            raise Corrupt(_DAMAGED)

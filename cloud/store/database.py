@@ -7,6 +7,7 @@ writing it back is therefore one step.
 
 import errno
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,23 @@ from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, StorageFull, 
 _BUSY_TIMEOUT_S = 15.0
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FORBIDDEN: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
+OURS: Final = 0x15_7A_05
+"""First half of the keys of our advisory locks on PostgreSQL."""
+OLD_WORKERS: Final = 2
+"""Second half of the key of the lock that the one worker of version 0.1 holds."""
+_MIGRATING: Final = 3
+_MIGRATION_WAIT: Final = "10s"
+_LOCK_TIMEOUT: Final = "55P03"
+_TRY_AGAIN: Final = ("40001", "40P01", _LOCK_TIMEOUT)
+_NO_RIGHTS: Final = "42501"
+_REFUSALS: Final = {
+    "does not exist": "create the database or its user first, or correct the URL",
+    "authentication failed": "correct the user or the password",
+    "no password supplied": "give the password, in the environment variable and not on the command line",
+    "pg_hba.conf": "let this machine and user in, in the database's pg_hba.conf",
+    "resolve": "correct the host's name",
+}
+"""What an operator can do about refused connections, by a part of PostgreSQL's message: it has no code for them."""
 POSTGRES_CONNECT: Final = {
     "connect_timeout": 4,
     "keepalives_idle": 2,
@@ -50,7 +68,8 @@ class Database:
             raise InvalidInput("the database must be a file, because the worker is another process")
         self.sqlite_path: Path | None = Path(str(self.url.database)) if sqlite else None
         self.guard: Callable[[sa.Connection], None] | None = None
-        """Called at the start of each writing transaction; it raises if this process may not write."""
+        """Called at the start of each writing transaction; it raises if this process may not write (see leases.py)."""
+        self._ahead_s = 0.0
         connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_S} if sqlite else POSTGRES_CONNECT
         try:
             self._engine = sa.create_engine(self.url, connect_args=connect_args, pool_pre_ping=not sqlite)
@@ -71,8 +90,8 @@ class Database:
     def writing(self) -> Iterator[sa.Connection]:
         """Open a transaction that is committed at the end of the block, or rolled back if the block raises.
 
-        Raises StorageFull if the disk is full, Busy if another transaction takes too long, and Unavailable if this
-        process does not hold its lock at the moment (see ``lock.py``).
+        Raises StorageFull if the disk is full, Busy if another transaction takes too long, and whatever ``guard``
+        raises.
         """
         with (
             self._translated(),
@@ -82,6 +101,36 @@ class Database:
             if self.guard is not None:
                 self.guard(connection)
             yield connection
+
+    @property
+    def shared(self) -> bool:
+        """Whether any number of servers and workers may use the database: PostgreSQL."""
+        return self.sqlite_path is None
+
+    def clock_s(self, connection: sa.Connection) -> float:
+        """Return the database's clock in Unix seconds: one clock for all machines. SQLite's is this machine's."""
+        if not self.shared:
+            return time.time()
+        at_s = float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+        self._ahead_s = at_s - time.time()
+        return at_s
+
+    def now_s(self) -> float:
+        """Return the database's clock as it is by this machine's clock, since ``clock_s`` was last asked."""
+        return time.time() + self._ahead_s
+
+    def connect(self) -> None:
+        """Connect for the first time. Raises Unusable for a refusal that will last, with its reason and the way out."""
+        try:
+            with self._engine.connect() as connection:
+                self.clock_s(connection)
+        except DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            for part, way_out in _REFUSALS.items():
+                if self.shared and part in reason:
+                    raise Unusable(f"the database {self.shown} refuses: {reason[-160:]}; {way_out}") from error
+            with self._translated():
+                raise
 
     def is_empty(self) -> bool:
         """Return whether the database has no tables of ours yet."""
@@ -95,14 +144,28 @@ class Database:
                 connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def migrate(self) -> None:
-        """Upgrade the schema to the newest version. Call it under the server's lock."""
+        """Upgrade the schema to the newest version. Of several servers that start at once, one does it.
+
+        Raises Busy if the tables are in use for so long that the upgrade would keep others waiting.
+        """
         config = _migrations()
         try:
             with self.writing() as connection:
+                if self.shared:
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OURS}, {_MIGRATING})")
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_MIGRATION_WAIT}'")
+                    self.clock_s(connection)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
         except CommandError as error:
             raise self._newer() from error
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _NO_RIGHTS:
+                raise
+            raise Unusable(
+                f"the user of the database {self.shown} may not make its tables: let it own the database, or grant it "
+                "CREATE on the schema"
+            ) from error
 
     def check_schema(self) -> None:
         """Check that this version reads the database as it is, and change nothing.
@@ -202,6 +265,8 @@ def as_ours(error: DBAPIError) -> IsthmusError | DBAPIError:
     state = getattr(cause, "sqlstate", None)
     if state == "53100":
         return StorageFull("the server's disk is full; try again later")
+    if state in _TRY_AGAIN:
+        return Busy("the database is busy; try again", retry_after_s=1.0)
     if error.connection_invalidated or state is None:
         return Unavailable("the database cannot be reached; try again later")
     return error

@@ -48,6 +48,12 @@ jobs = sa.Table(
     sa.Column("settled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("updated_s", sa.Float, nullable=False),
+    # The worker that holds the job ("": none), until when, and how often the job was taken. See leases.py.
+    sa.Column("worker", sa.String(32), nullable=False, server_default=""),
+    sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("lease_until_s", sa.Float, nullable=False, server_default="0"),
+    # SHA-256 (in hexadecimal) by name of the working files whose copies are in the artefacts. See work_files.py.
+    sa.Column("work_files", sa.JSON, nullable=False, server_default="{}"),
     sa.UniqueConstraint("device_id", "idempotency_key"),
 )
 
@@ -75,7 +81,7 @@ students = sa.Table(
     sa.Column("created_s", sa.Float, nullable=False),
 )
 
-# How often each lock has changed hands. A holder writes only while the epoch is the one that it set.
+# Used by version 0.1 alone, which may still serve the database while it is replaced. Dropped in a later version.
 fences = sa.Table(
     "fences",
     metadata,

@@ -12,7 +12,7 @@ from isthmus.cloud.store import tasks as rows
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.proto.convert import identifier
-from isthmus.proto.errors import IsthmusError, NotYours
+from isthmus.proto.errors import Corrupt, IsthmusError, NotYours
 from isthmus.proto.limits import MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ class Registry:
         """
         for row in rows.listing(self._database):
             try:
-                with self._artefacts.open(row.artefact_id, WEIGHTS_FILE) as file:
-                    data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
+                data = self._stored(row.artefact_id)
                 self._serve(self._task(TaskSpec.from_json(row.spec_json), data, row.version))
             except (IsthmusError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("task %s is not served: %s", row.name, error)
@@ -76,7 +75,7 @@ class Registry:
         with weights.open("rb") as file:
             data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
         self._task(spec, data, 1)
-        artefact_id = f"task-{hashlib.sha256(data).hexdigest()[:48]}"
+        artefact_id = _artefact_id(data)
         with self._changing:
             self._artefacts.put(artefact_id, WEIGHTS_FILE, weights)
             try:
@@ -102,6 +101,15 @@ class Registry:
             self._tasks = {known: task for known, task in self._tasks.items() if known != name}
             self._changed(name, None)
 
+    def _stored(self, artefact_id: str) -> bytes:
+        """Returns a task's weights. Raises NotYours if they are gone, and Corrupt if they are damaged."""
+        (name,) = self._artefacts.names(artefact_id)[:1] or (WEIGHTS_FILE,)
+        with self._artefacts.open(artefact_id, name) as file:
+            data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
+        if artefact_id != _artefact_id(data):
+            raise Corrupt("its weights are damaged; register it again")
+        return data
+
     def _task(self, spec: TaskSpec, data: bytes, version: int) -> Task:
         return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version)
 
@@ -109,3 +117,7 @@ class Registry:
         # The plans must know the task before its first query.
         self._changed(task.name, task)
         self._tasks = {**self._tasks, task.name: task}
+
+
+def _artefact_id(weights: bytes) -> str:
+    return f"task-{hashlib.sha256(weights).hexdigest()[:48]}"

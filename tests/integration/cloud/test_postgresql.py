@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -11,15 +11,17 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from isthmus.cloud.personalise import job_rows
+from isthmus.cloud.commands.working import work
+from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Job, Selected, Taken, Uploaded
-from isthmus.cloud.store import devices, lock
-from isthmus.cloud.store.database import Database
+from isthmus.cloud.store import devices, news, pins
+from isthmus.cloud.store.database import OLD_WORKERS, OURS, Database
 from isthmus.cloud.store.devices import Device
-from isthmus.cloud.store.schema import metadata
-from isthmus.proto.errors import IsthmusError, Locked, Unavailable, WrongState
+from isthmus.cloud.store.schema import jobs, metadata
+from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable, WrongState
 from isthmus.proto.messages import Stage
 from isthmus.proto.v1 import isthmus_pb2 as pb
+from tests.rigs.cloud import Client
 from tests.rigs.postgres import Cluster, running_cluster
 
 
@@ -55,7 +57,7 @@ def test_jobs_come_back_as_they_were_stored(database: Database) -> None:
     assert job_rows.payload(database, "job", 0) == b"\x00\xff"
     job_rows.apply(database, "job", Taken(), time.time())
     job, _ = job_rows.apply(database, "job", Selected((3, 0)), time.time())
-    assert job_rows.get(database, "job") == job == job_rows.next_runnable(database, time.time())
+    assert job_rows.get(database, "job") == job
     with pytest.raises(WrongState):
         job_rows.apply(database, "job", Uploaded(1), time.time())
 
@@ -78,92 +80,70 @@ def test_of_two_jobs_started_at_once_by_one_device_one_is_refused(database: Data
     assert len(job_rows.listing(database)) == 1
 
 
-def test_one_server_and_one_worker_may_hold_the_locks(database: Database) -> None:
-    held = lock.acquire(database, "server")
-    with pytest.raises(Locked):
-        lock.acquire(database, "server")
-    lock.acquire(database, "worker").release()
-    held.release()
-    lock.acquire(database, "server").release()
-
-
-def test_a_whole_server_runs_on_postgresql(database: Database, rig: Any) -> None:
+def test_two_servers_on_one_database_both_answer_and_know_each_others_devices(database: Database, rig: Any) -> None:
     url = database.url.render_as_string(hide_password=False)
+    files = str(rig.state.with_name("files"))
+    second = type(rig)(rig.release, rig.state.with_name("second"))
 
-    async def scenario() -> pb.JobStatus:
-        async with rig.running(database=url) as (_, channel):
-            with pytest.raises(Locked):
-                async with rig.running(database=url, state=rig.state.with_name("other")):
+    async def scenario() -> tuple[pb.JobStatus, pb.JobStatus]:
+        async with rig.running(database=url, artefacts=files) as (_, channel):
+            with pytest.raises(InvalidInput, match="copy it to"):
+                async with second.running(database=url, artefacts=files):
                     pass
-            device = await rig.enrol(channel)
-            assert (await device.describe()).kind == "base"
-            return await rig.start(device)
+            key = rig.state / "signing_key"
+            with pytest.raises(InvalidInput, match="the same --artefacts"):
+                async with second.running(database=url, signing_key_file=key):
+                    pass
+            async with second.running(database=url, artefacts=files, signing_key_file=key) as (_, other):
+                here, there = await rig.enrol(channel), await second.enrol(other)
+                known_here = Client(there.device_id, channel, there.metadata)
+                known_there = Client(here.device_id, other, here.metadata)
+                assert (await known_here.describe()) == (await known_there.describe())
+                return await rig.start(known_here), await second.start(known_there)
 
-    job = asyncio.run(scenario())
-    stored = job_rows.get(database, job.job_id)
-    assert stored is not None and stored.stage is Stage.QUEUED
+    started = asyncio.run(scenario())
+    assert {job.job_id for job in job_rows.listing(database)} == {job.job_id for job in started}
+    assert {job.stage for job in job_rows.listing(database)} == {Stage.QUEUED}
+
+
+def test_servers_that_start_at_once_make_the_tables_once(cluster: Cluster) -> None:
+    with cluster.database() as empty:
+        others = [Database(empty.url.render_as_string(hide_password=False)) for _ in range(3)]
+        threads = [threading.Thread(target=other.migrate) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        empty.check_schema()
+        for other in others:
+            other.close()
+
+
+def test_a_server_of_the_version_before_goes_on_while_this_one_serves(database: Database) -> None:
+    """Version 0.1 writes no column of this version, and its worker holds an advisory lock."""
+    job_rows.create(database, a_job("new"), b"", at_most_waiting=9)
+    devices.add(database, Device("dev2", "", bytes(32), 1.0), at_most=9)
+    with database.writing() as connection:
+        connection.execute(jobs.insert().values({**job_rows.row_of(a_job("old")), "device_id": "dev2"}))
+    with database.reading() as old_worker:
+        old_worker.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OURS}, {OLD_WORKERS})")
+        assert leases.take(database, "w", release_hash="release", now_s=time.time()) is None, "its worker is at work"
+    assert leases.take(database, "w", release_hash="release", now_s=time.time()) is not None
+
+
+def test_a_new_job_wakes_workers_on_other_machines(database: Database) -> None:
+    heard = threading.Semaphore(0)
+    stop = news.listen(database, job_rows.CHANNEL, heard.release)
+    assert heard.acquire(timeout=60), "whoever begins to listen looks first"
+    job_rows.create(database, a_job("job"), b"", at_most_waiting=9)
+    assert heard.acquire(timeout=60)
+    stop.set()
 
 
 @pytest.mark.usefixtures("cluster")
 def test_an_unreachable_database_is_reported_as_unavailable() -> None:
     with pytest.raises(Unavailable, match="cannot be reached"), Database("postgresql://127.0.0.1:1/x").reading():
         pass
-
-
-def cut_locks(cluster: Cluster) -> None:
-    """End every connection that holds an advisory lock, as a broken network would."""
-    cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether ``condition`` becomes true within ``seconds``."""
-    until_s = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until_s:
-        time.sleep(0.05)
-    return condition()
-
-
-def test_a_lost_lock_is_noticed_taken_again_and_keeps_others_out(cluster: Cluster, database: Database) -> None:
-    held = lock.acquire(database, "server")
-    held.fence(database)
-    first_epoch = held.epoch
-    cut_locks(cluster)
-    assert until(lambda: not held.held), "the loss is noticed"
-    with pytest.raises(Unavailable, match="lost its lock"):
-        devices.revoke(database, "dev", 1.0)
-    assert devices.get(database, "dev") is not None, "reading goes on"
-    assert until(lambda: held.held), "and taken again"
-    assert devices.revoke(database, "dev", 1.0)
-    assert first_epoch is not None and held.epoch == first_epoch + 1
-    with pytest.raises(Locked):
-        lock.acquire(database, "server")
-    held.release()
-
-
-def test_writes_of_a_holder_that_was_overtaken_are_fenced(cluster: Cluster, database: Database) -> None:
-    held = lock.acquire(database, "server")
-    held.fence(database)
-    worker = Database(database.url.render_as_string(hide_password=False))
-    assert held.epoch is not None
-    worker.guard = lock.Fence("server", held.epoch)
-    other = Database(database.url.render_as_string(hide_password=False))
-    cut_locks(cluster)
-    overtaking = lock.acquire(other, "server")  # before the first has noticed
-    overtaking.fence(other)
-    with pytest.raises(Unavailable):
-        devices.revoke(database, "dev", 1.0)
-    with pytest.raises(Locked, match="taken over"):
-        devices.revoke(worker, "dev", 1.0)
-    assert until(lambda: not held.held)
-    time.sleep(2.5)
-    assert not held.held, "the lock is another's now"
-    assert devices.revoke(other, "dev", 1.0)
-    overtaking.release()
-    assert until(lambda: held.held), "free again, it is taken again"
-    with pytest.raises(Locked):
-        devices.revoke(worker, "dev", 1.0)
-    for each in (held, worker, other):
-        each.release() if hasattr(each, "release") else each.close()
 
 
 def test_a_restarted_database_is_served_again(cluster: Cluster, database: Database, rig: Any) -> None:
@@ -186,3 +166,20 @@ def test_a_restarted_database_is_served_again(cluster: Cluster, database: Databa
                     await asyncio.sleep(0.2)
 
     asyncio.run(scenario())
+
+
+def test_a_worker_of_its_own_needs_what_it_shares_with_the_servers(database: Database, rig: Any) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    rig.state.mkdir()
+    key = rig.state.with_name("key")
+    signing.load_or_create(key)
+    with pytest.raises(InvalidInput, match="no server has used"):
+        work(rig.settings(database=url, signing_key_file=key))
+    pins.put_once(database, "id", bytes(16))
+    for settings, hint in (
+        (rig.settings(signing_key_file=key), "postgresql://"),
+        (rig.settings(database=url), "copy it to"),
+        (rig.settings(database=url, signing_key_file=key), "the same --artefacts"),
+    ):
+        with pytest.raises(InvalidInput, match=hint):
+            work(settings)

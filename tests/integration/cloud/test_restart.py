@@ -69,7 +69,7 @@ async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> 
 def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
     def artefacts(student_id: str) -> dict[str, bytes]:
         folder = rig.state / "artefacts" / student_id
-        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        return {path.stem: path.read_bytes() for path in sorted(folder.iterdir())}
 
     async def before(address: str) -> tuple[Any, str, str]:
         with pytest.raises(Locked):
@@ -124,7 +124,7 @@ def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
     assert (ended.stage, "never arrived" in ended.error) == (Stages.FAILED, True)
     assert not files.exists()
     files.mkdir()  # as a kill between the job's end and the removal leaves it
-    Worker(settings).sweep()
+    Worker(settings).run_once()
     assert not files.exists()
 
 

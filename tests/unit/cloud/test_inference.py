@@ -64,8 +64,8 @@ def shelf(tmp_path: Path) -> Shelf:
         ("yours", "you", "final"),
         ("half", "me", "interim"),
     ):
-        students.put(database, StudentRow(student_id, owner, kind, SignedManifest(b"m", b"s"), 1.0))
-        shelf.artefacts.put(student_id, HEADS_FILE, tmp_path / HEADS_FILE)
+        sha256 = shelf.artefacts.put(student_id, HEADS_FILE, tmp_path / HEADS_FILE)
+        students.put(database, StudentRow(student_id, owner, kind, SignedManifest(b"m", b"s"), 1.0, sha256))
     return shelf
 
 

@@ -10,110 +10,19 @@ import numpy as np
 import pytest
 
 from isthmus.cloud.offer import Offer
-from isthmus.cloud.personalise import job_rows, service, signing, students
+from isthmus.cloud.personalise import leases, students
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
-from isthmus.cloud.personalise.runner import Runner
-from isthmus.cloud.personalise.students import Shelf
-from isthmus.cloud.store import devices
-from isthmus.cloud.store.artefacts import Artefacts
-from isthmus.cloud.store.database import Database
-from isthmus.cloud.store.devices import Device
 from isthmus.distill.selection import Selection
 from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.convert_person import centred_to_bytes
-from isthmus.proto.messages import Prototypes, Stage, UploadMode
+from isthmus.proto.messages import Prototypes, Stage
+from tests.rigs.jobs import EPOCHS, Bench, CountedLearning
 from tests.rigs.people import person_model
-
-EPOCHS = 4
 
 
 class Killed(BaseException):
     """Simulates ``kill -9``: no code of ours catches it."""
-
-
-class CountedLearning:
-    """Learning whose student is the text of all its inputs. It resumes from its checkpoint like the real one."""
-
-    def __init__(self, before: Callable[[str], None] = lambda step: None) -> None:
-        self._before = before
-
-    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
-        self._before(f"select {round}")
-        indices_S = np.arange(len(prototypes.sizes_K) + round, dtype=np.int64)
-        return Selection(indices_S, np.linspace(0.5, 1.5, len(indices_S), dtype=np.float32), ("a note",))
-
-    def per_class(self, selection: Selection) -> tuple[int, ...]:
-        return (len(selection), 0)
-
-    def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
-        lines = work.checkpoint.read_text().splitlines() if work.checkpoint.exists() else []
-        for epoch in range(len(lines), EPOCHS * (work.round + 1) // work.rounds):
-            self._before(f"epoch {epoch}")
-            chosen = f"{work.selection.indices_S.tolist()} by {work.selection.weights_S.tolist()}"
-            lines.append(f"epoch {epoch} on {chosen} seed {work.seed}")
-            work.checkpoint.write_text("\n".join(lines))
-            on_epoch(epoch + 1, EPOCHS)
-
-    def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
-        self._before("heads")
-        heads.write_text(f"heads on {work.checkpoint.read_text()}")
-        on_epoch(1, 1)
-
-    def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
-        self._before(f"export {work.round}")
-        out_dir.mkdir(exist_ok=True)
-        file = out_dir / "audio_encoder.onnx"
-        file.write_text(work.checkpoint.read_text())
-        return [file]
-
-
-def prototypes(rows: int = 2) -> Prototypes:
-    return Prototypes(np.full((rows, 2), 0.5, np.float32), np.full(rows, 3, np.int32), UploadMode.PROTOTYPES, 3)
-
-
-class Bench:
-    """A database, a shelf and one enrolled device, without a server."""
-
-    def __init__(self, folder: Path) -> None:
-        self.clock_s = 100.0
-        self.offer = Offer("release", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, folder)
-        self.database = Database(f"sqlite:///{folder / 'isthmus.db'}")
-        self.database.migrate()
-        self.shelf = Shelf(self.database, Artefacts(str(folder / "artefacts")))
-        self.signer = signing.load_or_create(folder / "key")
-        self.work_dir = folder / "work"
-        devices.add(self.database, Device("dev", "kiosk", bytes(32), 1.0), at_most=9)
-
-    def runner(self, learning: CountedLearning, offer: Offer | None = None) -> Runner:
-        return Runner(self.shelf, self.signer, offer or self.offer, learning, self.work_dir, 3, self.now_s)
-
-    def now_s(self) -> float:
-        self.clock_s += 1.0
-        return self.clock_s
-
-    def start(self, rounds: int = 1) -> Job:
-        return service.start(
-            self.database,
-            self.offer,
-            "dev",
-            idempotency_key="k",
-            prototypes=prototypes(),
-            rounds=rounds,
-            seed=1,
-            now_s=self.now_s(),
-            new_id=lambda: "job",
-            at_most_waiting=9,
-        )
-
-    def upload(self, round: int) -> Job:
-        return service.upload(
-            self.database, self.offer, "dev", job_id="job", round=round, prototypes=prototypes(3), now_s=self.now_s()
-        )
-
-    def student(self, student_id: str) -> bytes:
-        with self.shelf.artefacts.open(student_id, "audio_encoder.onnx") as file:
-            return file.read()
 
 
 @pytest.fixture
@@ -123,13 +32,12 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
     bench.start(rounds=2)
-    runner = bench.runner(CountedLearning())
-    awaiting = runner.run("job")
+    awaiting = bench.run(CountedLearning())
     assert (awaiting.stage, awaiting.round, awaiting.student_id) == (Stage.AWAITING_PROTOTYPES, 1, "job-r0")
     interim = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
     assert (interim.student_id, interim.kind, interim.ratios) == ("job-r0", "interim", ())
     bench.upload(1)
-    ready = runner.run("job")
+    ready = bench.run(CountedLearning())
     assert (ready.stage, ready.student_id, ready.selected_per_class) == (Stage.READY, "job", (4, 0))
     final = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
     assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
@@ -153,19 +61,18 @@ class KnowsPeople(CountedLearning):
 def test_the_person_model_is_signed_with_the_student(bench: Bench) -> None:
     bench.start(rounds=2)
     content = centred_to_bytes(person_model(2, bench.offer.feature_width))
-    runner = bench.runner(KnowsPeople(content))
-    runner.run("job")
+    bench.run(KnowsPeople(content))
     described = students.describe(bench.shelf, bench.offer, "dev", "")
     assert manifest_from_bytes(described.manifest_bytes).centred is None, "an interim student has no heads"
     bench.upload(1)
-    assert runner.run("job").stage is Stage.READY
+    assert bench.run(KnowsPeople(content)).stage is Stage.READY
     centred = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes).centred
     assert centred is not None and centred_to_bytes(centred) == content
 
 
 def test_a_damaged_person_model_is_not_published(bench: Bench) -> None:
     bench.start()
-    failed = bench.runner(KnowsPeople(b"\xff damaged")).run("job")
+    failed = bench.run(KnowsPeople(b"\xff damaged"))
     assert failed.stage is Stage.FAILED and "remove it" in failed.error
 
 
@@ -175,12 +82,12 @@ def test_a_settled_selection_saves_rounds_and_not_epochs(bench: Bench) -> None:
             return Selection.of(np.arange([4, 10, 11, 12][round], dtype=np.int64))
 
     bench.start(rounds=4)
-    runner = bench.runner(Settling(), replace(bench.offer, settled_at=0.9))
-    assert runner.run("job").round == 1
+    offer = replace(bench.offer, settled_at=0.9)
+    assert bench.run(Settling(), offer).round == 1
     bench.upload(1)
-    assert runner.run("job").round == 2, "4 of 10 clips are no settled selection"
+    assert bench.run(Settling(), offer).round == 2, "4 of 10 clips are no settled selection"
     bench.upload(2)
-    ready = runner.run("job")
+    ready = bench.run(Settling(), offer)
     assert (ready.stage, ready.round, ready.rounds, ready.settled) == (Stage.READY, 2, 4, True)
     epochs = bench.student("job").decode().splitlines()
     assert [line.split(" on ")[0] for line in epochs] == [f"epoch {epoch}" for epoch in range(EPOCHS)]
@@ -196,7 +103,7 @@ def test_a_kill_before_any_step_changes_nothing_in_the_end(tmp_path: Path) -> No
         bench.start(rounds=2)
         while True:
             try:
-                job = bench.runner(CountedLearning(before)).run("job")
+                job = bench.run(CountedLearning(before))
             except Killed:
                 continue
             if job.stage.ended:
@@ -226,7 +133,7 @@ def test_what_fails_in_the_work_fails_the_job_shortly_and_is_logged(
             raise RuntimeError("internal detail of /srv/state")
 
     bench.start()
-    job = bench.runner(CountedLearning(fail)).run("job")
+    job = bench.run(CountedLearning(fail))
     assert job.stage is Stage.FAILED
     assert "distilling" in job.error
     assert "internal detail" not in job.error
@@ -247,20 +154,21 @@ def test_a_full_disk_keeps_the_work_and_the_job_goes_on_later(bench: Bench, wrap
             raise error
 
     bench.start()
-    runner = bench.runner(CountedLearning(disk))
-    stalled = runner.run("job")
+    learning = CountedLearning(disk)
+    stalled = bench.run(learning)
     assert (stalled.stage, stalled.epoch) == (Stage.DISTILLING, 2)
     assert "disk is full" in stalled.error
-    assert job_rows.next_runnable(bench.database, bench.now_s()) is None
-    assert job_rows.next_runnable(bench.database, stalled.not_before_s) is not None
-    ready = runner.run("job")
+    assert not leases.is_due(bench.database, bench.now_s())
+    assert leases.is_due(bench.database, stalled.not_before_s)
+    bench.clock_s = stalled.not_before_s
+    ready = bench.run(learning)
     assert (ready.stage, ready.error) == (Stage.READY, "")
 
 
 def test_a_job_of_an_older_release_fails_with_advice_to_start_again(bench: Bench) -> None:
     bench.start()
     newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, bench.offer.base_dir)
-    job = bench.runner(CountedLearning(), newer).run("job")
+    job = bench.run(CountedLearning(), newer)
     assert (job.stage, job.error) == (Stage.FAILED, "the server has a new release; start again")
 
 

@@ -1,0 +1,196 @@
+"""Workers that are killed all the time: every job is done, and done once.
+
+    python -m tests.bench.workers [--jobs 1000] [--workers 4] [--kill-every-s 5] [--out FILE]
+
+Starts a PostgreSQL cluster, several worker processes on it, and kills one of them (SIGKILL) at each interval; another
+takes its place. A learning step takes milliseconds; state machine, leases, database and artefacts are the real ones.
+At the end one worker is paused (SIGSTOP) in mid-job for longer than its lease, and its late writes must be refused.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from isthmus.cloud.personalise import job_rows, leases
+from isthmus.cloud.personalise.leases import LeaseLost
+from isthmus.cloud.store import news
+from isthmus.cloud.store.schema import jobs, students
+from isthmus.proto.errors import IsthmusError
+from isthmus.proto.messages import Stage
+from tests.bench.machine import facts
+from tests.rigs.jobs import Bench, CountedLearning
+from tests.rigs.postgres import running_cluster
+
+_STEP_S = 0.002
+_POLL_S = 0.5
+
+
+def work(url: str, folder: Path) -> None:
+    """Run as a worker until killed. Prints a line per job: done or refused."""
+    bench = _bench(url, folder / uuid4().hex, folder)
+    woken = threading.Event()
+    news.listen(bench.database, job_rows.CHANNEL, woken.set)
+    runner = bench.runner(CountedLearning(lambda step: time.sleep(_STEP_S)))
+    worker = uuid4().hex
+    while True:
+        woken.clear()
+        held = None
+        try:
+            held = bench.take(worker)
+            if held is not None:
+                done = runner.run(held)
+                print(f"{done.stage.value} {done.job_id} {held.lease.fence}", flush=True)
+        except LeaseLost:
+            print(f"refused {held.job.job_id if held else ''}", flush=True)
+        except IsthmusError as error:
+            print(f"pauses {error}", flush=True)
+            held = None
+        if held is None:
+            woken.wait(_POLL_S)
+
+
+def _bench(url: str, own: Path, shared: Path) -> Bench:
+    own.mkdir(parents=True)
+    bench = Bench(own, url, str(shared / "artefacts"))
+    bench.now_s = bench.database.now_s  # type: ignore[method-assign]
+    return bench
+
+
+def measure(n_jobs: int, n_workers: int, kill_every_s: float, folder: Path) -> dict[str, object]:
+    """Return the figures of one run. Raises AssertionError if a job was lost, failed or done twice."""
+    with running_cluster() as cluster, cluster.database() as database:
+        url = database.url.render_as_string(hide_password=False)
+        bench = _bench(url, folder / "server", folder)
+        for number in range(n_jobs):
+            bench.enrol(f"dev{number}")
+            bench.start(device_id=f"dev{number}", job_id=f"job{number}")
+        logs = folder / "logs"
+        logs.mkdir()
+        started: list[Path] = []
+
+        def start() -> subprocess.Popen[bytes]:
+            started.append(logs / f"{len(started)}")
+            command = [sys.executable, "-m", "tests.bench.workers", "--worker", url, "--folder", str(folder)]
+            with started[-1].open("wb") as log:
+                return subprocess.Popen(command, stdout=log, stderr=log)
+
+        rng, kills = random.Random(0), 0
+        processes = [start() for _ in range(n_workers)]
+        began_s = next_kill_s = time.monotonic()
+        next_kill_s += kill_every_s
+        try:
+            while _left(bench):
+                time.sleep(0.1)
+                if time.monotonic() >= next_kill_s:
+                    victim = rng.randrange(n_workers)
+                    processes[victim].kill()
+                    processes[victim].wait()
+                    processes[victim] = start()
+                    kills += 1
+                    next_kill_s += kill_every_s
+            seconds = time.monotonic() - began_s
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        said = Counter(line.split()[0] for path in started for line in path.read_text().splitlines() if line.strip())
+        ready = Counter(
+            line.split()[1] for path in started for line in path.read_text().splitlines() if line.startswith("ready ")
+        )
+        with bench.database.reading() as connection:
+            stages = Counter(connection.scalars(sa.select(jobs.c.stage)))
+            fences = list(connection.scalars(sa.select(jobs.c.fence)))
+            published = Counter(connection.scalars(sa.select(students.c.device_id)))
+        assert stages == {Stage.READY.value: n_jobs}, stages
+        assert len(published) == n_jobs and set(published.values()) == {1}, "one student per job"
+        assert max(ready.values()) == 1, "no two workers finish one job"
+        late = _paused(bench, start)
+    return {
+        "jobs": n_jobs,
+        "workers": n_workers,
+        "kill_every_s": kill_every_s,
+        "killed": kills,
+        "seconds": round(seconds, 1),
+        "done_once": n_jobs,
+        "taken_again": sum(fence > 1 for fence in fences),
+        "most_takes_of_one_job": max(fences),
+        "refused_writes": said["refused"],
+        "paused_worker": late,
+    }
+
+
+def _left(bench: Bench) -> int:
+    with bench.database.reading() as connection:
+        ended = [stage.value for stage in Stage if stage.ended]
+        return int(connection.scalar(sa.select(sa.func.count()).where(jobs.c.stage.not_in(ended))) or 0)
+
+
+def _paused(bench: Bench, start: object) -> dict[str, object]:
+    """Pause a worker in mid-job until another has finished the job; wake it and see what it says."""
+    bench.enrol("paused")
+    bench.start(device_id="paused", job_id="paused")
+    assert callable(start)
+    process = start()
+    while (held := job_rows.get(bench.database, "paused")) is None or held.stage is Stage.QUEUED:
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGSTOP)
+    stopped = job_rows.get(bench.database, "paused")
+    if stopped is None or stopped.stage.ended:
+        process.kill()
+        process.wait()
+        return {"stopped_while": "ended"}
+    with bench.database.writing() as connection:  # its lease ends now, and not in 20 s
+        connection.execute(jobs.update().where(jobs.c.id == "paused").values(lease_until_s=1.0))
+    held_again = bench.take(uuid4().hex)
+    assert held_again is not None
+    done = bench.runner(CountedLearning()).run(held_again)
+    before = _row(bench)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1.0)
+    process.kill()
+    process.wait()
+    assert done.stage is Stage.READY and _row(bench) == before, "a late write changed the job"
+    return {"stopped_while": stopped.stage.value, "row_unchanged": True}
+
+
+def _row(bench: Bench) -> tuple[object, ...]:
+    with bench.database.reading() as connection:
+        return tuple(connection.execute(sa.select(jobs).where(jobs.c.id == "paused")).one())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1_000)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--kill-every-s", type=float, default=5.0)
+    parser.add_argument("--out", type=Path, default=None, help="result file (JSON); default: print")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        work(given.worker, given.folder)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(given.jobs, given.workers, given.kill_every_s, Path(folder))
+    about = {"lease_s": leases.LEASE_S, "machine": facts(("sqlalchemy", "psycopg"))}
+    text = json.dumps({"rows": [figures], **about}, indent=2)
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

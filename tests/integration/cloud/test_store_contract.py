@@ -1,0 +1,275 @@
+"""One contract for every pair of stores: {SQLite, PostgreSQL} x {a folder, S3 over HTTP}.
+
+Jobs are taken by one worker at a time, a worker that lost its lease writes nothing, and files are what was written.
+"""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from isthmus.cloud.offer import Offer
+from isthmus.cloud.personalise import job_rows, leases, students
+from isthmus.cloud.personalise.job import EpochDone, Failed, Selected
+from isthmus.cloud.personalise.leases import Held, LeaseLost
+from isthmus.cloud.store.artefacts import Artefacts
+from isthmus.cloud.store.schema import jobs
+from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, Unavailable
+from isthmus.proto.messages import Stage
+from tests.rigs.jobs import Bench, CountedLearning
+from tests.rigs.postgres import Cluster, running_cluster
+from tests.rigs.s3 import running_s3
+
+STORES = [(database, files) for database in ("sqlite", "postgresql") for files in ("folder", "s3")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with running_s3() as url:
+        yield url
+
+
+@pytest.fixture(params=STORES, ids=["+".join(pair) for pair in STORES])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """A cloud of these stores. S3 is used below a prefix of the test's own."""
+    kind, files = request.param
+    prefix = f"{request.getfixturevalue('s3')}/{uuid4().hex}" if files == "s3" else None
+    if kind == "sqlite":
+        yield Bench(tmp_path, None, prefix)
+        return
+    with request.getfixturevalue("cluster").database() as database:
+        made = Bench(tmp_path, database.url.render_as_string(hide_password=False), prefix)
+        yield made
+        made.database.close()
+
+
+def taken(bench: Bench, worker: str, lease_s: float = leases.LEASE_S) -> Held:
+    held = bench.take(worker, lease_s=lease_s)
+    assert held is not None
+    return held
+
+
+def test_a_job_runs_to_its_student(bench: Bench) -> None:
+    bench.start(rounds=2)
+    assert bench.run(CountedLearning()).stage is Stage.AWAITING_PROTOTYPES
+    bench.upload(1)
+    ready = bench.run(CountedLearning())
+    assert (ready.stage, ready.student_id) == (Stage.READY, "job")
+    student = students.describe(bench.shelf, bench.offer, "dev", "job")
+    file = students.check_fetch(bench.shelf, "dev", "job", "audio_encoder.onnx", 0)
+    assert student == students.reachable(bench.shelf, "dev", "job").signed
+    assert b"".join(chunk.data for chunk in students.chunks(bench.shelf, "job", file, 0)) == bench.student("job")
+    assert bench.files.job_ids() == set(), "no working files are left"
+    assert bench.shelf.artefacts.names("work-job") == []
+
+
+def test_each_of_many_jobs_is_taken_by_one_of_many_workers(bench: Bench) -> None:
+    for number in range(12):
+        bench.enrol(f"dev{number}")
+        bench.start(device_id=f"dev{number}", job_id=f"job{number}")
+    taken_by: dict[str, list[str]] = {}
+
+    def work(worker: str) -> None:
+        mine = taken_by.setdefault(worker, [])
+        while (held := bench.take(worker)) is not None:
+            mine.append(held.job.job_id)
+            job_rows.apply(bench.database, held.job.job_id, Failed("done with it"), 1.0)
+
+    threads = [threading.Thread(target=work, args=(f"worker{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken_jobs = sorted(job_id for mine in taken_by.values() for job_id in mine)
+    assert taken_jobs == sorted(f"job{number}" for number in range(12))
+
+
+def test_a_begun_job_comes_first_and_a_stalled_one_waits(bench: Bench) -> None:
+    bench.enrol("dev2")
+    bench.start()
+    bench.start(device_id="dev2", job_id="later")
+    assert taken(bench, "first").job.job_id == "job"
+    leases.hand_back(bench.database, "first")
+    with bench.database.writing() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == "job").values(not_before_s=bench.clock_s + 500))
+    assert taken(bench, "second").job.job_id == "later"
+    assert bench.take("third") is None and not leases.is_due(bench.database, bench.now_s())
+    bench.clock_s += 500
+    assert taken(bench, "third").job.job_id == "job"
+
+
+def test_a_held_job_is_nobody_elses_until_its_lease_ends_or_is_handed_back(bench: Bench) -> None:
+    bench.start()
+    first = taken(bench, "first")
+    assert bench.take("second") is None
+    again = taken(bench, "first")
+    assert (again.lease.fence, again.job.attempts) == (first.lease.fence + 1, 0), "its own worker may take it again"
+    leases.hand_back(bench.database, "first")
+    assert taken(bench, "second").job.attempts == 0, "handing back is no failure"
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(bench: Bench, tmp_path: Path) -> None:
+    bench.start()
+    late = taken(bench, "late", lease_s=-1.0)
+    job_rows.apply(bench.database, "job", Selected((1, 0)), bench.now_s())
+    there = taken(bench, "there")
+    assert there.job.attempts == 1, "a lease that has ended counts as a crash"
+    before = job_rows.get(bench.database, "job")
+    file = tmp_path / "audio_encoder.onnx"
+    file.write_bytes(b"late")
+    with pytest.raises(LeaseLost):
+        leases.extend(bench.database, late.lease)
+    with leases.kept(bench.database, late.lease):
+        with pytest.raises(LeaseLost):
+            job_rows.apply(bench.database, "job", EpochDone(1, 4), bench.now_s())
+        with pytest.raises(LeaseLost):
+            students.publish(
+                bench.shelf,
+                bench.signer,
+                bench.offer,
+                student_id="job",
+                device_id="dev",
+                kind="final",
+                files=[file],
+                heads=None,
+                now_s=1.0,
+            )
+    leases.hand_back(bench.database, "late")
+    assert job_rows.get(bench.database, "job") == before
+    with pytest.raises(LeaseLost):
+        bench.runner(CountedLearning()).run(late)
+    ready = bench.runner(CountedLearning()).run(there)
+    assert ready.stage is Stage.READY
+    published = students.check_fetch(bench.shelf, "dev", "job", "audio_encoder.onnx", 0)
+    assert bench.shelf.artefacts.read("job", "audio_encoder.onnx", published.sha256, 9_999) != b"late"
+
+
+def test_a_job_that_kills_every_worker_fails_and_holds_nobody_up(bench: Bench) -> None:
+    bench.start()
+    bench.enrol("dev2")
+    bench.start(device_id="dev2", job_id="innocent")
+    killed = 0
+    while (held := taken(bench, f"worker{killed}")).job.job_id == "job" and held.job.stage is not Stage.FAILED:
+        leases.died(bench.database, held.lease.worker)
+        killed += 1
+    assert killed == 5
+    ended = job_rows.get(bench.database, "job")
+    assert ended is not None and "crashed 5 times while selecting" in ended.error
+    assert taken(bench, "last").job.job_id == "innocent"
+
+
+def test_a_job_of_another_release_is_left_to_its_workers_for_a_while(bench: Bench) -> None:
+    bench.start()
+    newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, 4, 3, bench.folder)
+    if bench.database.shared:
+        assert bench.take("other", release="newer") is None
+        bench.clock_s += leases.OTHER_RELEASE_S
+    assert bench.run(CountedLearning(), newer).error == "the server has a new release; start again"
+
+
+def test_another_machine_goes_on_from_the_end_of_a_stage(bench: Bench, tmp_path: Path) -> None:
+    class Gone(BaseException):
+        """Ends a worker between two steps, as ``kill -9`` does."""
+
+    def vanish(step: str) -> None:
+        if step == "heads":
+            raise Gone
+
+    if not bench.database.shared:
+        assert bench.files.copies is None, "an SQLite database is used by one machine alone"
+        return
+    steps: list[str] = []
+    bench.start()
+    with pytest.raises(Gone):
+        bench.run(CountedLearning(vanish))
+    with bench.database.writing() as connection:
+        connection.execute(jobs.update().values(lease_until_s=1.0))
+    elsewhere = bench.on_another_machine(tmp_path / "elsewhere")
+    held = taken(elsewhere, "elsewhere")
+    ready = elsewhere.runner(CountedLearning(steps.append)).run(held)
+    assert (ready.stage, steps) == (Stage.READY, ["heads", "export 0"]), "no epoch is trained again"
+    elsewhere.database.close()
+
+
+def test_files_are_found_by_their_content(bench: Bench, tmp_path: Path) -> None:
+    artefacts, source = bench.shelf.artefacts, tmp_path / "source"
+    hashes = []
+    for content in (b"first", b"second"):
+        source.write_bytes(content)
+        hashes.append(artefacts.put("student", "x.onnx", source))
+    for sha256, content in zip(hashes, (b"first", b"second"), strict=True):
+        assert artefacts.read("student", "x.onnx", sha256, 100) == content, "a later write changes no earlier file"
+        assert artefacts.sha256("student", "x.onnx", sha256) == sha256
+        with artefacts.open("student", "x.onnx", sha256) as file:
+            file.seek(2)
+            assert file.read() == content[2:]
+        with artefacts.on_disk("student", "x.onnx", tmp_path / "scratch", sha256) as path:
+            assert path.read_bytes() == content
+    assert artefacts.names("student") == sorted(f"x.onnx.{sha256.hex()}" for sha256 in hashes)
+    source.write_bytes(b"damage")
+    artefacts.place("student", f"x.onnx.{hashes[0].hex()}", source)
+    with pytest.raises(Corrupt):
+        artefacts.read("student", "x.onnx", hashes[0], 100)
+    with pytest.raises(Corrupt), artefacts.on_disk("student", "x.onnx", tmp_path / "scratch", hashes[0]):
+        pass
+    artefacts.remove("student")
+    artefacts.remove("student")
+    with pytest.raises(NotYours), artefacts.open("student", "x.onnx", hashes[1]):
+        pass
+    with pytest.raises(NotYours):
+        artefacts.fingerprint("student", "x.onnx", hashes[1])
+
+
+def test_files_of_version_0_1_are_found_under_their_plain_name(bench: Bench, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"old")
+    bench.shelf.artefacts.place("student", "x.onnx", source)
+    sha256 = bench.shelf.artefacts.sha256("student", "x.onnx")
+    assert bench.shelf.artefacts.read("student", "x.onnx", sha256, 100) == b"old"
+    bench.shelf.check("student", "x.onnx", sha256)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "a\0", "x" * 65, "a b"])
+def test_names_that_could_lead_elsewhere_are_not_there(tmp_path: Path, name: str) -> None:
+    artefacts = Artefacts(str(tmp_path / "a"))
+    for owner, file in ((name, "x.onnx"), ("student", name)):
+        with pytest.raises(NotYours):
+            artefacts.put(owner, file, tmp_path)
+        with pytest.raises(NotYours), artefacts.open(owner, file):
+            pass
+
+
+def test_artefacts_that_cannot_be_used_are_refused_with_the_way_out(s3: str, tmp_path: Path) -> None:
+    Artefacts(f"{s3}/prefix").check()
+    nowhere = Artefacts("s3://no-such-bucket/prefix")
+    with pytest.raises(InvalidInput, match="create the bucket"):
+        nowhere.check()
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(Unavailable):
+        nowhere.put("student", "x.onnx", tmp_path / "file")
+    with pytest.raises(InvalidInput, match="give a folder or s3://"):
+        Artefacts("nonsense://x")
+
+
+def test_a_database_that_cannot_be_used_is_refused_with_the_way_out(cluster: Cluster) -> None:
+    from isthmus.cloud.store.database import Database
+
+    with pytest.raises(InvalidInput, match="create the database"):
+        Database(str(sa.make_url(cluster.url).set(database="nowhere"))).connect()
+    cluster.sql("CREATE ROLE guest LOGIN")
+    with cluster.database() as empty:
+        guest = Database(empty.url.set(username="guest").render_as_string(hide_password=False))
+        guest.connect()
+        with pytest.raises(InvalidInput, match="may not make its tables"):
+            guest.migrate()
+        guest.close()
+    cluster.sql("DROP ROLE guest")
