@@ -18,9 +18,11 @@ is the teacher's head on its features; ``joint`` therefore scores both students 
 by itself. ``present`` trusts the student in use: it never rates a new student better, only closer or farther. It needs
 a tolerance, and a student that is confident and wrong could never be replaced under it. It is the default because it
 was the only one that detected harmful updates reliably over many updates (docs/results/personalisation).
+
+If the person has said what at least four of the clips are, these labels decide in place of any estimate.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -45,6 +47,14 @@ DEFAULT_ESTIMATOR: Final = Estimator.PRESENT
 
 DEFAULT_MARGIN: Final = -0.02
 """The accepted change of estimated accuracy (share of clips); it belongs to the default estimator."""
+
+
+FEWEST_CORRECTIONS: Final = 4
+"""So many corrected clips decide in place of an estimate."""
+
+CORRECTIONS: Final = "corrections"
+
+Reals = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ class Verdict:
     rule: Rule
     clips: int
     changed: int
+    decided_by: str = ""
+    """The estimator's name, or "corrections"."""
 
 
 def estimates(student: Outputs, other: Outputs, present: Outputs) -> dict[Estimator, float]:
@@ -133,6 +145,34 @@ def judge(old: Outputs, new: Outputs, rule: Rule = Rule()) -> Verdict:
         rule,
         clips,
         changed,
+        rule.estimator.value,
+    )
+
+
+def by_corrections(verdict: Verdict, old_NC: FloatArray, new_NC: FloatArray, said_NC: Reals) -> Verdict:
+    """Return the verdict by what the person said of clips; unchanged if they spoke of fewer than four.
+
+    ``old_NC`` and ``new_NC`` are both students' answers as the user sees them, but without what was learned from the
+    corrections. ``said_NC`` has the share of each class in what was said of a clip, zeros if nothing was. The new
+    student is accepted if it finds what was said as likely as the old one does, on average.
+    """
+    told_N = said_NC.sum(axis=1) > 0
+    count = int(told_N.sum())
+    if count < FEWEST_CORRECTIONS:
+        return verdict
+    before, after = (float((each_NC[told_N] * said_NC[told_N]).sum(axis=1).mean()) for each_NC in (old_NC, new_NC))
+    right = [
+        int((each_NC[told_N].argmax(axis=1) == said_NC[told_N].argmax(axis=1)).sum()) for each_NC in (old_NC, new_NC)
+    ]
+    accept = after >= before
+    reason = f"right on {right[0]} of {count} clips that you corrected before, and on {right[1]} after"
+    return replace(
+        verdict,
+        accept=accept,
+        reason=reason if accept else f"the new student is not good enough: {reason}",
+        old={**verdict.old, CORRECTIONS: before},
+        new={**verdict.new, CORRECTIONS: after},
+        decided_by=CORRECTIONS,
     )
 
 

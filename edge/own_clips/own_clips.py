@@ -8,10 +8,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.capture.sources import Clock
-from isthmus.edge.own_clips.guard import Outputs, judge
+from isthmus.edge.own_clips.corrections import said
+from isthmus.edge.own_clips.guard import Outputs, by_corrections, judge
 from isthmus.edge.own_clips.habits import Habits, learn
 from isthmus.edge.own_clips.person import Person, PersonNotes
 from isthmus.edge.own_clips.personal import Reading
@@ -20,7 +23,7 @@ from isthmus.edge.own_clips.window import Seen
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Corrupt
-from isthmus.proto.messages import Features, Prototypes
+from isthmus.proto.messages import Features, FloatArray, Prototypes
 
 _CHECKED_CLIPS = 4
 
@@ -154,13 +157,19 @@ class OwnClips:
         except ValueError as error:
             return False, f"the new student cannot be judged: {error}"
         self._learn(new_id, new, {name: after for name, (_, after) in pairs.items()}, in_use)
+        verdict = by_corrections(
+            verdict,
+            self._as_seen(old_id, outputs_old, [before for before, _ in pairs.values()]),
+            self._as_seen(new_id, outputs_new, [after for _, after in pairs.values()]),
+            said(self.person.said().corrections, pairs, self._slot.installed(new_id).manifest.classes),
+        )
         self._notes.save_verdict(
             StoredVerdict(
                 old_id,
                 new_id,
                 verdict.accept,
                 verdict.reason,
-                verdict.rule.estimator.value,
+                verdict.decided_by,
                 verdict.rule.margin,
                 verdict.clips,
                 verdict.changed,
@@ -210,6 +219,13 @@ class OwnClips:
             encoder.teacher_probabilities(features),
             None if measured is None else measured.atc_threshold,
         )
+
+    def _as_seen(self, student_id: str, outputs: Outputs, features: Sequence[Features]) -> FloatArray:
+        """Returns a student's answers to clips as they are read for the user, before any correction."""
+        reading = self.reading_without_labels(student_id)
+        if reading is None:
+            return outputs.local_NC
+        return np.stack([reading.local(row_C, each) for row_C, each in zip(outputs.local_NC, features, strict=True)])
 
     def _knows_user(self, student_id: str) -> bool:
         manifest = self._slot.installed(student_id).manifest

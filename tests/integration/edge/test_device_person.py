@@ -157,3 +157,19 @@ def test_answered_clips_join_the_window(students: Any, plan: ClipPlan, tmp_path:
     ask_reading = runtime.clips.person.correct(active, clip, "SAD", 1.0)
     assert ask_reading.corrections == 1 and ask_reading.offset.clips == len(plan.selection) + len(plan.test)
     live.close()
+
+
+def test_the_labels_decide_about_the_next_student(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    runtime, state, _ = device(tmp_path, with_person_models(students), plan, guard=False)
+    runtime.run()
+    person, active = runtime.clips.person, runtime.state.active_id
+    for ref in plan.selection[:4]:
+        person.correct(active, ref.name, "SAD", 1.0)
+    runtime.close()
+    again, _, _ = device(tmp_path, with_person_models(students), plan, guard=True)
+    again.personalise_again()
+    again.run()
+    verdict = state.verdict()
+    assert verdict is not None and verdict.estimator == "corrections"
+    assert "of 4 clips that you corrected" in again.state.verdict
+    assert verdict.accept == (verdict.new["corrections"] >= verdict.old["corrections"])

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.edge.own_clips.guard import DEFAULT_ESTIMATOR, Estimator, Outputs, Rule, estimates, judge
+from isthmus.edge.own_clips.guard import (
+    CORRECTIONS,
+    DEFAULT_ESTIMATOR,
+    FEWEST_CORRECTIONS,
+    Estimator,
+    Outputs,
+    Rule,
+    by_corrections,
+    estimates,
+    judge,
+)
 
 
 def random_outputs(seed: int, clips: int, classes: int, threshold: float | None = 0.5) -> Outputs:
@@ -85,3 +95,22 @@ def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(ValueError, match="no threshold"):
         judge(good, unmeasured, Rule(Estimator.ATC))
     assert DEFAULT_ESTIMATOR is not Estimator.ATC, "older students have no threshold, and must still be judged"
+
+
+@given(st.integers(0, 2**32), st.integers(0, 8), st.integers(2, 4))
+def test_what_the_person_said_decides_from_four_clips_on(seed: int, told: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    old, new = random_outputs(seed, 8, classes), random_outputs(seed + 1, 8, classes)
+    said_NC = np.zeros((8, classes))
+    said_NC[np.arange(told), rng.integers(0, classes, told)] = 1
+    verdict = judge(old, new)
+    decided = by_corrections(verdict, old.local_NC, new.local_NC, said_NC)
+    if told < FEWEST_CORRECTIONS:
+        assert decided == verdict
+        return
+    shares = [float((each.local_NC * said_NC).sum() / told) for each in (old, new)]
+    assert decided.accept == (shares[1] >= shares[0]) and decided.decided_by == CORRECTIONS
+    assert [decided.old[CORRECTIONS], decided.new[CORRECTIONS]] == pytest.approx(shares, abs=1e-5)
+    assert f"of {told} clips that you corrected" in decided.reason
+    truth = by_corrections(verdict, old.local_NC, np.where(said_NC.any(axis=1, keepdims=True), said_NC, 0), said_NC)  # type: ignore[arg-type]
+    assert truth.accept, "nothing beats the truth"
