@@ -168,7 +168,7 @@ class Person:
             assert reading is not None
             corrected = {one.clip for one in said.corrections}
             open_N = window.present_NM.all(axis=1) & np.array([name not in corrected for name in window.names])
-            answers_NC = reading.answers(window.features_MND, window.present_NM)
+            answers_NC = reading.answers(window.features_MND, window.present_NM, window.raw_NC)
             row = least_certain(answers_NC, open_N)
             if row is None:
                 raise WrongState("no clip with sound and picture is left to ask about")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.edge.own_clips.corrections import MOST_USED, Correction, learned, said
-from isthmus.edge.own_clips.offset import Offset, answer, corrected_scores, estimate, scores, softmax
+from isthmus.edge.own_clips.offset import Offset, answer, estimate, mixed, scores, softmax
 from isthmus.edge.own_clips.window import Window
 from isthmus.proto.messages import Features, FloatArray
 from isthmus.proto.person import Centred
@@ -59,25 +59,22 @@ class Personal:
     agreement: tuple[float, float] | None = None
 
     def local(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
-        answer_C: FloatArray = self.answers(*_arrays(features))[0]
+        answer_C: FloatArray = self.answers(*_arrays(features), probabilities_C[np.newaxis])[0]
         return answer_C
 
     def cloud(self, probabilities_C: FloatArray, features: Features) -> FloatArray:
-        features_MND, present_NM = _arrays(features)
-        scores_NC = corrected_scores(probabilities_C[np.newaxis], present_NM, self.offset)
-        if self.change_CE is not None:
-            scores_NC = scores_NC + self._change(self.centred.heads.standardised(features_MND), present_NM)
-        answer_C: FloatArray = softmax(scores_NC)[0].astype(np.float32)
-        return answer_C
+        return self.local(probabilities_C, features)
 
-    def answers(self, features_MND: FloatArray, present_NM: FloatArray) -> FloatArray:
-        """Return the answers (N, C) of the device alone to many clips."""
-        return softmax(self.scores(features_MND, present_NM)).astype(np.float32)
+    def answers(self, features_MND: FloatArray, present_NM: FloatArray, raw_NC: FloatArray | None = None) -> FloatArray:
+        """Return the answers (N, C) to many clips. ``raw_NC`` are those of the ordinary head; None leaves them out."""
+        return softmax(self.scores(features_MND, present_NM, raw_NC)).astype(np.float32)
 
-    def scores(self, features_MND: FloatArray, present_NM: FloatArray) -> Float64s:
+    def scores(self, features_MND: FloatArray, present_NM: FloatArray, raw_NC: FloatArray | None = None) -> Float64s:
         """Return the scores (N, C), of which ``answers`` are the softmax."""
         standard_MND = self.centred.heads.standardised(features_MND)
         scores_NC = scores(self.centred.heads.logits_of(standard_MND), present_NM, self.offset)
+        if raw_NC is not None:
+            scores_NC = mixed(scores_NC, raw_NC)
         return scores_NC if self.change_CE is None else scores_NC + self._change(standard_MND, present_NM)
 
     def _change(self, standard_MND: FloatArray, present_NM: FloatArray) -> Float64s:
@@ -114,7 +111,7 @@ def understand(
         return reading
     rows_K = np.flatnonzero(known_NC.sum(axis=1))
     present_KM = window.present_NM[rows_K]
-    scores_KC = reading.scores(window.features_MND[:, rows_K], present_KM)
+    scores_KC = reading.scores(window.features_MND[:, rows_K], present_KM, window.raw_NC[rows_K])
     change_CE = learned(scores_KC, _rows(standard_MND[:, rows_K], present_KM, mean_MD), known_NC[rows_K])
     return replace(reading, change_CE=change_CE)
 

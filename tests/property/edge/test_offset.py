@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.edge.own_clips.offset import Offset, answer, corrected, estimate
+from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
+from isthmus.edge.own_clips.offset import softmax as shares_of
 from isthmus.proto.person import PersonModel
 
 Float64s = npt.NDArray[np.float64]
@@ -229,6 +230,20 @@ def test_another_head_gets_the_same_correction(person: Person) -> None:
     )
     unmoved = Offset(np.zeros_like(made.offset_MC), np.full_like(made.prior_C, 1 / len(made.prior_C)), 0)
     np.testing.assert_allclose(corrected(plain_NC, person.present_NM, unmoved), plain_NC, atol=1e-6)
+
+
+@SOME
+@given(whole_people)
+def test_the_ordinary_head_has_its_share(person: Person) -> None:
+    """Between both answers, and equal to them if they agree."""
+    made = person.estimate()
+    own_NC = scores(person.logits_MNC, person.present_NM, made)
+    both_NC = shares_of(mixed(own_NC, person.raw_NC))
+    by_hand_NC = shares_of(own_NC) ** (1 - BASE_SHARE) * np.maximum(person.raw_NC, 1e-9) ** BASE_SHARE
+    np.testing.assert_allclose(both_NC, by_hand_NC / by_hand_NC.sum(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(shares_of(mixed(own_NC, shares_of(own_NC))), shares_of(own_NC), atol=1e-5)
+    with pytest.raises(ValueError, match="does not sum to 1"):
+        mixed(own_NC, person.raw_NC * 2)
 
 
 def test_what_is_refused() -> None:

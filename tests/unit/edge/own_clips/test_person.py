@@ -179,7 +179,9 @@ def test_corrections_that_are_all_of_one_class() -> None:
     assert before is not None
     for number in range(12):
         reading = person.correct("s", f"clip-{number}", "calm", float(number))
-    before_NC, now_NC = (each.answers(window.features_MND, window.present_NM) for each in (before, reading))
+    before_NC, now_NC = (
+        each.answers(window.features_MND, window.present_NM, window.raw_NC) for each in (before, reading)
+    )
     assert now_NC[:12, 0].mean() > before_NC[:12, 0].mean() + 0.1
     assert reading.offset.prior_C.argmax() == 0
     assert reading.offset.prior_C.min() > 0.1, "other classes stay possible"
