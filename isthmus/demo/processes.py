@@ -1,12 +1,15 @@
 """Child processes that end with their parent and whose failure names their log."""
 
 import contextlib
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +23,32 @@ POLL_S: Final = 0.2
 """Interval at which a child is checked while waiting for it."""
 
 _ADDRESS = re.compile(r"^\S+:\d+$")
+_END_WITH_PARENT: Final = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ChildFailed(Exception):
     """A child failed, ended too early or did not end. The message names its log and shows the log's last line."""
+
+
+def ending_with_parent(argv: Sequence[str | Path]) -> list[str]:
+    """Return a command that runs ``argv``, to be started from the main thread of this process.
+
+    On Linux the kernel sends SIGTERM to it when that thread ends, even if this process is killed. Raises
+    FileNotFoundError if there is no such program.
+    """
+    if shutil.which(argv[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(argv[0]))
+    words = [str(part) for part in argv]
+    if sys.platform != "linux":
+        return words
+    return [sys.executable, "-S", "-E", "-c", _END_WITH_PARENT, str(os.getpid()), *words]
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,8 @@ class Child:
 class Family:
     """The children of one run. Leaving the ``with`` block ends those that still run: SIGTERM, then SIGKILL.
 
-    Each child has its own session. So Ctrl-C reaches only the parent, which ends the children in the right order.
+    Each child has its own session. So Ctrl-C reaches only the parent, which ends the children in the right order. If
+    the parent is killed, the kernel ends them.
     """
 
     def __init__(self, log_dir: Path, grace_s: float = 10.0):
@@ -84,7 +110,7 @@ class Family:
             stdout = log if output is None else files.enter_context(output.open("wb"))
             try:
                 process = subprocess.Popen(
-                    [str(part) for part in argv],
+                    ending_with_parent(argv),
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=log,

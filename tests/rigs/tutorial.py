@@ -1,6 +1,8 @@
 """Runs the blocks of tutorials like a reader: shell and Python in order, servers in a second terminal."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,10 +10,16 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from isthmus.demo.processes import ending_with_parent
+from tests.rigs import commands
 from tests.rigs.pages import ROOT, Block, blocks
 
-START_LIMIT_S: Final = 300.0
-COMMAND_LIMIT_S: Final = 600.0
+START_LIMIT_S: Final = 600.0
+COMMAND_LIMIT_S: Final = 900.0
+STOP_LIMIT_S: Final = 300.0
+
+_CAT = re.compile(r"\$\(cat ([\w.-]+)\)")
+_SHELL_ALONE = re.compile(r"[|&;<>*?~`$]")
 
 
 def treatment(block: Block) -> str:
@@ -38,8 +46,25 @@ def run_python(block: Block, namespace: dict[str, Any]) -> None:
     exec(compile(block.text, str(block), "exec"), namespace)  # noqa: S102
 
 
+def plain_calls(text: str) -> list[list[str]] | None:
+    """Return the words of each command, if a block has nothing but ``isthmus`` commands; None if it needs a shell.
+
+    ``$(cat FILE)`` is replaced by what the file holds.
+    """
+    calls = []
+    for line in text.replace("\\\n", " ").splitlines():
+        filled = _CAT.sub(lambda found: Path(found[1]).read_text().strip(), line)
+        if _SHELL_ALONE.search(filled):
+            return None
+        words = shlex.split(filled, comments=True)
+        if words and words[0] != "isthmus":
+            return None
+        calls += [words[1:]] if words else []
+    return calls
+
+
 class Tutorial:
-    """Runs pages in one folder. Background processes end with the ``with`` block."""
+    """Runs pages in one folder, the working folder. Background processes end with the ``with`` block."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -52,7 +77,7 @@ class Tutorial:
         for server in self._servers:
             server.send_signal(signal.SIGINT)
         for server in self._servers:
-            server.wait(timeout=60)
+            server.wait(timeout=STOP_LIMIT_S)
 
     def run(self, page: str) -> None:
         """Run the blocks of docs/tutorials/``page`` in the working directory. Raises for a failed block."""
@@ -67,6 +92,12 @@ class Tutorial:
                     self._start(block, self._folder / block.mark.partition(":")[2].strip())
 
     def _shell(self, block: Block) -> None:
+        calls = plain_calls(block.text)
+        if calls is not None:
+            for words in calls:
+                code, printed = commands.ended(words)
+                assert code == 0, f"{block}\n{printed}"
+            return
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.text],
             cwd=self._folder,
@@ -82,7 +113,7 @@ class Tutorial:
         log = self._folder / f"{ready.name}.log"
         with log.open("wb") as output:
             server = subprocess.Popen(
-                ["bash", "-c", f"exec {block.text.strip()}"],
+                ending_with_parent(["bash", "-c", f"exec {block.text.strip()}"]),
                 cwd=self._folder,
                 env=environment(),
                 stdout=output,

@@ -27,6 +27,7 @@ from isthmus.cloud.server import Server
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
+from isthmus.demo.processes import ending_with_parent
 from isthmus.proto.errors import Locked
 from isthmus.proto.messages import Stage as Stages
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -40,9 +41,8 @@ Stage = pb.JobStatus.Stage
 def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a server in a process of its own; yields the process and the address."""
     options = ["--release", str(release), "--state", str(state), "--worker-threads", "1", "--log-level", "warning"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "isthmus.cli", "cloud", "serve", *options], stdout=subprocess.PIPE, text=True
-    )
+    command = ending_with_parent([sys.executable, "-m", "isthmus.cli", "cloud", "serve", *options])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -51,7 +51,7 @@ def server_process(release: Path, state: Path) -> Iterator[tuple[subprocess.Pope
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(timeout=120)
+        process.wait(timeout=600)
 
 
 async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> pb.JobStatus:
@@ -65,7 +65,7 @@ async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> 
     return job
 
 
-@pytest.mark.timeout(900)  # a minute when idle: four processes that import torch, two exports to ONNX
+@pytest.mark.timeout(1800)  # a minute when idle: four processes that import torch, two exports to ONNX
 def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
     def artefacts(student_id: str) -> dict[str, bytes]:
         folder = rig.state / "artefacts" / student_id
@@ -95,7 +95,7 @@ def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_rel
         (worker,) = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        worker.wait(timeout=120)  # the kernel ends it with its server
+        worker.wait(timeout=600)  # the kernel ends it with its server
     with server_process(tiny_release, rig.state) as (_, address):
         ended, manifest = asyncio.run(after(address, device, job_id))
     assert ended.stage == Stage.STAGE_READY, ended.error
@@ -128,7 +128,6 @@ def test_a_job_whose_device_never_comes_back_is_given_up(rig: Any) -> None:
     assert not files.exists()
 
 
-@pytest.mark.timeout(600)
 def test_a_worker_that_dies_is_started_again_and_kill_9_is_no_failed_attempt_of_its_job(
     rig: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

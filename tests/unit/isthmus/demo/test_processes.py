@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from isthmus.demo.processes import ChildFailed, Family, termination_unwinds
 
 FOREVER = "import threading; threading.Event().wait()"
+SAYS_THAT_IT_RUNS = f"print('running', flush=True); {FOREVER}"
 STUBBORN = (
     "import signal, sys, threading\n"
     "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -28,7 +30,7 @@ LISTENER = (
 def test_a_child_that_ends_well_is_waited_for_and_its_output_kept(tmp_path: Path) -> None:
     with Family(tmp_path) as family:
         child = family.start("greeter", [sys.executable, "-c", "print('good day')"])
-        family.wait(child, timeout_s=150)
+        family.wait(child, timeout_s=600)
     assert (tmp_path / "greeter.log").read_text() == "good day\n"
 
 
@@ -36,7 +38,7 @@ def test_a_failure_names_the_log_and_its_last_line(tmp_path: Path) -> None:
     with Family(tmp_path) as family:
         child = family.start("bad", [sys.executable, "-c", "import sys; print('out of luck\\n'); sys.exit(3)"])
         with pytest.raises(ChildFailed, match=r"bad failed \(code 3\)") as caught:
-            family.wait(child, timeout_s=150)
+            family.wait(child, timeout_s=600)
     assert str(tmp_path / "bad.log") in str(caught.value)
     assert "last line: out of luck" in str(caught.value)
 
@@ -53,7 +55,7 @@ def test_a_failure_names_the_log_and_its_last_line(tmp_path: Path) -> None:
 def test_the_last_words_of_a_log_in_json_are_its_message(tmp_path: Path, written: str, words: str) -> None:
     with Family(tmp_path) as family:
         child = family.start("talker", [sys.executable, "-c", f"print({written!r})"])
-        family.wait(child, timeout_s=150)
+        family.wait(child, timeout_s=600)
     assert child.last_words() == words
 
 
@@ -61,7 +63,7 @@ def test_standard_output_may_go_to_a_file_of_its_own(tmp_path: Path) -> None:
     with Family(tmp_path) as family:
         code = "import os, sys; print(os.environ['COLOUR']); print('aside', file=sys.stderr)"
         child = family.start("two ways", [sys.executable, "-c", code], env={"COLOUR": "blue"}, output=tmp_path / "out")
-        family.wait(child, timeout_s=150)
+        family.wait(child, timeout_s=600)
     assert (tmp_path / "out").read_text() == "blue\n"
     assert (tmp_path / "two-ways.log").read_text() == "aside\n"
 
@@ -108,7 +110,7 @@ def test_an_address_counts_once_somebody_answers_there(tmp_path: Path) -> None:
     port_file.write_text("127.0.0.1:1")  # left over from before: nobody answers
     with Family(tmp_path) as family:
         child = family.start("listener", [sys.executable, "-c", LISTENER, port_file])
-        address = family.wait_for_address(child, port_file, timeout_s=150)
+        address = family.wait_for_address(child, port_file, timeout_s=600)
     assert address == port_file.read_text()
     assert address != "127.0.0.1:1"
 
@@ -117,25 +119,31 @@ def test_a_server_that_ends_before_it_listens(tmp_path: Path) -> None:
     with Family(tmp_path) as family:
         child = family.start("mute", [sys.executable, "-c", "print('no such release'); raise SystemExit(1)"])
         with pytest.raises(ChildFailed, match=r"(?s)mute ended \(code 1\) before it listened.*no such release"):
-            family.wait_for_address(child, tmp_path / "port", timeout_s=150)
+            family.wait_for_address(child, tmp_path / "port", timeout_s=600)
 
 
-def test_sigterm_to_the_parent_ends_the_children(tmp_path: Path) -> None:
-    code = (
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)])
+def test_children_end_with_a_parent_that_is_terminated_or_killed(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    program = (
         "import pathlib, sys, threading\n"
         "from isthmus.demo.processes import Family, termination_unwinds\n"
         "with termination_unwinds(), Family(pathlib.Path(sys.argv[1])) as family:\n"
-        f"    child = family.start('child', [sys.executable, '-c', {FOREVER!r}])\n"
+        f"    child = family.start('child', [sys.executable, '-c', {SAYS_THAT_IT_RUNS!r}])\n"
+        "    while not child.last_line():\n"
+        "        threading.Event().wait(0.02)\n"
         "    print(child.process.pid, flush=True)\n"
         "    threading.Event().wait()\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    child_pid = int(parent.stdout.readline())
-    parent.terminate()
-    assert parent.wait(30) == 128 + 15
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.send_signal(sent)
+    assert parent.wait(120) == code
     parent.stdout.close()
-    assert not Path(f"/proc/{child_pid}").exists() or not Path("/proc").exists()
+    psutil.wait_procs([child], timeout=120)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_handler_before_is_put_back() -> None:
