@@ -216,28 +216,28 @@ def test_a_student_in_chunks_from_any_offset(known: Shore) -> None:
 
 def test_answers_and_a_refused_frame_in_one_session(known: Shore) -> None:
     session = known.link.open_infer("final", timeout_s=30)
-    answered = session.ask(1, frame(), timeout_s=10)
+    answered = session.ask(1, frame(), timeout_s=60)
     assert answered.sequence == 1
     assert answered.probabilities_C is not None
     assert answered.probabilities_C.sum() == pytest.approx(1)
-    refused = session.ask(2, frame(ratio=3.0), timeout_s=10)
+    refused = session.ask(2, frame(ratio=3.0), timeout_s=60)
     assert refused.probabilities_C is None
     assert "ratio 3 is unknown" in refused.error_message
-    assert session.ask(3, frame(), timeout_s=10).probabilities_C is not None
+    assert session.ask(3, frame(), timeout_s=60).probabilities_C is not None
     session.close()
     assert known.link.traffic.up_bytes["inference"] >= 3 * len(frame())
 
 
 def test_the_cloud_gone_in_mid_session_and_back(known: Shore) -> None:
     session = known.link.open_infer("final", timeout_s=30)
-    assert session.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
     known.cloud.reachable = False
     with pytest.raises(Unavailable):
-        session.ask(2, frame(), timeout_s=10)
+        session.ask(2, frame(), timeout_s=60)
     session.close()
     known.cloud.reachable = True
     again = known.link.open_infer("final", timeout_s=30)
-    assert again.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    assert again.ask(1, frame(), timeout_s=60).probabilities_C is not None
     again.close()
 
 
@@ -249,7 +249,7 @@ def test_an_answer_that_does_not_come_in_time(known: Shore) -> None:
     with pytest.raises(TooLate, match="no answer within"):
         session.ask(1, frame(), timeout_s=0.05)
     with pytest.raises(TooLate):
-        session.ask(2, frame(), timeout_s=10)
+        session.ask(2, frame(), timeout_s=60)
     session.close()
 
 
@@ -258,7 +258,7 @@ def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
         pytest.skip("a call in memory cannot hang")
     session = known.link.open_infer("final", timeout_s=30)
     session.send(1, frame())
-    assert session.receive(1, timeout_s=10).probabilities_C is not None
+    assert session.receive(1, timeout_s=60).probabilities_C is not None
     known.stall.clear()
     session.send(2, frame())
     with pytest.raises(TooLate, match="no answer within"):
@@ -266,7 +266,7 @@ def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
     assert session.late() == []
     known.stall.set()
     session.send(3, frame())
-    assert session.receive(3, timeout_s=10).sequence == 3
+    assert session.receive(3, timeout_s=60).sequence == 3
     (late,) = session.late()
     assert late[0] == 2 and 0 <= late[1] < 60
     session.close()
@@ -275,7 +275,7 @@ def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
 def test_a_link_whose_connection_is_renewed_goes_on(known: Shore) -> None:
     known.link.renew()
     session = known.link.open_infer("final", timeout_s=30)
-    assert session.ask(1, frame(), timeout_s=10).probabilities_C is not None
+    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
     session.close()
 
 
@@ -390,8 +390,8 @@ def test_grpcs_own_overload_is_busy(students: Any) -> None:
     server.start()
     link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
     link.authenticate(link.enrol("kiosk", "").token)
-    session = link.open_infer("base", timeout_s=10)
-    assert session.ask(1, frame(), timeout_s=5).probabilities_C is not None
+    session = link.open_infer("base", timeout_s=60)
+    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
     with pytest.raises(Busy, match="limit exceeded"):
         link.describe_student("")
     session.close()

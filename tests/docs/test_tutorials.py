@@ -6,7 +6,7 @@ import pytest
 
 from tests.rigs.tutorial import Tutorial
 
-pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(3600)]
 
 
 def test_a_release_is_trained_and_a_device_personalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

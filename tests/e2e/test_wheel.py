@@ -24,7 +24,7 @@ INCLUDED = (
 ROOMS = ("edge", "proto", "data", "distill", "cloud")
 DATA_ENDINGS = {".typed", ".proto", ".pyi", ".html", ".json", ".ini", ".mako"}
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.e2e
 
 
 def _sources(folder: Path, prefix: str) -> set[str]:

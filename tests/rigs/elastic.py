@@ -155,7 +155,7 @@ class ElasticRig:
         thread = threading.Thread(target=lambda: loop.run_until_complete(_always(serve(), up)))
         thread.start()
         try:
-            assert up.wait(60)
+            assert up.wait(300)
             if not address:
                 pytest.fail("the server did not start")
             yield address[0]

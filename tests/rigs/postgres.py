@@ -41,7 +41,7 @@ class Cluster:
         command = [*_as_user(), str(self.programs / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
-        until_s = time.monotonic() + 120
+        until_s = time.monotonic() + 300
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > until_s:
                 pytest.fail(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-500:]}")
@@ -51,7 +51,7 @@ class Cluster:
         """End the cluster at once, with all connections."""
         if self.process is not None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(20)
+            self.process.wait(120)
             self.process = None
 
     def sql(self, statement: str, database: str = "postgres") -> list[Any]:

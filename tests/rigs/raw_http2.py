@@ -111,7 +111,7 @@ class RawClient:
                 self.closed = True
 
     def _send(self, data: bytes) -> None:
-        until_s = time.monotonic() + 5
+        until_s = time.monotonic() + 60
         while data and not self.closed:
             try:
                 data = data[self._socket.send(data) :]

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 
 from isthmus.cloud.personalise import job_rows, service
 from isthmus.cloud.personalise.distilling import DistillLearning
@@ -50,7 +49,6 @@ def start(rig: Any, prototypes: pb.Prototypes) -> str | grpc.StatusCode:
     return asyncio.run(scenario())
 
 
-@pytest.mark.timeout(600)
 def test_a_job_with_features_and_soft_weights_from_upload_to_student(rig: Any, tmp_path: Path) -> None:
     release = release_with("density_ratio", rig.release, tmp_path / "release")
     rig = dataclasses.replace(rig, release=release)

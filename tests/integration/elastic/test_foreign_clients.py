@@ -44,7 +44,7 @@ def asked(script: str, address: str, rig: ElasticRig) -> Any:
         missing("no environment with kserve and grpc-requests: run 'make clients'")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     words = [python, str(FOREIGN / script), address, TEN.spec.name, str(rig.folder / "picture.png")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=180, env=environment, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -22,9 +22,6 @@ from isthmus.experiments.personal.cost import LOOPS
 from isthmus.experiments.personal.findings.habits import user_of
 from tests.rigs.release import tiny_recipe
 
-pytestmark = pytest.mark.timeout(900)
-"""They train for a minute of processor time, which takes long on a busy machine."""
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

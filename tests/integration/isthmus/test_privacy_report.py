@@ -22,8 +22,6 @@ from isthmus.privacy import attacks, measure
 from isthmus.privacy.cli import app
 from tests.rigs.release import tiny_recipe
 
-pytestmark = pytest.mark.timeout(900)
-
 CPU = torch.device("cpu")
 
 

@@ -33,7 +33,7 @@ from isthmus.edge.own_clips.personal import Personal
 from isthmus.proto.errors import Unavailable
 from isthmus.proto.messages import Chunk, JobStatus
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 ROUNDS = 3
 SMALL_CHUNK_BYTES = 64 << 10

@@ -133,7 +133,7 @@ def run_with(extra: str, code: str, *words: str) -> subprocess.CompletedProcess[
     missing = [name for name, found in distributions().items() if not found & brought(extra)]
     assert "torch" in missing
     command = [sys.executable, "-c", ONLY_WHAT_THE_EXTRA_HAS + code, ",".join(missing), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.parametrize(

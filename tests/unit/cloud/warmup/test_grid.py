@@ -67,7 +67,7 @@ def test_a_replay_keeps_the_time_budget() -> None:
 def _make(folder: str, name: str, holding: Any, release: Any, made: Any) -> None:
     def value() -> dict[str, Any]:
         holding.set()
-        release.wait(60)
+        release.wait(300)
         return {"from": "child"}
 
     made.value = Cells(Path(folder), "k").make(name, value)
@@ -78,7 +78,7 @@ def test_a_cell_is_made_once_whoever_asks(tmp_path: Path) -> None:
     holding, release, made = context.Event(), context.Event(), context.Value("b", 0)
     child = context.Process(target=_make, args=(str(tmp_path), "a", holding, release, made))
     child.start()
-    assert holding.wait(60)
+    assert holding.wait(300)
     cells = Cells(tmp_path, "k")
     assert not cells.make("a", lambda: pytest.fail("another process is at it"))
     assert cells.make("b", lambda: {"from": "here"})

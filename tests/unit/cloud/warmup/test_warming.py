@@ -150,7 +150,7 @@ def test_find_ratio_takes_data_and_model_and_returns_warmed_models(tmp_path: Pat
     assert timed is not runner.model and timed.reducer.most == 70
     warm = WarmModels(store.path, runner)
     executor = WarmExecutor(ModelExecutor(runner, PIXELS), warm, (-70, -30, 0))
-    assert warm.wait(30)
+    assert warm.wait(120)
     items = [Item(data.pictures_NHWC[0], task(name="task")), Item(data.pictures_NHWC[1], task(name="other"))]
     mine, other = executor.run(items, -70)
     assert store.profiled().pictures == 12
@@ -181,7 +181,7 @@ def test_each_batch_runs_on_the_best_model_for_its_gamma_and_other_tasks_on_the_
     warm = WarmModels(warmed / "models", runner)
     store = WarmStore(warmed / "models")
     executor = WarmExecutor(ModelExecutor(runner, PIXELS), warm, (-8, -4, 0))
-    assert warm.wait(30)
+    assert warm.wait(120)
     mine, other, renamed = task(), task(("x", "y", "z"), "other"), task(("bright", "dark"))
     assert warm.serves(mine) and not warm.serves(other) and not warm.serves(renamed)
     assert warm.accuracy(other, (-8, 0)) == {}
@@ -247,7 +247,7 @@ def test_bfloat16_takes_half_the_memory(warmed: Path) -> None:
     half = WarmModels(warmed / "models", ElasticRunner(ElasticViT(tiny_vit()), PIXELS, number_type="bfloat16"))
     assert 2 * half.residency.limit_bytes == whole.residency.limit_bytes
     half.announce_near(-8, (-8,))
-    assert half.wait(30)
+    assert half.wait(120)
     assert half.answer(bright_or_dark(2).pictures_NHWC, -8) is not None
     for each in (whole, half):
         each.close()

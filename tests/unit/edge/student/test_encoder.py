@@ -86,5 +86,5 @@ def test_a_runtime_that_crashes_is_reported_with_the_way_out(tmp_path: Path, scr
 def test_the_device_imports_no_torch() -> None:
     module = "isthmus.edge.commands.edge"
     program = f"import sys, {module}; print(sorted({{'torch', 'isthmus.distill', 'isthmus.cloud'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.strip() == "[]"

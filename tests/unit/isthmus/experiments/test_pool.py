@@ -8,7 +8,6 @@ import pytest
 from isthmus.experiments.personal.cells.pool import CellsFailed, run_all
 
 
-@pytest.mark.timeout(900)  # each process imports torch
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failed_task_is_named_and_the_others_are_finished(tmp_path: Path, workers: int) -> None:
     for name in ("a", "b"):

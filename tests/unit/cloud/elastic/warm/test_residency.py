@@ -65,7 +65,7 @@ def test_two_hundred_switches_stay_within_the_bound_and_wait_for_nothing_announc
     draw = random.Random(0)
     current = 0
     held.announce(held.fitting(NAMES[:3]))
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     for _ in range(200):
         current = min(max(current + draw.choice((-1, 1)), 0), len(NAMES) - 1)
         near = sorted(range(len(NAMES)), key=lambda index: (abs(index - current), index))
@@ -76,7 +76,7 @@ def test_two_hundred_switches_stay_within_the_bound_and_wait_for_nothing_announc
             assert float(model["own"][0]) == current
             del model
         held.announce(held.fitting([NAMES[index] for index in near]))
-        assert held.wait(30)  # the batch that runs meanwhile takes longer than a load
+        assert held.wait(WAIT_S)  # the batch that runs meanwhile takes longer than a load
         assert held.bytes <= limit
         assert len(held.resident()) == 3
     assert alive.peak <= limit
@@ -112,14 +112,14 @@ def test_what_is_not_there_is_none_at_once_and_a_model_in_use_stays(store: WarmS
     with held.using("m0") as model:
         assert model is None
     held.announce(["m0"])
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     with held.using("m0") as model:
         held.announce(["m1"])
         assert not held.wait(0.1)  # no room while m0 is in use
         assert held.resident() == ("m0",)
         assert model is not None
         del model
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     assert held.resident() == ("m1",)
     assert alive.peak <= limit
     held.close()
@@ -128,11 +128,11 @@ def test_what_is_not_there_is_none_at_once_and_a_model_in_use_stays(store: WarmS
 def test_the_one_used_longest_ago_makes_room(store: WarmStore) -> None:
     held = residency(store, SHARED + 2 * OWN)
     held.announce(["m0", "m1"])
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     with held.using("m0"):
         pass
     held.announce(["m2"])
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     assert set(held.resident()) == {"m0", "m2"}
     held.close()
 
@@ -150,12 +150,12 @@ def test_more_than_fits_does_not_displace_what_is_wanted_sooner(store: WarmStore
 def test_the_loader_rests_after_a_load_unless_somebody_waits(store: WarmStore) -> None:
     held = residency(store, None, rest=1e9)
     held.announce(NAMES[:2])
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     assert held.loads == 2
     held.announce(NAMES[:3])
     time.sleep(0.2)
     assert NAMES[2] not in held.resident(), "it rests for a billion times what the load before took"
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     assert NAMES[2] in held.resident()
     held.close()
 
@@ -168,7 +168,7 @@ def test_a_damaged_model_is_told_and_the_others_load(tmp_path: Path) -> None:
     path = tmp_path / "models" / "tensors" / f"{made.card('m2').tensors['own'].hash}.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     held.announce(NAMES)
-    assert held.wait(30)
+    assert held.wait(WAIT_S)
     assert set(held.broken) == {"m2"} and "does not hold the weights" in held.broken["m2"]
     assert set(held.resident()) == set(NAMES) - {"m2"}
     held.close()
