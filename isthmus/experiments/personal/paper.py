@@ -67,6 +67,7 @@ def sections(
                 f"Tables 5.2 and 5.4, {named}",
                 (
                     tables.accuracy_by_method(own, scenario, f"Accuracy by method, {named}"),
+                    tables.both_heads(own, ("all", "random"), f"By either head, {named}"),
                     tables.differences(own, scenario, ("all", "random", SERVED), f"Paired differences, {named}"),
                     tables.by_mask(own, f"Clips that lack one modality, {named}"),
                     tables.cost(own, f"Selection and time, {named}"),

@@ -47,6 +47,7 @@ def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Sectio
         f"Leave one person out{who}",
         (
             tables.by_person(cells, baseline, methods, f"Accuracy on each person, % at ratio 1 in fp32{who}"),
+            tables.both_heads(cells, ("all", "random"), f"By either head{who}"),
             tables.differences(cells, "sensitive", ("all", "random", "cluster"), f"Paired over persons and seeds{who}"),
             tables.by_mask(cells, f"Clips that lack one modality{who}"),
             tables.cost(cells, f"Selection and time{who}"),

@@ -118,6 +118,43 @@ def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], titl
     return Table(title, ("person left out", "clips", *methods), tuple(rows), note)
 
 
+def teacher_head(cell: Cell) -> float:
+    return cell.teacher_head
+
+
+def both_heads(cells: Sequence[Cell], against: Sequence[str], title: str) -> Table:
+    """Return each method by both readings: the student's own head, and the teacher's head on the student's features,
+    with which the paper predicts (Eq. 5.1 and 5.6).
+
+    Differences to each of ``against`` are over clients, whose seeds are averaged first.
+    """
+    methods = in_order(c.asked.method for c in cells)
+    present = [method for method in against if method in methods]
+    means = {
+        (value, method): by_group({(c.asked.client, c.asked.seed): value(c) for c in pick(cells, method=method)})
+        for value in (plain, teacher_head)
+        for method in methods
+    }
+    rows = []
+    for method in methods:
+        row = [method]
+        for value in (plain, teacher_head):
+            own = means[value, method]
+            row.append(f"{100 * sum(own.values()) / len(own):.1f}")
+            row += ["" if other == method else points(difference(own, means[value, other])) for other in present]
+        rows.append(tuple(row))
+    of_teacher = by_group({(c.asked.client, c.asked.seed): c.teacher for c in cells})
+    blank = ("",) * len(present)
+    share = f"{100 * sum(of_teacher.values()) / len(of_teacher):.1f}"
+    rows.append(("(the teacher itself)", "", *blank, share, *blank))
+    less = tuple(f"less {other}" for other in present)
+    note = (
+        f"{len(of_teacher)} clients. Accuracy in %; differences in points, mean ± standard error over clients, bold "
+        "beyond two of them."
+    )
+    return Table(title, ("method", "own head", *less, "teacher's head", *less), tuple(rows), note)
+
+
 def by_mask(cells: Sequence[Cell], title: str) -> Table:
     """Return accuracy by method if every clip lacks its sound, or its picture, or nothing."""
     masks = list(cells[0].masks)

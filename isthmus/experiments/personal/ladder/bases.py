@@ -118,7 +118,12 @@ def on_trunks(
         _save(path, outputs, _answers(teacher.head, outputs), {
             mask: bank_probabilities(bank, outputs, 1.0, mask) for mask in Captured
         })  # fmt: skip
-    return _open(path, folder.name, clips, public_N)
+    return kept(folder, clips, public_N, seed)
+
+
+def kept(folder: Path, clips: ClipArrays, public_N: Integers, seed: int) -> Base:
+    """Read the base that ``on_trunks`` left in ``folder``. Raises OSError if there is none."""
+    return _open(folder / f"base-{seed}.npz", folder.name, clips, public_N)
 
 
 def of_release(release: Release, clips: ClipArrays, public_N: Integers, seed: int, device: torch.device) -> Base:

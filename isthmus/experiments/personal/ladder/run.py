@@ -20,9 +20,11 @@ from isthmus.distill.student.centred import CannotCentre, fit_centred
 from isthmus.experiments.personal.ladder import bases, nested
 from isthmus.experiments.personal.ladder.bases import Base
 from isthmus.experiments.personal.ladder.measure import Row, measured
+from isthmus.experiments.personal.ladder.membership import Suspect, suspect
 from isthmus.experiments.personal.ladder.methods import Constants, Known
 from isthmus.experiments.personal.ladder.person import Integers
 from isthmus.experiments.personal.ladder.scores import Scores
+from isthmus.proto.person import Centred
 
 FEWEST_PEOPLE: Final = 5
 """Public people from whom a person model is fitted here: fewer than a cloud takes, to see what they are worth."""
@@ -48,8 +50,11 @@ def on_trunks(
     plan: Plan,
     out: Path,
     report: Report,
-) -> list[Row]:
-    """Measure people on pretrained trunks. Clips go through the trunks once, for all folds and seeds."""
+) -> tuple[list[Row], list[list[Suspect]]]:
+    """Measure people on pretrained trunks. Clips go through the trunks once, for all folds and seeds.
+
+    Also returns what an attacker could learn of membership, per fold.
+    """
     recipe = recipe_for(listing, preset, trunks=trunks)
     clips = decode(listing, [ref.name for ref in listing.refs], recipe, out / "clips")
     rows_MNW = bases.trunk_rows(clips, trunks, files, out / "trunks.npz")
@@ -65,7 +70,7 @@ def on_trunks(
                 ),
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
-    return rows
+    return rows, suspects(out, clips, groups, plan)
 
 
 def of_releases(
@@ -89,6 +94,23 @@ def of_releases(
     return rows
 
 
+def suspects(out: Path, clips: ClipArrays, groups: Groups, plan: Plan) -> list[list[Suspect]]:
+    """Return, per fold on trunks, every person as an attacker on the fold's person model sees them (seed 0)."""
+    found = []
+    for left_out in plan.folds:
+        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
+        base = bases.kept(out / "folds" / "-".join(left_out), clips, public_N, plan.seeds[0])
+        made = _person_model(base)
+        members = _public_people(clips, public_N, groups)
+        found.append(
+            [
+                suspect(base.person(name, rows_N), name in members, made)
+                for name, rows_N in (members | rows_of_person).items()
+            ]
+        )
+    return found
+
+
 def by_person(rows: Sequence[Row]) -> dict[str, Any]:
     """Return person -> "protocol, classes" -> method -> seed -> scores: all that the tables are made of."""
     found: dict[str, Any] = {}
@@ -108,10 +130,7 @@ def by_person(rows: Sequence[Row]) -> dict[str, Any]:
 def _of_fold(base: Base, groups: Groups, rows_of_person: dict[str, Integers], seed: int, plan: Plan) -> list[Row]:
     labels_N = np.asarray(base.clips.labels_N)
     public_N = base.public_N
-    actors = [base.clips.actors[row] for row in public_N]
-    made = fit_centred(
-        base.features_MND[:, public_N], np.ones((len(public_N), 2)), labels_N[public_N], actors, fewest=FEWEST_PEOPLE
-    )
+    made = _person_model(base)
     counts_C = np.bincount(labels_N[public_N], minlength=len(base.clips.classes))
     known = Known(made, (counts_C / counts_C.sum()).astype(np.float32))
     try:
@@ -123,6 +142,15 @@ def _of_fold(base: Base, groups: Groups, rows_of_person: dict[str, Integers], se
         for name, rows_N in rows_of_person.items()
         for row in measured(base.person(name, rows_N), known, constants, seed, plan.class_counts)
     ]
+
+
+def _person_model(base: Base) -> Centred:
+    public_N = base.public_N
+    labels_N = np.asarray(base.clips.labels_N)[public_N]
+    actors = [base.clips.actors[row] for row in public_N]
+    return fit_centred(
+        base.features_MND[:, public_N], np.ones((len(public_N), 2)), labels_N, actors, fewest=FEWEST_PEOPLE
+    )
 
 
 def _public_people(clips: ClipArrays, public_N: Integers, groups: Groups) -> dict[str, Integers]:

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from isthmus.experiments.personal.findings.report import Section
 from isthmus.experiments.personal.findings.tables import Table
 from isthmus.experiments.personal.ladder.measure import TWO_POINTS, Over, Row, over_people
+from isthmus.experiments.personal.ladder.membership import SIGNALS, Suspect, separation
 
 _NOTE = (
     "People are the units: a person's seeds are averaged first. Accuracy: mean ± standard deviation over people. Gain "
@@ -80,6 +81,28 @@ def _guards(rows: Sequence[Row]) -> Table | None:
         "worse, or refused and worse. Agreement: of sound and picture, sum_c p_sound p_picture, after less before."
     )
     return Table("Would a guard have known?", header, tuple(lines), note)
+
+
+def membership(folds: Sequence[Sequence[Suspect]]) -> Section:
+    """Return how well each signal tells members of the public set from people left out."""
+    lines = []
+    for number, name in enumerate(SIGNALS):
+        each = [
+            separation(
+                np.array([one.signals[number] for one in fold if one.member]),
+                np.array([one.signals[number] for one in fold if not one.member]),
+            )
+            for fold in folds
+        ]
+        spread = np.std(each, ddof=1) if len(each) > 1 else 0.0
+        lines.append((name, f"{np.mean(each):.2f} ± {spread:.2f}"))
+    note = (
+        "Area under the curve: share of pairs (member, stranger) that the signal orders rightly; 0.5 tells nothing. "
+        "Mean ± standard deviation over folds. The attacker has a person's labelled clips and the manifest. Shift: "
+        "length of the person's shift in units of B. Means: distance of their class means from M. Loss: of the heads."
+    )
+    table = Table("What the person model tells of its people", ("signal", "AUC"), tuple(lines), note)
+    return Section("Membership", (table,))
 
 
 def _outcome(accepted: np.ndarray, truth: np.ndarray) -> tuple[str, str, str, str]:

@@ -11,11 +11,12 @@ from isthmus.data.transforms import InputSpec
 from isthmus.distill.student.centred import fit_centred
 from isthmus.experiments.personal.ladder import bases, nested
 from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, measured, over_people
+from isthmus.experiments.personal.ladder.membership import separation, suspect
 from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
 from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
 from isthmus.experiments.personal.ladder.run import by_person
 from isthmus.experiments.personal.ladder.scores import Scores, agreement, calibration_error, scores
-from isthmus.experiments.personal.ladder.tables import sections
+from isthmus.experiments.personal.ladder.tables import membership, sections
 from isthmus.proto.messages import Captured
 
 CLASSES = ("NEU", "HAP", "SAD")
@@ -149,6 +150,18 @@ def test_every_method_is_measured_and_tabulated(base: bases.Base, known: Known, 
     ladder, guard = sections(rows)
     assert "halves, users of all classes: 2 people" in ladder.tables[0].markdown()
     assert "agreement" in guard.tables[0].markdown()
+
+
+def test_a_member_is_told_from_a_stranger_only_as_far_as_signals_go(base: bases.Base, known: Known) -> None:
+    people = [
+        suspect(base.person(a, _rows(base, a)), a > "1001", known.centred) for a in ("1000", "1001", "1002", "1003")
+    ]
+    assert [one.member for one in people] == [False, False, True, True]
+    assert all(np.isfinite(one.signals).all() for one in people)
+    assert "loss" in membership([people]).tables[0].markdown()
+    assert separation(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(0.875)
+    with pytest.raises(ValueError, match="no members"):
+        separation(np.zeros(0), np.zeros(2))
 
 
 def test_people_are_the_units() -> None:

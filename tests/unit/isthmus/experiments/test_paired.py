@@ -36,6 +36,19 @@ def test_seeds_of_one_person_are_no_independent_people() -> None:
         spread([])
 
 
+def test_both_heads_are_read_and_people_are_the_units() -> None:
+    cells = [
+        cell(client, method, seed, plain, teacher_head=taught)
+        for client, shift in (("a", 0.0), ("b", 0.2))
+        for seed in (0, 1)
+        for method, plain, taught in (("all", 0.5 + shift, 0.4), ("cluster", 0.4 + shift, 0.5))
+    ]
+    made = tables.both_heads(cells, ("all",), "Both")
+    assert made.rows[1] == ("cluster", "50.0", "**-10.0 ± 0.0**", "50.0", "**+10.0 ± 0.0**")
+    assert made.rows[2] == ("(the teacher itself)", "", "", "60.0", "")
+    assert made.note.startswith("2 clients")
+
+
 def test_the_knee_is_the_fewest_bytes_that_lose_nothing_beyond_noise() -> None:
     cells = [cell("a", "cluster", seed, 0.7 + 0.01 * seed) for seed in range(4)]
     assert knee(cells, SIZES) == ("1", "int8")  # 20 bytes lose 20 points, 40 bytes nothing
