@@ -49,6 +49,9 @@ class Task:
     test_T: Integers
 
 
+LEAST_CLIPS: Final = 4
+"""Clips of a class that a user of few classes needs: two for each half."""
+
 HALVES: Final = "halves"
 SENTENCE: Final = "other sentence"
 LEVEL: Final = "other intensity"
@@ -57,7 +60,8 @@ LEVEL: Final = "other intensity"
 def tasks(person: Person, seed: int, class_counts: tuple[int, ...]) -> tuple[Task, ...]:
     """Return every split of a person's clips for one seed.
 
-    Halves are drawn per class. With fewer classes both halves are cut to classes drawn with the seed. The stricter
+    Halves are drawn per class. With fewer classes both halves are cut to classes drawn with the seed, of those with
+    four clips or more; a person who has too few of them has no such task. The stricter
     splits learn from one sentence or intensity and test on the other, in both directions; they are left out if the
     names do not give two of them with every class in both.
     """
@@ -69,9 +73,12 @@ def tasks(person: Person, seed: int, class_counts: tuple[int, ...]) -> tuple[Tas
     own_S = np.sort(np.array(own, np.int64))
     test_T = np.setdiff1d(np.arange(len(person.labels_N)), own_S)
     present = np.unique(person.labels_N)
+    drawable = [label for label in present if (person.labels_N == label).sum() >= LEAST_CLIPS]
     found = []
     for count in class_counts:
-        kept = present if count == 0 else rng.permutation(present)[:count]
+        if count > len(drawable):
+            continue
+        kept = present if count == 0 else rng.permutation(drawable)[:count]
         found.append(
             Task(
                 HALVES,
