@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.elastic import THREE, ElasticRig, pixels, png
+from tests.rigs.protobuf import TOO_NEW_FOR_TRITON, WHY
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -69,6 +70,7 @@ def test_images_are_served() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.skipif(TOO_NEW_FOR_TRITON, reason=WHY)
 def test_tritons_client_asks(tmp_path: Path) -> None:
     rig = ElasticRig(tmp_path)
     pictures = [tmp_path / f"{seed}.png" for seed in range(2)]

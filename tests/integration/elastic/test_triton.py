@@ -10,14 +10,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
-from tritonclient.utils import InferenceServerException
 
 from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 from tests.rigs.elastic import GAMMAS, PIXELS, SIDE, THREE, ElasticRig, Made, huge_png, pixels, png
+from tests.rigs.protobuf import TOO_NEW_FOR_TRITON, WHY
+
+if TOO_NEW_FOR_TRITON:
+    pytest.skip(WHY, allow_module_level=True)
+
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from tritonclient.utils import InferenceServerException
 
 TEN, PAIR, FIVE = THREE
 MANY = 1_000
