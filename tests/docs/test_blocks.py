@@ -1,4 +1,4 @@
-"""Every block of code in README.md and docs/ is run or checked, and hardly one is neither.
+"""Every block of code in README.md and docs/ is run or checked; at most one in twenty is neither.
 
 How a block is treated follows from where it is, unless a comment on the line above says otherwise:
 
@@ -74,7 +74,7 @@ def _calls(text: str) -> Iterator[list[str]]:
 
 
 def _check(words: list[str]) -> None:
-    """Fails unless what the words call exists. An unknown program fails too: it has to be run, or left out by name."""
+    """Fail unless the called program, command and options exist. An unknown program fails too: run it, or mark it."""
     match words:
         case ["isthmus", *rest]:
             _check_isthmus(rest)

@@ -1,4 +1,4 @@
-"""Runs a measuring command of tests/bench in this process: a process of its own would import torch anew each time."""
+"""Runs a measuring command of tests/bench in this process: a process of its own would import torch again each time."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Runs ``isthmus`` commands in this process: a process of its own would import torch anew for each of them."""
+"""Runs ``isthmus`` commands in this process: a process of its own would import torch again for each of them."""
 
 import contextlib
 import io

@@ -74,7 +74,7 @@ class RawClient:
             self._send(_frame(_DATA, _END_STREAM if last else 0, stream, part))
 
     def read(self, seconds: float = 0.0) -> None:
-        """Read what the server sends, for ``seconds``."""
+        """Read from the server for ``seconds``."""
         until_s = time.monotonic() + seconds
         while not self.closed:
             try:

@@ -296,7 +296,7 @@ def make_devices(at: Workshop) -> dict[str, Any]:
 
     with at.cloud("--workers", 0) as address:
         at.run("edge", "prototypes", "--cloud", address, "--state", "first", "--name", "first", *clips)
-    killed = at.start(*run_at(address, "first", 1))  # nobody listens there any more
+    killed = at.start(*run_at(address, "first", 1))  # no server listens there any more
     wait_for(lambda: waiting_in(at.folder / "first"), "prototypes in the outbox", killed)
     killed.kill()
     killed.wait()

@@ -1,4 +1,4 @@
-"""Start and stop of a server: what it refuses to do, and what it leaves behind."""
+"""Starting and stopping a server: it refuses bad settings and leaves nothing behind."""
 
 import asyncio
 import logging

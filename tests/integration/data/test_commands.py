@@ -1,4 +1,4 @@
-"""isthmus data check: what it prints, what it writes, and how it ends."""
+"""``isthmus data check``: its output, its files and its exit codes."""
 
 import json
 import os

@@ -457,7 +457,7 @@ def test_a_run_that_ends_by_itself_answers_too_while_it_waits_for_the_cloud(
 def test_a_link_that_is_cut_again_and_again_makes_steady_progress(
     students: Any, plan: ClipPlan, tmp_path: Path
 ) -> None:
-    """Every stream breaks after two chunks: the pauses stay short, and no byte comes twice."""
+    """Every stream breaks after two chunks: the pauses stay short, and no byte is sent twice."""
 
     class Cut(MemoryLink):
         def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:

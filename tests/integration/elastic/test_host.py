@@ -1,4 +1,4 @@
-"""What a server for image tasks stands on: profile and model that fit this machine or say why not; the command line."""
+"""A server for image tasks: its profile and model fit this machine or the error says why not; its command line."""
 
 import asyncio
 import dataclasses

@@ -71,7 +71,7 @@ def gamma_of(result: Any) -> int:
 
 
 def assert_right(rig: ElasticRig, made: Made, seed: int, result: Any) -> None:
-    """That the answer is what a direct call of the model gives, under the class it names."""
+    """Assert that the answer equals a direct call of the model, and that its class has the highest logit."""
     logits_NC = result.as_numpy("logits")
     assert logits_NC.shape == (1, len(made.spec.classes))
     np.testing.assert_allclose(logits_NC[0], rig.direct(made, pixels(seed), gamma_of(result)), atol=1e-4)

@@ -72,7 +72,7 @@ def exported_release(tiny_release: Path, tmp_path_factory: pytest.TempPathFactor
     recipe = Release.open(root).recipe
     personalise = dataclasses.replace(recipe.personalise, rounds=ROUNDS, settled_at=0.01)
     (root / "recipe.json").write_text(dataclasses.replace(recipe, personalise=personalise).to_json())
-    make_student(Release.open(root), 0, torch.device("cpu"))  # untrained weights are alike, and exported differently
+    make_student(Release.open(root), 0, torch.device("cpu"))  # untrained weights are equal, and exported differently
     make_base(Release.open(root), torch.device("cpu"))
     return root
 

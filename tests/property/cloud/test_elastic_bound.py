@@ -1,4 +1,4 @@
-"""The clairvoyant bound: above every policy, above the best of all schedules, and close to what is possible."""
+"""The clairvoyant bound: above every policy, above the best of all schedules, and close to the best possible."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Whatever arrives, breaks, or happens to the clock: every query taken has exactly one outcome, under every policy."""
+"""Every accepted query has exactly one outcome, under every policy, for any arrivals, failures and clock."""
 
 from collections import Counter
 

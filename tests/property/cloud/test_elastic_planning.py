@@ -103,7 +103,7 @@ def test_alg2_throws_away_the_earlier_path_and_the_exact_planner_does_not() -> N
     def batch(due_s: float, times: list[float], gains: list[float]) -> Candidate:
         return Candidate.of(np.array([NOW_S + due_s]), np.array([gains]), np.array(times))
 
-    # The first batch's best gamma leaves no time for the third, whatever the second does in between.
+    # The first batch's best gamma leaves no time for the third, for any gamma of the second.
     first, second = batch(1.0, [0.1, 0.9], [9.0, 10.0]), batch(1.05, [0.1, 0.1], [1.0, 1.0])
     queue = [first, second, batch(1.15, [0.9, 0.9], [9.0, 9.0])]
     assert alg2(queue, NOW_S).utility == 11.0

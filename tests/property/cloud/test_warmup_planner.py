@@ -23,7 +23,7 @@ def worlds(draw: st.DrawFn) -> tuple[tuple[int, ...], int, dict[int, float], dic
 
 
 def carried_out(plan: Plan, accuracy: dict[int, float], true_s: dict[int, float]) -> Plan:
-    """Tunes whatever is due, as a tuner does: what would pass the allowance is given up when that is spent."""
+    """Tune every number that is due. A tuning that would exceed the allowance ends when the allowance is spent."""
     for _ in range(len(plan.costs) + 1):
         number = next_step(plan).number
         if number is None:
@@ -44,7 +44,7 @@ def reference(
     time_budget_s: float,
     models: float,
 ) -> list[int]:
-    """The intended rule, as the pseudocode tells it: a list of open intervals, split one after the other."""
+    """The rule as in the pseudocode: a list of open intervals, split one after the other."""
     tuned = [middle, numbers[-1]]
     spent = seconds[middle] + seconds[numbers[-1]]
     intervals = [(middle, numbers[-1])]
@@ -96,7 +96,7 @@ def test_no_budget_is_ever_exceeded_and_it_ends(
     data: st.DataObject,
 ) -> None:
     numbers, middle, seconds, accuracy = world
-    budget_s = probe_s + seconds[middle] + seconds[numbers[-1]] + extra_s + 1e-9  # whatever order it is summed in
+    budget_s = probe_s + seconds[middle] + seconds[numbers[-1]] + extra_s + 1e-9  # in any order of summing
     true_s = {number: seconds[number] * data.draw(st.floats(0.3, 3)) for number in numbers}
     costs = {number: Cost(seconds[number], BYTES) for number in numbers}
     plan = carried_out(Plan(middle, costs, budget_s, models * BYTES + 50, probe_s), accuracy, true_s)

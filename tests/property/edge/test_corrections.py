@@ -1,4 +1,4 @@
-"""What corrections teach: the minimum of the stated sum, whatever was said."""
+"""Corrections: the result is the minimum of the stated sum, for any corrections."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ sizes = st.tuples(st.integers(0, 2**32), st.integers(1, 6), st.integers(2, 4), s
 
 
 def clips(size: tuple[int, int, int, int]) -> tuple[Float64s, Float64s, Float64s]:
-    """Return scores, features and what was said of corrected clips."""
+    """Return scores, features and the corrected classes of clips."""
     seed, count, classes, width = size
     rng = np.random.default_rng(seed)
     said_KC = np.eye(classes)[rng.integers(0, classes, count)]

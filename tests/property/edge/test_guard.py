@@ -70,7 +70,7 @@ def test_the_same_student_again_is_taken_and_gains_nothing(shape: tuple[int, int
 
 @given(st.integers(1, 20), st.integers(2, 6))
 def test_a_sure_student_that_is_wrong_is_refused(clips: int, classes: int) -> None:
-    """All clips are alike (one to many): the new student is confident of a class that no other head gives."""
+    """All clips are equal (one to many): the new student is confident of a class that no other head gives."""
     truth_NC = np.tile(np.eye(classes, dtype=np.float32)[0] * 0.6 + 0.4 / classes, (clips, 1))
     wrong_NC = np.tile(np.eye(classes, dtype=np.float32)[1], (clips, 1))
     verdict = judge(Outputs(truth_NC, truth_NC), Outputs(wrong_NC, truth_NC))

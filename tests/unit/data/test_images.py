@@ -1,4 +1,4 @@
-"""Pictures: decoded with bounds, prepared in one way, read from Parquet; and what is refused."""
+"""Pictures: decoded with bounds, prepared in one way, read from Parquet; and refusals."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Readers of recorded traces: both formats, and what is no trace."""
+"""Readers of recorded traces: both formats, and files that are not traces."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Asks a server with grpc-requests, which knows nothing but what reflection tells it.
+"""Asks a server with grpc-requests, which knows only the answers of reflection.
 
 Usage: python ask_by_reflection.py HOST:PORT TASK PICTURE. Prints the answer as JSON. It runs without this project.
 """

@@ -1,4 +1,4 @@
-"""A replay in real time, with the test's own clock and an executor that answers by a rule; and what it refuses."""
+"""A replay in real time, with the test's own clock and an executor that answers by a rule; and its refusals."""
 
 import json
 from collections.abc import Sequence

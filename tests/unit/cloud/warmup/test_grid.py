@@ -105,7 +105,7 @@ def test_a_claim_ends_with_what_failed_and_foreign_cells_are_refused(tmp_path: P
         cells.get("a")
 
 
-def test_a_grid_is_measured_resumed_told_and_drawn(tmp_path: Path) -> None:
+def test_a_grid_is_measured_resumed_reported_and_drawn(tmp_path: Path) -> None:
     grid = Grid(
         tmp_path, subject(), bright_or_dark(10, 7), NUMBERS, quick(epochs=1), seeds=(0, 1), middle=4, time_share=50.0
     )

@@ -1,4 +1,4 @@
-"""Tuning with tokens reduced: it learns, what is frozen stays, a killed run ends as an undisturbed one, costs count."""
+"""Tuning with fewer tokens: it learns, frozen weights stay, a killed run ends like a whole one, costs are counted."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Selection at its edges: degenerate clients, teachers and public sets, and what is refused."""
+"""Selection at its edges: degenerate clients, teachers and public sets, and refusals."""
 
 import numpy as np
 import pytest

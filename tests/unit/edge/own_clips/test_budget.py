@@ -1,4 +1,4 @@
-"""The privacy budget: what is pinned, what a person can change, and what does not fit."""
+"""The privacy budget: pinned values, values that a person can change, and values that do not fit."""
 
 import math
 

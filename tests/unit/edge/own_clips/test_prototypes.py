@@ -1,4 +1,4 @@
-"""Prototypes: the floor, the fold, the noise, and what is refused."""
+"""Prototypes: the floor, the fold, the noise, and refusals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The slot refuses everything that differs from what was signed, and keeps the present student."""
+"""The slot refuses every file that differs from the signed one, and keeps the current student."""
 
 import errno
 import os

@@ -107,7 +107,7 @@ def test_a_child_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
 
 def test_an_address_counts_once_somebody_answers_there(tmp_path: Path) -> None:
     port_file = tmp_path / "port"
-    port_file.write_text("127.0.0.1:1")  # left over from before: nobody answers
+    port_file.write_text("127.0.0.1:1")  # left by an earlier run: no server answers
     with Family(tmp_path) as family:
         child = family.start("listener", [sys.executable, "-c", LISTENER, port_file])
         address = family.wait_for_address(child, port_file, timeout_s=600)

@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, class_names, load_vit, pixel_spec
 from isthmus.data.images import decode_image
 
-timm = importlib.import_module("timm")  # it must come after timm_import
+timm = importlib.import_module("timm")  # only after timm_import
 
 PLAIN_MODULES = ("vision_transformer", "deit")
 OTHERS = (
@@ -38,7 +38,7 @@ OTHERS = (
 
 
 def signature(vit: Any) -> tuple[Any, ...]:
-    """What two models must share so that one stands for the other: everything that changes what is computed."""
+    """Return everything that changes the computation. Models with the same signature need only one test."""
     block = vit.blocks[0]
     attention, mlp, norm = (getattr(block, name, None) for name in ("attn", "mlp", "norm1"))
     parts = (vit, block, attention, mlp, getattr(mlp, "act", None), norm, vit.norm, vit.norm_pre, vit.fc_norm)
@@ -88,7 +88,7 @@ def test_every_family_of_timms_plain_vits_is_served_as_timm_does_or_refused_by_n
     reasons: dict[str, str] = {}
     for name, (width, patch_px) in families().items():
         torch.manual_seed(0)
-        narrow = {"embed_dim": 96, "num_heads": 2} if width > 400 else {}  # the same layers, sooner computed
+        narrow = {"embed_dim": 96, "num_heads": 2} if width > 400 else {}  # the same layers, faster
         vit = scaled(create_model(name, depth=2, img_size=4 * patch_px, num_classes=7, **narrow))
         timm.models.save_for_hf(vit, str(tmp_path / name), safe_serialization=True)
         reasons[name] = served_or_refused(tmp_path / name, vit)

@@ -1,4 +1,4 @@
-"""The int8 linear layer against the arithmetic it stands for, written out."""
+"""The int8 linear layer is compared with its arithmetic, written out."""
 
 import copy
 

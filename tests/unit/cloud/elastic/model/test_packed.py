@@ -1,4 +1,4 @@
-"""The packed linear layer against the layer it stands for."""
+"""The packed linear layer is compared with the layer that it replaces."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_where_gradients_are_wanted_they_come() -> None:
 def test_in_bfloat16_it_is_that_layer(rows: int) -> None:
     plain, inputs = linear(), torch.randn(rows, 24)
     packed = PackedLinear(plain)
-    packed(inputs)  # what was packed in float32 does not answer for another number type
+    packed(inputs)  # weights packed in float32 are not used for another number type
     packed.to(torch.bfloat16)
     few, exact = inputs.bfloat16(), linear()
     for answer, wanted in (

@@ -1,4 +1,4 @@
-"""Pruning behind the reducer's interface: who stays, who never goes, and what it saves."""
+"""Pruning by the reducer's interface: which tokens are kept, which are protected, and the operations saved."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def test_gamma_0_is_the_model_without_predictors() -> None:
 def test_each_stage_takes_its_share_of_what_is_left() -> None:
     model = pruned()
     assert isinstance(model.reducer, Pruning)
-    assert model.reducer.stages == (1, 2)  # of 4 layers; three quarters would be the last, which nobody reads
+    assert model.reducer.stages == (1, 2)  # of 4 layers; three quarters would be the last, whose tokens are not used
     assert model.reducer.staying(-50) == (18, 9)  # of 36
     assert model.merged_counts(-50) == (0, 18, 9, 0)
     assert model.merged_counts(0) == model.merged_counts(2) == (0, 0, 0, 0)

@@ -21,7 +21,7 @@ from tests.rigs.vit import save_vit
 @pytest.mark.parametrize("gamma", [-3, 0, 2])
 @pytest.mark.parametrize(("compiler", "packed"), [(None, False), (None, True), ("eager", False), ("eager", True)])
 def test_a_mixed_batch_answers_as_single_ones(gamma: int, compiler: str | None, packed: bool) -> None:
-    """The compiler "eager" traces as all of them do, and fills batches up, but runs what it traced as it is."""
+    """The compiler "eager" traces and pads batches like the others, but runs the traced graph without compiling it."""
     runner = ElasticRunner(model(), PIXELS, compiler=compiler, packed=packed)
     plain = ElasticRunner(model(), PIXELS)
     tasks, alone = some_tasks(runner), some_tasks(plain)

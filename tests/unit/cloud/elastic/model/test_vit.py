@@ -1,4 +1,4 @@
-"""ElasticViT: timm's logits at gamma 0, fewer and more tokens elsewhere, and what it refuses."""
+"""ElasticViT: timm's logits at gamma 0, fewer and more tokens elsewhere, and its refusals."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_merged_counts_are_clamped_to_half() -> None:
 
 
 def test_merging_identical_tokens_changes_nothing() -> None:
-    """Patches that are all alike stay alike, so merging them loses nothing if attention is proportional."""
+    """Equal patches stay equal, so merging them loses nothing if attention is proportional."""
     model = tiny()
     with torch.no_grad():
         model.vit.pos_embed.zero_()

@@ -1,4 +1,4 @@
-"""What each policy does with the same few queries, and how they stand to each other under load."""
+"""Each policy on the same few queries, and the order of the policies under load."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Profiles: interpolation, memory, JSON both ways, and what is refused."""
+"""Profiles: interpolation, memory, JSON in both directions, and refusals."""
 
 import json
 from dataclasses import replace

@@ -82,7 +82,7 @@ def test_what_nobody_waits_for_any_more_is_not_decoded() -> None:
                 await asyncio.sleep(0)
             left.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await left  # only then has the pool been told
+                await left  # only then does the pool know
             held.free.set()
             await first
             with pytest.raises(TooLate):

@@ -1,4 +1,4 @@
-"""The model store: what is shared is kept once, damage is named, and an interrupted write leaves what was there."""
+"""The model store: shared tensors are stored once, damage is named, an interrupted write changes nothing."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_an_interrupted_write_leaves_the_model_of_before(store: WarmStore, monke
         store.save("m1", tensors(9), kind="tuned", number=1, heads=3)
     monkeypatch.undo()
     assert torch.equal(store.load("m1")["own"], tensors(1)["own"])
-    assert store.collect() > 0  # what the interrupted write left behind
+    assert store.collect() > 0  # a leftover of the interrupted write
     assert len(files(store)) == 5
     assert store.collect() == 0
 
