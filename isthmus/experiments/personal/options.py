@@ -11,7 +11,7 @@ from isthmus.command_line import Layout
 Data = Annotated[Path, Option(help="A data set in the published layout of CREMA-D or AVE.")]
 Out = Annotated[Path, Option(help="Folder to write to: cells, result.json, result.md, pictures and report.html.")]
 Preset = Annotated[
-    Literal["thesis", "small", "smoke", "tiny"],
+    Literal["thesis", "small", "smoke", "demo", "tiny"],
     Option(help="Sizes and schedules of a new release: smoke takes minutes, tiny seconds."),
 ]
 Seeds = Annotated[int, Option(help="Number of seeds: 0, 1 and so on. The paper's gaps need 5 or more.", min=1)]
@@ -32,6 +32,13 @@ class PaperOptions:
         str, Option(help="For a new release: actors that are kept private, with commas. Each becomes one client.")
     ] = ""
     private_list: Annotated[Path | None, Option(help="For a new release: the published list of private clips.")] = None
+    weights: Annotated[
+        Path | None,
+        Option(
+            help="For a new release: folder with ImageNet weights of its trunks in torchvision's names, one file per "
+            "trunk, such as resnet18.safetensors. Default: random weights."
+        ),
+    ] = None
     seeds: Seeds = 5
     scenarios: Annotated[str, Option(help="Scenarios, with commas: sensitive to latency, or insensitive.")] = (
         "sensitive,insensitive"

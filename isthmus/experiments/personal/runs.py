@@ -26,7 +26,10 @@ from isthmus.distill.prepare import (
 )
 from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
+from isthmus.distill.student.base import make_student
 from isthmus.distill.student.centred import CannotCentre
+from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
+from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.progress import bars
 from isthmus.experiments.personal import cost, paper, people
 from isthmus.experiments.personal.cells import cells, study
@@ -54,6 +57,8 @@ def compare_methods(asked: PaperOptions) -> None:
     opened = _release(
         asked.release or asked.out / "release", listing, asked.preset, listed(asked.private_actors), asked.private_list
     )
+    if asked.weights is not None:
+        _train_pretrained(opened, asked.weights, range(asked.seeds), asked.device)
     split = release_split(opened)
     choices = paper.Choices(
         clients=tuple(split.clients),
@@ -146,6 +151,25 @@ def _release(
         return Release.open(root)
     split = choose_split(listing, private_actors=private_actors, private_list=private_list)
     return begin_release(root, listing, recipe_for(listing, preset), split)
+
+
+def _train_pretrained(opened: Release, folder: Path, seeds: Sequence[int], device: str) -> None:
+    """Train the release's teacher and base students from the weights in ``folder``, unless they are trained.
+
+    Raises ValueError if the folder lacks the file of a trunk.
+    """
+    files = {
+        trunk: folder / f"{trunk}.safetensors" for trunk in (opened.recipe.teacher_trunk, opened.recipe.student_trunk)
+    }
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}: --weights takes one safetensors file per trunk")
+    target = pick_device(device)
+    if not opened.teacher_path.exists():
+        train_teacher(opened, seed=0, device=target, weights=files[opened.recipe.teacher_trunk])
+    cache_teacher_outputs(opened, target)
+    for seed in seeds:
+        make_student(opened, seed, target, weights=files[opened.recipe.student_trunk])
 
 
 def _say(line: str) -> None:

@@ -173,3 +173,10 @@ def test_every_loop_costs_what_it_says(data: Path, release: Path, tmp_path: Path
     assert all(run["compute_s"]["distil"] > 0 and run["compute_s"]["heads"] > 0 for run in runs)
     assert [LOOPS[run["loop"]].heads_on for run in runs] == ["selection", "selection", "all"]
     assert output.count("times less") == 2
+
+
+def test_weights_of_a_trunk_that_are_missing_are_named(data: Path, tmp_path: Path) -> None:
+    words = ["paper", "--data", data, "--out", tmp_path / "out", "--preset", "tiny", "--weights", tmp_path]
+    result = CliRunner().invoke(app, [*map(str, words), "--private-actors", "1003"])
+    assert result.exit_code == 1
+    assert "lacks resnet18-quarter.safetensors: --weights takes one safetensors file per trunk" in result.output
