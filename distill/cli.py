@@ -43,7 +43,7 @@ def teacher(
     data: DataDir,
     release: ReleaseDir,
     preset: Annotated[
-        Literal["thesis", "small", "smoke", "tiny"],
+        Literal["thesis", "small", "smoke", "demo", "tiny"],
         typer.Option(help="Sizes and schedules: smoke takes minutes, tiny seconds (to try the commands)."),
     ] = "small",
     layout: Layout = "auto",
@@ -54,6 +54,7 @@ def teacher(
         Path | None,
         typer.Option(help="Published list of private clips: AVE's testSet.txt, or a CSV file of clip and label."),
     ] = None,
+    split: Annotated[Path | None, typer.Option(help="A split that 'isthmus data split' wrote.")] = None,
     held_out: Annotated[
         float | None,
         typer.Option(help="Share of the public clips held out to weigh the two branches. Default: the preset's."),
@@ -91,9 +92,11 @@ def teacher(
     listing = read_data(data, layout)
     if listing.incomplete:
         typer.echo(f"{len(listing.incomplete)} clips have sound or picture alone: training leaves them out", err=True)
-    split = choose_split(listing, private_actors=listed(private_actors), private_list=private_list, seed=seed)
+    chosen = choose_split(
+        listing, private_actors=listed(private_actors), private_list=private_list, split_file=split, seed=seed
+    )
     trunks, trunk_files = find_trunks(sound_trunk, picture_trunk) or (None, None)
-    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance, trunks), split)
+    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance, trunks), chosen)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     for damage in begun.public.skipped[:_SHOWN_DAMAGE]:
         typer.echo(f"skipped: {damage.name}: {damage.reason}", err=True)

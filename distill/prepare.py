@@ -18,18 +18,29 @@ from isthmus.distill.release import Release, ReleaseError
 
 
 def choose_split(
-    listing: Listing, *, private_actors: Sequence[str] = (), private_list: Path | None = None, seed: int = 0
+    listing: Listing,
+    *,
+    private_actors: Sequence[str] = (),
+    private_list: Path | None = None,
+    split_file: Path | None = None,
+    seed: int = 0,
 ) -> Split:
-    """Return the split: by person if actors are named, by a published list if one is given, else the paper's, drawn
-    with ``seed``.
+    """Return the split: by person if actors are named, by a published list or a split's file if one is given, else the
+    paper's, drawn with ``seed``.
 
     Raises ValueError if the arguments do not fit the data.
 
     >>> choose_split(listing, private_actors=["1001"]).clients["1001"][0]
     '1001_DFA_ANG_XX'
     """
-    if private_actors and private_list is not None:
-        raise ValueError("name private actors or give a list of private clips, not both")
+    if bool(private_actors) + (private_list is not None) + (split_file is not None) > 1:
+        raise ValueError("name private actors or give a list of private clips or a split, one of the three")
+    if split_file is not None:
+        split = Split.from_json(split_file.read_text())
+        missing = {*split.public, *split.private} - {ref.name for ref in listing.refs}
+        if missing:
+            raise ValueError(f"{split_file}: {len(missing)} clips are not in the data set, such as {min(missing)}")
+        return split
     if private_actors:
         return by_actor(listing, private_actors)
     if private_list is not None:

@@ -283,6 +283,22 @@ def smoke(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recip
     )
 
 
+def demo(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
+    """Return the recipe of `isthmus demo`: smoke's schedules for networks of a quarter of the width, on inputs as large
+    as small's. It trains in a third of smoke's time, and is more accurate on the demo's synthetic people.
+    """
+    base, inputs = smoke(dataset, classes), small(dataset, classes).input
+    return dataclasses.replace(
+        base,
+        name="demo",
+        input=inputs,
+        teacher_trunk="resnet18-quarter",
+        student_trunk="resnet18-quarter",
+        feature_width=128,
+        ratios=(1.0, 2.0),
+    )
+
+
 def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe:
     """Return a recipe of seconds, to try the commands: narrow networks on 32-pixel frames, a few epochs, one round."""
     base = smoke(dataset, classes)
@@ -332,4 +348,4 @@ def on_trunks(recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk) 
     )
 
 
-PRESETS = {"thesis": thesis, "small": small, "smoke": smoke, "tiny": tiny}
+PRESETS = {"thesis": thesis, "small": small, "smoke": smoke, "demo": demo, "tiny": tiny}

@@ -1,55 +1,67 @@
 """Turn what a device wrote (its report, and its disclosure before the upload) into one client's part of the outcome."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from isthmus.demo.outcome import Answering, ClientOutcome
+from isthmus.demo.outcome import AnsweredClips, Answering, ClientOutcome, Correction
 from isthmus.proto.messages import ratio_name
 
 
 def client_outcome(
-    name: str, report: Mapping[str, Any], disclosure: Mapping[str, Any], ratios: Sequence[float]
+    name: str,
+    report: Mapping[str, Any],
+    taught: Mapping[str, Any] | None,
+    corrections: Sequence[Correction],
+    disclosure: Mapping[str, Any],
+    ratios: Sequence[float],
 ) -> ClientOutcome:
     """Return the outcome of one client.
 
-    ``report``: what ``isthmus edge run --report`` wrote. ``disclosure``: what ``isthmus edge prototypes --json`` wrote.
+    ``report``: what ``isthmus edge run --report`` wrote before the ``corrections``; ``taught``: the same after them,
+    or None if there were none. ``disclosure``: what ``isthmus edge prototypes --json`` wrote.
 
-    A clip without an answer counts as wrong. Raises KeyError if the report lacks a part.
+    A clip without an answer counts as wrong. Raises KeyError if a report lacks a part or a clip.
     """
     clips = [clip for clip in report["predictions"] if clip["label"] is not None]
+    after = {} if taught is None else {clip["name"]: clip for clip in taught["predictions"]}
     sent = report["bytes"]["up_per_clip"]
     names = [ratio_name(ratio) for ratio in ratios]
-    refused = report["students"]["refused"]
-    finished = "base student again (its own was refused)" if refused else "own student"
+    known = "its user's voice and face known" if report["person"] is not None else "with habits"
+    finished = "base student again (its own was refused)" if report["students"]["refused"] else "own student"
+    tested = AnsweredClips(
+        names=tuple(clip["name"] for clip in clips),
+        labels=tuple(clip["label"] for clip in clips),
+        predicted={
+            "before": tuple(clip["before"] for clip in clips),
+            "without_labels": tuple(clip["without_labels"] for clip in clips),
+            "with_corrections": tuple(
+                clip["without_labels"] if taught is None else after[clip["name"]]["local"] for clip in clips
+            ),
+        },
+    )
+
+    def row(way: str, right: int, ms: Iterable[float | None], bytes_up: float = 0.0) -> Answering:
+        return Answering(way, right, len(clips), _median(ms), bytes_up)
+
+    alone_ms = [clip["ms"]["local"] for clip in clips]
     answering = [
-        Answering("base student, on the device", _right(clips, "before"), len(clips), None, 0.0),
+        row("base student, as it is", _right(clips, "before"), alone_ms),
+        row(f"base student, {known}", _right(clips, "before_without_labels"), alone_ms),
+        row(f"{finished}, as it is", _right(clips, "plain"), alone_ms),
+        row(f"{finished}, {known}", _right(clips, "without_labels"), alone_ms),
         *(
-            Answering(
-                f"cloud, ratio {ratio}",
+            row(
+                f"the same through the cloud, ratio {ratio}",
                 sum(clip["cloud"].get(ratio) == clip["label"] for clip in clips),
-                len(clips),
-                _median(clip["ms"]["cloud"].get(ratio) for clip in clips),
+                [clip["ms"]["cloud"].get(ratio) for clip in clips],
                 sent[ratio],
             )
             for ratio in names
         ),
-        Answering(
-            f"{finished}, without habits",
-            _right(clips, "plain"),
-            len(clips),
-            _median(clip["ms"]["local"] for clip in clips),
-            0.0,
-        ),
-        Answering(
-            f"{finished}, on the device",
-            _right(clips, "local"),
-            len(clips),
-            _median(clip["ms"]["local"] for clip in clips),
-            0.0,
-        ),
+        row(f"{finished}, after {len(corrections)} corrections", sum(tested.right("with_corrections")), alone_ms),
     ]
     job, rounds = report["job"], report["prototypes"]["rounds"]
     classes = report["classes"]
@@ -59,6 +71,9 @@ def client_outcome(
         selection_clips=len(report["clips"]["selection"]),
         test_clips=len(clips),
         answering=tuple(answering),
+        tested=tested,
+        corrections=tuple(corrections),
+        learned=tuple(((taught or report)["person"] or {}).get("sentences", ())),
         encode_median_ms=_median(
             None if clip["ms"]["encode"] is None else clip["ms"]["decode"] + clip["ms"]["encode"] for clip in clips
         )
@@ -96,6 +111,6 @@ def _verdict(guard: Mapping[str, Any] | None) -> str:
     return f"{'taken' if guard['accepted'] else 'refused'}{right[guard['right']]}: {guard['reason']}"
 
 
-def _median(values_ms: Any) -> float | None:
+def _median(values_ms: Iterable[float | None]) -> float | None:
     known = [value for value in values_ms if value is not None]
     return statistics.median(known) if known else None

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from isthmus.demo.devices import client_outcome
-from isthmus.demo.outcome import ClientOutcome
+from isthmus.demo.outcome import ClientOutcome, Correction
 from isthmus.demo.processes import MODULE, Child, Family
 from isthmus.proto.messages import ratio_name
 
 DEVICE_LIMIT_S: Final = 6 * 3600.0
 LISTENING_LIMIT_S: Final = 120.0
+CORRECTIONS: Final = 8
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
+"""Several small processes run at once: more than one thread each would slow all of them down."""
 
 Tick = Callable[[], None]
 
@@ -50,28 +53,88 @@ class Loop:
 
     def personalise(
         self, data: Path, clients: Mapping[str, Sequence[str]], ratios: Sequence[float], on_tick: Tick = lambda: None
-    ) -> tuple[ClientOutcome, ...]:
+    ) -> None:
         """Run all devices at once until each is personalised and has answered its test clips in every way.
 
-        Half of a client's clips, balanced by class, make the prototypes; the others are tested. Raises ChildFailed.
+        Half of a client's clips, balanced by class, personalise it; the others are tested. Raises ChildFailed.
         """
         chosen = ",".join(ratio_name(ratio) for ratio in ratios)
-        children = [
-            self._device(
-                data, client, "run", ["--ratios", chosen, "--report", str(self._file(client, ".json")), "--once"]
-            )
-            for client in clients
-        ]
-        self._family.wait(*children, timeout_s=DEVICE_LIMIT_S, on_tick=on_tick)
+        self._run(data, clients, ["--ratios", chosen], ".json", on_tick)
+
+    def correct(
+        self,
+        data: Path,
+        clients: Mapping[str, Sequence[str]],
+        label_of: Mapping[str, str],
+        on_tick: Tick = lambda: None,
+        *,
+        count: int = CORRECTIONS,
+    ) -> dict[str, tuple[Correction, ...]]:
+        """Let each device ask about ``count`` of its clips, answer with ``label_of``, and run the devices again.
+
+        The devices choose what they ask about. They ask about selection clips alone: they remember no others. Without
+        a person model nothing is asked. Returns the corrections by client. Raises ChildFailed, and ValueError for a
+        question about a test clip.
+        """
+        made: dict[str, tuple[Correction, ...]] = dict.fromkeys(clients, ())
+        able = [client for client in clients if self.report(client)["person"] is not None]
+        for _ in range(count):
+            open_ones = [client for client in able if len(made[client]) < len(self._selection(client))]
+            asked = [self._talk(client, "ask", ["--a-day", str(2 * count), "--json"]) for client in open_ones]
+            self._family.wait(*asked, timeout_s=DEVICE_LIMIT_S, on_tick=on_tick)
+            answers = []
+            for client in open_ones:
+                question = json.loads(self._file(client, ".ask.json").read_text())
+                clip = str(question["clip"])
+                if clip not in self._selection(client):
+                    raise ValueError(f"{client} asked about {clip}, which is no selection clip")
+                made[client] += (Correction(clip, next(iter(question["guesses"])), label_of[clip]),)
+                answers.append(self._talk(client, "correct", [clip, label_of[clip]]))
+            self._family.wait(*answers, timeout_s=DEVICE_LIMIT_S, on_tick=on_tick)
+        taught = {client: clients[client] for client in able}
+        if taught:
+            self._run(data, taught, ["--ratios", "1"], ".taught.json", on_tick)
+        return made
+
+    def outcomes(self, made: Mapping[str, Sequence[Correction]], ratios: Sequence[float]) -> tuple[ClientOutcome, ...]:
+        """Return what each client's device reported, with the corrections that were made."""
         return tuple(
             client_outcome(
                 client,
-                json.loads(self._file(client, ".json").read_text()),
-                json.loads(self._file(client, ".prototypes.json").read_text()),
+                self.report(client),
+                self._read(client, ".taught.json") if corrections else None,
+                corrections,
+                self._read(client, ".prototypes.json"),
                 ratios,
             )
-            for client in clients
+            for client, corrections in made.items()
         )
+
+    def report(self, client: str) -> dict[str, Any]:
+        """Return what the client's device reported when it was personalised."""
+        return self._read(client, ".json")
+
+    def _selection(self, client: str) -> set[str]:
+        return set(self.report(client)["clips"]["selection"])
+
+    def _run(
+        self, data: Path, clients: Mapping[str, Sequence[str]], more: Sequence[str], ending: str, on_tick: Tick
+    ) -> None:
+        children = [
+            self._device(data, client, "run", [*more, "--report", str(self._file(client, ending)), "--once"])
+            for client in clients
+        ]
+        self._family.wait(*children, timeout_s=DEVICE_LIMIT_S, on_tick=on_tick)
+
+    def _talk(self, client: str, command: str, words: Sequence[str]) -> Child:
+        """Start a command that reads or changes a device's state folder; its output goes to a file."""
+        whole: list[str | Path] = [self._edge_python, *MODULE, "edge", command, "--state", self._folder / client]
+        output = self._file(client, f".{command}.json")
+        return self._family.start(f"{client} {command}", [*whole, *words], env=ONE_THREAD, output=output)
+
+    def _read(self, client: str, ending: str) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self._file(client, ending).read_text())
+        return parsed
 
     def _device(self, data: Path, client: str, command: str, more: Sequence[str], output: Path | None = None) -> Child:
         words: list[str | Path] = [
@@ -86,8 +149,7 @@ class Loop:
         ]
         words += ["--state", self._folder / client, "--clips", self._file(client, ".txt")]
         words += ["--seed", str(self._seed), "--name", client, *more]
-        # Several small processes run at once: more than one thread each would slow all of them down.
-        return self._family.start(f"{client} {command}", words, env={"OMP_NUM_THREADS": "1"}, output=output)
+        return self._family.start(f"{client} {command}", words, env=ONE_THREAD, output=output)
 
     def _file(self, client: str, ending: str) -> Path:
         return self._folder / f"{client}{ending}"

@@ -1,7 +1,9 @@
 """The result of the demo as plain data. The table and the HTML page are made from it."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,43 @@ class Answering:
         return self.right / self.clips if self.clips else float("nan")
 
 
+WAYS: Final = ("before", "without_labels", "with_corrections")
+"""The three states of a client in result.json: the base student; the personal student with the user's voice and face
+learned from unlabelled clips; the same after corrections. All three answer on the device."""
+
+
+@dataclass(frozen=True)
+class AnsweredClips:
+    """What was answered to a client's test clips, in one order. ``predicted``: for each of ``WAYS``, a class index or
+    None per clip.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    predicted: dict[str, tuple[int | None, ...]]
+
+    def right(self, way: str) -> tuple[int, ...]:
+        """Return 1 per clip that was answered rightly, else 0."""
+        return tuple(int(one == label) for one, label in zip(self.predicted[way], self.labels, strict=True))
+
+    def by_class(self, way: str) -> dict[int, tuple[int, int]]:
+        """Return how many clips of each class were answered rightly, and how many there are."""
+        right = self.right(way)
+        return {
+            label: (sum(hit for hit, own in zip(right, self.labels, strict=True) if own == label), count)
+            for label, count in sorted(Counter(self.labels).items())
+        }
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A question of the device, about a selection clip, and the answer: what the clip really is."""
+
+    clip: str
+    guess: str
+    label: str
+
+
 @dataclass(frozen=True)
 class ClientOutcome:
     """The result of one device. Axes: K prototypes, C classes."""
@@ -36,6 +75,11 @@ class ClientOutcome:
     test_clips: int
     answering: tuple[Answering, ...]
     """The base student on the device comes first: it is the state "before"."""
+    tested: AnsweredClips
+    corrections: tuple[Correction, ...]
+    """Empty if the student cannot learn from corrections, because its release has no person model."""
+    learned: tuple[str, ...]
+    """What the device says it has learned of its user, in sentences."""
     encode_median_ms: float
     raw_bytes_per_clip: float
     bytes_up: dict[str, int]
@@ -63,8 +107,13 @@ class ClientOutcome:
 
     @property
     def after(self) -> Answering:
-        """The personal student through the cloud at the lowest compression: the figure that the paper reports."""
-        return self.answering[1]
+        """The personal student on the device, once it knows its user's voice and face and the corrections."""
+        return self.answering[-1]
+
+    @property
+    def by_cloud(self) -> Answering:
+        """The personal student through the cloud at the lowest compression."""
+        return next(way for way in self.answering if way.bytes_up > 0)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import jinja2
 
 from isthmus import __version__
 from isthmus.demo import pictures
-from isthmus.demo.outcome import DemoOutcome, readable_bytes, readable_seconds
+from isthmus.demo.outcome import WAYS, DemoOutcome, readable_bytes, readable_seconds
 
 
-def render_report(outcome: DemoOutcome) -> str:
-    """Return the whole page as text. Names from the data set are escaped; pictures are inline PNG."""
+def render_report(outcome: DemoOutcome, sentence: str) -> str:
+    """Return the whole page as text, with ``sentence`` on top. Names from the data set are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("isthmus.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -19,6 +19,9 @@ def render_report(outcome: DemoOutcome) -> str:
     return environment.get_template("report.html").render(
         version=__version__,
         outcome=outcome,
+        sentence=sentence,
+        ways=WAYS,
+        by_class=[pictures.by_class(client, outcome.classes) for client in outcome.clients],
         accuracy=pictures.accuracy(outcome.clients),
         traffic=pictures.bytes_per_clip(outcome.clients),
         selected=pictures.selected(outcome.clients, outcome.classes),
@@ -29,8 +32,8 @@ def render_report(outcome: DemoOutcome) -> str:
     )
 
 
-def write_report(outcome: DemoOutcome, path: Path) -> None:
-    path.write_text(render_report(outcome), encoding="utf-8")
+def write_report(outcome: DemoOutcome, path: Path, sentence: str) -> None:
+    path.write_text(render_report(outcome, sentence), encoding="utf-8")
 
 
 def _inline(png: bytes) -> str:

@@ -1,6 +1,5 @@
 """The demo's stages: data, teacher, base student, then a cloud and two devices as separate processes."""
 
-import csv
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,39 +20,41 @@ from isthmus import __version__
 from isthmus.data.clip import ClipError, ClipRef, Listing
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.media.decode import decode, decode_sound
-from isthmus.data.splits import Split, stratified
-from isthmus.data.synthetic.sets import make_crema_d
+from isthmus.data.splits import Split
+from isthmus.data.synthetic.sets import MEASURED, Guest, make_crema_d
 from isthmus.data.transforms import InputSpec
-from isthmus.demo.loop import Loop
+from isthmus.demo.clients import choose_clients
+from isthmus.demo.loop import CORRECTIONS, Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, KeptClip, readable_seconds
 from isthmus.demo.processes import MODULE, Family, termination_unwinds
 from isthmus.demo.stages import StageLedger, key_of, only_one
 from isthmus.distill.prepare import recipe_for
 
 RATIOS: Final = (1.0, 2.0)
-LEAST_CLIPS: Final = 6
-"""Fewest clips of a client: half of them must make one prototype of three clips."""
-
-ACTORS: Final = 8
-TAKES: Final = 6
-"""8 actors x 6 classes x 6 takes = 288 clips."""
-DIFFICULTY: Final = 0.4
-SYNTHETIC_PRIVATE_SHARE: Final = 0.2
-"""Larger than the paper's tenth, so that a few hundred synthetic clips leave enough test clips."""
-PRIVATE_SHARE: Final = 0.1
+PUBLIC_PEOPLE: Final = 24
+PUBLIC_TAKES: Final = 4
+"""24 people x 6 classes x 4 takes = 576 public clips."""
+CLIENTS: Final = (Guest(classes=(0, 1, 2, 3, 4, 5), takes=32), Guest(classes=(1, 3, 5), takes=48))
+"""One client of all classes with 192 clips, one of three with 144. Half of them are tested."""
+DIFFICULTY: Final = 0.5
+"""That at which ``MEASURED`` people have the spread of RavFace's."""
 
 TRAINING_LIMIT_S: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Settings of a run. ``data`` None: a synthetic set is made below ``out``. ``edge_python`` runs the devices."""
+    """Settings of a run. ``data`` None: a synthetic set is made below ``out``. ``edge_python`` runs the devices.
+
+    ``people``: the names of the two clients; empty leaves the choice to ``choose_clients``.
+    """
 
     out: Path
     data: Path | None
     seed: int
     preset: str
     edge_python: Path
+    people: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Demo:
             listing = read_listing(data)
             release = self._train(family, data, listing)
             teacher = self._evaluate(family, data, release)
-            clients = self._personalise(family, data, release)
+            clients = self._personalise(family, data, listing, release)
         return DemoOutcome(
             data_name=f"{'a synthetic set' if self._settings.data is None else data.name} of {len(listing.refs)} clips",
             synthetic=self._settings.data is None,
@@ -106,11 +107,22 @@ class Demo:
 
     def _make_data(self) -> Path:
         data = self._out / "data"
-        key = key_of(__version__, ACTORS, TAKES, DIFFICULTY, self._settings.seed)
+        guests = [asdict(guest) for guest in CLIENTS]
+        key = key_of(
+            __version__, PUBLIC_PEOPLE, PUBLIC_TAKES, DIFFICULTY, asdict(MEASURED), guests, self._settings.seed
+        )
 
         def make() -> None:
             shutil.rmtree(data, ignore_errors=True)
-            make_crema_d(data, actors=ACTORS, takes=TAKES, seed=self._settings.seed, difficulty=DIFFICULTY)
+            make_crema_d(
+                data,
+                actors=PUBLIC_PEOPLE,
+                takes=PUBLIC_TAKES,
+                seed=self._settings.seed,
+                difficulty=DIFFICULTY,
+                people=MEASURED,
+                guests=CLIENTS,
+            )
 
         self._stage("data", key, data, "Making a synthetic data set in CREMA-D's layout", make)
         return data
@@ -118,15 +130,14 @@ class Demo:
     def _train(self, family: Family, data: Path, listing: Listing) -> _Release:
         settings = self._settings
         recipe = recipe_for(listing, settings.preset)
-        share = PRIVATE_SHARE if settings.data is not None else SYNTHETIC_PRIVATE_SHARE
-        private = stratified(listing.refs, share=share, seed=settings.seed)
-        key = key_of(__version__, recipe.to_json(), settings.seed, _fingerprint(listing), private)
+        split = choose_clients(listing, data, people=settings.people, seed=settings.seed)
+        key = key_of(__version__, recipe.to_json(), settings.seed, _fingerprint(listing), split.to_json())
         root = self._out / f"release-{key}"
-        private_list = self._out / "private.csv"
-        _write_private(private_list, listing, private)
+        split_file = self._out / "split.json"
+        split_file.write_text(split.to_json())
         distill = [sys.executable, *MODULE, "distill"]
         teacher = [*distill, "teacher", "--data", data, "--release", root, "--preset", settings.preset]
-        teacher += ["--private-list", private_list, "--seed", settings.seed]
+        teacher += ["--split", split_file, "--seed", settings.seed]
         self._stage(
             "teacher",
             key,
@@ -141,10 +152,6 @@ class Demo:
             "Distilling the base student, and exporting it",
             lambda: self._child(family, "base student", [*distill, "student", "--release", root]),
         )
-        split = Split.from_json((root / "split.json").read_text())
-        few = [name for name, clips in split.clients.items() if len(clips) < LEAST_CLIPS]
-        if few:
-            raise ValueError(f"{', '.join(few)}: fewer than {LEAST_CLIPS} private clips; the demo needs more data")
         return _Release(root, key, split)
 
     def _evaluate(self, family: Family, data: Path, release: _Release) -> dict[str, dict[str, float]]:
@@ -164,7 +171,9 @@ class Demo:
             for client in release.split.clients
         }
 
-    def _personalise(self, family: Family, data: Path, release: _Release) -> tuple[ClientOutcome, ...]:
+    def _personalise(
+        self, family: Family, data: Path, listing: Listing, release: _Release
+    ) -> tuple[ClientOutcome, ...]:
         folder, clients, settings = self._out / "run", release.split.clients, self._settings
         shutil.rmtree(folder, ignore_errors=True)
         with self._timed("cloud start", "Starting the cloud"):
@@ -180,7 +189,11 @@ class Demo:
         with self._timed("disclosure", "Enrolling the devices, and looking at what would leave them") as tell:
             loop.disclose(data, clients, lambda: tell(loop.cloud.last_words()))
         with self._timed("devices", "Personalising them over gRPC, and answering their test clips") as tell:
-            return loop.personalise(data, clients, RATIOS, lambda: tell(loop.cloud.last_words()))
+            loop.personalise(data, clients, RATIOS, lambda: tell(loop.cloud.last_words()))
+        label_of = {ref.name: listing.classes[ref.label] for ref in listing.refs if ref.label is not None}
+        with self._timed("corrections", f"Correcting {CORRECTIONS} clips on each device, which chooses them"):
+            made = loop.correct(data, clients, label_of)
+        return loop.outcomes(made, RATIOS)
 
     @contextmanager
     def _timed(self, stage: str, what: str) -> Iterator[Callable[[str], None]]:
@@ -228,16 +241,6 @@ def _fingerprint(listing: Listing) -> list[tuple[str, int | None, list[tuple[int
         stats = [path.stat() for path in (ref.audio_path, ref.video_path) if path is not None]
         rows.append((ref.name, ref.label, [(stat.st_size, stat.st_mtime_ns) for stat in stats]))
     return rows
-
-
-def _write_private(path: Path, listing: Listing, private: tuple[str, ...]) -> None:
-    label_of = {ref.name: ref.label for ref in listing.refs}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["clip", "label"])
-        for name in private:
-            label = label_of[name]
-            rows.writerow([name, "" if label is None else listing.classes[label]])
 
 
 def _kept(listing: Listing, split: Split) -> tuple[KeptClip, ...]:

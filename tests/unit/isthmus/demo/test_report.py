@@ -10,14 +10,17 @@ import pytest
 from rich.console import Console
 
 from isthmus.demo.outcome import (
+    AnsweredClips,
     Answering,
     ClientOutcome,
+    Correction,
     DemoOutcome,
     KeptClip,
     readable_bytes,
     readable_seconds,
 )
 from isthmus.demo.report import render_report, write_report
+from isthmus.demo.result import closing_sentence, result_of
 from isthmus.demo.stages import StageRecord
 from isthmus.demo.table import closing_table
 
@@ -37,6 +40,17 @@ def _client(name: str, own_classes: tuple[str, ...], prototypes: int) -> ClientO
             Answering("cloud, ratio 2", 29, 40, 3.1, 1055.0),
             Answering("personal student alone", 30, 40, 0.5, 0.0),
         ),
+        tested=AnsweredClips(
+            names=tuple(f"clip_{number}" for number in range(40)),
+            labels=(0, 1) * 20,
+            predicted={
+                "before": (0, 1) * 8 + (0,) + (None,) * 23,
+                "without_labels": (0, 1) * 13 + (1, 0) * 7,
+                "with_corrections": (0, 1) * 15 + (1, 0) * 5,
+            },
+        ),
+        corrections=(Correction("clip_<7>", "HAP", "SAD"),),
+        learned=("Your voice and face were learned from 30 of your clips, without labels.",),
         encode_median_ms=21.0,
         raw_bytes_per_clip=131_234.0,
         bytes_up={"prototypes": 700, "features": 83_160},
@@ -97,16 +111,16 @@ class _Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(outcome: DemoOutcome, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the page of ``outcome``. Drawing its nine pictures takes over a second."""
+    """Return the page of ``outcome``. Drawing its eleven pictures takes over a second."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(outcome, path)
+    write_report(outcome, path, closing_sentence(result_of(outcome)))
     return path.read_text(encoding="utf-8")
 
 
 def test_the_page_needs_no_other_file(page: str) -> None:
     links = _Links()
     links.feed(page)
-    assert len(links.targets) == 9
+    assert len(links.targets) == 11
     assert all(target.startswith("data:image/png;base64,") for target in links.targets)
     assert not {"script", "link", "iframe"} & set(links.tags)
 
@@ -114,7 +128,10 @@ def test_the_page_needs_no_other_file(page: str) -> None:
 def test_the_page_tells_what_happened(page: str) -> None:
     text = re.sub(r"\s+", " ", page)
     for said in (
-        "42 % → 78 %",
+        "17 → 26 → 30",
+        "40 clips Isthmus understood 17 at first, 26 once it knew this person",
+        "<td>clip_&lt;7&gt;</td><td>HAP</td><td>SAD</td>",
+        "Your voice and face were learned from 30 of your clips",
         "131 kB → 2.1 kB",
         "the mean of a group of at least 3 clips",
         "no noise was added",
@@ -134,7 +151,7 @@ def test_noise_is_reported_with_its_budget_and_names_of_the_data_set_are_escaped
     outcome: DemoOutcome, page: str
 ) -> None:
     noisy = tuple(dataclasses.replace(client, epsilon=2.5) for client in outcome.clients)
-    other = render_report(dataclasses.replace(outcome, clients=noisy, data_name="<script>alert(1)</script>"))
+    other = render_report(dataclasses.replace(outcome, clients=noisy, data_name="<script>alert(1)</script>"), "")
     assert "spent a privacy budget of 2.5" in other and "spent a privacy budget" not in page
     assert "1013_a&lt;b&gt;" in page
     assert "<script>" not in other and "&lt;script&gt;" in other
