@@ -11,7 +11,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -54,6 +54,9 @@ from isthmus.proto.v1 import elastic_pb2_grpc as elastic_grpc
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
+if TYPE_CHECKING:
+    from isthmus.cloud.generation.serve.serving import Generation
+
 log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 2.0
@@ -79,7 +82,9 @@ class _Ground:
     shelf: Shelf
     release: _Release | None
     elastic: Elastic | None
-    elastic_key: str | None
+    generation: "Generation | None"
+    inference_key: str | None
+    """The key of clients that ask models: image tasks, or a language model."""
 
 
 class Server:
@@ -106,6 +111,10 @@ class Server:
         self._enrolling = Work(threads=2)
         self.elastic: Elastic | None = None
         """Elastic serving, once started with ``elastic_model``."""
+        self.generation: Generation | None = None
+        """Generation, once started with ``generate_model``."""
+        self.http_port: int | None = None
+        """The port of the language model's HTTP front, once started with ``http``."""
         self.port: int | None = None
         """The port on which it listens, once started."""
         self.metrics_port: int | None = None
@@ -146,6 +155,10 @@ class Server:
             self.elastic.live.start()
             self._metrics.watch_elastic(self.elastic.live)
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
+        self.generation = ground.generation
+        if self.generation is not None:
+            self.generation.live.start()
+            self._stack.push_async_callback(asyncio.to_thread, self.generation.live.stop)
         server, health_servicer = self._wire(ground)
         port = self.port = await self._bind(server)
         await server.start()
@@ -158,6 +171,8 @@ class Server:
             daily = asyncio.create_task(self._check_release(ground.shelf.database, settings.release), name="release")
             self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
+        if self.generation is not None and settings.http is not None:
+            await self._start_http(self.generation, settings.http)
         for supervisor in self._supervisors:
             await supervisor.start()
         if settings.metrics_port is not None:
@@ -189,11 +204,11 @@ class Server:
         continuity.mark(database, settings.state, shelf.artefacts)
         try:
             gate = Gate(settings.enrolment_key(), settings.max_devices, settings.max_enrolments_per_hour)
-            elastic_key = settings.elastic_key()
+            inference_key = settings.elastic_key() or settings.generate_key()
         except (OSError, ValueError) as error:
             raise InvalidInput(f"key file: {error}") from error
         release = None if settings.release is None else self._open_release(settings.release, shelf, gate)
-        return _Ground(shelf, release, self._open_elastic(shelf), elastic_key)
+        return _Ground(shelf, release, self._open_elastic(shelf), self._open_generation(), inference_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
@@ -220,6 +235,29 @@ class Server:
             self._stack.callback(elastic.warm.close)
         return elastic
 
+    def _open_generation(self) -> "Generation | None":
+        settings = self._settings.generation
+        if settings is None:
+            return None
+        # Only a server of a language model needs the libraries of the extra "generate".
+        from isthmus.cloud.generation.serve.host import open_generation
+
+        generation = open_generation(settings)
+        self._stack.callback(generation.close)
+        return generation
+
+    async def _start_http(self, generation: "Generation", listen: str) -> None:
+        from isthmus.cloud.http.openai import openai_app
+        from isthmus.cloud.http.server import HttpServer
+
+        settings = self._settings
+        app = openai_app(generation, settings.generate_key())
+        host, port = split_listen(listen)
+        server = HttpServer(app, host, port, tls_cert=settings.tls_cert, tls_key=settings.tls_key)
+        self.http_port = await server.start()
+        self._stack.push_async_callback(server.stop)
+        log.info("listening for HTTP on port %d", self.http_port)
+
     def _wire(self, ground: _Ground) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
         settings = self._settings
         database = ground.shelf.database
@@ -230,7 +268,7 @@ class Server:
         scopes = (
             metrics_scope(self._metrics),
             status_scope,
-            identity_scope(database, self._work, ground.elastic_key),
+            identity_scope(database, self._work, ground.inference_key),
         )
         server = grpc.aio.server(
             interceptors=[CallInterceptor(scopes, count)],
@@ -241,8 +279,13 @@ class Server:
             self._add_release(server, ground.shelf, ground.release)
             files.append(pb.DESCRIPTOR)
         if ground.elastic is not None:
-            self._add_elastic(server, ground.elastic)
-            files += [elastic_pb.DESCRIPTOR, inference_pb.DESCRIPTOR]
+            servicer = ElasticServicer(ground.elastic, scratch=settings.state / "scratch")
+            elastic_grpc.add_ElasticServiceServicer_to_server(servicer, server)
+            files.append(elastic_pb.DESCRIPTOR)
+        inference = self._inference(ground)
+        if inference is not None:
+            inference_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
+            files.append(inference_pb.DESCRIPTOR)
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         services = [service.full_name for file in files for service in file.services_by_name.values()]
@@ -275,10 +318,14 @@ class Server:
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
         pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(cache, release.offer, self._metrics), server)
 
-    def _add_elastic(self, server: grpc.aio.Server, elastic: Elastic) -> None:
-        servicer = ElasticServicer(elastic, scratch=self._settings.state / "scratch")
-        elastic_grpc.add_ElasticServiceServicer_to_server(servicer, server)
-        inference_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInferenceServicer(elastic), server)
+    def _inference(self, ground: _Ground) -> inference_grpc.GRPCInferenceServiceServicer | None:
+        """Return the servicer of the Open Inference Protocol; None if no model is asked."""
+        tasks = None if ground.elastic is None else OpenInferenceServicer(ground.elastic)
+        if ground.generation is None:
+            return tasks
+        from isthmus.cloud.rpc.generation import GenerationServicer
+
+        return GenerationServicer(ground.generation, tasks)
 
     async def _bind(self, server: grpc.aio.Server) -> int:
         settings = self._settings

@@ -43,7 +43,7 @@ SUBCOMMANDS: dict[str, LazyCommand] = {
         "elastic",
     ),
     "generate": LazyCommand(
-        "isthmus.cloud.commands.generate",
+        "isthmus.cloud.commands.generation.commands",
         "Stream replies of a small language model: convert, measure, serve, ask.",
         "generate",
     ),

@@ -33,12 +33,14 @@ _Database = Annotated[
     example="""
     isthmus cloud serve --release release --state state --listen 127.0.0.1:50051
     isthmus cloud serve --elastic-model vit.safetensors --elastic-pixels cifar10 --elastic-measure --state state
+    isthmus cloud serve --release release --generate-model smollm2 --http 127.0.0.1:8000 --state state
     """,
 )
 def serve(settings: CloudSettings) -> None:
-    """Serve devices, image tasks or both until interrupted.
+    """Serve devices, image tasks, replies of a language model or all of them until interrupted.
 
-    Needs a folder for --state, and a release, a vision transformer (--elastic-model) or both. Prints "listening on
+    Needs a folder for --state, and a release, a vision transformer (--elastic-model) or a language model
+    (--generate-model). Prints "listening on
     HOST:PORT" once it is ready. Writes its database, its signing key and the students to --state.
 
     A server that was killed during a personalisation continues it after the next start. Each option can also be set in

@@ -28,6 +28,8 @@ async def _serve(settings: CloudSettings) -> None:
     server = Server(settings)
     port = await server.start()
     print(f"listening on {joined(split_listen(settings.listen)[0], port)}", flush=True)
+    if server.http_port is not None and settings.http is not None:
+        print(f"HTTP on {joined(split_listen(settings.http)[0], server.http_port)}", file=sys.stderr, flush=True)
     if server.metrics_port is not None:
         print(f"metrics on http://127.0.0.1:{server.metrics_port}/metrics", file=sys.stderr, flush=True)
     try:

@@ -124,7 +124,7 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             try:
                 async for request in requests:
                     await room.acquire()
-                    reply = asyncio.create_task(self._streamed(request, context.time_remaining()))
+                    reply = asyncio.create_task(self.streamed(request, context.time_remaining()))
                     under_way.add(reply)
                     replies.put_nowait(reply)
             finally:
@@ -142,7 +142,8 @@ class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
                 task.cancel()
             await asyncio.gather(reader, *under_way, return_exceptions=True)
 
-    async def _streamed(self, request: pb.ModelInferRequest, remaining_s: float | None) -> pb.ModelStreamInferResponse:
+    async def streamed(self, request: pb.ModelInferRequest, remaining_s: float | None) -> pb.ModelStreamInferResponse:
+        """Answer one request of a stream; an error becomes a response."""
         try:
             response = await self._infer(request, remaining_s, of_call=False)
         except Exception as error:
@@ -220,16 +221,17 @@ def terms_of(request: pb.ModelInferRequest, task: Task, remaining_s: float | Non
         raise InvalidInput(
             f"unknown parameter {min(unknown)[:64]!r}; the known ones are 'latency_s', 'utility' and 'timeout'"
         )
-    latency_s = _number(request, "latency_s")
-    timeout_us = _number(request, "timeout")
+    latency_s = number_of(request, "latency_s")
+    timeout_us = number_of(request, "timeout")
     if latency_s is None and timeout_us is not None:
         latency_s = timeout_us / 1e6
     if latency_s is None and not of_call:
         latency_s = task.spec.default_latency_s
-    return Terms(latency_s, _number(request, "utility"), remaining_s)
+    return Terms(latency_s, number_of(request, "utility"), remaining_s)
 
 
-def _number(request: pb.ModelInferRequest, name: str) -> float | None:
+def number_of(request: pb.ModelInferRequest, name: str) -> float | None:
+    """Return a parameter as a number; None if it is not given. Raises InvalidInput."""
     if name not in request.parameters:
         return None
     parameter = request.parameters[name]

@@ -1,7 +1,11 @@
 """A tiny Llama with random weights as a model directory, its forward written plainly in float64, and requests."""
 
+import asyncio
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.weights import expected_shapes
+from isthmus.cloud.generation.serve.serving import Generation
+from isthmus.cloud.http.openai import openai_app
+from isthmus.cloud.http.server import HttpServer
 
 START, END = "<|start|>", "<|end|>"
 TEMPLATE = (
@@ -121,3 +128,32 @@ def plain_greedy(tensors: dict[str, np.ndarray], config: LlamaConfig, prompt: Se
     for _ in range(count):
         ids.append(int(plain_logits(tensors, config, ids)[-1].argmax()))
     return ids[len(prompt) :]
+
+
+@contextmanager
+def serving_http(generation: Generation, key: str | None = None) -> Iterator[str]:
+    """Serves the model over HTTP on loopback, on a loop in a thread of its own. Yields the URL."""
+    ready: Future[str] = Future()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        server = HttpServer(openai_app(generation, key), "127.0.0.1", 0)
+        generation.live.start()
+        try:
+            port = await server.start()
+            ready.set_result(f"http://127.0.0.1:{port}")
+            await stop.wait()
+        finally:
+            await server.stop()
+            await asyncio.to_thread(generation.live.stop)
+            generation.close()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    try:
+        yield ready.result(timeout=60)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(timeout=60)
+        loop.close()

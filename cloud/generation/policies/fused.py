@@ -80,9 +80,12 @@ class Fused:
                 run.append((life.id, count))
                 room -= count
             unfinished += budget.blocks_for(life, life.pending) - budget.blocks_for(life, count)
+        company = list(staying)
         for life in waiting:
             if room < 1 or budget.free_rows < 1:
                 break
+            if not self._admits(life, company, now_s):
+                continue
             blocks = budget.blocks_for(life, life.pending)
             if blocks + unfinished > budget.free_blocks:
                 since_s = self._passed_since_s.setdefault(life.id, now_s)
@@ -96,7 +99,12 @@ class Fused:
                 room -= count
                 unfinished += blocks - budget.blocks_for(life, count)
                 self._order.admitted(life)
+                company.append(life)
         return run
+
+    def _admits(self, life: Life, company: list[Life], now_s: float) -> bool:
+        """Whether a waiting request may join those in the KV cache, ``company``, as far as time is concerned."""
+        return True
 
     def _chunk(self, budget: Budget, life: Life, count: int) -> int:
         """Takes room for up to ``count`` tokens, and returns how many."""

@@ -22,7 +22,8 @@ _PRIOR: Final = 4.0
 class LengthPredictor(Protocol):
     """Predicts the number of tokens of an answer; at least one more than it has."""
 
-    def look(self, now_s: float) -> None: ...
+    def look(self, pressure: float) -> None:
+        """Called before each decision. ``pressure``: from 0 (nobody waits) to 1 (as many wait as can run)."""
 
     def predict(self, life: Life) -> float: ...
 
@@ -63,17 +64,24 @@ class _Fit:
 
 
 class LearnedLengths:
-    """Plans with the ``quantile`` of what is known about a class, from the first answer on."""
+    """Plans with a ``quantile`` of what is known about a class, from the first answer on.
 
-    def __init__(self, quantile: float = QUANTILE) -> None:
-        if not 0 < quantile < 1:
-            raise ValueError(f"quantile {quantile:g}: must be between 0 and 1")
-        self._z = _normal_quantile(quantile)
+    With ``idle_quantile`` the quantile follows the load: that one if nobody waits, ``quantile`` if as many wait as can
+    run. A short queue has room for answers that turn out longer; a long one has not.
+    """
+
+    def __init__(self, quantile: float = QUANTILE, *, idle_quantile: float | None = None) -> None:
+        for each in (quantile, idle_quantile or quantile):
+            if not 0 < each < 1:
+                raise ValueError(f"quantile {each:g}: must be between 0 and 1")
+        self._idle_z = _normal_quantile(idle_quantile or quantile)
+        self._busy_z = _normal_quantile(quantile)
+        self._z = self._busy_z
         self._fits: dict[str, _Fit] = {}
         self._all = _Fit()
 
-    def look(self, now_s: float) -> None:
-        pass
+    def look(self, pressure: float) -> None:
+        self._z = self._idle_z + min(1.0, pressure) * (self._busy_z - self._idle_z)
 
     def predict(self, life: Life) -> float:
         fit = self._fits.get(life.request.kind)
@@ -102,7 +110,7 @@ class KnownLengths:
         """``of`` returns the true length of the request with this id."""
         self._of = of
 
-    def look(self, now_s: float) -> None:
+    def look(self, pressure: float) -> None:
         pass
 
     def predict(self, life: Life) -> float:

@@ -83,7 +83,7 @@ class Shortest(FirstCome):
 
     def look(self, now_s: float, state: State) -> None:
         self._now_s = now_s
-        self._lengths.look(now_s)
+        self._lengths.look(pressure(state))
 
     def rank(self, life: Life) -> Any:
         waited_s = max(0.0, self._now_s - life.request.arrival_s)
@@ -101,6 +101,11 @@ class Shortest(FirstCome):
         to_compute = 0 if self._rule == "srpt" and life.holds else len(life.request.prompt) + drawn
         row_s = self._profile.row_s + self._profile.context_s * (len(life.request.prompt) + total)
         return self._profile.prompt_s * to_compute + (total - drawn) * row_s + 1e-9
+
+
+def pressure(state: State) -> float:
+    """Returns how many requests wait, as a share of those that can run: at most 1."""
+    return min(1.0, (len(state.lives) - len(state.blocks)) / state.limits.rows)
 
 
 class Fair(FirstCome):

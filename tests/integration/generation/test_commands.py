@@ -1,13 +1,20 @@
-"""``isthmus generate`` from the command line: convert, profile, replay."""
+"""``isthmus generate`` from the command line: profile, replay, serve, ask."""
 
 import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from isthmus import cli
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
-from tests.rigs.generation import save_tiny_llama
+from isthmus.cloud.generation.serve.host import open_generation
+from isthmus.cloud.generation.serve.settings import GenerationSettings
+from tests.rigs.generation import save_tiny_llama, serving_http
 
 
 def isthmus(*words: object) -> int:
@@ -60,3 +67,75 @@ def test_what_cannot_be_done_ends_in_one_line(
     assert isthmus("generate", *words) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"isthmus generate {words[0]}: ") and said in line
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("asked") / "tiny"
+    save_tiny_llama(folder)
+    with serving_http(open_generation(GenerationSettings(folder, rows=2, kv_tokens=1_024)), "sesame") as url:
+        yield url
+
+
+def test_a_server_is_asked_from_the_command_line(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    words = ("--server", url, "--key-file", key, "--max-tokens", 9, "--seed", 4)
+    printed = []
+    for _ in range(2):
+        assert isthmus("generate", "ask", "Come back!", "--system", "You are small.", *words) == 0
+        printed.append(capsys.readouterr())
+    assert printed[0].out == printed[1].out and printed[0].out.strip()
+    assert "out; first token after" in printed[0].err
+    assert isthmus("generate", "ask", "Come back!", "--server", url) == 1
+    assert capsys.readouterr().err == (
+        "isthmus generate ask: the API key is missing or wrong; ask the operator for it\n"
+    )
+    assert isthmus("generate", "ask", "x", *words, "--latency-s", -1) == 1
+    assert "latency_s: must be above 0" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert isthmus("generate", "ask", "x", "--server", "http://127.0.0.1:1") == 1
+    assert "http://127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+    assert isthmus("generate", "ask", "x", "--server", "127.0.0.1:1") == 1
+    assert "must begin with http://" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--http", "0.0.0.0:0"), "0.0.0.0 can be reached from other machines"),
+        (("--tls-cert", "cert.pem"), "TLS needs both"),
+        (("--http", "nowhere"), "is not HOST:PORT"),
+    ],
+)
+def test_an_unsafe_server_is_refused_before_a_model_is_read(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isthmus("generate", "serve", "nowhere", *words) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_serve_listens_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "tiny")
+    command = [
+        sys.executable,
+        "-m",
+        "isthmus.cli",
+        "generate",
+        "serve",
+        str(tmp_path / "tiny"),
+        "--http",
+        "127.0.0.1:0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            listening, _, address = server.stdout.readline().strip().rpartition(" ")
+            assert listening == "listening on"
+            with urllib.request.urlopen(f"http://{address}/v1/models", timeout=60) as response:
+                assert json.loads(response.read())["data"][0]["id"] == "tiny"
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0

@@ -87,6 +87,27 @@ def test_the_ladder_is_every_method_that_is_not_the_paper_s(pages: dict[str, Com
     assert default(pages, path, "--scenarios") == joined(SCENARIOS)
 
 
+def test_the_service_s_language_model_has_the_settings_of_generation(pages: dict[str, CommandPage]) -> None:
+    from isthmus.cloud.commands.generation.options import GenerateServeOptions
+    from isthmus.cloud.generation.model.kv import LAYOUTS
+    from isthmus.cloud.generation.policies.by_name import DEFAULT_POLICY, POLICIES
+    from isthmus.cloud.generation.serve.settings import GenerationSettings
+    from isthmus.cloud.settings import CloudSettings
+
+    of_service, alone = (inspect.signature(kind).parameters for kind in (CloudSettings, GenerateServeOptions))
+    for name, parameter in inspect.signature(GenerationSettings).parameters.items():
+        if name not in ("model", "name"):
+            assert of_service[f"generate_{name}"].default == parameter.default, name
+            assert alone[name].default == parameter.default, name
+    hints = get_type_hints(GenerationSettings)
+    assert get_args(hints["layout"]) == LAYOUTS
+    for path, option in (("isthmus generate replay", "--policy"), ("isthmus generate serve", "--policy")):
+        assert default(pages, path, option) == DEFAULT_POLICY
+        assert all(
+            name in pages[path].text for name in POLICIES if path.endswith("replay") or name not in ("static", "magnus")
+        )
+
+
 def test_the_service_s_number_types_are_those_of_elastic_serving() -> None:
     from isthmus.cloud.elastic.serve.settings import ElasticSettings, NumberTypeChoice
     from isthmus.cloud.settings import CloudSettings

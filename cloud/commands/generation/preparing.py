@@ -2,7 +2,7 @@
 
 import typer
 
-from isthmus.cloud.commands.generate_options import ConvertOptions, GenerateProfileOptions
+from isthmus.cloud.commands.generation.options import ConvertOptions, GenerateProfileOptions
 from isthmus.command_line import print_table
 from isthmus.data.files import write_atomically
 from isthmus.distill.training.progress import bars

@@ -1,17 +1,18 @@
 """The work of ``isthmus generate replay``: simulate a policy on a workload. It needs no torch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import typer
 
-from isthmus.cloud.commands.generate_options import GenerateReplayOptions
-from isthmus.cloud.generation.policies.by_name import make_policy
-from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths
+from isthmus.cloud.commands.generation.options import GenerateReplayOptions
+from isthmus.cloud.generation.policies.by_name import learning_lengths, make_policy
+from isthmus.cloud.generation.policies.lengths import KnownLengths, LengthPredictor
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
 from isthmus.cloud.generation.scheduling.engine import Engine
-from isthmus.cloud.generation.scheduling.policy import Limits
+from isthmus.cloud.generation.scheduling.policy import Life, Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
 from isthmus.cloud.generation.scheduling.report import by_user, jain, report
 from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
@@ -29,6 +30,7 @@ from isthmus.command_line import did_you_mean, print_table
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_azure_tokens
 
+_WARM_REQUESTS = 500
 _BOUNDED_REQUESTS = 2_000
 """The bound of goodput is a linear program, which takes minutes with more requests than this."""
 
@@ -37,7 +39,7 @@ def replay(asked: GenerateReplayOptions) -> None:
     """Simulate, print the figures, and write them to ``asked.out`` if it is given. Raises ValueError or OSError."""
     profile = reference_profile() if asked.profile is None else GenerationProfile.from_json(read_text(asked.profile))
     workload = _workload(asked, profile)
-    lengths = LearnedLengths() if asked.lengths == "learned" else KnownLengths(workload.lengths.__getitem__)
+    lengths = _lengths(asked, profile, workload)
     limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // 16))
     engine = Engine(
         profile,
@@ -87,6 +89,19 @@ def replay(asked: GenerateReplayOptions) -> None:
         settings = {"policy": asked.policy, "workload": asked.workload, "load": asked.load, "seed": asked.seed}
         write_atomically(asked.out, json.dumps({**settings, **found}, indent=1) + "\n")
         typer.echo(f"written: {asked.out}")
+
+
+def _lengths(asked: GenerateReplayOptions, profile: GenerationProfile, workload: Workload) -> LengthPredictor:
+    if asked.lengths == "known":
+        return KnownLengths(workload.lengths.__getitem__)
+    learning = learning_lengths(asked.policy)
+    if asked.lengths == "warm":
+        if Path(asked.workload).is_file():
+            raise ValueError("--lengths warm: a recorded trace has no earlier day; give 'learned' or 'known'")
+        before = _workload(replace(asked, requests=_WARM_REQUESTS, seed=asked.seed + 1_000_003), profile)
+        for request, length in zip(before.requests, before.lengths, strict=True):
+            learning.learn(Life(request, [0] * length))
+    return learning
 
 
 def _workload(asked: GenerateReplayOptions, profile: GenerationProfile) -> Workload:

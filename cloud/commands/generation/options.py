@@ -21,7 +21,12 @@ Layout = Annotated[
     Literal["slots", "paged", "padded"],
     typer.Option(help="Layout of the KV cache: a slot per request, blocks with tables, or padded rows."),
 ]
-Policy = Annotated[str, typer.Option(help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn or vtc.")]
+Policy = Annotated[
+    str, typer.Option(help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn, vtc, paced or magnus.")
+]
+ServedPolicy = Annotated[
+    str, typer.Option(help="Scheduling policy: fused, orca, baton, sjf, srpt, hrrn, vtc or paced.")
+]
 Rows = Annotated[int, typer.Option(min=1, help="Requests that may have tokens in the KV cache.")]
 KVTokens = Annotated[int, typer.Option(min=16, help="Tokens that the KV cache holds, over all requests.")]
 
@@ -49,6 +54,60 @@ class GenerateProfileOptions:
 
 
 @dataclass(frozen=True)
+class GenerateServeOptions:
+    """Options of ``isthmus generate serve``."""
+
+    model: ModelFolder
+    http: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT to listen on. Port 0 chooses a free port. Beyond loopback key and TLS are needed."
+        ),
+    ] = "127.0.0.1:8000"
+    name: Annotated[str | None, typer.Option(help="Name of the model for clients. Default: the directory's.")] = None
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the API key that clients must send. Default: everyone is served.")
+    ] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain. Needs --tls-key.")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with the private key. Needs --tls-cert.")] = None
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Profile that 'isthmus generate profile' wrote. Default: a brief measurement at the start."),
+    ] = None
+    policy: ServedPolicy = "fused"
+    layout: Layout = "slots"
+    number_type: NumberType = "float32"
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")] = "cpu"
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1
+    rows: Rows = 32
+    kv_tokens: KVTokens = 16_384
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that may be under way. Further requests are refused.")
+    ] = 256
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """Options of ``isthmus generate ask``."""
+
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")]
+    server: Annotated[
+        str, typer.Option(help="Address of the server, such as http://127.0.0.1:8000 (https:// with TLS).")
+    ] = "http://127.0.0.1:8000"
+    system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the most likely token each time.")] = 0.7
+    seed: Annotated[int | None, typer.Option(help="Seed of the draws. Default: another one each time.")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Text at which the answer ends. May be repeated.")] = None
+    latency_s: Annotated[float | None, typer.Option(help="Seconds within which the whole answer should be there.")] = (
+        None
+    )
+    key_file: Annotated[Path | None, typer.Option(help="File with the API key that the server asks for.")] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate to trust, for https://.")] = None
+
+
+@dataclass(frozen=True)
 class GenerateReplayOptions:
     """Options of ``isthmus generate replay``."""
 
@@ -70,8 +129,11 @@ class GenerateReplayOptions:
     rows: Rows = 32
     kv_tokens: KVTokens = 16_000
     lengths: Annotated[
-        Literal["learned", "known"],
-        typer.Option(help="What policies know of the lengths of answers: learned from those that ended, or all."),
+        Literal["learned", "warm", "known"],
+        typer.Option(
+            help="What policies know of the lengths of answers: learned from those that ended, the same with 500 of an "
+            "earlier day, or all."
+        ),
     ] = "learned"
     evict: Annotated[
         bool, typer.Option("--evict", help="Evict requests that can no longer be in time before they begin.")

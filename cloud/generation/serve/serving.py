@@ -1,0 +1,104 @@
+"""Generation as the service sees it: one model under its name, and what a client asks of it as plain values."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from isthmus.cloud.generation.model.configuration import LlamaConfig
+from isthmus.cloud.generation.model.tokenizer import TextTokenizer
+from isthmus.cloud.generation.scheduling.request import Sampling
+from isthmus.cloud.generation.serve.live import LiveGeneration, Reply
+from isthmus.cloud.generation.serve.text import AnswerText
+from isthmus.proto.errors import InvalidInput
+
+DEFAULT_TOKENS: Final = 256
+"""Length of an answer whose client names none; less if the prompt leaves less room."""
+MAX_MESSAGES: Final = 256
+ROLES: Final = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a client asks of an answer. The times are in seconds from the request's arrival; None: no wish."""
+
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: Sequence[str] = ()
+    user: str = ""
+    kind: str = ""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    latency_s: float | None = None
+    utility: float = 1.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One model that is served. ``created_s`` is when it was opened, in Unix seconds."""
+
+    name: str
+    config: LlamaConfig
+    tokenizer: TextTokenizer
+    live: LiveGeneration
+    max_tokens: int
+    created_s: float
+    # One thread: the tokenizer answers one call at a time, and a long text may not hold the event loop up.
+    _tokenizing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
+    )
+
+    @property
+    def context(self) -> int:
+        return self.config.context
+
+    async def complete(self, prompt: str, wishes: Wishes) -> Reply:
+        """Accepts a prompt. Raises InvalidInput, Overloaded or Unavailable."""
+        _check_text("prompt", prompt)
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.encode, prompt)
+        return self._submit(tokens, wishes)
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Reply:
+        """Accepts a conversation of (role, content). Raises InvalidInput, Overloaded or Unavailable."""
+        if not 1 <= len(messages) <= MAX_MESSAGES:
+            raise InvalidInput(f"messages: from 1 to {MAX_MESSAGES} are accepted")
+        for message in messages:
+            if message["role"] not in ROLES:
+                raise InvalidInput(f"messages: the role must be one of {', '.join(ROLES)}")
+            _check_text("messages", message["content"])
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.chat, messages)
+        return self._submit(tokens, wishes)
+
+    def close(self) -> None:
+        """Ends the thread of the tokenizer. The engine is stopped by itself (``live.stop``)."""
+        self._tokenizing.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, tokens: list[int], wishes: Wishes) -> Reply:
+        most = wishes.max_tokens
+        if most is None:
+            most = max(1, min(DEFAULT_TOKENS, self.max_tokens, self.context - len(tokens)))
+        decoding = self.tokenizer.stream()
+        return self.live.submit(
+            lambda: AnswerText(decoding, wishes.stops, self.config.end_ids),
+            prompt=tokens,
+            max_tokens=most,
+            context=self.context,
+            limit=self.max_tokens,
+            sampling=wishes.sampling,
+            stops=wishes.stops,
+            user=wishes.user,
+            kind=wishes.kind,
+            ttft_s=wishes.ttft_s,
+            tpot_s=wishes.tpot_s,
+            latency_s=wishes.latency_s,
+            utility=wishes.utility,
+        )
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raises InvalidInput for text that no UTF-8 can hold, such as half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{name}: the text holds half a character at position {error.start}") from error

@@ -1,0 +1,36 @@
+"""What generation is started with. Free of torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from isthmus.cloud.generation.policies.by_name import DEFAULT_POLICY
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Settings of generation. Raises ValueError for a policy that only serves comparisons."""
+
+    model: Path
+    """Model directory: config.json, safetensors, tokenizer.json."""
+    name: str | None = None
+    """Name of the model for clients. None: the directory's."""
+    profile: Path | None = None
+    """The file that ``isthmus generate profile`` wrote. None: the machine is measured briefly at the start."""
+    policy: str = DEFAULT_POLICY
+    layout: Literal["slots", "paged", "padded"] = "slots"
+    number_type: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    rows: int = 32
+    """Requests that may have tokens in the KV cache."""
+    kv_tokens: int = 16_384
+    """Tokens that the KV cache holds, over all requests."""
+    max_tokens: int = 1_024
+    """Longest answer that a client may ask for."""
+    max_waiting: int = 256
+    """Requests that may be under way. Further ones are refused."""
+
+    def __post_init__(self) -> None:
+        if self.policy in ("static", "magnus"):
+            raise ValueError(f"the policy '{self.policy}' computes rows that nobody needs; it is for simulations alone")

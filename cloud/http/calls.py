@@ -1,0 +1,163 @@
+"""Around each HTTP call: the key, bounds on the body, errors as JSON, who has left, and who reads nothing."""
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any, Final, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from isthmus.cloud.identity import same_secret
+from isthmus.proto.errors import (
+    Busy,
+    Internal,
+    InvalidInput,
+    IsthmusError,
+    NotYours,
+    TooLarge,
+    TooLate,
+    Unauthenticated,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES: Final = 1 << 20
+BODY_S: Final = 20.0
+"""A body that has not arrived by then is refused."""
+UNREAD_S: Final = 60.0
+"""A client that reads nothing for so long is given up, and its request with it."""
+_STATUS: Final[tuple[tuple[type[IsthmusError], int, str], ...]] = (
+    (Unauthenticated, 401, "authentication_error"),
+    (NotYours, 404, "not_found_error"),
+    (TooLarge, 413, "invalid_request_error"),
+    (InvalidInput, 400, "invalid_request_error"),
+    (Busy, 429, "rate_limit_error"),
+    (TooLate, 504, "timeout_error"),
+    (Unavailable, 503, "server_error"),
+)
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def guarded(handler: Handler, key: str | None) -> Handler:
+    """Returns a handler that checks the key first, and answers errors of ours with their status."""
+
+    async def call(request: Request) -> Response:
+        try:
+            if key is not None:
+                scheme, _, given = request.headers.get("authorization", "").partition(" ")
+                if scheme.lower() != "bearer" or not same_secret(given, key):
+                    raise Unauthenticated("the API key is missing or wrong; ask the operator for it")
+            return await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except IsthmusError as error:
+            return error_response(error)
+        except Exception as error:
+            reference = secrets.token_hex(4)
+            log.error("%s failed (reference %s)", request.url.path, reference, exc_info=error)
+            return error_response(Internal(f"the server failed; tell its operator reference {reference}"))
+
+    return call
+
+
+def error_response(error: IsthmusError) -> Response:
+    """Returns the error as OpenAI's clients expect it. ``x-should-retry`` tells them whether a retry helps."""
+    status = next((status for kind, status, _ in _STATUS if isinstance(error, kind)), 500)
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if isinstance(error, Busy):
+        headers["retry-after"] = f"{error.retry_after_s or 1:.0f}"
+    return JSONResponse(wire_error(error), status, headers)
+
+
+def wire_error(error: IsthmusError) -> dict[str, Any]:
+    """Returns the error's JSON; ``param`` is the field that the message begins with."""
+    kind = next((name for of, _, name in _STATUS if isinstance(error, of)), "server_error")
+    field, colon, _ = str(error).partition(": ")
+    param = field if colon and isinstance(error, (InvalidInput, NotYours)) and field.isidentifier() else None
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": type(error).__name__}}
+
+
+async def body_of(request: Request) -> Any:
+    """Returns the JSON of the body. Raises TooLarge, TooLate or InvalidInput, before memory is taken."""
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+        raise TooLarge(f"the body may have at most {MAX_BODY_BYTES} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise TooLarge(f"the body may have at most {MAX_BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise TooLate(f"the body did not arrive within {BODY_S:g} s") from error
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidInput("the body is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("the body is not JSON, or nested too deeply") from error
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+async def with_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Returns what ``work`` returns, or raises ClientDisconnect and cancels it as soon as the client has left."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_left(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events. ``on_end`` is called once, when the events have ended or nobody reads them any more."""
+
+    def __init__(self, events: AsyncIterator[str], on_end: Callable[[], None]) -> None:
+        super().__init__(headers={"cache-control": "no-store"}, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._events = events
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._on_end()
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+        if not sending.cancelled() and isinstance(sending.exception(), TimeoutError):
+            log.info("a client read nothing for %g s; its request was given up", UNREAD_S)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._events):  # type: ignore[type-var]
+            async for event in self._events:
+                async with asyncio.timeout(UNREAD_S):
+                    await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode(), "more_body": True})
+        with suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
