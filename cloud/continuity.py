@@ -44,7 +44,10 @@ def same_database(database: Database, state: Path, signing_key: Path, artefacts:
             check_joining(database, signing_key, artefacts)
         write_atomically(path, f"{own.hex()}\n")
     elif known != own:
-        raise Unusable(f"the database {database.shown} is not the one that {state} was used with: {_WAY_OUT}")
+        raise Unusable(
+            f"the database {database.shown} is not the one that {path} names. If nothing but that file was damaged, "
+            f"remove it; else {_WAY_OUT}"
+        )
 
 
 def mark(database: Database, state: Path, artefacts: Artefacts) -> None:

@@ -136,14 +136,18 @@ class Artefacts:
 
     @contextmanager
     def open(self, owner: str, name: str, sha256: bytes | None = None) -> Iterator[IO[bytes]]:
-        """Open a file for reading: the one of this hash, or one that was stored without. Raises NotYours.
+        """Open a file for reading: the one of this hash, or one that was stored without.
 
+        Raises NotYours, and Corrupt if a folder is in the file's place.
         ``name`` may be one of ``names``. The content is not compared with the hash; see ``read`` and ``on_disk``.
         """
         file = None
         for path in self._places(owner, name, sha256):
             with suppress(FileNotFoundError):
-                file = self._fs.open(path, "rb")
+                try:
+                    file = self._fs.open(path, "rb")
+                except IsADirectoryError as error:
+                    raise Corrupt(_DAMAGED) from error
                 break
         if file is None:
             raise NotYours("no such file")

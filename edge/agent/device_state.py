@@ -10,7 +10,8 @@
     <root>/windows/<student id>.npz   features of the clips that this user's offset is estimated from; never sent
     <root>/corrections.json   what the person said of clips, and how often they may be asked; never sent
 
-Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one.
+Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one. Each holds a checksum of
+itself.
 
 agent.json holds the number of the folder's format, ``FORMAT``; a file without a number is of format 1. A folder of a
 higher format is refused. A change of what a file means raises the number, and lower formats must still open.
@@ -21,6 +22,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -43,7 +45,10 @@ from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Format 2 has a checksum in each JSON file: a flipped bit may give another number that is as good as the first."""
+
+_CHECKSUM: Final = "crc32"
 
 _MOST_WINDOW_BYTES: Final = 64 << 20
 
@@ -302,11 +307,19 @@ class DeviceState:
             raise self._corrupt(name) from error
         if not isinstance(raw, dict):
             raise self._corrupt(name)
+        # A file of format 1 has no checksum.
+        if _CHECKSUM in raw and raw.pop(_CHECKSUM) != _checksum(raw):
+            raise self._corrupt(name)
         return raw
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         with disk_errors():
+            content = {**content, _CHECKSUM: _checksum(content)}
             write_atomically(self.root / name, json.dumps(content), mode=0o600)
 
     def _corrupt(self, name: str) -> Corrupt:
         return Corrupt(f"{self.root / name} cannot be read; move it away and run again")
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

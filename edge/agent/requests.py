@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -28,7 +28,7 @@ from isthmus.edge.own_clips.person import Person
 from isthmus.edge.own_clips.personal import person_facts
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
-from isthmus.proto.errors import Internal, InvalidInput, IsthmusError, WrongState, from_status
+from isthmus.proto.errors import Corrupt, Internal, InvalidInput, IsthmusError, WrongState, from_status
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +160,11 @@ def _user(device: Device) -> dict[str, Any]:
         return {"person": "", "corrections": 0}
     person = _reader(device) or Person(device.state, _slot(device))
     reading = person.reading(agent.active_id)
-    classes = person.classes(agent.active_id)
+    words = ""
+    with suppress(Corrupt, WrongState):  # A student that is damaged is fetched again; it does not hide the rest.
+        words = "" if reading is None else " ".join(person_facts(reading, person.classes(agent.active_id)).sentences)
     return {
-        "person": "" if reading is None else " ".join(person_facts(reading, classes).sentences),
+        "person": words,
         "corrections": len(person.said().corrections),
     }
 

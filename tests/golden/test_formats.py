@@ -337,9 +337,9 @@ def test_folders_of_a_newer_version_are_refused_and_left_alone(old: Old) -> None
     assert digest_of(Path("cloud/isthmus.db")) == before
 
     agent = old.json("device-serving/agent")
-    Path("device-serving/agent.json").write_text(json.dumps({**agent, "format": 2}))
-    newer = ("written by a newer version", "format is 2", "Install the newer version")
+    Path("device-serving/agent.json").write_text(json.dumps({**agent, "format": 3}))
+    newer = ("written by a newer version", "format is 3", "Install the newer version")
     one_line(isthmus("edge", "status", "--state", "device-serving", code=1), *newer)
     run: Sequence[object] = ("edge", "run", "--cloud", "127.0.0.1:1", "--state", "device-serving", *CLIPS)
     one_line(isthmus(*run, code=1), *newer)
-    assert old.json("device-serving/agent") == {**agent, "format": 2}
+    assert old.json("device-serving/agent") == {**agent, "format": 3}
