@@ -181,8 +181,7 @@ class Release:
         return self.recipe.hash(self.outputs_key(), state_hash([self.student(0)]))
 
     def files(self) -> list[Path]:
-        """Return every file that personalising and serving read. Raises ReleaseError if a part is missing."""
-        _ = self.teacher_outputs  # Raises with the way out if they are missing.
+        """Return every file that personalising and serving read. Raises ReleaseError if public clips are missing."""
         folders = [self.public.folder, self.root / "teacher_outputs" / self.outputs_key(), self.base_dir]
         single = [self.root / "recipe.json", self.root / "public.json", self.teacher_path, self.student_path(0)]
         return sorted([*single, *(path for folder in folders for path in folder.glob("*") if path.is_file())])
