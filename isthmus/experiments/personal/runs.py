@@ -42,7 +42,7 @@ from isthmus.experiments.personal.findings.report import Section
 from isthmus.experiments.personal.findings.wire import bytes_per_clip
 from isthmus.experiments.personal.ladder import run as ladder
 from isthmus.experiments.personal.ladder.measure import Row
-from isthmus.experiments.personal.ladder.tables import membership
+from isthmus.experiments.personal.ladder.tables import cloud_section, membership
 from isthmus.experiments.personal.ladder.tables import sections as ladder_sections
 from isthmus.experiments.personal.options import CostOptions, PaperOptions, PeopleOptions
 
@@ -89,10 +89,10 @@ def leave_people_out(asked: PeopleOptions) -> None:
     folds = tuple(actors[start : start + asked.together] for start in range(0, len(actors), asked.together))
     plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
     if trunks is not None:
-        rows, folds_seen = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
+        measured = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
         recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
-        found = [*ladder_sections(rows), membership(folds_seen)]
-        _write_people(asked, recipe, [], listing, [], found, rows)
+        found = [*ladder_sections(measured.rows), cloud_section(measured.cloud), membership(measured.suspects)]
+        _write_people(asked, recipe, [], listing, [], found, measured.rows)
         return
     parts = []
     for left_out in folds:

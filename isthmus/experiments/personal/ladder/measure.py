@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,7 @@ from isthmus.experiments.personal.ladder.methods import (
     person_offset,
     present,
 )
-from isthmus.experiments.personal.ladder.person import Person, tasks
+from isthmus.experiments.personal.ladder.person import Integers, Person, Task, tasks
 from isthmus.experiments.personal.ladder.scores import Scores, agreement, scores
 from isthmus.proto.messages import Captured, FloatArray
 
@@ -64,22 +65,36 @@ def measured(person: Person, known: Known, constants: Constants, seed: int, coun
         signals = _signals(seen, known)
         for name, answers_TC in told.items():
             base_TC = told[base_of(name)]
-            right_T = (answers_TC.argmax(axis=1) == labels_T).astype(float)
-            change_T = right_T - (base_TC.argmax(axis=1) == labels_T)
-            yield Row(
-                person.name,
-                person.fold,
-                seed,
-                task.protocol,
-                task.classes,
-                name,
-                len(task.own_S),
-                len(labels_T),
-                scores(answers_TC, base_TC, labels_T),
-                float(change_T.mean()),
-                float(change_T.std(ddof=1) / np.sqrt(len(change_T))) if len(change_T) > 1 else 0.0,
-                signals if name == "offset" else {},
-            )
+            yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals if name == "offset" else {})
+
+
+def row_of(
+    person: Person,
+    task: Task,
+    seed: int,
+    method: str,
+    answers_TC: FloatArray,
+    base_TC: FloatArray,
+    labels_T: Integers,
+    signals: Mapping[str, float] = MappingProxyType({}),
+) -> Row:
+    """Return the row of a method's answers to the test clips, compared with the base student's."""
+    right_T = (answers_TC.argmax(axis=1) == labels_T).astype(float)
+    change_T = right_T - (base_TC.argmax(axis=1) == labels_T)
+    return Row(
+        person.name,
+        person.fold,
+        seed,
+        task.protocol,
+        task.classes,
+        method,
+        len(task.own_S),
+        len(labels_T),
+        scores(answers_TC, base_TC, labels_T),
+        float(change_T.mean()),
+        float(change_T.std(ddof=1) / np.sqrt(len(change_T))) if len(change_T) > 1 else 0.0,
+        dict(signals),
+    )
 
 
 def _signals(seen: Seen, known: Known) -> dict[str, float]:

@@ -17,7 +17,7 @@ from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import decode, recipe_for
 from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre, fit_centred
-from isthmus.experiments.personal.ladder import bases, nested
+from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.bases import Base
 from isthmus.experiments.personal.ladder.measure import Row, measured
 from isthmus.experiments.personal.ladder.membership import Suspect, suspect
@@ -41,6 +41,16 @@ class Plan:
     class_counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Found:
+    """``rows``: the methods of the device. ``cloud``: selection in the cloud, on the first seed. ``suspects``: per
+    fold, every person as an attacker on the person model sees them."""
+
+    rows: list[Row]
+    cloud: list[Row]
+    suspects: list[list[Suspect]]
+
+
 def on_trunks(
     listing: Listing,
     groups: Groups,
@@ -50,11 +60,8 @@ def on_trunks(
     plan: Plan,
     out: Path,
     report: Report,
-) -> tuple[list[Row], list[list[Suspect]]]:
-    """Measure people on pretrained trunks. Clips go through the trunks once, for all folds and seeds.
-
-    Also returns what an attacker could learn of membership, per fold.
-    """
+) -> Found:
+    """Measure people on pretrained trunks. Clips go through the trunks once, for all folds and seeds."""
     recipe = recipe_for(listing, preset, trunks=trunks)
     clips = decode(listing, [ref.name for ref in listing.refs], recipe, out / "clips")
     rows_MNW = bases.trunk_rows(clips, trunks, files, out / "trunks.npz")
@@ -70,7 +77,29 @@ def on_trunks(
                 ),
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
-    return rows, suspects(out, clips, groups, plan)
+    of_cloud = in_cloud(out, clips, groups, plan, report)
+    return Found(rows, of_cloud, suspects(out, clips, groups, plan))
+
+
+def in_cloud(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+    """Measure selection in the cloud on the bases on trunks, on the first seed."""
+    rows: list[Row] = []
+    seed = plan.seeds[0]
+    for left_out in plan.folds:
+        folder = out / "folds" / "-".join(left_out)
+        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
+
+        def measure(
+            folder: Path = folder, public_N: Integers = public_N, of_person: dict[str, Integers] = rows_of_person
+        ) -> list[Row]:
+            base = bases.kept(folder, clips, public_N, seed)
+            known = _known(base)
+            people = [base.person(name, rows_N) for name, rows_N in of_person.items()]
+            return [row for person in people for row in cloud.of_person(base, person, known, seed, (0,))]
+
+        rows += _kept(folder / f"cloud-{seed}.json", measure)
+        report(f"cloud: {'-'.join(left_out)}, seed {seed}")
+    return rows
 
 
 def of_releases(
@@ -128,13 +157,9 @@ def by_person(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _of_fold(base: Base, groups: Groups, rows_of_person: dict[str, Integers], seed: int, plan: Plan) -> list[Row]:
-    labels_N = np.asarray(base.clips.labels_N)
-    public_N = base.public_N
-    made = _person_model(base)
-    counts_C = np.bincount(labels_N[public_N], minlength=len(base.clips.classes))
-    known = Known(made, (counts_C / counts_C.sum()).astype(np.float32))
+    known = _known(base)
     try:
-        constants = nested.choose(base, _public_people(base.clips, public_N, groups), plan.class_counts, seed)
+        constants = nested.choose(base, _public_people(base.clips, base.public_N, groups), plan.class_counts, seed)
     except CannotCentre:
         constants = Constants()  # too few public people to leave some of them out
     return [
@@ -142,6 +167,11 @@ def _of_fold(base: Base, groups: Groups, rows_of_person: dict[str, Integers], se
         for name, rows_N in rows_of_person.items()
         for row in measured(base.person(name, rows_N), known, constants, seed, plan.class_counts)
     ]
+
+
+def _known(base: Base) -> Known:
+    counts_C = np.bincount(np.asarray(base.clips.labels_N)[base.public_N], minlength=len(base.clips.classes))
+    return Known(_person_model(base), (counts_C / counts_C.sum()).astype(np.float32))
 
 
 def _person_model(base: Base) -> Centred:

@@ -32,6 +32,19 @@ def sections(rows: Sequence[Row]) -> list[Section]:
     ]
 
 
+def cloud_section(rows: Sequence[Row]) -> Section:
+    """Return the tables of selection in the cloud."""
+    made = [
+        _ladder([row for row in rows if row.classes == count], f"halves, {count or 'all'} classes")
+        for count in dict.fromkeys(row.classes for row in rows)
+    ]
+    text = (
+        "Heads learn from all public clips, and picked ones count four times; every method picks equally many. "
+        "Ordinary heads answer alone; centred heads answer after the person's offset. One seed."
+    )
+    return Section("Selection in the cloud, on shared encoders", tuple(made), text=text)
+
+
 def _ladder(rows: Sequence[Row], title: str) -> Table:
     lines = []
     for method in dict.fromkeys(row.method for row in rows):

@@ -9,14 +9,14 @@ from isthmus.data.cache.read import ClipArrays
 from isthmus.data.groups import Groups
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.student.centred import fit_centred
-from isthmus.experiments.personal.ladder import bases, nested
+from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, measured, over_people
 from isthmus.experiments.personal.ladder.membership import separation, suspect
 from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
 from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
 from isthmus.experiments.personal.ladder.run import by_person
 from isthmus.experiments.personal.ladder.scores import Scores, agreement, calibration_error, scores
-from isthmus.experiments.personal.ladder.tables import membership, sections
+from isthmus.experiments.personal.ladder.tables import cloud_section, membership, sections
 from isthmus.proto.messages import Captured
 
 CLASSES = ("NEU", "HAP", "SAD")
@@ -150,6 +150,18 @@ def test_every_method_is_measured_and_tabulated(base: bases.Base, known: Known, 
     ladder, guard = sections(rows)
     assert "halves, users of all classes: 2 people" in ladder.tables[0].markdown()
     assert "agreement" in guard.tables[0].markdown()
+
+
+def test_picks_in_the_cloud_are_equally_many(base: bases.Base, known: Known) -> None:
+    person = base.person("1000", _rows(base, "1000"))
+    rows = list(cloud.of_person(base, person, known, 0, (0,)))
+    assert [row.method for row in rows[:2]] == ["base", "offset"]
+    assert {row.method.split(",")[0] for row in rows[2:]} == set(cloud.PICKS)
+    assert "cluster, centred heads and offset" in cloud_section(rows).tables[0].markdown()
+    task = tasks(person, 0, (0,))[0]
+    weights = cloud._weights(base, Seen.of(person, task, known, 0), known, 0)
+    picked = {name: int((weights_N > 1).sum()) for name, weights_N in weights.items()}
+    assert picked["all"] == 0 < picked["cluster"] == picked["random"] == picked["people"]
 
 
 def test_a_member_is_told_from_a_stranger_only_as_far_as_signals_go(base: bases.Base, known: Known) -> None:
