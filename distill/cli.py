@@ -60,8 +60,11 @@ def teacher(
         typer.Option(help="Share of the public clips held out to weigh the two branches. Default: the preset's."),
     ] = None,
     balance: Annotated[
-        Literal["unimodal", "ogm-ge"] | None,
-        typer.Option(help="Train each branch alone, or both at once and balanced. Default: the preset's."),
+        Literal["unimodal", "ogm-ge", "joint"] | None,
+        typer.Option(
+            help="Train each branch alone; both at once and balanced; or both and the head at once by plain "
+            "cross-entropy, as the paper has it. Default: the preset's."
+        ),
     ] = None,
     sound_trunk: Annotated[
         str | None,

@@ -45,6 +45,7 @@ TEACHERS_ENCODERS: Final = "teacher"
 class TeacherConfig:
     """How the teacher is trained. ``balance`` is the method that keeps one branch from dominating the other.
 
+    "joint": both branches and the head at once by ``joint`` on the head's cross-entropy alone (Eq. 5.3, as printed).
     "unimodal": each branch alone, then the head on their features. "ogm-ge": both branches and the head at once by
     ``joint``, with gradients modulated by ``alpha`` (distill/teacher/balance.py), then the head again on features.
     """
@@ -53,7 +54,7 @@ class TeacherConfig:
     visual: TrainConfig
     head: TrainConfig
     joint: TrainConfig
-    balance: Literal["unimodal", "ogm-ge"] = "unimodal"
+    balance: Literal["unimodal", "ogm-ge", "joint"] = "unimodal"
     alpha: float = 0.8
     """Strength of the modulation; the paper takes 0.8 for CREMA-D."""
     held_out: float = 0.1
@@ -61,8 +62,8 @@ class TeacherConfig:
     by ``head`` (distill/teacher/held_out.py)."""
 
     def __post_init__(self) -> None:
-        if self.balance not in ("unimodal", "ogm-ge"):
-            raise ValueError(f"balance {self.balance!r} is unknown; known: unimodal, ogm-ge")
+        if self.balance not in ("unimodal", "ogm-ge", "joint"):
+            raise ValueError(f"balance {self.balance!r} is unknown; known: unimodal, ogm-ge, joint")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"a held-out share of {self.held_out:g} is not in [0, 1)")
         if self.balance == "ogm-ge" and self.joint.optimizer != "sgd":

@@ -116,6 +116,12 @@ def train_teacher(
         whole = LabelledClips(clips, seed, augment=both.augment, crop_scale=both.crop_scale)
         stage("joint", teacher, whole, balance.loss, balance.on_gradients)
         teacher.branches_from_head()
+    elif recipe.teacher.balance == "joint":
+        both = recipe.teacher.joint
+        whole = LabelledClips(clips, seed, augment=both.augment, crop_scale=both.crop_scale)
+        stage("joint", teacher, whole, joint_loss(teacher, both.label_smoothing))
+        if teacher.head.linear() is not None:
+            teacher.branches_from_head()
     else:
         stage("audio", audio, LabelledSpectrograms(clips, seed, augment=recipe.teacher.audio.augment), audio_loss)
         looks = recipe.teacher.visual
@@ -125,7 +131,10 @@ def train_teacher(
     fusion, dropout = teacher.head, recipe.modality_dropout
     if held_out is not None:
         unseen = encode_clips(teacher.encoders, held_out, device, bars, "features of held-out clips")
-    if held_out is not None and fusion.linear() is not None:
+    if recipe.teacher.balance == "joint":  # the head is trained already
+        if held_out is not None:
+            calibrate(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out.labels_N)
+    elif held_out is not None and fusion.linear() is not None:
         crossed = fit_on_held_out(fusion, unseen[0], evaluation_mean(unseen[1], held_out), held_out, dropout, seed)
         facts = {"clips": len(held_out), "actors": sorted({*held_out.actors} - {""}), **dataclasses.asdict(crossed)}
         write_atomically(folder / "held_out.json", json.dumps(facts, indent=1))
@@ -181,6 +190,16 @@ def calibrate(head: FusionHead, audio_ND: Float32s, visual_ND: Float32s, labels_
     head.cpu().eval()
     logits_NC = head(torch.from_numpy(audio_ND), torch.from_numpy(visual_ND)).double().numpy()
     head.temperature.fill_(temperature(logits_NC, np.asarray(labels_N)))
+
+
+def joint_loss(teacher: Teacher, label_smoothing: float) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Return Eq. 5.3: cross-entropy of the whole teacher on (spectrogram_BFT, frames_BKCHW, labels_B)."""
+
+    def loss(batch: Sequence[Tensor]) -> Tensor:
+        spectrogram_BFT, frames_BKCHW, labels_B = batch
+        return classification_loss(teacher(spectrogram_BFT, frames_BKCHW), labels_B, label_smoothing)
+
+    return loss
 
 
 def head_loss(
