@@ -242,8 +242,6 @@ def test_the_ordinary_head_has_its_share(person: Person) -> None:
     by_hand_NC = shares_of(own_NC) ** (1 - BASE_SHARE) * np.maximum(person.raw_NC, 1e-9) ** BASE_SHARE
     np.testing.assert_allclose(both_NC, by_hand_NC / by_hand_NC.sum(axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(shares_of(mixed(own_NC, shares_of(own_NC))), shares_of(own_NC), atol=1e-5)
-    with pytest.raises(ValueError, match="does not sum to 1"):
-        mixed(own_NC, person.raw_NC * 2)
 
 
 def test_what_is_refused() -> None:
