@@ -1,1 +1,1 @@
-"""The device's own unlabelled clips: prototypes, privacy budget, habits, and comparing two students."""
+"""The device's own clips: prototypes, privacy budget, what they show of the user, and comparing two students."""

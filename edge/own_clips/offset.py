@@ -161,7 +161,7 @@ def softmax(scores_NC: Float64s) -> Float64s:
 
 def _gain(model: PersonModel, modality: int, clips: float) -> Float64s:
     """Return (B + S / (n / 4))^-1 B; zeros without clips."""
-    between_CC = np.asarray(model.between_MCC[modality], np.float64)
+    between_CC: Float64s = np.asarray(model.between_MCC[modality], np.float64)
     if not clips:
         return np.zeros_like(between_CC)
     total_CC = between_CC + np.asarray(model.within_MCC[modality], np.float64) * (CLIPS_PER_CLIP / clips)
