@@ -174,6 +174,17 @@ class Runtime:
     def spec(self) -> InputSpec:
         return InputSpec.from_json(self.enrolment.input_spec_json)
 
+    @property
+    def affordable(self) -> bool:
+        """Whether the person's privacy budget allows one more upload."""
+        if self._device.budget() is None:
+            return True  # The enrolment pins it; nothing may be written before that.
+        try:
+            budgets.check(self._budget(), self._spent(), self.config.choices.noise)
+        except budgets.BudgetSpent:
+            return False
+        return True
+
     def personalise_again(self) -> None:
         """Forget a finished personalisation, so that ``run`` starts another with the active student."""
         self._outbox.clear()

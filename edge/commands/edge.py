@@ -13,7 +13,10 @@ app = App("isthmus edge", help="Run the device, and show what would leave it.", 
 
 @app.command(
     resumes=True,
-    example="isthmus edge run --cloud 127.0.0.1:50051 --state device --data clips --once --report report.json",
+    example="""
+    isthmus edge run --cloud 127.0.0.1:50051 --state device
+    isthmus edge run --cloud 127.0.0.1:50051 --state device --data clips --once --report report.json
+    """,
 )
 def run(
     cloud: Annotated[str, Option(help="The cloud's address, HOST:PORT.")],
@@ -25,13 +28,18 @@ def run(
 ) -> None:
     """Personalise this device's student and answer clips with it.
 
-    Needs a running 'isthmus cloud serve --release ...' and a folder of clips. Writes its state to --state, and --report
-    if it is given.
+    Needs a running 'isthmus cloud serve --release ...', and a camera, a microphone or a folder of clips. Writes its
+    state to --state, and --report if it is given.
 
-    The device enrols, fetches the base student, sends prototypes of the selection clips, follows the cloud's work,
-    fetches and verifies the finished student, and starts to use it if it is better. Then it answers the test clips:
-    through the cloud at each ratio, and alone. A run that was interrupted continues. Without --once the device keeps
-    answering new clips in the data folder, or those of the camera, until it is interrupted.
+    Without --data the device captures its own clips from camera and microphone, answers them, and stores them for a
+    week at most. It personalises once it has --clips-before of them, and at most once a day after that. 'isthmus edge
+    clips' shows, deletes and pauses.
+
+    With --data it replays a data set. The device enrols, fetches the base student, sends prototypes of the selection
+    clips, follows the cloud's work, fetches and verifies the finished student, and starts to use it if it is better.
+    Then it answers the test clips: through the cloud at each ratio, and alone. A run that was interrupted continues.
+    Without --once the device keeps answering new clips in the data folder, or those of the camera, until it is
+    interrupted.
     """
     ratios = numbers(asked.ratios, "--ratios", distinct=True)
 
@@ -169,3 +177,77 @@ def forget(
     from isthmus.edge.commands.running import forget
 
     forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca))
+
+
+clips = App(
+    "isthmus edge clips", help="Show, keep and delete what the device has captured, and pause it.", extra="edge"
+)
+
+Person = Annotated[str, Option(help="Whose clips, on a device that several people share.")]
+Names = Annotated[list[str], Argument(help="Names of clips, as 'isthmus edge clips list' shows them.")]
+
+
+@clips.command("list", example="isthmus edge clips list --state device")
+def list_clips(state: State, person: Person = "") -> None:
+    """List the clips that the device has captured: when, what each has, and how large it is.
+
+    Needs the --state folder of 'isthmus edge run'. Writes nothing. Any player shows the files in its folder 'clips'.
+    """
+    from isthmus.edge.commands.living import show_clips
+
+    show_clips(state, person)
+
+
+@clips.command("delete", example="isthmus edge clips delete --all --state device")
+def delete_clips(
+    state: State,
+    names: Annotated[
+        list[str] | None, Argument(help="Names of clips, as 'isthmus edge clips list' shows them.")
+    ] = None,
+    all: Annotated[bool, Option("--all", help="Delete every clip.")] = False,
+    person: Person = "",
+) -> None:
+    """Delete clips that the device has captured.
+
+    Needs the --state folder of 'isthmus edge run'; the device may be running. Writes to --state. A student that was
+    made of them stays.
+    """
+    from isthmus.edge.commands.living import delete_clips
+
+    delete_clips(state, person, names or [], everything=all)
+
+
+@clips.command("keep", example="isthmus edge clips keep 20261130T101500-250 --state device")
+def keep_clips(names: Names, state: State, person: Person = "") -> None:
+    """Keep clips beyond their time. Others are deleted after a week, or when there are too many.
+
+    Needs the --state folder of 'isthmus edge run'. Writes to --state.
+    """
+    from isthmus.edge.commands.living import change_clips
+
+    change_clips(state, person, "keep", names)
+
+
+@clips.command("pause", example="isthmus edge clips pause --state device")
+def pause(state: State, person: Person = "") -> None:
+    """Pause capture: camera and microphone are closed, also over restarts, until 'isthmus edge clips resume'.
+
+    Needs the --state folder of 'isthmus edge run'; the device may be running. Writes to --state.
+    """
+    from isthmus.edge.commands.living import change_clips
+
+    change_clips(state, person, "pause", [])
+
+
+@clips.command("resume", example="isthmus edge clips resume --state device")
+def resume(state: State, person: Person = "") -> None:
+    """Go on capturing after a pause.
+
+    Needs the --state folder of 'isthmus edge run'. Writes to --state.
+    """
+    from isthmus.edge.commands.living import change_clips
+
+    change_clips(state, person, "resume", [])
+
+
+app.add(clips)

@@ -18,7 +18,14 @@ State = Annotated[Path, Option(help="Folder of this device: its identity, its st
 class ClipOptions:
     """Which clips the device uses."""
 
-    data: Annotated[Path, Option(help="Folder of clips in the layout of CREMA-D or AVE.", exists=True, file_okay=False)]
+    data: Annotated[
+        Path | None,
+        Option(
+            help="Folder of clips in the layout of CREMA-D or AVE. Default: what the device has captured itself.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None
     layout: Layout = "auto"
     actor: Annotated[list[str], Option(help="Use this actor's clips alone. Repeat it for more actors.")] = field(
         default_factory=list
@@ -101,9 +108,45 @@ class RunOptions:
     ] = 200.0
     once: Annotated[bool, Option("--once", help="End after the clips that are there now.")] = False
     camera: Annotated[
-        int | None,
-        Option(help="Number of a camera to answer afterwards, with the microphone, in place of new files."),
+        str | None,
+        Option(
+            help="A camera's number, 'picamera', the path of a film that plays as a camera, or 'none'. With --data: "
+            "answer it afterwards, in place of new files. Default without --data: 0."
+        ),
     ] = None
+    microphone: Annotated[
+        str,
+        Option(
+            help="Number or part of the name of a microphone, the path of a sound file that plays as one, or 'none'. "
+            "Default: the system's."
+        ),
+    ] = ""
+    gate: Annotated[
+        bool,
+        Option(
+            "--gate/--no-gate",
+            help="Answer captured clips only if there is a voice or a face, and cut the picture around the face.",
+        ),
+    ] = True
+    framing: Annotated[
+        float,
+        Option(
+            min=1,
+            max=6,
+            help="Side of the square that is cut around a face, in widths of the face, as the cloud's teacher knows "
+            "them: about 2.5 for CREMA-D, 1 for faces that fill the picture.",
+        ),
+    ] = 1.5
+    clips_before: Annotated[int, Option(min=6, max=200, help="Captured clips after which the device personalises.")] = (
+        24
+    )
+    person: Annotated[
+        str,
+        Option(
+            help="Who uses the device now, on a shared one. Each person has a device of their own in --state: clips, "
+            "habits, corrections and student."
+        ),
+    ] = ""
     guard: Annotated[
         bool,
         Option(

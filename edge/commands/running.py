@@ -6,8 +6,9 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from isthmus.command_line import key_in, print_table
+from isthmus.data.clip import ClipRef
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase
@@ -25,12 +27,15 @@ from isthmus.edge.agent.report import write_report
 from isthmus.edge.agent.requests import Device, answered, ask, privacy
 from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
-from isthmus.edge.capture.sources import LiveCapture, raw_bytes, replay
+from isthmus.edge.capture.process import Capture
+from isthmus.edge.capture.sources import raw_bytes, replay
+from isthmus.edge.commands.living import keep_living, store_of
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
 from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
+from isthmus.edge.own_clips.store import StoredSelection, person_folder
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
@@ -53,10 +58,14 @@ def run(
     """Personalise and answer clips. Raises IsthmusError or ValueError; KeyboardInterrupt if it is interrupted."""
     budget_s = asked.latency_budget_ms / 1000
     infer = InferConfig(ratios, NumberType(asked.number_type), budget_s)
+    if clips.data is None and asked.once:
+        raise ValueError("--once needs --data: a device that captures its own clips runs until it is ended")
     with ending_on_sigterm(), contextlib.ExitStack() as stack:
-        plan = _plan(clips)
-        device = DeviceState(state)
+        plan = None if clips.data is None else _plan(clips, clips.data)
+        device = DeviceState(person_folder(state, asked.person) if asked.person else state)
         stack.enter_context(device.held())
+        store = store_of(device)
+        selection: Sequence[ClipRef] = StoredSelection(store) if plan is None else plan.selection
         config = RunConfig(
             device_name=known_as.name[:64],
             enrolment_key=key_in(known_as.enrolment_key_file) or "",
@@ -68,7 +77,7 @@ def run(
             choices=_choices(upload),
         )
         observer = stack.enter_context(terminal_observer(errors))
-        runtime = Runtime(config, device, _link(cloud, known_as), plan.selection, observer=observer)
+        runtime = Runtime(config, device, _link(cloud, known_as), selection, observer=observer)
         stack.enter_context(contextlib.closing(runtime))
         if asked.again:
             runtime.personalise_again()
@@ -76,6 +85,9 @@ def run(
             stack.enter_context(answered(Device(device, runtime)))
         except OSError as error:
             errors.print(plain(f"other commands cannot talk to this device while it runs: {error}"), markup=False)
+        if plan is None:
+            keep_living(runtime, device, store, asked, budget_s)
+            return
         device_run = DeviceRun(runtime, device, plan, infer, cloud=cloud)
 
         def personalise(patient: bool) -> dict[str, object]:
@@ -92,7 +104,7 @@ def run(
         else:
             worker = Worker()
             worker.start(lambda: personalise(patient=True))
-            _keep_answering(runtime, worker, clips, asked.camera, budget_s)
+            _keep_answering(runtime, worker, clips, asked, budget_s)
 
 
 def prototypes(
@@ -100,8 +112,9 @@ def prototypes(
 ) -> None:
     """Print what would leave the device. Raises IsthmusError or ValueError."""
     with ending_on_sigterm():
-        plan = _plan(clips)
         device = DeviceState(state)
+        selection: Sequence[ClipRef]
+        selection = StoredSelection(store_of(device)) if clips.data is None else _plan(clips, clips.data).selection
         if not device.agent().active_id:
             if not cloud:
                 raise ValueError(f"{state} has no student yet: give --cloud HOST:PORT to fetch the base student")
@@ -124,7 +137,7 @@ def prototypes(
         with terminal_observer(errors) as observer:
             observer.on_stage("make_prototypes")
             made = prototypes_of(
-                plan.selection,
+                selection,
                 StudentEncoder(student.folder),
                 InputSpec.from_json(enrolment.input_spec_json),
                 _choices(upload),
@@ -134,7 +147,7 @@ def prototypes(
                 on_clip=observer.on_clip,
                 on_damage=observer.on_damage,
             )
-        disclosure = disclose(made, enrolment.classes, raw_bytes(plan.selection))
+        disclosure = disclose(made, enrolment.classes, raw_bytes(selection))
         spent = privacy(device)
         if as_json:
             values = [[float(value) for value in row_C] for row_C in made.values_KC]
@@ -235,9 +248,9 @@ def _privacy_sentence(spent: dict[str, float | int | None]) -> str:
     return f"This device has spent epsilon {spent['epsilon_spent']:g}; {limit}.{pinned}"
 
 
-def _plan(clips: ClipOptions) -> ClipPlan:
+def _plan(clips: ClipOptions, data: Path) -> ClipPlan:
     return plan_clips(
-        clips.data,
+        data,
         layout=clips.layout,
         actors=clips.actor,
         clips=clips.clips,
@@ -251,7 +264,7 @@ def _choices(upload: UploadOptions) -> PrototypeChoices:
     return PrototypeChoices(upload.min_cluster, upload.clips_per_cluster, UploadMode(upload.mode), upload.noise)
 
 
-def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, camera: int | None, budget_s: float) -> None:
+def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, asked: RunOptions, budget_s: float) -> None:
     """Answer new clips of the folder, or of the camera, until the process is interrupted. ``worker`` personalises."""
 
     def pause(seconds: float) -> None:
@@ -259,19 +272,33 @@ def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, camera
         time.sleep(seconds)
 
     answers = LiveAnswers(runtime, worker, budget_s, pause)
-    seen = {ref.name for ref in read_listing(clips.data, clips.layout).refs}
+    data = clips.data
+    assert data is not None
+    seen = {ref.name for ref in read_listing(data, clips.layout).refs}
     while not runtime.state.active_id:
         pause(0.5)
     classes = runtime.enrolment.classes
     with contextlib.closing(answers), contextlib.ExitStack() as stack:
-        if camera is None:
-            typer.echo(f"answering new clips in {clips.data}; press Ctrl-C to end", err=True)
-            appearing = appearing_clips(clips.data, clips.layout, seen, pause)
+        if asked.camera is None:
+            typer.echo(f"answering new clips in {data}; press Ctrl-C to end", err=True)
+            appearing = appearing_clips(data, clips.layout, seen, pause)
             taken = replay(appearing, runtime.spec, runtime.clock, runtime.damage)
         else:
-            live = stack.enter_context(LiveCapture(runtime.spec, runtime.clock, camera=camera))
-            typer.echo(f"answering camera {camera}; press Ctrl-C to end", err=True)
-            taken = (live.record(f"live-{number}") for number in itertools.count(1))
+            say = partial(typer.echo, err=True)
+            live = stack.enter_context(
+                Capture(
+                    runtime.spec,
+                    runtime.clock,
+                    lambda text: say(plain(text)),
+                    camera=asked.camera,
+                    microphone=asked.microphone,
+                    gated=asked.gate,
+                    framing=asked.framing,
+                )
+            )
+            say(f"answering camera {asked.camera}; press Ctrl-C to end")
+            captured = (live.next_clip(f"live-{number}").taken for number in itertools.count(1))
+            taken = (each for each in captured if each is not None)
         for each in taken:
             result = answers.answer(each, random.random())
             where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 from isthmus.link.model import (
     PACKET_BYTES,
@@ -159,6 +159,7 @@ class FaultyLink:
         self._say(f"connection {number} opens")
         try:
             async with asyncio.TaskGroup() as group:
+                way: Way
                 for way, source, sink in (("up", near, far), ("down", far, near)):
                     pump = _Pump(self, way, connection, phases[way])
                     group.create_task(pump.read(source))
@@ -236,7 +237,7 @@ class _Pump:
             if self._way in self._connection.dead:
                 self._link.counts.swallowed_bytes += len(data)
                 continue
-            data = data[: max(0, self._cut_at - self._passed)] if math.isfinite(self._cut_at) else data
+            data = data[: max(0, int(self._cut_at) - self._passed)] if math.isfinite(self._cut_at) else data
             data = self._damage(data)
             self._passed += len(data)
             for start in range(0, len(data), PACKET_BYTES):
@@ -307,5 +308,6 @@ def _cut_at(phase: Phase, number: int, key: str) -> float:
     return exactly
 
 
-async def _forever() -> None:
+async def _forever() -> NoReturn:
     await asyncio.Event().wait()
+    raise AssertionError("nobody sets this event")

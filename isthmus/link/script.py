@@ -123,7 +123,7 @@ def _phase(content: Any, folder: Path) -> Phase:
     if unknown:
         raise ValueError(f"unknown key {min(unknown)!r}; known are {', '.join(sorted(_KNOWN))}")
     values: dict[str, Any] = {}
-    for name, value in content.items():
+    for name, value in ((str(key), value) for key, value in content.items()):
         if name in _SWITCHES:
             if type(value) is not bool:
                 raise ValueError(f"{name} is true or false")

@@ -1,0 +1,169 @@
+"""The work of ``isthmus edge run`` without a data set: capture, answer, store, and personalise from what is stored."""
+
+import contextlib
+import random
+import time
+from pathlib import Path
+
+import typer
+
+from isthmus.command_line import print_table
+from isthmus.edge.agent.behaviour import Phase
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.live import LiveAnswers, Worker
+from isthmus.edge.agent.own_life import Clips, Task, due
+from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.capture.process import Capture, Captured
+from isthmus.edge.commands.options import RunOptions
+from isthmus.edge.commands.terminal import plain
+from isthmus.edge.own_clips.store import ClipStore, person_folder
+from isthmus.proto.errors import IsthmusError, StorageFull
+
+PAUSED_LOOK_S = 1.0
+
+
+def store_of(device: DeviceState) -> ClipStore:
+    """Return the clips of a device."""
+    return ClipStore(device.root / "clips")
+
+
+def keep_living(runtime: Runtime, device: DeviceState, store: ClipStore, asked: RunOptions, budget_s: float) -> None:
+    """Capture and answer until the process is interrupted. A worker thread personalises meanwhile."""
+    worker = Worker()
+
+    def pause(seconds: float) -> None:
+        worker.check()
+        time.sleep(seconds)
+
+    store.tidy()
+    with contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)) as answers:
+        _work(runtime, device, store, worker, asked.clips_before)
+        while not runtime.state.active_id:
+            pause(0.5)
+        say = _Sayer()
+        while True:
+            while store.paused:
+                say.once("paused: nothing is captured; 'isthmus edge clips resume' goes on")
+                pause(PAUSED_LOOK_S)
+                _work(runtime, device, store, worker, asked.clips_before)
+            with Capture(
+                runtime.spec,
+                runtime.clock,
+                say.now,
+                camera="0" if asked.camera is None else asked.camera,
+                microphone=asked.microphone,
+                gated=asked.gate,
+                framing=asked.framing,
+            ) as capture:
+                say.once("capturing; press Ctrl-C to end")
+                number = 0
+                while not store.paused:
+                    number += 1
+                    captured = capture.next_clip(f"live-{number}")
+                    if not store.paused:  # else it was captured after the person had paused
+                        _tell(captured, runtime, answers, store, say)
+                    _work(runtime, device, store, worker, asked.clips_before)
+
+
+def show_clips(state: Path, person: str) -> None:
+    """Print the stored clips. Raises IsthmusError or ValueError."""
+    store = _existing_store(state, person)
+    clips = store.clips()
+    rows = [
+        (
+            clip.name,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(clip.captured_s)),
+            " and ".join(word for word, has in (("sound", clip.sound), ("picture", clip.picture)) if has),
+            f"{clip.size_bytes / 1024:.0f} KiB",
+            "yes" if clip.kept else "",
+        )
+        for clip in clips
+    ]
+    print_table(("clip", "captured", "has", "size", "kept"), rows)
+    state_words = "Capture is paused." if store.paused else "Capture is not paused."
+    typer.echo(f"{len(clips)} clips in {store.folder}; any player shows them. {state_words}")
+
+
+def delete_clips(state: Path, person: str, names: list[str], *, everything: bool) -> None:
+    """Delete clips. Raises IsthmusError or ValueError."""
+    if bool(names) == everything:
+        raise ValueError("name the clips to delete, or give --all")
+    store = _existing_store(state, person)
+    count = store.delete_all() if everything else store.delete(names)
+    typer.echo(f"deleted {count} clips; the student that was made of them stays, 'isthmus edge rollback' leaves it")
+
+
+def change_clips(state: Path, person: str, change: str, names: list[str]) -> None:
+    """Keep clips, pause or resume. Raises IsthmusError or ValueError."""
+    store = _existing_store(state, person)
+    if change == "keep":
+        for name in names:
+            store.keep(name)
+        typer.echo(f"kept beyond their time: {', '.join(names)}")
+    elif change == "pause":
+        store.pause()
+        typer.echo("capture is paused; a running device stops within one clip")
+    else:
+        store.resume()
+        typer.echo("capture goes on")
+
+
+class _Sayer:
+    """Prints on stderr; ``once`` leaves out what was said just before."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def now(self, text: str) -> None:
+        self._last = text
+        typer.echo(plain(text), err=True)
+
+    def once(self, text: str) -> None:
+        if text != self._last:
+            self.now(text)
+
+
+def _tell(captured: Captured, runtime: Runtime, answers: LiveAnswers, store: ClipStore, say: _Sayer) -> None:
+    if captured.taken is None:
+        say.once(captured.reason)
+        return
+    result = answers.answer(captured.taken, random.random())
+    where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
+    guess = result.answer.predicted
+    classes = runtime.enrolment.classes
+    typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
+    try:
+        store.add(captured.waveform_T, captured.pictures, runtime.spec)
+    except StorageFull as error:
+        say.once(f"this clip is answered, not stored: {error}")
+
+
+def _work(runtime: Runtime, device: DeviceState, store: ClipStore, worker: Worker, wanted: int) -> None:
+    """Give the worker what is due."""
+    worker.check()
+    if worker.busy:
+        return
+    ledger = device.ledger()
+    last_s = max((entry.sent_s for entry in ledger), default=None)
+    clips = store.clips()
+    facts = Clips(
+        len(clips),
+        sum(last_s is None or clip.captured_s > last_s for clip in clips),
+        None if last_s is None else time.time() - last_s,
+        runtime.affordable,
+    )
+    match due(runtime.state, facts, wanted):
+        case Task.PREPARE:
+            worker.start(lambda: runtime.run(until=Phase.ENCODE, patient=True))
+        case Task.PERSONALISE:
+            worker.start(lambda: runtime.run(patient=True))
+        case Task.AGAIN:
+            runtime.personalise_again()
+            worker.start(lambda: runtime.run(patient=True))
+
+
+def _existing_store(state: Path, person: str) -> ClipStore:
+    root = person_folder(state, person) if person else state
+    if not root.is_dir():
+        raise IsthmusError(f"{root} is no folder of a device: 'isthmus edge run --state {state} ...' makes one")
+    return store_of(DeviceState(root))

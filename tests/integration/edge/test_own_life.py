@@ -1,0 +1,170 @@
+"""A device without a data set: it captures, answers, stores, and personalises from what it has stored."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from isthmus.cli import main
+from isthmus.data.media.decode import decode_sound
+from isthmus.edge.agent.behaviour import Phase
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.live import Worker
+from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.capture.clip_plan import ClipPlan
+from isthmus.edge.capture.process import NOBODY, Captured
+from isthmus.edge.capture.sources import replay
+from isthmus.edge.commands import living
+from isthmus.edge.commands.options import RunOptions
+from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.own_clips.store import ClipStore, StoredSelection
+from tests.rigs.device import load_test
+
+PERSON_COMES = 3
+"""The first clips are of an empty room."""
+
+
+class Studio:
+    """A capture whose person plays the clips of a plan, one after the other, and ends the run after ``most``."""
+
+    def __init__(self, plan: ClipPlan, runtime: Runtime, most: int) -> None:
+        self.refs = [*plan.selection, *plan.test]
+        self.runtime, self.most, self.number, self.opened = runtime, most, 0, 0
+
+    def __call__(self, *positional: object, **options: object) -> "Studio":
+        self.opened += 1
+        return self
+
+    def __enter__(self) -> "Studio":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def next_clip(self, name: str) -> Captured:
+        self.number += 1
+        if self.number > self.most:
+            raise KeyboardInterrupt
+        if self.number <= PERSON_COMES:
+            return Captured(None, NOBODY)
+        time.sleep(0.01)  # the worker personalises meanwhile
+        spec = self.runtime.spec
+        ref = self.refs[self.number % len(self.refs)]
+        taken = next(replay([ref], spec, time.monotonic, lambda damage: None))
+        assert taken.clip.frames_KHWC is not None
+        pictures = [np.ascontiguousarray(each) for each in taken.clip.frames_KHWC]
+        return Captured(taken, "", decode_sound(ref, spec), pictures)
+
+
+@contextlib.contextmanager
+def living_device(folder: Path, cloud: Any) -> Iterator[tuple[Runtime, DeviceState, ClipStore]]:
+    device = DeviceState(folder)
+    store = living.store_of(device)
+    runtime = Runtime(
+        RunConfig("kiosk", seed=1, guard=False), device, MemoryLink(cloud), StoredSelection(store), trial=load_test
+    )
+    with contextlib.closing(runtime):
+        yield runtime, device, store
+
+
+def lived(runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio) -> None:
+    """Run the device until the studio ends it, and wait for its worker, which a process would take with it."""
+    workers = []
+
+    class Joined(Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            workers.append(self)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(living, "Worker", Joined)
+        living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0)
+    while any(each.busy for each in workers):
+        time.sleep(0.01)
+
+
+def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=22)
+        monkeypatch.setattr(living, "Capture", studio)
+        lived(runtime, device, store, studio)
+        assert runtime.state.phase is Phase.SERVE
+        out = capsys.readouterr()
+        assert out.err.count(NOBODY) == 1, "said once, however long nobody is there"
+        assert len(out.out.splitlines()) == 22 - PERSON_COMES, "every clip with a person is answered"
+        assert "(on the device)" in out.out
+        assert runtime.state.active_id == "final"
+        assert len(store.clips()) == 22 - PERSON_COMES
+        (entry, *_) = device.ledger()
+        assert sum(entry.sizes) >= 8, "prototypes of the stored clips"
+        budget, enrolment = device.budget(), device.enrolment()
+        assert budget is not None and enrolment is not None
+        assert budget.rounds == enrolment.rounds or not enrolment.rounds, "pinned by the enrolment, not before it"
+        lived(runtime, device, store, Studio(plan, runtime, most=4))
+        assert runtime.state.active_id == "final"
+        assert len(device.ledger()) == len({each.idempotency_key for each in device.ledger()})
+
+
+def test_a_pause_closes_camera_and_microphone(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=99)
+        monkeypatch.setattr(living, "Capture", studio)
+        monkeypatch.setattr(living, "PAUSED_LOOK_S", 0.0)
+        store.pause()
+        looks = iter(range(5))
+
+        def work(*positional: object) -> None:
+            if runtime.state.active_id and next(looks, None) is None:
+                raise KeyboardInterrupt
+            original(*positional)  # type: ignore[arg-type]
+
+        original = living._work
+        monkeypatch.setattr(living, "_work", work)
+        lived(runtime, device, store, studio)
+        assert studio.opened == 0 and store.clips() == []
+        assert capsys.readouterr().err.count("paused: nothing is captured") == 1
+
+
+def test_the_commands_show_keep_delete_and_pause(
+    tmp_path: Path, plan: ClipPlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from isthmus.data.transforms import InputSpec
+
+    state = tmp_path / "device"
+    store = living.store_of(DeviceState(state / "people" / "anna"))
+    names = [store.add(np.full(16_000, 0.1, np.float32), None, InputSpec()) for _ in range(3)]
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["edge", "clips", *words, "--state", str(state)])
+        out = capsys.readouterr()
+        return out.out if not ended.value.code else out.err
+
+    assert "3 clips in" in run("list", "--person", "anna")
+    assert "0 clips in" in run("list"), "another person's clips are not shown"
+    run("keep", names[0], "--person", "anna")
+    run("delete", names[1], "--person", "anna")
+    assert [(clip.name, clip.kept) for clip in store.clips()] == [(names[0], True), (names[2], False)]
+    assert "there is no clip" in run("delete", names[1], "--person", "anna")
+    assert "or give --all" in run("delete")
+    run("pause", "--person", "anna")
+    assert store.paused
+    run("resume", "--person", "anna")
+    assert not store.paused
+    run("delete", "--all", "--person", "anna")
+    assert store.clips() == []
+    assert "is no folder of a device" in run("list", "--person", "berta")
+    assert "--person" in run("list", "--person", "../anna")
+
+
+def test_once_needs_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["edge", "run", "--cloud", "127.0.0.1:1", "--state", str(tmp_path), "--once"])
+    assert "--once needs --data" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""A voice, a face, or nobody: on invented voices and faces, noise, silence and a dark room."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from isthmus.data.synthetic.face import Face, film
+from isthmus.data.synthetic.voice import RATE_HZ, Voice, speak
+from isthmus.edge.capture import gates
+from isthmus.edge.capture.gates import FaceGate, find_voice_gate, framed, resampled, voice_by_energy
+
+CUES = np.zeros(6)
+
+
+def voice(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return speak(Voice.draw(rng), CUES, ["a", "i", "u", "a"], rng, snr_db=25)
+
+
+def face(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return film(Face.draw(rng), CUES, np.full(4, 0.3), rng, grain=2.0, unrest=0.0)
+
+
+def in_a_room(pictures: np.ndarray, left: int, top: int) -> list[np.ndarray]:
+    """Put a face into a larger picture of a dull room."""
+    room = np.random.default_rng(1).normal(120, 2, (len(pictures), 360, 480, 3)).clip(0, 255).astype(np.uint8)
+    room[:, top : top + 160, left : left + 160] = pictures
+    return list(room)
+
+
+def test_voices_are_heard_and_silence_and_noise_are_not() -> None:
+    rng = np.random.default_rng(0)
+    assert all(voice_by_energy(voice(seed), RATE_HZ) for seed in range(5))
+    assert not voice_by_energy(np.zeros(48_000, np.float32), RATE_HZ)
+    assert not voice_by_energy(rng.normal(0, 0.05, 48_000).astype(np.float32), RATE_HZ), "a fan"
+    assert not voice_by_energy((0.001 * voice()).astype(np.float32), RATE_HZ), "far below hearing"
+    assert not voice_by_energy(np.zeros(3, np.float32), RATE_HZ)
+    click = rng.normal(0, 0.003, 48_000).astype(np.float32)
+    click[20_000:20_800] += 0.5
+    assert not voice_by_energy(click, RATE_HZ), "a door"
+
+
+def seed_with_a_face(gate: FaceGate) -> int:
+    """The cascade knows photographs; it finds most of the drawn faces, not all."""
+    return next(seed for seed in range(20) if gate.faces(in_a_room(face(seed), 100, 100)[0]))
+
+
+def test_a_face_is_found_and_framed() -> None:
+    gate = FaceGate()
+    pictures = in_a_room(face(seed_with_a_face(gate)), 100, 100)
+    box = gate.find(pictures)
+    assert box is not None
+    centre = (box[0] + box[2] / 2, box[1] + box[3] / 2)
+    assert 150 < centre[0] < 210 and 150 < centre[1] < 215
+    square = framed(pictures[0], box, 1.5)
+    assert square.shape[0] == square.shape[1] == pytest.approx(1.5 * box[2], abs=1)
+
+
+def test_nobody_is_in_an_empty_or_a_dark_room() -> None:
+    gate = FaceGate()
+    empty = in_a_room(np.full((4, 160, 160, 3), 120, np.uint8), 0, 0)
+    assert gate.find(empty) is None
+    dark = [(each * 0.01).astype(np.uint8) for each in in_a_room(face(0), 100, 100)]
+    assert gate.find(dark) is None
+
+
+def test_of_several_faces_the_largest_counts() -> None:
+    import cv2
+
+    gate = FaceGate()
+    one = face(seed_with_a_face(gate))
+    pictures = in_a_room(one, 300, 180)
+    small = np.stack([cv2.resize(each, (110, 110)) for each in one])
+    for picture, each in zip(pictures, small, strict=True):
+        picture[20:130, 20:130] = each
+    box = gate.find(pictures)
+    assert box is not None and box[0] > 240
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 40), (440, 320, 40, 40), (200, 100, 300, 300)])
+def test_a_frame_at_an_edge_stays_inside_the_picture(box: tuple[int, int, int, int]) -> None:
+    picture = np.zeros((360, 480, 3), np.uint8)
+    height, width = framed(picture, box, 2.0).shape[:2]
+    assert height == width <= 360
+
+
+def test_rates_are_converted_without_changing_the_tone() -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100).astype(np.float32)
+    at_16k = resampled(tone, 44_100, 16_000)
+    assert len(at_16k) == 16_000
+    assert np.abs(np.fft.rfft(at_16k)).argmax() == 440
+    assert resampled(tone, 16_000, 16_000) is tone
+
+
+def test_silero_is_used_if_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_voice_gate() is voice_by_energy or isinstance(find_voice_gate(), gates.SileroGate)
+    package = tmp_path / "silero_vad"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('it would import torch')\n")
+    (package / "data" / "silero_vad.onnx").write_bytes(b"model")
+    opened: list[str] = []
+
+    class Session:
+        """Answers like Silero's network: sure of a voice if the part is loud."""
+
+        def __init__(self, path: str, **options: object) -> None:
+            opened.append(path)
+
+        def run(self, outputs: object, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            assert inputs["input"].shape == (1, 576) and inputs["state"].shape == (2, 1, 128)
+            assert int(inputs["sr"]) == 16_000
+            loud = float(np.abs(inputs["input"]).max() > 0.05)
+            return [np.array([[loud]], np.float32), inputs["state"] + 1]
+
+    runtime = SimpleNamespace(InferenceSession=Session, SessionOptions=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "silero_vad", raising=False)
+    gate = find_voice_gate()
+    assert opened == [str(package / "data" / "silero_vad.onnx")]
+    assert gate(voice(), RATE_HZ)
+    assert not gate(np.zeros(48_000, np.float32), 48_000)
