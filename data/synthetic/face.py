@@ -60,7 +60,8 @@ class Face:
         if factor == 1:
             return self
         moved = {name: middle + factor * (getattr(self, name) - middle) for name, middle in _MIDDLE.items()}
-        light = tuple(middle + factor * (own - middle) for own, middle in zip(self.light, (0.9, 0.0, 0.0), strict=True))
+        level, right, down = self.light
+        light = (_MIDDLE_LEVEL + factor * (level - _MIDDLE_LEVEL), factor * right, factor * down)
         return replace(self, **moved, light=light)
 
 
@@ -72,7 +73,8 @@ _MIDDLE: Final = {
     "brow_width": 3.25,
     "mouth_drop": 27.0,
 }
-"""The middle of every range that ``Face.draw`` draws from."""
+_MIDDLE_LEVEL: Final = 0.9
+"""The middle of every range that ``Face.draw`` draws from; that of the light's slopes is 0."""
 
 
 def film(
