@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
-from isthmus.cloud.elastic.warm.models import WarmModels
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
+
+if TYPE_CHECKING:
+    # A server for devices alone does not need timm.
+    from isthmus.cloud.elastic.warm.models import WarmModels
 
 MAX_REQUEST_BYTES: Final = 512 << 20
 
@@ -78,7 +81,7 @@ class Elastic:
     live: LiveEngine
     decoder: Decoder
     model: ModelShape
-    warm: WarmModels | None = None
+    warm: "WarmModels | None" = None
     room: Room = field(default_factory=Room)
     clock: Callable[[], float] = time.monotonic
 

@@ -206,6 +206,17 @@ def test_a_client_of_elastic_serving_needs_no_torch() -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_server_for_devices_needs_nothing_of_elastic_serving() -> None:
+    """Its extra is ``cloud``: without timm, and without the libraries of other extras."""
+    blocked = ["timm", "pyarrow", "tokenizers", "psycopg", "s3fs", "librosa", "faiss"]
+    code = (
+        f"import sys\nfor name in {blocked!r}:\n    sys.modules[name] = None\n"
+        "import isthmus.cloud.commands.serving, isthmus.cloud.personalise.worker, isthmus.cloud.personalise.distilling"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_simulated_replay_needs_no_torch() -> None:
     code = "import sys\nsys.modules['torch'] = None\nimport isthmus.cli\nisthmus.cli.main(sys.argv[1:])"
     done = subprocess.run(
