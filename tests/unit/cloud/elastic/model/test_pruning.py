@@ -68,6 +68,9 @@ def test_operations_fall_with_pruning() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two blocks"):
         pruned(depth=1)
+    for pooling in ("avg", "map"):
+        with pytest.raises(ValueError, match=f"pools by its class token, not by '{pooling}'"):
+            pruned(global_pool=pooling)
     model = pruned()
     with pytest.raises(ValueError, match=r"it must be from -70"):
         model(images(), -71)
