@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isthmus.cloud.commands.load_options import Load
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
 from isthmus.command_line import App, fail, print_table
 
@@ -62,12 +63,34 @@ def worker(settings: CloudSettings) -> None:
     """Run personalisations for the servers of a PostgreSQL database, without answering devices.
 
     Needs the servers' --database, --artefacts, --release and signing key, and a --state folder of its own for
-    unfinished jobs. Ends at an interrupt, and hands the job under way to another worker. Options that only concern
-    answering are ignored.
+    unfinished jobs. Writes students to the database and the artefacts. Ends at an interrupt, and hands the job under
+    way to another worker. Options that only concern answering are ignored.
     """
     from isthmus.cloud.commands.working import work
 
     work(settings)
+
+
+@app.command(
+    example="""
+    isthmus cloud load --server 127.0.0.1:50051 --task animals --image cat.png --rate 50,100,200 --deadline-ms 200
+    isthmus cloud load --server 127.0.0.1:50051 --what frames --in-flight 1,8,64 --connections 8 --echo --out load.json
+    """
+)
+def load(
+    load: Load,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """Load a running server and measure how it answers.
+
+    Needs a running server, and for queries a registered task. Devices that it enrols stay enrolled. Prints answers per
+    second, goodput (answers within --deadline-ms), percentiles of the latency and the errors. Latency counts from the
+    time at which a call was due. "lag" is how late this program itself was: if it is not small, the figures are those
+    of this program's machine.
+    """
+    from isthmus.cloud.commands.loading import load as run
+
+    run(load, out)
 
 
 @app.command(

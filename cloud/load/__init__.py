@@ -1,0 +1,1 @@
+"""Load on a running cloud: devices and image queries over many real connections, and how they were answered."""
