@@ -155,6 +155,15 @@ class CloudSettings:
     ] = "priced"
     elastic_device: Annotated[str, Option(help="Where the model runs: cpu or cuda.")] = "cpu"
     elastic_threads: Annotated[int, Option(min=1, help="CPU threads of the model.")] = 1
+    elastic_executors: Annotated[
+        int,
+        Option(
+            min=1,
+            max=64,
+            help="Number of batches that run at once, each on a copy of the model with --elastic-threads. Executors "
+            "and threads together should not exceed the machine's cores.",
+        ),
+    ] = 1
     elastic_number_type: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         Option(

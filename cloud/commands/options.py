@@ -156,6 +156,9 @@ class ReplayOptions:
         float, typer.Option(help="Seconds of a recorded trace that are replayed per second.", min=0.01)
     ] = 60.0
     out: Annotated[Path | None, typer.Option(help="JSON file to write every batch and the totals to.")] = None
+    executors: Annotated[
+        int, typer.Option(help="Simulated replay: batches that run at once. The load grows with them.", min=1, max=64)
+    ] = 1
     margin: Annotated[
         float | None,
         typer.Option(

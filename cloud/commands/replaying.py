@@ -54,8 +54,8 @@ def replay(asked: ReplayOptions) -> None:
         if asked.trace == SYNTHETIC
         else rates_of_counts(read_trace(Path(asked.trace)), asked.window_s)
     )
-    queries = queries_at_load(rng, rates_T, asked.load, measured)
-    engine = Engine(planned, policy, adapts=asked.margin is None)
+    queries = queries_at_load(rng, rates_T, asked.load * asked.executors, measured)
+    engine = Engine(planned, policy, adapts=asked.margin is None, executors=asked.executors)
     if world is not None:
         world.begin(policy.gammas)
         run = serve(engine, queries, world)
@@ -64,10 +64,11 @@ def replay(asked: ReplayOptions) -> None:
         run = simulate(
             engine, queries, luck_N, lambda work: asked.pace * measured.batch_time_s(work.gamma, len(work.batch))
         )
-    bound = clairvoyant_bound(queries, measured, EPSILON)
+    bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     sums = {
         "warmed": {} if world is None else _warmed(world),
         "policy": asked.policy,
+        "executors": asked.executors,
         "live": asked.live,
         "margin": asked.margin,
         "planned": engine.pace,
@@ -99,6 +100,8 @@ def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Pr
     from isthmus.data.images import Columns
     from isthmus.distill.training.loop import pick_device
 
+    if asked.executors > 1:
+        raise ValueError("--executors is for a simulated replay: leave it out with --live")
     if asked.pace != 1:
         raise ValueError("--pace is for a simulated replay: leave it out with --live")
     if asked.model is None or asked.tasks is None or asked.data is None or asked.profile is None:

@@ -1,14 +1,10 @@
 """Workers that are killed all the time: every job is done, and done once.
 
-    python -m tests.bench.workers [--jobs 1000] [--workers 4] [--kill-every-s 5] [--out FILE]
-
 Starts a PostgreSQL cluster, several worker processes on it, and kills one of them (SIGKILL) at each interval; another
 takes its place. A learning step takes milliseconds; state machine, leases, database and artefacts are the real ones.
 At the end one worker is paused (SIGSTOP) in mid-job for longer than its lease, and its late writes must be refused.
 """
 
-import argparse
-import json
 import os
 import random
 import signal
@@ -19,17 +15,19 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Annotated, NoReturn
 from uuid import uuid4
 
 import sqlalchemy as sa
+import typer
 
-from isthmus.cloud.personalise import job_rows, leases
-from isthmus.cloud.personalise.leases import LeaseLost
+from isthmus.cloud.personalise import job_rows
+from isthmus.cloud.personalise.leases import LEASE_S, LeaseLost
 from isthmus.cloud.store import news
 from isthmus.cloud.store.schema import jobs, students
 from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import Stage
-from tests.bench.machine import facts
+from tests.bench.harness import Report
 from tests.rigs.jobs import Bench, CountedLearning
 from tests.rigs.postgres import running_cluster
 
@@ -37,7 +35,7 @@ _STEP_S = 0.002
 _POLL_S = 0.5
 
 
-def work(url: str, folder: Path) -> None:
+def work(url: str, folder: Path, lease_s: float) -> NoReturn:
     """Run as a worker until killed. Prints a line per job: done or refused."""
     bench = _bench(url, folder / uuid4().hex, folder)
     woken = threading.Event()
@@ -48,7 +46,7 @@ def work(url: str, folder: Path) -> None:
         woken.clear()
         held = None
         try:
-            held = bench.take(worker)
+            held = bench.take(worker, lease_s=lease_s)
             if held is not None:
                 done = runner.run(held)
                 print(f"{done.stage.value} {done.job_id} {held.lease.fence}", flush=True)
@@ -68,7 +66,7 @@ def _bench(url: str, own: Path, shared: Path) -> Bench:
     return bench
 
 
-def measure(n_jobs: int, n_workers: int, kill_every_s: float, folder: Path) -> dict[str, object]:
+def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, folder: Path) -> dict[str, object]:
     """Return the figures of one run. Raises AssertionError if a job was lost, failed or done twice."""
     with running_cluster() as cluster, cluster.database() as database:
         url = database.url.render_as_string(hide_password=False)
@@ -83,6 +81,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, folder: Path) -> d
         def start() -> subprocess.Popen[bytes]:
             started.append(logs / f"{len(started)}")
             command = [sys.executable, "-m", "tests.bench.workers", "--worker", url, "--folder", str(folder)]
+            command += ["--lease-s", str(lease_s)]
             with started[-1].open("wb") as log:
                 return subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -170,27 +169,24 @@ def _row(bench: Bench) -> tuple[object, ...]:
         return tuple(connection.execute(sa.select(jobs).where(jobs.c.id == "paused")).one())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--jobs", type=int, default=1_000)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--kill-every-s", type=float, default=5.0)
-    parser.add_argument("--out", type=Path, default=None, help="result file (JSON); default: print")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        work(given.worker, given.folder)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(given.jobs, given.workers, given.kill_every_s, Path(folder))
-    about = {"lease_s": leases.LEASE_S, "machine": facts(("sqlalchemy", "psycopg"))}
-    text = json.dumps({"rows": [figures], **about}, indent=2)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text + "\n")
-    print(text)
+def main(
+    jobs: Annotated[int, typer.Option(help="Number of jobs.")] = 1_000,
+    workers: Annotated[int, typer.Option(help="Workers at any time.")] = 4,
+    kill_every_s: Annotated[float, typer.Option(help="Seconds between two kills.")] = 5.0,
+    lease_s: Annotated[float, typer.Option(help="Seconds of a lease.")] = LEASE_S,
+    out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
+    folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
+) -> None:
+    """Kill workers while they work, and count what becomes of the jobs."""
+    if worker:
+        work(worker, folder, lease_s)
+    config = {"jobs": jobs, "workers": workers, "kill_every_s": kill_every_s, "lease_s": lease_s}
+    report = Report("workers", config, ("sqlalchemy", "psycopg"))
+    with tempfile.TemporaryDirectory() as name:
+        report.rows.append(measure(jobs, workers, kill_every_s, lease_s, Path(name)))
+    report.finish({key: lambda row, key=key: str(row[key]) for key in report.rows[0]}, out)  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -60,6 +60,7 @@ class Priced:
 
     def __init__(self, epsilon: int = EPSILON) -> None:
         self.gammas: tuple[int, ...] = ()
+        self.executors = 1
         self._epsilon = epsilon
         self._kinds: dict[tuple[str, int], _Kind] = {}
         self._market: Market | None = None
@@ -127,7 +128,7 @@ class Priced:
         counts_K = np.array(
             [len(kind.waiting) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
         )
-        return self._market.price(counts_K, (HORIZON + BACKLOG) * latency_s)
+        return self._market.price(counts_K, self.executors * (HORIZON + BACKLOG) * latency_s)
 
     def _gains(self, kind: _Kind) -> list[float]:
         """Returns the expected utility of a query of ``kind`` at each gamma; 0 if its task was removed."""

@@ -16,6 +16,7 @@ class ThroughputRule:
 
     def __init__(self, rule: BatchingRule | None = None) -> None:
         self.gammas: tuple[int, ...] = ()
+        self.executors = 1
         self._queue = BatchQueue(rule)
         self._arrivals_s: list[float] = []
         self._since_s: float | None = None
@@ -50,7 +51,7 @@ class ThroughputRule:
 
     def gamma_for(self, rate_per_s: float) -> int:
         """Returns the gamma nearest 0 that serves more than ``rate_per_s``; if there is none, the most negative one."""
-        fitting = [gamma for gamma in self.gammas if self._capacity[gamma] > rate_per_s]
+        fitting = [gamma for gamma in self.gammas if self._capacity[gamma] * self.executors > rate_per_s]
         return max(fitting, default=min(self.gammas))
 
     def _rate(self, now_s: float) -> float:

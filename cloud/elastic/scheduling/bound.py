@@ -1,14 +1,14 @@
 """PURE: computes an upper bound on the utility of any policy for a list of queries, even one that knows them all ahead.
 
 The bound comes from a relaxation in which queries are fractional and preemptive. Query q may get executor time x_q(t)
-within [arrival, deadline], and the executor offers one second per second. The cost of q at gamma is its share of the
+within [arrival, deadline], and K executors offer K seconds per second. The cost of q at gamma is its share of the
 batch that is cheapest per image. For a fraction of this cost it earns the same fraction of accuracy x utility. Every
 real schedule of batches is feasible here: a query that is in time ran between its arrival and its deadline, and cost at
 least that share.
 
 The Lagrangian dual has one price p(t) >= 0 for the executor's time:
 
-    D(p) = integral p(t) dt + sum_q max(0, max_gamma  accuracy(q, gamma) utility(q) - cost(gamma) min_{t of q} p(t))
+    D(p) = K integral p(t) dt + sum_q max(0, max_gamma  accuracy(q, gamma) utility(q) - cost(gamma) min_{t of q} p(t))
 
 By weak duality D(p) is an upper bound for ANY prices, so the search for good prices need not be exact. Prices are
 constant within slots, and L-BFGS finds them on a smoothed D. The returned value is D itself.
@@ -42,9 +42,15 @@ def image_costs_s(profile: Profile, epsilon: int) -> Float64s:
 
 
 def clairvoyant_bound(
-    queries: Sequence[Query], profile: Profile, epsilon: int, *, slot_s: float = SLOT_S, iterations: int = 60
+    queries: Sequence[Query],
+    profile: Profile,
+    epsilon: int,
+    *,
+    executors: int = 1,
+    slot_s: float = SLOT_S,
+    iterations: int = 60,
 ) -> float:
-    """Returns an expected utility that no policy can exceed with one executor and batches of at most ``epsilon``.
+    """Returns an expected utility that no policy can exceed with ``executors`` and batches of at most ``epsilon``.
 
     Shorter slots and more iterations make the bound tighter; it is valid in any case. Raises KeyError for a task
     without a profile.
@@ -73,17 +79,22 @@ def clairvoyant_bound(
         ]
     )
     rows_Q3, counts_Q = np.unique(rows_N3, axis=0, return_counts=True)
-    dual = _Dual(gains_KG[rows_Q3[:, 0]], costs_G, rows_Q3[:, 1], rows_Q3[:, 2], counts_Q.astype(float), slot_s)
+    dual = _Dual(
+        gains_KG[rows_Q3[:, 0]], costs_G, rows_Q3[:, 1], rows_Q3[:, 2], counts_Q.astype(float), slot_s * executors
+    )
     return dual.minimise(iterations)
 
 
 class _Dual:
-    """The dual function. Axes: Q groups of equal queries, G gammas, W slots of a group's window, T slots in all."""
+    """The dual function. Axes: Q groups of equal queries, G gammas, W slots of a group's window, T slots in all.
+
+    ``supply_s``: seconds of executors' time in a slot.
+    """
 
     def __init__(
-        self, gains_QG: Float64s, costs_G: Float64s, first_Q: Ints, last_Q: Ints, counts_Q: Float64s, slot_s: float
+        self, gains_QG: Float64s, costs_G: Float64s, first_Q: Ints, last_Q: Ints, counts_Q: Float64s, supply_s: float
     ) -> None:
-        self.gains_QG, self.costs_G, self.counts_Q, self.slot_s = gains_QG, costs_G, counts_Q, slot_s
+        self.gains_QG, self.costs_G, self.counts_Q, self.supply_s = gains_QG, costs_G, counts_Q, supply_s
         self.slots = int(last_Q.max()) + 1
         window_W = np.arange(int((last_Q - first_Q).max()) + 1)
         self.slots_QW = np.minimum(first_Q[:, None] + window_W, last_Q[:, None])
@@ -94,7 +105,7 @@ class _Dual:
         """Returns D(p), a valid bound for any prices that are not negative."""
         cheapest_Q = prices_T[self.slots_QW].min(axis=1)
         net_Q = (self.gains_QG - cheapest_Q[:, None] * self.costs_G).max(axis=1)
-        return float(prices_T.sum() * self.slot_s + self.counts_Q @ np.maximum(net_Q, 0.0))
+        return float(prices_T.sum() * self.supply_s + self.counts_Q @ np.maximum(net_Q, 0.0))
 
     def smoothed(self, prices_T: Float64s, width: float) -> tuple[float, Float64s]:
         """Returns D with soft minima and maxima, and its gradient by the prices (T,)."""
@@ -108,14 +119,14 @@ class _Dual:
         top_Q1 = np.maximum(net_QG.max(axis=1, keepdims=True), 0.0)
         chosen_QG = np.exp((net_QG - top_Q1) / gain_width)
         total_Q1 = chosen_QG.sum(axis=1, keepdims=True) + np.exp(-top_Q1 / gain_width)
-        value = float(prices_T.sum()) * self.slot_s + float(
+        value = float(prices_T.sum()) * self.supply_s + float(
             self.counts_Q @ (top_Q1 + gain_width * np.log(total_Q1))[:, 0]
         )
         time_Q1 = (chosen_QG / total_Q1) @ self.costs_G[:, None] * self.counts_Q[:, None]
         used_T = np.bincount(
             self.slots_QW.ravel(), weights=(time_Q1 * weights_QW / sums_Q1).ravel(), minlength=self.slots
         )
-        slope_T = np.full(self.slots, self.slot_s)
+        slope_T = np.full(self.slots, self.supply_s)
         slope_T -= used_T
         return value, slope_T
 

@@ -1,8 +1,9 @@
 """PURE: takes every query from submission to its one outcome. The time is an argument.
 
     submit -> waiting --next_work--> running --finished/failed--> outcome
-                 |                                                   ^
-                 +---- expired, given up by the policy, cancelled ----+
+               | ^                      |                            ^
+               | +------- lost ---------+                            |
+               +------ expired, given up by the policy, cancelled ---+
 
 The same engine serves live (real clock, real executor) and in the simulator (virtual clock, the profile as executor).
 It is not thread-safe: one thread owns it.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from isthmus.cloud.elastic.scheduling.pace import Pace
-from isthmus.cloud.elastic.scheduling.policy import Policy
+from isthmus.cloud.elastic.scheduling.policy import CountsExecutors, Policy
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
 from isthmus.proto.errors import Busy, InvalidInput
@@ -75,6 +76,8 @@ class Engine:
     ) -> None:
         if max_waiting < 1 or executors < 1:
             raise ValueError(f"{max_waiting} waiting queries and {executors} executors: both must be at least 1")
+        if isinstance(policy, CountsExecutors):
+            policy.executors = executors
         self.policy = policy
         self.outcomes: Counter[Outcome] = Counter()
         self._max_waiting = max_waiting
@@ -83,6 +86,8 @@ class Engine:
         self._waiting: dict[int, Query] = {}
         self._running: dict[int, Work] = {}
         self._running_ids: set[int] = set()
+        self._lost: set[int] = set()
+        """Queries that wait or run again because their batch was lost."""
         self._deadlines: list[tuple[float, int]] = []
         self._works = 0
         self._now_s = float("-inf")
@@ -96,6 +101,11 @@ class Engine:
         self.policy.use(planned)
         self.profile, self._planned = profile, planned
         self._fastest_s = min(planned.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+
+    @property
+    def executors(self) -> int:
+        """The number of batches that may run at once."""
+        return self._executors
 
     @property
     def pace(self) -> float:
@@ -138,6 +148,7 @@ class Engine:
             if query is not None and query.deadline_s == deadline_s:
                 expired.append(query)
                 self._leave(query)
+                self._lost.discard(query.id)
         self.outcomes[Outcome.EVICTED] += len(expired)
         return tuple(expired)
 
@@ -156,6 +167,7 @@ class Engine:
             self._check(choice.evict, None)
             for query in choice.evict:
                 self._leave(query)
+                self._lost.discard(query.id)
             self.outcomes[Outcome.EVICTED] += len(choice.evict)
             evicted += choice.evict
         if not choice.queries:
@@ -192,6 +204,7 @@ class Engine:
             else:
                 outcome = Outcome.CORRECT_IN_TIME if right else Outcome.WRONG_IN_TIME
             self.outcomes[outcome] += 1
+            self._lost.discard(query.id)
             settled.append((query, outcome))
         return settled
 
@@ -200,7 +213,29 @@ class Engine:
         self._at(now_s)
         self._end(work)
         self.outcomes[Outcome.FAILED] += len(work.batch)
+        self._lost.difference_update(query.id for query in work.batch.queries)
         return [(query, Outcome.FAILED) for query in work.batch.queries]
+
+    def lost(self, work: Work, now_s: float) -> list[tuple[Query, Outcome]]:
+        """Notes that the batch's executor failed while others go on. Returns the queries that end with it.
+
+        The other queries wait again: those that can still be in time, and have not been in a lost batch before. So a
+        query that breaks executors breaks at most two. Raises KeyError for a batch that has ended.
+        """
+        hopeless_s = self._at(now_s) + self._fastest_s
+        self._end(work)
+        ended = []
+        for query in work.batch.queries:
+            if query.id in self._lost or query.deadline_s < hopeless_s or query.task not in self.profile.accuracy:
+                self._lost.discard(query.id)
+                self.outcomes[Outcome.FAILED] += 1
+                ended.append((query, Outcome.FAILED))
+            else:
+                self._lost.add(query.id)
+                self._waiting[query.id] = query
+                heapq.heappush(self._deadlines, (query.deadline_s, query.id))
+                self.policy.arrived(query)
+        return ended
 
     def cancel(self, query_id: int) -> Query | None:
         """Evicts a query whose caller left, and returns it.
@@ -210,6 +245,7 @@ class Engine:
         query = self._waiting.get(query_id)
         if query is not None:
             self._leave(query)
+            self._lost.discard(query.id)
             self.outcomes[Outcome.EVICTED] += 1
         return query
 

@@ -5,7 +5,7 @@ arrives or leaves, and asks the policy what to run whenever an executor is free.
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Query
@@ -30,6 +30,13 @@ class Choice:
     gamma: int = 0
     evict: tuple[Query, ...] = ()
     wait_until_s: float | None = None
+
+
+@runtime_checkable
+class CountsExecutors(Protocol):
+    """A policy whose decisions depend on how many executors there are. The engine sets their number."""
+
+    executors: int
 
 
 class Policy(Protocol):

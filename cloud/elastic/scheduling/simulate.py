@@ -5,6 +5,7 @@ once per query: a query with draw v is right at every gamma whose accuracy is ab
 draws, and differ only by their choices.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -113,7 +114,9 @@ def simulate(
     draws_N: npt.NDArray[np.float64],
     executor: ExecutorModel | None = None,
 ) -> Run:
-    """Calls ``serve`` with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``).
+    """Serves the queries with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``).
+
+    If the engine has several executors, batches run at the same time.
 
     >>> queries = [Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), Query(1, "CIFAR10", 0.1, 1.1, utility=0.5)]
     >>> engine = Engine(paper_profile(), make_policy("priced", paper_profile()))
@@ -121,7 +124,44 @@ def simulate(
     >>> run.utility
     0.5
     """
+    if engine.executors > 1:
+        return _serve_at_once(engine, queries, draws_N.tolist(), executor)
     return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
+
+
+def _serve_at_once(engine: Engine, queries: Sequence[Query], luck: list[float], executor: ExecutorModel | None) -> Run:
+    """Serves with several executors: time goes from one event (an arrival, the end of a batch) to the next."""
+    run = Run([None] * len(queries), [])
+    running: list[tuple[float, int, Work]] = []
+    coming, now_s = 0, 0.0
+    while True:
+        coming = _submit(engine, queries, coming, now_s)
+        decision = engine.next_work(now_s)
+        for query in decision.evicted:
+            run.outcomes[query.id] = Outcome.EVICTED
+        if decision.work is not None:
+            work = decision.work
+            profile = engine.profile
+            takes_s = profile.batch_time_s(work.gamma, len(work.batch)) if executor is None else executor(work)
+            heapq.heappush(running, (now_s + takes_s, work.id, work))
+            continue
+        times_s = [] if decision.wait_until_s is None else [max(decision.wait_until_s, now_s + TICK_S)]
+        if coming < len(queries):
+            times_s.append(queries[coming].arrival_s)
+        if running:
+            times_s.append(running[0][0])
+        if not times_s:
+            run.end_s = now_s
+            return run
+        now_s = max(now_s, min(times_s))
+        coming = _submit(engine, queries, coming, now_s)
+        while running and running[0][0] <= now_s:
+            end_s, _, work = heapq.heappop(running)
+            accuracy = engine.profile.accuracy
+            answers: list[bool | None] = [
+                luck[each.id] < accuracy[each.task][work.gamma] for each in work.batch.queries
+            ]
+            _finish(engine, work, answers, end_s, run)
 
 
 def serve(engine: Engine, queries: Sequence[Query], world: World) -> Run:

@@ -58,17 +58,21 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
         policy,
         max_waiting=settings.max_waiting,
         memory_limit_bytes=settings.memory_bytes,
+        executors=settings.executors,
     )
     warm = _warm(settings, runner)
-    base = ModelExecutor(runner, runner.pixels)
-    executor = base if warm is None else WarmExecutor(base, warm, profile.gammas)
-    live = LiveEngine(engine, executor, on_start=lambda: torch.set_num_threads(settings.threads))
+    # A runner serves one thread at a time, so each executor has one of its own.
+    runners = [runner, *(_runner(settings, profile) for _ in range(settings.executors - 1))]
+    bases = [ModelExecutor(each, each.pixels) for each in runners]
+    executors = bases if warm is None else [WarmExecutor(bases[0], warm, profile.gammas)]
+    live = LiveEngine(engine, *executors, on_start=lambda: torch.set_num_threads(settings.threads))
 
     def changed(name: str, task: Task | None) -> None:
         if task is None:
             live.forget(name)
         else:
-            executor.prepare(task)
+            for executor in executors:
+                executor.prepare(task)
             live.plan_for(task, None if warm is None else warm.accuracy(task, profile.gammas))
 
     shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
@@ -125,6 +129,8 @@ def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None
     """Returns the warmed models if a store of them is named. A model that cannot be used is logged and left out."""
     if settings.warm is None:
         return None
+    if settings.executors > 1:
+        raise InvalidInput("--elastic-warm places its models for one executor: leave out --elastic-executors")
     try:
         warm = WarmModels(settings.warm, runner, limit_bytes=settings.warm_bytes)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Runs the engine in real time: queries come from an event loop, and batches run on a thread of their own.
 
 Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
-leaves, or it expires), the engine's thread (it gets work and reports results), and whoever changes the tasks.
+leaves, or it expires), the threads of the executors (each gets work and reports results), and whoever changes the
+tasks. If one of several executors fails on a batch, the queries that can still be in time run once more.
 """
 
 import asyncio
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 SLOW: Final = 1.5
 """If batches take this many times as long as the profile says, a warning is logged once."""
+
+REST_S: Final = 0.05
+LONGEST_REST_S: Final = 30.0
+"""One of several executors that fails rests before its next batch, twice as long after each failure in a row."""
 
 _STOPPING: Final = "the server is stopping; try again later"
 
@@ -65,14 +70,17 @@ class LiveEngine:
     def __init__(
         self,
         engine: Engine,
-        executor: Executor,
-        *,
+        *executors: Executor,
         clock: Callable[[], float] = time.monotonic,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_start`` is called on the thread that runs the batches, before the first of them."""
+        """Each executor runs batches on a thread of its own. ``on_start`` is called on each, before its first batch.
+
+        Raises ValueError if the engine plans for another number of executors.
+        """
+        if len(executors) != engine.executors:
+            raise ValueError(f"the engine plans for {engine.executors} executors and was given {len(executors)}")
         self._engine = engine
-        self._executor = executor
         self._clock = clock
         self._on_start = on_start
         self._wake = threading.Condition()
@@ -84,7 +92,10 @@ class LiveEngine:
         self._warned_slow = False
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="elastic-engine", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(executor,), name=f"elastic-executor-{number}", daemon=True)
+            for number, executor in enumerate(executors)
+        ]
 
     @property
     def ready(self) -> bool:
@@ -97,18 +108,20 @@ class LiveEngine:
         return self._engine.profile.gammas
 
     def start(self) -> None:
-        """Starts the engine's thread and accepts queries from now on."""
+        """Starts the executors' threads and accepts queries from now on."""
         self._loop = asyncio.get_running_loop()
         self._stopped = None
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Waits for the running batch, then refuses all waiting queries. It blocks: call it off the event loop."""
+        """Waits for the running batches, then refuses all waiting queries. It blocks: call it off the event loop."""
         with self._wake:
             self._stopped = _STOPPING
-            self._wake.notify()
-        if self._thread.ident is not None:
-            self._thread.join()
+            self._wake.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
     async def ask(self, task: Task, image: Image, *, arrival_s: float, latency_s: float, utility: float) -> Answer:
         """Waits for the answer to one image. ``arrival_s`` is a time of this engine's clock.
@@ -126,7 +139,7 @@ class LiveEngine:
             self._engine.submit(query, self._clock())
             self._pending[query.id] = _Pending(query, Item(image, task), future)
             self._asked[task.name] += 1
-            self._wake.notify()
+            self._wake.notify_all()  # a notified executor may be resting
         # The timer ends the wait at the deadline, even while a long batch occupies the engine's thread.
         timer = loop.call_later(max(0.0, query.deadline_s - self._clock()), self._expire)
         try:
@@ -179,11 +192,14 @@ class LiveEngine:
         with self._wake:
             return self._engine.waiting
 
-    def _run(self) -> None:
+    def _run(self, executor: Executor) -> None:
         try:
             self._on_start()
+            failures = 0
             while (found := self._next_work()) is not None:
-                self._execute(*found)
+                failures = 0 if self._execute(executor, *found) else failures + 1
+                if failures and len(self._threads) > 1:
+                    self._rest(min(LONGEST_REST_S, REST_S * 2.0**failures))
         except Exception:
             log.exception("the engine failed; every query is refused from now on")
             self._refuse_all("the server failed; ask its operator to restart it")
@@ -202,10 +218,18 @@ class LiveEngine:
                 self._wake.wait(wait_s)
         return None
 
-    def _execute(self, work: Work, items: list[Item]) -> None:
+    def _rest(self, seconds: float) -> None:
+        """Leaves the work to the other executors for a while."""
+        until_s = time.monotonic() + seconds
+        with self._wake:
+            while self._stopped is None and (left_s := until_s - time.monotonic()) > 0:
+                self._wake.wait(left_s)
+
+    def _execute(self, executor: Executor, work: Work, items: list[Item]) -> bool:
+        """Runs a batch and delivers its answers. Returns whether it ran."""
         logits_BC: list[FloatArray] | None = None
         try:
-            logits_BC = self._executor.run(items, work.gamma)
+            logits_BC = executor.run(items, work.gamma)
             if len(logits_BC) != len(items):
                 raise RuntimeError(f"the executor returned {len(logits_BC)} answers for {len(items)} images")
         except Exception:
@@ -216,7 +240,9 @@ class LiveEngine:
         settled: _Settled = []
         with self._wake:
             if logits_BC is None:
-                ends = self._engine.failed(work, now_s)
+                several = self._engine.executors > 1 and self._stopped is None
+                ends = self._engine.lost(work, now_s) if several else self._engine.failed(work, now_s)
+                self._wake.notify_all()
             else:
                 ends = self._engine.finished(work, [None] * len(items), now_s)
             for name in {query.task for query, _ in ends}:
@@ -239,6 +265,7 @@ class LiveEngine:
                 "measured when it was faster; 'isthmus elastic profile' measures it again",
                 pace,
             )
+        return logits_BC is not None
 
     def _expire(self) -> None:
         with self._wake:
@@ -272,6 +299,7 @@ class LiveEngine:
     def _refuse_all(self, why: str) -> None:
         with self._wake:
             self._stopped = why
+            self._wake.notify_all()
             futures = [pending.future for pending in self._pending.values()]
             self._pending.clear()
         self._deliver([(future, Unavailable(why)) for future in futures])

@@ -36,6 +36,8 @@ class ElasticSettings:
     """A batch that is predicted to need more memory than this is split."""
     max_waiting: int = 1_024
     """Images that may wait for a batch. Further images are refused."""
+    executors: int = 1
+    """Batches that run at once, each on a copy of the model with ``threads``."""
     warm: Path | None = None
     """Folder of warmed models (``isthmus elastic warmup``): each batch of their task runs on the best for its gamma."""
     warm_bytes: int | None = None

@@ -69,6 +69,30 @@ def test_no_schedule_passes_it(asked: list[tuple[str, int, int, int]]) -> None:
     assert clairvoyant_bound(queries, PROFILE, 3, slot_s=0.01) >= best - 1e-9
 
 
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 8]), st.sampled_from([100.0, 400.0, 600.0]))
+def test_no_policy_passes_it_with_several_executors(seed: int, executors: int, rate_per_s: float) -> None:
+    rng = np.random.default_rng(seed)
+    queries = make_queries(rng, poisson_arrivals(rng, np.full(3, executors * rate_per_s), 0.2), PAPER_KINDS)
+    bound = clairvoyant_bound(queries, PROFILE, 64, executors=executors)
+    assert bound >= clairvoyant_bound(queries, PROFILE, 64) * (1 - 1e-3)
+    for name in POLICIES:
+        engine = Engine(PROFILE, make_policy(name, PROFILE), executors=executors)
+        run = simulate(engine, queries, np.zeros(len(queries)))
+        assert run.expected_utility <= bound + 1e-9
+        assert sum(engine.outcomes.values()) == len(queries)
+
+
+@pytest.mark.parametrize("executors", [1, 2, 4, 8])
+def test_priced_is_near_it_with_any_number_of_executors(executors: int) -> None:
+    rng = np.random.default_rng(5)
+    rate_per_s = 1.25 * executors * PROFILE.capacity_per_s(0)
+    queries = make_queries(rng, poisson_arrivals(rng, np.full(1, rate_per_s), 3.0), PAPER_KINDS)
+    engine = Engine(PROFILE, make_policy("priced", PROFILE), executors=executors)
+    run = simulate(engine, queries, np.zeros(len(queries)))
+    assert run.expected_utility >= 0.97 * clairvoyant_bound(queries, PROFILE, 64, executors=executors)
+
+
 def test_with_time_for_all_it_is_the_best_accuracy() -> None:
     queries = [Query(id, "CIFAR100", float(id), id + 1.0, 1.0) for id in range(5)]
     assert clairvoyant_bound(queries, PROFILE, 64) == pytest.approx(5 * 0.898)

@@ -134,3 +134,16 @@ def test_a_report_says_whether_the_machine_was_quiet(tmp_path: Path, capsys: pyt
 
 def test_the_greedy_choice_of_the_rivals_takes_nothing_twice() -> None:
     assert greedy(np.array([[0, 1, 2, 3], [1, 0, 2, 3]]), 4, 2).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.timeout(600)
+def test_workers(tmp_path: Path) -> None:
+    options = ("--jobs", "20", "--workers", "2", "--kill-every-s", "3", "--lease-s", "2")
+    (row,) = measured(tmp_path, "workers", *options)["rows"]
+    assert (row["jobs"], row["done_once"], row["paused_worker"]["row_unchanged"]) == (20, 20, True)
+
+
+def test_executors(tmp_path: Path) -> None:
+    options = ("--executors", "2", "--loads", "1", "--duration-s", "1", "--seeds", "1")
+    (row,) = measured(tmp_path, "elastic.executors", *options)["rows"]
+    assert 0 < row["share_of_bound"]["pets"] <= row["share_of_bound"]["priced"] <= 1

@@ -161,3 +161,19 @@ def test_batches_know_their_deadline_and_split_in_order() -> None:
     assert [[each.id for each in part.queries] for part in batch.split(2)] == [[1, 2], [3]]
     with pytest.raises(ValueError):
         Batch(())
+
+
+def test_a_lost_batch_runs_once_more_where_time_allows() -> None:
+    served = engine(executors=2)
+    for id, latency_s in ((1, 1.0), (2, 0.02), (3, 1.0)):
+        served.submit(query(id, latency_s=latency_s), 0.0)
+    first = served.next_work(0.0).work
+    assert first is not None and len(first.batch) == 3
+    assert [(each.id, outcome) for each, outcome in served.lost(first, 0.02)] == [(2, Outcome.FAILED)]
+    again = served.next_work(0.02).work
+    assert again is not None and [each.id for each in again.batch.queries] == [1, 3]
+    assert served.cancel(1) is None, "it runs"
+    assert [each.id for each, _ in served.lost(again, 0.05)] == [1, 3], "a second loss is the last"
+    assert (served.waiting, served.running, served.outcomes[Outcome.FAILED]) == (0, 0, 3)
+    with pytest.raises(KeyError):
+        served.lost(again, 0.05)

@@ -63,6 +63,7 @@ class Rig:
 
 
 TASK = task()
+PROFILE = Profile(MachineKey("p", "cpu", 1, "fp32", "m"), (0,), (1, 8), {}, {0: (1e-4, 2e-4)})
 
 
 def clock() -> float:
@@ -266,3 +267,58 @@ def test_tasks_come_and_go_in_mid_traffic() -> None:
 
     first, second = asyncio.run(scenario())
     assert (first.task.name, second.task.name, second.logits_C[1]) == ("t", "late", 2)
+
+
+@asynccontextmanager
+async def two_executors() -> AsyncIterator[tuple[LiveEngine, list[HeldExecutor]]]:
+    executors = [HeldExecutor(), HeldExecutor()]
+    live = LiveEngine(Engine(PROFILE, Fifo(), executors=2), *executors)
+    live.plan_for(TASK)
+    live.start()
+    try:
+        yield live, executors
+    finally:
+        for executor in executors:
+            executor.free.set()
+        await asyncio.to_thread(live.stop)
+
+
+def test_two_executors_run_two_batches_at_once() -> None:
+    async def scenario() -> tuple[list[Answer], list[int]]:
+        async with two_executors() as (live, executors):
+            asked = []
+            for value in (1, 2):
+                ask = live.ask(TASK, image(value), arrival_s=clock(), latency_s=WAIT_S, utility=1.0)
+                asked.append(asyncio.create_task(ask))
+                until_s = time.monotonic() + WAIT_S
+                while sum(executor.running.is_set() for executor in executors) < value:
+                    assert time.monotonic() < until_s, "each query runs although the other executor is held"
+                    await asyncio.sleep(0.001)
+            for executor in executors:
+                executor.free.set()
+            return list(await asyncio.gather(*asked)), [sum(executor.sizes) for executor in executors]
+
+    answers, sizes = asyncio.run(scenario())
+    assert [int(answer.logits_C[1]) for answer in answers] == [1, 2]
+    assert sizes == [1, 1]
+    with pytest.raises(ValueError, match="plans for 2"):
+        LiveEngine(Engine(PROFILE, Fifo(), executors=2), HeldExecutor())
+
+
+def test_a_batch_whose_executor_failed_runs_on_another_once() -> None:
+    def broken() -> None:
+        raise RuntimeError("the card fell off the bus")
+
+    async def scenario(both: bool) -> list[object]:
+        async with two_executors() as (live, executors):
+            executors[0].breaks = broken
+            if both:
+                executors[1].breaks = broken
+            for executor in executors:
+                executor.free.set()
+            asks = [live.ask(TASK, image(n), arrival_s=clock(), latency_s=WAIT_S, utility=1.0) for n in range(40)]
+            return list(await asyncio.gather(*asks, return_exceptions=True))
+
+    answers = [each for each in asyncio.run(scenario(False)) if isinstance(each, Answer)]
+    assert [int(answer.logits_C[1]) for answer in answers] == list(range(40))
+    assert [type(each) for each in asyncio.run(scenario(True))] == [Internal] * 40
