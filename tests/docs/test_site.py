@@ -1,6 +1,7 @@
 """The documentation site: a broken link fails its build, and every generated part is complete."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,23 @@ def _build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("link", ["gone.md", "other.md#gone", "gone.svg"])
-def test_a_broken_link_fails_the_build(link: str, tmp_path: Path) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the source of a site of two pages that builds without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    source = folder / "source"
     source.mkdir()
     (source / "other.md").write_text("---\norphan: true\n---\n# Other\n")
     (source / "index.md").write_text("# Page\n\n[whole](other.md)\n")
-    whole = _build(source, tmp_path / "whole")
+    whole = _build(source, folder / "whole")
     assert whole.returncode == 0, whole.stderr
+    return source
+
+
+@pytest.mark.parametrize("link", ["gone.md", "other.md#gone", "gone.svg"])
+def test_a_broken_link_fails_the_build(link: str, site: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(site, source)
     (source / "index.md").write_text(f"# Page\n\n{'!' * link.endswith('svg')}[broken]({link})\n")
     broken = _build(source, tmp_path / "broken")
     assert broken.returncode != 0
