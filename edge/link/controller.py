@@ -239,8 +239,8 @@ def _measured(history: LinkHistory, now_s: float) -> LinkHistory:
 
 def _byte_s(history: LinkHistory, now_s: float) -> float:
     age_s = max(0.0, now_s - history.byte_at_s)
-    return history.byte_s * 0.5 ** min(age_s / BYTE_TIME_HALF_LIFE_S, 64)
+    return history.byte_s * math.exp2(-min(age_s / BYTE_TIME_HALF_LIFE_S, 64.0))
 
 
 def _weight(sample: Sample, now_s: float) -> float:
-    return 0.5 ** min(max(0.0, now_s - sample.at_s) / HALF_LIFE_S, 64)
+    return math.exp2(-min(max(0.0, now_s - sample.at_s) / HALF_LIFE_S, 64.0))
