@@ -122,6 +122,9 @@ class GenerateReplayOptions:
         float, typer.Option(min=0.01, help="Work that arrives, as a multiple of what the machine does with 32 rows.")
     ] = 0.9
     seed: Seed = 0
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1_000, help="Simulate so many seeds, from --seed on, and print means and spreads.")
+    ] = 1
     requests: Annotated[int, typer.Option(min=1, max=100_000, help="Number of requests.")] = 400
     profile: Annotated[
         Path | None, typer.Option(help="Profile that 'isthmus generate profile' wrote. Default: a measured Xeon's.")

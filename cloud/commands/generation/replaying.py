@@ -1,8 +1,11 @@
 """The work of ``isthmus generate replay``: simulate a policy on a workload. It needs no torch."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 import typer
@@ -10,6 +13,7 @@ import typer
 from isthmus.cloud.commands.generation.options import GenerateReplayOptions
 from isthmus.cloud.generation.policies.by_name import learning_lengths, make_policy
 from isthmus.cloud.generation.policies.lengths import KnownLengths, LengthPredictor
+from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
 from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
@@ -17,6 +21,7 @@ from isthmus.cloud.generation.scheduling.profile import GenerationProfile, refer
 from isthmus.cloud.generation.scheduling.report import by_user, jain, report
 from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
 from isthmus.cloud.generation.scheduling.workload import (
+    HEAVY_USER,
     Workload,
     at_load,
     bursty_gaps,
@@ -30,6 +35,18 @@ from isthmus.command_line import did_you_mean, print_table
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_azure_tokens
 
+_SUMMARY: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "tokens per second": lambda run: run["tokens_per_s"],
+    "requests in time": lambda run: run["goodput"],
+    "bound of requests in time": lambda run: run.get("bound_goodput"),
+    "tokens in time": lambda run: run["goodput_tokens"],
+    "mean seconds to the whole answer": lambda run: run["latency_s"].get("mean"),
+    "bound of that mean": lambda run: run["bound_mean_s"],
+    "mean seconds to the first token": lambda run: run["ttft_s"].get("mean"),
+    "the same, of light users": lambda run: run.get("light_ttft_s"),
+    "rows that decode in a step": lambda run: run["occupancy"],
+    "preemptions": lambda run: run["preempted"],
+}
 _WARM_REQUESTS = 500
 _BOUNDED_REQUESTS = 2_000
 """The bound of goodput is a linear program, which takes minutes with more requests than this."""
@@ -38,23 +55,44 @@ _BOUNDED_REQUESTS = 2_000
 def replay(asked: GenerateReplayOptions) -> None:
     """Simulate, print the figures, and write them to ``asked.out`` if it is given. Raises ValueError or OSError."""
     profile = reference_profile() if asked.profile is None else GenerationProfile.from_json(read_text(asked.profile))
+    found = [_figures(replace(asked, seed=asked.seed + at), profile) for at in range(asked.seeds)]
+    if asked.seeds == 1:
+        _print_one(asked, found[0])
+    else:
+        _print_several(asked, found)
+    if asked.out is not None:
+        settings = {"policy": asked.policy, "workload": asked.workload, "load": asked.load, "lengths": asked.lengths}
+        whole = found[0] if asked.seeds == 1 else {"runs": found}
+        write_atomically(asked.out, json.dumps({**settings, **whole}, indent=1) + "\n")
+        typer.echo(f"written: {asked.out}")
+
+
+def _figures(asked: GenerateReplayOptions, profile: GenerationProfile) -> dict[str, Any]:
+    """Return the figures of one seed, with the bounds, and by user if there are several."""
     workload = _workload(asked, profile)
-    lengths = _lengths(asked, profile, workload)
-    limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // 16))
     engine = Engine(
         profile,
-        make_policy(asked.policy, lengths),
-        limits,
+        make_policy(asked.policy, _lengths(asked, profile, workload)),
+        Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // BLOCK_TOKENS)),
         max_requests=len(workload.requests),
         expires=asked.evict,
         adapts=False,
     )
     run = serve(engine, workload.requests, VirtualWorld(profile, workload.lengths))
-    found = report(run)
+    found = {"seed": asked.seed, **report(run)}
     found["bound_mean_s"] = mean_latency_bound_s(workload, profile, asked.rows)
     if len(workload.requests) <= _BOUNDED_REQUESTS:
         found["bound_goodput"] = goodput_bound(workload, profile, asked.rows)
     users = by_user(run)
+    if len(users) > 1:
+        found["users"] = users
+        found["jain"] = jain([each["tokens"] for each in users.values()])
+        light = [each["ttft_s"] for user, each in users.items() if user != HEAVY_USER]
+        found["light_ttft_s"] = sum(light) / len(light)
+    return found
+
+
+def _print_one(asked: GenerateReplayOptions, found: dict[str, Any]) -> None:
     typer.echo(
         f"{asked.policy} on {asked.workload}, load {asked.load:g}, seed {asked.seed}: {found['requests']} requests, "
         f"{found['tokens']} tokens in {found['seconds']:.0f} s ({found['tokens_per_s']:.0f} per second)"
@@ -78,17 +116,24 @@ def replay(asked: GenerateReplayOptions) -> None:
         f"no policy's mean is below {found['bound_mean_s']:.3f} s; {found['occupancy']:.1f} rows decode in a mean step"
     )
     typer.echo(f"{found['preempted']} preemptions, {found['recomputed_tokens']} tokens computed again")
-    if len(users) > 1:
-        found["users"] = users
-        found["jain"] = jain([each["tokens"] for each in users.values()])
+    if "users" in found:
         print_table(
             ("user", "tokens", "seconds to the first token"),
-            [(user, f"{each['tokens']:.0f}", f"{each['ttft_s']:.3f}") for user, each in users.items()],
+            [(user, f"{each['tokens']:.0f}", f"{each['ttft_s']:.3f}") for user, each in found["users"].items()],
         )
-    if asked.out is not None:
-        settings = {"policy": asked.policy, "workload": asked.workload, "load": asked.load, "seed": asked.seed}
-        write_atomically(asked.out, json.dumps({**settings, **found}, indent=1) + "\n")
-        typer.echo(f"written: {asked.out}")
+
+
+def _print_several(asked: GenerateReplayOptions, found: list[dict[str, Any]]) -> None:
+    typer.echo(
+        f"{asked.policy} on {asked.workload}, load {asked.load:g}, "
+        f"{asked.seeds} seeds of {found[0]['requests']} requests"
+    )
+    rows = []
+    for name, value in _SUMMARY.items():
+        values = [each for run in found if (each := value(run)) is not None]
+        if values:
+            rows.append((name, f"{median(values):.3f}", f"{min(values):.3f}", f"{max(values):.3f}"))
+    print_table(("figure", "median", "least", "most"), rows)
 
 
 def _lengths(asked: GenerateReplayOptions, profile: GenerationProfile, workload: Workload) -> LengthPredictor:

@@ -3,7 +3,7 @@
 An order ranks requests; what runs together is the policy's choice (``fused.py``).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Final, Protocol
 
 from isthmus.cloud.generation.policies.lengths import LengthPredictor
@@ -119,7 +119,7 @@ class Fair(FirstCome):
     GENERATED: Final = 2.0
 
     def __init__(self) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters: defaultdict[str, float] = defaultdict(float)
         self._here: Counter[str] = Counter()
         self._charged: dict[int, int] = {}
 
@@ -127,7 +127,7 @@ class Fair(FirstCome):
         user = life.request.user
         if not self._here[user]:
             others = [self.counters[each] for each, here in self._here.items() if here]
-            self.counters[user] = max(self.counters[user], min(others, default=0))
+            self.counters[user] = max(self.counters[user], min(others, default=0.0))
         self._here[user] += 1
 
     def left(self, life: Life) -> None:

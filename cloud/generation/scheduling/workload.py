@@ -33,6 +33,8 @@ KINDS: Final = {
 }
 """Classes of applications, and how many tokens their answers have per prompt token (after Magnus, sec. 2)."""
 
+HEAVY_USER: Final = "u0"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -117,7 +119,7 @@ def bursty_gaps(rng: np.random.Generator, count: int, variation: float = 3.0) ->
 
 
 def unequal_users(rng: np.random.Generator, count: int, *, users: int = 5, heavy: float = 0.8) -> list[str]:
-    """Returns whose request each is: user "u0" sends the share ``heavy``, the others the rest in equal shares."""
+    """Returns whose request each is: HEAVY_USER sends the share ``heavy``, the others the rest in equal shares."""
     light = (1 - heavy) / max(1, users - 1)
     shares = [heavy] + [light] * (users - 1) if users > 1 else [1.0]
     return [f"u{each}" for each in rng.choice(users, size=count, p=shares)]

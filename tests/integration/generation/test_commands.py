@@ -44,6 +44,17 @@ def test_a_machine_is_measured_and_a_workload_replayed_with_it(
     assert set(figures["users"]) == {"u0", "u1", "u2", "u3", "u4"} or len(figures["users"]) > 1
 
 
+def test_several_seeds_give_medians_and_spreads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs.json"
+    words = ("--policy", "paced", "--lengths", "warm", "--requests", 30, "--seeds", 3, "--load", 2, "--out", out)
+    assert isthmus("generate", "replay", "lmaas", *words) == 0
+    assert "paced on lmaas, load 2, 3 seeds of 30 requests" in capsys.readouterr().out
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
+    assert len({run["tokens"] for run in runs}) > 1
+    assert all(run["outcomes"]["finished"] == 30 and run["goodput"] <= run["bound_goodput"] + 1e-6 for run in runs)
+
+
 def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:17:{second:02}.0,{80 * second + 80},{second + 1}" for second in range(20)]
