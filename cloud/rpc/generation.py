@@ -144,13 +144,17 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
                 room.release()
 
         async def read() -> None:
-            async for request in requests:
-                await room.acquire()
-                task = asyncio.create_task(answer(request))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-            while under_way:
-                await asyncio.wait(under_way)
+            try:
+                async for request in requests:
+                    await room.acquire()
+                    task = asyncio.create_task(answer(request))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                while under_way:
+                    await asyncio.wait(under_way)
+            except Exception:  # a message that cannot be decoded ends the stream; a cancelled stream has no reader
+                await responses.put(None)
+                raise
             await responses.put(None)
 
         reader = asyncio.create_task(read())

@@ -184,3 +184,13 @@ def test_both_fronts_ask_one_model_with_one_key(rig: ElasticRig, tmp_path: Path)
             await server.stop()
 
     asyncio.run(ask())
+
+
+def test_a_message_that_cannot_be_decoded_ends_the_stream(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        good = pb.ModelInferRequest(model_name="tiny", id="good").SerializeToString()
+        responses = call(iter([good, b"\xff\xff"]), timeout=60)
+        with pytest.raises(grpc.RpcError) as refused:
+            list(responses)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
