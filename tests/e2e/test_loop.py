@@ -11,13 +11,15 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
+from isthmus.data.layouts import ave
 from isthmus.data.layouts.listing import read_listing
-from isthmus.data.synthetic.sets import MEASURED, Guest, make_crema_d
+from isthmus.data.synthetic.sets import MEASURED, Guest, make_ave, make_crema_d
 from isthmus.data.transforms import InputSpec
 from isthmus.demo.cli import default_edge_python
 from isthmus.demo.clients import choose_clients
@@ -39,8 +41,8 @@ CORRECTIONS = 2
 RELEASES = sorted((Path(__file__).resolve().parents[1] / "golden" / "releases").glob("*.whl"))
 
 
-def _tiny(classes: tuple[str, ...]) -> Recipe:
-    base = smoke("crema-d", classes)
+def _tiny(classes: tuple[str, ...], dataset: Literal["crema-d", "ave"] = "crema-d") -> Recipe:
+    base = smoke(dataset, classes)
     once = TrainConfig(epochs=1, batch_size=16, schedule="constant", augment=False)
     return dataclasses.replace(
         base,
@@ -89,8 +91,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     guests = [Guest((0, 1, 2, 3, 4, 5), 2), Guest((1, 3, 5), 4)]
     make_crema_d(data, actors=8, takes=1, seed=0, difficulty=0.3, people=MEASURED, guests=guests, progress=False)
     listing = read_listing(data)
+    return _train(root / "release", data, _tiny(listing.classes))
+
+
+def _train(root: Path, data: Path, recipe: Recipe) -> Trained:
+    listing = read_listing(data)
     split = choose_clients(listing, data)
-    release: Release = begin_release(root / "release", listing, _tiny(listing.classes), split, progress=False)
+    release: Release = begin_release(root, listing, recipe, split, progress=False)
     train_teacher(release, seed=0, device=CPU)
     cache_teacher_outputs(release, CPU)
     make_student(release, 0, CPU)
@@ -171,6 +178,35 @@ def test_the_devices_ran_without_torch_where_their_environment_is_there() -> Non
     code = "import importlib.util as u, isthmus.edge.commands.edge; assert u.find_spec('torch') is None"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_loop_in_ave_s_layout_goes_on_without_a_person_model(tmp_path: Path) -> None:
+    """Videos name no person, so nothing is learned of voice and face, and nothing is asked."""
+    data = tmp_path / "data"
+    make_ave(data, classes=3, takes=7, seed=0, difficulty=0.3, progress=False)
+    lists = {name: (data / name).read_text().splitlines(keepends=True) for name in (ave.PRIVATE_LIST, "trainSet.txt")}
+    moved = lists["trainSet.txt"][:12]  # a tenth of so few videos would leave clients without clips
+    (data / ave.PRIVATE_LIST).write_text("".join([*lists[ave.PRIVATE_LIST], *moved]))
+    (data / "trainSet.txt").write_text("".join(lists["trainSet.txt"][12:]))
+    trained = _train(tmp_path / "release", data, _tiny(read_listing(data).classes, "ave"))
+    with Family(tmp_path / "logs") as family:
+        loop = Loop(
+            family,
+            tmp_path / "run",
+            trained.release,
+            cloud_python=Path(sys.executable),
+            edge_python=default_edge_python(),
+            seed=0,
+        )
+        loop.disclose(trained.data, trained.clients)
+        loop.personalise(trained.data, trained.clients, (1.0,))
+        made = loop.correct(trained.data, trained.clients, trained.label_of)
+        clients = loop.outcomes(made, (1.0,))
+    assert [client.name for client in clients] == ["client_1", "client_2"]
+    for client in clients:
+        assert client.corrections == client.learned == ()
+        assert None not in client.tested.predicted["without_labels"]
+        assert client.tested.predicted["with_corrections"] == client.tested.predicted["without_labels"]
 
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name.split("-")[1])
