@@ -140,7 +140,7 @@ def row_of(job: Job) -> dict[str, object]:
     return row
 
 
-def job_of(row: sa.Row[Any]) -> Job:
+def job_of(row: Any) -> Job:
     """Return the job of a row with ``COLUMNS``, and perhaps others."""
     values = {column.name: row._mapping[column.name] for column in COLUMNS}
     values["job_id"] = values.pop("id")
