@@ -166,8 +166,8 @@ def _gain(model: PersonModel, modality: int, clips: float) -> Float64s:
         return np.zeros_like(between_CC)
     total_CC = between_CC + np.asarray(model.within_MCC[modality], np.float64) * (CLIPS_PER_CLIP / clips)
     classes = len(total_CC)
-    ridge = _LEAST_VARIANCE * (np.trace(total_CC) / classes or 1.0)
-    gain_CC: Float64s = np.linalg.solve(total_CC + ridge * np.eye(classes), between_CC)
+    ridge = _LEAST_VARIANCE * (float(np.trace(total_CC)) / classes or 1.0)
+    gain_CC: Float64s = np.asarray(np.linalg.solve(total_CC + ridge * np.eye(classes), between_CC), np.float64)
     return gain_CC
 
 

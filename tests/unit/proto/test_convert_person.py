@@ -1,7 +1,12 @@
 """The person model on the wire: the same numbers arrive, and nothing else is taken for one."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ from isthmus.proto.messages import StudentFile, StudentManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.people import person_model
 
+RELEASES = sorted((Path(__file__).resolve().parents[2] / "golden" / "releases").glob("*.whl"))
 CLASSES, WIDTH = 3, 5
 MANIFEST = StudentManifest(
     "s-1", "final", (StudentFile("a.onnx", 1, b"h" * 32),), (1.0,), ("a", "b", "c"), "{}", WIDTH, 1.0
@@ -79,3 +85,22 @@ def test_bytes_that_are_no_model() -> None:
     for content in (b"\xff\xff\xff", b""):
         with pytest.raises(IsthmusError):
             centred_from_bytes(content, CLASSES, WIDTH)
+
+
+@pytest.mark.parametrize("wheel", RELEASES, ids=lambda path: path.name.split("-")[1])
+def test_an_earlier_release_reads_the_manifest_and_ignores_the_model(wheel: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.pb"
+    manifest.write_bytes(convert.manifest_to_bytes(replace(MANIFEST, centred=person_model(CLASSES, WIDTH))))
+    program = (
+        "import pathlib, sys; from isthmus.proto.convert import manifest_from_bytes\n"
+        "read = manifest_from_bytes(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print(sys.modules['isthmus'].__file__, read.student_id, hasattr(read, 'centred'))"
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(manifest)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "site" / "isthmus" / "__init__.py"), "s-1", "False"]
