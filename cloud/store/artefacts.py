@@ -215,6 +215,8 @@ class Artefacts:
 def _check(path: Path, sha256: bytes | None) -> None:
     if sha256 is None:
         return
+    if path.is_dir():
+        raise Corrupt(_DAMAGED)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").digest() != sha256:
             raise Corrupt(_DAMAGED)

@@ -10,6 +10,7 @@ from isthmus.cloud.store import pins
 from isthmus.cloud.store.database import Database, Unusable
 
 _PIN: Final = "release_files"
+_DIGEST_BYTES: Final = 32
 _BASE: Final = "base"
 """Folder of the release whose files all go to devices, so that one more file is a change too."""
 
@@ -21,8 +22,8 @@ def is_pinned(database: Database) -> bool:
 
 def pin(database: Database, root: Path, files: Iterable[Path]) -> None:
     """Pin the hashes of the release's files, in place of those that were pinned before."""
-    hashes = {str(path.relative_to(root)): _sha256(path) for path in files}
-    pins.put(database, _PIN, json.dumps(hashes).encode())
+    hashes = json.dumps({str(path.relative_to(root)): _sha256(path) for path in files}).encode()
+    pins.put(database, _PIN, hashlib.sha256(hashes).digest() + hashes)
 
 
 def check(database: Database, root: Path) -> None:
@@ -33,7 +34,10 @@ def check(database: Database, root: Path) -> None:
     pinned = pins.get(database, _PIN)
     if pinned is None:
         return
-    known: dict[str, str] = json.loads(pinned)
+    digest, hashes = pinned[:_DIGEST_BYTES], pinned[_DIGEST_BYTES:]
+    if hashlib.sha256(hashes).digest() != digest:
+        raise Unusable(f"the database {database.shown} is damaged: restore a backup ('isthmus cloud restore')")
+    known: dict[str, str] = json.loads(hashes)
     changed = [name for name, sha256 in known.items() if _sha256(root / name) != sha256]
     present = {f"{_BASE}/{path.name}" for path in (root / _BASE).glob("*") if path.is_file()}
     changed += sorted(present - known.keys())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.cloud.store import release_files
+from isthmus.cloud.store import pins, release_files
 from isthmus.cloud.store.database import Database, Unusable
 
 
@@ -65,3 +65,12 @@ def test_what_is_pinned_anew_is_the_new_truth(database: Database, release: Path)
         release_files.check(database, release)
     release_files.pin(database, release, files(release))
     release_files.check(database, release)
+
+
+def test_a_damaged_pin_is_the_databases_fault(database: Database, release: Path) -> None:
+    release_files.pin(database, release, files(release))
+    pinned = pins.get(database, "release_files")
+    assert pinned is not None
+    pins.put(database, "release_files", pinned.replace(b"recipe", b"sacipe"))
+    with pytest.raises(Unusable, match=r"isthmus\.db is damaged"):
+        release_files.check(database, release)
