@@ -131,11 +131,11 @@ class PiCamera:
         self._device.close()
 
 
-def _narrowed(picture_HWC: npt.NDArray[np.uint8]) -> Picture:
+def _narrowed(picture_HWC: npt.NDArray[Any]) -> Picture:
     import cv2
 
     height, width = picture_HWC.shape[:2]
     if width <= WIDEST_PX:
-        return np.ascontiguousarray(picture_HWC)
+        return np.ascontiguousarray(picture_HWC, np.uint8)
     size = (WIDEST_PX, max(1, round(height * WIDEST_PX / width)))
     return np.asarray(cv2.resize(picture_HWC, size, interpolation=cv2.INTER_AREA), np.uint8)

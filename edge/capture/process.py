@@ -40,12 +40,10 @@ _KEEP_S: Final = 2.0
 """What is older than a clip and this is dropped."""
 _RESTART_FIRST_S, _RESTART_MOST_S = 1.0, 30.0
 _SAID: Final = {
-    Health.FROZEN: "the camera shows one and the same picture; it is started anew",
-    Health.GONE: {
-        Source.CAMERA: "the camera gives no pictures any more; it is started anew",
-        Source.MICROPHONE: "the microphone gives no sound any more; it is started anew",
-    },
-    Health.MUTED: "the microphone gives nothing but silence: is it muted?",
+    (Source.CAMERA, Health.FROZEN): "the camera shows one and the same picture; it is started anew",
+    (Source.CAMERA, Health.GONE): "the camera gives no pictures any more; it is started anew",
+    (Source.MICROPHONE, Health.GONE): "the microphone gives no sound any more; it is started anew",
+    (Source.MICROPHONE, Health.MUTED): "the microphone gives nothing but silence: is it muted?",
 }
 
 
@@ -198,10 +196,10 @@ class Capture:
                 self._notes[source] = text
             case StampedPicture(_, picture_HWC):
                 self._pictures.append(record)
-                self._came(Source.CAMERA, now_s, zlib.crc32(picture_HWC) | 1)
+                self._came(Source.CAMERA, now_s, zlib.crc32(picture_HWC.tobytes()) | 1)
             case Block(_, _, samples_T):
                 self._blocks.append(record)
-                self._came(Source.MICROPHONE, now_s, zlib.crc32(samples_T) | 1 if samples_T.any() else 0)
+                self._came(Source.MICROPHONE, now_s, zlib.crc32(samples_T.tobytes()) | 1 if samples_T.any() else 0)
         oldest_s = now_s - self._spec.duration_s - _KEEP_S
         for kept in (self._pictures, self._blocks):
             while kept and kept[0].at_s < oldest_s:
@@ -220,9 +218,8 @@ class Capture:
         for source, each in seen.items():
             health = (watch.camera_health if source is Source.CAMERA else watch.microphone_health)(each, now_s)
             text = notes.get(source, "")
-            if not text and health in _SAID:
-                words = _SAID[health]
-                text = words if isinstance(words, str) else words[source]
+            if not text and (source, health) in _SAID:
+                text = _SAID[source, health]
                 again |= health in (Health.FROZEN, Health.GONE)
             if health is Health.WELL and not text and source is Source.CAMERA:
                 self._restarts = 0

@@ -7,7 +7,7 @@ has gone mad.
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def packed(record: Record) -> bytes:
             return _HEAD.pack(b"N", 0.0, list(Source).index(source), 0, len(payload)) + payload
 
 
-def read_record(pipe: BinaryIO) -> Record | None:
+def read_record(pipe: IO[bytes]) -> Record | None:
     """Return the next record; blocks. Returns None at the end of the pipe. Raises BadRecord."""
     head = pipe.read(_HEAD.size)
     if len(head) < _HEAD.size:

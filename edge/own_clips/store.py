@@ -182,8 +182,8 @@ class ClipStore:
                 path.unlink(missing_ok=True)
 
     def _free_name(self, now_s: float) -> str:
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s)) + f"-{int(now_s * 1000) % 1000:03d}"
-        for letter in ("", *"abcdefghijklmnopqrstuvwxyz"):
+        stamp: str = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s)) + f"-{int(now_s * 1000) % 1000:03d}"
+        for letter in ["", *"abcdefghijklmnopqrstuvwxyz"]:
             if not (self.folder / f"{stamp}{letter}.json").exists():
                 return stamp + letter
         raise InvalidInput("the clock stands still")
