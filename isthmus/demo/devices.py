@@ -29,8 +29,8 @@ def client_outcome(
     after = {} if taught is None else {clip["name"]: clip for clip in taught["predictions"]}
     sent = report["bytes"]["up_per_clip"]
     names = [ratio_name(ratio) for ratio in ratios]
-    known = "its user's voice and face known" if report["person"] is not None else "with habits"
-    finished = "base student again (its own was refused)" if report["students"]["refused"] else "own student"
+    known = "user known" if report["person"] is not None else "with habits"
+    finished = "base student (own refused)" if report["students"]["refused"] else "own student"
     tested = AnsweredClips(
         names=tuple(clip["name"] for clip in clips),
         labels=tuple(clip["label"] for clip in clips),
@@ -48,20 +48,20 @@ def client_outcome(
 
     alone_ms = [clip["ms"]["local"] for clip in clips]
     answering = [
-        row("base student, as it is", _right(clips, "before"), alone_ms),
+        row("base student", _right(clips, "before"), alone_ms),
         row(f"base student, {known}", _right(clips, "before_without_labels"), alone_ms),
-        row(f"{finished}, as it is", _right(clips, "plain"), alone_ms),
+        row(finished, _right(clips, "plain"), alone_ms),
         row(f"{finished}, {known}", _right(clips, "without_labels"), alone_ms),
         *(
             row(
-                f"the same through the cloud, ratio {ratio}",
+                f"{finished}, {known}, by the cloud, ratio {ratio}",
                 sum(clip["cloud"].get(ratio) == clip["label"] for clip in clips),
                 [clip["ms"]["cloud"].get(ratio) for clip in clips],
                 sent[ratio],
             )
             for ratio in names
         ),
-        row(f"{finished}, after {len(corrections)} corrections", sum(tested.right("with_corrections")), alone_ms),
+        row(f"{finished}, {known}, {len(corrections)} corrections", sum(tested.right("with_corrections")), alone_ms),
     ]
     job, rounds = report["job"], report["prototypes"]["rounds"]
     classes = report["classes"]
