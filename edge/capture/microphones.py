@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.clip import ClipError, ClipRef
-from isthmus.data.media.decode import decode_sound
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.capture.sources import CaptureUnavailable
 
@@ -82,6 +81,8 @@ class SoundFile:
     """A sound file at its own speed, from its beginning again after its end."""
 
     def __init__(self, path: Path, rate_hz: int, on_block: OnBlock) -> None:
+        from isthmus.data.media.decode import decode_sound
+
         try:
             spec = InputSpec(sample_rate_hz=rate_hz, duration_s=600.0)
             self._samples_T = decode_sound(ClipRef(path.name, path, None, None, None), spec)

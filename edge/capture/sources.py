@@ -6,7 +6,6 @@ from pathlib import Path
 
 from isthmus.data.clip import ClipError, ClipRef, Damage, DecodedClip
 from isthmus.data.files import read_text
-from isthmus.data.media.decode import decode
 from isthmus.data.transforms import InputSpec
 from isthmus.proto.errors import IsthmusError
 
@@ -30,6 +29,9 @@ def replay(
     refs: Iterable[ClipRef], spec: InputSpec, clock: Clock, on_damage: Callable[[Damage], None]
 ) -> Iterator[Taken]:
     """Decode one clip at a time, in order. An unusable clip is reported to ``on_damage`` and left out."""
+    # Imported here: the process that reads camera and microphone needs no decoder, which takes 17 MB.
+    from isthmus.data.media.decode import decode
+
     for ref in refs:
         began_s = clock()
         try:

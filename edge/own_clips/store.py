@@ -185,7 +185,7 @@ class ClipStore:
         stamp: str = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s)) + f"-{int(now_s * 1000) % 1000:03d}"
         for letter in ["", *"abcdefghijklmnopqrstuvwxyz"]:
             if not (self.folder / f"{stamp}{letter}.json").exists():
-                return stamp + letter
+                return f"{stamp}{letter}"
         raise InvalidInput("the clock stands still")
 
     def _remove(self, name: str) -> None:
