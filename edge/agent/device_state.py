@@ -25,7 +25,7 @@ import shutil
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -258,6 +258,21 @@ class DeviceState:
             for path in (self.root / "windows").glob("*.npz"):
                 if path.stem not in student_ids:
                     path.unlink(missing_ok=True)
+
+    def forget_clips(self, names: Collection[str] | None) -> None:
+        """Remove these clips, or all, from every window and from what the person said."""
+        with disk_errors():
+            for path in (self.root / "windows").glob("*.npz"):
+                window = None if names is None else self.window(path.stem)
+                left = None if window is None else window.without(names or ())
+                if left is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    self.save_window(path.stem, left)
+        said = self.said()
+        kept = tuple(one for one in said.corrections if names is not None and one.clip not in names)
+        if kept != said.corrections:
+            self.save_said(replace(said, corrections=kept))
 
     def said(self) -> Said:
         """Return what the person said of clips; an empty answer before the first."""

@@ -141,6 +141,18 @@ def question(device: Device, a_day: int = -1) -> dict[str, Any]:
     return {"clip": asked.clip, "guesses": dict(asked.guesses)}
 
 
+@request(changes=True)
+def forget_clips(device: Device, names: list, everything: bool) -> dict[str, Any]:  # type: ignore[type-arg]
+    """Forget what was learned of clips that the person has deleted, in memory too."""
+    gone = None if everything else {str(name) for name in names}
+    reader = _reader(device) if device.state.enrolment() is not None else None
+    if reader is None:
+        device.state.forget_clips(gone)
+    else:
+        reader.forget(gone)
+    return {}
+
+
 def _person(device: Device) -> tuple[Person, str]:
     """Return the device's user and the student in use. Raises WrongState without one."""
     student_id = device.agent.active_id

@@ -12,6 +12,7 @@ from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import LiveAnswers, Worker
 from isthmus.edge.agent.own_life import Clips, Task, due
+from isthmus.edge.agent.requests import ask
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.process import Capture, Captured
 from isthmus.edge.commands.options import RunOptions
@@ -89,8 +90,12 @@ def delete_clips(state: Path, person: str, names: list[str], *, everything: bool
     if bool(names) == everything:
         raise ValueError("name the clips to delete, or give --all")
     store = _existing_store(state, person)
+    ask(DeviceState(store.folder.parent), "forget_clips", names=names, everything=everything)
     count = store.delete_all() if everything else store.delete(names)
-    typer.echo(f"deleted {count} clips; the student that was made of them stays, 'isthmus edge rollback' leaves it")
+    typer.echo(
+        f"deleted {count} clips, and what was learned of them without the cloud; the student that was made of them "
+        "stays, 'isthmus edge rollback' leaves it"
+    )
 
 
 def change_clips(state: Path, person: str, change: str, names: list[str]) -> None:

@@ -58,6 +58,9 @@ class PersonNotes(Protocol):
     def keep_windows(self, student_ids: Collection[str]) -> None:
         """Removes the windows of all other students."""
 
+    def forget_clips(self, names: Collection[str] | None) -> None:
+        """Removes these clips, or all, from every window and from what the person said."""
+
     def said(self) -> Said: ...
 
     def save_said(self, said: Said) -> None: ...
@@ -142,6 +145,15 @@ class Person:
             if not said.corrections:
                 raise WrongState("there is no correction to take back")
             return said.corrections[-1], self._say(student_id, replace(said, corrections=said.corrections[:-1]))
+
+    def forget(self, names: Collection[str] | None) -> None:
+        """Forgets clips that the person has deleted, and their corrections; None forgets all."""
+        with self._lock:
+            for student_id, window in self._windows.items():
+                self._notes.save_window(student_id, window)  # It may hold clips that are not written yet.
+            self._windows.clear()
+            self._notes.forget_clips(names)
+            self.revision += 1
 
     def question(self, student_id: str, now_s: float, *, a_day: int | None = None) -> Question:
         """Returns the clip to ask about: the least certain one that has both sound and picture and is not corrected.

@@ -69,6 +69,11 @@ class Window:
         others = (each for each in self.clips() if each.name != seen.name)
         return Window.of((*others, seen), pinned=pinned)
 
+    def without(self, names: Collection[str]) -> "Window | None":
+        """Return the window without these clips; None if none is left."""
+        left = [each for each in self.clips() if each.name not in names]
+        return Window.of(left, pinned=self.names) if left else None
+
     def clips(self) -> Iterator[Seen]:
         """Yield the clips, oldest first."""
         for row, name in enumerate(self.names):

@@ -52,6 +52,9 @@ class Memory:
     def keep_windows(self, student_ids: Collection[str]) -> None:
         self.windows = {name: one for name, one in self.windows.items() if name in student_ids}
 
+    def forget_clips(self, names: Collection[str] | None) -> None:
+        raise NotImplementedError
+
     def said(self) -> Said:
         return self.remarks
 
@@ -276,6 +279,22 @@ def test_the_state_folder_keeps_windows_and_corrections(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o77 == 0 for path in (tmp_path / "windows/s.npz", tmp_path / "corrections.json"))
     person.begin("t", clips(3), in_use=())
     assert sorted(path.name for path in (tmp_path / "windows").iterdir()) == ["t.npz"]
+
+
+def test_deleted_clips_leave_windows_and_corrections(tmp_path: Path) -> None:
+    state = DeviceState(tmp_path)
+    person = Person(state, Slot())  # type: ignore[arg-type]
+    person.begin("s", clips(5), in_use=())
+    for number in (1, 2):
+        person.correct("s", f"clip-{number}", "sad", float(number))
+    person.add("s", clip("not written yet", 9))
+    person.forget({"clip-1"})
+    window, reading = state.window("s"), person.reading("s")
+    assert window is not None and window.names == ("clip-0", "clip-2", "clip-3", "clip-4", "not written yet")
+    assert reading is not None and (reading.corrections, reading.offset.clips) == (1, 5)
+    assert [one.clip for one in state.said().corrections] == ["clip-2"]
+    person.forget(None)
+    assert state.window("s") is None and state.said().corrections == () and person.reading("s") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x04 a pickle", b"{}"])
