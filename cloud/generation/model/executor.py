@@ -39,7 +39,10 @@ class ModelExecutor:
         self._cache.drop(ids)
 
     def run(self, step: Step) -> dict[int, int]:
-        spans, ids, positions, wanted = [], [], [], []
+        spans: list[Span] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
         for row in step.rows:
             spans.append(Span(row.id, len(ids), row.first, len(row.tokens), row.blocks))
             ids += row.tokens

@@ -57,7 +57,8 @@ class Block(nn.Module):
         inputs_TW = inputs_TW + self.output(attended_THD.reshape(len(inputs_TW), -1))
         normed_TW = functional.rms_norm(inputs_TW, self.mlp_norm.shape, self.mlp_norm, self.epsilon)
         gate_TM, up_TM = self.gate_up(normed_TW).chunk(2, dim=-1)
-        return inputs_TW + self.down(functional.silu(gate_TM) * up_TM)
+        out_TW: Tensor = inputs_TW + self.down(functional.silu(gate_TM) * up_TM)
+        return out_TW
 
 
 def rotated(heads_TXD: Tensor, cosines_TD: Tensor, sines_TD: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Every tensor's shape is compared with config.json before it is read. There is no
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,7 +68,7 @@ def _read(
 ) -> Iterator[tuple[str, Tensor]]:
     """Checks names and shapes of all tensors first, then yields them one by one, so that memory holds one copy."""
     with ExitStack() as stack:
-        owner: dict[str, safe_open] = {}
+        owner: dict[str, Any] = {}  # the library's files carry no annotations
         for path in _files(folder):
             try:
                 file = stack.enter_context(safe_open(path, framework="pt", device=device))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from isthmus.cloud.generation.model.executor import Executor
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Step, Token
+from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Step
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
@@ -215,7 +215,7 @@ class LiveGeneration:
                 id = event.life.id
                 if isinstance(event, Ended):
                     found += self._ends(event)
-                elif isinstance(event, Token) and id in self._open:
+                elif id in self._open:
                     self.tokens += 1
                     found.append((self._open[id], Piece(added[id][0])))
             self._deliver(found)
