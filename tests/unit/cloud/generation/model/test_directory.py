@@ -135,7 +135,9 @@ def test_control_tokens_in_a_user_s_text_are_text(tmp_path: Path) -> None:
 def test_a_template_that_misbehaves_ends_the_request_alone(
     template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isthmus.cloud.generation.model.tokenizer.TEMPLATE_S", 0.1)
+    # Only the time of the one that loops is counted, whatever else this machine does.
+    allowed_s = 0.1 if said == "takes over" else 60.0
+    monkeypatch.setattr("isthmus.cloud.generation.model.tokenizer.TEMPLATE_S", allowed_s)
     tokenizer = read(tmp_path, template)
     with pytest.raises(InvalidInput, match=said):
         tokenizer.chat([{"role": "user", "content": "hello"}])
