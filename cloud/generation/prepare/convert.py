@@ -7,7 +7,7 @@ embedding, pairs (2d, 2d + 1); they are put back to pairs (d, d + D/2).
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +47,7 @@ _LLAMA3_WORDS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITTERS: Final = {
+_SPLITTERS: Final[Mapping[str, Callable[[], list[Any]]]] = {
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "default": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],

@@ -55,7 +55,10 @@ def test_the_command_says_in_one_line_why_it_cannot_start(rig: Any, tiny_release
     assert (code, len(message.splitlines())) == (1, 1)
     assert "is using this database. Stop it, or" in message
     held.release()
-    assert serve() == (2, "isthmus cloud serve: nothing to serve: give --release, --elastic-model, --generate-model or several")
+    assert serve() == (
+        2,
+        "isthmus cloud serve: nothing to serve: give --release, --elastic-model, --generate-model or several",
+    )
     code, message = serve("--release", str(tmp_path / "nowhere"))
     assert (code, len(message.splitlines())) == (1, 1)
     assert "isthmus distill teacher" in message
