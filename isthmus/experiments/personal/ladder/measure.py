@@ -10,13 +10,12 @@ import numpy as np
 from isthmus.edge.own_clips import guard
 from isthmus.edge.own_clips.offset import answer
 from isthmus.experiments.personal.ladder.methods import (
-    ASKED,
     LADDER,
     TEACHERS,
     Constants,
     Known,
     Seen,
-    after_corrections,
+    as_the_device,
     base_of,
     chosen,
     person_offset,
@@ -58,14 +57,24 @@ def measured(person: Person, known: Known, constants: Constants, seed: int, coun
         labels_T = person.labels_N[task.test_T]
         told: dict[str, FloatArray] = {name: method(seen, known) for name, method in LADDER.items()}
         told[CHOSEN] = chosen(seen, Known(known.centred, known.trained_C, constants))
-        for by_margin, how in ((True, "asked by margin"), (False, "at random")):
-            if len(task.own_S) >= max(ASKED):
-                for count, rows in after_corrections(seen, known, by_margin=by_margin).items():
-                    told[f"offset and {count} corrections {how}"] = rows
         signals = _signals(seen, known)
         for name, answers_TC in told.items():
             base_TC = told[base_of(name)]
             yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals if name == "offset" else {})
+
+
+def device_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]) -> Iterator[Row]:
+    """Yield what the device itself answers on every task of a person: without labels, and after corrections."""
+    for number, task in enumerate(tasks(person, seed, counts)):
+        seen = Seen.of(person, task, known, 1_000 * seed + number)
+        labels_T = person.labels_N[task.test_T]
+        base_TC = seen.test_raw[TEACHERS][Captured.BOTH]
+        told = {"base": base_TC}
+        for by_margin, how in ((True, "asked by margin"), (False, "at random")):
+            for count, rows in as_the_device(seen, known, by_margin=by_margin).items():
+                told[f"device, {count} corrections {how}" if count else "device, no labels"] = rows
+        for name, answers_TC in told.items():
+            yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T)
 
 
 def row_of(

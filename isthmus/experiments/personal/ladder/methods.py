@@ -168,7 +168,7 @@ def _corrected(head: str) -> Callable[[Seen, Known], FloatArray]:
 
 def _true_labels(seen: Seen, known: Known) -> FloatArray:
     classes = seen.own_MSC.shape[2]
-    return answers(seen, person_offset(seen, known, known_SC=np.eye(classes)[seen.labels_S]))
+    return answers(seen, person_offset(seen, known, known_SC=np.eye(classes, dtype=np.float32)[seen.labels_S]))
 
 
 def _offset_then_lame(seen: Seen, known: Known) -> FloatArray:
@@ -228,31 +228,34 @@ def mixed(offset_NC: FloatArray, base_NC: FloatArray, constants: Constants) -> F
     return np.asarray(powers_NC / powers_NC.sum(axis=1, keepdims=True), np.float32)
 
 
-def after_corrections(seen: Seen, known: Known, *, by_margin: bool) -> dict[int, FloatArray]:
-    """Return the answers to the test clips after 4, 8 and 12 corrections, as the device itself learns from them.
+def as_the_device(seen: Seen, known: Known, *, by_margin: bool) -> dict[int, FloatArray]:
+    """Return the answers that the device itself would give to the test clips, without corrections (0) and after 4, 8
+    and 12.
 
-    The clip to ask about is the least certain one in each turn, or the next of a random order.
+    The clip to ask about is the least certain one in each turn, or the next of a random order. With fewer than 12 own
+    clips nothing is asked.
     """
-    clips = seen.own_MSC.shape[1]
+    clips, asked_most = seen.own_MSC.shape[1], max(ASKED)
     names = tuple(map(str, range(clips)))
     classes = tuple(map(str, range(seen.own_MSC.shape[2])))
-    window = Window(names, seen.own_raw_MSD, present(Captured.BOTH, clips), seen.own_raw[TEACHERS][Captured.BOTH])
+    both_S, both_T = present(Captured.BOTH, clips), present(Captured.BOTH, seen.test_raw_MTD.shape[1])
+    own_SC, test_TC = (raw[TEACHERS][Captured.BOTH] for raw in (seen.own_raw, seen.test_raw))
+    window = Window(names, seen.own_raw_MSD, both_S, own_SC)
     order = seen.rng.permutation(clips)
     said: list[Correction] = []
-    found: dict[int, FloatArray] = {}
     reading = understand(_NO_STUDENT, known.centred, window)
-    for turn in range(min(max(ASKED), clips)):
+    found = {0: reading.answers(seen.test_raw_MTD, both_T, test_TC)}
+    for turn in range(asked_most if clips >= asked_most else 0):
         open_S = np.ones(clips, bool)
         open_S[[int(one.clip) for one in said]] = False
-        asked = (
-            least_certain(reading.answers(seen.own_raw_MSD, window.present_NM), open_S) if by_margin else order[turn]
-        )
+        told_SC = reading.answers(seen.own_raw_MSD, both_S, own_SC)
+        asked = least_certain(told_SC, open_S) if by_margin else int(order[turn])
         assert asked is not None
         said.append(Correction(names[asked], str(seen.labels_S[asked]), float(turn), _NO_STUDENT))
         if by_margin or len(said) in ASKED:
             reading = understand(_NO_STUDENT, known.centred, window, said, classes)
         if len(said) in ASKED:
-            found[len(said)] = reading.answers(seen.test_raw_MTD, present(Captured.BOTH, seen.test_raw_MTD.shape[1]))
+            found[len(said)] = reading.answers(seen.test_raw_MTD, both_T, test_TC)
     return found
 
 

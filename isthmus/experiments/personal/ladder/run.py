@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
@@ -15,14 +15,13 @@ from isthmus.data.files import write_atomically
 from isthmus.data.groups import Groups
 from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import decode, recipe_for
-from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre, fit_centred
 from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.bases import Base
-from isthmus.experiments.personal.ladder.measure import Row, measured
+from isthmus.experiments.personal.ladder.measure import Row, device_rows, measured
 from isthmus.experiments.personal.ladder.membership import Suspect, suspect
 from isthmus.experiments.personal.ladder.methods import Constants, Known
-from isthmus.experiments.personal.ladder.person import Integers
+from isthmus.experiments.personal.ladder.person import Integers, Person
 from isthmus.experiments.personal.ladder.scores import Scores
 from isthmus.proto.person import Centred
 
@@ -77,49 +76,51 @@ def on_trunks(
                 ),
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
+    of_device = on_device(out, clips, groups, plan, report)
     of_cloud = in_cloud(out, clips, groups, plan, report)
-    return Found(rows, of_cloud, suspects(out, clips, groups, plan))
+    return Found(of_device + rows, of_cloud, suspects(out, clips, groups, plan))
+
+
+def on_device(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+    """Measure what the device itself answers on the bases on trunks."""
+
+    def made(base: Base, people: list[Person], seed: int) -> list[Row]:
+        known = _known(base)
+        return [row for person in people for row in device_rows(person, known, seed, plan.class_counts)]
+
+    return _on_bases(out, "device", clips, groups, plan, plan.seeds, made, report)
 
 
 def in_cloud(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
     """Measure selection in the cloud on the bases on trunks, on the first seed."""
+
+    def made(base: Base, people: list[Person], seed: int) -> list[Row]:
+        known = _known(base)
+        return [row for person in people for row in cloud.of_person(base, person, known, seed, (0,))]
+
+    return _on_bases(out, "cloud", clips, groups, plan, plan.seeds[:1], made, report)
+
+
+def _on_bases(
+    out: Path,
+    what: str,
+    clips: ClipArrays,
+    groups: Groups,
+    plan: Plan,
+    seeds: Sequence[int],
+    made: Callable[[Base, list[Person], int], list[Row]],
+    report: Report,
+) -> list[Row]:
+    """Make the rows of every fold and seed from its kept base, unless their file is there."""
     rows: list[Row] = []
-    seed = plan.seeds[0]
     for left_out in plan.folds:
         folder = out / "folds" / "-".join(left_out)
         public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
-
-        def measure(
-            folder: Path = folder, public_N: Integers = public_N, of_person: dict[str, Integers] = rows_of_person
-        ) -> list[Row]:
+        for seed in seeds:
             base = bases.kept(folder, clips, public_N, seed)
-            known = _known(base)
-            people = [base.person(name, rows_N) for name, rows_N in of_person.items()]
-            return [row for person in people for row in cloud.of_person(base, person, known, seed, (0,))]
-
-        rows += _kept(folder / f"cloud-{seed}.json", measure)
-        report(f"cloud: {'-'.join(left_out)}, seed {seed}")
-    return rows
-
-
-def of_releases(
-    releases: Sequence[Release], listing: Listing, groups: Groups, plan: Plan, device: str, report: Report
-) -> list[Row]:
-    """Measure people on the students of trained releases, one per fold."""
-    rows: list[Row] = []
-    for release, left_out in zip(releases, plan.folds, strict=True):
-        clips = decode(listing, [ref.name for ref in listing.refs], release.recipe, release.root / "all")
-        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
-        trained_on = set(release.public.names)
-        public_N = np.array([row for row in public_N if clips.names[row] in trained_on], np.int64)
-        for seed in plan.seeds:
-            rows += _kept(
-                release.root / "ladder" / f"rows-{seed}.json",
-                lambda release=release, clips=clips, public_N=public_N, people=rows_of_person, seed=seed: _of_fold(  # type: ignore[misc]
-                    bases.of_release(release, clips, public_N, seed, torch.device(device)), groups, people, seed, plan
-                ),
-            )
-            report(f"ladder: {'-'.join(left_out)}, seed {seed}")
+            people = [base.person(name, rows_N) for name, rows_N in rows_of_person.items()]
+            rows += _kept(folder / f"{what}-{seed}.json", partial(made, base, people, seed))
+            report(f"{what}: {'-'.join(left_out)}, seed {seed}")
     return rows
 
 

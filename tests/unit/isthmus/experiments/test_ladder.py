@@ -10,7 +10,7 @@ from isthmus.data.groups import Groups
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.student.centred import fit_centred
 from isthmus.experiments.personal.ladder import bases, cloud, nested
-from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, measured, over_people
+from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, device_rows, measured, over_people
 from isthmus.experiments.personal.ladder.membership import separation, suspect
 from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
 from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
@@ -135,13 +135,14 @@ def test_every_method_is_measured_and_tabulated(base: bases.Base, known: Known, 
     constants = nested.choose(base, public, (0,), 0) if PEOPLE - 2 > 10 else nested.GRID[0]
     rows: list[Row] = []
     for actor in ("1000", "1001"):
+        rows += device_rows(base.person(actor, _rows(base, actor)), known, 0, (0, 1))
         rows += measured(base.person(actor, _rows(base, actor)), known, constants, 0, (0, 1))
     methods = {row.method for row in rows}
-    assert set(LADDER) | {CHOSEN, "offset and 12 corrections asked by margin"} <= methods
+    assert set(LADDER) | {CHOSEN, "device, no labels", "device, 12 corrections asked by margin"} <= methods
     assert all(row.gain == 0 and row.scores.changed == 0 for row in rows if row.method == "base")
     whole = [row for row in rows if (row.protocol, row.classes) == (HALVES, 0)]
     of_base = over_people([row for row in whole if row.method == "base"])
-    asked = over_people([row for row in whole if row.method == "offset and 12 corrections asked by margin"])
+    asked = over_people([row for row in whole if row.method == "device, 12 corrections asked by margin"])
     assert asked.accuracy >= of_base.accuracy and asked.people == 2
     kept = by_person(rows)["1000"][f"{HALVES}, all classes"]["offset"]["0"][0]
     assert kept["accuracy"] == pytest.approx(
