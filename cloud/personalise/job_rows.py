@@ -69,7 +69,7 @@ def apply(
     """
     with database.writing() as connection:
         query = sa.select(*COLUMNS, jobs.c.work_files).where(jobs.c.id == job_id).with_for_update()
-        row = connection.execute(query).first()
+        row: Any = connection.execute(query).first()
         if row is None:
             raise NotYours("no such job")
         job, actions = machine.step(job_of(row), event, now_s)

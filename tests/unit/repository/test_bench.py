@@ -136,7 +136,6 @@ def test_the_greedy_choice_of_the_rivals_takes_nothing_twice() -> None:
     assert greedy(np.array([[0, 1, 2, 3], [1, 0, 2, 3]]), 4, 2).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.timeout(600)
 def test_workers(tmp_path: Path) -> None:
     options = ("--jobs", "20", "--workers", "2", "--kill-every-s", "3", "--lease-s", "2")
     (row,) = measured(tmp_path, "workers", *options)["rows"]
