@@ -273,3 +273,25 @@ def test_a_database_that_cannot_be_used_is_refused_with_the_way_out(cluster: Clu
             guest.migrate()
         guest.close()
     cluster.sql("DROP ROLE guest")
+
+
+def test_a_database_that_restarts_in_mid_job_costs_no_step(cluster: Cluster, tmp_path: Path) -> None:
+    steps: list[str] = []
+
+    def stop_once(step: str) -> None:
+        steps.append(step)
+        if step == "epoch 2" and steps.count(step) == 1:
+            cluster.stop()
+
+    with cluster.database() as database:
+        bench = Bench(tmp_path, database.url.render_as_string(hide_password=False))
+        bench.start()
+        held = taken(bench, "worker")
+        with pytest.raises(Unavailable):
+            bench.runner(CountedLearning(stop_once)).run(held)
+        cluster.start()
+        again = taken(bench, "worker")
+        ready = bench.runner(CountedLearning(stop_once)).run(again)
+        assert (again.job.attempts, ready.stage) == (0, Stage.READY)
+        assert steps == ["select 0", "epoch 0", "epoch 1", "epoch 2", "epoch 3", "heads", "export 0"]
+        bench.database.close()
