@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
+from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
@@ -25,13 +25,16 @@ def main(
     executors: Annotated[str, typer.Option(help="Numbers of executors.")] = "1,2,4,8",
     loads: Annotated[str, typer.Option(help="Loads, as multiples of what the executors serve at gamma 0.")] = "1,1.5",
     duration_s: Annotated[float, typer.Option(help="Seconds of arrivals.")] = 20.0,
+    policies: Annotated[
+        str, typer.Option(help="Policies, separated by commas. 'exact' plans for minutes with 8 executors.")
+    ] = "priced,throughput,otas,clipper,pets",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Simulate every policy with several executors, beside the bound."""
     profile = paper_profile()
     report = Report("elastic_executors", {"duration_s": duration_s, "seeds": seeds, "profile": "paper-like"})
-    names = list(POLICIES)
+    names = policies.split(",")
     for count in map(int, executors.split(",")):
         for load in map(float, loads.split(",")):
             shares: dict[str, list[float]] = {name: [] for name in names}
