@@ -165,4 +165,4 @@ def sound_features(spectrogram_FT: npt.NDArray[np.float32]) -> Float64s:
 def picture_features(frames_KHWC: npt.NDArray[np.uint8]) -> Float64s:
     """Return histograms of oriented gradients (Dalal and Triggs, CVPR 2005) of grey frames, averaged: (576,)."""
     grey_KHW = [cv2.cvtColor(frames_KHWC[place], cv2.COLOR_RGB2GRAY) for place in frame_positions(SPEC)]
-    return np.asarray(np.mean([_HOG.compute(grey_HW).ravel() for grey_HW in grey_KHW], axis=0), np.float64)
+    return np.asarray(np.mean([np.ravel(_HOG.compute(grey_HW)) for grey_HW in grey_KHW], axis=0), np.float64)
