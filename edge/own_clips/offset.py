@@ -51,8 +51,9 @@ PRIOR_AT_ANSWER: Final = 0.5
 """Power of the class prior in an answer. It was estimated on the same clips as the shift, so it is trusted half."""
 
 BASE_SHARE: Final = 0.3
-"""Share of the ordinary head's answer in what the user sees. Public people, each left out once, chose it among 0, 0.3
-and 0.5: users of few classes lose less where the offset errs, and others hardly gain less."""
+"""Share of the ordinary head's answer in what the user sees. The public people of most folds of RavFace, each left out
+once, chose it among 0, 0.3 and 0.5 (docs/results/ravface-people): users of few classes lose less where the offset errs,
+and others hardly gain less."""
 
 _LEAST_VARIANCE: Final = 1e-6
 """Added to the variance, relative to its mean: logits may have a direction without any variance."""
