@@ -169,7 +169,7 @@ def forget(
     """Erase this device: its prototypes, jobs and students in the cloud, then all that its folder holds.
 
     Needs the --state folder of 'isthmus edge run', of a device that does not run, and the cloud it enrolled with. It
-    cannot be undone. The count of uploads and of the privacy budget is erased too.
+    cannot be undone. The count of uploads and of the privacy budget is erased too. Prints what was erased.
     """
     if bool(cloud) == only_here:
         raise BadParameter("give either --cloud HOST:PORT or --only-here")
