@@ -43,7 +43,10 @@ def demo(
         typer.Option(help="Sizes and schedules: tiny takes seconds, demo minutes, small an hour, thesis days."),
     ] = "demo",
     people: Annotated[
-        str, typer.Option(help="Two people of the data set, with a comma, who become the clients. Default: see below.")
+        str,
+        typer.Option(
+            help="Two people of the data set, with a comma, who become the clients. Default: as described above."
+        ),
     ] = "",
     seeds: Annotated[
         int,
