@@ -50,6 +50,17 @@ def test_a_query_is_answered_as_the_model_itself_answers(rig: ElasticRig) -> Non
         assert reply.run_s > 0 <= reply.queue_s
 
 
+def test_two_executors_give_the_same_answers_as_the_model(rig: ElasticRig) -> None:
+    async def scenario() -> list[Any]:
+        async with rig.running(*THREE, elastic_executors=2) as (_, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            return await asyncio.gather(*(stub.MakeQuery(query(THREE[n % 3], n)) for n in range(30)))
+
+    for number, reply in enumerate(asyncio.run(scenario())):
+        expected = rig.direct(THREE[number % 3], pixels(number), reply.gamma)
+        np.testing.assert_allclose(reply.logits, expected, atol=1e-4)
+
+
 def test_tasks_are_there_again_after_a_restart(rig: ElasticRig) -> None:
     async def scenario() -> tuple[Any, Any]:
         replies = []
