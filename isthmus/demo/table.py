@@ -10,9 +10,9 @@ def closing_table(outcome: DemoOutcome) -> Table:
     """Return a table with one row per client and way of answering. The caption gives the size of a raw clip."""
     table = Table(title="Isthmus: the whole loop", title_justify="left", caption_justify="left")
     for column in ("client", "who answers"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for column in ("right", "accuracy", "bytes up", "ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for client in outcome.clients:
         for index, way in enumerate(client.answering):
             table.add_row(
