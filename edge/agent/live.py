@@ -4,6 +4,7 @@ A worker thread personalises meanwhile. As long as it works, the link is its own
 alone, with the student in use; so they are answered while a job is under way and while the cloud is gone.
 """
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ CHECK_EVERY_S = 24 * 3600.0
 """The student's files are compared with its signed manifest this often while the device runs."""
 
 _LOOK_AGAIN_S = 0.5
+
+_LEAVE_S = 5.0
+"""The longest wait for a task when the process is to end."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,31 @@ class Worker:
         self._thread = threading.Thread(target=work, name="isthmus-personalise", daemon=True)
         self._thread.start()
 
+    def wait(self, most_s: float) -> None:
+        """Wait until the task has ended, but no longer than ``most_s``."""
+        if self._thread is not None:
+            self._thread.join(most_s)
+
     def check(self) -> None:
         """Raise what the last task raised, once."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+
+@contextlib.contextmanager
+def working(runtime: Runtime) -> Iterator[Worker]:
+    """Yield a worker for ``runtime``. At the end its link is closed, so that calls end, and the task is waited for.
+
+    A task that still used the outbox or a model while the runtime is closed and the interpreter ends could crash the
+    process. After 5 s it is left: then it sleeps before its next try.
+    """
+    worker = Worker()
+    try:
+        yield worker
+    finally:
+        runtime.link.close()
+        worker.wait(_LEAVE_S)
 
 
 class LiveAnswers:

@@ -10,7 +10,7 @@ import typer
 from isthmus.command_line import print_table
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.live import LiveAnswers, Worker
+from isthmus.edge.agent.live import LiveAnswers, Worker, working
 from isthmus.edge.agent.own_life import Clips, Task, due
 from isthmus.edge.agent.requests import ask
 from isthmus.edge.agent.runtime import Runtime
@@ -30,14 +30,15 @@ def store_of(device: DeviceState) -> ClipStore:
 
 def keep_living(runtime: Runtime, device: DeviceState, store: ClipStore, asked: RunOptions, budget_s: float) -> None:
     """Capture and answer until the process is interrupted. A worker thread personalises meanwhile."""
-    worker = Worker()
-
-    def pause(seconds: float) -> None:
-        worker.check()
-        time.sleep(seconds)
-
     store.tidy()
-    with contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)) as answers:
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(working(runtime))
+
+        def pause(seconds: float) -> None:
+            worker.check()
+            time.sleep(seconds)
+
+        answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
         _work(runtime, device, store, worker, asked.clips_before)
         while not runtime.state.active_id:
             pause(0.5)

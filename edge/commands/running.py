@@ -22,7 +22,7 @@ from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips
+from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips, working
 from isthmus.edge.agent.report import write_report
 from isthmus.edge.agent.requests import Device, answered, ask, privacy
 from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
@@ -102,7 +102,7 @@ def run(
             if result["failure"]:
                 raise IsthmusError(f"not personalised: {result['failure']}; the same command tries again")
         else:
-            worker = Worker()
+            worker = stack.enter_context(working(runtime))
             worker.start(lambda: personalise(patient=True))
             _keep_answering(runtime, worker, clips, asked, budget_s)
 

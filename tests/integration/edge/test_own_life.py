@@ -1,6 +1,7 @@
 """A device without a data set: it captures, answers, stores, and personalises from what it has stored."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from isthmus.cli import main
 from isthmus.data.media.decode import decode_sound
+from isthmus.edge.agent import live
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import Worker
@@ -34,6 +36,7 @@ class Studio:
     def __init__(self, plan: ClipPlan, runtime: Runtime, most: int) -> None:
         self.refs = [*plan.selection, *plan.test]
         self.runtime, self.most, self.number, self.opened = runtime, most, 0, 0
+        self.workers: list[Worker] = []
 
     def __call__(self, *positional: object, **options: object) -> "Studio":
         self.opened += 1
@@ -47,6 +50,8 @@ class Studio:
     def next_clip(self, name: str) -> Captured:
         self.number += 1
         if self.number > self.most:
+            while any(each.busy for each in self.workers):
+                time.sleep(0.01)
             raise KeyboardInterrupt
         if self.number <= PERSON_COMES:
             return Captured(None, NOBODY)
@@ -71,19 +76,31 @@ def living_device(folder: Path, cloud: Any) -> Iterator[tuple[Runtime, DeviceSta
 
 
 def lived(runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio) -> None:
-    """Run the device until the studio ends it, and wait for its worker, which a process would take with it."""
-    workers = []
+    """Run the device until its worker is done and the studio ends it."""
 
-    class Joined(Worker):
+    class Known(Worker):
         def __init__(self) -> None:
             super().__init__()
-            workers.append(self)
+            studio.workers.append(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(living, "Worker", Joined)
+        patch.setattr(live, "Worker", Known)
         living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0)
-    while any(each.busy for each in workers):
-        time.sleep(0.01)
+
+
+def test_the_task_has_ended_when_the_runtime_is_closed(tmp_path: Path, students: Any) -> None:
+    with living_device(tmp_path / "device", students.cloud()) as (runtime, _, _):
+        hung_up, ended = threading.Event(), threading.Event()
+
+        def task() -> None:
+            assert hung_up.wait(60), "a call that ends when the link is closed"
+            time.sleep(0.05)
+            ended.set()
+
+        with pytest.MonkeyPatch.context() as patch, live.working(runtime) as worker:
+            patch.setattr(runtime.link, "close", hung_up.set)
+            worker.start(task)
+        assert ended.is_set()
 
 
 def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
@@ -105,7 +122,7 @@ def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
         budget, enrolment = device.budget(), device.enrolment()
         assert budget is not None and enrolment is not None
         assert budget.rounds == enrolment.rounds or not enrolment.rounds, "pinned by the enrolment, not before it"
-        lived(runtime, device, store, Studio(plan, runtime, most=4))
+        lived(runtime, device, store, studio)
         assert runtime.state.active_id == "final"
         assert len(device.ledger()) == len({each.idempotency_key for each in device.ledger()})
 
