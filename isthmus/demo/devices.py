@@ -25,11 +25,16 @@ def client_outcome(
 
     A clip without an answer counts as wrong. Raises KeyError if a report lacks a part or a clip.
     """
-    clips = [clip for clip in report["predictions"] if clip["label"] is not None]
+    # A 0.1 device knows no person model: its answers are those that it gives to an unknown user.
+    clips = [
+        {"before_without_labels": clip["before"], "without_labels": clip["local"], **clip}
+        for clip in report["predictions"]
+        if clip["label"] is not None
+    ]
     after = {} if taught is None else {clip["name"]: clip for clip in taught["predictions"]}
     sent = report["bytes"]["up_per_clip"]
     names = [ratio_name(ratio) for ratio in ratios]
-    known = "user known" if report["person"] is not None else "with habits"
+    known = "user known" if report.get("person") is not None else "with habits"
     finished = "base student (own refused)" if report["students"]["refused"] else "own student"
     tested = AnsweredClips(
         names=tuple(clip["name"] for clip in clips),
@@ -73,7 +78,7 @@ def client_outcome(
         answering=tuple(answering),
         tested=tested,
         corrections=tuple(corrections),
-        learned=tuple(((taught or report)["person"] or {}).get("sentences", ())),
+        learned=tuple(((taught or report).get("person") or {}).get("sentences", ())),
         encode_median_ms=_median(
             None if clip["ms"]["encode"] is None else clip["ms"]["decode"] + clip["ms"]["encode"] for clip in clips
         )

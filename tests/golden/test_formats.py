@@ -202,11 +202,13 @@ def test_a_cloud_has_its_students_and_tasks_and_a_device_serves_with_its_own(old
         assert isthmus("elastic", "tasks", "--server", address).split("\t")[:2] == ["bright-dark", "1"]
         assert_answers(address, old.expected["elastic"])
         report = run_device(address, "device-serving")
-    assert old.expected["students"] == {
+    students = {
         str(path.relative_to("cloud/artefacts")): digest_of(path)
         for path in sorted(Path("cloud/artefacts").rglob("*"))
         if path.is_file()
     }
+    assert {name: students.pop(name, "") for name in old.expected["students"]} == old.expected["students"]
+    assert all(name.endswith(f".{digest}") for name, digest in students.items()), "files by their content, beside them"
     assert before["students"]["final"] == final
     assert answers_of(report) == answers_of(before)
     assert before["students"]["base"] in isthmus("edge", "rollback", "--state", "device-serving")
@@ -317,7 +319,7 @@ def test_a_synthetic_set_goes_on(old: Old) -> None:
 
 
 def test_a_report_is_read_by_the_demo(old: Old) -> None:
-    outcome = client_outcome("first", old.json("first"), old.json("first.prototypes"), (16.0, 64.0))
+    outcome = client_outcome("first", old.json("first"), None, (), old.json("first.prototypes"), (16.0, 64.0))
     assert outcome.test_clips == 9 and outcome.rounds == 1
 
 

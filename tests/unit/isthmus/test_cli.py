@@ -38,7 +38,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("egde", "edge"), ("--hepl", "--help"), ("serve", "isthmus cloud serve"), ("distil", "distill")],
+    [
+        ("egde", "edge"),
+        ("--hepl", "--help"),
+        ("serve", "isthmus cloud serve' or 'isthmus generate serve"),
+        ("distil", "distill"),
+    ],
 )
 def test_a_wrong_name_gets_the_near_one(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
     assert cli.main([typed]) == 2
