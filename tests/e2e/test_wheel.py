@@ -41,7 +41,7 @@ def _copy(to: Path) -> Path:
     """Copy what the repository holds, so that nothing of an earlier build in the checkout gets in."""
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", *INCLUDED):
         shutil.copy(ROOT / name, to)
-    for name in ("isthmus", "tests", "docs", "examples", *ROOMS):
+    for name in ("isthmus", "tests", "docs", "examples", "deploy", *ROOMS):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", "_build"))
     return to
@@ -89,7 +89,7 @@ def test_the_source_archive_holds_what_is_needed_to_build_and_test(archive: Path
         for name in tracked.stdout.splitlines()
         if not name.startswith((".typing/", ".ci/", ".github/", ".gitignore", ".pre-commit")) and (ROOT / name).exists()
     }
-    assert not wanted - held
+    assert sorted(wanted - held) == []
     assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in members} == {(0, 0, "", "", 1.7e9)}
     assert {each.mode for each in members} <= {0o644, 0o755}
 
