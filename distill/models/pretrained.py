@@ -95,7 +95,7 @@ class _Inverted(nn.Module):
         self.adds = stride == 1 and into == out
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out = x_BCHW if self.expand is None else functional.relu6(self.expand(x_BCHW))
+        out: Tensor = x_BCHW if self.expand is None else functional.relu6(self.expand(x_BCHW))
         out = self.project(functional.relu6(self.depthwise(out)))
         return x_BCHW + out if self.adds else out
 

@@ -76,9 +76,11 @@ def fit_necks_and_head(release: Release, teacher: Teacher, rows_MNW: tuple[Float
     encoders = (teacher.encoders.audio_encoder, teacher.encoders.visual_encoder)
     for encoder, rows_NW in zip(encoders, rows_MNW, strict=True):
         weight_DW, bias_D = principal_neck(rows_NW, recipe.feature_width, seed)
+        neck = encoder.neck
+        assert isinstance(neck, nn.Linear)
         with torch.no_grad():
-            encoder.neck.weight.copy_(torch.from_numpy(weight_DW))
-            encoder.neck.bias.copy_(torch.from_numpy(bias_D))
+            neck.weight.copy_(torch.from_numpy(weight_DW))
+            neck.bias.copy_(torch.from_numpy(bias_D))
         features.append(rows_NW @ weight_DW.T + bias_D)
     labels_N = np.asarray(clips.labels_N)
     persons_N = np.unique(np.asarray(clips.actors), return_inverse=True)[1]

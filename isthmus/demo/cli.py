@@ -84,7 +84,7 @@ def demo(
         seed=seed,
         preset=preset,
         edge_python=(edge_python or default_edge_python()).absolute(),
-        people=listed(people),
+        people=tuple(listed(people)),
     )
     if seeds == 1:
         _run(settings)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,8 +84,8 @@ def trunk_rows(
                 frames_KCHW = torch.from_numpy(evaluation_frames(clips.frames_NKHWC[row], clips.spec))
                 pictures.append(picture(frames_KCHW).mean(dim=0).numpy())
     sound_NW, picture_NW = np.concatenate(sounds), np.stack(pictures)
-    with replaced(path) as part, part.open("wb") as file:
-        np.savez(file, key=key, sound_NW=sound_NW, picture_NW=picture_NW)
+    with replaced(path) as part, part.open("wb") as written:
+        np.savez(written, key=key, sound_NW=sound_NW, picture_NW=picture_NW)
     return sound_NW, picture_NW
 
 
@@ -146,7 +147,7 @@ def _answers(head: torch.nn.Module, outputs: StudentOutputs) -> dict[Captured, F
 def _save(
     path: Path, outputs: StudentOutputs, teachers: Mapping[Captured, FloatArray], own: Mapping[Captured, FloatArray]
 ) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         f"raw_{number}_{mask.value}": rows for number, of in enumerate((teachers, own)) for mask, rows in of.items()
     }
     with replaced(path) as part, part.open("wb") as file:

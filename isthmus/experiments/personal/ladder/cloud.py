@@ -72,7 +72,10 @@ def _weights(base: Base, seen: Seen, known: Known, seed: int) -> dict[str, Float
         "cluster": cluster,
         "people": _clips_of_people_like(base, seen, known, len(cluster)),
     }
-    return {name: 1 + (TIMES - 1) * np.isin(np.arange(len(public_N)), rows) for name, rows in picks.items()}
+    return {
+        name: 1 + (TIMES - 1) * np.isin(np.arange(len(public_N)), rows).astype(np.float64)
+        for name, rows in picks.items()
+    }
 
 
 def _clips_of_people_like(base: Base, seen: Seen, known: Known, count: int) -> Integers:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
@@ -15,6 +16,7 @@ from isthmus.data.files import write_atomically
 from isthmus.data.groups import Groups
 from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import decode, recipe_for
+from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre, fit_centred
 from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.bases import Base
@@ -139,6 +141,26 @@ def suspects(out: Path, clips: ClipArrays, groups: Groups, plan: Plan) -> list[l
             ]
         )
     return found
+
+
+def of_releases(
+    releases: Sequence[Release], listing: Listing, groups: Groups, plan: Plan, device: str, report: Report
+) -> list[Row]:
+    """Measure people on the students of trained releases, one per fold."""
+    rows: list[Row] = []
+    for release, left_out in zip(releases, plan.folds, strict=True):
+        clips = decode(listing, [ref.name for ref in listing.refs], release.recipe, release.root / "all")
+        public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
+        trained_on = set(release.public.names)
+        public_N = np.array([row for row in public_N if clips.names[row] in trained_on], np.int64)
+        for seed in plan.seeds:
+            base = partial(bases.of_release, release, clips, public_N, seed, torch.device(device))
+            rows += _kept(
+                release.root / "ladder" / f"rows-{seed}.json",
+                lambda base=base, people=rows_of_person, seed=seed: _of_fold(base(), groups, people, seed, plan),  # type: ignore[misc]
+            )
+            report(f"ladder: {'-'.join(left_out)}, seed {seed}")
+    return rows
 
 
 def by_person(rows: Sequence[Row]) -> dict[str, Any]:
