@@ -25,11 +25,11 @@ from hypothesis.stateful import (
 )
 
 from isthmus.data.clip import ClipRef, DecodedClip
+from isthmus.data.media import decode
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import answer_locally
 from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped
-from isthmus.edge.capture import sources
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.student.encoder import StudentEncoder, encode
@@ -279,7 +279,7 @@ def decoded(ref: ClipRef, spec: Any) -> DecodedClip:
 
 
 def test_lives(students: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "decode", decoded)
+    monkeypatch.setattr(decode, "decode", decoded)
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # A killed process loses nothing that was written.
     monkeypatch.setattr(Lives, "students", students)
     run_state_machine_as_test(Lives, settings=settings(max_examples=20, stateful_step_count=12, deadline=None))
