@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.cloud import Rig, make_tiny_release
+from tests.rigs.cloud.service import Rig, make_tiny_release
 
 
 @pytest.fixture(scope="session")

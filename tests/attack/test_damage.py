@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tests.rigs.damage import DeviceFolder, sweep
-from tests.rigs.damage_cloud import CloudFolder, swept
+from tests.rigs.cloud.damage import CloudFolder, swept
+from tests.rigs.edge.damage import DeviceFolder, sweep
 
 
 def faults(outcomes: Any) -> list[str]:

@@ -15,7 +15,7 @@ from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import RETRY_KEY
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
-from tests.rigs.raw_http2 import CROWDS, DEVICES, Crowd, RawClient, idle_sockets
+from tests.rigs.cloud.raw_http2 import CROWDS, DEVICES, Crowd, RawClient, idle_sockets
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,7 @@ import typer
 from isthmus.edge.link.over_grpc import open_channel
 from isthmus.proto.keepalive import NOTICED_S
 from tests.bench.harness import Report
-from tests.rigs.faulty_link import LinkInThread, faulty_link
+from tests.rigs.edge.faulty_link import LinkInThread, faulty_link
 
 ECHO = Path(__file__).with_name("echo.py")
 INFER = "/isthmus.v1.InferenceService/Infer"

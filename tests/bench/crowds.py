@@ -25,7 +25,7 @@ from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 from tests.bench.harness import Report
 from tests.bench.untrained import served_release
-from tests.rigs.raw_http2 import CROWDS, Crowd
+from tests.rigs.cloud.raw_http2 import CROWDS, Crowd
 
 START_TIMEOUT_S = 600.0
 CALL_TIMEOUT_S = 20.0

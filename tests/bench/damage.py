@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.bench.harness import Report
 from tests.conftest import TinyStudents
-from tests.rigs.cloud import Rig, make_tiny_release
-from tests.rigs.damage import DeviceFolder, sweep
-from tests.rigs.damage_cloud import CloudFolder, swept
+from tests.rigs.cloud.damage import CloudFolder, swept
+from tests.rigs.cloud.service import Rig, make_tiny_release
+from tests.rigs.edge.damage import DeviceFolder, sweep
 
 
 def main(

@@ -16,7 +16,7 @@ from isthmus.edge.own_clips.personal import Reading, understand
 from isthmus.edge.own_clips.window import Seen, Window
 from isthmus.proto.messages import Features
 from tests.bench.harness import Report, interleaved, shown
-from tests.rigs.people import person_model
+from tests.rigs.distill.people import person_model
 
 
 def main(

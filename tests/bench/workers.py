@@ -28,8 +28,8 @@ from isthmus.cloud.store.schema import jobs, students
 from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import Stage
 from tests.bench.harness import Report
-from tests.rigs.jobs import Bench, CountedLearning
-from tests.rigs.postgres import running_cluster
+from tests.rigs.cloud.jobs import Bench, CountedLearning
+from tests.rigs.cloud.postgres import running_cluster
 
 _STEP_S = 0.002
 _POLL_S = 0.5

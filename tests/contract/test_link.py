@@ -33,7 +33,7 @@ from isthmus.proto.errors import (
 from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototypes, Stage, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
-from tests.rigs.faulty_link import faulty_link
+from tests.rigs.edge.faulty_link import faulty_link
 
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 PROTOTYPES = Prototypes(

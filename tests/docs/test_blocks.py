@@ -24,9 +24,9 @@ import pytest
 from typer.main import get_command
 
 from isthmus.cli import SUBCOMMANDS
-from tests.rigs.pages import ROOT, Block, blocks, history, pages
-from tests.rigs.site import reference_pages
-from tests.rigs.tutorial import environment, run_python, treatment
+from tests.rigs.project.pages import ROOT, Block, blocks, history, pages
+from tests.rigs.project.site import reference_pages
+from tests.rigs.project.tutorial import environment, run_python, treatment
 
 BLOCKS = [block for page in pages() if not history(page) for block in blocks(page)]
 CODE = [block for block in BLOCKS if block.language in ("python", "sh", "console")]

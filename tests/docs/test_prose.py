@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.pages import ROOT, broken_links, history, pages, paragraphs, prose
+from tests.rigs.project.pages import ROOT, broken_links, history, pages, paragraphs, prose
 
 LONGEST_LINE = 120
 MOST_SENTENCES = 5

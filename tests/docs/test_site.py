@@ -10,8 +10,8 @@ import pytest
 
 import isthmus
 from isthmus.cli import SUBCOMMANDS
-from tests.rigs.pages import ROOT
-from tests.rigs.site import reference_pages
+from tests.rigs.project.pages import ROOT
+from tests.rigs.project.site import reference_pages
 
 
 def _build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:

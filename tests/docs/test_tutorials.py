@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.tutorial import Tutorial
+from tests.rigs.project.tutorial import Tutorial
 
 pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(3600)]
 

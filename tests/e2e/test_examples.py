@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.elastic import THREE, ElasticRig, pixels, png
-from tests.rigs.protobuf import TOO_NEW_FOR_TRITON, WHY
+from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -38,7 +38,7 @@ from isthmus.distill.teacher.teach import train_teacher
 from isthmus.distill.training.checkpoint import state_hash
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs import commands
+from tests.rigs.project import commands
 
 FORMATS = Path(__file__).parent / "formats"
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.whl"))

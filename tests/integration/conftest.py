@@ -10,10 +10,10 @@ import pytest
 
 from isthmus.data.media.encode import write_flv, write_wav
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
-from tests.rigs.clips import EMOTIONS, TAKES
+from tests.rigs.data.clips import EMOTIONS, TAKES
 
 if TYPE_CHECKING:
-    from tests.rigs.cloud import Rig
+    from tests.rigs.cloud.service import Rig
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def plan(clips: Path) -> ClipPlan:
 @pytest.fixture(scope="session")
 def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of an untrained release, see ``make_tiny_release``."""
-    from tests.rigs.cloud import make_tiny_release
+    from tests.rigs.cloud.service import make_tiny_release
 
     root = tmp_path_factory.mktemp("release")
     make_tiny_release(root)
@@ -51,6 +51,6 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def rig(tiny_release: Path, tmp_path: Path) -> "Rig":
-    from tests.rigs.cloud import Rig
+    from tests.rigs.cloud.service import Rig
 
     return Rig(tiny_release, tmp_path / "state")

@@ -43,7 +43,7 @@ from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS
 from tests.bench.harness import Report
-from tests.rigs.vit import save_vit
+from tests.rigs.elastic.vit import save_vit
 
 SIDE_PX: Final = 32
 WIDTHS: Final = (96, 192, 384)

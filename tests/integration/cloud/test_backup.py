@@ -26,8 +26,8 @@ from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto import convert
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
-from tests.rigs.cloud import Client
-from tests.rigs.postgres import running_cluster
+from tests.rigs.cloud.postgres import running_cluster
+from tests.rigs.cloud.service import Client
 
 
 async def one_device(rig: Any, channel: grpc.aio.Channel) -> tuple[Client, str]:

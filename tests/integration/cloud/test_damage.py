@@ -20,7 +20,7 @@ from isthmus.cloud.personalise.worker import Worker
 from isthmus.cloud.store.database import Unusable
 from isthmus.proto.errors import InvalidInput, Locked
 from isthmus.proto.v1 import isthmus_pb2 as pb
-from tests.rigs.certificate import write_certificate
+from tests.rigs.cloud.certificate import write_certificate
 
 
 def refusal(rig: Any, **changes: object) -> str:

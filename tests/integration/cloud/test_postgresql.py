@@ -21,8 +21,8 @@ from isthmus.cloud.store.schema import jobs, metadata
 from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable, WrongState
 from isthmus.proto.messages import Stage
 from isthmus.proto.v1 import isthmus_pb2 as pb
-from tests.rigs.cloud import Client
-from tests.rigs.postgres import Cluster, running_cluster
+from tests.rigs.cloud.postgres import Cluster, running_cluster
+from tests.rigs.cloud.service import Client
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import InvalidInput, Locked
-from tests.rigs.certificate import write_certificate
+from tests.rigs.cloud.certificate import write_certificate
 
 
 def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:

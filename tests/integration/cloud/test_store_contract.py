@@ -19,9 +19,9 @@ from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.schema import jobs
 from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, Unavailable
 from isthmus.proto.messages import Stage
-from tests.rigs.jobs import Bench, CountedLearning
-from tests.rigs.postgres import Cluster, running_cluster
-from tests.rigs.s3 import running_s3
+from tests.rigs.cloud.jobs import Bench, CountedLearning
+from tests.rigs.cloud.postgres import Cluster, running_cluster
+from tests.rigs.cloud.s3 import running_s3
 
 STORES = [(database, files) for database in ("sqlite", "postgresql") for files in ("folder", "s3")]
 

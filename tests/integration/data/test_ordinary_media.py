@@ -13,7 +13,7 @@ from isthmus.data.media.decode import check_decodes, decode, decode_sound
 from isthmus.data.media.pictures import upright
 from isthmus.data.media.truncation import is_cut_off
 from isthmus.data.transforms import InputSpec
-from tests.rigs.media import (
+from tests.rigs.data.media import (
     copied_from,
     grey,
     pcm16,

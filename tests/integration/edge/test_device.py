@@ -30,8 +30,8 @@ from isthmus.edge.own_clips.person import Said
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage, UploadMode
-from tests.rigs.clips import TAKES
-from tests.rigs.device import Clock, device, load_test
+from tests.rigs.data.clips import TAKES
+from tests.rigs.edge.device import Clock, device, load_test
 
 
 def test_the_whole_run_and_its_report(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from isthmus.edge.link.interface import MemoryCloud
 from isthmus.edge.own_clips.personal import Personal
 from isthmus.proto.errors import Corrupt, InvalidInput, WrongState
 from isthmus.proto.messages import PublicMeasure, SignedManifest
-from tests.rigs.device import device
-from tests.rigs.people import person_model
+from tests.rigs.distill.people import person_model
+from tests.rigs.edge.device import device
 
 
 def with_person_models(students: Any) -> MemoryCloud:

@@ -16,7 +16,7 @@ from isthmus.edge.commands.edge import app
 from isthmus.edge.link.interface import MemoryCloud
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.messages import PublicMeasure
-from tests.rigs.device import device
+from tests.rigs.edge.device import device
 
 
 def answering_well_or_badly(students: Any, *, before: bool, after: bool) -> MemoryCloud:

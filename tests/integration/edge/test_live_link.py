@@ -11,7 +11,7 @@ from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryInferSession, MemoryLink
 from isthmus.proto.errors import TooLate
 from isthmus.proto.messages import InferReply
-from tests.rigs.device import device
+from tests.rigs.edge.device import device
 
 
 class LateSession(MemoryInferSession):

@@ -24,7 +24,7 @@ from isthmus.edge.commands import living
 from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.own_clips.store import ClipStore, StoredSelection
-from tests.rigs.device import load_test
+from tests.rigs.edge.device import load_test
 
 PERSON_COMES = 3
 """The first clips are of an empty room."""

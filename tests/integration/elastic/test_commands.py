@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.model.timm_import import create_model
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.tasks.files import load_tasks
 from isthmus.cloud.elastic.tasks.task import ModelShape
-from tests.rigs.vit import save_vit
+from tests.rigs.elastic.vit import save_vit
 
 CLASSES = {"name": "bright-dark", "classes": ["dark", "bright"], "class_of_label": [0, 1]}
 

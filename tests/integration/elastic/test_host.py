@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic import GAMMAS, THREE, ElasticRig, pixels, png, tiny_profile
+from tests.rigs.elastic.server import GAMMAS, THREE, ElasticRig, pixels, png, tiny_profile
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.proto.errors import TooLate
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic import SIDE, THREE, ElasticRig, Made, huge_png, pixels, png, refusal
+from tests.rigs.elastic.server import SIDE, THREE, ElasticRig, Made, huge_png, pixels, png, refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NAN = float("nan")

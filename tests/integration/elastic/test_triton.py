@@ -14,8 +14,8 @@ import pytest
 from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
-from tests.rigs.elastic import GAMMAS, PIXELS, SIDE, THREE, ElasticRig, Made, huge_png, pixels, png
-from tests.rigs.protobuf import TOO_NEW_FOR_TRITON, WHY
+from tests.rigs.elastic.server import GAMMAS, PIXELS, SIDE, THREE, ElasticRig, Made, huge_png, pixels, png
+from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 
 if TOO_NEW_FOR_TRITON:
     pytest.skip(WHY, allow_module_level=True)

@@ -20,9 +20,9 @@ from isthmus.experiments.cli import app as experiments
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic import ElasticRig, Made, png
-from tests.rigs.vit import save_vit
-from tests.rigs.warmup import bright_or_dark, tiny_vit
+from tests.rigs.elastic.server import ElasticRig, Made, png
+from tests.rigs.elastic.vit import save_vit
+from tests.rigs.elastic.warmup import bright_or_dark, tiny_vit
 
 LEARNING = {"epochs": 1, "batch_size": 8, "learning_rate": 0.001, "numbers": "0,4,8", "middle": 4}
 

@@ -14,7 +14,7 @@ from isthmus import cli
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
-from tests.rigs.generation import save_tiny_llama, serving_http
+from tests.rigs.generation.llama import save_tiny_llama, serving_http
 
 
 def isthmus(*words: object) -> int:

@@ -16,7 +16,7 @@ from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.proto.errors import InvalidInput
-from tests.rigs.generation import plain_greedy, save_tiny_llama, serving_http
+from tests.rigs.generation.llama import plain_greedy, save_tiny_llama, serving_http
 
 MESSAGES: Any = [{"role": "system", "content": "You are small."}, {"role": "user", "content": "Come back!"}]
 KEY = "a secret of the operator"

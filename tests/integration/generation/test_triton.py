@@ -16,8 +16,8 @@ from tritonclient.utils import InferenceServerException
 from isthmus.cloud.settings import CloudSettings
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
-from tests.rigs.elastic import THREE, ElasticRig, pixels
-from tests.rigs.generation import save_tiny_llama
+from tests.rigs.elastic.server import THREE, ElasticRig, pixels
+from tests.rigs.generation.llama import save_tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.cost import LOOPS
 from isthmus.experiments.personal.findings.habits import user_of
-from tests.rigs.release import tiny_recipe
+from tests.rigs.distill.release import tiny_recipe
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from isthmus.distill.student.evaluate import student_outputs
 from isthmus.distill.teacher.teach import cache_teacher_outputs
 from isthmus.privacy import attacks, measure
 from isthmus.privacy.cli import app
-from tests.rigs.release import tiny_recipe
+from tests.rigs.distill.release import tiny_recipe
 
 CPU = torch.device("cpu")
 

@@ -36,7 +36,7 @@ from isthmus.edge.student.encoder import StudentEncoder, encode
 from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.errors import Busy, Corrupt, Internal, IsthmusError, NotYours, StorageFull, Unavailable
 from isthmus.proto.messages import JobStatus, Prototypes, Stage
-from tests.rigs.device import Clock, load_test
+from tests.rigs.edge.device import Clock, load_test
 
 MEMORY = Path("/dev/shm")
 """A folder in memory, if the system has one: the outbox waits for the disk at every step."""

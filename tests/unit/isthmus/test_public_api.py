@@ -14,7 +14,7 @@ from isthmus.distill.release import ReleaseError
 from isthmus.distill.selection import STRATEGIES, add_strategy
 from isthmus.extensions import load_extensions
 from isthmus.proto.errors import InvalidInput
-from tests.rigs.release import tiny_recipe
+from tests.rigs.distill.release import tiny_recipe
 
 STUB = Path(isthmus.__file__).with_suffix(".pyi")
 

@@ -16,8 +16,8 @@ import isthmus
 from isthmus.edge.agent.device_run import InferConfig
 from isthmus.edge.capture.clip_plan import plan_clips
 from isthmus.edge.link.over_grpc import open_channel
-from tests.rigs.cloud import make_tiny_release
-from tests.rigs.release import tiny_recipe
+from tests.rigs.cloud.service import make_tiny_release
+from tests.rigs.distill.release import tiny_recipe
 
 ROOT = Path(isthmus.__file__).resolve().parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL

@@ -16,7 +16,7 @@ from isthmus.proto.convert_person import centred_from_bytes, centred_from_pb, ce
 from isthmus.proto.errors import InvalidInput, IsthmusError, TooLarge
 from isthmus.proto.messages import StudentFile, StudentManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
-from tests.rigs.people import person_model
+from tests.rigs.distill.people import person_model
 
 RELEASES = sorted((Path(__file__).resolve().parents[2] / "golden" / "releases").glob("*.whl"))
 CLASSES, WIDTH = 3, 5

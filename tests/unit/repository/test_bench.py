@@ -11,7 +11,7 @@ import pytest
 from isthmus.distill.selection import STRATEGIES
 from tests.bench.harness import Report, Spread, interleaved
 from tests.bench.selection import SETS, greedy
-from tests.rigs import bench
+from tests.rigs.project import bench
 
 
 def measured(out: Path, name: str, *options: str) -> dict[str, Any]:

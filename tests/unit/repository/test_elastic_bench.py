@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from isthmus.cloud.elastic.model.timm_import import create_model
-from tests.rigs.bench import measured
-from tests.rigs.vit import save_vit
+from tests.rigs.elastic.vit import save_vit
+from tests.rigs.project.bench import measured
 
 
 def test_elastic_vit(tmp_path: Path) -> None:

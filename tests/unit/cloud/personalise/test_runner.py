@@ -17,8 +17,8 @@ from isthmus.distill.selection import Selection
 from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.convert_person import centred_to_bytes
 from isthmus.proto.messages import Prototypes, Stage
-from tests.rigs.jobs import EPOCHS, Bench, CountedLearning
-from tests.rigs.people import person_model
+from tests.rigs.cloud.jobs import EPOCHS, Bench, CountedLearning
+from tests.rigs.distill.people import person_model
 
 
 class Killed(BaseException):

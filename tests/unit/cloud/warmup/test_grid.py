@@ -15,7 +15,7 @@ from isthmus.cloud.warmup.compare.comparison import METHODS, Measured, by_method
 from isthmus.cloud.warmup.compare.grid import Grid, markdown
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Cost, Plan
 from isthmus.data.images import LabelledImages
-from tests.rigs.warmup import NUMBERS, bright_or_dark, quick, subject
+from tests.rigs.elastic.warmup import NUMBERS, bright_or_dark, quick, subject
 
 VANILLA = Measured({0: 0.9, 8: 0.6, 16: 0.3}, {0: 0.88, 8: 0.58, 16: 0.28})
 TUNED = {

@@ -30,7 +30,7 @@ from isthmus.cloud.warmup.tuning import (
 )
 from isthmus.data.images import LabelledImages
 from isthmus.distill.training.loop import EpochReport
-from tests.rigs.warmup import CPU, bright_or_dark, quick, subject
+from tests.rigs.elastic.warmup import CPU, bright_or_dark, quick, subject
 
 
 @pytest.mark.parametrize("reducer", ["merging", "pruning"])

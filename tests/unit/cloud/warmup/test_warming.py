@@ -20,7 +20,7 @@ from isthmus.cloud.warmup.soup import Soup
 from isthmus.cloud.warmup.tuning import tensors_of_model
 from isthmus.cloud.warmup.warming import Warming, find_ratio
 from isthmus.distill.training.loop import EpochReport
-from tests.rigs.warmup import CLASSES, NUMBERS, PIXELS, bright_or_dark, quick, subject, tiny_vit
+from tests.rigs.elastic.warmup import CLASSES, NUMBERS, PIXELS, bright_or_dark, quick, subject, tiny_vit
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from isthmus.distill.models import pretrained
 from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import find_trunks
-from tests.rigs.trunks import random_trunks
+from tests.rigs.distill.trunks import random_trunks
 
 
 def test_a_published_file_becomes_the_network(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from isthmus.data.cache.read import ClipArrays
 from isthmus.distill.release import Release
 from isthmus.distill.teacher.teach import joint_loss, train_teacher
-from tests.rigs.release import tiny_recipe
+from tests.rigs.distill.release import tiny_recipe
 
 CPU = torch.device("cpu")
 

@@ -15,8 +15,8 @@ from isthmus.distill.student.export import export_student
 from isthmus.distill.student.personalise import all_distill
 from isthmus.distill.teacher.on_trunks import principal_neck
 from isthmus.distill.teacher.teach import train_teacher
-from tests.rigs.release import tiny_recipe
-from tests.rigs.trunks import random_trunks
+from tests.rigs.distill.release import tiny_recipe
+from tests.rigs.distill.trunks import random_trunks
 
 CPU = torch.device("cpu")
 

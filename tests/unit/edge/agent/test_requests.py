@@ -24,7 +24,7 @@ from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Internal, InvalidInput, Locked, WrongState
-from tests.rigs.device import load_test
+from tests.rigs.edge.device import load_test
 
 RUNNING = """
 import sys

@@ -17,7 +17,7 @@ from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.slot import StudentSlot
-from tests.rigs.device import load_test
+from tests.rigs.edge.device import load_test
 
 
 def call(*arguments: object) -> Result:

@@ -16,7 +16,7 @@ from isthmus.edge.own_clips.personal import Personal, person_facts, understand
 from isthmus.edge.own_clips.window import MOST_CLIPS, Seen, Window
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
 from isthmus.proto.messages import Features
-from tests.rigs.people import person_model
+from tests.rigs.distill.people import person_model
 
 CLASSES, WIDTH = ("calm", "happy", "sad"), 6
 CENTRED = person_model(len(CLASSES), WIDTH)

@@ -16,7 +16,7 @@ from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentPatch
 from isthmus.proto.patch import make_patch
-from tests.rigs.device import load_test
+from tests.rigs.edge.device import load_test
 
 CHUNK = 256
 

@@ -7,7 +7,7 @@ import pytest
 
 from isthmus.experiments.personal.cells.cells import Cell, Outputs
 from isthmus.experiments.personal.findings.habits import Pair, habits_part, user_of
-from tests.rigs.cells import cell
+from tests.rigs.distill.cells import cell
 
 CLASSES = 4
 

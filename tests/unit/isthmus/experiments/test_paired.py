@@ -9,7 +9,7 @@ import pytest
 from isthmus.experiments.personal.findings import tables
 from isthmus.experiments.personal.findings.knee import knee
 from isthmus.experiments.personal.findings.paired import by_group, difference, spread
-from tests.rigs.cells import SIZES, cell
+from tests.rigs.distill.cells import SIZES, cell
 
 
 def test_a_difference_is_paired_and_says_how_many_pairs_would_tell() -> None:

@@ -10,8 +10,8 @@ from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.prepare import profiler
 from isthmus.cloud.elastic.prepare.precision import choose, noise
 from isthmus.cloud.elastic.prepare.prompts import learn_task
-from tests.rigs import prompts
-from tests.rigs.runner import PICTURES_BHWC, PIXELS, model, some_tasks
+from tests.rigs.elastic import prompts
+from tests.rigs.elastic.runner import PICTURES_BHWC, PIXELS, model, some_tasks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

@@ -7,7 +7,7 @@ import torch
 
 from isthmus.cloud.elastic.model.pruning import MAX_PERCENT, Predictor, Pruning
 from isthmus.cloud.elastic.model.vit import ElasticViT
-from tests.rigs.vit import images, tiny
+from tests.rigs.elastic.vit import images, tiny
 
 
 def pruned(**changes: object) -> ElasticViT:

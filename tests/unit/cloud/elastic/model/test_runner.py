@@ -14,8 +14,8 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.images import STATISTICS, PixelSpec, read_images
-from tests.rigs.runner import PICTURES_BHWC, PIXELS, model, some_tasks, weights
-from tests.rigs.vit import save_vit
+from tests.rigs.elastic.runner import PICTURES_BHWC, PIXELS, model, some_tasks, weights
+from tests.rigs.elastic.vit import save_vit
 
 
 @pytest.mark.parametrize("gamma", [-3, 0, 2])

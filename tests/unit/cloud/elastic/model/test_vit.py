@@ -11,7 +11,7 @@ from isthmus.cloud.elastic.model import vit
 from isthmus.cloud.elastic.model.int8 import Int8Linear
 from isthmus.cloud.elastic.model.timm_import import create_model
 from isthmus.cloud.elastic.model.vit import ElasticViT
-from tests.rigs.vit import NAME, TINY, images, tiny
+from tests.rigs.elastic.vit import NAME, TINY, images, tiny
 
 
 @pytest.mark.parametrize(

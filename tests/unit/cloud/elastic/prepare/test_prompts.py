@@ -15,7 +15,7 @@ from isthmus.data.images import LabelledImages
 from isthmus.distill.training.checkpoint import CheckpointError
 from isthmus.distill.training.loop import EpochReport
 from isthmus.proto.errors import IsthmusError
-from tests.rigs.prompts import CPU, PIXELS, bright_or_dark, config, model
+from tests.rigs.elastic.prompts import CPU, PIXELS, bright_or_dark, config, model
 
 
 def learned(folder: Path, **kwargs: object) -> TaskWeights:

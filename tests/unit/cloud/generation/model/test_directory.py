@@ -13,7 +13,7 @@ from isthmus.cloud.generation.model.configuration import LlamaConfig, ModelDirec
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.proto.errors import InvalidInput
-from tests.rigs.generation import CONFIG, END, START, save_tiny_llama
+from tests.rigs.generation.llama import CONFIG, END, START, save_tiny_llama
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from isthmus.cloud.generation.scheduling.engine import Drawn, Engine, Token
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
-from tests.rigs.generation import plain_greedy, plain_logits, save_tiny_llama
+from tests.rigs.generation.llama import plain_greedy, plain_logits, save_tiny_llama
 
 Tensors = dict[str, np.ndarray]
 LIMITS = Limits(rows=4, blocks=64, block_tokens=4, step_tokens=64)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from isthmus.cloud.generation.model.configuration import LlamaConfig, ModelDirectoryError
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
 from isthmus.cloud.generation.prepare.convert import convert
-from tests.rigs.generation import END, START, TEMPLATE, save_tiny_llama
+from tests.rigs.generation.llama import END, START, TEMPLATE, save_tiny_llama
 
 HEADS = {"attn_q": 6, "attn_k": 2}
 NAMES = {

@@ -8,7 +8,7 @@ import pytest
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.prepare import profiler
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load, reference_profile
-from tests.rigs.generation import save_tiny_llama
+from tests.rigs.generation.llama import save_tiny_llama
 
 
 def test_the_costs_that_made_the_times_are_found() -> None:

@@ -24,7 +24,7 @@ from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
-from tests.rigs.release import CLASSES, tiny_recipe
+from tests.rigs.distill.release import CLASSES, tiny_recipe
 
 CLIPS = 24
 BASE_FILE_BYTES = 1_300_000

@@ -25,7 +25,7 @@ from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
-from tests.rigs.device import load_test
+from tests.rigs.edge.device import load_test
 
 WAYS_OUT = ("move it away", "restore", "remove", "again", "start over", "check that", "--accept-release", "enrol")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[3]
 FENCE: Final = re.compile(r"^( *)(```+|~~~+)\s*(.*)$")
 COMMENT: Final = re.compile(r"<!-- (.*) -->$")
 ITEM: Final = re.compile(r"^([-*]|\d+\.) ")

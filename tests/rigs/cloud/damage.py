@@ -1,4 +1,4 @@
-"""Damage to each file of a cloud's state folder, and how the server takes it. See damage.py."""
+"""Damage to each file of a cloud's state folder, and how the server takes it. See tests/rigs/edge/damage.py."""
 
 import asyncio
 import hashlib
@@ -21,8 +21,8 @@ from isthmus.proto.codec import pack_frame
 from isthmus.proto.messages import FeatureFrame, Features, NumberType
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
-from tests.rigs.cloud import Rig
-from tests.rigs.damage import damages, files, put, told
+from tests.rigs.cloud.service import Rig
+from tests.rigs.edge.damage import damages, files, put, told
 
 FINE = frozenset({grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.NOT_FOUND})
 """Refusals of a call that a damaged file may lead to: damage, or a row that is no longer found."""

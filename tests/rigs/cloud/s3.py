@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from tests.rigs.postgres import missing
+from tests.rigs.cloud.postgres import missing
 
 BUCKET = "students"
 

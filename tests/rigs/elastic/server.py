@@ -28,7 +28,7 @@ from isthmus.cloud.settings import CloudSettings
 from isthmus.data.images import STATISTICS, PixelSpec
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.vit import save_vit
+from tests.rigs.elastic.vit import save_vit
 
 SIDE, WIDTH, DEPTH = 16, 64, 3
 PIXELS = PixelSpec(SIDE, *STATISTICS["cifar10"])

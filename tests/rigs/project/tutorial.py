@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from isthmus.demo.processes import ending_with_parent
-from tests.rigs import commands
-from tests.rigs.pages import ROOT, Block, blocks
+from tests.rigs.project import commands
+from tests.rigs.project.pages import ROOT, Block, blocks
 
 START_LIMIT_S: Final = 600.0
 COMMAND_LIMIT_S: Final = 900.0

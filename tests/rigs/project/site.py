@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from types import ModuleType
 
-from tests.rigs.pages import ROOT
+from tests.rigs.project.pages import ROOT
 
 
 def _load() -> ModuleType:

@@ -1,0 +1,1 @@
+"""Tiny releases, trunks, cells of studies, and models of invented people."""

@@ -1,0 +1,1 @@
+"""A tiny Llama, its forward written plainly, and requests."""
