@@ -15,7 +15,8 @@ from typing import Protocol
 from isthmus.data.clip import ClipRef
 from isthmus.data.layouts.listing import read_listing
 from isthmus.edge.agent.asking import CloudQuestions, LinkMemory
-from isthmus.edge.agent.behaviour import Answered, Answering, Failed, Tick, answering
+from isthmus.edge.agent.behaviour import Answering, answering
+from isthmus.edge.agent.events import Answered, Failed, Tick
 from isthmus.edge.agent.inference import Answer, answer_locally
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.sources import Taken

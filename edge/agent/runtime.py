@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.agent import behaviour
+from isthmus.edge.agent import behaviour, events
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, observe_transfer
@@ -130,7 +130,7 @@ class Runtime:
         self._jitter = jitter
         self._trial = trial
         self._outbox = Outbox(device.root / "outbox.sqlite")
-        self._actions: deque[behaviour.Action] = deque()
+        self._actions: deque[events.Action] = deque()
         self._trouble = ""
         self._wait_until_s: float | None = None
         self._changing = threading.RLock()
@@ -201,22 +201,22 @@ class Runtime:
         self._patient = patient
         if not self.check_student():
             self._actions.clear()
-        self._dispatch(behaviour.Started(self._most_rounds()))
+        self._dispatch(events.Started(self._most_rounds()))
         while self._actions and (self.state.phase is not until or self.state.repair_id):
             if self._out_of_patience():
                 break
             action = self._actions.popleft()
             match action:
-                case behaviour.Serve():
+                case events.Serve():
                     break
-                case behaviour.Wait(until_s):
+                case events.Wait(until_s):
                     self._wait(until_s)
-                    event: behaviour.Event | None = behaviour.Tick()
+                    event: events.Event | None = events.Tick()
                 case _:
                     event = self._attempt(action)
             if event is not None:
                 self._dispatch(event)
-            if isinstance(event, behaviour.Accepted) and event.round == 0:
+            if isinstance(event, events.Accepted) and event.round == 0:
                 self.observer.on_accepted()
         self._actions.clear()
         if self._out_of_patience() and not self.state.active_id:
@@ -234,7 +234,7 @@ class Runtime:
         substitute_id = base_id if base_id != active_id and base_id and self._slot.is_sound(base_id) else ""
         if substitute_id:
             self._slot.activate(substitute_id)
-        self._dispatch(behaviour.Damaged(active_id, substitute_id))
+        self._dispatch(events.Damaged(active_id, substitute_id))
         return False
 
     def rollback(self) -> Installed:
@@ -255,7 +255,7 @@ class Runtime:
         until_s = self._wait_until_s
         return (None, "") if until_s is None else (round(max(0.0, until_s - self.clock()), 1), self._trouble)
 
-    def note_link(self, event: behaviour.Failed | behaviour.Answered | behaviour.Tick) -> behaviour.Answering:
+    def note_link(self, event: events.Failed | events.Answered | events.Tick) -> behaviour.Answering:
         """Report the link, or that time has passed, to the agent while serving; return how to answer now."""
         self._dispatch(event)
         self._actions.clear()
@@ -264,14 +264,14 @@ class Runtime:
     def link_failed(self, error: IsthmusError) -> None:
         """Report the error to the agent while serving; return when the link is to be tried again."""
         self._trouble = str(error)
-        self._dispatch(behaviour.Failed(error, self._jitter()))
+        self._dispatch(events.Failed(error, self._jitter()))
         if self.state.phase is not behaviour.Phase.SERVE:
             self._wait(self.clock() + behaviour.backoff_s(1, self._jitter()))
         while self._actions:
             action = self._actions.popleft()
-            if isinstance(action, behaviour.Wait):
+            if isinstance(action, events.Wait):
                 self._wait(action.until_s)
-                self._dispatch(behaviour.Tick())
+                self._dispatch(events.Tick())
 
     def damage(self, damage: Damage) -> None:
         """Record a clip that cannot be used; each is reported once."""
@@ -286,7 +286,7 @@ class Runtime:
     def _out_of_patience(self) -> bool:
         return not self._patient and self.state.refusals > behaviour.MOST_REFUSALS
 
-    def _dispatch(self, event: behaviour.Event) -> None:
+    def _dispatch(self, event: events.Event) -> None:
         with self._changing:
             before = self.state
             state, actions = behaviour.step(before, event, self.clock())
@@ -314,7 +314,7 @@ class Runtime:
             else:
                 return
 
-    def _attempt(self, action: behaviour.Action) -> behaviour.Event | None:
+    def _attempt(self, action: events.Action) -> events.Event | None:
         stage = self._stage(action)
         self.observer.on_stage(stage)
         began_s, before_bytes = self.clock(), self._came_bytes()
@@ -324,49 +324,49 @@ class Runtime:
             if isinstance(error, Unauthenticated) and self._enrolment is not None:
                 error = Unauthenticated(f"{error}; 'isthmus edge enrol --again' makes this device known to it anew")
             self._trouble = str(error)
-            return behaviour.Failed(error, self._jitter(), progress=self._came_bytes() > before_bytes)
+            return events.Failed(error, self._jitter(), progress=self._came_bytes() > before_bytes)
         finally:
             self.record.add(stage, self.clock() - began_s)
 
     def _came_bytes(self) -> int:
         return sum(tally.came_bytes for tally in self.record.downloads.values())
 
-    def _perform(self, action: behaviour.Action) -> behaviour.Event | None:
+    def _perform(self, action: events.Action) -> events.Event | None:
         match action:
-            case behaviour.Enrol():
+            case events.Enrol():
                 return self._enrol()
-            case behaviour.Fetch(student_id):
+            case events.Fetch(student_id):
                 return self._fetch(student_id)
-            case behaviour.Verify(student_id):
+            case events.Verify(student_id):
                 return self._verify(student_id)
-            case behaviour.Judge(old_id, new_id):
+            case events.Judge(old_id, new_id):
                 return self._judge(old_id, new_id)
-            case behaviour.Swap(student_id):
+            case events.Swap(student_id):
                 if self.state.purpose is behaviour.Purpose.FINAL:
                     # No guard may have run this student on the clips, or its run was cut short.
                     self.clips.learn_user(student_id, in_use=self._in_use())
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
-                return behaviour.Swapped(student_id)
-            case behaviour.Repair(student_id):
+                return events.Swapped(student_id)
+            case events.Repair(student_id):
                 return self._repair(student_id)
-            case behaviour.MakePrototypes(student_id, round):
+            case events.MakePrototypes(student_id, round):
                 return self._fill_outbox(student_id, round)
-            case behaviour.Upload(job_id, round):
+            case events.Upload(job_id, round):
                 return self._upload(job_id, round)
-            case behaviour.Watch(job_id):
+            case events.Watch(job_id):
                 return self._watch(job_id)
-            case behaviour.Wait() | behaviour.Serve():
+            case events.Wait() | events.Serve():
                 return None
 
-    def _enrol(self) -> behaviour.Event:
+    def _enrol(self) -> events.Event:
         if self._enrolment is None:
             self._use(_enrolled(self.config, self._device, self.link))
         active_id = self.state.active_id
         keeps = bool(active_id) and self.slot.is_sound(active_id)
         if not keeps:
             self._outbox.clear()  # Made by a student, and for classes, that may be unknown to this cloud.
-        return behaviour.Enrolled(keeps, self._most_rounds())
+        return events.Enrolled(keeps, self._most_rounds())
 
     def _use(self, enrolment: Enrolment) -> None:
         self._enrolment = enrolment
@@ -409,10 +409,10 @@ class Runtime:
     def _spent(self) -> float:
         return budgets.spent(entry.epsilon for entry in self._device.ledger())
 
-    def _fetch(self, student_id: str) -> behaviour.Event:
+    def _fetch(self, student_id: str) -> events.Event:
         if student_id and self.slot.is_sound(student_id):
-            return behaviour.Fetched(student_id)
-        return behaviour.Fetched(self._download(student_id, f"student_{self.state.purpose.value}"))
+            return events.Fetched(student_id)
+        return events.Fetched(self._download(student_id, f"student_{self.state.purpose.value}"))
 
     def _download(self, student_id: str, stage: str) -> str:
         began_s = self.clock()
@@ -424,7 +424,7 @@ class Runtime:
         self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
         return fetched_id
 
-    def _verify(self, student_id: str) -> behaviour.Event:
+    def _verify(self, student_id: str) -> events.Event:
         manifest = self.slot.verify(student_id).manifest
         known = self.enrolment
         if (manifest.classes, manifest.feature_width, manifest.input_spec_json) != (
@@ -437,31 +437,31 @@ class Runtime:
             self.record.interim_ids.append(student_id)
         elif manifest.kind == "interim":
             raise InvalidInput("the cloud offers an unfinished student as a finished one")
-        return behaviour.Verified(student_id)
+        return events.Verified(student_id)
 
-    def _repair(self, student_id: str) -> behaviour.Event:
+    def _repair(self, student_id: str) -> events.Event:
         if not self.slot.is_sound(student_id):
             self._download(student_id, "student_repair")
         self.slot.verify(student_id)
         self.slot.activate(student_id)
-        return behaviour.Repaired(student_id)
+        return events.Repaired(student_id)
 
-    def _judge(self, old_id: str, new_id: str) -> behaviour.Event:
+    def _judge(self, old_id: str, new_id: str) -> events.Event:
         if not self.config.guard:
             self.clips.check_runs(new_id)
-            return behaviour.Judged(new_id, True, "not compared with the student before: the guard is off")
-        return behaviour.Judged(new_id, *self.clips.compare(old_id, new_id, in_use=self._in_use()))
+            return events.Judged(new_id, True, "not compared with the student before: the guard is off")
+        return events.Judged(new_id, *self.clips.compare(old_id, new_id, in_use=self._in_use()))
 
-    def _fill_outbox(self, student_id: str, round: int) -> behaviour.Event:
+    def _fill_outbox(self, student_id: str, round: int) -> events.Event:
         """Make the prototypes. Waiting ones are kept: making them again would spend the privacy budget twice."""
         if self._outbox.get(_entry_name(round)) is None:
             budgets.check(self._budget(), self._spent(), self.config.choices.noise)
             prototypes = self.clips.prototypes(student_id, in_use=self._in_use())
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
-        return behaviour.Encoded(round)
+        return events.Encoded(round)
 
-    def _upload(self, job_id: str, round: int) -> behaviour.Event:
+    def _upload(self, job_id: str, round: int) -> events.Event:
         entry = self._outbox.get(_entry_name(round))
         if entry is None:
             raise behaviour.NothingToSend(f"the prototypes of round {round + 1} are gone from the outbox")
@@ -491,17 +491,17 @@ class Runtime:
             rounds = budgets.affordable_rounds(budget, self._spent(), prototypes.epsilon, self.state.most_rounds)
             status = self.link.start_personalisation(key, prototypes, rounds=rounds, seed=self.config.seed)
         self.record.job = status
-        return behaviour.Accepted(round, status)
+        return events.Accepted(round, status)
 
-    def _watch(self, job_id: str) -> behaviour.Event | None:
+    def _watch(self, job_id: str) -> events.Event | None:
         for status in self.link.watch_job(job_id):
             self.record.job = status
             self.observer.on_job(status)
-            self._dispatch(behaviour.JobChanged(status, self._jitter()))
+            self._dispatch(events.JobChanged(status, self._jitter()))
             if self._actions:
                 self._trouble = self.state.failure
                 return None
-        return behaviour.WatchEnded(self._jitter())
+        return events.WatchEnded(self._jitter())
 
     def _wait(self, until_s: float) -> None:
         self._wait_until_s = until_s
@@ -509,12 +509,12 @@ class Runtime:
         self._sleep(max(0.0, until_s - self.clock()))  # The observer may have used some of the time.
         self._wait_until_s = None
 
-    def _stage(self, action: behaviour.Action) -> str:
+    def _stage(self, action: events.Action) -> str:
         purpose = self.state.purpose.value
         match action:
-            case behaviour.Fetch() | behaviour.Verify() | behaviour.Swap():
+            case events.Fetch() | events.Verify() | events.Swap():
                 return f"{type(action).__name__.lower()}_{purpose}"
-            case behaviour.MakePrototypes(round=round):
+            case events.MakePrototypes(round=round):
                 return "make_prototypes" if round == 0 else "make_prototypes_again"
             case _:
                 return type(action).__name__.lower()

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.edge.agent import behaviour
+from isthmus.edge.agent import behaviour, events
 from isthmus.edge.agent.behaviour import Phase, Purpose, State, step
 from isthmus.proto import errors
 from isthmus.proto.messages import JobStatus, Stage
@@ -31,55 +31,55 @@ failures = st.sampled_from(
         errors.TooLate("no"),
     ]
 )
-events = st.one_of(
-    st.just(behaviour.Started()),
-    st.just(behaviour.Enrolled()),
-    st.just(behaviour.Tick()),
-    st.just(behaviour.Answered()),
-    st.builds(behaviour.Fetched, ids),
-    st.builds(behaviour.Verified, ids),
-    st.builds(behaviour.Judged, ids, st.booleans(), st.just("why")),
-    st.builds(behaviour.Swapped, ids),
-    st.builds(behaviour.Damaged, ids, ids),
-    st.builds(behaviour.Repaired, ids),
-    st.builds(behaviour.Encoded, rounds),
-    st.builds(behaviour.Accepted, rounds, statuses),
-    st.builds(behaviour.JobChanged, statuses),
-    st.builds(behaviour.WatchEnded, jitters),
-    st.builds(behaviour.Failed, failures, jitters),
+any_events = st.one_of(
+    st.just(events.Started()),
+    st.just(events.Enrolled()),
+    st.just(events.Tick()),
+    st.just(events.Answered()),
+    st.builds(events.Fetched, ids),
+    st.builds(events.Verified, ids),
+    st.builds(events.Judged, ids, st.booleans(), st.just("why")),
+    st.builds(events.Swapped, ids),
+    st.builds(events.Damaged, ids, ids),
+    st.builds(events.Repaired, ids),
+    st.builds(events.Encoded, rounds),
+    st.builds(events.Accepted, rounds, statuses),
+    st.builds(events.JobChanged, statuses),
+    st.builds(events.WatchEnded, jitters),
+    st.builds(events.Failed, failures, jitters),
 )
 
 
-def fitting(action: behaviour.Action, status: JobStatus, accept: bool = True) -> behaviour.Event:
+def fitting(action: events.Action, status: JobStatus, accept: bool = True) -> events.Event:
     """The event that reports success of ``action``, so that random runs get far."""
     match action:
-        case behaviour.Enrol():
-            return behaviour.Enrolled()
-        case behaviour.Fetch(student_id):
-            return behaviour.Fetched(student_id or "base")
-        case behaviour.Verify(student_id):
-            return behaviour.Verified(student_id)
-        case behaviour.Judge(_, new_id):
-            return behaviour.Judged(new_id, accept, "why")
-        case behaviour.Swap(student_id):
-            return behaviour.Swapped(student_id)
-        case behaviour.MakePrototypes(_, round):
-            return behaviour.Encoded(round)
-        case behaviour.Upload(_, round):
-            return behaviour.Accepted(round, JobStatus("job", Stage.QUEUED))
-        case behaviour.Watch():
-            return behaviour.JobChanged(status)
-        case behaviour.Repair(student_id):
-            return behaviour.Repaired(student_id)
-        case behaviour.Wait() | behaviour.Serve():
-            return behaviour.Tick()
+        case events.Enrol():
+            return events.Enrolled()
+        case events.Fetch(student_id):
+            return events.Fetched(student_id or "base")
+        case events.Verify(student_id):
+            return events.Verified(student_id)
+        case events.Judge(_, new_id):
+            return events.Judged(new_id, accept, "why")
+        case events.Swap(student_id):
+            return events.Swapped(student_id)
+        case events.MakePrototypes(_, round):
+            return events.Encoded(round)
+        case events.Upload(_, round):
+            return events.Accepted(round, JobStatus("job", Stage.QUEUED))
+        case events.Watch():
+            return events.JobChanged(status)
+        case events.Repair(student_id):
+            return events.Repaired(student_id)
+        case events.Wait() | events.Serve():
+            return events.Tick()
 
 
 @settings(max_examples=150)
-@given(st.lists(st.tuples(st.booleans(), events, statuses, st.floats(0, 100), st.booleans()), max_size=60))
-def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, float, bool]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), any_events, statuses, st.floats(0, 100), st.booleans()), max_size=60))
+def test_random_lives(moments: list[tuple[bool, events.Event, JobStatus, float, bool]]) -> None:
     state, now_s = State(), 0.0
-    last: behaviour.Action = behaviour.Enrol()
+    last: events.Action = events.Enrol()
     fetched_since_verified: dict[str, bool] = {}
     swapped: set[str] = set()
     accepted: dict[str, bool] = {}
@@ -88,42 +88,40 @@ def test_random_lives(moments: list[tuple[bool, behaviour.Event, JobStatus, floa
         happened = event if random_event else fitting(last, status, accept)
         before = state
         state, actions = step(state, happened, now_s)
-        if isinstance(happened, behaviour.Verified) and before.phase is Phase.VERIFY:
+        if isinstance(happened, events.Verified) and before.phase is Phase.VERIFY:
             fetched_since_verified[happened.student_id] = True
-        if isinstance(happened, behaviour.Fetched) and before.phase is Phase.FETCH:
+        if isinstance(happened, events.Fetched) and before.phase is Phase.FETCH:
             fetched_since_verified[happened.student_id] = False
             accepted.pop(happened.student_id, None)
-        if isinstance(happened, behaviour.Judged) and before.phase is Phase.JUDGE:
+        if isinstance(happened, events.Judged) and before.phase is Phase.JUDGE:
             accepted[happened.student_id] = happened.accept
         for action in actions:
             last = action
-            if isinstance(action, behaviour.Swap):
+            if isinstance(action, events.Swap):
                 assert fetched_since_verified.get(action.student_id) is True
                 assert action.student_id
                 assert state.purpose is Purpose.BASE or accepted.get(action.student_id) is True
                 swapped.add(action.student_id)
-            if isinstance(action, behaviour.Wait):
-                assert now_s < action.until_s <= now_s + behaviour.TROUBLE_MOST_S or isinstance(
-                    happened, behaviour.Tick
-                )
-            if isinstance(action, behaviour.Judge):
+            if isinstance(action, events.Wait):
+                assert now_s < action.until_s <= now_s + behaviour.TROUBLE_MOST_S or isinstance(happened, events.Tick)
+            if isinstance(action, events.Judge):
                 assert action.old_id == state.active_id != ""
-        if isinstance(happened, behaviour.Damaged | behaviour.Repaired):
+        if isinstance(happened, events.Damaged | events.Repaired):
             swapped.add(state.active_id)  # The runtime names only students that it has verified.
         assert state.active_id == "" or state.active_id in swapped
         assert not (state.refused_id and state.refused_id == state.active_id and before.active_id != state.active_id)
-        changing = behaviour.Swapped | behaviour.Damaged | behaviour.Repaired | behaviour.Failed
+        changing = events.Swapped | events.Damaged | events.Repaired | events.Failed
         assert state.active_id == before.active_id or isinstance(happened, changing)
         assert state.uploaded_round < max(1, state.most_rounds + 1)
         if state.retry_at_s is None:
             # A restart always has a next step.
-            _, due = step(state, behaviour.Started(), now_s)
+            _, due = step(state, events.Started(), now_s)
             assert len(due) == 1
 
 
-@given(events)
-def test_an_event_out_of_place_changes_nothing(event: behaviour.Event) -> None:
+@given(any_events)
+def test_an_event_out_of_place_changes_nothing(event: events.Event) -> None:
     serving = State(phase=Phase.SERVE, active_id="mine", base_id="mine", link_up=True)
     state, actions = step(serving, event, 0.0)
     assert (state.phase, state.active_id, state.failure) == (Phase.SERVE, "mine", "")
-    assert all(isinstance(action, behaviour.Serve | behaviour.Wait) for action in actions)
+    assert all(isinstance(action, events.Serve | events.Wait) for action in actions)

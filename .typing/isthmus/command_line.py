@@ -1,1 +1,0 @@
-../../isthmus/command_line.py
