@@ -12,7 +12,7 @@ MAPPED = ("edge", "proto", "data", "distill", "cloud")
 
 
 class ReproducibleSdist(sdist):
-    """Writes the same bytes for the same files, whoever builds them and whenever.
+    """Writes the same bytes for the same files, on every machine and at every time.
 
     setuptools puts the build's time, the owner and the file modes of the checkout into the archive. Here every member
     has the time in SOURCE_DATE_EPOCH (default: 1980-01-01, the oldest time that a wheel can hold), no owner, and

@@ -392,5 +392,5 @@ def _check_pair(cert: Path, key: Path) -> None:
 
 
 def _write_port(path: Path, address: str) -> None:
-    """Write the file atomically, so that whoever waits for it never reads half of it."""
+    """Write the file atomically, so that a reader that waits for it never sees half of it."""
     write_atomically(path, f"{address}\n")

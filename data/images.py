@@ -66,7 +66,7 @@ Triple = tuple[float, float, float]
 
 
 class ImageError(ValueError):
-    """A picture or a set of pictures that cannot be used, and why. The message may be shown to whoever sent it."""
+    """A picture or a set of pictures that cannot be used, and why. The message may be shown to the sender."""
 
 
 _RESAMPLING: Final = {

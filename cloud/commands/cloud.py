@@ -199,7 +199,7 @@ def backup(
     """Write a backup of a server to one file. The server may be running.
 
     Needs --state of the server, and its --database and --artefacts if it was given these. The file holds the database,
-    the students, the signing key and unfinished jobs. Whoever can read it can pass for this server: keep it safe.
+    the students, the signing key and unfinished jobs. A person who can read it can pass for this server: keep it safe.
     """
     from isthmus.cloud.backup import backup as write
 

@@ -130,7 +130,7 @@ def _echo_caller(options: "Load", address: str, sent: bytes) -> Caller:
 
 
 def _channel(address: str, tls_cert: Path | None) -> grpc.aio.Channel:
-    # Channels with equal options share a connection unless they are told not to.
+    # Channels with equal options share a connection unless an option forbids it.
     options = [("grpc.use_local_subchannel_pool", 1)]
     if tls_cert is not None:
         return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(tls_cert.read_bytes()), options)

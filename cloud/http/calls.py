@@ -69,7 +69,7 @@ def guarded(handler: Handler, key: str | None) -> Handler:
 
 
 def error_response(error: IsthmusError) -> Response:
-    """Returns the error as OpenAI's clients expect it. ``x-should-retry`` tells them whether a retry helps."""
+    """Returns the error as OpenAI's clients expect it. ``x-should-retry`` says whether a retry helps."""
     status = next((status for kind, status, _ in _STATUS if isinstance(error, kind)), 500)
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if isinstance(error, Busy):

@@ -124,7 +124,7 @@ def hand_back(database: Database, worker: str | None = None) -> None:
 
 
 def died(database: Database, worker: str) -> None:
-    """End the leases of a worker that has died by its own fault: whoever takes its job knows that the job killed it."""
+    """End the leases of a worker that has died by its own fault: the next one knows that the job killed it."""
     with database.writing() as connection:
         connection.execute(jobs.update().where(jobs.c.worker == worker).values(lease_until_s=0.0))
         announce(connection)

@@ -141,7 +141,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a server tells its worker first. It goes through a pipe, since it may hold the database's password."""
+    """The first message from a server to its worker. It goes through a pipe: it may hold the database's password."""
 
     settings: str
     """``CloudSettings.to_json``."""

@@ -1,6 +1,6 @@
 """Files of students: a folder beside the server, or any fsspec URL (``s3://bucket/prefix``).
 
-A file is stored as ``<owner>/<file name>.<SHA-256 of its content>``: whoever writes it again writes the same bytes, so
+A file is stored as ``<owner>/<file name>.<SHA-256 of its content>``: a second write holds the same bytes, so
 a late or repeated write damages nothing. A reader names the hash too, and the content is compared with it. Files that
 were stored before 0.2 have no hash in their name and are still found.
 

@@ -1,4 +1,4 @@
-"""News between machines: PostgreSQL's NOTIFY wakes whoever waits. It may be missed, so whoever waits also looks."""
+"""News between machines: PostgreSQL's NOTIFY wakes the waiting side. A notice may be missed: that side also polls."""
 
 import logging
 import threading

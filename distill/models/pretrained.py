@@ -19,7 +19,7 @@ from isthmus.data.files import not_the_file
 
 MEL_BANDS: Final = 40
 GRID: Final = 8
-"""Picture features are averaged over a grid of GRID x GRID: where in a face something moves tells more than that it
+"""Picture features are averaged over a grid of GRID x GRID: where in a face something moves says more than that it
 moves (docs/results/ravface-people)."""
 
 _HIDDEN: Final = 256

@@ -108,7 +108,7 @@ def principal_neck(rows_NW: Float32s, width: int, seed: int) -> tuple[Float32s, 
     """Return weight (D, W) and bias (D,) of a linear neck: the leading principal directions of standardised features,
     rotated at random, with mean 0 and mean square 1 over these clips.
 
-    The rotation gives all D features about the same variance. Whoever standardises features later (heads, 8-bit
+    The rotation gives all D features about the same variance. Code that standardises features later (heads, 8-bit
     numbers) would otherwise blow up the directions in which clips hardly differ: it cost 7 points on RavFace. If there
     are fewer clips or trunk features than D, the remaining directions are empty.
     """

@@ -156,7 +156,7 @@ def renewed(history: LinkHistory, now_s: float) -> LinkHistory:
 
 
 def closed(history: LinkHistory) -> LinkHistory:
-    """Return the history after the device closed the stream by itself: what is in flight tells nothing."""
+    """Return the history after the device closed the stream by itself: what is in flight says nothing."""
     return replace(history, in_flight=())
 
 

@@ -135,7 +135,7 @@ def mixed(scores_NC: Float64s, probabilities_NC: Reals) -> Float64s:
     """Return the scores (N, C) of both answers together: the one without the offset and that of an ordinary head.
 
     The ordinary head, on this device or in the cloud, has the share ``BASE_SHARE`` of a geometric mean. Probabilities
-    below 1e-9 count as 1e-9. They are not checked here: whoever ran the head or read the message has done so.
+    below 1e-9 count as 1e-9. They are not checked here: whatever ran the head or read the message checked them.
     """
     both_NC: Float64s = (1 - BASE_SHARE) * scores_NC + BASE_SHARE * np.log(np.maximum(probabilities_NC, 1e-9))
     return both_NC

@@ -2,7 +2,7 @@
 
     seed: 7
     repeat: true
-    up:                       # from whoever connects to --listen, towards --to
+    up:                       # from the caller of --listen towards --to
       - {for_s: 20, rate_bytes_s: 125000, delay_ms: 40, jitter_ms: 10}
       - {for_s: 5, stall: true}
     down:
@@ -37,7 +37,7 @@ class BadScript(ValueError):
 
 @dataclass(frozen=True)
 class Script:
-    """Both directions of a link. ``up`` leads from whoever connects to the server. ``seed``: of all random numbers."""
+    """Both directions of a link. ``up`` leads from the caller to the server. ``seed``: of all random numbers."""
 
     up: Direction = field(default_factory=Direction)
     down: Direction = field(default_factory=Direction)

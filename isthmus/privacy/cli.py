@@ -1,4 +1,4 @@
-"""``isthmus privacy``: attack an upload, and report what whoever holds it could learn."""
+"""``isthmus privacy``: attack an upload, and report what its holder could learn."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Both attacks on every mode, client and seed, and what each mode still tells the cloud. Each cell is resumable."""
+"""Both attacks on every mode, client and seed, and what each mode reveals to the cloud. Each cell is resumable."""
 
 import hashlib
 import io

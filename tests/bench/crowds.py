@@ -154,7 +154,7 @@ def at_the_door(port: int, kind: str, count: int) -> Iterator[tuple[Callable[[],
 
 
 def press(port: int, kind: str, count: int, wanted: Any, gathered: Any, stop: Any) -> None:
-    """Whenever the crowd is wanted, keep its calls open; else close its connections. Until told to stop."""
+    """Keep the crowd's calls open while it is wanted; else close its connections. Ends on the stop signal."""
     path, message, announce = CROWDS[kind]
     crowd: Crowd | None = None
     while not stop.is_set():

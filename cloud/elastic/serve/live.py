@@ -1,7 +1,7 @@
 """Runs the engine in real time: queries come from an event loop, and batches run on a thread of their own.
 
 Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
-leaves, or it expires), the threads of the executors (each gets work and reports results), and whoever changes the
+leaves, or it expires), the threads of the executors (each gets work and reports results), and the code that changes the
 tasks. If one of several executors fails on a batch, the queries that can still be in time run once more.
 """
 

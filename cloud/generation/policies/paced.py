@@ -1,4 +1,4 @@
-"""PURE: continuous batching that keeps its promises: whoever can be in time is admitted only if all of them stay so.
+"""PURE: continuous batching that keeps its promises: it admits a request only if all others stay in time.
 
 Every further row slows all others down. First come first served admits until everybody is late; here a request joins
 only if, at the step time with it, it and everyone who could still be in time will be. Those beyond help get what is

@@ -134,7 +134,7 @@ def test_a_server_of_the_version_before_goes_on_while_this_one_serves(database: 
 def test_a_new_job_wakes_workers_on_other_machines(database: Database) -> None:
     heard = threading.Semaphore(0)
     stop = news.listen(database, job_rows.CHANNEL, heard.release)
-    assert heard.acquire(timeout=60), "whoever begins to listen looks first"
+    assert heard.acquire(timeout=60), "a listener looks once before it waits"
     job_rows.create(database, a_job("job"), b"", at_most_waiting=9)
     assert heard.acquire(timeout=60)
     stop.set()

@@ -1,4 +1,4 @@
-"""PURE: what a shipped person model tells of the public people it was fitted on: can a member be told from a stranger?
+"""PURE: what a shipped person model gives away about the public people it was fitted on: members or strangers?
 
 The attacker knows a person's clips with their labels, and what the manifest ships. For each signal, a higher value
 speaks for a member.

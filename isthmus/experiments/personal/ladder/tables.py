@@ -73,7 +73,7 @@ def gain_text(of: Over) -> str:
 
 
 def _guards(rows: Sequence[Row]) -> Table | None:
-    """Return how well each signal tells whether the offset helps, over people, tasks and seeds."""
+    """Return how well each signal predicts whether the offset helps, over people, tasks and seeds."""
     told = [row for row in rows if row.signals]
     if not told:
         return None
@@ -97,7 +97,7 @@ def _guards(rows: Sequence[Row]) -> Table | None:
 
 
 def membership(folds: Sequence[Sequence[Suspect]]) -> Section:
-    """Return how well each signal tells members of the public set from people left out."""
+    """Return how well each signal separates members of the public set from people left out."""
     lines = []
     for number, name in enumerate(SIGNALS):
         each = [

@@ -1,4 +1,4 @@
-"""Clips from the records of a child: who is told what, and when the child is started anew. Time is simulated."""
+"""Clips from the records of a child: what each watcher hears, and when the child starts anew. Time is simulated."""
 
 import sys
 from collections.abc import Callable

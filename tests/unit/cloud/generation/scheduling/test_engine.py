@@ -126,7 +126,7 @@ def test_what_can_never_fit_and_what_is_too_much_is_refused() -> None:
 
 
 class Wayward:
-    """A policy that returns what it is told to."""
+    """A policy that returns the decisions it was given."""
 
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
