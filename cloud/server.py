@@ -23,6 +23,11 @@ from isthmus.cloud import continuity
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.identity import Gate
 from isthmus.cloud.inference import HeadCache
+from isthmus.cloud.metrics import calls as call_metrics
+from isthmus.cloud.metrics.calls import Metrics
+from isthmus.cloud.metrics.elastic import ElasticCollector
+from isthmus.cloud.metrics.generation import GenerationCollector
+from isthmus.cloud.metrics.jobs import JobCollector
 from isthmus.cloud.offer import Offer, offer_of
 from isthmus.cloud.personalise import students
 from isthmus.cloud.personalise.signing import Signer
@@ -34,7 +39,6 @@ from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.cloud.rpc.inference import InferenceServicer
 from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.job_watch import JobWatch
-from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
 from isthmus.cloud.rpc.scopes import count_scope, devices_calling, identity_scope, metrics_scope, status_scope
@@ -153,12 +157,15 @@ class Server:
         self.elastic = ground.elastic
         if self.elastic is not None:
             self.elastic.live.start()
-            self._metrics.watch_elastic(self.elastic.live)
+            self._metrics.watch(ElasticCollector(self.elastic.live))
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
         self.generation = ground.generation
         if self.generation is not None:
             self.generation.live.start()
+            self._metrics.watch(GenerationCollector(self.generation.live))
             self._stack.push_async_callback(asyncio.to_thread, self.generation.live.stop)
+        if ground.release is not None:
+            self._metrics.watch(JobCollector(ground.shelf.database))
         server, health_servicer = self._wire(ground)
         port = self.port = await self._bind(server)
         await server.start()
@@ -264,6 +271,12 @@ class Server:
         for work in (self._work, self._enrolling):
             work.start()
             self._stack.push_async_callback(work.stop)
+        for name, text, value in (
+            ("isthmus_calls_open", "Calls of known callers in progress.", lambda: float(len(self._calls))),
+            ("isthmus_work_waiting", "Pieces of work waiting for a thread.", lambda: float(self._work.waiting)),
+            ("isthmus_event_loop_late_seconds", "How late the event loop is.", lambda: self._work.late_s),
+        ):
+            self._metrics.gauge(name, text, value)
         count = count_scope(self._calls, most=settings.max_calls, most_per_device=settings.max_calls_per_device)
         scopes = (
             metrics_scope(self._metrics),
@@ -288,6 +301,7 @@ class Server:
             files.append(inference_pb.DESCRIPTOR)
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        call_metrics.know(files)
         services = [service.full_name for file in files for service in file.services_by_name.values()]
         # Each protocol has a descriptor pool of its own (see proto/generate.py). Reflection shows them as one.
         pool = DescriptorPool()

@@ -122,6 +122,20 @@ def named(database: Database, job_ids: Iterable[str]) -> list[Job]:
         return [job_of(row) for row in connection.execute(sa.select(*COLUMNS).where(jobs.c.id.in_(list(job_ids))))]
 
 
+def by_stage(database: Database) -> dict[str, tuple[int, float]]:
+    """Return, per stage that has jobs, their number and the time of the last step of the one that waits longest."""
+    query = sa.select(jobs.c.stage, sa.func.count(), sa.func.min(jobs.c.updated_s)).group_by(jobs.c.stage)
+    with database.reading() as connection:
+        return {stage: (count, oldest_s) for stage, count, oldest_s in connection.execute(query)}
+
+
+def ended_since(database: Database, since_s: float) -> list[Job]:
+    """Return the jobs that ended at ``since_s`` or later, in no order."""
+    query = sa.select(*COLUMNS).where(jobs.c.stage.in_(_ENDED), jobs.c.updated_s >= since_s)
+    with database.reading() as connection:
+        return [job_of(row) for row in connection.execute(query)]
+
+
 def listing(database: Database, device_ids: Iterable[str] | None = None) -> list[Job]:
     """Return the jobs of the given devices, or of all devices, oldest first."""
     query = sa.select(*COLUMNS).order_by(jobs.c.created_s, jobs.c.id)

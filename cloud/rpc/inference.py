@@ -3,16 +3,18 @@
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from isthmus.cloud.inference import HeadCache, Session
+from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.offer import Offer
-from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.proto.convert import identifier, infer_reply_to_pb
-from isthmus.proto.errors import InvalidInput
+from isthmus.proto.errors import InvalidInput, TooLate
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+
+_OUTCOMES: Final = {0: "answered", TooLate.code: "dropped"}
 
 
 @dataclass(frozen=True)
@@ -34,5 +36,5 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             began_s = time.perf_counter()
             reply = session.reply(request.sequence, request.frame, context.time_remaining())
             self.metrics.frame_seconds.observe(time.perf_counter() - began_s)
-            self.metrics.frames.labels("refused" if reply.error_code else "answered").inc()
+            self.metrics.frames[_OUTCOMES.get(reply.error_code, "refused")].inc()
             yield infer_reply_to_pb(reply)

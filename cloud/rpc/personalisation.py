@@ -11,13 +11,13 @@ from typing import Any
 
 from isthmus.cloud import identity
 from isthmus.cloud.identity import Gate, WrongKey
+from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.forgetting import forget_device
 from isthmus.cloud.personalise.job import status
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.job_watch import JobWatch
-from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.wrong_keys import WrongKeys

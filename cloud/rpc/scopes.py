@@ -17,8 +17,8 @@ import grpc
 from sqlalchemy.exc import DBAPIError
 
 from isthmus.cloud import identity
+from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.rpc.interrupt import OpenCalls
-from isthmus.cloud.rpc.metrics import Metrics
 from isthmus.cloud.rpc.work import Work, busy
 from isthmus.cloud.store.database import Database, Unusable, as_ours, disk_is_full
 from isthmus.cloud.store.devices import Device
@@ -157,17 +157,19 @@ def metrics_scope(metrics: Metrics) -> Scope:
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
-        name = method.rpartition("/")[2]
-        with metrics.seconds.labels(name).time(), metrics.in_progress.labels(name).track_inprogress():
-            try:
-                yield
-            except asyncio.CancelledError:
-                metrics.calls.labels(name, "CANCELLED").inc()
-                raise
-            except Exception:
-                metrics.calls.labels(name, _code_name(context)).inc()
-                raise
-        metrics.calls.labels(name, "OK").inc()
+        of, began_s, code = metrics.of(method), time.perf_counter(), "OK"
+        of.started.inc()
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except Exception:
+            code = _code_name(context)
+            raise
+        finally:
+            of.seconds.observe(time.perf_counter() - began_s)
+            of.handled(code).inc()
 
     return scope
 

@@ -56,6 +56,16 @@ class Work:
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
 
     @property
+    def waiting(self) -> int:
+        """How much work waits for a thread or runs."""
+        return self._waiting
+
+    @property
+    def late_s(self) -> float:
+        """How late the event loop is, smoothed."""
+        return self._late_s
+
+    @property
     def expected_wait_s(self) -> float:
         """How long work that arrives now would wait for a thread."""
         return self._waiting * self._takes_s / self._threads

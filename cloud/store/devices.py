@@ -82,6 +82,12 @@ def listing(database: Database) -> list[Device]:
     return [_device(row) for row in rows]
 
 
+def count(database: Database) -> int:
+    """Return how many devices are enrolled and not revoked."""
+    with database.reading() as connection:
+        return _count(connection, devices.c.revoked_s.is_(None))
+
+
 def revoke(database: Database, device_id: str, now_s: float) -> bool:
     """Refuse a device from its next call on. Returns whether there was such a device."""
     with database.writing() as connection:

@@ -13,14 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from isthmus.cloud.elastic.model.executor import Executor, Image, Item
-from isthmus.cloud.elastic.scheduling.engine import Engine, Work
+from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
-from isthmus.cloud.elastic.serve.statistics import TaskStatistics
+from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, expected_accuracy
+from isthmus.cloud.histogram import Histogram
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class LiveEngine:
         self._asked: Counter[str] = Counter()
         self._forgotten: set[str] = set()
         self._statistics: dict[str, TaskStatistics] = {}
+        self._gammas: Counter[int] = Counter()
+        self._batch_images, self._batch_s = Histogram(BATCH_SIZES), Histogram()
         self._ids = itertools.count(1)
         self._warned_slow = False
         self._stopped: str | None = "the server is starting; try again"
@@ -136,8 +139,13 @@ class LiveEngine:
         with self._wake:
             if self._stopped is not None:
                 raise Unavailable(self._stopped)
-            self._engine.submit(query, self._clock())
+            try:
+                self._engine.submit(query, self._clock())
+            except Overloaded:
+                self._of(task.name).overloaded += 1
+                raise
             self._pending[query.id] = _Pending(query, Item(image, task), future)
+            self._of(task.name)  # a task has its statistics from its first query on
             self._asked[task.name] += 1
             self._wake.notify_all()  # a notified executor may be resting
         # The timer ends the wait at the deadline, even while a long batch occupies the engine's thread.
@@ -179,13 +187,22 @@ class LiveEngine:
     def statistics(self, task: str) -> TaskStatistics:
         """Returns a copy of the task's statistics."""
         with self._wake:
-            known = self._statistics.get(task, TaskStatistics())
-            return replace(known, outcomes=dict(known.outcomes))
+            return self._statistics.get(task, TaskStatistics()).copy()
 
-    def all_statistics(self) -> dict[str, TaskStatistics]:
-        """Returns a copy of the statistics of every task that had a query."""
+    def snapshot(self) -> Snapshot:
+        """Returns a copy of all that was counted, of one moment."""
         with self._wake:
-            return {name: replace(known, outcomes=dict(known.outcomes)) for name, known in self._statistics.items()}
+            return Snapshot(
+                tasks={name: known.copy() for name, known in self._statistics.items()},
+                pending=dict(self._asked),
+                gammas=dict(self._gammas),
+                batch_images=self._batch_images.copy(),
+                batch_s=self._batch_s.copy(),
+                waiting=self._engine.waiting,
+                running=self._engine.running,
+                executors=self._engine.executors,
+                pace=self._engine.pace,
+            )
 
     def waiting(self) -> int:
         """Returns the number of queries that wait for a batch."""
@@ -245,6 +262,9 @@ class LiveEngine:
                 self._wake.notify_all()
             else:
                 ends = self._engine.finished(work, [None] * len(items), now_s)
+                self._gammas[work.gamma] += len(items)
+                self._batch_images.note(len(items))
+                self._batch_s.note(run_s)
             for name in {query.task for query, _ in ends}:
                 self._of(name).batches += 1
             for position, (query, outcome) in enumerate(ends):

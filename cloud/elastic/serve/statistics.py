@@ -1,13 +1,21 @@
 """Statistics per task: counts and times since the server started."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.histogram import Histogram
+
+BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass
 class TaskStatistics:
-    """``answered`` and ``refused`` count images. ``batches`` counts the batches that held an image of the task."""
+    """``answered`` and ``refused`` count images. ``batches`` counts the batches that held an image of the task.
+
+    ``overloaded`` counts images that the queue did not take because it was full. They have no outcome. ``queued`` and
+    ``taken`` are the times of answered images: in the queue, and in all.
+    """
 
     answered: int = 0
     refused: int = 0
@@ -18,6 +26,13 @@ class TaskStatistics:
     run_s: float = 0.0
     last_unix_s: float = 0.0
     outcomes: dict[Outcome, int] = field(default_factory=dict)
+    overloaded: int = 0
+    queued: Histogram = field(default_factory=Histogram)
+    taken: Histogram = field(default_factory=Histogram)
+
+    def copy(self) -> "TaskStatistics":
+        """Return a copy that later counts do not change."""
+        return replace(self, outcomes=dict(self.outcomes), queued=self.queued.copy(), taken=self.taken.copy())
 
     def note(self, outcome: Outcome, *, queue_s: float, run_s: float, unix_s: float) -> None:
         """Counts one image with its outcome, its time in the queue, and the time of its batch."""
@@ -31,3 +46,24 @@ class TaskStatistics:
             self.queue_s += queue_s
             self.run_s += run_s
             self.last_unix_s = unix_s
+            self.queued.note(queue_s)
+            self.taken.note(queue_s + run_s)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that was counted, at one moment.
+
+    ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``waiting``: images in the
+    queue; ``running``: batches under way, of at most ``executors``; ``pace``: see ``scheduling/pace.py``.
+    """
+
+    tasks: dict[str, TaskStatistics]
+    pending: dict[str, int]
+    gammas: dict[int, int]
+    batch_images: Histogram
+    batch_s: Histogram
+    waiting: int
+    running: int
+    executors: int
+    pace: float

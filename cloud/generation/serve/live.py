@@ -19,6 +19,7 @@ from isthmus.cloud.generation.model.executor import Executor
 from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Step
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.cloud.generation.serve.text import AnswerText
+from isthmus.cloud.histogram import Histogram
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class LiveGeneration:
         self._thread = threading.Thread(target=self._run, name="generation-engine", daemon=True)
         self.tokens = 0
         """Tokens drawn since the start."""
+        self._times = {name: Histogram() for name in ("queue", "first_token", "per_token", "request")}
 
     @property
     def ready(self) -> bool:
@@ -162,6 +164,11 @@ class LiveGeneration:
         """Returns how many requests have ended with each outcome."""
         with self._wake:
             return Counter(self._engine.outcomes)
+
+    def times(self) -> dict[str, Histogram]:
+        """Returns the times of whole answers in seconds: in the queue, to the first token, per later token, in all."""
+        with self._wake:
+            return {name: seen.copy() for name, seen in self._times.items()}
 
     def load(self) -> tuple[int, int, int]:
         """Returns the numbers of requests under way, of those that wait, and of free blocks."""
@@ -249,6 +256,10 @@ class LiveGeneration:
             end_s - request.arrival_s,
             ended.in_time,
         )
+        for name, seconds in (("queue", done.queue_s), ("first_token", done.ttft_s), ("request", done.total_s)):
+            self._times[name].note(seconds)
+        if done.tokens > 1:
+            self._times["per_token"].note((done.total_s - done.ttft_s) / (done.tokens - 1))
         rest = "" if reply.text.stopped else reply.text.rest()
         return [(reply, Piece(rest)), (reply, done)] if rest else [(reply, done)]
 

@@ -137,8 +137,10 @@ def test_metrics_count_calls_by_method_and_status(rig: Any) -> None:
             return (await asyncio.to_thread(lambda: urlopen(url).read())).decode()
 
     text = asyncio.run(scenario())
-    assert 'isthmus_calls_total{method="Enrol",status="OK"} 1.0' in text
-    assert 'isthmus_calls_total{method="DescribeStudent",status="NOT_FOUND"} 1.0' in text
+    service = 'grpc_service="isthmus.v1.PersonalisationService",grpc_type="unary"'
+    assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="Enrol",{service}}} 1.0' in text
+    assert f'grpc_server_handled_total{{grpc_code="NOT_FOUND",grpc_method="DescribeStudent",{service}}} 1.0' in text
+    assert 'isthmus_jobs{stage="queued"} 0.0' in text and "isthmus_devices 1.0" in text
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.168.1.4:50051", "example.org:1"])

@@ -258,10 +258,15 @@ def test_metrics_count_queries_by_task_and_outcome(rig: ElasticRig) -> None:
             return (await asyncio.to_thread(lambda: urlopen(url).read())).decode()
 
     text = asyncio.run(scenario())
-    assert 'isthmus_elastic_queries_total{outcome="answered_in_time",task="ten"} 3.0' in text
-    assert 'isthmus_elastic_queries_total{outcome="evicted",task="ten"} 1.0' in text
-    assert "isthmus_elastic_waiting 0.0" in text
-    assert 'isthmus_calls_total{method="MakeQuery",status="OK"} 3.0' in text
+    assert 'isthmus_elastic_arrivals_total{task="ten"} 4.0' in text
+    assert 'isthmus_elastic_queries_total{outcome="in_time",task="ten"} 3.0' in text
+    assert 'isthmus_elastic_queries_total{outcome="dropped",task="ten"} 1.0' in text
+    assert 'isthmus_elastic_queue_seconds_count{task="ten"} 3.0' in text
+    assert "isthmus_elastic_queue_length 0.0" in text
+    method = 'grpc_method="MakeQuery",grpc_service="isthmus.v1.ElasticService",grpc_type="unary"'
+    assert f"grpc_server_started_total{{{method}}} 4.0" in text
+    assert f'grpc_server_handled_total{{grpc_code="OK",{method}}} 3.0' in text
+    assert f'grpc_server_handled_total{{grpc_code="DEADLINE_EXCEEDED",{method}}} 1.0' in text
 
 
 def test_a_registration_that_stalls_is_given_up(rig: ElasticRig) -> None:

@@ -1,0 +1,1 @@
+"""What Prometheus reads: calls, images, replies and personalisations. Times are histograms, in seconds."""
