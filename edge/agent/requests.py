@@ -16,29 +16,48 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar, get_type_hints
 
-from isthmus.edge.agent.behaviour import State
+from isthmus.edge.agent import shown
+from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
 from isthmus.edge.agent.runtime import Runtime, roll_back
+from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips import budget as budgets
 from isthmus.edge.own_clips.person import Person
-from isthmus.edge.own_clips.personal import person_facts
+from isthmus.edge.own_clips.personal import Personal, person_facts
+from isthmus.edge.own_clips.store import ClipStore
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
 from isthmus.proto.errors import Corrupt, Internal, InvalidInput, IsthmusError, WrongState, from_status
 
 log = logging.getLogger(__name__)
 
+SENT: Final = "sent.sqlite"
+"""The list of sent messages in the state folder."""
+
+FEWEST_CLIPS: Final = 6
+"""A personalisation on request needs so many clips."""
+
+MOST_LISTED: Final = 200
+MOST_SHOWN_BYTES: Final = 64 << 10
+
 
 @dataclass(frozen=True)
 class Device:
-    """What a request works on: the state folder, and the runtime if this process runs the device."""
+    """What a request works on: the state folder, and the runtime and its life if this process runs the device."""
 
     state: DeviceState
     runtime: Runtime | None = None
+    life: Life | None = None
+
+    @property
+    def store(self) -> ClipStore:
+        """The clips that the device has captured."""
+        return ClipStore(self.state.root / "clips")
 
     @property
     def agent(self) -> State:
@@ -121,16 +140,20 @@ def rollback(device: Device) -> dict[str, Any]:
 def correct(device: Device, clip: str, label: str) -> dict[str, Any]:
     """Learn what the person said of a clip."""
     person, student_id = _person(device)
-    reading = person.correct(student_id, clip, label, time.time())
-    return {"clip": clip, "label": label, "corrections": reading.corrections}
+    before = person.reading(student_id)
+    after = person.correct(student_id, clip, label, time.time())
+    changed = _changed(device, person, student_id, before, after)
+    return {"clip": clip, "label": label, "corrections": after.corrections, "changed": changed}
 
 
 @request(changes=True)
 def undo_correction(device: Device) -> dict[str, Any]:
     """Take back the newest correction."""
     person, student_id = _person(device)
-    gone, reading = person.undo(student_id)
-    return {"clip": gone.clip, "label": gone.label, "corrections": reading.corrections}
+    before = person.reading(student_id)
+    gone, after = person.undo(student_id)
+    changed = _changed(device, person, student_id, before, after)
+    return {"clip": gone.clip, "label": gone.label, "corrections": after.corrections, "changed": changed}
 
 
 @request(changes=True)
@@ -142,15 +165,153 @@ def question(device: Device, a_day: int = -1) -> dict[str, Any]:
 
 
 @request(changes=True)
-def forget_clips(device: Device, names: list, everything: bool) -> dict[str, Any]:  # type: ignore[type-arg]
-    """Forget what was learned of clips that the person has deleted, in memory too."""
+def delete_clips(device: Device, names: list, everything: bool) -> dict[str, Any]:  # type: ignore[type-arg]
+    """Delete clips that the device has captured, and forget what was learned of them, in memory too."""
     gone = None if everything else {str(name) for name in names}
+    store = device.store
+    if gone is not None:
+        store.check(sorted(gone))
     reader = _reader(device) if device.state.enrolment() is not None else None
     if reader is None:
         device.state.forget_clips(gone)
     else:
         reader.forget(gone)
+    if device.life is not None:
+        device.life.sent.forget_content()
+    return {"deleted": store.delete_all() if gone is None else store.delete(sorted(gone))}
+
+
+@request(changes=True)
+def keep_clips(device: Device, names: list) -> dict[str, Any]:  # type: ignore[type-arg]
+    """Keep clips beyond their time."""
+    store = device.store
+    store.check([str(name) for name in names])
+    for name in names:
+        store.keep(str(name))
+    return {"kept": len(names)}
+
+
+@request(changes=False)
+def pause_capture(device: Device, paused: bool) -> dict[str, Any]:
+    """Pause capture, or go on with it. A running device notices within one clip."""
+    if paused:
+        device.store.pause()
+    else:
+        device.store.resume()
+    return {"paused": device.store.paused}
+
+
+@request(changes=False)
+def clips(device: Device) -> dict[str, Any]:
+    """Return the clips that the device has captured, and whether capture is paused."""
+    return shown.clips(device.store)
+
+
+@request(changes=False)
+def events(device: Device, after: int, wait_s: float) -> dict[str, Any]:
+    """Return what happened since event ``after``; wait up to ``wait_s`` for it. No ``life``: no device runs."""
+    if device.life is None:
+        return {"life": None, "events": []}
+    happenings = device.life.happenings
+    return {"life": happenings.life, "events": happenings.after(after, wait_s)}
+
+
+@request(changes=False)
+def look(device: Device) -> dict[str, Any]:
+    """Return what camera and microphone give just now; ``view`` None if they are closed."""
+    view = None if device.life is None else device.life.view
+    return {"view": None if view is None else view.look(), "paused": device.store.paused}
+
+
+@request(changes=False)
+def link(device: Device) -> dict[str, Any]:
+    """Return what the device knows of its link; ``link`` None if it does not run, or has asked nothing yet."""
+    if device.runtime is None or device.life is None or device.life.link is None:
+        return {"link": None}
+    return {"link": shown.link(device.life.link, device.runtime.clock())}
+
+
+@request(changes=False)
+def sent(device: Device, before: int, most: int) -> dict[str, Any]:
+    """Return the newest messages that were sent, and the totals of all. ``before``: only those of a lower number."""
+    path = device.state.root / SENT
+    if device.life is None and not path.exists():
+        return {"messages": [], "totals": {}, "unwritten": 0}
+    messages = SentMessages(path) if device.life is None else device.life.sent
+    try:
+        newest = [asdict(each) for each in messages.newest(before, min(max(most, 1), MOST_LISTED))]
+        return {"messages": newest, "totals": messages.totals(), "unwritten": messages.unwritten}
+    finally:
+        if device.life is None:
+            messages.close()
+
+
+@request(changes=False)
+def sent_content(device: Device, number: int) -> dict[str, Any]:
+    """Return the bytes of a sent message as hexadecimal digits, and its numbers."""
+    if device.life is None:
+        raise WrongState("the bytes of sent messages are in the memory of the running device, and none runs")
+    content, numbers = device.life.sent.content(number)
+    return {"number": number, "hex": content[:MOST_SHOWN_BYTES].hex(), "bytes": len(content), "numbers": numbers}
+
+
+@request(changes=False)
+def mine(device: Device) -> dict[str, Any]:
+    """Return what the device has learned of its user, and what became of the last personalisation."""
+    agent = device.agent
+    facts: dict[str, Any] = {
+        "student": agent.active_id,
+        "base_student": agent.base_id,
+        "phase": agent.phase.value,
+        "failure": agent.failure,
+        "refused_student": agent.refused_id,
+        "guard": shown.verdict(device.state.verdict()),
+        "uploads": len(device.state.ledger()),
+        **privacy(device.state),
+        "user": None,
+        "wait": _why_not(device),
+    }
+    with suppress(Corrupt, WrongState):  # A student that is damaged is fetched again; it does not hide the rest.
+        person, student_id = _person(device)
+        facts["user"] = shown.mine(device.state, person, student_id, agent.base_id)
+    return facts
+
+
+@request(changes=False)
+def personalise(device: Device) -> dict[str, Any]:
+    """Begin a personalisation with the clips that are here. Raises WrongState if that cannot be now."""
+    why_not = _why_not(device)
+    if why_not or device.life is None:
+        raise WrongState(why_not)
+    device.life.personalise.set()
     return {}
+
+
+def _why_not(device: Device) -> str:
+    """Return why no personalisation can begin now; "" if one can."""
+    if device.runtime is None or device.life is None:
+        return "the device does not run"
+    state, stored = device.runtime.state, len(device.store.clips())
+    if not state.active_id:
+        return "the first student is not here yet"
+    if state.phase not in (Phase.SERVE, Phase.ENCODE):
+        return "one is under way"
+    if not device.runtime.affordable:
+        return "the privacy budget is spent"
+    if stored < FEWEST_CLIPS:
+        return f"{FEWEST_CLIPS} clips are needed, and {stored} are here"
+    return ""
+
+
+def _changed(
+    device: Device, person: Person, student_id: str, before: Personal | None, after: Personal
+) -> list[dict[str, str]]:
+    """Return which of the remembered clips are answered differently now."""
+    window = device.state.window(student_id)
+    if before is None or window is None:
+        return []
+    classes = person.classes(student_id)
+    return shown.changes(shown.answers(before, window, classes), shown.answers(after, window, classes))
 
 
 def _person(device: Device) -> tuple[Person, str]:

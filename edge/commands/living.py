@@ -10,14 +10,17 @@ import typer
 from isthmus.command_line import print_table
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import LiveAnswers, Worker, working
 from isthmus.edge.agent.own_life import Clips, Task, due
-from isthmus.edge.agent.requests import ask
+from isthmus.edge.agent.requests import FEWEST_CLIPS, ask
 from isthmus.edge.agent.runtime import Runtime
-from isthmus.edge.capture.process import Capture, Captured
+from isthmus.edge.capture.process import Captured
 from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.commands.terminal import plain
 from isthmus.edge.own_clips.store import ClipStore, person_folder
+from isthmus.edge.watched.view import LiveCapture as Capture
+from isthmus.edge.watched.view import LiveView
 from isthmus.proto.errors import IsthmusError, StorageFull
 
 PAUSED_LOOK_S = 1.0
@@ -28,8 +31,13 @@ def store_of(device: DeviceState) -> ClipStore:
     return ClipStore(device.root / "clips")
 
 
-def keep_living(runtime: Runtime, device: DeviceState, store: ClipStore, asked: RunOptions, budget_s: float) -> None:
-    """Capture and answer until the process is interrupted. A worker thread personalises meanwhile."""
+def keep_living(
+    runtime: Runtime, device: DeviceState, store: ClipStore, asked: RunOptions, budget_s: float, life: Life
+) -> None:
+    """Capture and answer until the process is interrupted. A worker thread personalises meanwhile.
+
+    ``life`` learns what happens.
+    """
     store.tidy()
     with contextlib.ExitStack() as stack:
         worker = stack.enter_context(working(runtime))
@@ -39,15 +47,16 @@ def keep_living(runtime: Runtime, device: DeviceState, store: ClipStore, asked: 
             time.sleep(seconds)
 
         answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
-        _work(runtime, device, store, worker, asked.clips_before)
+        life.link = answers.memory
+        _work(runtime, device, store, worker, asked.clips_before, life)
         while not runtime.state.active_id:
             pause(0.5)
-        say = _Sayer()
+        say = _Sayer(life)
         while True:
             while store.paused:
                 say.once("paused: nothing is captured; 'isthmus edge clips resume' goes on")
                 pause(PAUSED_LOOK_S)
-                _work(runtime, device, store, worker, asked.clips_before)
+                _work(runtime, device, store, worker, asked.clips_before, life)
             with Capture(
                 runtime.spec,
                 runtime.clock,
@@ -58,13 +67,17 @@ def keep_living(runtime: Runtime, device: DeviceState, store: ClipStore, asked: 
                 framing=asked.framing,
             ) as capture:
                 say.once("capturing; press Ctrl-C to end")
-                number = 0
-                while not store.paused:
-                    number += 1
-                    captured = capture.next_clip(f"live-{number}")
-                    if not store.paused:  # else it was captured after the person had paused
-                        _tell(captured, runtime, answers, store, say)
-                    _work(runtime, device, store, worker, asked.clips_before)
+                life.view = LiveView(capture, runtime.spec, runtime.clock)
+                try:
+                    while not store.paused:
+                        ends_s = time.time() + runtime.spec.duration_s
+                        name = store.free_name()
+                        captured = capture.next_clip(name)
+                        if not store.paused:  # else it was captured after the person had paused
+                            _tell(name, captured, ends_s, runtime, answers, store, say, life)
+                        _work(runtime, device, store, worker, asked.clips_before, life)
+                finally:
+                    life.view = None
 
 
 def show_clips(state: Path, person: str) -> None:
@@ -91,8 +104,7 @@ def delete_clips(state: Path, person: str, names: list[str], *, everything: bool
     if bool(names) == everything:
         raise ValueError("name the clips to delete, or give --all")
     store = _existing_store(state, person)
-    ask(DeviceState(store.folder.parent), "forget_clips", names=names, everything=everything)
-    count = store.delete_all() if everything else store.delete(names)
+    count = ask(DeviceState(store.folder.parent), "delete_clips", names=names, everything=everything)["deleted"]
     typer.echo(
         f"deleted {count} clips, and what was learned of them without the cloud; the student that was made of them "
         "stays, 'isthmus edge rollback' leaves it"
@@ -115,13 +127,15 @@ def change_clips(state: Path, person: str, change: str, names: list[str]) -> Non
 
 
 class _Sayer:
-    """Prints on stderr; ``once`` leaves out what was said just before."""
+    """Prints on stderr and notes it; ``once`` leaves out what was said just before."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life) -> None:
+        self._life = life
         self._last = ""
 
     def now(self, text: str) -> None:
         self._last = text
+        self._life.happenings.note("trouble", text=text)
         typer.echo(plain(text), err=True)
 
     def once(self, text: str) -> None:
@@ -129,26 +143,50 @@ class _Sayer:
             self.now(text)
 
 
-def _tell(captured: Captured, runtime: Runtime, answers: LiveAnswers, store: ClipStore, say: _Sayer) -> None:
+def _tell(
+    name: str,
+    captured: Captured,
+    ended_s: float,
+    runtime: Runtime,
+    answers: LiveAnswers,
+    store: ClipStore,
+    say: _Sayer,
+    life: Life,
+) -> None:
     if captured.taken is None:
         say.once(captured.reason)
+        life.happenings.note("withheld", reason=captured.reason, ended_s=ended_s)
         return
+    asked_before = answers.memory.asked
     result = answers.answer(captured.taken, random.random())
+    life.answered(
+        result,
+        runtime.enrolment.classes,
+        ended_s=ended_s,
+        sound=captured.waveform_T is not None,
+        picture=captured.pictures is not None,
+        asked=answers.memory.asked > asked_before,
+    )
     where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
     guess = result.answer.predicted
     classes = runtime.enrolment.classes
     typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
     try:
-        store.add(captured.waveform_T, captured.pictures, runtime.spec)
+        store.add(captured.waveform_T, captured.pictures, runtime.spec, name)
     except StorageFull as error:
         say.once(f"this clip is answered, not stored: {error}")
 
 
-def _work(runtime: Runtime, device: DeviceState, store: ClipStore, worker: Worker, wanted: int) -> None:
-    """Give the worker what is due."""
+def _work(runtime: Runtime, device: DeviceState, store: ClipStore, worker: Worker, wanted: int, life: Life) -> None:
+    """Give the worker what is due, or what the person asked for."""
     worker.check()
     if worker.busy:
         return
+    if life.personalise.is_set():
+        life.personalise.clear()
+        wanted = FEWEST_CLIPS
+        if runtime.state.phase is Phase.SERVE:
+            runtime.personalise_again()
     ledger = device.ledger()
     last_s = max((entry.sent_s for entry in ledger), default=None)
     clips = store.clips()

@@ -22,9 +22,10 @@ from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.life import Life, followed, frames_of
 from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips, working
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.requests import Device, answered, ask, privacy
+from isthmus.edge.agent.requests import SENT, Device, answered, ask, privacy
 from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.process import Capture
@@ -33,6 +34,7 @@ from isthmus.edge.commands.living import keep_living, store_of
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
 from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
+from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
 from isthmus.edge.own_clips.store import StoredSelection, person_folder
@@ -76,17 +78,21 @@ def run(
             epsilon_budget=upload.epsilon_budget,
             choices=_choices(upload),
         )
-        observer = stack.enter_context(terminal_observer(errors))
-        runtime = Runtime(config, device, _link(cloud, known_as), selection, observer=observer)
+        life = Life(stack.enter_context(contextlib.closing(SentMessages(device.root / SENT))))
+        observer = followed(stack.enter_context(terminal_observer(errors)), life.happenings)
+        link = _link(cloud, known_as)
+        link.traffic.on_sent = life.sent.note
+        runtime = Runtime(config, device, link, selection, observer=observer)
+        life.sent.frames = frames_of(runtime)
         stack.enter_context(contextlib.closing(runtime))
         if asked.again:
             runtime.personalise_again()
         try:
-            stack.enter_context(answered(Device(device, runtime)))
+            stack.enter_context(answered(Device(device, runtime, life)))
         except OSError as error:
             errors.print(plain(f"other commands cannot talk to this device while it runs: {error}"), markup=False)
         if plan is None:
-            keep_living(runtime, device, store, asked, budget_s)
+            keep_living(runtime, device, store, asked, budget_s, life)
             return
         device_run = DeviceRun(runtime, device, plan, infer, cloud=cloud)
 
@@ -104,7 +110,7 @@ def run(
         else:
             worker = stack.enter_context(working(runtime))
             worker.start(lambda: personalise(patient=True))
-            _keep_answering(runtime, worker, clips, asked, budget_s)
+            _keep_answering(runtime, worker, clips, asked, budget_s, life)
 
 
 def prototypes(
@@ -264,7 +270,9 @@ def _choices(upload: UploadOptions) -> PrototypeChoices:
     return PrototypeChoices(upload.min_cluster, upload.clips_per_cluster, UploadMode(upload.mode), upload.noise)
 
 
-def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, asked: RunOptions, budget_s: float) -> None:
+def _keep_answering(
+    runtime: Runtime, worker: Worker, clips: ClipOptions, asked: RunOptions, budget_s: float, life: Life
+) -> None:
     """Answer new clips of the folder, or of the camera, until the process is interrupted. ``worker`` personalises."""
 
     def pause(seconds: float) -> None:
@@ -272,6 +280,7 @@ def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, asked:
         time.sleep(seconds)
 
     answers = LiveAnswers(runtime, worker, budget_s, pause)
+    life.link = answers.memory
     data = clips.data
     assert data is not None
     seen = {ref.name for ref in read_listing(data, clips.layout).refs}
@@ -300,7 +309,16 @@ def _keep_answering(runtime: Runtime, worker: Worker, clips: ClipOptions, asked:
             captured = (live.next_clip(f"live-{number}").taken for number in itertools.count(1))
             taken = (each for each in captured if each is not None)
         for each in taken:
+            ended_s, asked_before = time.time(), answers.memory.asked
             result = answers.answer(each, random.random())
+            life.answered(
+                result,
+                classes,
+                ended_s=ended_s,
+                sound=each.clip.spectrogram_FT is not None,
+                picture=each.clip.frames_KHWC is not None,
+                asked=answers.memory.asked > asked_before,
+            )
             where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
             guess = result.answer.predicted
             typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))

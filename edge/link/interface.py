@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from google.protobuf.message import Message
+
 from isthmus.proto.errors import InvalidInput, NotYours, Unauthenticated, Unavailable, WrongState
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prototypes, SignedManifest, Stage
@@ -16,10 +18,19 @@ from isthmus.proto.messages import Chunk, Enrolment, InferReply, JobStatus, Prot
 
 @dataclass
 class Traffic:
-    """Message bytes by kind of call, in each direction, without the overhead of HTTP/2 and TLS."""
+    """Message bytes by kind of call, in each direction, without the overhead of HTTP/2 and TLS.
+
+    ``on_sent`` is called with each message that goes up, before it goes, in the thread that sends it.
+    """
 
     up_bytes: Counter[str] = field(default_factory=Counter)
     down_bytes: Counter[str] = field(default_factory=Counter)
+    on_sent: Callable[[Message], None] = lambda message: None
+
+    def sends(self, kind: str, message: Message) -> None:
+        """Count a message that goes up."""
+        self.up_bytes[kind] += message.ByteSize()
+        self.on_sent(message)
 
 
 class InferSession(Protocol):

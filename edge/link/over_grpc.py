@@ -155,7 +155,7 @@ class GrpcLink:
         return (("authorization", f"Bearer {self._token}"),) if self._token else ()
 
     def _call(self, method: Any, request: Any, kind: str) -> Any:
-        self.traffic.up_bytes[kind] += request.ByteSize()
+        self.traffic.sends(kind, request)
         try:
             reply = method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata())
         except grpc.RpcError as error:
@@ -169,7 +169,7 @@ class GrpcLink:
         return reply
 
     def _stream(self, method: Any, request: Any, kind: str, timeout_s: float) -> Iterator[Any]:
-        self.traffic.up_bytes[kind] += request.ByteSize()
+        self.traffic.sends(kind, request)
         replies = method(request, timeout=timeout_s, metadata=self._metadata())
         try:
             for reply in replies:
@@ -206,7 +206,7 @@ class GrpcInferSession:
         if self._over is not None:
             raise self._over
         request = pb.InferRequest(sequence=sequence, frame=frame)
-        self._traffic.up_bytes["inference"] += request.ByteSize()
+        self._traffic.sends("inference", request)
         self._requests.put(request)
 
     def receive(self, sequence: int, *, timeout_s: float) -> InferReply:

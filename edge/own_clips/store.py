@@ -74,15 +74,17 @@ class ClipStore:
         waveform_T: npt.NDArray[np.float32] | None,
         pictures: Sequence[npt.NDArray[np.uint8]] | None,
         spec: InputSpec,
+        name: str = "",
     ) -> str:
         """Store a clip, delete what is then too much, and return the clip's name.
 
-        ``waveform_T``: mono at the spec's rate. Raises StorageFull on a full disk.
+        ``waveform_T``: mono at the spec's rate. ``name``: of ``free_name``; "" takes one. Raises StorageFull on a full
+        disk.
         """
         if waveform_T is None and pictures is None:
             raise InvalidInput("a clip has sound or pictures")
         now_s = self._clock()
-        name = self._free_name(now_s)
+        name = name or self.free_name()
         with disk_errors():
             if waveform_T is not None:
                 write_wav(self.folder / f"{name}.wav", waveform_T, spec.sample_rate_hz)
@@ -126,12 +128,16 @@ class ClipStore:
             for clip in self.clips()
         ]
 
-    def delete(self, names: Sequence[str]) -> int:
-        """Delete clips; return how many there were. Raises InvalidInput for a name that is no clip's."""
+    def check(self, names: Sequence[str]) -> None:
+        """Raises InvalidInput for a name that is no clip's."""
         known = {clip.name for clip in self.clips()}
         for name in names:
             if name not in known:
                 raise InvalidInput(f"there is no clip {name[:64]!r} here")
+
+    def delete(self, names: Sequence[str]) -> int:
+        """Delete clips; return how many there were. Raises InvalidInput for a name that is no clip's."""
+        self.check(names)
         for name in names:
             self._remove(name)
         return len(names)
@@ -181,7 +187,9 @@ class ClipStore:
             if stale and abs(now_s - path.stat().st_mtime) > 60.0:  # another process may just be writing it
                 path.unlink(missing_ok=True)
 
-    def _free_name(self, now_s: float) -> str:
+    def free_name(self) -> str:
+        """Return the name of a clip that is stored now."""
+        now_s = self._clock()
         stamp: str = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s)) + f"-{int(now_s * 1000) % 1000:03d}"
         for letter in ["", *"abcdefghijklmnopqrstuvwxyz"]:
             if not (self.folder / f"{stamp}{letter}.json").exists():

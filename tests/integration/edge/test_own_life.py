@@ -15,6 +15,7 @@ from isthmus.data.media.decode import decode_sound
 from isthmus.edge.agent import live
 from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import Worker
 from isthmus.edge.agent.runtime import RunConfig, Runtime
 from isthmus.edge.capture.clip_plan import ClipPlan
@@ -23,6 +24,7 @@ from isthmus.edge.capture.sources import replay
 from isthmus.edge.commands import living
 from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.store import ClipStore, StoredSelection
 from tests.rigs.edge.device import load_test
 
@@ -85,7 +87,8 @@ def lived(runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studi
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(live, "Worker", Known)
-        living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0)
+        life = Life(SentMessages(device.root / "sent.sqlite"))
+        living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0, life)
 
 
 def test_the_task_has_ended_when_the_runtime_is_closed(tmp_path: Path, students: Any) -> None:
