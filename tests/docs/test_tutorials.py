@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 from tests.rigs.project.tutorial import Tutorial
 
 pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(3600)]
@@ -16,6 +17,7 @@ def test_a_release_is_trained_and_a_device_personalised(tmp_path: Path, monkeypa
         tutorial.run("device.md")
 
 
+@pytest.mark.skipif(TOO_NEW_FOR_TRITON, reason=WHY)
 def test_an_image_task_is_served_and_its_model_warmed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Tutorial(tmp_path) as tutorial:

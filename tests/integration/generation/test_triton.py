@@ -10,14 +10,19 @@ import grpc
 import numpy as np
 import openai
 import pytest
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
 
 from isthmus.cloud.settings import CloudSettings
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels
 from tests.rigs.generation.llama import save_tiny_llama
+from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
+
+if TOO_NEW_FOR_TRITON:
+    pytest.skip(WHY, allow_module_level=True)
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 
 @pytest.fixture(scope="module")
