@@ -3,7 +3,7 @@
 #   make demo       the whole loop on this machine, ends with a table and demo-out/report.html
 #   make test       the test suite (ISTHMUS_EMOPAIR=<folder> adds the tests on real speech and faces)
 #   make test-edge  the device's tests in an environment without torch (PYTHON=python3.13 takes another Python)
-#   make system     install the Debian packages that the tests need (PostgreSQL, Prometheus); asks for root
+#   make system     install the Debian packages that the tests need (PostgreSQL, Prometheus, PulseAudio); asks for root
 #   make clients    an environment with clients of others (KServe's), which some tests run
 #   make lint       ruff, mypy strict, the import contracts, generated code up to date, the wire contract, workflows
 #   make docs       the documentation site in build/docs; a warning fails
@@ -57,10 +57,17 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py
 .DELETE_ON_ERROR:
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
+# PortAudio reaches PulseAudio through ALSA's plugins.
+SYSTEM := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 systemd
 system:
-	@{ ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; } && command -v promtool >/dev/null || \
-	{ as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
-	$$as_root apt-get update -qq && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql prometheus; }
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || absent=postgresql; \
+	command -v promtool >/dev/null || absent="$$absent prometheus"; \
+	for package in $(SYSTEM); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || absent="$$absent $$package"; \
+	done; \
+	test -z "$$absent" || { as_root=; [ "$$(id -u)" = 0 ] || as_root=sudo; \
+	$$as_root apt-get update -qq && \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$absent; }
 
 # Clients that others wrote need packages that this project does not. Nothing of isthmus is in this environment.
 clients: $(CLIENTS_INSTALLED)

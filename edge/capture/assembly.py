@@ -1,10 +1,11 @@
-"""PURE: cut a clip out of stamped pictures and blocks of sound.
+"""PURE: stamp blocks of sound, and cut a clip out of stamped pictures and blocks.
 
 The stamps of both are of one clock. Within a clip, blocks follow each other sample by sample, as the sound card counts
 them; each clip starts from the stamps anew, so a sound card whose clock runs fast or slow shifts nothing by more than
 its error within one clip.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,8 @@ GAP_S: Final = 0.03
 LEAST_SOUND: Final = 0.8
 """The share of a clip of which there must be sound."""
 FEWEST_PICTURES: Final = 3
+LATE_BLOCKS: Final = 10
+"""A busy machine may hear of this many blocks in a row late, except for one of them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,32 @@ class Block:
 class StampedPicture:
     at_s: float
     picture_HWC: npt.NDArray[np.uint8]
+
+
+class BlockTimes:
+    """Stamps blocks of a sound card that records without a pause.
+
+    A process hears of a block late, never early, so the least lateness of the last LATE_BLOCKS blocks is taken for all
+    of them; samples are counted in between. Without this a busy machine would tear gaps into sound that has none.
+    A card whose clock runs fast or slow is followed, with a lag of its error in LATE_BLOCKS blocks.
+    """
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._samples = 0
+        self._offsets_s: deque[float] = deque(maxlen=LATE_BLOCKS)
+
+    def stamp(self, measured_s: float, samples: int, *, lost: bool = False) -> float:
+        """Return the time of a block's first sample. ``measured_s``: the time as it was measured, on time or late.
+
+        ``lost``: the sound card says that samples before this block were lost.
+        """
+        if lost:
+            self._offsets_s.clear()
+        counted_s = self._samples / self._rate_hz
+        self._offsets_s.append(measured_s - counted_s)
+        self._samples += samples
+        return counted_s + min(self._offsets_s)
 
 
 def sound_of(blocks: Sequence[Block], start_s: float, end_s: float) -> npt.NDArray[np.float32] | None:

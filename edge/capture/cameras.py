@@ -112,11 +112,15 @@ class PiCamera:
             ) from error
         try:
             self._device = library.Picamera2()
-            # picamera2 names formats by the order of bits: BGR888 gives bytes in the order red, green, blue.
-            self._device.configure(
-                self._device.create_video_configuration(main={"size": (640, 480), "format": "BGR888"})
-            )
-            self._device.start()
+            try:
+                # picamera2 names formats by the order of bits: BGR888 gives bytes in the order red, green, blue.
+                self._device.configure(
+                    self._device.create_video_configuration(main={"size": (640, 480), "format": "BGR888"})
+                )
+                self._device.start()
+            except BaseException:
+                self._device.close()
+                raise
         except (RuntimeError, IndexError, OSError) as error:
             raise CaptureUnavailable(f"the camera module cannot be opened: {error}") from error
 

@@ -15,10 +15,13 @@ import numpy.typing as npt
 
 from isthmus.data.clip import ClipError, ClipRef
 from isthmus.data.transforms import InputSpec
+from isthmus.edge.capture.assembly import BlockTimes
 from isthmus.edge.capture.sources import CaptureUnavailable
 
 BLOCK_S: Final = 0.1
 NO_MICROPHONE: Final = "none"
+MOST_AGE_S: Final = 2.0
+"""A block that seems older than this was not: the sound card's clock jumped, or has no time for it."""
 
 OnBlock = Callable[[float, int, npt.NDArray[np.float32]], None]
 """Called with the time of the first sample, the rate in Hz, and the samples."""
@@ -60,10 +63,16 @@ class SoundCard:
         except library.PortAudioError:
             rate_hz = int(library.query_devices(which, "input")["default_samplerate"])
 
+        stamps = BlockTimes(rate_hz)
+
         def block(recorded_T1: Any, frames: int, times: Any, status: Any) -> None:
-            # Both times are of the sound card's clock, so their difference is the age of the first sample.
-            age_s = max(0.0, times.currentTime - times.inputBufferAdcTime)
-            on_block(time.monotonic() - age_s, rate_hz, np.array(recorded_T1[:, 0], np.float32))
+            # Both times are of the sound card's clock, so their difference is the age of the first sample. That clock
+            # may be the time of day, which can jump in between; and some drivers leave a time at 0.
+            age_s = times.currentTime - times.inputBufferAdcTime
+            if not 0.0 <= age_s <= MOST_AGE_S:
+                age_s = frames / rate_hz
+            at_s = stamps.stamp(time.monotonic() - age_s, frames, lost=bool(status.input_overflow))
+            on_block(at_s, rate_hz, np.array(recorded_T1[:, 0], np.float32))
 
         stream = library.InputStream(
             device=which,

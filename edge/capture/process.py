@@ -39,6 +39,8 @@ _SETTLE_S: Final = 0.3
 _KEEP_S: Final = 2.0
 """What is older than a clip and this is dropped."""
 _RESTART_FIRST_S, _RESTART_MOST_S = 1.0, 30.0
+_MOST_PATIENCE: Final = 5
+"""A child that is started again and again gets up to so many times OPENING_S more to give its first picture."""
 _SAID: Final = {
     (Source.CAMERA, Health.FROZEN): "the camera shows one and the same picture; it is started anew",
     (Source.CAMERA, Health.GONE): "the camera gives no pictures any more; it is started anew",
@@ -165,9 +167,9 @@ class Capture:
         return Captured(taken, "", waveform_T, pictures)
 
     def _start(self) -> None:
-        now_s = self._clock()
+        since_s = self._clock() + self._opening_s() - watch.OPENING_S
         with self._lock:
-            self._seen = {source: Seen(now_s) for source, used in self._uses.items() if used}
+            self._seen = {source: Seen(since_s) for source, used in self._uses.items() if used}
             self._notes = {}
         child = subprocess.Popen(
             self._command,
@@ -214,22 +216,30 @@ class Capture:
         now_s = self._clock()
         with self._lock:
             seen, notes = dict(self._seen), dict(self._notes)
-        again = False
+        again, sound = False, True
         for source, each in seen.items():
             health = (watch.camera_health if source is Source.CAMERA else watch.microphone_health)(each, now_s)
             text = notes.get(source, "")
             if not text and (source, health) in _SAID:
                 text = _SAID[source, health]
                 again |= health in (Health.FROZEN, Health.GONE)
-            if health is Health.WELL and not text and source is Source.CAMERA:
-                self._restarts = 0
+            sound &= health in (Health.WELL, Health.MUTED) or bool(notes.get(source))
             if text and text != self._said.get(source):
                 self._say(text)
             if text or health is Health.WELL:
                 self._said[source] = text
+        if sound:
+            self._restarts = 0
         if again and now_s >= self._restart_at_s:
             pause_s = min(_RESTART_MOST_S, _RESTART_FIRST_S * 2.0 ** min(self._restarts, 8))
             self._restarts += 1
-            self._restart_at_s = now_s + watch.OPENING_S + pause_s
+            self._restart_at_s = now_s + self._opening_s() + pause_s
             self.close()
             self._start()
+
+    def _opening_s(self) -> float:
+        """Return how long the present child may take for its first picture or sound.
+
+        Each start gets more time than the one before: a slow or busy board may need it to load the libraries.
+        """
+        return watch.OPENING_S * (1 + min(self._restarts, _MOST_PATIENCE))

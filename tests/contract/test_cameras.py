@@ -1,4 +1,8 @@
-"""One suite for every camera: a film, OpenCV's and a Raspberry Pi's; the last two with fakes of their drivers."""
+"""One suite for every camera: a film, OpenCV's and a Raspberry Pi's.
+
+OpenCV's camera number 3 is a film that OpenCV itself decodes. The Raspberry Pi's library is a fake: no camera module
+was ever tried.
+"""
 
 import sys
 from collections.abc import Callable
@@ -29,23 +33,11 @@ def film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Unplug]:
 def by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Unplug]:
     import cv2
 
-    state = {"plugged": True}
-
-    class VideoCapture:
-        def __init__(self, number: int) -> None:
-            assert number == 3
-
-        def isOpened(self) -> bool:
-            return state["plugged"]
-
-        def read(self) -> tuple[bool, Any]:
-            return (True, RED[:, :, ::-1]) if state["plugged"] else (False, None)  # OpenCV's order is BGR
-
-        def release(self) -> None:
-            pass
-
-    monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
-    return "3", lambda: state.update(plugged=False)
+    path = tmp_path / "camera-3.mp4"
+    write_mp4(path, np.stack([RED] * 12), 30, np.zeros(8_000, np.float32), 16_000)
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: opened(str(path) if source == 3 else source))
+    return "3", path.unlink
 
 
 def raspberry_pi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Unplug]:
@@ -120,3 +112,25 @@ def test_without_picamera2_the_package_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "picamera2", None)
     with pytest.raises(CaptureUnavailable, match="python3-picamera2"):
         open_camera("picamera")
+
+
+def test_a_camera_module_that_does_not_start_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next try would find it in use."""
+    closed: list[bool] = []
+
+    class Picamera2:
+        def create_video_configuration(self, main: dict[str, Any]) -> dict[str, Any]:
+            return main
+
+        def configure(self, configuration: dict[str, Any]) -> None: ...
+
+        def start(self) -> None:
+            raise RuntimeError("Camera __init__ sequence did not complete.")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setitem(sys.modules, "picamera2", SimpleNamespace(Picamera2=Picamera2))
+    with pytest.raises(CaptureUnavailable, match="camera module cannot be opened"):
+        open_camera("picamera")
+    assert closed == [True]

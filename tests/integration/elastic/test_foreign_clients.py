@@ -18,8 +18,8 @@ import pytest
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from tests.rigs.cloud.postgres import missing
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.project.system import missing
 
 TEN = THREE[0]
 FOREIGN = Path(__file__).parent / "foreign"

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from isthmus.cloud.store.database import Database
+from tests.rigs.project.system import missing
 
 _USER = "postgres"
 
@@ -84,7 +85,7 @@ class Cluster:
 
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """Make a new cluster; remove it afterwards. Without PostgreSQL's programs the test is skipped (see ``missing``)."""
+    """Make a new cluster; remove it afterwards. Without PostgreSQL's programs: see ``system.missing``."""
     try:
         import psycopg  # noqa: F401
     except ModuleNotFoundError:
@@ -107,13 +108,6 @@ def running_cluster() -> Iterator[Cluster]:
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def missing(reason: str) -> NoReturn:
-    """Skip the test because something beside the project is missing; fail it if ISTHMUS_REQUIRE_SYSTEM is set."""
-    if os.environ.get("ISTHMUS_REQUIRE_SYSTEM", "0") not in ("", "0"):
-        pytest.fail(f"{reason} (ISTHMUS_REQUIRE_SYSTEM is set)")
-    pytest.skip(reason)
 
 
 def _as_user() -> list[str]:

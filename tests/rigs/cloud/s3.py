@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-from tests.rigs.cloud.postgres import missing
+from tests.rigs.project.system import missing
 
 BUCKET = "students"
 

@@ -1,12 +1,11 @@
 """The device's systemd unit starts a command that exists, and is shut in."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.rigs.project.system import missing
 
 ROOT = Path(__file__).resolve().parents[3]
 UNIT = ROOT / "deploy" / "device" / "isthmus-device.service"
@@ -26,9 +25,32 @@ def test_the_unit_starts_a_command_with_flags_that_exist() -> None:
 def test_the_unit_is_shut_in() -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
-        assert "ISTHMUS_REQUIRE_SYSTEM" not in os.environ, "systemd-analyze is missing (Debian: apt install systemd)"
-        pytest.skip("systemd-analyze is not installed (Debian: apt install systemd)")
+        missing("systemd-analyze is not installed: make system")
     command = [program, "security", "--offline=true", f"--threshold={round(10 * MOST_EXPOSURE)}", "--no-pager", UNIT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-400:] + done.stderr
     assert "Overall exposure level" in done.stdout
+
+
+def test_the_watchdog_is_that_of_a_service_that_reports() -> None:
+    lines = UNIT.read_text(encoding="utf-8").splitlines()
+    assert "Type=notify" in lines, "else WatchdogSec has no meaning"
+    (watchdog,) = [int(line.partition("=")[2]) for line in lines if line.startswith("WatchdogSec=")]
+    assert watchdog >= 60, "a slow board needs some time to load a student"
+
+
+def test_systemd_can_read_the_unit(tmp_path: Path) -> None:
+    """``verify`` looks for the program and the file of settings, too, so the copy names ones that exist."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        missing("systemd-analyze is not installed: make system")
+    settings = tmp_path / "device.env"
+    settings.write_text("ISTHMUS_CLOUD=cloud.example:443\n")
+    text = UNIT.read_text(encoding="utf-8")
+    text = text.replace("/opt/isthmus/bin/isthmus", "/bin/true").replace("/etc/isthmus/device.env", str(settings))
+    copy = tmp_path / UNIT.name
+    copy.write_text(text)
+    done = subprocess.run([program, "verify", copy], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert ours == [], "no warning is about this unit"

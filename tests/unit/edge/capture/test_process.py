@@ -10,7 +10,7 @@ import pytest
 from isthmus.data.media.encode import write_mp4, write_wav
 from isthmus.data.synthetic.voice import RATE_HZ
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.capture import process
+from isthmus.edge.capture import process, watch
 from isthmus.edge.capture.assembly import Block, StampedPicture
 from isthmus.edge.capture.process import NOBODY, Capture
 from isthmus.edge.capture.records import Note, Source
@@ -55,7 +55,8 @@ class Watched(Capture):
         room.starts += 1
         if room.cured_by_a_start and room.starts > 1:
             room.camera = room.microphone = "well"
-        self._seen = {source: process.Seen(room.now_s) for source, used in self._uses.items() if used}
+        since_s = room.now_s + self._opening_s() - watch.OPENING_S
+        self._seen = {source: process.Seen(since_s) for source, used in self._uses.items() if used}
         self._notes = {}
 
     def close(self) -> None:
@@ -125,6 +126,40 @@ def test_a_source_that_is_pulled_out_is_said_within_5_s_and_the_other_goes_on(so
     assert last.taken is not None
     assert (last.pictures is None, last.waveform_T is None) == (source == "camera", source == "microphone")
     assert room.starts == 2, "once, and then after a pause that grows"
+
+
+@pytest.mark.parametrize("source", ["camera", "microphone"])
+def test_a_source_that_stays_away_disturbs_the_other_less_and_less(source: str) -> None:
+    room = Room()
+    capture = Watched(room)
+    setattr(room, source, "gone")
+    starts = []
+    while room.now_s < 600:
+        capture.next_clip("a")
+        starts.append(room.starts)
+    assert 3 <= room.starts <= 12
+    assert starts[-1] - starts[len(starts) // 2] <= 5, "at most once per minute in the end"
+    setattr(room, source, "well")
+    for number in range(3):
+        captured = capture.next_clip(str(number))
+    assert captured.waveform_T is not None and captured.pictures is not None
+    assert capture._restarts == 0
+
+
+def test_a_slow_board_gets_more_time_with_each_start() -> None:
+    """A child that needs 25 s to open its camera is started again twice, and then waited for."""
+    room = Room()
+    room.camera = room.microphone = "gone"
+    capture = Watched(room)
+    began_s, known = 0.0, 1
+    while room.camera == "gone" and room.now_s < 600:
+        capture.next_clip("a")
+        if room.starts != known:
+            began_s, known = room.now_s, room.starts
+        if room.now_s - began_s > 25:
+            room.camera = room.microphone = "well"
+    assert room.now_s < 120
+    assert capture.next_clip("b").taken is not None
 
 
 def test_a_source_that_was_never_there_is_said_once_and_the_child_runs_on() -> None:
