@@ -1,6 +1,7 @@
 """What a running device shows of itself to those that watch it, and what they may ask of it while it lives."""
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from isthmus.data.clip import Damage
 from isthmus.edge.agent.asking import LinkMemory
 from isthmus.edge.agent.live import LiveAnswer
 from isthmus.edge.agent.runtime import Observer, Runtime
+from isthmus.edge.agent.service_manager import ServiceManager
 from isthmus.edge.link.sent import Frames, SentMessages
 from isthmus.edge.watched.happenings import Happenings
 from isthmus.edge.watched.view import LiveView
@@ -18,7 +20,8 @@ from isthmus.proto.messages import JobStatus
 @dataclass
 class Life:
     """``link``: the questions to the cloud, once clips are answered. ``view``: of camera and microphone while they are
-    open. ``personalise``: set if the person asks for a personalisation now.
+    open. ``personalise``: set if the person asks for a personalisation now. ``service``: the manager that started this
+    process; it hears of each turn of the loop, so it notices a driver, a disk or a library that hangs.
     """
 
     sent: SentMessages
@@ -26,6 +29,7 @@ class Life:
     link: LinkMemory | None = None
     view: LiveView | None = None
     personalise: threading.Event = field(default_factory=threading.Event)
+    service: ServiceManager = field(default_factory=lambda: ServiceManager({}, time.monotonic))
 
     def answered(
         self, result: LiveAnswer, classes: tuple[str, ...], *, ended_s: float, sound: bool, picture: bool, asked: bool

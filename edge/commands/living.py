@@ -44,14 +44,18 @@ def keep_living(
 
         def pause(seconds: float) -> None:
             worker.check()
+            life.service.alive()
             time.sleep(seconds)
 
         answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
         life.link = answers.memory
         _work(runtime, device, store, worker, asked.clips_before, life)
+        say = _Sayer(life)
+        life.service.ready()
+        if not runtime.state.active_id:
+            life.service.status("waiting for the cloud's base student")
         while not runtime.state.active_id:
             pause(0.5)
-        say = _Sayer(life)
         while True:
             while store.paused:
                 say.once("paused: nothing is captured; 'isthmus edge clips resume' goes on")
@@ -65,6 +69,7 @@ def keep_living(
                 microphone=asked.microphone,
                 gated=asked.gate,
                 framing=asked.framing,
+                wait=pause,
             ) as capture:
                 say.once("capturing; press Ctrl-C to end")
                 life.view = LiveView(capture, runtime.spec, runtime.clock)
@@ -127,7 +132,7 @@ def change_clips(state: Path, person: str, change: str, names: list[str]) -> Non
 
 
 class _Sayer:
-    """Prints on stderr and notes it; ``once`` leaves out what was said just before."""
+    """Prints on stderr, notes it, and reports it as the service's status; ``once`` leaves out what was said just before."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
@@ -136,6 +141,7 @@ class _Sayer:
     def now(self, text: str) -> None:
         self._last = text
         self._life.happenings.note("trouble", text=text)
+        self._life.service.status(plain(text))
         typer.echo(plain(text), err=True)
 
     def once(self, text: str) -> None:

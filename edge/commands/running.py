@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import random
 import signal
 import time
@@ -27,6 +28,7 @@ from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips, workin
 from isthmus.edge.agent.report import write_report
 from isthmus.edge.agent.requests import SENT, Device, answered, ask, privacy
 from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
+from isthmus.edge.agent.service_manager import ServiceManager
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.process import Capture
 from isthmus.edge.capture.sources import raw_bytes, replay
@@ -79,6 +81,8 @@ def run(
             choices=_choices(upload),
         )
         life = Life(stack.enter_context(contextlib.closing(SentMessages(device.root / SENT))))
+        life.service = ServiceManager(os.environ, time.monotonic)
+        stack.callback(life.service.stopping)
         observer = followed(stack.enter_context(terminal_observer(errors)), life.happenings)
         link = _link(cloud, known_as)
         link.traffic.on_sent = life.sent.note
@@ -277,6 +281,7 @@ def _keep_answering(
 
     def pause(seconds: float) -> None:
         worker.check()
+        life.service.alive()
         time.sleep(seconds)
 
     answers = LiveAnswers(runtime, worker, budget_s, pause)
@@ -284,6 +289,7 @@ def _keep_answering(
     data = clips.data
     assert data is not None
     seen = {ref.name for ref in read_listing(data, clips.layout).refs}
+    life.service.ready()
     while not runtime.state.active_id:
         pause(0.5)
     classes = runtime.enrolment.classes
@@ -303,6 +309,7 @@ def _keep_answering(
                     microphone=asked.microphone,
                     gated=asked.gate,
                     framing=asked.framing,
+                    wait=pause,
                 )
             )
             say(f"answering camera {asked.camera}; press Ctrl-C to end")

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import Worker
 from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.service_manager import ServiceManager
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.process import NOBODY, Captured
 from isthmus.edge.capture.sources import replay
@@ -39,9 +40,11 @@ class Studio:
         self.refs = [*plan.selection, *plan.test]
         self.runtime, self.most, self.number, self.opened = runtime, most, 0, 0
         self.workers: list[Worker] = []
+        self.wait: Callable[[float], None]
 
-    def __call__(self, *positional: object, **options: object) -> "Studio":
+    def __call__(self, *positional: object, **options: Any) -> "Studio":
         self.opened += 1
+        self.wait = options["wait"]
         return self
 
     def __enter__(self) -> "Studio":
@@ -51,6 +54,7 @@ class Studio:
 
     def next_clip(self, name: str) -> Captured:
         self.number += 1
+        self.wait(0.0)
         if self.number > self.most:
             while any(each.busy for each in self.workers):
                 time.sleep(0.01)
@@ -77,7 +81,9 @@ def living_device(folder: Path, cloud: Any) -> Iterator[tuple[Runtime, DeviceSta
         yield runtime, device, store
 
 
-def lived(runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio) -> None:
+def lived(
+    runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio, service: ServiceManager | None = None
+) -> None:
     """Run the device until its worker is done and the studio ends it."""
 
     class Known(Worker):
@@ -88,6 +94,7 @@ def lived(runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studi
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(live, "Worker", Known)
         life = Life(SentMessages(device.root / "sent.sqlite"))
+        life.service = service or life.service
         living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0, life)
 
 
@@ -128,6 +135,40 @@ def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
         lived(runtime, device, store, studio)
         assert runtime.state.active_id == "final"
         assert len(device.ledger()) == len({each.idempotency_key for each in device.ledger()})
+
+
+class Watching(ServiceManager):
+    """A manager that notes what it hears, and how many clips had been captured by then."""
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__({}, lambda: 0.0)
+        self._studio = studio
+        self.heard: list[tuple[str, int]] = []
+
+    def ready(self) -> None:
+        self.heard.append(("ready", self._studio.number))
+
+    def alive(self) -> None:
+        self.heard.append(("alive", self._studio.number))
+
+    def status(self, text: str) -> None:
+        self.heard.append((text, self._studio.number))
+
+
+def test_the_service_manager_hears_of_each_clip(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the loop that captures feeds the watchdog: if a driver, a disk or a library hangs, it is not fed."""
+    with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=5)
+        monkeypatch.setattr(living, "Capture", studio)
+        manager = Watching(studio)
+        lived(runtime, device, store, studio, manager)
+    alive = [number for what, number in manager.heard if what == "alive"]
+    assert alive[-6:] == [1, 2, 3, 4, 5, 6]
+    assert manager.heard[0] == ("ready", 0)
+    said = [what for what, _ in manager.heard if what not in ("ready", "alive")]
+    assert said == ["waiting for the cloud's base student", "capturing; press Ctrl-C to end", NOBODY]
 
 
 def test_a_pause_closes_camera_and_microphone(
