@@ -9,73 +9,25 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 
 from isthmus.data.layouts import ave
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.synthetic.sets import MEASURED, Guest, make_ave, make_crema_d
-from isthmus.data.transforms import InputSpec
 from isthmus.demo.cli import default_edge_python
-from isthmus.demo.clients import choose_clients
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import WAYS, ClientOutcome
 from isthmus.demo.processes import Family
-from isthmus.distill.prepare import begin_release
-from isthmus.distill.recipes import Recipe, TrainConfig, smoke
-from isthmus.distill.release import Release
-from isthmus.distill.student.base import make_base, make_student
-from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
 from isthmus.proto.messages import Stage
+from tests.rigs.distill.trained import RATIOS, Trained, tiny_loop_recipe, train_release
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-CPU = torch.device("cpu")
-RATIOS = (1.0, 2.0)
 CORRECTIONS = 2
 RELEASES = sorted((Path(__file__).resolve().parents[1] / "golden" / "releases").glob("*.whl"))
-
-
-def _tiny(classes: tuple[str, ...], dataset: Literal["crema-d", "ave"] = "crema-d") -> Recipe:
-    base = smoke(dataset, classes)
-    once = TrainConfig(epochs=1, batch_size=16, schedule="constant", augment=False)
-    return dataclasses.replace(
-        base,
-        name="tiny",
-        input=InputSpec(
-            duration_s=1.0,
-            spectrogram_bins=32,
-            spectrogram_columns=32,
-            frame_px=32,
-            stored_px=36,
-            frames_stored=2,
-            frames_used=1,
-        ),
-        teacher_trunk="resnet18-quarter",
-        student_trunk="resnet18-quarter",
-        feature_width=128,
-        teacher=dataclasses.replace(base.teacher, audio=once, visual=once, head=once),
-        all_distill=once,
-        personalise=dataclasses.replace(base.personalise, train=once, rounds=1, samples_per_row=4),
-        heads=once,
-        ratios=RATIOS,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A release, the data set behind it, and each client's clips by name."""
-
-    release: Path
-    data: Path
-    clients: Mapping[str, Sequence[str]]
-    label_of: Mapping[str, str]
-    public_clips: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     guests = [Guest((0, 1, 2, 3, 4, 5), 2), Guest((1, 3, 5), 4)]
     make_crema_d(data, actors=8, takes=1, seed=0, difficulty=0.3, people=MEASURED, guests=guests, progress=False)
     listing = read_listing(data)
-    return _train(root / "release", data, _tiny(listing.classes))
-
-
-def _train(root: Path, data: Path, recipe: Recipe) -> Trained:
-    listing = read_listing(data)
-    split = choose_clients(listing, data)
-    release: Release = begin_release(root, listing, recipe, split, progress=False)
-    train_teacher(release, seed=0, device=CPU)
-    cache_teacher_outputs(release, CPU)
-    make_student(release, 0, CPU)
-    make_base(release, CPU)
-    label_of = {ref.name: listing.classes[ref.label] for ref in listing.refs if ref.label is not None}
-    return Trained(release.root, data, split.clients, label_of, len(split.public))
+    return train_release(root / "release", data, tiny_loop_recipe(listing.classes))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +128,7 @@ def test_the_loop_in_ave_s_layout_goes_on_without_a_person_model(tmp_path: Path)
     moved = lists["trainSet.txt"][:12]  # a tenth of so few videos would leave clients without clips
     (data / ave.PRIVATE_LIST).write_text("".join([*lists[ave.PRIVATE_LIST], *moved]))
     (data / "trainSet.txt").write_text("".join(lists["trainSet.txt"][12:]))
-    trained = _train(tmp_path / "release", data, _tiny(read_listing(data).classes, "ave"))
+    trained = train_release(tmp_path / "release", data, tiny_loop_recipe(read_listing(data).classes, "ave"))
     with Family(tmp_path / "logs") as family:
         loop = Loop(
             family,

@@ -1,0 +1,1 @@
+"""Measurements of the device: a day in its life, and an hour of real processes."""
