@@ -132,7 +132,7 @@ def change_clips(state: Path, person: str, change: str, names: list[str]) -> Non
 
 
 class _Sayer:
-    """Prints on stderr, notes it, and reports it as the service's status; ``once`` leaves out what was said just before."""
+    """Prints on stderr, notes it, and reports it as the service's status; ``once`` leaves out the same text again."""
 
     def __init__(self, life: Life) -> None:
         self._life = life
