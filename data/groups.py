@@ -23,12 +23,16 @@ class Groups:
 
     of: Mapping[str, frozenset[str]]
 
+    def made_of(self, name: str) -> frozenset[str]:
+        """Return the recordings and pictures in a clip; a clip that is not listed is a recording of its own."""
+        return self.of.get(name, frozenset({name}))
+
     def distinct(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return as many of the clips, in order, as share nothing with each other: each is taken if it can be."""
         taken: set[str] = set()
         found = []
         for name in names:
-            here = self.of.get(name, frozenset({name}))
+            here = self.made_of(name)
             if not here & taken:
                 taken |= here
                 found.append(name)
@@ -36,8 +40,8 @@ class Groups:
 
     def share(self, name: str, others: Collection[str]) -> bool:
         """Return whether a clip shares a recording or a picture with one of the others."""
-        here = self.of.get(name, frozenset({name}))
-        return any(here & self.of.get(other, frozenset({other})) for other in others)
+        here = self.made_of(name)
+        return any(here & self.made_of(other) for other in others)
 
 
 def read_groups(root: Path, names: Iterable[str]) -> Groups:

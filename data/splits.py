@@ -15,6 +15,7 @@ import numpy as np
 
 from isthmus.data.clip import ClipRef, Listing
 from isthmus.data.files import open_text
+from isthmus.data.groups import Groups
 from isthmus.data.layouts import ave
 
 PRIVATE_SHARE: Final = 0.1
@@ -120,6 +121,19 @@ def published(listing: Listing, private_list: Path) -> Split:
     else:
         split = by_class(listing, _csv_names(listing, private_list))
     return Split("published", split.public, split.clients)
+
+
+def apart(split: Split, groups: Groups) -> Split:
+    """Return the split with no recording and no picture on two sides.
+
+    Of the clients' clips one per recording and picture is kept. Public clips that share a recording or a picture with
+    one of these are left out. Raises ValueError if a side would be empty.
+    """
+    kept = set(groups.distinct(split.private))
+    clients = {client: tuple(name for name in names if name in kept) for client, names in split.clients.items()}
+    shown = {made_of for name in kept for made_of in groups.made_of(name)}
+    public = tuple(name for name in split.public if not groups.made_of(name) & shown)
+    return _checked(Split(split.name, public, clients))
 
 
 def stratified(refs: Iterable[ClipRef], *, share: float, seed: int) -> tuple[str, ...]:

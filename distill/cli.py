@@ -29,7 +29,10 @@ ReleaseDir = Annotated[Path, typer.Option("--release", help="The release's folde
 DataDir = Annotated[Path, typer.Option("--data", help="A data set in the published layout of CREMA-D or AVE.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="ImageNet weights of the trunk: safetensors with torchvision's names. Default: random weights."),
+    typer.Option(
+        help="ImageNet weights of the trunk: torchvision's .pth, safetensors with its names, or a folder with a file "
+        "per trunk. Default: random weights."
+    ),
 ]
 SelectionFile = Annotated[Path, typer.Option("--selection", help="JSON file that 'isthmus distill select' wrote.")]
 _SHOWN_DAMAGE = 20
@@ -74,6 +77,19 @@ def teacher(
         str | None,
         typer.Option(help="The same for pictures: 'efficientnet-lite0', or its file. Both are given, or neither."),
     ] = None,
+    student_trunk: Annotated[
+        Literal["resnet18", "resnet18-quarter"] | None,
+        typer.Option(
+            help="With pretrained trunks: the network of a student that is distilled from them. Default: the student "
+            "shares the trunks."
+        ),
+    ] = None,
+    modality_dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability that a head in training gets no sound; the same for the picture. Default: the preset's."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = 0,
@@ -85,6 +101,7 @@ def teacher(
     Without private actors or a list, a tenth of the clips is drawn as private, class by class, and two clients share
     the classes between them, as in the paper.
     """
+    from isthmus.distill.models.trunk import weights_file
     from isthmus.distill.prepare import begin_release, choose_split, find_trunks, read_data, recipe_for
     from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
     from isthmus.distill.training.loop import pick_device, set_threads
@@ -99,7 +116,8 @@ def teacher(
         listing, private_actors=listed(private_actors), private_list=private_list, split_file=split, seed=seed
     )
     trunks, trunk_files = find_trunks(sound_trunk, picture_trunk) or (None, None)
-    begun = begin_release(release, listing, recipe_for(listing, preset, held_out, balance, trunks), chosen)
+    recipe = recipe_for(listing, preset, held_out, balance, trunks, modality_dropout, student_trunk)
+    begun = begin_release(release, listing, recipe, chosen)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     for damage in begun.public.skipped[:_SHOWN_DAMAGE]:
         typer.echo(f"skipped: {damage.name}: {damage.reason}", err=True)
@@ -108,7 +126,13 @@ def teacher(
     with bars() as progress:
         watch = EpochBars(progress, len(begun.public.names))
         losses = train_teacher(
-            begun, seed=seed, device=target, weights=weights, trunks=trunk_files, watch=watch, bars=progress
+            begun,
+            seed=seed,
+            device=target,
+            weights=weights_file(weights, recipe.teacher_trunk),
+            trunks=trunk_files,
+            watch=watch,
+            bars=progress,
         )
         if losses:
             save_loss_curves(begun.teacher_path.parent, losses, "teacher")
@@ -135,6 +159,7 @@ def student(
     base student, its heads for every compression ratio, and the ONNX files that devices fetch. With --selection it
     writes student.safetensors to --out.
     """
+    from isthmus.distill.models.trunk import weights_file
     from isthmus.distill.release import Release, save_weights
     from isthmus.distill.student.base import make_base, make_student
     from isthmus.distill.student.personalise import distil_round
@@ -155,7 +180,8 @@ def student(
             watch(stage, report)
 
         if selection is None or out is None:
-            make_student(opened, seed, target, lambda report: on_epoch("AllDistill", report), weights)
+            file = None if opened.recipe.shares_encoders else weights_file(weights, opened.recipe.student_trunk)
+            make_student(opened, seed, target, lambda report: on_epoch("AllDistill", report), file)
             folder = opened.student_path(seed).parent / f"{seed}-loss"
             if seed == 0:
                 make_base(opened, target, lambda report: watch("heads", report))

@@ -1,6 +1,7 @@
 """From a data folder to a release: choose public clips and clients, and decode the public clips."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -54,10 +55,15 @@ def recipe_for(
     held_out: float | None = None,
     balance: str | None = None,
     trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
+    modality_dropout: float | None = None,
+    student_trunk: str | None = None,
 ) -> Recipe:
-    """Return the preset, with ``held_out``, ``balance`` and the trunks of the teacher replaced if they are given.
+    """Return the preset, with ``held_out``, ``balance``, ``modality_dropout`` and the trunks of the teacher replaced if
+    they are given.
 
-    Raises ValueError for an unknown preset, layout or balance, and for a share outside [0, 1).
+    With ``trunks`` the student shares the teacher's encoders, unless ``student_trunk`` names a ResNet of its own.
+    Raises ValueError for an unknown preset, layout or balance, a share outside [0, 1), a dropout outside [0, 0.5], and
+    a student's trunk without ``trunks``.
 
     >>> recipe_for(listing, "smoke").student_trunk
     'resnet18'
@@ -70,12 +76,20 @@ def recipe_for(
     changes: dict[str, Any] = {"held_out": held_out, "balance": balance}
     changed = {name: value for name, value in changes.items() if value is not None}
     recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **changed))
-    return recipe if trunks is None else on_trunks(recipe, *trunks)
+    if modality_dropout is not None:
+        recipe = dataclasses.replace(recipe, modality_dropout=modality_dropout)
+    if trunks is None:
+        if student_trunk is not None:
+            raise ValueError("a student's trunk is chosen for a teacher on pretrained trunks; else the preset has it")
+        return recipe
+    return on_trunks(recipe, *trunks, student_trunk=student_trunk)
 
 
-def find_trunks(
-    sound: str | None, picture: str | None
-) -> tuple[tuple[PretrainedTrunk, PretrainedTrunk], tuple[Path, Path]] | None:
+FoundTrunks = tuple[tuple[PretrainedTrunk, PretrainedTrunk], tuple[Path, Path]]
+"""The trunks of sound and picture, and their files."""
+
+
+def find_trunks(sound: str | None, picture: str | None) -> FoundTrunks | None:
     """Return both pretrained trunks and their files, from names or paths; None if neither is asked for.
 
     Raises ValueError if one of them is missing.
@@ -105,6 +119,20 @@ def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *,
         raise ReleaseError(f"{root} was begun with another split of the data. Choose another --release folder.")
     write_atomically(path, split.to_json())
     release.set_public(decode(listing, split.public, recipe, release.public_dir, progress=progress))
+    return release
+
+
+def beside(first: Release, root: Path) -> Release:
+    """Open the release at ``root``, or begin it with the recipe, the split and the decoded public clips of another.
+
+    Raises ReleaseError if the folder holds a release of another recipe.
+    """
+    release = Release.create(root, first.recipe)
+    write_atomically(root / "split.json", (first.root / "split.json").read_text())
+    if not (root / "public.json").exists():
+        folder = first.public.folder
+        shutil.copytree(folder, release.public_dir / folder.relative_to(first.public_dir), dirs_exist_ok=True)
+        write_atomically(root / "public.json", (first.root / "public.json").read_text())
     return release
 
 

@@ -33,6 +33,8 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     augment: bool = True
+    """Whether clips are augmented: for the teacher's branches, alone or joint. Students and heads are never trained on
+    augmented clips, because their targets or inputs are cached features of the clips as they are."""
     crop_scale: tuple[float, float] = CROP_SCALE
     """Share of a picture's area that a training crop keeps; the published range leaves little of a small face."""
 
@@ -137,9 +139,14 @@ class Recipe:
     modality_dropout: float = 0.15
     """Probability that a head in training gets no sound; the same again for the picture; never both."""
 
+    frames_distilled: int | None = None
+    """Frames of a clip in one step of distillation, drawn from the stored ones; None: as many as in evaluation."""
+
     def __post_init__(self) -> None:
         if (self.sound_trunk is None) != (self.picture_trunk is None):
             raise ValueError("a recipe has pretrained trunks for sound and picture, or for neither")
+        if not 0 <= self.modality_dropout <= 0.5:
+            raise ValueError(f"a modality dropout of {self.modality_dropout:g} is not in [0, 0.5]: never both are gone")
 
     @property
     def shares_encoders(self) -> bool:
@@ -158,7 +165,7 @@ class Recipe:
         raw = asdict(self)
         if not raw["input"]["mel"]:
             del raw["input"]["mel"]
-        for key in ("sound_trunk", "picture_trunk"):
+        for key in ("sound_trunk", "picture_trunk", "frames_distilled"):
             if raw[key] is None:
                 del raw[key]
         return json.dumps(raw, sort_keys=True, indent=1)
@@ -329,11 +336,15 @@ def tiny(dataset: Literal["crema-d", "ave"], classes: tuple[str, ...]) -> Recipe
     )
 
 
-def on_trunks(recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk) -> Recipe:
-    """Return the recipe with pretrained trunks, on the input that these read, and a student that shares the encoders.
+def on_trunks(
+    recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk, *, student_trunk: str | None = None
+) -> Recipe:
+    """Return the recipe with pretrained trunks, on the input that these read.
 
-    Sound: 40 mel bands every 10 ms. Picture: six whole frames of 128 pixels. The heads per ratio start as the teacher's
-    and are trained for little: 30 epochs cost 8 points on people of RavFace whom they had not seen.
+    Sound: 40 mel bands every 10 ms. Picture: six whole frames of 128 pixels. The student shares the encoders, unless
+    ``student_trunk`` names a ResNet that is to be distilled from them; each of its steps then sees one of the six
+    frames. The heads per ratio start as the teacher's and are trained for little: 30 epochs cost 8 points on people of
+    RavFace whom they had not seen.
     """
     spec = dataclasses.replace(
         recipe.input, mel=True, window=400, hop=160, spectrogram_bins=40, frame_px=128, stored_px=128
@@ -344,7 +355,8 @@ def on_trunks(recipe: Recipe, sound: PretrainedTrunk, picture: PretrainedTrunk) 
         input=spec,
         sound_trunk=sound,
         picture_trunk=picture,
-        student_trunk=TEACHERS_ENCODERS,
+        student_trunk=student_trunk or TEACHERS_ENCODERS,
+        frames_distilled=1 if student_trunk else None,
         heads=dataclasses.replace(recipe.heads, epochs=3, learning_rate=1e-4),
     )
 

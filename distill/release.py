@@ -127,7 +127,8 @@ class Release:
         recipe = self.recipe
         if recipe.shares_encoders:
             return self.new_teacher(weights).encoders
-        return EncoderPair(recipe.student_trunk, recipe.feature_width, neck=False, weights=weights)
+        signed = recipe.pretrained_trunks is not None
+        return EncoderPair(recipe.student_trunk, recipe.feature_width, neck=False, linear_neck=signed, weights=weights)
 
     @cached_property
     def teacher(self) -> Teacher:

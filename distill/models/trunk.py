@@ -42,9 +42,10 @@ def _untrained(name: str, *, zero_init_residual: bool) -> ResNet:
 def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn.Module:
     """Return a torchvision ResNet, or a narrower one, without its classifier.
 
-    ``weights`` is a safetensors file of ImageNet weights in torchvision's names. If ``in_channels`` is 1, ``conv1`` is
-    averaged over RGB. Without a file the trunk starts from random weights with the last batch normalisation of every
-    block at zero, which a deep trunk needs to learn from little data; the log says so.
+    ``weights`` is a file of ImageNet weights in torchvision's names: safetensors, or torchvision's own .pth. If
+    ``in_channels`` is 1, ``conv1`` is averaged over RGB. Without a file the trunk starts from random weights with the
+    last batch normalisation of every block at zero, which a deep trunk needs to learn from little data; the log says
+    so.
 
     Raises ValueError for an unknown name, or for weights that do not fit.
     """
@@ -60,10 +61,7 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     reason = not_the_file(weights)
     if reason is not None:
         raise ValueError(f"{weights.name} {reason}")
-    try:
-        state = {key: value for key, value in load_file(weights).items() if not key.startswith("fc.")}
-    except SafetensorError as error:
-        raise ValueError(f"{weights.name} is not a safetensors file, or is damaged: {error}") from error
+    state = {key: value for key, value in _read(weights).items() if not key.startswith("fc.")}
     if in_channels != 3:
         state["conv1.weight"] = state["conv1.weight"].mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
     try:
@@ -72,6 +70,34 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
         raise ValueError(f"{weights.name} does not hold torchvision's {name} weights: {error}") from error
     log.info("%s with %d input channel(s): ImageNet weights from %s", name, in_channels, weights.name)
     return laid_out(trunk)
+
+
+def weights_file(given: Path | None, trunk: str) -> Path | None:
+    """Return the file of a trunk's ImageNet weights: ``given``, or if that is a folder, the trunk's file in it.
+
+    In a folder the file is resnet18.safetensors, or resnet18-f37072fd.pth as torchvision names its download. Returns
+    None if nothing is given. Raises ValueError if the folder lacks the file.
+    """
+    if given is None or not given.is_dir():
+        return given
+    found = [given / f"{trunk}.safetensors", *sorted(given.glob(f"{trunk}-*.pth"))]
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise ValueError(f"{given} lacks {trunk}.safetensors: --weights takes one file per trunk, or torchvision's own")
+    return files[0]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, without running code that the file contains. Raises ValueError for a damaged file."""
+    if path.suffix != ".pth":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is not a safetensors file, or is damaged: {error}") from error
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises several untyped errors on a damaged file
+        raise ValueError(f"{path.name} is not a file of weights, or is damaged: {error}") from error
 
 
 def laid_out(trunk: nn.Module) -> nn.Module:
@@ -97,20 +123,34 @@ class Encoder(nn.Module):
     """One modality: trunk, and for the teacher a neck to the shared width D.
 
     The neck ends in a ReLU. The student's feature is a mean of ReLUs and never negative: a purely linear neck would put
-    half of what the student must match (Eq. 5.4) out of its reach. See decision 0004.
+    half of what the student must match (Eq. 5.4) out of its reach. See decision 0004. A student of a teacher on
+    pretrained trunks, whose features have both signs, has a ``linear_neck`` instead.
 
     ``forward``: (B, in_channels, H, W) -> features_BD.
     """
 
     def __init__(
-        self, trunk_name: str, in_channels: int, feature_width: int, *, neck: bool, weights: Path | None = None
+        self,
+        trunk_name: str,
+        in_channels: int,
+        feature_width: int,
+        *,
+        neck: bool,
+        linear_neck: bool = False,
+        weights: Path | None = None,
     ):
         super().__init__()
         self.trunk = resnet_trunk(trunk_name, in_channels, weights)
         width = WIDTHS[trunk_name]
-        if not neck and width != feature_width:
+        self.neck: nn.Module
+        if linear_neck:
+            self.neck = nn.Linear(width, feature_width)
+        elif neck:
+            self.neck = nn.Sequential(nn.Linear(width, feature_width), nn.ReLU())
+        elif width == feature_width:
+            self.neck = nn.Identity()
+        else:
             raise ValueError(f"{trunk_name} is {width} wide, not {feature_width}: it needs a neck")
-        self.neck: nn.Module = nn.Sequential(nn.Linear(width, feature_width), nn.ReLU()) if neck else nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         features: Tensor = self.neck(self.trunk(x_BCHW.contiguous(memory_format=torch.channels_last)))
@@ -147,6 +187,7 @@ class EncoderPair(nn.Module):
         feature_width: int,
         *,
         neck: bool,
+        linear_neck: bool = False,
         weights: Path | None = None,
         pretrained_trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
     ):
@@ -158,8 +199,10 @@ class EncoderPair(nn.Module):
             self.audio_encoder = PretrainedEncoder(sound, feature_width)
             self.visual_encoder = PretrainedEncoder(picture, feature_width)
             return
-        self.audio_encoder = Encoder(trunk_name, 1, feature_width, neck=neck, weights=weights)
-        self.visual_encoder = Encoder(trunk_name, 3, feature_width, neck=neck, weights=weights)
+        self.audio_encoder, self.visual_encoder = (
+            Encoder(trunk_name, channels, feature_width, neck=neck, linear_neck=linear_neck, weights=weights)
+            for channels in (1, 3)
+        )
 
     def audio(self, spectrogram_BFT: Tensor) -> Tensor:
         features: Tensor = self.audio_encoder(spectrogram_BFT.unsqueeze(1))

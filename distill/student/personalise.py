@@ -60,7 +60,7 @@ def distil(
 
     progress = fit_module(
         student,
-        DistillationClips(release.public, release.teacher_outputs, selection, seed),
+        DistillationClips(release.public, release.teacher_outputs, selection, seed, release.recipe.frames_distilled),
         loss,
         config,
         seed=seed,

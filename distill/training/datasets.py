@@ -79,14 +79,17 @@ class LabelledClips(SeededDataset[Sequence[Tensor]]):
 
 class DistillationClips(SeededDataset[Sequence[Tensor]]):
     """(spectrogram_FT, frames_KCHW, teacher audio_D, teacher visual_D) of chosen public clips; also the clip's weight
-    if they do not all count alike.
+    if they do not all count alike. ``frames`` of a clip are drawn; None: as many as in evaluation.
 
     Frames are drawn at random but prepared as in evaluation. The mean of the cached teacher features of exactly the
     frames drawn is therefore the exact target of Eq. 5.4.
     """
 
-    def __init__(self, clips: ClipArrays, teacher: TeacherOutputs, selection: Selection, seed: int):
+    def __init__(
+        self, clips: ClipArrays, teacher: TeacherOutputs, selection: Selection, seed: int, frames: int | None = None
+    ):
         super().__init__(len(selection), seed)
+        self._frames = frames or clips.spec.frames_used
         self._clips = clips
         self._teacher = teacher
         self._indices_S = selection.indices_S
@@ -95,7 +98,7 @@ class DistillationClips(SeededDataset[Sequence[Tensor]]):
     def sample(self, index: int, rng: np.random.Generator) -> Sequence[Tensor]:
         clip = int(self._indices_S[index])
         spec = self._clips.spec
-        drawn = np.sort(rng.choice(spec.frames_stored, size=spec.frames_used, replace=False))
+        drawn = np.sort(rng.choice(spec.frames_stored, size=self._frames, replace=False))
         frames_KCHW = all_frames(self._clips.frames_NKHWC[clip][drawn], spec)
         visual_D = np.asarray(self._teacher.visual_features_NKD[clip])[drawn].mean(axis=0)
         return (

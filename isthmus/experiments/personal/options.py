@@ -16,7 +16,30 @@ Preset = Annotated[
 ]
 Seeds = Annotated[int, Option(help="Number of seeds: 0, 1 and so on. The paper's gaps need 5 or more.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes, each of one thread. 0: one per core.", min=0)]
-Device = Annotated[str, Option(help="Where cells are trained: 'cpu', or 'cuda' with --workers 1.")]
+Device = Annotated[
+    str, Option(help="Where teachers, students and cells are trained: 'cpu', or 'cuda' with --workers 1.")
+]
+Weights = Annotated[
+    Path | None,
+    Option(
+        help="For new releases: folder with ImageNet weights, one file per trunk: torchvision's own, such as "
+        "resnet18-f37072fd.pth, or resnet18.safetensors with the same names. Default: random weights."
+    ),
+]
+Balance = Annotated[
+    Literal["unimodal", "ogm-ge", "joint"] | None,
+    Option(
+        help="For new releases: how the teacher's branches are trained, as in 'isthmus distill teacher'. 'joint' is "
+        "the paper's plain cross-entropy. Default: the preset's."
+    ),
+]
+HeldOut = Annotated[
+    float | None, Option(help="For new releases: share of the public clips held out for the teacher's head.")
+]
+ModalityDropout = Annotated[
+    float | None,
+    Option(help="For new releases: probability that a head in training gets no sound; the same for the picture."),
+]
 
 
 @dataclass(frozen=True)
@@ -32,13 +55,17 @@ class PaperOptions:
         str, Option(help="For a new release: actors that are kept private, with commas. Each becomes one client.")
     ] = ""
     private_list: Annotated[Path | None, Option(help="For a new release: the published list of private clips.")] = None
-    weights: Annotated[
-        Path | None,
+    weights: Weights = None
+    balance: Balance = None
+    held_out: HeldOut = None
+    modality_dropout: ModalityDropout = None
+    own_teachers: Annotated[
+        bool,
         Option(
-            help="For a new release: folder with ImageNet weights of its trunks in torchvision's names, one file per "
-            "trunk, such as resnet18.safetensors. Default: random weights."
+            help="Train a teacher per seed, in OUT/release-1 and so on, instead of one for all seeds. Differences then "
+            "vary with the teacher, too."
         ),
-    ] = None
+    ] = False
     seeds: Seeds = 5
     scenarios: Annotated[str, Option(help="Scenarios, with commas: sensitive to latency, or insensitive.")] = (
         "sensitive,insensitive"
@@ -49,7 +76,7 @@ class PaperOptions:
             help="Methods beside the paper's four, with commas, in the latency-sensitive scenario. 'none': no others."
         ),
     ] = (
-        "round-robin,quota,transport,density-ratio,round-robin+features,quota+features,transport+features,"
+        "cluster-whole,round-robin,quota,transport,density-ratio,round-robin+features,quota+features,transport+features,"
         "kept,kept-transport,kept-random,oracle,own"
     )
     clips_per_cluster: Annotated[str, Option(help="Clips per cluster, with commas: the axis of Figure 5.12.")] = (
@@ -74,6 +101,10 @@ class PeopleOptions:
         "all,random,cluster,kept"
     )
     seeds: Seeds = 1
+    weights: Weights = None
+    balance: Balance = None
+    held_out: HeldOut = None
+    modality_dropout: ModalityDropout = None
     sound_trunk: Annotated[
         str | None,
         Option(
@@ -82,6 +113,10 @@ class PeopleOptions:
         ),
     ] = None
     picture_trunk: Annotated[str | None, Option(help="The same for pictures. Both are given, or neither.")] = None
+    student_trunk: Annotated[
+        Literal["resnet18", "resnet18-quarter"] | None,
+        Option(help="With pretrained trunks: distil a student with this network per modality, and measure --methods."),
+    ] = None
     together: Annotated[
         int,
         Option(

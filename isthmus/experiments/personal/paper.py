@@ -10,10 +10,13 @@ from isthmus.experiments.personal.findings import figures, tables
 from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.knee import knee
-from isthmus.experiments.personal.findings.report import Section
+from isthmus.experiments.personal.findings.report import Section, picture_name
 
 SERVED = "cluster"
 """The method whose upload the settings of figures 5.12 and 5.13 vary, and whose student is compressed in Table 5.3."""
+
+WHOLE = "cluster-whole"
+"""The same, with heads and compressors trained on the whole public set, as the paper does for AVE."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ def sections(
                     tables.accuracy_by_method(own, scenario, f"Accuracy by method, {named}"),
                     tables.both_heads(own, ("all", "random"), f"By either head, {named}"),
                     tables.differences(own, scenario, ("all", "random", SERVED), f"Paired differences, {named}"),
+                    tables.differences(
+                        own,
+                        scenario,
+                        ("all", "random", SERVED),
+                        f"Paired differences by the teacher's head, {named}",
+                        tables.teacher_head,
+                    ),
                     tables.by_mask(own, f"Clips that lack one modality, {named}"),
                     tables.cost(own, f"Selection and time, {named}"),
                 ),
@@ -82,14 +92,16 @@ def sections(
                 "The pictures are figures 5.6 to 5.11, 5.14 and 5.15 of the paper.",
             )
         )
-    compressed = tables.pick(standard, scenario="sensitive", method=SERVED)
-    if compressed:
+    for method, what in ((SERVED, ""), (WHOLE, ", modules on the whole public set")):
+        compressed = tables.pick(standard, scenario="sensitive", method=method)
+        if not compressed:
+            continue
         bend = knee(compressed, bytes_of)
         found.append(
             Section(
-                "Table 5.3, with number types",
-                (tables.by_compression(compressed, SERVED, bytes_of, f"Accuracy against bytes, {SERVED}"),),
-                {"compression": figures.accuracy_against_bytes(compressed, bytes_of, bend)},
+                f"Table 5.3, with number types{what}",
+                (tables.by_compression(compressed, method, bytes_of, f"Accuracy against bytes, {method}"),),
+                {picture_name("compression", what): figures.accuracy_against_bytes(compressed, bytes_of, bend)},
                 f"The knee (stronger compression loses accuracy beyond noise): ratio {bend[0]}, {bend[1]} "
                 f"({bytes_of[bend[1]][bend[0]]} bytes per clip).",
             )
@@ -104,4 +116,18 @@ def sections(
         if len({getattr(c.asked, key) for c in own}) > 1:
             table = tables.by_setting(own, key, name, f"Accuracy by {label}")
             found.append(Section(title, (table,), {key: figures.accuracy_by(own, key, label)}))
+    found += [*premise_part(standard), *offset_part(standard)]
     return [*found, *guard_part(standard, outputs), *habits_part(standard, outputs)]
+
+
+def premise_part(cells: Sequence[Cell], who: str = "") -> list[Section]:
+    """Return the teacher beside its student; nothing without cells of the base student."""
+    base = tables.pick(cells, scenario="sensitive", method="all")
+    return [Section(f"Teacher and student{who}", (tables.premise(base, f"On the same clips{who}"),))] if base else []
+
+
+def offset_part(cells: Sequence[Cell], who: str = "") -> list[Section]:
+    """Return each method before and after the device learned its user; nothing if clients are not single persons."""
+    own = [cell for cell in tables.pick(cells, scenario="sensitive") if cell.offset is not None]
+    title = f"Distillation and offset{who}"
+    return [Section(title, (tables.with_offset(own, f"Before and after the offset{who}"),))] if own else []

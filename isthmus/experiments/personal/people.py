@@ -9,6 +9,7 @@ from isthmus.experiments.personal.findings import figures, tables
 from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.report import Section, picture_name
+from isthmus.experiments.personal.paper import offset_part, premise_part
 
 
 def people(listing: Listing) -> tuple[str, ...]:
@@ -34,7 +35,8 @@ def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str
     for count in dict.fromkeys(cell.asked.classes for cell in cells):
         own = tables.pick(cells, classes=count)
         who = f", users of {count} {'class' if count == 1 else 'classes'}" if count else ""
-        found += [_of_users(own, methods, who), *guard_part(own, outputs, who), *habits_part(own, outputs, who)]
+        found += [_of_users(own, methods, who), *premise_part(own, who), *offset_part(own, who)]
+        found += [*guard_part(own, outputs, who), *habits_part(own, outputs, who)]
     return found
 
 

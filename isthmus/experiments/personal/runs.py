@@ -15,9 +15,13 @@ from isthmus import __version__
 from isthmus.command_line import known, listed, numbers, whole_numbers
 from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
-from isthmus.data.groups import read_groups
+from isthmus.data.groups import Groups, read_groups
+from isthmus.data.splits import apart
+from isthmus.distill.models.trunk import weights_file
 from isthmus.distill.prepare import (
+    FoundTrunks,
     begin_release,
+    beside,
     choose_split,
     find_trunks,
     read_data,
@@ -26,14 +30,11 @@ from isthmus.distill.prepare import (
 )
 from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
-from isthmus.distill.student.base import make_student
 from isthmus.distill.student.centred import CannotCentre
-from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
-from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.progress import bars
 from isthmus.experiments.personal import cost, paper, people
 from isthmus.experiments.personal.cells import cells, study
-from isthmus.experiments.personal.cells.cells import SCENARIOS, Cell
+from isthmus.experiments.personal.cells.cells import SCENARIOS, Asked, Cell
 from isthmus.experiments.personal.cells.methods import METHODS, named
 from isthmus.experiments.personal.cells.pool import cores
 from isthmus.experiments.personal.cells.study import Part
@@ -54,25 +55,40 @@ def compare_methods(asked: PaperOptions) -> None:
     clips_per_cluster = whole_numbers(asked.clips_per_cluster, "--clips-per-cluster")
     upload_shares = numbers(asked.upload_shares, "--upload-shares")
     listing = read_data(asked.data, asked.layout)
-    opened = _release(
-        asked.release or asked.out / "release", listing, asked.preset, listed(asked.private_actors), asked.private_list
-    )
-    if asked.weights is not None:
-        _train_pretrained(opened, asked.weights, range(asked.seeds), asked.device)
-    split = release_split(opened)
+    groups = read_groups(asked.data, [ref.name for ref in listing.refs])
+    root = asked.release or asked.out / "release"
+    opened = _release(root, listing, groups, asked, listed(asked.private_actors), asked.private_list)
+    clients = _apart(opened, groups)
     choices = paper.Choices(
-        clients=tuple(split.clients),
+        clients=tuple(clients),
         seeds=tuple(range(asked.seeds)),
         scenarios=scenarios,
         ladder=ladder,
         clips_per_cluster=clips_per_cluster,
         upload_shares=upload_shares,
     )
-    folders = study.decoded(opened, listing, dict(split.clients))
-    made = _run([Part(opened, folders, paper.asked(choices))], asked.out, asked.workers, asked.device)
+    parts = _teachers(opened, root, paper.asked(choices), study.decoded(opened, listing, clients), asked.own_teachers)
+    made = _run(parts, asked)
     sizes = bytes_per_clip(opened.recipe.feature_width, opened.recipe.ratios)
     found = paper.sections(made, opened.recipe.classes, sizes, _outputs(asked.out, made))
-    _write(asked.out, "Personalisation by method, client and seed", [opened], listing, made, found, asked.workers)
+    releases = [part.release for part in parts]
+    _write(asked.out, "Personalisation by method, client and seed", releases, listing, made, found, asked.workers)
+
+
+def _teachers(
+    first: Release, root: Path, cells_asked: Sequence[Asked], folders: dict[str, str], own_teachers: bool
+) -> list[Part]:
+    """Return the cells as parts: all of one release, or with ``own_teachers`` those of each seed of its own one.
+
+    The other releases stand beside the first and share its decoded clips.
+    """
+    if not own_teachers:
+        return [Part(first, folders, tuple(cells_asked))]
+    parts = []
+    for seed in sorted({each.seed for each in cells_asked}):
+        release = first if seed == 0 else beside(first, root.with_name(f"{root.name}-{seed}"))
+        parts.append(Part(release, folders, tuple(each for each in cells_asked if each.seed == seed), seed))
+    return parts
 
 
 def leave_people_out(asked: PeopleOptions) -> None:
@@ -88,7 +104,7 @@ def leave_people_out(asked: PeopleOptions) -> None:
     groups = read_groups(asked.data, [ref.name for ref in listing.refs])
     folds = tuple(actors[start : start + asked.together] for start in range(0, len(actors), asked.together))
     plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
-    if trunks is not None:
+    if trunks is not None and asked.student_trunk is None:
         measured = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
         recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
         found = [*ladder_sections(measured.rows), cloud_section(measured.cloud), membership(measured.suspects)]
@@ -97,13 +113,13 @@ def leave_people_out(asked: PeopleOptions) -> None:
     parts = []
     for left_out in folds:
         folder = asked.out / "folds" / "-".join(left_out) / "release"
-        opened = _release(folder, listing, asked.preset, left_out, None)
-        folders = study.decoded(opened, listing, dict(release_split(opened).clients))
+        opened = _release(folder, listing, groups, asked, left_out, None, trunks)
+        folders = study.decoded(opened, listing, _apart(opened, groups))
         cells_asked = tuple(
             each for actor in left_out for each in people.asked(actor, chosen, range(asked.seeds), counts)
         )
         parts.append(Part(opened, folders, cells_asked))
-    made = _run(parts, asked.out, asked.workers, asked.device)
+    made = _run(parts, asked, None if trunks is None else trunks[1])
     found = people.sections(made, chosen, _outputs(asked.out, made))
     releases = [part.release for part in parts]
     rows = []
@@ -144,47 +160,74 @@ def measure_cost(asked: CostOptions) -> None:
 
 
 def _release(
-    root: Path, listing: Listing, preset: str, private_actors: Sequence[str], private_list: Path | None
+    root: Path,
+    listing: Listing,
+    groups: Groups,
+    asked: PaperOptions | PeopleOptions,
+    private_actors: Sequence[str],
+    private_list: Path | None,
+    trunks: FoundTrunks | None = None,
 ) -> Release:
-    """Open the release at ``root``, or begin it if there is none."""
+    """Open the release at ``root``, or begin it if there is none. No recording and no picture of a new one is public
+    and private at once."""
     if (root / "recipe.json").exists():
         return Release.open(root)
     split = choose_split(listing, private_actors=private_actors, private_list=private_list)
-    return begin_release(root, listing, recipe_for(listing, preset), split)
+    student_trunk = asked.student_trunk if isinstance(asked, PeopleOptions) else None
+    recipe = recipe_for(
+        listing,
+        asked.preset,
+        asked.held_out,
+        asked.balance,
+        None if trunks is None else trunks[0],
+        asked.modality_dropout,
+        student_trunk,
+    )
+    for trunk in (recipe.teacher_trunk, recipe.student_trunk):
+        weights_file(asked.weights, trunk)
+    return begin_release(root, listing, recipe, apart(split, groups))
 
 
-def _train_pretrained(opened: Release, folder: Path, seeds: Sequence[int], device: str) -> None:
-    """Train the release's teacher and base students from the weights in ``folder``, unless they are trained.
+def _apart(release: Release, groups: Groups) -> dict[str, tuple[str, ...]]:
+    """Return the clips of each client: one per recording and picture, and none that shares one with a public clip.
 
-    Raises ValueError if the folder lacks the file of a trunk.
+    Clips of another release that break this are left out, and said to be. Raises ValueError if a client has none left.
     """
-    files = {
-        trunk: folder / f"{trunk}.safetensors" for trunk in (opened.recipe.teacher_trunk, opened.recipe.student_trunk)
+    split = release_split(release)
+    one_each = set(groups.distinct(split.private))
+    public = frozenset(made_of for name in split.public for made_of in groups.made_of(name))
+    clients = {
+        client: tuple(name for name in names if name in one_each and not groups.made_of(name) & public)
+        for client, names in split.clients.items()
     }
-    missing = [path.name for path in files.values() if not path.is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}: --weights takes one safetensors file per trunk")
-    target = pick_device(device)
-    if not opened.teacher_path.exists():
-        train_teacher(opened, seed=0, device=target, weights=files[opened.recipe.teacher_trunk])
-    cache_teacher_outputs(opened, target)
-    for seed in seeds:
-        make_student(opened, seed, target, weights=files[opened.recipe.student_trunk])
+    left_out = len(split.private) - sum(map(len, clients.values()))
+    if left_out:
+        _say(f"{left_out} of {len(split.private)} private clips share a recording or a picture with others: left out")
+    empty = [client for client, names in clients.items() if not names]
+    if empty:
+        raise ValueError(
+            f"every clip of {', '.join(empty)} shares a recording or a picture with a public clip: begin a new release"
+        )
+    return clients
 
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _run(parts: Sequence[Part], out: Path, workers: int, device: str) -> list[Cell]:
+def _run(
+    parts: Sequence[Part], asked: PaperOptions | PeopleOptions, trunk_files: tuple[Path, Path] | None = None
+) -> list[Cell]:
     with bars() as progress:
         return study.run(
             parts,
-            out,
-            workers=workers or cores(),
+            asked.out,
+            workers=asked.workers or cores(),
             report=_say,
             progress=progress,
-            device=device,
+            device=asked.device,
+            weights=asked.weights,
+            trunk_files=trunk_files,
         )
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.distill.prepare import begin_release, choose_split
+from isthmus.distill.release import Release
 from isthmus.experiments.cli import app
 from isthmus.experiments.personal.cells import work
 from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
@@ -86,7 +87,14 @@ def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> 
     all_serve = load(folder, Asked("1003", "insensitive", "cluster", 0))
     cluster = load(folder, Asked("1003", "sensitive", "cluster", 0))
     assert all_serve.selection_clips == all_serve.test_clips == 12
-    assert cluster.selected == cluster.rows_sent * 3
+    half = [c for c in made.values() if c["asked"]["scenario"] == "sensitive"]
+    means = {
+        (c["asked"]["method"], c["asked"]["clips_per_cluster"]): (c["selected"], c["steps"])
+        for c in half
+        if c["asked"]["method"] not in ("all", "density-ratio", "own")
+    }
+    assert cluster.selected == 6, "half of 12 clips are two prototypes of three clips each"
+    assert ("cluster", 6) in means and set(means.values()) == {(6, cluster.steps)}
     assert load(folder, Asked("1003", "sensitive", "all", 0)).plain == cluster.before
     on_selection, on_test = load_outputs(folder, cluster.asked)
     assert len(on_selection.labels_N) == cluster.selection_clips
@@ -179,4 +187,39 @@ def test_weights_of_a_trunk_that_are_missing_are_named(data: Path, tmp_path: Pat
     words = ["paper", "--data", data, "--out", tmp_path / "out", "--preset", "tiny", "--weights", tmp_path]
     result = CliRunner().invoke(app, [*map(str, words), "--private-actors", "1003"])
     assert result.exit_code == 1
-    assert "lacks resnet18-quarter.safetensors: --weights takes one safetensors file per trunk" in result.output
+    assert "lacks resnet18-quarter.safetensors: --weights takes one file per trunk" in result.output
+
+
+def test_device_weights_and_seed_reach_every_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "resnet18-quarter-0000.pth"
+    weights.touch()
+    asked: list[tuple[str, Any]] = []
+
+    def seen(name: str) -> Any:
+        def work_of(task: Any) -> str:
+            asked.append((name, task))
+            return name
+
+        return work_of
+
+    for name in ("teach", "make_seed"):
+        monkeypatch.setattr(f"isthmus.experiments.personal.cells.study.{name}", seen(name))
+
+    def no_cell(task: Any) -> str:
+        asked.append(("cell", task))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("isthmus.experiments.personal.cells.study.make_cell", no_cell)
+    words = ["paper", "--data", data, "--out", tmp_path / "out", "--preset", "tiny", "--private-actors", "1003",
+             "--weights", tmp_path, "--device", "cpu:0", "--workers", 1, "--seeds", 2, "--own-teachers",
+             "--balance", "joint", "--modality-dropout", "0.2"]  # fmt: skip
+    CliRunner().invoke(app, [str(word) for word in words])
+    teachers = [task for name, task in asked if name == "teach"]
+    assert [(Path(task.release).name, task.seed) for task in teachers] == [("release", 0), ("release-1", 1)]
+    assert {task.device for _, task in asked} == {"cpu:0"} and [name for name, _ in asked].count("cell") == 1
+    assert {task.weights for name, task in asked if name != "cell"} == {tmp_path}
+    begun = Release.open(tmp_path / "out" / "release-1")
+    assert begun.recipe.teacher.balance == "joint" and begun.recipe.modality_dropout == 0.2
+    assert begun.public.names == Release.open(tmp_path / "out" / "release").public.names

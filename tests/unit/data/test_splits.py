@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from isthmus.data.clip import ClipRef, Damage, Listing
+from isthmus.data.groups import Groups, read_groups
 from isthmus.data.layouts.crema_d import CLASSES
-from isthmus.data.splits import Split, by_actor, by_class, latency_halves, published, stratified
+from isthmus.data.layouts.listing import read_listing
+from isthmus.data.splits import Split, apart, by_actor, by_class, latency_halves, published, stratified
 
 CREMA_D_COUNTS = (1087, 1271, 1271, 1271, 1271, 1271)
 
@@ -57,6 +59,26 @@ def test_by_actor_makes_a_client_of_every_private_person() -> None:
 def test_by_actor_refuses(actors: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         by_actor(_listing((2, 2, 2, 2, 2, 2), actors=2), actors)
+
+
+def test_nothing_is_on_two_sides_of_a_split_that_is_kept_apart() -> None:
+    made_of = {"a": {"r1", "f1"}, "b": {"r1", "f2"}, "c": {"r2", "f3"}, "d": {"r2", "f4"}, "e": {"r3", "f1"}}
+    groups = Groups({name: frozenset(parts) for name, parts in made_of.items()})
+    split = apart(Split("by-class", ("d", "e", "f"), {"one": ("a", "b"), "two": ("c",)}), groups)
+    assert split == Split("by-class", ("f",), {"one": ("a",), "two": ("c",)}), "f is in no group"
+    with pytest.raises(ValueError, match="no clip is left for the public side"):
+        apart(Split("by-class", ("d",), {"two": ("c",)}), groups)
+
+
+def test_emopair_can_be_split_without_leaks(emopair: Path) -> None:
+    listing = read_listing(emopair)
+    groups = read_groups(emopair, [ref.name for ref in listing.refs])
+    split = apart(by_class(listing), groups)
+    private = [made_of for name in split.private for made_of in groups.made_of(name)]
+    public = {made_of for name in split.public for made_of in groups.made_of(name)}
+    assert len(private) == len(set(private)) == 2 * len(split.private), "one clip per recording and per picture"
+    assert not public & set(private)
+    assert len(split.private) > 60 and len(split.public) > 400
 
 
 def test_by_class_takes_given_names_and_groups() -> None:

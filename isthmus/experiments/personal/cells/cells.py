@@ -51,6 +51,9 @@ class Cell:
     ``masks_read``: the same, with the habits of the selection clips applied (these have both modalities); empty if the
     heads' class shares are not known.
     ``overlap``: Jaccard index of each round's selection with that of the round before.
+    ``steps``: gradient steps of distillation.
+    ``offset_before`` and ``offset``: the base student and this one as a device answers that has learned its user from
+    the selection clips, without labels; None if the client is not one person, or the public clips name too few people.
     """
 
     asked: Asked
@@ -72,6 +75,9 @@ class Cell:
     losses: Sequence[float]
     masks: Mapping[str, float]
     masks_read: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+    offset_before: float | None = None
+    offset: float | None = None
 
     @property
     def plain(self) -> float:

@@ -49,6 +49,9 @@ METHODS: Final[Mapping[str, Method]] = {
     "random": Method(Sent.PROTOTYPES, "random", "as many public clips, at random", control=True),
     "select": Method(Sent.PROBABILITIES, "cosine", "the paper's Select: cosine to each clip's probabilities"),
     "cluster": Method(Sent.PROTOTYPES, "cosine", "the paper's Cluster: cosine to each prototype in turn"),
+    "cluster-whole": Method(
+        Sent.PROTOTYPES, "cosine", "cluster, heads and compressors on all public clips, as for AVE", heads_on="all"
+    ),
     "round-robin": Method(Sent.PROTOTYPES, "round_robin", "prototypes take turns"),
     "quota": Method(Sent.PROTOTYPES, "quota", "class quotas by prior matching, nearest inside each class"),
     "transport": Method(Sent.PROTOTYPES, "transport", "optimal transport from prototypes weighted by size"),

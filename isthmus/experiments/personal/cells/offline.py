@@ -1,5 +1,6 @@
 """Both halves of one personalisation in one process, with the functions that device and cloud use."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from isthmus.distill.selection import Selection, Strategy, Wanted, class_oracle
 from isthmus.distill.student.evaluate import StudentOutputs, student_outputs
 from isthmus.distill.student.personalise import distil_round, select_round, train_heads
 from isthmus.distill.student.settling import overlap, settled
+from isthmus.distill.training.loop import EpochReport, OnEpoch
 from isthmus.distill.training.teacher_cache import TeacherOutputs, encode_clips, evaluation_mean, head_probabilities
 from isthmus.edge.own_clips.prototypes import each_clip, make_prototypes
 from isthmus.experiments.personal.cells.methods import Method, Sent
@@ -30,7 +32,7 @@ STAGES: Final = ("prototypes", "select", "distil", "heads")
 @dataclass
 class Trace:
     """Record of one personalisation. ``stage_s``: wall seconds by stage. ``compute_s``: processor seconds of this
-    process by stage. ``losses``: per epoch of distillation.
+    process by stage. ``losses``: per epoch of distillation. ``steps``: gradient steps of distillation.
 
     ``selections``: one per round. ``sent``: the upload of the last round.
     """
@@ -38,6 +40,7 @@ class Trace:
     stage_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     compute_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     losses: list[float] = field(default_factory=list)
+    steps: int = 0
     selections: list[Selection] = field(default_factory=list)
     sent: Prototypes | None = None
     upload_bytes: int = 0
@@ -59,6 +62,16 @@ class Trace:
             for before, after in zip(self.selections, self.selections[1:], strict=False)
         )
 
+    def on_epoch(self, clips: int, release: Release) -> OnEpoch:
+        """Return a watcher of distillation on ``clips`` clips."""
+        steps = steps_per_epoch(clips, release.recipe.personalise.train.batch_size)
+
+        def watch(report: EpochReport) -> None:
+            self.losses.append(report.loss)
+            self.steps += steps
+
+        return watch
+
     def settled(self, threshold: float | None) -> bool:
         """Return whether the last two selections overlap by at least ``threshold``. None: never."""
         if threshold is None or len(self.selections) < 2:
@@ -68,11 +81,17 @@ class Trace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a cell changes in the recipe. ``rounds`` 0: the recipe's number."""
+    """What a cell changes in the recipe. ``rounds`` 0: the recipe's number.
+
+    ``picks`` is the number of public clips that every method picks, whatever its number of rows; 0: the recipe's number
+    per row. With ``picks``, methods that cannot pick so many, or weight more, train for other numbers of epochs: as
+    many gradient steps as the others, or as near as whole epochs come.
+    """
 
     seed: int
     clips_per_cluster: int = 3
     rounds: int = 0
+    picks: int = 0
 
 
 def personalise(
@@ -88,8 +107,9 @@ def personalise(
     """Make one student for the person of ``clips`` (Alg. 7 and 8), starting from ``start``.
 
     ``method`` must send something; AllDistill, where all methods start, needs no personalisation. Only the controls
-    ``oracle`` and ``own`` read the labels of ``clips``. All selecting methods take about the same number of public
-    clips: n per prototype, or n divided by the clips per cluster for each clip.
+    ``oracle`` and ``own`` read the labels of ``clips``. Methods take equal numbers of public clips and of gradient
+    steps if ``setting.picks`` says how many. Otherwise the numbers are about the same: n per prototype, or n divided by
+    the clips per cluster for each clip.
 
     Raises TrainingDiverged, CheckpointError, BadPrototypes (too few clips), ValueError.
     """
@@ -107,6 +127,8 @@ def personalise(
             trace.upload_bytes += prototypes_to_pb(trace.sent).ByteSize()
         with trace.timed("select"):
             trace.selections.append(_select(release, clips, method, trace.sent, setting, number))
+        if number == 0:
+            release = at_equal_steps(release, len(trace.selections[0]), setting.picks)
         # As in the cloud: if the selection has settled, this round is the last and trains the remaining epochs.
         last = trace.settled(release.recipe.personalise.settled_at)
         with trace.timed("distil"):
@@ -117,7 +139,7 @@ def personalise(
                 rounds=rounds,
                 seed=setting.seed,
                 checkpoint=work_dir / "checkpoint.safetensors",
-                on_epoch=lambda report: trace.losses.append(report.loss),
+                on_epoch=trace.on_epoch(len(trace.selections[-1]), release),
                 start=start,
                 device=device,
             )
@@ -126,6 +148,30 @@ def personalise(
     with trace.timed("heads"):
         heads = train_heads(release, student, trace.selections[-1], seed=setting.seed, device=device)
     return student, heads, trace
+
+
+def steps_per_epoch(clips: int, batch_size: int) -> int:
+    """Return the gradient steps of one epoch. A last batch of a single clip is left out (``loop.fit``)."""
+    whole, rest = divmod(clips, batch_size)
+    return max(1, whole + (rest > 1))
+
+
+def at_equal_steps(release: Release, clips: int, picks: int) -> Release:
+    """Return the release with as many epochs for ``clips`` clips as give the gradient steps of ``picks`` clips.
+
+    The schedule of the learning rate stretches with the epochs. There is at least one epoch per round. ``picks`` 0
+    changes nothing.
+    """
+    config = release.recipe.personalise
+    train = config.train
+    if not picks or clips == 0:
+        return release
+    steps = train.epochs * steps_per_epoch(picks, train.batch_size)
+    epochs = max(config.rounds, round(steps / steps_per_epoch(clips, train.batch_size)))
+    if epochs == train.epochs:
+        return release
+    changed = dataclasses.replace(config, train=dataclasses.replace(train, epochs=epochs))
+    return release.under(dataclasses.replace(release.recipe, personalise=changed))
 
 
 def upload(outputs: StudentOutputs, sent: Sent, release: Release, setting: Setting) -> Prototypes:
@@ -146,12 +192,14 @@ def _select(
 ) -> Selection:
     config = release.recipe.personalise
     samples_per_row = config.samples_per_row
-    if sent.mode is UploadMode.PROBABILITIES:
+    if setting.picks:
+        samples_per_row = -(-setting.picks // len(sent.values_KC))
+    elif sent.mode is UploadMode.PROBABILITIES:
         samples_per_row = max(1, round(samples_per_row / config.clips_per_cluster))
     strategy: str | Strategy = method.strategy
     if method.sent is Sent.LABELS:
         strategy = class_oracle(np.bincount(clips.labels_N, minlength=len(release.recipe.classes)).astype(np.int64))
-    return select_round(
+    found = select_round(
         release,
         Wanted(sent.values_KC, sent.sizes_K, sent.features_KE),
         round=number,
@@ -159,6 +207,16 @@ def _select(
         strategy=strategy,
         samples_per_row=samples_per_row,
     )
+    return found if found.weighted or not setting.picks else cut(found, setting.picks, samples_per_row)
+
+
+def cut(found: Selection, picks: int, samples_per_row: int) -> Selection:
+    """Return the first ``picks`` clips of a hard pick: the nearest of every row, then the second nearest, and so on.
+
+    Strategies that do not take row by row lose clips spread over the whole pick.
+    """
+    turns_S = np.argsort(np.arange(len(found)) % samples_per_row, kind="stable")[:picks]
+    return Selection.of(found.indices_S[np.sort(turns_S)], found.notes)
 
 
 def _own(
@@ -174,7 +232,9 @@ def _own(
     teacher = release.teacher
     audio_ND, visual_NKD = encode_clips(teacher.encoders, clips, device)
     taught_NC = head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, clips))
-    own = release.over(clips, TeacherOutputs(audio_ND, visual_NKD, taught_NC))
+    own = at_equal_steps(release, len(clips), setting.picks).over(
+        clips, TeacherOutputs(audio_ND, visual_NKD, taught_NC)
+    )
     everything = Selection.whole(len(clips))
     with trace.timed("distil"):
         student = distil_round(
@@ -184,7 +244,7 @@ def _own(
             rounds=1,
             seed=setting.seed,
             checkpoint=work_dir / "checkpoint.safetensors",
-            on_epoch=lambda report: trace.losses.append(report.loss),
+            on_epoch=trace.on_epoch(len(clips), own),
             start=start,
             device=device,
         )

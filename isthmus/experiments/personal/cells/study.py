@@ -18,11 +18,13 @@ from isthmus.experiments.personal.cells.work import CellTask, StudentTask, Teach
 
 @dataclass(frozen=True)
 class Part:
-    """Cells of one release. ``clients``: name -> folder with all decoded clips of the client."""
+    """Cells of one release. ``clients``: name -> folder with all decoded clips of the client. ``teacher_seed`` is that
+    of a teacher that is still to be trained."""
 
     release: Release
     clients: dict[str, str]
     asked: tuple[Asked, ...]
+    teacher_seed: int = 0
 
 
 def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ...]]) -> dict[str, str]:
@@ -34,17 +36,32 @@ def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ..
 
 
 def run(
-    parts: Sequence[Part], out: Path, *, workers: int, report: Report, progress: Progress | None, device: str = "cpu"
+    parts: Sequence[Part],
+    out: Path,
+    *,
+    workers: int,
+    report: Report,
+    progress: Progress | None,
+    device: str = "cpu",
+    weights: Path | None = None,
+    trunk_files: tuple[Path, Path] | None = None,
 ) -> list[Cell]:
     """Make the missing teachers, then students, then cells, and return the cells in the order asked for.
 
-    Raises CellsFailed if some could not be made.
+    ``weights`` are ImageNet weights for new teachers and students, ``trunk_files`` those of the recipes' pretrained
+    trunks. Raises CellsFailed if some could not be made.
     """
     everywhere = partial(run_all, workers=workers, report=report, progress=progress)
-    untaught = [TeachTask(str(part.release.root), 0) for part in parts if not part.release.teacher_path.exists()]
+    untaught = [
+        TeachTask(str(part.release.root), part.teacher_seed, device, weights, trunk_files)
+        for part in parts
+        if not part.release.teacher_path.exists()
+    ]
     everywhere(teach, untaught, what="teachers")
     seeds = {(str(part.release.root), asked.seed) for part in parts for asked in part.asked}
-    wanted = [StudentTask(root, seed) for root, seed in sorted(seeds) if not _has_student(Path(root), seed)]
+    wanted = [
+        StudentTask(root, seed, device, weights) for root, seed in sorted(seeds) if not _has_student(Path(root), seed)
+    ]
     everywhere(make_seed, wanted, what="base students")
     tasks = [
         CellTask(

@@ -1,6 +1,8 @@
 """The work of one process in a study: make a cell, or the student and heads that all cells of a seed start from."""
 
+import dataclasses
 import functools
+import math
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -9,26 +11,25 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.splits import latency_halves
 from isthmus.distill.models.heads import HeadBank
-from isthmus.distill.models.trunk import EncoderPair
+from isthmus.distill.models.trunk import EncoderPair, weights_file
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.base import base_heads, make_base, make_student
 from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, student_outputs
 from isthmus.distill.student.measure import head_shares
 from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
+from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean, head_probabilities
 from isthmus.edge.own_clips.habits import learn
-from isthmus.experiments.personal.cells import cells, measure
+from isthmus.experiments.personal.cells import cells, measure, offset
 from isthmus.experiments.personal.cells.cells import Asked, Cell, Outputs
 from isthmus.experiments.personal.cells.methods import METHODS, Sent
 from isthmus.experiments.personal.cells.offline import Setting, Trace, personalise
-
-CPU = torch.device("cpu")
+from isthmus.proto.person import Centred
 
 Labels = npt.NDArray[np.int64]
 
@@ -42,6 +43,11 @@ class TeachTask:
 
     release: str
     seed: int
+    device: str = "cpu"
+    weights: Path | None = None
+    """ImageNet weights, as ``weights_file`` takes them."""
+    trunk_files: tuple[Path, Path] | None = None
+    """The files of the recipe's pretrained trunks."""
 
     def __str__(self) -> str:
         return f"the teacher of {self.release}"
@@ -53,6 +59,8 @@ class StudentTask:
 
     release: str
     seed: int
+    device: str = "cpu"
+    weights: Path | None = None
 
     def __str__(self) -> str:
         return f"student {self.seed} of {self.release}"
@@ -74,19 +82,21 @@ class CellTask:
 
 
 def teach(task: TeachTask) -> str:
-    release = Release.open(Path(task.release))
+    release, device = Release.open(Path(task.release)), pick_device(task.device)
     if not release.teacher_path.exists():
-        train_teacher(release, seed=task.seed, device=CPU)
-    cache_teacher_outputs(release, CPU)
+        weights = weights_file(task.weights, release.recipe.teacher_trunk)
+        train_teacher(release, seed=task.seed, device=device, weights=weights, trunks=task.trunk_files)
+    cache_teacher_outputs(release, device)
     return f"teacher: {release.teacher_path}"
 
 
 def make_seed(task: StudentTask) -> str:
-    release = _release(task.release)
-    make_student(release, task.seed, CPU)
-    base_heads(release, task.seed, CPU)
+    release, device = _release(task.release), pick_device(task.device)
+    weights = None if release.recipe.shares_encoders else weights_file(task.weights, release.recipe.student_trunk)
+    make_student(release, task.seed, device, weights=weights)
+    base_heads(release, task.seed, device)
     if task.seed == 0:
-        make_base(release, CPU)
+        make_base(release, device)
     return f"AllDistill student of seed {task.seed}: {release.student_path(task.seed)}"
 
 
@@ -103,11 +113,11 @@ def make_cell(task: CellTask) -> str:
 
 
 def _make_cell(task: CellTask, folder: Path) -> None:
-    asked, device = task.asked, torch.device(task.device)
+    asked, device = task.asked, pick_device(task.device)
     release, everyone = _release(task.release), _clips(task.clips)
     chosen, tested = halves(everyone, asked)
     selection_clips, test_clips = everyone.subset(chosen), everyone.subset(tested)
-    start, start_heads = _base(task.release, asked.seed)
+    start, start_heads = _base(task.release, asked.seed, task.device)
     method = METHODS[asked.method]
     work_dir = Path(task.work) / asked.name
     student, heads, trace = start, start_heads, Trace(selections=[Selection.whole(len(release.public.names))])
@@ -116,7 +126,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
             release,
             selection_clips,
             method,
-            Setting(asked.seed, asked.clips_per_cluster),
+            Setting(asked.seed, asked.clips_per_cluster, picks=picks_of(release, everyone, asked)),
             start=start,
             work_dir=work_dir,
             device=device,
@@ -124,14 +134,9 @@ def _make_cell(task: CellTask, folder: Path) -> None:
     labels_T = np.asarray(test_clips.labels_N)
     after = student_outputs(student, release.teacher_head, test_clips, device)
     before = _before(task.release, task.clips, asked.seed, task.device)
+    after_selection = student_outputs(student, release.teacher_head, selection_clips, device)
     on_test = _both(before.only(tested), start_heads, after, heads, labels_T)
-    on_selection = _both(
-        before.only(chosen),
-        start_heads,
-        student_outputs(student, release.teacher_head, selection_clips, device),
-        heads,
-        np.asarray(selection_clips.labels_N),
-    )
+    on_selection = _both(before.only(chosen), start_heads, after_selection, heads, np.asarray(selection_clips.labels_N))
     last = trace.selections[-1] if trace.selections else None
     everything = Selection.whole(len(release.public.names))
     shares_C = head_shares(release, everything) if method.heads_on == "all" else ()
@@ -144,7 +149,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         before=accuracy(on_test.old_local_NC, labels_T),
         accuracy=measure.accuracy_on_the_wire(heads, after, labels_T),
         teacher_head=accuracy(after.probabilities_NC, labels_T),
-        teacher=accuracy(_teacher(task.release, task.clips)[tested], labels_T),
+        teacher=accuracy(_teacher(task.release, task.clips, task.device)[tested], labels_T),
         selected=len(last) if last is not None else 0,
         selected_per_class=measure.per_class(release, trace),
         effective_samples=last.effective_size if last is not None else 0.0,
@@ -157,9 +162,29 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         losses=tuple(trace.losses),
         masks=measure.accuracy_by_mask(heads, after, labels_T),
         masks_read=measure.accuracy_by_mask(heads, after, labels_T, habits) if habits is not None else {},
+        steps=trace.steps,
     )
+    if offset.can_be_measured(release, everyone):
+        of_base = _person_model(task.release, asked.seed, task.device)
+        made = of_base
+        if student is not start:
+            made = offset.person_model(release, encode_clips(student, release.public, device))
+        if made is not None and of_base is not None:
+            cell = dataclasses.replace(
+                cell,
+                offset_before=offset.accuracy_with_offset(of_base, before.only(chosen), before.only(tested), labels_T),
+                offset=offset.accuracy_with_offset(made, after_selection, after, labels_T),
+            )
     cells.save(folder, cell, on_selection, on_test)
     shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def picks_of(release: Release, everyone: ClipArrays, asked: Asked) -> int:
+    """Return the number of public clips that every method picks for a client: the recipe's number per prototype, for
+    as many prototypes as all selection clips give at the usual clips per cluster, whatever the cell uploads."""
+    chosen, _ = halves(everyone, dataclasses.replace(asked, upload_share=1.0))
+    config = release.recipe.personalise
+    return min(math.ceil(len(chosen) / config.clips_per_cluster) * config.samples_per_row, len(release.public))
 
 
 def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
@@ -216,20 +241,27 @@ def _clips(folder: str) -> ClipArrays:
 
 
 @functools.lru_cache(maxsize=4)
-def _base(release: str, seed: int) -> tuple[EncoderPair, HeadBank]:
-    return _release(release).student(seed), base_heads(_release(release), seed, CPU)
+def _base(release: str, seed: int, device: str) -> tuple[EncoderPair, HeadBank]:
+    return _release(release).student(seed), base_heads(_release(release), seed, pick_device(device))
+
+
+@functools.lru_cache(maxsize=4)
+def _person_model(release: str, seed: int, device: str) -> Centred | None:
+    """Return the person model of the base student of a seed: the same for every method and client."""
+    opened = _release(release)
+    return offset.person_model(opened, encode_clips(opened.student(seed), opened.public, pick_device(device)))
 
 
 @functools.lru_cache(maxsize=8)
 def _before(release: str, clips: str, seed: int, device: str) -> StudentOutputs:
     """Return the base student's outputs on all clips of a client: the same for every method."""
     opened = _release(release)
-    return student_outputs(opened.student(seed), opened.teacher_head, _clips(clips), torch.device(device))
+    return student_outputs(opened.student(seed), opened.teacher_head, _clips(clips), pick_device(device))
 
 
 @functools.lru_cache(maxsize=8)
-def _teacher(release: str, clips: str) -> npt.NDArray[np.float32]:
+def _teacher(release: str, clips: str, device: str) -> npt.NDArray[np.float32]:
     """Return the teacher's probabilities on all clips of a client."""
     teacher, everyone = _release(release).teacher, _clips(clips)
-    audio_ND, visual_NKD = encode_clips(teacher.encoders, everyone, CPU)
+    audio_ND, visual_NKD = encode_clips(teacher.encoders, everyone, pick_device(device))
     return head_probabilities(teacher.head, audio_ND, evaluation_mean(visual_NKD, everyone))

@@ -66,11 +66,13 @@ def accuracy_by_method(cells: Sequence[Cell], scenario: str, title: str) -> Tabl
     return Table(title, header, tuple(rows), "Accuracy in % at ratio 1 in fp32, mean ± standard deviation over seeds.")
 
 
-def differences(cells: Sequence[Cell], scenario: str, against: Sequence[str], title: str) -> Table:
+def differences(
+    cells: Sequence[Cell], scenario: str, against: Sequence[str], title: str, value: Value = plain
+) -> Table:
     """Return the difference of each method to each of ``against``, paired over client and seed."""
     own = pick(cells, scenario=scenario)
     of_method = {
-        method: {(c.asked.client, c.asked.seed): c.plain for c in pick(own, method=method)}
+        method: {(c.asked.client, c.asked.seed): value(c) for c in pick(own, method=method)}
         for method in in_order(c.asked.method for c in own)
     }
     present = [method for method in against if method in of_method]
@@ -184,18 +186,104 @@ def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Ma
 
 
 def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
-    """Return figures 5.12 and 5.13 as a table: accuracy by a setting of the upload."""
+    """Return figures 5.12 and 5.13 as a table: accuracy by a setting of the upload, by both heads."""
     values = sorted({getattr(c.asked, key) for c in cells})
     clients = in_order(c.asked.client for c in cells)
+    rows = []
+    for value in values:
+        own = pick(cells, **{key: value})
+        means = (spread([float(number) for number in numbers]).mean for numbers in (
+            [c.rows_sent for c in own], [c.selected for c in own], [c.steps for c in own],
+        ))  # fmt: skip
+        rows.append(
+            (
+                f"{value:g}",
+                *(f"{mean:.0f}" for mean in means),
+                *(
+                    percent([read(c) for c in pick(own, client=client)])
+                    for read in (plain, teacher_head)
+                    for client in clients
+                ),
+            )
+        )
+    heads = tuple(f"{client}, {head}" for head in ("own head", "teacher's head") for client in clients)
+    note = "Means over cells; accuracy in %, mean ± standard deviation over seeds."
+    return Table(title, (name, "rows sent", "selected", "steps", *heads), tuple(rows), note)
+
+
+def with_offset(cells: Sequence[Cell], title: str) -> Table:
+    """Return each method before and after the device learned its user, and against the base student that did so.
+
+    Differences are over clients, whose seeds are averaged first. ``cells`` all have an offset.
+    """
+
+    def means(value: Value, method: str) -> dict[str, float]:
+        return by_group({(c.asked.client, c.asked.seed): value(c) for c in pick(cells, method=method)})
+
+    rows = []
+    for method in in_order(c.asked.method for c in cells):
+        plainly, after, base = means(teacher_head, method), means(_offset, method), means(_offset_before, method)
+        rows.append(
+            (
+                method,
+                f"{100 * sum(plainly.values()) / len(plainly):.1f}",
+                f"{100 * sum(after.values()) / len(after):.1f}",
+                points(difference(after, plainly)),
+                points(difference(after, base)),
+            )
+        )
+    note = (
+        f"{len({c.asked.client for c in cells})} people. Accuracy in % by the teacher's head, and with the user's "
+        "offset, which the device learned from the selection clips without labels. Differences in points, mean ± "
+        "standard error over people, bold beyond two of them."
+    )
+    header = ("method", "before the offset", "after it", "after less before", "less the base student after it")
+    return Table(title, header, tuple(rows), note)
+
+
+def _offset(cell: Cell) -> float:
+    assert cell.offset is not None
+    return cell.offset
+
+
+def _offset_before(cell: Cell) -> float:
+    assert cell.offset_before is not None
+    return cell.offset_before
+
+
+def premise(base: Sequence[Cell], title: str) -> Table:
+    """Return the teacher beside its base student on the same clips: distillation needs a teacher that is better.
+
+    ``base`` are cells of the method ``all``, whose student is the base student.
+    """
+    by_teacher, by_student = (
+        by_group({(c.asked.client, c.asked.seed): value(c) for c in base}) for value in (_teacher, teacher_head)
+    )
     rows = [
         (
-            f"{value:g}",
-            f"{spread([float(c.rows_sent) for c in pick(cells, **{key: value})]).mean:.0f}",
-            *(percent([c.plain for c in pick(cells, client=client, **{key: value})]) for client in clients),
+            client,
+            f"{100 * by_teacher[client]:.1f}",
+            f"{100 * by_student[client]:.1f}",
+            f"{100 * (by_teacher[client] - by_student[client]):+.1f}",
         )
-        for value in values
+        for client in by_teacher
     ]
-    return Table(title, (name, "rows sent (mean)", *clients), tuple(rows))
+    gap = difference(by_teacher, by_student)
+    shares = (f"{100 * sum(each.values()) / len(each):.1f}" for each in (by_teacher, by_student))
+    rows.append(("mean", *shares, points(gap)))
+    said = (
+        "The teacher is above its student: the premise of distillation holds."
+        if gap.mean > 0 and gap.beyond_noise
+        else "The teacher is not above its student beyond noise: **the premise of distillation fails here**. A method "
+        "that follows the teacher has little to gain."
+    )
+    header = ("client", "teacher, %", "base student, %", "teacher less student")
+    note = f"{said} Both by the teacher's head, seeds averaged; the mean with its standard error over clients."
+    return Table(title, header, tuple(rows), note)
+
+
+def _teacher(cell: Cell) -> float:
+    return cell.teacher
 
 
 def cost(cells: Sequence[Cell], title: str) -> Table:
@@ -209,6 +297,7 @@ def cost(cells: Sequence[Cell], title: str) -> Table:
                 method,
                 f"{spread([float(c.selected) for c in own]).mean:.0f}",
                 f"{spread([c.effective_samples for c in own]).mean:.0f}",
+                f"{spread([float(c.steps) for c in own]).mean:.0f}",
                 f"{spread([float(c.upload_bytes) for c in own]).mean:.0f}",
                 _mean_or_blank([c.overlap[-1] for c in own if c.overlap], "{:.2f}"),
                 _mean_or_blank([c.a_distance["public"] for c in own if "public" in c.a_distance], "{:.2f}"),
@@ -217,11 +306,21 @@ def cost(cells: Sequence[Cell], title: str) -> Table:
             )
         )
     stages = tuple(f"{stage}, s" for stage in cells[0].stage_s)
-    header = ("method", "selected", "effective", "bytes up", "overlap", "A-dist. public", "A-dist. selection", *stages)
+    header = (
+        "method",
+        "selected",
+        "effective",
+        "steps",
+        "bytes up",
+        "overlap",
+        "A-dist. public",
+        "A-dist. selection",
+        *stages,
+    )
     note = (
-        "Means over cells. Effective: Kish's sample size of the weights. Overlap: Jaccard index of the last two "
-        "rounds' selections. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all public clips and to the "
-        "selection."
+        "Means over cells. Effective: Kish's sample size of the weights. Steps: of gradient descent. Overlap: Jaccard "
+        "index of the last two rounds' selections. A-dist.: proxy A-distance (0 alike, 2 apart) of the upload to all "
+        "public clips and to the selection."
     )
     return Table(title, header, tuple(rows), note)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isthmus.distill.models.heads import FusionHead, HeadBank
-from isthmus.distill.models.trunk import Encoder, EncoderPair
+from isthmus.distill.models.trunk import Encoder, EncoderPair, weights_file
 from isthmus.distill.training.losses import classification_loss, feature_distillation_loss
 from isthmus.proto.messages import compressed_width
 
@@ -119,6 +119,18 @@ def test_imagenet_weights_come_from_a_file_with_conv1_averaged_over_rgb(tmp_path
     torch.testing.assert_close(mono.trunk.state_dict()["conv1.weight"], expected)
     with pytest.raises(ValueError, match="does not hold torchvision's resnet50"):
         Encoder("resnet50", 3, 512, neck=True, weights=tmp_path / "resnet18.safetensors")
+    torch.save(source.trunk.state_dict(), tmp_path / "resnet34-0000.pth")
+    assert weights_file(tmp_path, "resnet18") == tmp_path / "resnet18.safetensors"
+    assert weights_file(None, "resnet18") is None
+    theirs = weights_file(tmp_path, "resnet34")
+    assert theirs is not None and weights_file(theirs, "resnet18") == theirs
+    same = Encoder("resnet18", 3, 512, neck=False, weights=theirs)
+    torch.testing.assert_close(same.trunk.state_dict(), source.trunk.state_dict())
+    with pytest.raises(ValueError, match=r"lacks resnet50\.safetensors: --weights takes one file per trunk"):
+        weights_file(tmp_path, "resnet50")
+    theirs.write_bytes(theirs.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"resnet34-0000\.pth is not a file of weights, or is damaged"):
+        Encoder("resnet18", 3, 512, neck=False, weights=theirs)
     (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="git lfs pull"):
         Encoder("resnet18", 3, 512, neck=False, weights=tmp_path / "pointer.safetensors")

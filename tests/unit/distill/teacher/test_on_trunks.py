@@ -14,11 +14,44 @@ from isthmus.distill.release import Release
 from isthmus.distill.student.export import export_student
 from isthmus.distill.student.personalise import all_distill
 from isthmus.distill.teacher.on_trunks import principal_neck
-from isthmus.distill.teacher.teach import train_teacher
+from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
 from tests.rigs.distill.release import tiny_recipe
 from tests.rigs.distill.trunks import random_trunks
 
 CPU = torch.device("cpu")
+
+
+def _short(recipe: Recipe) -> Recipe:
+    """Return the recipe for clips of two small frames and a tenth of a second."""
+    return dataclasses.replace(
+        recipe,
+        input=dataclasses.replace(
+            recipe.input,
+            duration_s=0.1,
+            spectrogram_columns=8,
+            frame_px=64,
+            stored_px=64,
+            frames_stored=2,
+            frames_used=2,
+        ),
+    )
+
+
+def _noise(recipe: Recipe, clips: int) -> ClipArrays:
+    """Return random clips of three classes and people of six clips each."""
+    rng = np.random.default_rng(0)
+    return ClipArrays(
+        names=tuple(f"clip{n}" for n in range(clips)),
+        labels_N=np.arange(clips) % 3,
+        actors=tuple(f"person{n // 6}" for n in range(clips)),
+        keys=tuple(map(str, range(clips))),
+        spectrograms_NFT=rng.uniform(size=(clips, 40, 8)).astype(np.float32),
+        frames_NKHWC=rng.integers(256, size=(clips, 2, 64, 64, 3), dtype=np.uint8),
+        spec=recipe.input,
+        classes=recipe.classes,
+        skipped=(),
+        source=None,
+    )
 
 
 def test_the_neck_keeps_distances_and_spreads_them_evenly() -> None:
@@ -42,35 +75,10 @@ def test_the_neck_of_few_clips_is_padded() -> None:
 
 def test_a_release_on_trunks(tmp_path: Path) -> None:
     trunks, files = random_trunks(tmp_path)
-    recipe = on_trunks(tiny_recipe(), *trunks)
-    recipe = dataclasses.replace(
-        recipe,
-        input=dataclasses.replace(
-            recipe.input,
-            duration_s=0.1,
-            spectrogram_columns=8,
-            frame_px=64,
-            stored_px=64,
-            frames_stored=2,
-            frames_used=2,
-        ),
-    )
+    recipe = _short(on_trunks(tiny_recipe(), *trunks))
     assert Recipe.from_json(recipe.to_json()) == recipe
-    clips = 18
-    rng = np.random.default_rng(0)
     release = Release(tmp_path / "release", recipe)
-    vars(release)["public"] = ClipArrays(
-        names=tuple(f"clip{n}" for n in range(clips)),
-        labels_N=np.arange(clips) % 3,
-        actors=tuple(f"person{n // 6}" for n in range(clips)),
-        keys=tuple(map(str, range(clips))),
-        spectrograms_NFT=rng.uniform(size=(clips, 40, 8)).astype(np.float32),
-        frames_NKHWC=rng.integers(256, size=(clips, 2, 64, 64, 3), dtype=np.uint8),
-        spec=recipe.input,
-        classes=recipe.classes,
-        skipped=(),
-        source=None,
-    )
+    vars(release)["public"] = _noise(recipe, 18)
     with pytest.raises(ValueError, match="give --sound-trunk and --picture-trunk"):
         train_teacher(release, seed=0, device=CPU)
     assert train_teacher(release, seed=0, device=CPU, trunks=files) == {}
@@ -80,3 +88,17 @@ def test_a_release_on_trunks(tmp_path: Path) -> None:
     torch.testing.assert_close(student.audio(sound), release.teacher.encoders.audio(sound))
     written = export_student(release, student, None, tmp_path / "student")
     assert [path.name for path in written] == ["audio_encoder.onnx", "teacher_head.onnx", "visual_encoder.onnx"]
+
+
+def test_a_student_of_its_own_has_features_of_both_signs(tmp_path: Path) -> None:
+    trunks, files = random_trunks(tmp_path)
+    recipe = on_trunks(tiny_recipe(), *trunks, student_trunk="resnet18-quarter")
+    assert Recipe.from_json(recipe.to_json()) == recipe and not recipe.shares_encoders
+    release = Release(tmp_path / "release", _short(recipe))
+    vars(release)["public"] = _noise(release.recipe, 12)
+    train_teacher(release, seed=0, device=CPU, trunks=files)
+    cache_teacher_outputs(release, CPU)
+    student = all_distill(release, seed=0)
+    features_BD = student.audio(torch.rand(4, 40, 8))
+    assert features_BD.shape == (4, recipe.feature_width)
+    assert (features_BD < 0).any() and (features_BD > 0).any()

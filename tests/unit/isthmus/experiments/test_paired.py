@@ -49,6 +49,27 @@ def test_both_heads_are_read_and_people_are_the_units() -> None:
     assert made.note.startswith("2 clients")
 
 
+@pytest.mark.parametrize(("taught", "holds"), [(0.5, True), (0.7, False)])
+def test_a_teacher_that_is_not_above_its_student_is_said_to_fail_the_premise(taught: float, holds: bool) -> None:
+    cells = [cell(client, "all", seed, 0.5, teacher_head=taught) for client in "ab" for seed in (0, 1)]
+    made = tables.premise(cells, "Premise")
+    assert made.rows[0] == ("a", "60.0", f"{100 * taught:.1f}", f"{60 - 100 * taught:+.1f}")
+    assert ("the premise of distillation holds" in made.note) == holds
+    assert ("**the premise of distillation fails here**" in made.note) != holds
+
+
+def test_distillation_is_compared_before_and_after_the_offset() -> None:
+    cells = [
+        cell(client, method, seed, 0.5, teacher_head=0.4 + more, offset_before=0.6, offset=0.6 + more)
+        for client, more in (("a", 0.1), ("b", 0.2))
+        for seed in (0, 1)
+        for method in ("all", "cluster")
+    ]
+    made = tables.with_offset(cells, "Offset")
+    assert made.rows[1] == ("cluster", "55.0", "75.0", "**+20.0 ± 0.0**", "**+15.0 ± 5.0**")
+    assert made.note.startswith("2 people")
+
+
 def test_the_knee_is_the_fewest_bytes_that_lose_nothing_beyond_noise() -> None:
     cells = [cell("a", "cluster", seed, 0.7 + 0.01 * seed) for seed in range(4)]
     assert knee(cells, SIZES) == ("1", "int8")  # 20 bytes lose 20 points, 40 bytes nothing
