@@ -49,13 +49,16 @@ def test_both_heads_are_read_and_people_are_the_units() -> None:
     assert made.note.startswith("2 clients")
 
 
-@pytest.mark.parametrize(("taught", "holds"), [(0.5, True), (0.7, False)])
-def test_a_teacher_that_is_not_above_its_student_is_said_to_fail_the_premise(taught: float, holds: bool) -> None:
-    cells = [cell(client, "all", seed, 0.5, teacher_head=taught) for client in "ab" for seed in (0, 1)]
+@pytest.mark.parametrize(("own", "taught", "holds"), [(0.4, 0.5, True), (0.7, 0.5, False), (0.5, 0.7, False)])
+def test_a_teacher_that_is_not_above_its_student_is_said_to_fail_the_premise(
+    own: float, taught: float, holds: bool
+) -> None:
+    cells = [cell(client, "all", seed, own, teacher_head=taught) for client in "ab" for seed in (0, 1)]
     made = tables.premise(cells, "Premise")
-    assert made.rows[0] == ("a", "60.0", f"{100 * taught:.1f}", f"{60 - 100 * taught:+.1f}")
+    shares = (f"{100 * each:.1f}" for each in (0.6, taught, own))
+    assert made.rows[0] == ("a", *shares, *(f"{60 - 100 * each:+.1f}" for each in (taught, own)))
     assert ("the premise of distillation holds" in made.note) == holds
-    assert ("**the premise of distillation fails here**" in made.note) != holds
+    assert ("**the premise of distillation is not shown here**" in made.note) != holds
 
 
 def test_distillation_is_compared_before_and_after_the_offset() -> None:
