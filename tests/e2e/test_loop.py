@@ -21,6 +21,7 @@ from isthmus.demo.cli import default_edge_python
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import WAYS, ClientOutcome
 from isthmus.demo.processes import Family
+from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.messages import Stage
 from tests.rigs.distill.trained import RATIOS, Trained, tiny_loop_recipe, train_release
 
@@ -166,8 +167,12 @@ def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]
 def test_a_device_of_an_earlier_release_completes_the_loop(
     released: tuple[str, Path], trained: Trained, tmp_path: Path
 ) -> None:
-    """The words are those that the earlier release understands: they stay as they are when ours change."""
+    """The words are those that the earlier release understands: they stay as they are when ours change.
+
+    The release has a person model, so the manifests of both students hold a part that this device does not know.
+    """
     version, python = released
+    assert (trained.release / "base" / "person.pb").stat().st_size > 0
     with Family(tmp_path / "logs") as family:
         loop = Loop(
             family, tmp_path / "run", trained.release, cloud_python=Path(sys.executable), edge_python=python, seed=0
@@ -185,6 +190,9 @@ def test_a_device_of_an_earlier_release_completes_the_loop(
     assert report["failure"] == ""
     assert report["students"]["final"] not in ("", report["students"]["base"])
     assert report["job"]["stage"] == "ready"
+    kept = [path.read_bytes() for path in (tmp_path / "device").glob("students/versions/*/manifest.pb")]
+    assert len(kept) == 2
+    assert all(manifest_from_bytes(content).centred is not None for content in kept), "kept whole, because it is signed"
     assert len(report["predictions"]) == len(report["clips"]["test"]) > 0
     for clip in report["predictions"]:
         assert None not in (clip["before"], clip["local"], clip["cloud"]["1"], clip["cloud"]["2"])
