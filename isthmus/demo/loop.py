@@ -15,6 +15,9 @@ LISTENING_LIMIT_S: Final = 120.0
 CORRECTIONS: Final = 8
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 """Several small processes run at once: more than one thread each would slow all of them down."""
+TRAINING_THREADS: Final = {"OMP_NUM_THREADS": "2"}
+"""The order of floating-point sums depends on the number of threads, and training amplifies the difference. A fixed
+number gives the same students for the same seed, whatever the caller's environment says."""
 
 Tick = Callable[[], None]
 
@@ -36,7 +39,7 @@ class Loop:
         address_file = folder / "cloud.address"
         command: list[str | Path] = [cloud_python, *MODULE, "cloud", "serve", "--release", release]
         command += ["--state", folder / "cloud", "--listen", "127.0.0.1:0", "--port-file", address_file]
-        self.cloud = family.start("cloud", command)
+        self.cloud = family.start("cloud", command, env=TRAINING_THREADS)
         self.address = family.wait_for_address(self.cloud, address_file, LISTENING_LIMIT_S)
 
     def disclose(self, data: Path, clients: Mapping[str, Sequence[str]], on_tick: Tick = lambda: None) -> None:

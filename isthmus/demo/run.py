@@ -24,7 +24,7 @@ from isthmus.data.splits import Split
 from isthmus.data.synthetic.sets import MEASURED, Guest, make_crema_d
 from isthmus.data.transforms import InputSpec
 from isthmus.demo.clients import choose_clients
-from isthmus.demo.loop import CORRECTIONS, Loop
+from isthmus.demo.loop import CORRECTIONS, TRAINING_THREADS, Loop
 from isthmus.demo.outcome import ClientOutcome, DemoOutcome, KeptClip, readable_seconds
 from isthmus.demo.processes import MODULE, Family, termination_unwinds
 from isthmus.demo.stages import StageLedger, key_of, only_one
@@ -207,7 +207,7 @@ class Demo:
         self._console.print(f"  done in {readable_seconds(took_s)}")
 
     def _child(self, family: Family, name: str, command: list[Any]) -> None:
-        child = family.start(name, [str(word) for word in command])
+        child = family.start(name, [str(word) for word in command], env=TRAINING_THREADS)
         with self._console.status(name) as status:
             family.wait(
                 child, timeout_s=TRAINING_LIMIT_S, on_tick=lambda: status.update(escape(child.last_words()) or name)
