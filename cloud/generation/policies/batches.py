@@ -2,24 +2,15 @@
 
 from typing import Final
 
+from isthmus.cloud.generation.policies.unmoved import Unmoved
 from isthmus.cloud.generation.scheduling.policy import Budget, Choice, Life, State
-from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 
 HEADROOM_TOKENS: Final = 64
 """BATON admits a newcomer only if so many further tokens of each row would still fit."""
 
 
-class _ByArrival:
-    """What the policies here share: they plan without a profile, and rank by arrival."""
-
-    def use(self, profile: GenerationProfile) -> None:
-        pass
-
-    def arrived(self, life: Life) -> None:
-        pass
-
-    def left(self, life: Life) -> None:
-        pass
+class _ByArrival(Unmoved):
+    """What the policies here share: they rank by arrival, and what they decide follows from the state alone."""
 
     @staticmethod
     def split(state: State) -> tuple[list[Life], list[Life]]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from typing import Any, Final, Protocol
 
 from isthmus.cloud.generation.policies.lengths import LengthPredictor
+from isthmus.cloud.generation.policies.unmoved import Unmoved
 from isthmus.cloud.generation.scheduling.policy import Life, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
 
@@ -34,17 +35,8 @@ class Order(Protocol):
         """Whether ``first``, which waits, is worth the work that is lost if ``last`` is preempted."""
 
 
-class FirstCome:
+class FirstCome(Unmoved):
     """By arrival. A preempted request keeps its rank."""
-
-    def use(self, profile: GenerationProfile) -> None:
-        pass
-
-    def arrived(self, life: Life) -> None:
-        pass
-
-    def left(self, life: Life) -> None:
-        pass
 
     def admitted(self, life: Life) -> None:
         pass
