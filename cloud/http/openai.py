@@ -17,14 +17,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isthmus.cloud.generation.scheduling.request import Sampling
-from isthmus.cloud.generation.serve.live import Done, Piece, Reply
-from isthmus.cloud.generation.serve.serving import Generation, Wishes
+from isthmus.cloud.generation.serve.emotion import TEMPLATE, Emotion
+from isthmus.cloud.generation.serve.live import Done, Piece
+from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 from isthmus.cloud.http.calls import EventStream, body_of, guarded, wire_error, with_disconnect
 from isthmus.proto.errors import InvalidInput, IsthmusError, NotYours
 
 _WISHES: Final = ("max_tokens", "temperature", "top_p", "seed", "stop", "user", "stream", "stream_options")
 _OWN: Final = ("kind", "ttft_s", "tpot_s", "latency_s", "utility")
-_CHAT: Final = frozenset({"model", "messages", "max_completion_tokens", *_WISHES, *_OWN})
+_CHAT: Final = frozenset({"model", "messages", "max_completion_tokens", "emotion", *_WISHES, *_OWN})
 _TEXT: Final = frozenset({"model", "prompt", *_WISHES, *_OWN})
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -81,7 +82,7 @@ _TEXT_FORM: Final = _Form(
 )
 
 
-def openai_app(generation: Generation, key: str | None = None) -> Starlette:
+def openai_app(generation: Answering, key: str | None = None) -> Starlette:
     """Returns the application. With ``key``, clients must send it as their API key."""
 
     async def chat(request: Request) -> Response:
@@ -91,8 +92,9 @@ def openai_app(generation: Generation, key: str | None = None) -> Starlette:
             raise InvalidInput("max_tokens: give it or max_completion_tokens, not both")
         if asked.get("max_completion_tokens") is not None:
             asked["max_tokens"] = asked["max_completion_tokens"]
-        reply = await generation.chat(_messages(asked), _wishes(asked))
-        return await _answer(request, generation, reply, asked, _CHAT_FORM)
+        wishes = _wishes(asked)
+        reply = await generation.chat(_messages(asked), wishes)
+        return await _answer(request, generation, reply, asked, _CHAT_FORM, wishes.emotion)
 
     async def complete(request: Request) -> Response:
         asked = _fields(await body_of(request), _TEXT)
@@ -114,7 +116,7 @@ def openai_app(generation: Generation, key: str | None = None) -> Starlette:
         return JSONResponse(_model(generation))
 
     async def health(request: Request) -> Response:
-        return Response(status_code=200 if generation.live.ready else 503)
+        return Response(status_code=200 if generation.ready else 503)
 
     async def nothing_here(request: Request) -> Response:
         raise NotYours("no such path; served are /v1/chat/completions, /v1/completions and /v1/models")
@@ -131,11 +133,11 @@ def openai_app(generation: Generation, key: str | None = None) -> Starlette:
     )
 
 
-def _model(generation: Generation) -> dict[str, Any]:
+def _model(generation: Answering) -> dict[str, Any]:
     return {"id": generation.name, "object": "model", "created": int(generation.created_s), "owned_by": "isthmus"}
 
 
-def _check_model(generation: Generation, asked: Mapping[str, Any]) -> None:
+def _check_model(generation: Answering, asked: Mapping[str, Any]) -> None:
     if asked.get("model") != generation.name:
         raise NotYours(f"model: only {generation.name!r} is served")
 
@@ -204,6 +206,7 @@ def _wishes(asked: Mapping[str, Any]) -> Wishes:
         tpot_s=_number(asked, "tpot_s", None),
         latency_s=_number(asked, "latency_s", None),
         utility=_number(asked, "utility", 1.0),
+        emotion=Emotion.asked(asked["emotion"]) if "emotion" in asked else None,
     )
 
 
@@ -226,9 +229,15 @@ def _whole(asked: Mapping[str, Any], name: str) -> int | None:
 
 
 async def _answer(
-    request: Request, generation: Generation, reply: Reply, asked: Mapping[str, Any], form: _Form
+    request: Request,
+    generation: Answering,
+    reply: Answer,
+    asked: Mapping[str, Any],
+    form: _Form,
+    emotion: Emotion | None = None,
 ) -> Response:
     head = {"id": f"{form.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": generation.name}
+    used = {} if emotion is None else _used(emotion)
     streams = asked.get("stream", False)
     options = asked.get("stream_options", {})
     try:
@@ -237,18 +246,26 @@ async def _answer(
         if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
             raise InvalidInput("stream_options: only include_usage is supported")
         if not streams:
-            return await with_disconnect(request, _whole_answer(reply, head, form))
+            return await with_disconnect(request, _whole_answer(reply, head, form, used))
         # The first item is awaited before the response begins, so that a refusal has its own status.
         items = aiter(reply)
         first = await with_disconnect(request, anext(items))
-        events = _events(first, items, head, form, with_usage=bool(options.get("include_usage")))
+        events = _events(first, items, head, form, used, with_usage=bool(options.get("include_usage")))
         return EventStream(events, reply.cancel)
     except BaseException:
         reply.cancel()
         raise
 
 
-async def _whole_answer(reply: Reply, head: Mapping[str, Any], form: _Form) -> Response:
+def _used(emotion: Emotion) -> dict[str, Any]:
+    """Returns what of the user's state entered the prompt, and by which template."""
+    said = bool(emotion.said)
+    return {
+        "emotion": {"class": emotion.name, "probability": emotion.probability, "template": TEMPLATE if said else ""}
+    }
+
+
+async def _whole_answer(reply: Answer, head: Mapping[str, Any], form: _Form, used: Mapping[str, Any]) -> Response:
     text, done = [], None
     async for item in reply:
         if isinstance(item, Piece):
@@ -257,11 +274,17 @@ async def _whole_answer(reply: Reply, head: Mapping[str, Any], form: _Form) -> R
             done = item
     assert done is not None, "an answer ends with Done"
     choice = form.whole_choice("".join(text), done.reason)
-    return JSONResponse({**head, "object": form.whole, "choices": [choice], **_sums(done)})
+    return JSONResponse({**head, "object": form.whole, "choices": [choice], **_sums(done, used)})
 
 
 async def _events(
-    first: Piece | Done, items: AsyncIterator[Piece | Done], head: Mapping[str, Any], form: _Form, *, with_usage: bool
+    first: Piece | Done,
+    items: AsyncIterator[Piece | Done],
+    head: Mapping[str, Any],
+    form: _Form,
+    used: Mapping[str, Any],
+    *,
+    with_usage: bool,
 ) -> AsyncIterator[str]:
     """Yields the data of each event. An error after the beginning becomes an event of its own."""
 
@@ -279,7 +302,7 @@ async def _events(
                 yield event([form.part_choice(item.text, None)], **usage)
             item = await anext(items, None)
         assert isinstance(item, Done), "an answer ends with Done"
-        sums = _sums(item)
+        sums = _sums(item, used)
         yield event([form.part_choice(None, item.reason)], **usage, isthmus=sums["isthmus"])
         if with_usage:
             yield event([], usage=sums["usage"])
@@ -289,7 +312,7 @@ async def _events(
     yield "[DONE]"
 
 
-def _sums(done: Done) -> dict[str, Any]:
+def _sums(done: Done, used: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "usage": {
             "prompt_tokens": done.prompt_tokens,
@@ -303,5 +326,6 @@ def _sums(done: Done) -> dict[str, Any]:
             "queue_s": round(done.queue_s, 6),
             "ttft_s": round(done.ttft_s, 6),
             "total_s": round(done.total_s, 6),
+            **used,
         },
     }

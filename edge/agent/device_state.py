@@ -9,6 +9,7 @@
     <root>/habits.json        how often this user is in each state, by student; never sent
     <root>/windows/<student id>.npz   features of the clips that this user's offset is estimated from; never sent
     <root>/corrections.json   what the person said of clips, and how often they may be asked; never sent
+    <root>/sharing.json       with consent, the newest state that may be sent with a request for a reply; counts
 
 Each JSON file is replaced as a whole by one rename, so a kill leaves the old or the new one. Each holds a checksum of
 itself.
@@ -37,6 +38,7 @@ from isthmus.edge.own_clips.corrections import MOST_KEPT, Correction
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.own_clips.person import Said
+from isthmus.edge.own_clips.sharing import Sharing
 from isthmus.edge.own_clips.window import Window
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb, identifier
@@ -297,6 +299,19 @@ class DeviceState:
 
     def save_said(self, said: Said) -> None:
         self._write("corrections.json", asdict(said))
+
+    def sharing(self) -> Sharing:
+        """Return what may be said of how the user feels; nothing before the first consent."""
+        raw = self._read("sharing.json")
+        if raw is None:
+            return Sharing()
+        try:
+            return Sharing(**raw)
+        except _UNREADABLE as error:
+            raise self._corrupt("sharing.json") from error
+
+    def save_sharing(self, sharing: Sharing) -> None:
+        self._write("sharing.json", asdict(sharing))
 
     def _window_path(self, student_id: str) -> Path:
         return self.root / "windows" / f"{identifier('student id', student_id)}.npz"

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
 from isthmus.edge.agent import shown
@@ -121,8 +121,23 @@ def status(device: Device) -> dict[str, Any]:
         "uploads": len(ledger),
         "uploaded_bytes": sum(entry.message_bytes for entry in ledger),
         "smallest_prototype": min((entry.smallest for entry in ledger), default=None),
+        "shares_state": device.state.sharing().allowed,
+        "states_sent": device.state.sharing().sent,
         **privacy(device.state),
     }
+
+
+@request(changes=True)
+def share_state(device: Device) -> dict[str, Any]:
+    """Return what is sent of how the user feels, and count it as sent; an empty object if nothing may be sent."""
+    sharing = device.state.sharing()
+    if not sharing.may_be_sent(time.time()):
+        return {}
+    content = json.dumps(sharing.message).encode()
+    device.state.save_sharing(replace(sharing, sent=sharing.sent + 1, sent_bytes=sharing.sent_bytes + len(content)))
+    with _messages(device) as messages:
+        messages.note_state(content)
+    return sharing.message
 
 
 @request(changes=True)
@@ -237,13 +252,22 @@ def sent(device: Device, before: int, most: int) -> dict[str, Any]:
     path = device.state.root / SENT
     if device.life is None and not path.exists():
         return {"messages": [], "totals": {}, "unwritten": 0}
-    messages = SentMessages(path) if device.life is None else device.life.sent
-    try:
+    with _messages(device) as messages:
         newest = [asdict(each) for each in messages.newest(before, min(max(most, 1), MOST_LISTED))]
         return {"messages": newest, "totals": messages.totals(), "unwritten": messages.unwritten}
+
+
+@contextmanager
+def _messages(device: Device) -> Iterator[SentMessages]:
+    """Yield the list of sent messages: the running device's, or the folder's."""
+    if device.life is not None:
+        yield device.life.sent
+        return
+    messages = SentMessages(device.state.root / SENT)
+    try:
+        yield messages
     finally:
-        if device.life is None:
-            messages.close()
+        messages.close()
 
 
 @request(changes=False)

@@ -156,6 +156,33 @@ def rollback(state: State) -> None:
     rollback(state)
 
 
+@app.command(
+    example="""
+    isthmus edge reply "I missed my train." --server http://127.0.0.1:8000 --state device
+    """
+)
+def reply(
+    text: Annotated[str, Argument(help="What you say.")],
+    server: Annotated[str, Option(help="Address of a server of 'isthmus generate serve', such as http://HOST:PORT.")],
+    state: State,
+    max_tokens: Annotated[int, Option(min=1, help="Longest reply, in tokens.")] = 96,
+    seed: Annotated[int | None, Option(help="Seed of the draws. Default: another one each time.")] = None,
+    key_file: Annotated[Path | None, Option(help="File with the API key that the server asks for.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="PEM certificate to trust, for https://.")] = None,
+    json: Annotated[bool, Option("--json", help="Print JSON: the reply, and what was sent with the text.")] = False,
+) -> None:
+    """Ask a language model for a reply, with how you feel if 'isthmus edge run --share-state' allows it.
+
+    Needs the --state folder of 'isthmus edge run', whether the device runs or not, and a server. What is sent of how
+    you feel is the class and the rounded probability of the newest answer of the last ten minutes. It is printed on
+    standard error and counted in 'isthmus edge status'. Without consent, or without a recent answer, only the text is
+    sent.
+    """
+    from isthmus.edge.commands.replying import reply
+
+    reply(text, server, state, max_tokens=max_tokens, seed=seed, key_file=key_file, tls_cert=tls_cert, as_json=json)
+
+
 @app.command(example="isthmus edge forget --cloud 127.0.0.1:50051 --state device")
 def forget(
     state: State,

@@ -17,6 +17,7 @@ from isthmus.edge.agent.requests import FEWEST_CLIPS, ask
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.process import Captured
 from isthmus.edge.commands.options import RunOptions
+from isthmus.edge.commands.replying import note_answer
 from isthmus.edge.commands.terminal import plain
 from isthmus.edge.own_clips.store import ClipStore, person_folder
 from isthmus.edge.watched.view import LiveCapture as Capture
@@ -79,7 +80,7 @@ def keep_living(
                         name = store.free_name()
                         captured = capture.next_clip(name)
                         if not store.paused:  # else it was captured after the person had paused
-                            _tell(name, captured, ends_s, runtime, answers, store, say, life)
+                            _tell(name, captured, ends_s, runtime, device, answers, store, say, life)
                         _work(runtime, device, store, worker, asked.clips_before, life)
                 finally:
                     life.view = None
@@ -154,6 +155,7 @@ def _tell(
     captured: Captured,
     ended_s: float,
     runtime: Runtime,
+    device: DeviceState,
     answers: LiveAnswers,
     store: ClipStore,
     say: _Sayer,
@@ -176,6 +178,7 @@ def _tell(
     where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
     guess = result.answer.predicted
     classes = runtime.enrolment.classes
+    note_answer(device, classes, result.answer)
     typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
     try:
         store.add(captured.waveform_T, captured.pictures, runtime.spec, name)

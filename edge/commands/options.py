@@ -164,3 +164,11 @@ class RunOptions:
         ),
     ] = True
     again: Annotated[bool, Option("--again", help="Personalise again, from the current student.")] = False
+    share_state: Annotated[
+        bool,
+        Option(
+            "--share-state",
+            help="Allow 'isthmus edge reply' to send how you feel with what you say: the class of the newest answer "
+            "and its probability, rounded to 0.1. Without this flag nothing of it is kept or sent.",
+        ),
+    ] = False

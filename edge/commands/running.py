@@ -34,11 +34,13 @@ from isthmus.edge.capture.process import Capture
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.commands.living import keep_living, store_of
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
+from isthmus.edge.commands.replying import note_answer, note_newest
 from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
+from isthmus.edge.own_clips.sharing import consented
 from isthmus.edge.own_clips.store import StoredSelection, person_folder
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
@@ -70,6 +72,7 @@ def run(
         stack.enter_context(device.held())
         store = store_of(device)
         selection: Sequence[ClipRef] = StoredSelection(store) if plan is None else plan.selection
+        device.save_sharing(consented(device.sharing(), allowed=asked.share_state))
         config = RunConfig(
             device_name=known_as.name[:64],
             enrolment_key=key_in(known_as.enrolment_key_file) or "",
@@ -105,6 +108,7 @@ def run(
             if asked.report is not None:
                 write_report(asked.report, result)
             print_result(output, result)
+            note_newest(device, result)
             return result
 
         if asked.once:
@@ -114,7 +118,7 @@ def run(
         else:
             worker = stack.enter_context(working(runtime))
             worker.start(lambda: personalise(patient=True))
-            _keep_answering(runtime, worker, clips, asked, budget_s, life)
+            _keep_answering(runtime, device, worker, clips, asked, budget_s, life)
 
 
 def prototypes(
@@ -275,7 +279,13 @@ def _choices(upload: UploadOptions) -> PrototypeChoices:
 
 
 def _keep_answering(
-    runtime: Runtime, worker: Worker, clips: ClipOptions, asked: RunOptions, budget_s: float, life: Life
+    runtime: Runtime,
+    device: DeviceState,
+    worker: Worker,
+    clips: ClipOptions,
+    asked: RunOptions,
+    budget_s: float,
+    life: Life,
 ) -> None:
     """Answer new clips of the folder, or of the camera, until the process is interrupted. ``worker`` personalises."""
 
@@ -328,6 +338,7 @@ def _keep_answering(
             )
             where = "on the device" if result.setting is None else f"through the cloud, ratio {result.setting.ratio:g}"
             guess = result.answer.predicted
+            note_answer(device, classes, result.answer)
             typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
 
 

@@ -109,10 +109,19 @@ class SentMessages:
                 return
             if secret:
                 return
-            kept = self._kept.setdefault(name, OrderedDict())
-            kept[number] = content
-            while len(kept) > MOST_KEPT or sum(map(len, kept.values())) > MOST_KEPT_BYTES:
-                kept.popitem(last=False)
+            self._keep(name, number, content)
+
+    def note_state(self, content: bytes) -> None:
+        """Write down what goes with a request for a reply: how the user feels. What it says is not in the table."""
+        with self._lock:
+            try:
+                held = json.dumps({"fields": ["class", "probability"]})
+                number = self._written("SharedState", len(content), hashlib.sha256(content).hexdigest(), held)
+            except sqlite3.Error as error:
+                self.unwritten += 1
+                log.warning("a sent message could not be written down: %s", error)
+                return
+            self._keep("SharedState", number, content)
 
     def newest(self, before: int = 0, most: int = 50) -> list[Sent]:
         """Return the newest messages, newest first; those with a number under ``before`` if it is above 0."""
@@ -148,6 +157,12 @@ class SentMessages:
     def close(self) -> None:
         with self._lock:
             self._database.close()
+
+    def _keep(self, name: str, number: int, content: bytes) -> None:
+        kept = self._kept.setdefault(name, OrderedDict())
+        kept[number] = content
+        while len(kept) > MOST_KEPT or sum(map(len, kept.values())) > MOST_KEPT_BYTES:
+            kept.popitem(last=False)
 
     def _written(self, name: str, size: int, digest: str, held: str) -> int:
         with self._database:  # one transaction

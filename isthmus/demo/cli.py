@@ -1,5 +1,6 @@
 """``isthmus demo``: the whole loop on this machine."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -57,6 +58,15 @@ def demo(
             max=100,
         ),
     ] = 1,
+    generate_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model directory of a language model, as 'isthmus generate serve' takes it. The demo then ends with "
+            "a reply to each client; the devices send how their users feel with the request.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     edge_python: Annotated[
         Path | None,
         typer.Option(
@@ -85,6 +95,7 @@ def demo(
         preset=preset,
         edge_python=(edge_python or default_edge_python()).absolute(),
         people=tuple(listed(people)),
+        generate_model=None if generate_model is None else generate_model.absolute(),
     )
     if seeds == 1:
         _run(settings)
@@ -110,6 +121,10 @@ def _run(settings: "DemoSettings") -> dict[str, Any]:
     report = settings.out / "report.html"
     write_report(outcome, report, closing_sentence(result))
     console.print(closing_table(outcome))
+    for client in outcome.clients:
+        if client.spoken is not None:
+            sent = "nothing of how they feel" if client.spoken.sent is None else json.dumps(client.spoken.sent)
+            typer.echo(f"{client.name} says: {client.spoken.said} (sent with it: {sent})\nReply: {client.spoken.reply}")
     typer.echo(f"Report: {report}")
     typer.echo(closing_sentence(result))
     return result
@@ -117,7 +132,6 @@ def _run(settings: "DemoSettings") -> dict[str, Any]:
 
 def _check_gains(results: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Print and write the gains over all seeds. Raises Refused if one is within two standard errors."""
-    import json
     from dataclasses import asdict
 
     from isthmus.data.files import write_atomically

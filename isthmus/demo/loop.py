@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from isthmus.demo.devices import client_outcome
-from isthmus.demo.outcome import ClientOutcome, Correction
+from isthmus.demo.outcome import ClientOutcome, Correction, Spoken
 from isthmus.demo.processes import MODULE, Child, Family
 from isthmus.proto.messages import ratio_name
 
 DEVICE_LIMIT_S: Final = 6 * 3600.0
 LISTENING_LIMIT_S: Final = 120.0
 CORRECTIONS: Final = 8
+SAID: Final = "I have had quite a day. What do you say to me?"
+"""What each client's user says to the language model."""
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 """Several small processes run at once: more than one thread each would slow all of them down."""
 TRAINING_THREADS: Final = {"OMP_NUM_THREADS": "2"}
@@ -26,12 +28,23 @@ class Loop:
     """Runs a cloud on ``release`` and its devices. All files go below ``folder``, which must not exist.
 
     ``cloud_python`` and ``edge_python`` are the interpreters of cloud and devices. The processes belong to ``family``.
+    ``shares_state``: the devices run with consent to send how their users feel.
     """
 
     def __init__(
-        self, family: Family, folder: Path, release: Path, *, cloud_python: Path, edge_python: Path, seed: int
+        self,
+        family: Family,
+        folder: Path,
+        release: Path,
+        *,
+        cloud_python: Path,
+        edge_python: Path,
+        seed: int,
+        shares_state: bool = False,
     ) -> None:
         folder.mkdir(parents=True)
+        self._cloud_python = cloud_python
+        self._consent = ["--share-state"] if shares_state else []
         self._family = family
         self._folder = folder
         self._edge_python = edge_python
@@ -99,6 +112,24 @@ class Loop:
             self._run(data, taught, ["--ratios", "1"], ".taught.json", on_tick)
         return made
 
+    def speak(self, model: Path, clients: Sequence[str], on_tick: Tick = lambda: None) -> dict[str, Spoken]:
+        """Start a server of the language model, and let each device ask it for a reply. Raises ChildFailed.
+
+        The devices ran with consent to share their state (``shares_state``), so each sends the class and the rounded
+        probability of its newest answer.
+        """
+        address_file = self._folder / "words.address"
+        command: list[str | Path] = [self._cloud_python, *MODULE, "generate", "serve", model]
+        command += ["--http", "127.0.0.1:0", "--port-file", address_file]
+        server = self._family.start("words", command)
+        address = self._family.wait_for_address(server, address_file, LISTENING_LIMIT_S)
+        words = [SAID, "--server", f"http://{address}", "--seed", str(self._seed), "--json"]
+        self._family.wait(
+            *(self._talk(client, "reply", words) for client in clients), timeout_s=DEVICE_LIMIT_S, on_tick=on_tick
+        )
+        found = {client: self._read(client, ".reply.json") for client in clients}
+        return {client: Spoken(SAID, each["sent"], each["reply"].strip()) for client, each in found.items()}
+
     def outcomes(self, made: Mapping[str, Sequence[Correction]], ratios: Sequence[float]) -> tuple[ClientOutcome, ...]:
         """Return what each client's device reported, with the corrections that were made."""
         return tuple(
@@ -124,7 +155,9 @@ class Loop:
         self, data: Path, clients: Mapping[str, Sequence[str]], more: Sequence[str], ending: str, on_tick: Tick
     ) -> None:
         children = [
-            self._device(data, client, "run", [*more, "--report", str(self._file(client, ending)), "--once"])
+            self._device(
+                data, client, "run", [*more, *self._consent, "--report", str(self._file(client, ending)), "--once"]
+            )
             for client in clients
         ]
         self._family.wait(*children, timeout_s=DEVICE_LIMIT_S, on_tick=on_tick)

@@ -66,6 +66,15 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """A reply of the language model to a client. ``sent``: what its device sent of how the user feels, or None."""
+
+    said: str
+    sent: dict[str, str | float] | None
+    reply: str
+
+
+@dataclass(frozen=True)
 class ClientOutcome:
     """The result of one device. Axes: K prototypes, C classes."""
 
@@ -100,6 +109,8 @@ class ClientOutcome:
     student_bytes: int
     """Bytes of students downloaded, as patches if there are any; and bytes of the same files in full."""
     whole_student_bytes: int
+    spoken: Spoken | None = None
+    """None if the demo was run without a language model."""
 
     @property
     def before(self) -> Answering:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,8 @@ BEYOND: Final = 2.0
 def result_of(outcome: DemoOutcome) -> dict[str, Any]:
     """Return the content of result.json. Lists have an entry per test clip, in the same order: that of ``clips``.
 
-    A class is an index into ``classes``; in ``predicted``, null means that the clip was not answered.
+    A class is an index into ``classes``; in ``predicted``, null means that the clip was not answered. ``spoken`` is
+    there if a language model replied.
     """
     return {
         "seconds": outcome.total_seconds,
@@ -39,6 +40,7 @@ def result_of(outcome: DemoOutcome) -> dict[str, Any]:
                 "corrections": [
                     {"clip": one.clip, "guess": one.guess, "label": one.label} for one in client.corrections
                 ],
+                **({} if client.spoken is None else {"spoken": asdict(client.spoken)}),
             }
             for client in outcome.clients
         ],

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +55,8 @@ class DemoSettings:
     preset: str
     edge_python: Path
     people: tuple[str, ...] = ()
+    generate_model: Path | None = None
+    """Model directory of a language model that replies to each client at the end; None: nobody replies."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Demo:
                 cloud_python=Path(sys.executable),
                 edge_python=settings.edge_python,
                 seed=settings.seed,
+                shares_state=settings.generate_model is not None,
             )
         self._console.print(f"  listening on {loop.address}")
         with self._timed("disclosure", "Enrolling the devices, and looking at what would leave them") as tell:
@@ -193,7 +196,12 @@ class Demo:
         label_of = {ref.name: listing.classes[ref.label] for ref in listing.refs if ref.label is not None}
         with self._timed("corrections", f"Correcting {CORRECTIONS} clips on each device, which chooses them"):
             made = loop.correct(data, clients, label_of)
-        return loop.outcomes(made, RATIOS)
+        outcomes = loop.outcomes(made, RATIOS)
+        if settings.generate_model is None:
+            return outcomes
+        with self._timed("words", "Asking the language model for a reply to each client") as tell:
+            spoken = loop.speak(settings.generate_model, tuple(made), lambda: tell(loop.cloud.last_words()))
+        return tuple(replace(outcome, spoken=spoken[outcome.name]) for outcome in outcomes)
 
     @contextmanager
     def _timed(self, stage: str, what: str) -> Iterator[Callable[[str], None]]:

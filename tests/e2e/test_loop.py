@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 
 from isthmus.data.layouts import ave
+from isthmus.data.layouts.crema_d import CLASSES
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.synthetic.sets import MEASURED, Guest, make_ave, make_crema_d
 from isthmus.demo.cli import default_edge_python
 from isthmus.demo.loop import Loop
-from isthmus.demo.outcome import WAYS, ClientOutcome
+from isthmus.demo.outcome import WAYS, ClientOutcome, Spoken
 from isthmus.demo.processes import Family
 from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.messages import Stage
 from tests.rigs.distill.trained import RATIOS, Trained, tiny_loop_recipe, train_release
+from tests.rigs.generation.llama import save_tiny_llama
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -35,6 +37,7 @@ RELEASES = sorted((Path(__file__).resolve().parents[1] / "golden" / "releases").
 class Ran:
     clients: tuple[ClientOutcome, ...]
     public_clips: int
+    spoken: Mapping[str, Spoken]
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +62,17 @@ def ran(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Ran:
             cloud_python=Path(sys.executable),
             edge_python=default_edge_python(),
             seed=0,
+            shares_state=True,
         )
         loop.disclose(trained.data, trained.clients)
         loop.personalise(trained.data, trained.clients, RATIOS)
         made = loop.correct(trained.data, trained.clients, trained.label_of, count=CORRECTIONS)
         clients = loop.outcomes(made, RATIOS)
+        save_tiny_llama(root / "words")
+        spoken = loop.speak(root / "words", tuple(made))
         assert loop.cloud.process.poll() is None
     assert loop.cloud.process.returncode == 0, loop.cloud.last_line()
-    return Ran(clients, trained.public_clips)
+    return Ran(clients, trained.public_clips, spoken)
 
 
 def test_both_devices_got_a_student_of_their_own(ran: Ran) -> None:
@@ -110,6 +116,14 @@ def test_what_left_the_device_is_small_and_no_prototype_is_under_the_floor(ran: 
         ratio_1, ratio_2 = (way.bytes_up for way in client.answering if way.bytes_up > 0)
         assert ratio_2 < 0.55 * ratio_1 < 0.55 * client.raw_bytes_per_clip
         assert client.prototype_bytes < client.raw_bytes_per_clip
+
+
+def test_the_language_model_replies_to_each_client_and_hears_how_they_feel(ran: Ran) -> None:
+    assert set(ran.spoken) == {client.name for client in ran.clients}
+    for spoken in ran.spoken.values():
+        assert spoken.reply
+        assert spoken.sent is not None and set(spoken.sent) == {"class", "probability"}
+        assert spoken.sent["class"] in CLASSES
 
 
 def test_the_devices_ran_without_torch_where_their_environment_is_there() -> None:

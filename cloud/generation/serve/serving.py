@@ -1,15 +1,16 @@
 """Generation as the service sees it: one model under its name, and what a client asks of it as plain values."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
 from isthmus.cloud.generation.scheduling.request import Sampling
-from isthmus.cloud.generation.serve.live import LiveGeneration, Reply
+from isthmus.cloud.generation.serve.emotion import URGENT_SHARE, Emotion, with_emotion
+from isthmus.cloud.generation.serve.live import Done, LiveGeneration, Piece, Reply
 from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.proto.errors import InvalidInput
 
@@ -21,7 +22,10 @@ ROLES: Final = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a client asks of an answer. The times are in seconds from the request's arrival; None: no wish."""
+    """What a client asks of an answer. The times are in seconds from the request's arrival; None: no wish.
+
+    ``emotion`` is how the client's user feels. It enters the prompt of a conversation (``emotion.py``).
+    """
 
     max_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -32,6 +36,39 @@ class Wishes:
     tpot_s: float | None = None
     latency_s: float | None = None
     utility: float = 1.0
+    emotion: Emotion | None = None
+
+    @property
+    def first_token_s(self) -> float | None:
+        """The time to the first token that is planned with: less than asked for if the user is afraid or angry."""
+        urgent = self.ttft_s is not None and self.emotion is not None and self.emotion.urgent
+        return URGENT_SHARE * self.ttft_s if urgent and self.ttft_s is not None else self.ttft_s
+
+
+class Answer(Protocol):
+    """A request that was accepted. Iterate over it once, to its end, or ``cancel`` it."""
+
+    def __aiter__(self) -> AsyncIterator[Piece | Done]: ...
+
+    @property
+    def cancel(self) -> Callable[[], None]: ...
+
+
+class Answering(Protocol):
+    """What answers clients: a model of ours, or other servers as its replicas (``relay.py``)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def created_s(self) -> float: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Answer: ...
+
+    async def complete(self, prompt: str, wishes: Wishes) -> Answer: ...
 
 
 @dataclass(frozen=True)
@@ -50,24 +87,25 @@ class Generation:
     )
 
     @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+        return self.live.ready
+
+    @property
     def context(self) -> int:
         return self.config.context
 
     async def complete(self, prompt: str, wishes: Wishes) -> Reply:
         """Accepts a prompt. Raises InvalidInput, Overloaded or Unavailable."""
-        _check_text("prompt", prompt)
+        check_text("prompt", prompt)
         tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.encode, prompt)
         return self._submit(tokens, wishes)
 
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Reply:
         """Accepts a conversation of (role, content). Raises InvalidInput, Overloaded or Unavailable."""
-        if not 1 <= len(messages) <= MAX_MESSAGES:
-            raise InvalidInput(f"messages: from 1 to {MAX_MESSAGES} are accepted")
-        for message in messages:
-            if message["role"] not in ROLES:
-                raise InvalidInput(f"messages: the role must be one of {', '.join(ROLES)}")
-            _check_text("messages", message["content"])
-        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.chat, messages)
+        check_messages(messages)
+        told = with_emotion(messages, wishes.emotion)
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.chat, told)
         return self._submit(tokens, wishes)
 
     def close(self) -> None:
@@ -89,14 +127,24 @@ class Generation:
             stops=wishes.stops,
             user=wishes.user,
             kind=wishes.kind,
-            ttft_s=wishes.ttft_s,
+            ttft_s=wishes.first_token_s,
             tpot_s=wishes.tpot_s,
             latency_s=wishes.latency_s,
             utility=wishes.utility,
         )
 
 
-def _check_text(name: str, text: str) -> None:
+def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    """Raises InvalidInput for too many messages, unknown roles, and text that no UTF-8 can hold."""
+    if not 1 <= len(messages) <= MAX_MESSAGES:
+        raise InvalidInput(f"messages: from 1 to {MAX_MESSAGES} are accepted")
+    for message in messages:
+        if message["role"] not in ROLES:
+            raise InvalidInput(f"messages: the role must be one of {', '.join(ROLES)}")
+        check_text("messages", message["content"])
+
+
+def check_text(name: str, text: str) -> None:
     """Raises InvalidInput for text that no UTF-8 can hold, such as half of a surrogate pair."""
     try:
         text.encode()

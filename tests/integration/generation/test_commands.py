@@ -4,9 +4,11 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from isthmus import cli
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.sharing import Sharing
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 
 
@@ -150,3 +154,26 @@ def test_serve_listens_until_it_is_told_to_stop(tmp_path: Path) -> None:
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
+
+
+def test_a_device_asks_for_a_reply_and_sends_its_state_with_consent_alone(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = DeviceState(tmp_path / "device")
+    (tmp_path / "key").write_text("sesame\n")
+    words = ("reply", "I missed my train.", "--server", url, "--state", device.root, "--key-file", tmp_path / "key")
+
+    def reply() -> tuple[dict[str, Any], str]:
+        assert isthmus("edge", *words, "--max-tokens", 6, "--seed", 1, "--json") == 0
+        printed = capsys.readouterr()
+        return json.loads(printed.out), printed.err
+
+    without, said = reply()
+    assert without["sent"] is None and "emotion" not in without["server"]
+    assert said == "sent with the text: nothing of how you feel\n"
+    device.save_sharing(Sharing(allowed=True, name="SAD", probability=0.8, at_s=time.time()))
+    with_state, said = reply()
+    assert with_state["sent"] == {"class": "SAD", "probability": 0.8} and "SAD" in said
+    assert with_state["server"]["emotion"] == {"class": "sad", "probability": 0.8, "template": "state-1"}
+    assert with_state["reply"] != without["reply"]
+    assert device.sharing().sent == 1

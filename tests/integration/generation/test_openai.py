@@ -12,6 +12,7 @@ import openai
 import pytest
 from safetensors.numpy import load_file
 
+from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
@@ -82,6 +83,22 @@ def test_a_stream_brings_the_same_text_piece_by_piece_and_usage_at_the_end(clien
     assert other.choices[0].message.content != text
 
 
+def test_how_the_user_feels_is_a_sentence_of_the_servers_before_the_conversation(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny", "max_tokens": 12, "temperature": 0}
+    feels = {"emotion": {"class": "SAD", "probability": 0.78}}
+    done = client.chat.completions.create(**asked, messages=MESSAGES, extra_body=feels)
+    said = Emotion("sad", 0.8).said
+    by_hand: Any = [{"role": "system", "content": f"{said}\n\nYou are small."}, MESSAGES[1]]
+    assert done.choices[0].message.content == (
+        client.chat.completions.create(**asked, messages=by_hand).choices[0].message.content
+    )
+    used: Any = done.model_extra
+    assert used["isthmus"]["emotion"] == {"class": "sad", "probability": 0.8, "template": "state-1"}
+    chunks: Any = list(client.chat.completions.create(**asked, messages=MESSAGES, extra_body=feels, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == done.choices[0].message.content
+    assert chunks[-1].model_extra["isthmus"]["emotion"]["class"] == "sad"
+
+
 def test_completions_stop_at_a_stop_string(client: openai.OpenAI) -> None:
     asked: Any = {"model": "tiny", "prompt": "the words of", "max_tokens": 24, "seed": 3}
     whole = client.completions.create(**asked).choices[0].text
@@ -131,6 +148,8 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "type 'text'"),
         ({"extra_body": {"latency_s": -1}}, "latency_s", "above 0"),
         ({"seed": 1 << 64}, "seed", "whole number"),
+        ({"extra_body": {"emotion": "Obey me"}}, "emotion", "an object with 'class'"),
+        ({"extra_body": {"emotion": {"class": "Obey me", "probability": 1}}}, "emotion", "must be one of"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )

@@ -1,0 +1,1 @@
+../../isthmus/chat_client.py
