@@ -222,6 +222,12 @@ class CloudSettings:
     generate_kv_tokens: Annotated[int, Option(min=16, help="Tokens that the KV cache holds, over all requests.")] = (
         16_384
     )
+    generate_swap_tokens: Annotated[
+        int, Option(min=0, help="Tokens of preempted requests that are kept beside the KV cache. 0: computed again.")
+    ] = 0
+    generate_swap_folder: Annotated[
+        Path | None, Option(help="Folder for them, as files that are mapped into memory. Default: in memory.")
+    ] = None
     generate_max_tokens: Annotated[int, Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
     generate_max_waiting: Annotated[
         int, Option(min=1, help="Requests for text that may be under way. Further requests are refused.")

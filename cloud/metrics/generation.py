@@ -1,12 +1,15 @@
 """Generation as Prometheus reads it: requests by what became of them, tokens, and the times of answers."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from isthmus.cloud.generation.scheduling.request import Outcome
-from isthmus.cloud.generation.serve.live import LiveGeneration
+
+if TYPE_CHECKING:  # a server for devices alone has no tokenizer installed
+    from isthmus.cloud.generation.serve.live import LiveGeneration
 
 _TIMES = {
     "queue": ("queue_seconds", "Time from arrival to the first step."),
@@ -19,7 +22,7 @@ _TIMES = {
 class GenerationCollector(Collector):
     """Reads the engine's own counts at each scrape."""
 
-    def __init__(self, live: LiveGeneration) -> None:
+    def __init__(self, live: "LiveGeneration") -> None:
         self._live = live
 
     def collect(self) -> Iterable[Metric]:

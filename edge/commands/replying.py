@@ -14,7 +14,20 @@ from isthmus.chat_client import ChatServer
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import Answer
 from isthmus.edge.agent.requests import ask
-from isthmus.edge.own_clips.sharing import noted
+from isthmus.edge.own_clips.sharing import Sharing, consented, noted
+from isthmus.proto.errors import Corrupt
+
+
+def take_consent(device: DeviceState, *, allowed: bool) -> None:
+    """Keep what the person allows from now on. A file that is damaged holds no consent."""
+    try:
+        before = device.sharing()
+    except Corrupt:
+        device.save_sharing(consented(Sharing(), allowed=allowed))
+        return
+    after = consented(before, allowed=allowed)
+    if after != before:
+        device.save_sharing(after)
 
 
 def note_answer(device: DeviceState, classes: tuple[str, ...], answer: Answer) -> None:

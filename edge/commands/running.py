@@ -34,13 +34,12 @@ from isthmus.edge.capture.process import Capture
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.commands.living import keep_living, store_of
 from isthmus.edge.commands.options import ClipOptions, CloudOptions, RunOptions, UploadOptions
-from isthmus.edge.commands.replying import note_answer, note_newest
+from isthmus.edge.commands.replying import note_answer, note_newest, take_consent
 from isthmus.edge.commands.terminal import plain, print_disclosure, print_result, terminal_observer
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
-from isthmus.edge.own_clips.sharing import consented
 from isthmus.edge.own_clips.store import StoredSelection, person_folder
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
@@ -72,7 +71,7 @@ def run(
         stack.enter_context(device.held())
         store = store_of(device)
         selection: Sequence[ClipRef] = StoredSelection(store) if plan is None else plan.selection
-        device.save_sharing(consented(device.sharing(), allowed=asked.share_state))
+        take_consent(device, allowed=asked.share_state)
         config = RunConfig(
             device_name=known_as.name[:64],
             enrolment_key=key_in(known_as.enrolment_key_file) or "",

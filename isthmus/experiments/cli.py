@@ -4,6 +4,7 @@ import logging
 
 from isthmus.command_line import App
 from isthmus.experiments.elastic.cli import add_commands as add_elastic
+from isthmus.experiments.generation.cli import add_commands as add_generation
 from isthmus.experiments.link_cli import add_commands as add_link
 from isthmus.experiments.personal.cli import add_commands as add_personal
 
@@ -16,4 +17,5 @@ app = App(
 )
 add_personal(app)
 add_elastic(app)
+add_generation(app)
 add_link(app)

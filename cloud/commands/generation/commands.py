@@ -6,6 +6,7 @@ from isthmus.cloud.commands.generation.options import (
     GenerateProfileOptions,
     GenerateReplayOptions,
     GenerateServeOptions,
+    PlaceOptions,
 )
 from isthmus.command_line import App
 
@@ -13,7 +14,8 @@ app = App(
     "isthmus generate",
     help="Stream replies of a small language model to many clients.\n\n"
     "'convert' makes a model directory of a GGUF file, 'profile' measures this machine, 'serve' answers OpenAI's "
-    "clients, 'ask' is a client, and 'replay' simulates how a policy copes with a workload.",
+    "clients, 'ask' is a client, 'replay' simulates how a policy copes with a workload, and "
+    "'place' how replicas share it.",
     extra="generate",
 )
 
@@ -45,13 +47,19 @@ def profile(asked: GenerateProfileOptions) -> None:
     example="""
     isthmus generate serve smollm2 --http 127.0.0.1:8000
     isthmus generate serve smollm2 --http 0.0.0.0:8443 --key-file key --tls-cert cert.pem --tls-key key.pem
+    isthmus generate serve --generate-upstream http://gpu-1:8000 --generate-upstream http://gpu-2:8000 --policy vtc
     """
 )
 def serve(asked: GenerateServeOptions) -> None:
     """Serve a language model over HTTP, as OpenAI's clients expect it, until interrupted.
 
-    Needs a model directory. Prints "listening on HOST:PORT" once it is ready. It answers /v1/chat/completions,
-    /v1/completions and /v1/models, whole or streamed. Nothing is written.
+    Needs a model directory, or other servers with OpenAI's interface (--generate-upstream). Prints "listening on
+    HOST:PORT" once it is ready. It answers /v1/chat/completions, /v1/completions and /v1/models, whole or streamed.
+    Writes --port-file if it is given.
+
+    In front of other servers, admission, order (--policy fused, sjf, hrrn or vtc), the choice of the replica, retries
+    and the sentence about how the user feels are ours. The steps are theirs, so layout, number type, device and profile
+    do not matter, and --rows and --kv-tokens bound what each of them is given at a time.
     """
     from isthmus.cloud.commands.generation.serving import serve
 
@@ -90,3 +98,20 @@ def replay(asked: GenerateReplayOptions) -> None:
     from isthmus.cloud.commands.generation.replaying import replay
 
     replay(asked)
+
+
+@app.command(
+    example="""
+    isthmus generate place chat --replicas 2 --ttft-s 1 --tpot-s 0.1
+    isthmus generate place azure_llm_2023_code.csv --replicas 2 --tpot-s 0.07 --out placement.json
+    """
+)
+def place(asked: PlaceOptions) -> None:
+    """Search how replicas serve a workload best: all alike, or some for prompts and the others for decodes.
+
+    Needs nothing for lmaas and chat. For each placement it simulates the highest rate at which enough requests are in
+    time. Prints all rates, the best first, and writes --out if it is given.
+    """
+    from isthmus.cloud.commands.generation.placing import place
+
+    place(asked)

@@ -22,10 +22,13 @@ Layout = Annotated[
     typer.Option(help="Layout of the KV cache: a slot per request, blocks with tables, or padded rows."),
 ]
 Policy = Annotated[
-    str, typer.Option(help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn, vtc, paced or magnus.")
+    str,
+    typer.Option(
+        help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn, vtc, paced, jitserve or magnus."
+    ),
 ]
 ServedPolicy = Annotated[
-    str, typer.Option(help="Scheduling policy: fused, orca, baton, sjf, srpt, hrrn, vtc or paced.")
+    str, typer.Option(help="Scheduling policy: fused, orca, baton, sjf, srpt, hrrn, vtc, paced or jitserve.")
 ]
 Rows = Annotated[int, typer.Option(min=1, help="Requests that may have tokens in the KV cache.")]
 KVTokens = Annotated[int, typer.Option(min=16, help="Tokens that the KV cache holds, over all requests.")]
@@ -57,13 +60,55 @@ class GenerateProfileOptions:
 class GenerateServeOptions:
     """Options of ``isthmus generate serve``."""
 
-    model: ModelFolder
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MODEL_DIR]",
+            help="Model directory as Hugging Face publishes them (config.json, safetensors, tokenizer.json), or one "
+            "that 'isthmus generate convert' wrote. Not with --generate-upstream.",
+        ),
+    ] = None
+    generate_upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of another server with OpenAI's interface, such as http://127.0.0.1:8001, which computes in "
+            "place of a model of ours. Repeat it for several replicas of one model."
+        ),
+    ] = None
+    upstream_model: Annotated[
+        str | None, typer.Option(help="Name of the model at the upstream servers. Default: the one that each lists.")
+    ] = None
+    upstream_key_file: Annotated[Path | None, typer.Option(help="File with the API key for the upstream servers.")] = (
+        None
+    )
+    drained: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with addresses of upstream servers, one per line, that get no new requests. SIGHUP reads it "
+            "again."
+        ),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with rules by class of request (the field 'kind'): threshold, floor, lifetime_s, quota, "
+            "shared. Greedy answers of these classes are kept and given again. Default: nothing is kept."
+        ),
+    ] = None
+    cache_embedder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model directory of a BERT-shaped sentence encoder. With it, questions that mean the same are found "
+            "too. Needs --cache."
+        ),
+    ] = None
     http: Annotated[
         str,
         typer.Option(
             help="HOST:PORT to listen on. Port 0 chooses a free port. Beyond loopback key and TLS are needed."
         ),
     ] = "127.0.0.1:8000"
+    port_file: Annotated[Path | None, typer.Option(help="File to write HOST:PORT to once the server is ready.")] = None
     name: Annotated[str | None, typer.Option(help="Name of the model for clients. Default: the directory's.")] = None
     key_file: Annotated[
         Path | None, typer.Option(help="File with the API key that clients must send. Default: everyone is served.")
@@ -81,6 +126,20 @@ class GenerateServeOptions:
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1
     rows: Rows = 32
     kv_tokens: KVTokens = 16_384
+    swap_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Tokens of preempted requests that are kept beside the KV cache, by a thread of their own. 0: they "
+            "are computed again.",
+        ),
+    ] = 0
+    swap_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for them, as files that are mapped into memory. Default: in memory.", file_okay=False
+        ),
+    ] = None
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that may be under way. Further requests are refused.")
@@ -150,3 +209,28 @@ class GenerateReplayOptions:
     ] = False
     shrink: Annotated[float, typer.Option(min=1.0, help="Divide the prompts of a recorded trace by this.")] = 8.0
     out: Annotated[Path | None, typer.Option(help="JSON file to write all figures to.")] = None
+
+
+@dataclass(frozen=True)
+class PlaceOptions:
+    """Options of ``isthmus generate place``."""
+
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="lmaas (six applications), chat (conversations), or a CSV file of the Azure LLM inference traces."
+        ),
+    ] = "chat"
+    replicas: Annotated[int, typer.Option(min=1, max=16, help="Number of replicas.")] = 2
+    ttft_s: Annotated[float, typer.Option(min=0.001, help="Seconds within which the first token must be there.")] = 1.0
+    tpot_s: Annotated[float, typer.Option(min=0.001, help="Mean seconds that a further token may take.")] = 0.1
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the requests that must be in time.")] = 0.9
+    requests: Annotated[int, typer.Option(min=10, max=100_000, help="Number of requests of each simulation.")] = 300
+    seed: Seed = 0
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile that 'isthmus generate profile' wrote. Default: a measured Xeon's.")
+    ] = None
+    rows: Rows = 32
+    kv_tokens: KVTokens = 16_000
+    shrink: Annotated[float, typer.Option(min=1.0, help="Divide the prompts of a recorded trace by this.")] = 8.0
+    out: Annotated[Path | None, typer.Option(help="JSON file to write all rates to.")] = None

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from isthmus.cloud.commands.generation.options import GenerateReplayOptions
+from isthmus.cloud.commands.generation.workloads import sizes_of
 from isthmus.cloud.generation.policies.by_name import learning_lengths, make_policy
 from isthmus.cloud.generation.policies.lengths import KnownLengths, LengthPredictor
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
@@ -25,15 +26,11 @@ from isthmus.cloud.generation.scheduling.workload import (
     Workload,
     at_load,
     bursty_gaps,
-    chat_sizes,
-    lmaas_sizes,
     poisson_gaps,
-    trace_sizes,
     unequal_users,
 )
-from isthmus.command_line import did_you_mean, print_table
+from isthmus.command_line import print_table
 from isthmus.data.files import read_text, write_atomically
-from isthmus.data.traces import read_azure_tokens
 
 _SUMMARY: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "tokens per second": lambda run: run["tokens_per_s"],
@@ -145,22 +142,14 @@ def _lengths(asked: GenerateReplayOptions, profile: GenerationProfile, workload:
             raise ValueError("--lengths warm: a recorded trace has no earlier day; give 'learned' or 'known'")
         before = _workload(replace(asked, requests=_WARM_REQUESTS, seed=asked.seed + 1_000_003), profile)
         for request, length in zip(before.requests, before.lengths, strict=True):
-            learning.learn(Life(request, [0] * length))
+            learning.learn(Life(request, [0] * length, whole=True))
     return learning
 
 
 def _workload(asked: GenerateReplayOptions, profile: GenerationProfile) -> Workload:
     rng = np.random.default_rng(asked.seed)
-    made = {"lmaas": lmaas_sizes, "chat": chat_sizes}
-    if asked.workload in made:
-        sizes = made[asked.workload](rng, asked.requests)
+    sizes, gaps_N = sizes_of(asked.workload, asked.requests, rng, asked.shrink)
+    if gaps_N is None:
         gaps_N = (bursty_gaps if asked.bursty else poisson_gaps)(rng, asked.requests)
-    elif Path(asked.workload).is_file():
-        rows_N3 = read_azure_tokens(Path(asked.workload))[: asked.requests]
-        sizes = trace_sizes(rows_N3, shrink=asked.shrink)
-        gaps_N = np.diff(rows_N3[:, 0], prepend=0.0)
-    else:
-        known = did_you_mean(asked.workload, made)
-        raise ValueError(f"no workload {asked.workload!r}: give lmaas, chat or the CSV file of a trace.{known}")
     users = None if asked.heavy is None else unequal_users(rng, len(gaps_N), heavy=asked.heavy)
     return at_load(sizes, gaps_N, asked.load, profile, users=users)

@@ -11,6 +11,7 @@ from isthmus.cloud.generation.model.padded import PaddedCache
 from isthmus.cloud.generation.model.paged import PagedCache
 from isthmus.cloud.generation.model.sampler import draw
 from isthmus.cloud.generation.model.slots import SlotCache
+from isthmus.cloud.generation.model.swap import SwapPool
 from isthmus.cloud.generation.scheduling.engine import Step
 from isthmus.cloud.generation.scheduling.policy import Limits
 
@@ -28,17 +29,38 @@ class Executor(Protocol):
 class ModelExecutor:
     """An executor that runs the model with one layout of the KV cache.
 
-    After an error in a step, what the cache has of the step's requests is not defined; the engine drops them.
+    After an error in a step, what the cache has of the step's requests is not defined; the engine drops them. With
+    ``pool``, preempted requests wait there with their keys and values; only slots can be swapped.
     """
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    def __init__(self, model: Llama, cache: KVCache, pool: SwapPool | None = None) -> None:
+        if pool is not None and not isinstance(cache, SlotCache):
+            raise ValueError("only the layout 'slots' can be swapped")
         self._model = model
         self._cache = cache
+        self._pool = pool
 
     def drop(self, ids: Sequence[int]) -> None:
         self._cache.drop(ids)
+        if self._pool is not None:
+            self._pool.drop(ids)
+
+    def close(self) -> None:
+        """Ends the pool's thread."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _swap(self, step: Step) -> None:
+        if not step.swap_out and not step.swap_in:
+            return
+        assert self._pool is not None and isinstance(self._cache, SlotCache), "the engine swaps if there is a pool"
+        for id in step.swap_out:
+            self._pool.put(id, *self._cache.taken(id))
+        for id in step.swap_in:
+            self._cache.placed(id, *self._pool.take(id))
 
     def run(self, step: Step) -> dict[int, int]:
+        self._swap(step)
         spans: list[Span] = []
         ids: list[int] = []
         positions: list[int] = []

@@ -71,6 +71,23 @@ class SlotCache(KVCache):
         slot = self._slots.get(id)
         return 0 if slot is None else slot.used
 
+    def placed(self, id: int, keys_LKPD: Tensor, values_LKPD: Tensor) -> None:
+        """Stores a request's keys and values, (L, K, tokens, D) each, as if its tokens had been computed here.
+
+        Raises ValueError for a request that is here already.
+        """
+        if id in self._slots:
+            raise ValueError(f"request {id} is in the cache already")
+        slot = self._slots[id] = _Slot(self._shape, _rounded(keys_LKPD.shape[2] + _STEP))
+        slot.used = keys_LKPD.shape[2]
+        slot.keys_LKCD[:, :, : slot.used] = keys_LKPD
+        slot.values_LKCD[:, :, : slot.used] = values_LKPD
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of keys and values, unused ends of slots included."""
+        return sum(slot.keys_LKCD.nbytes + slot.values_LKCD.nbytes for slot in self._slots.values())
+
     def taken(self, id: int) -> tuple[Tensor, Tensor]:
         """Removes a request and returns its keys and values, (L, K, tokens, D) each."""
         slot = self._slots.pop(id)

@@ -5,9 +5,11 @@ from typing import Final
 
 from isthmus.cloud.generation.policies.batches import Baton, Orca, Static
 from isthmus.cloud.generation.policies.fused import Fused
+from isthmus.cloud.generation.policies.jitserve import QUANTILE as JIT_QUANTILE
+from isthmus.cloud.generation.policies.jitserve import JitServe
 from isthmus.cloud.generation.policies.lengths import LearnedLengths, LengthPredictor
 from isthmus.cloud.generation.policies.magnus import Magnus
-from isthmus.cloud.generation.policies.orders import Fair, Shortest
+from isthmus.cloud.generation.policies.orders import Fair, FirstCome, Order, Shortest
 from isthmus.cloud.generation.policies.paced import Paced
 from isthmus.cloud.generation.scheduling.policy import Policy
 
@@ -23,6 +25,7 @@ POLICIES: Final[dict[str, Callable[[LengthPredictor], Policy]]] = {
     "vtc": lambda lengths: Fused(Fair()),
     "paced": Paced,
     "magnus": Magnus,
+    "jitserve": JitServe,
 }
 """What each policy decides:
 
@@ -33,11 +36,21 @@ POLICIES: Final[dict[str, Callable[[LengthPredictor], Policy]]] = {
 - ``sjf``, ``srpt``, ``hrrn``: ``fused``, in the order of predicted work; ``srpt`` may preempt.
 - ``vtc``: ``fused``, the user who was served least first.
 - ``paced``: ``fused``, which admits a request only if it and all others that can be in time stay so.
+- ``jitserve``: ``fused``, by gain per second of remaining time, in windows of requests alike in length.
 - ``magnus``: static batches of requests whose answers are predicted to be alike.
 
 >>> sorted(POLICIES)
-['baton', 'fused', 'hrrn', 'magnus', 'orca', 'paced', 'sjf', 'srpt', 'static', 'vtc']
+['baton', 'fused', 'hrrn', 'jitserve', 'magnus', 'orca', 'paced', 'sjf', 'srpt', 'static', 'vtc']
 """
+
+
+ORDERS: Final[dict[str, Callable[[LengthPredictor], Order]]] = {
+    "fused": lambda lengths: FirstCome(),
+    "sjf": lambda lengths: Shortest("sjf", lengths),
+    "hrrn": lambda lengths: Shortest("hrrn", lengths),
+    "vtc": lambda lengths: Fair(),
+}
+"""The policies that are an order alone, and so can order requests in front of other servers."""
 
 
 IDLE_QUANTILE: Final = 0.3
@@ -51,6 +64,8 @@ def learning_lengths(name: str) -> LearnedLengths:
     """
     if name == "paced":
         return LearnedLengths(idle_quantile=IDLE_QUANTILE)
+    if name == "jitserve":
+        return LearnedLengths(JIT_QUANTILE, conditional=True)
     return LearnedLengths(0.5) if name == "magnus" else LearnedLengths()
 
 
@@ -62,3 +77,13 @@ def make_policy(name: str, lengths: LengthPredictor | None = None) -> Policy:
     if name not in POLICIES:
         raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)}")
     return POLICIES[name](lengths or learning_lengths(name))
+
+
+def make_order(name: str) -> Order:
+    """Returns the order of a policy that is an order alone. Raises ValueError for others, which need our own engine."""
+    if name not in ORDERS:
+        raise ValueError(
+            f"the policy {name!r} chooses the rows of each step, which other servers do themselves; in front of them "
+            f"give one of {', '.join(ORDERS)}"
+        )
+    return ORDERS[name](LearnedLengths())

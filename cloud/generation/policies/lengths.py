@@ -6,8 +6,12 @@ longer than it is.
 """
 
 import math
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import nsmallest
+from statistics import NormalDist
 from typing import Final, Protocol
 
 from isthmus.cloud.generation.scheduling.policy import Life
@@ -15,6 +19,7 @@ from isthmus.cloud.generation.scheduling.policy import Life
 QUANTILE: Final = 0.9
 FORGET: Final = 0.995
 """Weight that an earlier answer of the same class keeps when a new one is learned."""
+_NORMAL: Final = NormalDist()
 _PRIOR: Final = 4.0
 """Answers of all classes that a class with few answers of its own is mixed with."""
 
@@ -67,16 +72,20 @@ class LearnedLengths:
     """Plans with a ``quantile`` of what is known about a class, from the first answer on.
 
     With ``idle_quantile`` the quantile follows the load: that one if nobody waits, ``quantile`` if as many wait as can
-    run. A short queue has room for answers that turn out longer; a long one has not.
+    run. A short queue has room for answers that turn out longer; a long one has not. With ``conditional`` it is the
+    quantile of those answers that are longer than what there is already, so a prediction grows as tokens come.
     """
 
-    def __init__(self, quantile: float = QUANTILE, *, idle_quantile: float | None = None) -> None:
+    def __init__(
+        self, quantile: float = QUANTILE, *, idle_quantile: float | None = None, conditional: bool = False
+    ) -> None:
         for each in (quantile, idle_quantile or quantile):
             if not 0 < each < 1:
                 raise ValueError(f"quantile {each:g}: must be between 0 and 1")
-        self._idle_z = _normal_quantile(idle_quantile or quantile)
-        self._busy_z = _normal_quantile(quantile)
+        self._idle_z = _NORMAL.inv_cdf(idle_quantile or quantile)
+        self._busy_z = _NORMAL.inv_cdf(quantile)
         self._z = self._busy_z
+        self._conditional = conditional
         self._fits: dict[str, _Fit] = {}
         self._all = _Fit()
 
@@ -90,10 +99,18 @@ class LearnedLengths:
         if fit.seen < 2:
             return float(max(len(life.tokens) + 1, min(life.request.max_tokens, 64)))
         x = math.log(len(life.request.prompt))
-        found = math.exp(min(20.0, fit.mean(x) + self._z * fit.spread))
+        found = math.exp(min(20.0, fit.mean(x) + self._z_of(life, fit, x) * fit.spread))
         # Beyond the prediction, what was drawn says more than the model: such answers are long.
         least = 1.25 * len(life.tokens) + 1
         return min(float(life.request.max_tokens), max(found, least)) if life.left else float(len(life.tokens))
+
+    def _z_of(self, life: Life, fit: _Fit, x: float) -> float:
+        """Returns how many deviations above the mean the prediction is."""
+        if not self._conditional or not life.tokens or fit.spread < 1e-6:
+            return self._z
+        passed = _NORMAL.cdf((math.log(len(life.tokens)) - fit.mean(x)) / fit.spread)
+        share = _NORMAL.cdf(self._z)
+        return _NORMAL.inv_cdf(min(1 - 1e-6, passed + share * (1 - passed)))
 
     def learn(self, life: Life) -> None:
         if not life.tokens:
@@ -101,6 +118,49 @@ class LearnedLengths:
         x, y = math.log(len(life.request.prompt)), math.log(len(life.tokens))
         self._fits.setdefault(life.request.kind, _Fit()).add(x, y)
         self._all.add(x, y)
+
+
+class NearestLengths:
+    """Plans with a quantile of the answers to the ``neighbours`` prompts of like length, of the same class.
+
+    It keeps the last ``kept`` answers of each class and takes no shape for granted. Of a request that has tokens, only
+    the answers that were longer count (``conditional``, as above).
+    """
+
+    def __init__(self, quantile: float = QUANTILE, *, neighbours: int = 32, kept: int = 512) -> None:
+        if not 0 < quantile < 1 or not 1 <= neighbours <= kept:
+            raise ValueError("a quantile is between 0 and 1, and neighbours are at least 1 and at most those kept")
+        self._quantile = quantile
+        self._neighbours = neighbours
+        self._kept = kept
+        self._answers: dict[str, deque[tuple[int, int]]] = {}
+        self._near: dict[int, list[int]] = {}
+
+    def look(self, pressure: float) -> None:
+        pass
+
+    def predict(self, life: Life) -> float:
+        drawn = len(life.tokens)
+        near = self._near.get(life.id)
+        if near is None:
+            near = self._near[life.id] = self._lengths_near(life)
+        longer = near[bisect_right(near, drawn) :]
+        if not longer:
+            return float(max(drawn + 1, min(life.request.max_tokens, 64 if not near else 1.25 * drawn + 1)))
+        at = min(len(longer) - 1, int(self._quantile * len(longer)))
+        return float(min(life.request.max_tokens, longer[at]))
+
+    def learn(self, life: Life) -> None:
+        self._near.pop(life.id, None)
+        if life.tokens:
+            answers = self._answers.setdefault(life.request.kind, deque(maxlen=self._kept))
+            answers.append((len(life.request.prompt), len(life.tokens)))
+
+    def _lengths_near(self, life: Life) -> list[int]:
+        prompt = len(life.request.prompt)
+        answers = self._answers.get(life.request.kind, ())
+        near = nsmallest(self._neighbours, answers, key=lambda each: abs(math.log(each[0] / prompt)))
+        return sorted(length for _, length in near)
 
 
 class KnownLengths:
@@ -118,15 +178,3 @@ class KnownLengths:
 
     def learn(self, life: Life) -> None:
         pass
-
-
-def _normal_quantile(share: float) -> float:
-    """Returns the standard normal quantile, by bisection of its distribution function."""
-    low, high = -8.0, 8.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if 0.5 * (1 + math.erf(middle / math.sqrt(2))) < share:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2

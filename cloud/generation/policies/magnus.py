@@ -56,7 +56,8 @@ class Magnus:
         self._new.append(life)
 
     def left(self, life: Life) -> None:
-        self._lengths.learn(life)
+        if life.whole:
+            self._lengths.learn(life)
         self._running.pop(life.id, None)
         self._new = [each for each in self._new if each is not life]
         for batch in self._queue:

@@ -71,7 +71,8 @@ class Shortest(FirstCome):
         self._profile = profile
 
     def left(self, life: Life) -> None:
-        self._lengths.learn(life)
+        if life.whole:
+            self._lengths.learn(life)
 
     def look(self, now_s: float, state: State) -> None:
         self._now_s = now_s

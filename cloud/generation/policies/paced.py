@@ -34,7 +34,8 @@ class _Promises(FirstCome):
         self.profile = profile
 
     def left(self, life: Life) -> None:
-        self.lengths.learn(life)
+        if life.whole:
+            self.lengths.learn(life)
 
     def look(self, now_s: float, state: State) -> None:
         self.now_s = now_s

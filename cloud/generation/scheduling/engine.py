@@ -18,10 +18,13 @@ from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Pace
 from isthmus.cloud.generation.scheduling.blocks import BlockTable
 from isthmus.cloud.generation.scheduling.policy import Choice, Life, Limits, Policy, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load
+from isthmus.cloud.generation.scheduling.replicas import Standing
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.proto.errors import Busy, InvalidInput
 
 MAX_WAITING: Final = 1_024
+SWAP_BYTES_PER_S: Final = 1e9
+"""Bytes of KV cache per second to the pool beside it, and back, unless another rate is given."""
 
 
 class Overloaded(Busy):
@@ -48,13 +51,20 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward of the model. ``predicted_s`` is the profile's time at the current pace."""
+    """One forward of the model. ``predicted_s`` is the profile's time at the current pace.
+
+    Before it, the requests of ``swap_out`` go to the pool beside the KV cache, and those of ``swap_in`` come back. The
+    copies out need not have ended before the forward; ``swap_s`` is predicted for the copies in.
+    """
 
     id: int
     rows: tuple[StepRow, ...]
     load: Load
     started_s: float
     predicted_s: float
+    swap_out: tuple[int, ...] = ()
+    swap_in: tuple[int, ...] = ()
+    swap_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,7 @@ class Engine:
         max_requests: int = MAX_WAITING,
         expires: bool = True,
         adapts: bool = True,
+        swap_bytes_per_s: float = SWAP_BYTES_PER_S,
     ) -> None:
         if max_requests < 1:
             raise ValueError(f"{max_requests} requests: must be at least 1")
@@ -132,6 +143,10 @@ class Engine:
         self._running: Step | None = None
         self._left_in_step: set[int] = set()
         self._drop: list[int] = []
+        self._swapped: dict[int, int] = {}
+        """Blocks of each request in the pool."""
+        self._swap_out: list[int] = []
+        self._swap_bytes_per_s = swap_bytes_per_s
         self._steps = 0
         self._now_s = float("-inf")
         self._expires, self._adapts = expires, adapts
@@ -199,6 +214,67 @@ class Engine:
         life = self._lives.get(id)
         return None if life is None else self._end(life, Outcome.CANCELLED, now_s)
 
+    def export(self, id: int, now_s: float) -> Life:
+        """Takes a request out without an outcome: it goes on in another engine, which must ``adopt`` it.
+
+        Its blocks here are free at once. Raises KeyError for an unknown request, and ValueError while a step runs that
+        it takes part in.
+        """
+        self._at(now_s)
+        life = self._lives[id]
+        if self._running is not None and any(row.id == id for row in self._running.rows):
+            raise ValueError(f"request {id} takes part in the running step")
+        del self._lives[id]
+        self.policy.left(life)
+        if id in self._swapped:  # what is in the pool here is computed again there
+            life.computed = 0
+        self._free(id)
+        return life
+
+    def fits(self, life: Life) -> bool:
+        """Whether a request of another engine could go on here now, with all tokens that it has."""
+        missing = self._table.needed(life.computed + 1)
+        return missing <= self._table.free and len(self._blocks) < self.limits.rows and life.id not in self._lives
+
+    def adopt(self, life: Life, now_s: float) -> tuple[int, ...]:
+        """Goes on with a request that another engine exported, and returns its blocks here.
+
+        Its computed tokens must be in this engine's KV cache before the next step. Raises ValueError if it does not
+        fit.
+        """
+        now_s = self._at(now_s)
+        if not self.fits(life) or life.id in self._left_in_step:
+            raise ValueError(f"request {life.id} does not fit here")
+        self._lives[life.id] = life
+        life.moved += 1
+        blocks = self._table.grow(life.id, life.computed) if life.computed else ()
+        if blocks:
+            self._blocks[life.id] = len(blocks)
+        self.policy.arrived(life)
+        return blocks
+
+    @property
+    def lives(self) -> Mapping[int, Life]:
+        """The requests under way, by id, in the order of their arrival here."""
+        return self._lives
+
+    def standing(self, id: int, *, draining: bool = False) -> Standing:
+        """Returns what a dispatcher knows of this engine, as replica ``id``.
+
+        Waiting requests that have room count as if they had begun, since many may arrive during one step. The first
+        that has none is the head of the queue.
+        """
+        used, rows, head = self.limits.blocks - self._table.free, len(self._blocks), 0
+        for life in self._lives.values():
+            if life.id in self._blocks:
+                continue
+            needed = self._table.needed(life.known)
+            if used + needed > self.limits.blocks or rows >= self.limits.rows:
+                head = needed
+                break
+            used, rows = used + needed, rows + 1
+        return Standing(id, self.limits.blocks, used, rows, head, draining)
+
     def expire(self, now_s: float) -> tuple[Ended, ...]:
         """Evicts and returns the requests without a token that would be late even if they ran now, alone."""
         now_s = self._at(now_s)
@@ -229,8 +305,9 @@ class Engine:
         for id in choice.give_up:
             life = self._lives[id]
             ended.append(self._end(life, Outcome.CUT if life.tokens else Outcome.EVICTED, now_s))
+        running = {id for id, _ in choice.run}
         for id in choice.preempt:
-            self._preempt(self._lives[id])
+            self._preempt(self._lives[id], may_swap=id not in running)
         if not choice.run:
             wait_s = [each for each in (choice.wait_until_s, self._next_deadline_s()) if each is not None]
             return Decision(None, tuple(ended), self._dropped(), min(wait_s, default=None))
@@ -245,7 +322,8 @@ class Engine:
         """
         now_s = self._at(now_s)
         self._stop(step)
-        if self._adapts and self._pace.ran(LEAST_SIZE, self.profile.step_s(step.load), now_s - step.started_s):
+        expected_s = self.profile.step_s(step.load) + step.swap_s
+        if self._adapts and self._pace.ran(LEAST_SIZE, expected_s, now_s - step.started_s):
             self.use(self.profile)
         events: list[Token | Ended] = []
         for row in step.rows:
@@ -260,6 +338,7 @@ class Engine:
             self._note_time(life, now_s)
             events.append(Token(life, len(life.tokens) - 1, new.token))
             if new.last or life.left == 0:
+                life.whole = True
                 events.append(self._end(life, Outcome.FINISHED, now_s))
         return events
 
@@ -279,9 +358,12 @@ class Engine:
                 f"the policy chose {tokens} tokens of {len(choice.run)} requests, which need {needed} further blocks "
                 f"and {len(holders)} rows; there are {self._table.free} and {self.limits.rows}"
             )
-        rows = []
+        rows, swap_in, swap_s = [], [], 0.0
         for id, count in choice.run:
             life = self._lives[id]
+            if self._swapped.pop(id, None) is not None:
+                swap_in.append(id)
+                swap_s += self._swap_s(life)
             blocks = self._table.grow(id, life.computed + count)
             self._blocks[id] = len(blocks)
             rows.append(StepRow(life.request, life.computed, _known(life, count), count == life.pending, blocks))
@@ -290,7 +372,9 @@ class Engine:
         spans = [(row.first, len(row.tokens)) for row in rows]
         load = Load.padded(spans, choice.dead_rows) if choice.padded else Load.of(spans)
         self._steps += 1
-        self._running = Step(self._steps, tuple(rows), load, now_s, self.planned.step_s(load))
+        swap_out, self._swap_out = tuple(self._swap_out), []
+        predicted_s = self.planned.step_s(load) + swap_s
+        self._running = Step(self._steps, tuple(rows), load, now_s, predicted_s, swap_out, tuple(swap_in), swap_s)
         return self._running
 
     def _check_ids(self, choice: Choice) -> None:
@@ -306,11 +390,24 @@ class Engine:
             if not 1 <= count <= pending:
                 raise ValueError(f"the policy chose {count} tokens of request {id}, which has {pending} to compute")
 
-    def _preempt(self, life: Life) -> None:
+    def _preempt(self, life: Life, *, may_swap: bool) -> None:
         life.preempted += 1
+        blocks = self._blocks.get(life.id, 0)
+        fits = sum(self._swapped.values()) + blocks <= self.limits.swap_blocks
+        again_s = self.planned.first_token_s(max(1, life.computed)) - self.planned.step_fixed_s
+        if may_swap and fits and life.computed and self._swap_s(life) < again_s:
+            life.swapped += 1
+            self._swapped[life.id] = blocks
+            self._swap_out.append(life.id)
+            self._blocks.pop(life.id)
+            self._table.release(life.id)
+            return
         life.recomputed += life.computed
         life.computed = 0
         self._free(life.id)
+
+    def _swap_s(self, life: Life) -> float:
+        return life.computed * self.profile.kv_bytes_per_token / self._swap_bytes_per_s
 
     def _end(self, life: Life, outcome: Outcome, now_s: float) -> Ended:
         del self._lives[life.id]
@@ -341,6 +438,9 @@ class Engine:
     def _free(self, id: int) -> None:
         if self._blocks.pop(id, None) is not None:
             self._table.release(id)
+            self._drop.append(id)
+        elif self._swapped.pop(id, None) is not None:
+            self._swap_out = [each for each in self._swap_out if each != id]
             self._drop.append(id)
 
     def _dropped(self) -> tuple[int, ...]:

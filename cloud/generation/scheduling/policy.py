@@ -29,8 +29,14 @@ class Life:
     last_token_s: float | None = None
     largest_gap_s: float = 0.0
     preempted: int = 0
+    swapped: int = 0
+    """How often it was preempted and kept its computed tokens, in the pool beside the KV cache."""
     recomputed: int = 0
     """Tokens that were computed more than once."""
+    moved: int = 0
+    """How often it went on in another replica."""
+    whole: bool = False
+    """Whether its answer is complete. Only then its length teaches anything."""
 
     @property
     def id(self) -> int:
@@ -71,6 +77,8 @@ class Limits:
     block_tokens: int = 16
     step_tokens: int = 2_048
     """Tokens of one step, over all its requests."""
+    swap_blocks: int = 0
+    """Blocks of the pool beside the KV cache, for preempted requests. 0: they compute their tokens again."""
 
     @property
     def kv_tokens(self) -> int:
@@ -79,6 +87,8 @@ class Limits:
     def __post_init__(self) -> None:
         if min(self.rows, self.blocks, self.block_tokens, self.step_tokens) < 1:
             raise ValueError("rows, blocks, block_tokens and step_tokens must be at least 1")
+        if self.swap_blocks < 0:
+            raise ValueError("swap_blocks must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,7 @@ class Policy(Protocol):
     def arrived(self, life: Life) -> None: ...
 
     def left(self, life: Life) -> None:
-        """Called at the request's end, whatever its outcome."""
+        """Called when the request has ended, whatever its outcome, or has moved to another replica."""
 
     def choose(self, now_s: float, state: State) -> Choice:
         """Returns what to run at ``now_s``."""

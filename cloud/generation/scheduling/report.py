@@ -39,6 +39,7 @@ def report(run: Run) -> dict[str, Any]:
         "busy": run.busy_s / run.end_s if run.end_s else 0.0,
         "occupancy": run.rows / max(1, run.steps),
         "preempted": sum(end.life.preempted for end in run.ends),
+        "swapped": sum(end.life.swapped for end in run.ends),
         "recomputed_tokens": sum(end.life.recomputed for end in run.ends),
     }
 

@@ -133,6 +133,8 @@ class Outcome(Enum):
 
     FINISHED = "finished"
     """Its answer is whole: it ended by itself, by a stop string or at ``max_tokens``."""
+    CACHED = "cached"
+    """An answer that was kept was given again; no step ran for it."""
     EVICTED = "evicted"
     """Given up before its first token, because it could no longer be in time."""
     CUT = "cut"

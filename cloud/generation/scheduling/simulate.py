@@ -76,6 +76,7 @@ class VirtualWorld:
         pass
 
     def run(self, step: Step) -> Mapping[int, Drawn]:
+        self._now_s += step.swap_s
         self._now_s += self._profile.step_s(step.load) if self._step_model is None else self._step_model(step)
         drawn = {}
         for row in step.rows:

@@ -9,6 +9,7 @@ import torch
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import ModelExecutor, make_cache
 from isthmus.cloud.generation.model.llama import Llama
+from isthmus.cloud.generation.model.swap import SwapPool
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.policies.by_name import make_policy
@@ -46,9 +47,11 @@ def open_generation(settings: GenerationSettings) -> Generation:
     config = LlamaConfig.read(settings.model)
     tokenizer = TextTokenizer.read(settings.model, config)
     model = load_llama(settings.model, config, number_type=settings.number_type, device=settings.device)
-    limits = Limits(rows=settings.rows, blocks=max(1, settings.kv_tokens // BLOCK_TOKENS))
+    swap_blocks = settings.swap_tokens // BLOCK_TOKENS
+    limits = Limits(settings.rows, max(1, settings.kv_tokens // BLOCK_TOKENS), BLOCK_TOKENS, swap_blocks=swap_blocks)
     engine = Engine(_profile(settings, model), policy, limits, max_requests=settings.max_waiting)
-    executor = ModelExecutor(model, make_cache(settings.layout, model, limits))
+    pool = SwapPool(swap_blocks * BLOCK_TOKENS, folder=settings.swap_folder) if swap_blocks else None
+    executor = ModelExecutor(model, make_cache(settings.layout, model, limits), pool)
     live = LiveGeneration(engine, executor, on_start=lambda: torch.set_num_threads(settings.threads))
     log.info("generation: %s, %s, policy %s, layout %s", name, settings.number_type, settings.policy, settings.layout)
     return Generation(name, config, tokenizer, live, settings.max_tokens, time.time())

@@ -66,6 +66,9 @@ class Answering(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def under_way(self) -> int: ...
+
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Answer: ...
 
     async def complete(self, prompt: str, wishes: Wishes) -> Answer: ...
@@ -90,6 +93,11 @@ class Generation:
     def ready(self) -> bool:
         """Whether requests are accepted."""
         return self.live.ready
+
+    @property
+    def under_way(self) -> int:
+        """The number of requests without an end."""
+        return self.live.load()[0]
 
     @property
     def context(self) -> int:

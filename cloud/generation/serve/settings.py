@@ -26,6 +26,10 @@ class GenerationSettings:
     """Requests that may have tokens in the KV cache."""
     kv_tokens: int = 16_384
     """Tokens that the KV cache holds, over all requests."""
+    swap_tokens: int = 0
+    """Tokens of preempted requests that are kept beside the KV cache. 0: they are computed again."""
+    swap_folder: Path | None = None
+    """Where they are kept, as files that are mapped into memory. None: in memory."""
     max_tokens: int = 1_024
     """Longest answer that a client may ask for."""
     max_waiting: int = 256
@@ -34,3 +38,7 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.policy in ("static", "magnus"):
             raise ValueError(f"the policy '{self.policy}' computes rows that nobody needs; it is for simulations alone")
+        if self.swap_tokens and self.layout != "slots":
+            raise ValueError("only the layout 'slots' can be swapped; leave the swap pool out, or give that layout")
+        if self.swap_folder is not None and not self.swap_tokens:
+            raise ValueError("a folder for the swap pool needs the pool's number of tokens, too")

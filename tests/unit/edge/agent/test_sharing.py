@@ -9,8 +9,8 @@ import pytest
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import Answer
 from isthmus.edge.agent.requests import ask
-from isthmus.edge.own_clips.sharing import FRESH_S, consented
-from isthmus.edge.commands.replying import note_answer
+from isthmus.edge.commands.replying import note_answer, take_consent
+from isthmus.edge.own_clips.sharing import FRESH_S
 from isthmus.proto.errors import Corrupt
 
 CLASSES = ("NEU", "SAD")
@@ -23,6 +23,7 @@ def device(tmp_path: Path) -> DeviceState:
 
 
 def test_without_consent_nothing_is_kept_or_sent(device: DeviceState) -> None:
+    take_consent(device, allowed=False)
     note_answer(device, CLASSES, SAD)
     assert not (device.root / "sharing.json").exists()
     assert ask(device, "share_state") == {}
@@ -31,7 +32,7 @@ def test_without_consent_nothing_is_kept_or_sent(device: DeviceState) -> None:
 
 
 def test_with_consent_the_newest_answer_is_sent_rounded_and_counted(device: DeviceState) -> None:
-    device.save_sharing(consented(device.sharing(), allowed=True))
+    take_consent(device, allowed=True)
     assert ask(device, "share_state") == {}, "there is no answer yet"
     note_answer(device, CLASSES, SAD)
     assert ask(device, "share_state") == {"class": "SAD", "probability": 0.8}
@@ -48,17 +49,17 @@ def test_with_consent_the_newest_answer_is_sent_rounded_and_counted(device: Devi
 
 
 def test_consent_that_is_taken_back_erases_the_state_and_keeps_the_count(device: DeviceState) -> None:
-    device.save_sharing(consented(device.sharing(), allowed=True))
+    take_consent(device, allowed=True)
     note_answer(device, CLASSES, SAD)
     ask(device, "share_state")
-    device.save_sharing(consented(device.sharing(), allowed=False))
+    take_consent(device, allowed=False)
     assert "SAD" not in (device.root / "sharing.json").read_text()
     assert ask(device, "share_state") == {}
     assert ask(device, "status")["states_sent"] == 1
 
 
 def test_an_old_state_is_not_sent(device: DeviceState, monkeypatch: pytest.MonkeyPatch) -> None:
-    device.save_sharing(consented(device.sharing(), allowed=True))
+    take_consent(device, allowed=True)
     note_answer(device, CLASSES, SAD)
     later_s = time.time() + FRESH_S + 1
     monkeypatch.setattr("time.time", lambda: later_s)
@@ -66,8 +67,10 @@ def test_an_old_state_is_not_sent(device: DeviceState, monkeypatch: pytest.Monke
 
 
 def test_a_damaged_file_is_no_consent(device: DeviceState) -> None:
-    device.save_sharing(consented(device.sharing(), allowed=True))
+    take_consent(device, allowed=True)
     file = device.root / "sharing.json"
     file.write_text(file.read_text().replace("true", "1   "))
     with pytest.raises(Corrupt):
         ask(device, "share_state")
+    take_consent(device, allowed=False)
+    assert ask(device, "share_state") == {}

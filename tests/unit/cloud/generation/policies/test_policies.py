@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
-from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths, LengthPredictor
+from isthmus.cloud.generation.policies.jitserve import _Gains, bandwidth
+from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths, LengthPredictor, NearestLengths
 from isthmus.cloud.generation.scheduling.engine import Engine
-from isthmus.cloud.generation.scheduling.policy import Life, Limits
+from isthmus.cloud.generation.scheduling.policy import Life, Limits, State
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.report import by_user, jain, report
 from isthmus.cloud.generation.scheduling.request import Request
@@ -139,3 +140,65 @@ def test_a_decision_is_quick_with_a_thousand_waiting() -> None:
     order.asked = 0
     assert engine.next_step(0.0).step is not None
     assert order.asked <= 1_064 + 64
+
+
+def test_jitserve_keeps_more_promises_than_first_come_when_there_is_too_much() -> None:
+    made = workload(2.0)
+    found = {
+        policy: report(run(policy, made, KnownLengths(made.lengths.__getitem__))) for policy in ("jitserve", "fused")
+    }
+    assert found["jitserve"]["outcomes"]["finished"] == len(made.requests)
+    assert found["jitserve"]["goodput"] > found["fused"]["goodput"] + 0.1
+
+
+def test_jitserve_chooses_neighbours_in_length_of_greatest_worth() -> None:
+    def waiting(id: int, length: int, deadline_s: float) -> Life:
+        return Life(Request(id, range(10), 2_000, arrival_s=0.0, deadline_s=deadline_s))
+
+    lengths = {0: 20, 1: 25, 2: 900, 3: 950, 4: 30}
+    deadlines = {0: 60.0, 1: 60.0, 2: 1.0, 3: 1.0, 4: 60.0}
+    lives = {id: waiting(id, lengths[id], deadlines[id]) for id in lengths}
+    gains = _Gains(KnownLengths(lengths.__getitem__))
+    state = State(lives, Limits(rows=2), {}, 100)
+    gains.look(0.0, state)
+    gains.replan(state)
+    assert gains.window <= {0, 1, 4} and len(gains.window) == 2
+    assert bandwidth(10, None, 5.0) == 0.0 and bandwidth(10, 4.0, 5.0) == float("inf")
+
+
+def test_a_conditional_quantile_grows_with_the_answer_and_nearest_ones_take_no_shape_for_granted() -> None:
+    rng = np.random.default_rng(0)
+    conditional, nearest = LearnedLengths(0.9, conditional=True), NearestLengths(0.9)
+    for _ in range(400):
+        length = int(rng.choice([10, 1_000]))  # two kinds of answers that the prompt says nothing of
+        for lengths in (conditional, nearest):
+            lengths.learn(life("code", int(rng.integers(20, 200)), tokens=length))
+    grown = [conditional.predict(life("code", 60, tokens=drawn)) for drawn in (0, 20, 200, 900)]
+    assert grown == sorted(grown) and grown[-1] > 900
+    assert nearest.predict(life("code", 60)) == 1_000
+    assert NearestLengths(0.4).predict(life("code", 60)) == 64
+    low = NearestLengths(0.2)
+    for length in [10] * 5 + [1_000] * 5:
+        low.learn(life("code", 60, tokens=length))
+    assert (low.predict(life("code", 60)), low.predict(life("code", 60, tokens=11))) == (10, 1_000)
+
+
+@pytest.mark.parametrize("policy", ["fused", "jitserve"])
+def test_ten_times_overload_for_a_minute_is_answered_or_refused_and_nothing_piles_up(policy: str) -> None:
+    rng = np.random.default_rng(0)
+    made = at_load(chat_sizes(rng, 800), poisson_gaps(rng, 800), 10.0, PROFILE)
+    first = [each for each in made.requests if each.arrival_s < 60.0]
+    assert len(first) > 500
+    engine = Engine(PROFILE, make_policy(policy), max_requests=64, adapts=False)
+    most = 0
+
+    class Watched(VirtualWorld):
+        def run(self, step):  # type: ignore[no-untyped-def]
+            nonlocal most
+            most = max(most, engine.under_way, len(engine._deadlines) - 64)
+            return super().run(step)
+
+    ran = serve(engine, first, Watched(PROFILE, made.lengths))
+    assert len(ran.ends) + len(ran.refused) == len(first) and len(ran.refused) > 300
+    assert most <= 2 * 64 and engine.under_way == 0 and engine.free_blocks == engine.limits.blocks
+    assert len({end.life.id for end in ran.ends}) == len(ran.ends)

@@ -1,0 +1,313 @@
+"""Serves servers with OpenAI's interface as replicas of one model: admission, order, dispatch and retries are ours.
+
+One event loop owns everything here. A request waits in the front (``policies/front.py``) until a replica has room. If
+its replica fails, it is sent to another one from the start, and what the client has already is left out: the second
+answer must begin with the same text. Requests carry a seed, so replicas of one kind repeat each other's draws.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from isthmus.cloud.generation.policies.front import Front
+from isthmus.cloud.generation.policies.orders import Order
+from isthmus.cloud.generation.scheduling.policy import Life, Limits
+from isthmus.cloud.generation.scheduling.replicas import Standing
+from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.serve.emotion import with_emotion
+from isthmus.cloud.generation.serve.live import Done, Item, Piece
+from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Wishes, check_messages, check_text
+from isthmus.cloud.generation.serve.upstream import Lost, Upstream, reason_of
+from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
+
+log = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN: Final = 4
+"""Bytes of text that are counted as one token, since only the replica knows its tokenizer."""
+PATIENCE_S: Final = 60.0
+"""A request without a deadline waits so long for a replica to come back, then it is refused."""
+MOST_SENDS: Final = 4
+"""Replicas that one request is sent to, one after the other."""
+
+
+@dataclass(eq=False)
+class Relayed:
+    """One request that was accepted. Iterate over it once, to its end, or ``cancel`` it.
+
+    It yields pieces and then one ``Done``. Raises TooLate, Unavailable, or what the replica refuses.
+    """
+
+    life: Life
+    path: str
+    body: Mapping[str, Any]
+    cancel: Callable[[], None] = lambda: None
+    given: str = ""
+    sends: int = 0
+    task: asyncio.Task[None] | None = None
+    patience: asyncio.TimerHandle | None = None
+    items: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+
+    async def __aiter__(self) -> AsyncIterator[Piece | Done]:
+        while True:
+            item = await self.items.get()
+            if isinstance(item, IsthmusError):
+                raise item
+            yield item
+            if isinstance(item, Done):
+                return
+
+
+class Relay:
+    """Several upstream servers under one name. ``start`` and ``stop`` run on the loop that serves.
+
+    ``limits`` bounds what each replica is given at a time; its blocks are counted by an estimate of the tokens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        upstreams: Sequence[Upstream],
+        limits: Limits,
+        order: Order | None = None,
+        *,
+        context: int,
+        max_tokens: int,
+        max_waiting: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.created_s = time.time()
+        self._upstreams = tuple(upstreams)
+        self._front = Front([limits] * len(self._upstreams), order, max_requests=max_waiting)
+        self._context, self._max_tokens = context, max_tokens
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._open: dict[int, Relayed] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a replica is expected to answer."""
+        return not self._stopped and any(each.open for each in self._front.standings(self._clock()))
+
+    async def start(self) -> None:
+        """Asks each replica for its model. Raises InvalidInput if one serves several; one that is down may come."""
+        for at, upstream in enumerate(self._upstreams):
+            try:
+                await upstream.model()
+            except Lost as error:
+                log.warning("replica %d: %s; it is tried again", at, error)
+                self._front.lost(at, self._clock())
+
+    async def stop(self) -> None:
+        """Ends all requests and closes the connections."""
+        self._stopped = True
+        tasks = [each.task for each in self._open.values() if each.task is not None]
+        for relayed in list(self._open.values()):
+            self._end(relayed, Unavailable("the server is stopping; try again later"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for upstream in self._upstreams:
+            await upstream.close()
+
+    @property
+    def under_way(self) -> int:
+        """The number of requests without an end."""
+        return self._front.under_way
+
+    def standings(self) -> list[Standing]:
+        """Returns what is known of each replica."""
+        return self._front.standings(self._clock())
+
+    def drain(self, url: str, *, draining: bool = True) -> None:
+        """Sends nothing more to a replica; what it has begun ends there. Raises ValueError for an unknown URL."""
+        at = [upstream.url for upstream in self._upstreams].index(url.rstrip("/").removesuffix("/v1"))
+        self._front.drain(at, draining=draining)
+        self._send()
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Relayed:
+        """Accepts a conversation. Raises InvalidInput, Overloaded or Unavailable."""
+        check_messages(messages)
+        told = with_emotion(messages, wishes.emotion)
+        size = sum(len(each["content"].encode()) for each in told)
+        return self._submit("/v1/chat/completions", {"messages": told}, size, wishes)
+
+    async def complete(self, prompt: str, wishes: Wishes) -> Relayed:
+        """Accepts a prompt. Raises InvalidInput, Overloaded or Unavailable."""
+        check_text("prompt", prompt)
+        return self._submit("/v1/completions", {"prompt": prompt}, len(prompt.encode()), wishes)
+
+    def _submit(self, path: str, asked: Mapping[str, Any], size: int, wishes: Wishes) -> Relayed:
+        if self._stopped:
+            raise Unavailable("the server is stopping; try again later")
+        now_s = self._clock()
+        prompt = range(min(self._context, -(-size // BYTES_PER_TOKEN)))
+        most = wishes.max_tokens
+        if most is None:
+            most = max(1, min(DEFAULT_TOKENS, self._max_tokens, self._context - len(prompt)))
+        request = Request.asked(
+            next(self._ids),
+            prompt,
+            arrival_s=now_s,
+            max_tokens=most,
+            context=self._context,
+            limit=self._max_tokens,
+            sampling=wishes.sampling,
+            user=wishes.user,
+            kind=wishes.kind,
+            stops=wishes.stops,
+            ttft_s=wishes.first_token_s,
+            tpot_s=wishes.tpot_s,
+            latency_s=wishes.latency_s,
+            utility=wishes.utility,
+        )
+        sampling = wishes.sampling
+        body = {
+            **asked,
+            "max_tokens": most,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            # Other servers' seeds have 32 bits.
+            "seed": sampling.seed % (1 << 31),
+            **({"stop": list(wishes.stops)} if wishes.stops else {}),
+        }
+        relayed = Relayed(Life(request), path, body)
+        relayed.cancel = lambda: self._end(relayed, None)
+        self._front.submit(relayed.life)
+        self._open[request.id] = relayed
+        relayed.patience = asyncio.get_running_loop().call_later(self._wait_s(request), self._give_up, relayed)
+        self._send()
+        return relayed
+
+    def _send(self) -> None:
+        """Starts the requests that have a place now, and wakes when a replica that failed may be tried again."""
+        now_s = self._clock()
+        for id, at in self._front.send(now_s):
+            relayed = self._open[id]
+            relayed.sends += 1
+            relayed.task = asyncio.create_task(self._relay(relayed, at), name=f"relay-{id}")
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        next_s = self._front.next_try_s(now_s)
+        if self._front.waiting and next_s is not None and not self._stopped:
+            self._wake = asyncio.get_running_loop().call_later(max(0.01, next_s - now_s), self._send)
+
+    async def _relay(self, relayed: Relayed, at: int) -> None:
+        try:
+            done = await self._answer(relayed, at)
+        except Lost as error:
+            log.warning("replica %d: %s", at, error)
+            self._front.lost(at, self._clock(), refuses=error.full)
+            if relayed.sends >= MOST_SENDS:
+                self._end(relayed, Unavailable("no replica could answer; try again later"))
+            else:
+                self._front.wait_again(relayed.life.id)
+            self._send()
+        except IsthmusError as error:
+            self._end(relayed, error)
+        except Exception:
+            log.exception("a request to replica %d failed", at)
+            self._end(relayed, Internal("the server failed on this request; try again"))
+        else:
+            self._end(relayed, done)
+
+    async def _answer(self, relayed: Relayed, at: int) -> Done:
+        life, text, reason, usage = relayed.life, "", None, {}
+        life.tokens.clear()
+        if life.begun_s is None:
+            life.begun_s = self._clock()
+        async with aclosing(self._upstreams[at].stream(relayed.path, relayed.body)) as events:
+            async for piece, event in events:
+                reason = reason_of(event) or reason
+                usage = event.get("usage") or usage
+                if not piece:
+                    continue
+                self._front.answered(at)
+                life.last_token_s = self._clock()
+                life.first_token_s = life.first_token_s or life.last_token_s
+                if len(life.tokens) < life.request.max_tokens:
+                    life.tokens.append(0)
+                text += piece
+                self._give(relayed, text)
+        if reason is None:
+            raise Lost(f"{self._upstreams[at].url}: the answer broke off")
+        if len(text) < len(relayed.given):
+            raise _differs(relayed)
+        return self._done(life, reason, usage)
+
+    def _give(self, relayed: Relayed, text: str) -> None:
+        """Gives the client what it does not have yet. Raises Unavailable if another replica says something else."""
+        given = relayed.given
+        if not (text.startswith(given) if len(text) >= len(given) else given.startswith(text)):
+            raise _differs(relayed)
+        if len(text) > len(given):
+            relayed.given = text
+            relayed.items.put_nowait(Piece(text[len(given) :]))
+
+    def _done(self, life: Life, reason: str, usage: Mapping[str, Any]) -> Done:
+        now_s, request = self._clock(), life.request
+        first_s = life.first_token_s or now_s
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, tokens = (each if isinstance(each, int) and each >= 0 else None for each in counts)
+        drawn = len(life.tokens) if tokens is None else tokens
+        return Done(
+            "length" if reason == "length" else "stop",
+            Outcome.FINISHED,
+            len(request.prompt) if prompt is None else prompt,
+            drawn,
+            max(0.0, (life.begun_s or request.arrival_s) - request.arrival_s),
+            first_s - request.arrival_s,
+            now_s - request.arrival_s,
+            request.is_in_time(first_s, now_s, drawn),
+        )
+
+    def _end(self, relayed: Relayed, item: Item | None) -> None:
+        """Ends a request once, whoever asks for it; None: its client has left."""
+        if self._open.pop(relayed.life.id, None) is None:
+            return
+        self._front.ended(relayed.life.id)
+        if relayed.patience is not None:
+            relayed.patience.cancel()
+        if item is not None:
+            relayed.items.put_nowait(item)
+        task = relayed.task
+        if task is not None and not task.done() and task is not _current():
+            task.cancel()
+        if not self._stopped:
+            self._send()
+
+    def _wait_s(self, request: Request) -> float:
+        """Returns how long the request may wait for its first token."""
+        wishes = [each for each in (request.ttft_s, request.deadline_s) if each is not None]
+        if request.deadline_s is not None:
+            wishes[-1] = request.deadline_s - request.arrival_s
+        return min(wishes, default=PATIENCE_S)
+
+    def _give_up(self, relayed: Relayed) -> None:
+        """Refuses a request that has no token yet and can no longer be in time."""
+        request = relayed.life.request
+        if relayed.given or relayed.life.id not in self._open:
+            return
+        if request.ttft_s is None and request.deadline_s is None:
+            if relayed.task is None or relayed.task.done():
+                self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
+        else:
+            self._end(relayed, TooLate("could not be answered in time"))
+
+
+def _differs(relayed: Relayed) -> Unavailable:
+    return Unavailable(
+        f"the replica failed after {len(relayed.given)} characters, and another one goes on differently; ask again"
+    )
+
+
+def _current() -> asyncio.Task[Any] | None:
+    with suppress(RuntimeError):
+        return asyncio.current_task()
+    return None

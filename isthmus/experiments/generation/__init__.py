@@ -1,0 +1,1 @@
+"""Experiments on generation: policies, predictors, fairness, replicas and placements compared by simulation."""

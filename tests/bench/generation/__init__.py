@@ -1,0 +1,1 @@
+"""Measurements of generation: decisions, steps against their floor, live against simulated, rivals."""

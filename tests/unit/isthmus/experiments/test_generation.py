@@ -1,0 +1,47 @@
+"""The experiment on generation with tiny cells: resumed from its files, its tables complete, its pictures drawn."""
+
+import json
+from pathlib import Path
+
+from isthmus.experiments.generation.cells import GOALS, Cell, run
+from isthmus.experiments.generation.cli import generation
+from isthmus.experiments.generation.comparison import beside_papers, cells_of, median_of, of
+
+
+def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    rows = [
+        f"2023-11-16 18:{second // 60:02}:{second % 60:02}.0,{40 * second + 80},{second % 9 + 1}"
+        for second in range(60)
+    ]
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows))
+    for _ in range(2):
+        generation(tmp_path / "out", trace, seeds="0", loads="2", policies="static,fused,baton,orca", requests=12)
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    page = (tmp_path / "out" / "result.md").read_text()
+    for heading in (
+        "`lmaas`, load 2",
+        "`trace`, load 0.7",
+        "80 % of the requests",
+        "Predictors",
+        "Four replicas",
+        "Two",
+    ):
+        assert heading in page
+    assert {path.stem for path in (tmp_path / "out" / "pictures").iterdir()} == {
+        "goodput", "response", "first-token", "occupancy", "waste", "fairness", "prediction", "placement",
+    }  # fmt: skip
+    found = json.loads((tmp_path / "out" / "result.json").read_text())["cells"]
+    assert (median_of(of(found, "policy", "lmaas", 2.0, "fused"), "goodput") or 0) <= 1
+    papers = {row[0]: row for row in beside_papers(found)}
+    assert "times Orca's throughput" in papers["BATON"][2]
+    assert papers["JITServe"][2] == "not run"
+
+
+def test_a_cell_s_figures_follow_from_it_alone() -> None:
+    cell = Cell("prediction", "lmaas", 1.0, 3, "nearest", 30)
+    assert run(cell) == run(cell)
+    keys = [each.key for each in cells_of(["fused"], [0.9, 1.2], [0, 1], 30, None)]
+    assert len(set(keys)) == len(keys) and all("/" not in key for key in keys)
+    assert len(GOALS) == 2
