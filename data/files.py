@@ -1,5 +1,8 @@
 """Files written whole or not at all, and files of people read as their editors and tools leave them.
 
+A device writes its files only through this module (and SQLite), so that a power loss at any moment leaves each file
+whole, as it was or as it was to be: content is on the disk before the name that leads to it, and the folder after it.
+
 Writing puts ``<name>.part`` beside the target and renames it over the target. A file has one writer at a time: two that
 write the same path at once would share that part.
 """
@@ -45,15 +48,15 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
     files that can be made again. Raises DiskFull, or whatever the block raises; ``path`` is then as before, and the
     half-written file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f"{path.name}.part")
     try:
         yield part
         if durable:
-            _sync(part)
+            sync(part)
         part.replace(path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     except OSError as error:
         if error.errno in _FULL and not isinstance(error, DiskFull):
             raise DiskFull(
@@ -66,13 +69,58 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    """Waits until the file or folder is on the disk."""
+def sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make the folder and those above it that are missing, and wait until their names are on the disk."""
+    if path.is_dir():
+        return
+    missing = [path, *(above for above in path.parents if not above.exists())]
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, in place of what was there, and wait until the names are on the disk.
+
+    The content must be on the disk already (``sync``, ``sync_tree``).
+    """
+    os.replace(source, target)
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
+
+
+def link(name: Path, target: Path) -> None:
+    """Make ``name`` a symbolic link to ``target``, in place of the link that was there, in one rename."""
+    fresh = name.with_name(f"{name.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    move(fresh, name)
+
+
+def remove(*paths: Path) -> None:
+    """Delete files that are there, in this order, and wait until their names are gone from the disk."""
+    gone = {path.parent for path in paths if path.is_symlink() or path.exists()}
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in gone:
+        sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until all files of a folder, and their names, are on the disk."""
+    for path in sorted(folder.iterdir()):
+        sync_tree(path) if path.is_dir() and not path.is_symlink() else sync(path)
+    sync(folder)
 
 
 def not_the_file(path: Path) -> str | None:

@@ -24,6 +24,7 @@ from isthmus.proto.limits import (
     MAX_CLASS_NAME_CHARS,
     MAX_CLASSES,
     MAX_FEATURE_WIDTH,
+    MAX_KEY_CHANGES,
     MAX_MESSAGE_BYTES,
     MAX_NAME_CHARS,
     MAX_PROTOTYPE_ROWS,
@@ -39,8 +40,10 @@ from isthmus.proto.messages import (
     FloatArray,
     InferReply,
     JobStatus,
+    KeyChange,
     Prototypes,
     PublicMeasure,
+    SignedKeyChange,
     SignedManifest,
     Stage,
     StudentFile,
@@ -316,6 +319,9 @@ def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
         created_s=manifest.created_s,
         measured=None if known is None else pb.PublicMeasure(**asdict(known)),
         person=None if manifest.centred is None else centred_to_pb(manifest.centred),
+        version=manifest.version,
+        expires_s=manifest.expires_s,
+        device_id=manifest.device_id,
     )
 
 
@@ -330,7 +336,9 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         raise InvalidInput("student: no files, or a name twice")
     if message.kind not in _KINDS:
         raise InvalidInput("student: unknown kind; the other side is newer")
-    _finite("student", (message.created_s, *message.ratios))
+    _finite("student", (message.created_s, message.expires_s, *message.ratios))
+    if message.version < 0 or message.expires_s < 0:
+        raise InvalidInput("student: a negative version or time of expiry")
     if any(ratio < 1 for ratio in message.ratios) or len(set(message.ratios)) != len(message.ratios):
         raise InvalidInput("student: a ratio under 1, or twice")
     return StudentManifest(
@@ -348,6 +356,9 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         centred=centred_from_pb(message.person, len(message.classes), message.feature_width)
         if message.HasField("person")
         else None,
+        version=message.version,
+        expires_s=message.expires_s,
+        device_id=identifier("device id", message.device_id, optional=True),
     )
 
 
@@ -370,14 +381,61 @@ def manifest_from_bytes(manifest_bytes: bytes) -> StudentManifest:
 
 
 def signed_manifest_to_pb(signed: SignedManifest) -> pb.DescribeStudentResponse:
-    return pb.DescribeStudentResponse(manifest=signed.manifest_bytes, signature=signed.signature)
+    return pb.DescribeStudentResponse(
+        manifest=signed.manifest_bytes,
+        signature=signed.signature,
+        key_changes=[signed_key_change_to_pb(each) for each in signed.key_changes],
+    )
 
 
 def signed_manifest_from_pb(message: pb.DescribeStudentResponse) -> SignedManifest:
-    """Return the manifest with its signature, which the receiver must verify. Raises Corrupt for a wrong length."""
+    """Return the manifest with its signature, which the receiver must verify.
+
+    Raises Corrupt for a signature of a wrong length, TooLarge for too many changes of the key.
+    """
     if len(message.signature) != _ED25519_SIGNATURE_BYTES or not message.manifest:
         raise Corrupt("student: the manifest is not signed")
-    return SignedManifest(message.manifest, message.signature)
+    if len(message.key_changes) > MAX_KEY_CHANGES:
+        raise TooLarge(
+            f"student: {len(message.key_changes)} changes of the key; at most {MAX_KEY_CHANGES} are accepted"
+        )
+    changes = tuple(signed_key_change_from_pb(each) for each in message.key_changes)
+    return SignedManifest(message.manifest, message.signature, changes)
+
+
+def signed_key_change_to_pb(signed: SignedKeyChange) -> pb.SignedKeyChange:
+    return pb.SignedKeyChange(
+        change=signed.change_bytes,
+        previous_signature=signed.previous_signature,
+        next_signature=signed.next_signature,
+    )
+
+
+def signed_key_change_from_pb(message: pb.SignedKeyChange) -> SignedKeyChange:
+    """Return the change, which the receiver must verify. Raises Corrupt for signatures of a wrong length."""
+    signatures = (message.previous_signature, message.next_signature)
+    if any(len(each) != _ED25519_SIGNATURE_BYTES for each in signatures) or len(message.change) > _MAX_TEXT_CHARS:
+        raise Corrupt("student: a change of the key is not signed")
+    return SignedKeyChange(message.change, *signatures)
+
+
+def key_change_to_bytes(change: KeyChange) -> bytes:
+    """Return the bytes that are signed after ``KEY_CHANGE_CONTEXT``."""
+    message = pb.KeyChange(previous_key=change.previous_key, next_key=change.next_key, changed_s=change.changed_s)
+    change_bytes: bytes = message.SerializeToString(deterministic=True)
+    return change_bytes
+
+
+def key_change_from_bytes(change_bytes: bytes) -> KeyChange:
+    """Parse a change. Raises InvalidInput."""
+    try:
+        message = pb.KeyChange.FromString(change_bytes)
+    except DecodeError as error:
+        raise InvalidInput("student: a change of the key does not parse") from error
+    if len(message.previous_key) != _ED25519_KEY_BYTES or len(message.next_key) != _ED25519_KEY_BYTES:
+        raise InvalidInput("student: a change of the key names no Ed25519 keys")
+    _finite("student", (message.changed_s,))
+    return KeyChange(message.previous_key, message.next_key, message.changed_s)
 
 
 def chunk_to_pb(chunk: Chunk) -> pb.FetchStudentResponse:

@@ -25,6 +25,9 @@ MAX_PATCH_PARTS: Final = 16_384
 MAX_PERSON_MODEL_BYTES: Final = 512 << 10
 """Arrays of a person model, which travels inside the manifest: 28 classes of width 512 take 142 kB."""
 
+MAX_KEY_CHANGES: Final = 64
+"""Changes of the signing key that travel with a manifest."""
+
 MAX_NAME_CHARS: Final = 64
 MAX_CLASS_NAME_CHARS: Final = 256
 """Published label sets name a class by all its synonyms."""

@@ -5,6 +5,7 @@ Axes: K prototypes, C classes, D feature width.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -208,6 +209,9 @@ class StudentManifest:
       compressor_r<ratio>.onnx   audio_BD, visual_BD -> audio_BW, visual_BW with W = floor(D / ratio); <ratio> as
                             in ``ratio_name``
     ``centred`` is the student's person model (person.py); None if the public clips do not show how people differ.
+    ``version`` increases with every student of a device, and with every base student; 0: signed by version 0.1.
+    ``expires_s``: Unix time after which no device fetches by this manifest; 0 for never. ``device_id``: the only device
+    that may use the student, "" for any.
     """
 
     student_id: str
@@ -220,14 +224,43 @@ class StudentManifest:
     created_s: float
     measured: PublicMeasure | None = None
     centred: Centred | None = None
+    version: int = 0
+    expires_s: float = 0.0
+    device_id: str = ""
+
+
+@dataclass(frozen=True)
+class KeyChange:
+    """The cloud signs with ``next_key`` instead of ``previous_key`` (Ed25519 public keys) from ``changed_s`` on."""
+
+    previous_key: bytes
+    next_key: bytes
+    changed_s: float
+
+
+@dataclass(frozen=True)
+class SignedKeyChange:
+    """The exact bytes of a change and the signatures of both keys over ``KEY_CHANGE_CONTEXT`` and these bytes."""
+
+    change_bytes: bytes
+    previous_signature: bytes
+    next_signature: bytes
+
+
+KEY_CHANGE_CONTEXT: Final = b"isthmus key change\0"
+"""Signed before the bytes of a change, so that no signature of a manifest can pass for one of a change."""
 
 
 @dataclass(frozen=True)
 class SignedManifest:
-    """The manifest's exact bytes and their signature. Verify the signature before you parse the bytes."""
+    """The manifest's exact bytes and their signature. Verify the signature before you parse the bytes.
+
+    ``key_changes``: every change of the cloud's signing key, oldest first.
+    """
 
     manifest_bytes: bytes
     signature: bytes
+    key_changes: tuple[SignedKeyChange, ...] = ()
 
 
 @dataclass(frozen=True)

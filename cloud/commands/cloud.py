@@ -189,6 +189,42 @@ def jobs(state: _State = None, database: _Database = None) -> None:
     )
 
 
+@app.command(
+    "rotate-key",
+    example="""
+    isthmus cloud rotate-key --state state
+    isthmus cloud rotate-key --state state --signing-key-file signing_key --database postgresql://HOST/NAME
+    """,
+)
+def rotate_key(
+    state: _Needed,
+    signing_key_file: Annotated[
+        Path | None,
+        typer.Option(envvar=f"{ENVIRONMENT}SIGNING_KEY_FILE", help="The server's --signing-key-file."),
+    ] = None,
+    database: _Database = None,
+) -> None:
+    """Replace the key that signs students. Devices go on without enrolling again.
+
+    Needs --state of a server that is stopped, and its --database and --signing-key-file if it was given these. Writes
+    the new key in place of the old one, and to the database a statement that the old key has signed. Devices of version
+    0.1 do not know such statements: they must enrol again. If several servers use the database, stop all of them and
+    copy the new key to each. Take a backup afterwards.
+    """
+    from isthmus.cloud import continuity
+    from isthmus.cloud.store import lock
+
+    opened = _open(state, database)
+    holds = lock.acquire_folder(state, "server"), lock.acquire(opened, "server")
+    try:
+        path = signing_key_file or state / "signing_key"
+        signer = continuity.rotate_key(opened, path, time.time())
+    finally:
+        for held in holds:
+            held.release()
+    typer.echo(f"{path} is a new key; its public half is {signer.public_key.hex()}")
+
+
 @app.command(example="isthmus cloud backup --state state --to isthmus.tar")
 def backup(
     state: _Needed,

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 _MOST_REMEMBERED = 4_096
 
+VALID_S = 30 * 86_400.0
+"""A manifest is valid for this time. A device that is shown the same answers for longer refuses them."""
+
 HEADS_FILE = "heads.safetensors"
 """Stored beside the device's files but in no manifest: the heads stay in the cloud."""
 
@@ -111,9 +114,11 @@ def publish(
         created_s=now_s,
         measured=_measured(heads),
         centred=_person_model(heads, offer),
+        version=_next_version(shelf, device_id, now_s),
+        expires_s=now_s + VALID_S,
+        device_id=device_id or "",
     )
-    content = manifest_to_bytes(manifest)
-    signed = SignedManifest(content, signer.sign(content))
+    signed = _signed(signer, manifest)
     sha256 = None if heads is None else _described(heads).sha256
     try:
         students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
@@ -136,6 +141,10 @@ def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> st
     known = students.get(shelf.database, student_id)
     if known is not None and known.heads_sha256 is not None:
         _mend(shelf, known, files, heads)
+        if _version(known) < max(map(_version, students.bases(shelf.database))):
+            # The operator went back to this release: devices refuse an older version.
+            anew = replace(_manifest(known), version=_next_version(shelf, None, now_s), expires_s=now_s + VALID_S)
+            students.sign_anew(shelf.database, student_id, _signed(signer, anew))
         return student_id
     publish(
         shelf,
@@ -191,15 +200,29 @@ def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
     return row
 
 
-def describe(shelf: Shelf, offer: Offer, device_id: str, student_id: str) -> SignedManifest:
+def describe(
+    shelf: Shelf, signer: Signer, offer: Offer, device_id: str, student_id: str, now_s: float
+) -> SignedManifest:
     """Return the signed manifest of a student. Raises NotYours.
 
-    An empty id means the device's newest student or, if it has none, the base student.
+    An empty id means the device's newest student or, if it has none, the base student. A manifest that another key has
+    signed, or that has less than half of its time left, is signed anew and stored.
     """
-    if student_id:
-        return reachable(shelf, device_id, student_id).signed
-    own = students.of_device(shelf.database, device_id)
-    return own[0].signed if own else reachable(shelf, device_id, base_student_id(offer)).signed
+    own = [] if student_id else students.of_device(shelf.database, device_id)
+    row = own[0] if own else reachable(shelf, device_id, student_id or base_student_id(offer))
+    manifest = _manifest(row)
+    lasts = manifest.expires_s - now_s > VALID_S / 2
+    if manifest.version and lasts and signer.has_signed(row.signed.signature, row.signed.manifest_bytes):
+        return row.signed
+    anew = replace(
+        manifest,
+        version=manifest.version or int(row.created_s),  # 0: signed by version 0.1
+        expires_s=now_s + VALID_S,
+        device_id=row.device_id or "",
+    )
+    signed = _signed(signer, anew)
+    students.sign_anew(shelf.database, row.student_id, signed)
+    return signed
 
 
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
@@ -230,6 +253,29 @@ def chunks(shelf: Shelf, student_id: str, file: StudentFile, offset_bytes: int) 
                 raise Internal(f"{student_id}/{file.name} ends at {offset_bytes} of {file.size_bytes} bytes")
             yield Chunk(offset_bytes, data, zlib.crc32(data))
             offset_bytes += len(data)
+
+
+def _signed(signer: Signer, manifest: StudentManifest) -> SignedManifest:
+    content = manifest_to_bytes(manifest)
+    return SignedManifest(content, signer.sign(content))
+
+
+def _manifest(row: StudentRow) -> StudentManifest:
+    return manifest_from_bytes(row.signed.manifest_bytes)
+
+
+def _version(row: StudentRow) -> int:
+    return _manifest(row).version or int(row.created_s)
+
+
+def _next_version(shelf: Shelf, device_id: str | None, now_s: float) -> int:
+    """Return a version above all of the device's students, or of all base students.
+
+    It is the Unix time if that is higher, so that it increases although the database was restored from a backup.
+    """
+    database = shelf.database
+    rows = students.bases(database) if device_id is None else students.of_device(database, device_id)
+    return max(int(now_s), 1 + max((_version(row) for row in rows), default=0))
 
 
 def _measured(heads: Path | None) -> PublicMeasure | None:

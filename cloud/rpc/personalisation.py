@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.forgetting import forget_device
 from isthmus.cloud.personalise.job import status
+from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.scopes import caller
@@ -23,7 +24,7 @@ from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import convert
 from isthmus.proto.errors import Unauthenticated
-from isthmus.proto.messages import Chunk, Enrolment
+from isthmus.proto.messages import Chunk, Enrolment, SignedKeyChange
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
@@ -41,7 +42,8 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     shelf: Shelf
     offer: Offer
     gate: Gate
-    signing_public_key: bytes
+    signer: Signer
+    key_changes: tuple[SignedKeyChange, ...]
     metrics: Metrics
     work: Work
     enrolling: Work
@@ -72,7 +74,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             self.shelf.database,
             self.gate,
             self.offer,
-            self.signing_public_key,
+            self.signer.public_key,
             device_name=request.device_name,
             enrolment_key=request.enrolment_key,
             now_s=self.shelf.database.now_s(),
@@ -125,8 +127,16 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
                 yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(changed)))
 
     async def DescribeStudent(self, request: pb.DescribeStudentRequest, context: Any) -> pb.DescribeStudentResponse:
-        signed = await self.work.do(students.describe, self.shelf, self.offer, caller().device_id, request.student_id)
-        return convert.signed_manifest_to_pb(signed)
+        signed = await self.work.do(
+            students.describe,
+            self.shelf,
+            self.signer,
+            self.offer,
+            caller().device_id,
+            request.student_id,
+            self.shelf.database.now_s(),
+        )
+        return convert.signed_manifest_to_pb(replace(signed, key_changes=self.key_changes))
 
     async def FetchStudent(
         self, request: pb.FetchStudentRequest, context: Any

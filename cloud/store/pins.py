@@ -1,5 +1,7 @@
 """Rows of the table ``pins``: facts that must not change unnoticed."""
 
+from collections.abc import Mapping
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -30,3 +32,18 @@ def put(database: Database, name: str, value: bytes) -> None:
     put_once(database, name, value)
     with database.writing() as connection:
         connection.execute(pins.update().where(pins.c.name == name).values(value=value))
+
+
+def put_all(database: Database, values: Mapping[str, bytes]) -> None:
+    """Pin several facts in one transaction, in place of what was pinned before."""
+    with database.writing() as connection:
+        for name, value in values.items():
+            connection.execute(pins.delete().where(pins.c.name == name))
+            connection.execute(pins.insert().values(name=name, value=value))
+
+
+def beginning_with(database: Database, prefix: str) -> list[bytes]:
+    """Return what is pinned under the names that begin with ``prefix``, in the order of the names."""
+    query = sa.select(pins.c.value).where(pins.c.name.startswith(prefix, autoescape=True)).order_by(pins.c.name)
+    with database.reading() as connection:
+        return [bytes(value) for value in connection.scalars(query)]

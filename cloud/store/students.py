@@ -57,6 +57,19 @@ def of_device(database: Database, device_id: str) -> list[StudentRow]:
         return [_student(row) for row in connection.execute(query)]
 
 
+def bases(database: Database) -> list[StudentRow]:
+    """Return the base students of all releases."""
+    with database.reading() as connection:
+        return [_student(row) for row in connection.execute(sa.select(students).where(students.c.device_id.is_(None)))]
+
+
+def sign_anew(database: Database, student_id: str, signed: SignedManifest) -> None:
+    """Replace a student's manifest and signature, if there is such a student."""
+    changed = {"manifest": signed.manifest_bytes, "signature": signed.signature}
+    with database.writing() as connection:
+        connection.execute(students.update().where(students.c.id == student_id).values(**changed))
+
+
 def remove(database: Database, student_id: str) -> None:
     """Remove the student's row, if there is one."""
     with database.writing() as connection:

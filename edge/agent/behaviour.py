@@ -57,6 +57,7 @@ from isthmus.edge.agent.events import (
     WatchEnded,
 )
 from isthmus.edge.own_clips.budget import BudgetSpent
+from isthmus.edge.student.trust import Refused
 from isthmus.proto.errors import (
     Busy,
     Corrupt,
@@ -195,6 +196,13 @@ def rolled_back(state: State, student_id: str) -> State:
     return replace(state, active_id=student_id, repair_id="")
 
 
+def withdrawn(state: State, student_id: str, substitute_id: str, reason: str) -> State:
+    """Return the state in which another student has replaced the one in use, which did not prove itself."""
+    if student_id != state.active_id:
+        return state
+    return replace(state, active_id=substitute_id, verdict=reason, refused_id=student_id)
+
+
 def step(state: State, event: Event, now_s: float) -> tuple[State, Sequence[Action]]:
     """Return the state after ``event`` and the next actions. ``now_s`` is a monotonic clock."""
     match event:
@@ -262,6 +270,9 @@ def _due(state: State) -> Action:
 
 
 _AFTER_VERIFY = {Purpose.BASE: Phase.SWAP, Purpose.INTERIM: Phase.ENCODE, Purpose.FINAL: Phase.JUDGE}
+
+
+_ABOUT_FINAL = (Phase.FETCH, Phase.VERIFY, Phase.JUDGE, Phase.SWAP)
 
 
 def _enter(state: State, phase: Phase, **changes: object) -> tuple[State, Sequence[Action]]:
@@ -389,8 +400,8 @@ def _failed(state: State, error: IsthmusError, jitter: float, now_s: float) -> t
         return _finished(
             state, Judged(state.wanted_id, False, f"the new student fails on this device's clips: {error}")
         )
-    final = state.phase is Phase.VERIFY and state.purpose is Purpose.FINAL
-    if final and state.active_id and isinstance(error, InvalidInput):
+    refused = isinstance(error, Refused) or (state.phase is Phase.VERIFY and isinstance(error, InvalidInput))
+    if state.purpose is Purpose.FINAL and state.phase in _ABOUT_FINAL and state.active_id and refused:
         # Its bytes are those that the cloud signed: fetching them again would not help.
         return _enter(state, Phase.SERVE, verdict=str(error), refused_id=state.wanted_id, done=True)
     again = Phase.FETCH if state.phase is Phase.VERIFY else state.phase

@@ -91,7 +91,9 @@ class DeviceRun:
         encoder = runtime.clips.encoder(runtime.state.base_id)
         reading = runtime.clips.reading_without_labels(runtime.state.base_id)
         for taken in replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage):
+            began_cpu_s = runtime.cpu_clock()
             encoded = encode(encoder, taken, runtime.spec, runtime.clock)
+            runtime.note_answer(runtime.state.base_id, (runtime.cpu_clock() - began_cpu_s) * 1000)
             result = self._result(encoded.name, encoded.label)
             result.before = answer_locally(encoder, encoded.features, runtime.clock)
             result.before_without_labels = result.before.read(reading, encoded.features, cloud=False)
@@ -101,6 +103,8 @@ class DeviceRun:
     def _infer(self, state: State) -> tuple[float, ...]:
         runtime = self.runtime
         runtime.observer.on_stage("infer")
+        runtime.student_to_use()
+        state = runtime.state
         manifest = runtime.slot.installed(state.active_id).manifest
         ratios = self._config.ratios or manifest.ratios
         unknown = [ratio_name(ratio) for ratio in ratios if ratio not in manifest.ratios]
@@ -112,7 +116,8 @@ class DeviceRun:
         unsaid = runtime.clips.reading_without_labels(state.active_id)
         # Used only to report whether the refusal was right, on clips with a label.
         refused = None
-        if state.refused_id and runtime.slot.is_sound(state.refused_id):
+        judged = self._compared(state) is not None  # else it was refused because it does not run
+        if judged and state.refused_id and runtime.slot.is_sound(state.refused_id):
             refused = StudentEncoder(runtime.slot.installed(state.refused_id).folder)
         number_type = self._config.number_type
         settings = [Setting(r, number_type, frame_bytes(manifest.feature_width, r, number_type)) for r in ratios]
@@ -122,7 +127,9 @@ class DeviceRun:
         began_s = runtime.clock()
         try:
             for done, taken in enumerate(replay(self._plan.test, runtime.spec, runtime.clock, runtime.damage), 1):
+                began_cpu_s = runtime.cpu_clock()
                 encoded = encode(encoder, taken, runtime.spec, runtime.clock)
+                runtime.note_answer(state.active_id, (runtime.cpu_clock() - began_cpu_s) * 1000)
                 result = self._result(encoded.name, encoded.label)
                 result.encoded = encoded
                 result.plain = answer_locally(encoder, encoded.features, runtime.clock)

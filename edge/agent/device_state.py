@@ -19,18 +19,16 @@ higher format is refused. A change of what a file means raises the number, and l
 """
 
 import fcntl
-import json
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from isthmus.data.files import write_atomically
+from isthmus.data.files import make_folder, remove, sync, write_atomically
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.behaviour import Phase, Purpose, State
 from isthmus.edge.own_clips.budget import Budget
@@ -40,6 +38,7 @@ from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.own_clips.person import Said
 from isthmus.edge.own_clips.sharing import Sharing
 from isthmus.edge.own_clips.window import Window
+from isthmus.edge.student.kept import read_kept, unreadable, write_kept
 from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb, identifier
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked
@@ -50,7 +49,7 @@ from isthmus.proto.v1 import isthmus_pb2 as pb
 FORMAT: Final = 2
 """Format 2 has a checksum in each JSON file: a flipped bit may give another number that is as good as the first."""
 
-_CHECKSUM: Final = "crc32"
+_IDENTITY: Final = ("agent.json", "credentials.json")
 
 _MOST_WINDOW_BYTES: Final = 64 << 20
 
@@ -86,7 +85,7 @@ class DeviceState:
     def __init__(self, root: Path) -> None:
         self.root = root
         with disk_errors():
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(root, 0o700)
         self._refuse_newer()
 
     @contextmanager
@@ -109,16 +108,19 @@ class DeviceState:
 
     def exists(self) -> bool:
         """Return whether the folder is a device's, and no other folder."""
-        return any((self.root / name).exists() for name in ("credentials.json", "agent.json"))
+        return any((self.root / name).exists() for name in _IDENTITY)
 
     def erase(self) -> None:
         """Delete all that the folder holds. The identity goes last, so that a kill leaves a folder to erase again."""
         with disk_errors():
-            for path in sorted(self.root.iterdir(), key=lambda path: path.name in ("agent.json", "credentials.json")):
+            for path in sorted(self.root.iterdir(), key=lambda path: path.name in _IDENTITY):
+                if path.name in _IDENTITY:
+                    sync(self.root)
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+            sync(self.root)
 
     def enrolment(self) -> Enrolment | None:
         """Return the device's identity; None before it has enrolled."""
@@ -251,7 +253,7 @@ class DeviceState:
     def save_window(self, student_id: str, window: Window) -> None:
         with disk_errors():
             path = self._window_path(student_id)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            make_folder(path.parent, 0o700)
             write_atomically(path, window.to_bytes(), mode=0o600)
 
     def keep_windows(self, student_ids: Collection[str]) -> None:
@@ -259,7 +261,7 @@ class DeviceState:
         with disk_errors():
             for path in (self.root / "windows").glob("*.npz"):
                 if path.stem not in student_ids:
-                    path.unlink(missing_ok=True)
+                    remove(path)
 
     def forget_clips(self, names: Collection[str] | None) -> None:
         """Remove these clips, or all, from every window and from what the person said."""
@@ -268,7 +270,7 @@ class DeviceState:
                 window = None if names is None else self.window(path.stem)
                 left = None if window is None else window.without(names or ())
                 if left is None:
-                    path.unlink(missing_ok=True)
+                    remove(path)
                 else:
                     self.save_window(path.stem, left)
         said = self.said()
@@ -328,28 +330,11 @@ class DeviceState:
             )
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.root / name
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, RecursionError, ValueError) as error:
-            raise self._corrupt(name) from error
-        if not isinstance(raw, dict):
-            raise self._corrupt(name)
-        # A file of format 1 has no checksum.
-        if _CHECKSUM in raw and raw.pop(_CHECKSUM) != _checksum(raw):
-            raise self._corrupt(name)
-        return raw
+        return read_kept(self.root / name)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         with disk_errors():
-            content = {**content, _CHECKSUM: _checksum(content)}
-            write_atomically(self.root / name, json.dumps(content), mode=0o600)
+            write_kept(self.root / name, content)
 
     def _corrupt(self, name: str) -> Corrupt:
-        return Corrupt(f"{self.root / name} cannot be read; move it away and run again")
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        return unreadable(self.root / name)

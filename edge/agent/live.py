@@ -136,7 +136,8 @@ class LiveAnswers:
     def _answer(self, taken: Taken, jitter: float) -> LiveAnswer:
         clock, began_s = self._runtime.clock, self._runtime.clock()
         student, name = self._current(), taken.ref.name
-        features = encode(student.encoder, taken, self._runtime.spec, clock).features
+        encoded = encode(student.encoder, taken, self._runtime.spec, self._runtime.cpu_clock)
+        features = encoded.features
         clips = self._runtime.clips
         reading = clips.reading(student.student_id)
         until_s = began_s + self._budget_s
@@ -169,15 +170,15 @@ class LiveAnswers:
             self._runtime.note_link(Failed(Busy(str(error), retry_after_s=hint_s), jitter))
         if alone.probabilities_C is not None:
             clips.remember(student.student_id, Seen(name, features, alone.probabilities_C))
+        self._runtime.note_answer(student.student_id, encoded.encode_ms)
         return answered or LiveAnswer(name, alone.read(reading, features, cloud=False), None)
 
     def _current(self) -> "_Student":
         active_id = self._runtime.state.active_id
-        if not active_id:
-            raise WrongState("there is no student yet")
         if self._student is None or self._student.student_id != active_id:
             self._drop()
             runtime = self._runtime
+            active_id = runtime.student_to_use()
             installed = runtime.slot.checked(active_id)
             encoder = StudentEncoder(installed.folder)
             manifest = installed.manifest

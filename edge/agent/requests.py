@@ -370,7 +370,9 @@ def _slot(device: Device) -> StudentSlot:
     enrolment = device.state.enrolment()
     if enrolment is None:
         raise WrongState(f"{device.state.root}: this device has not enrolled yet, so it has no student")
-    return StudentSlot(device.state.root / "students", enrolment.signing_public_key, try_student)
+    return StudentSlot(
+        device.state.root / "students", enrolment.signing_public_key, try_student, device_id=enrolment.device_id
+    )
 
 
 def privacy(state: DeviceState) -> dict[str, float | int | None]:

@@ -5,6 +5,7 @@ killed at any point and continues when it is started again. ``run`` may be calle
 other threads only read ``state``, ask for ``pause`` and call ``rollback``.
 """
 
+import contextlib
 import random
 import threading
 import time
@@ -28,6 +29,7 @@ from isthmus.edge.own_clips.selection_pass import PrototypeChoices
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.slot import Installed, LoadTest, StudentSlot
 from isthmus.edge.student.trial import try_student
+from isthmus.edge.student.trust import Refused
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.errors import InvalidInput, IsthmusError, StorageFull, Unauthenticated, WrongState
 from isthmus.proto.limits import MAX_ROUNDS
@@ -113,6 +115,7 @@ class Runtime:
         observer: Observer | None = None,
         clock: Clock = time.monotonic,
         unix_clock: Clock = time.time,
+        cpu_clock: Clock = time.thread_time,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
         trial: LoadTest = try_student,
@@ -123,6 +126,7 @@ class Runtime:
         self.record = Record()
         self.observer = observer or Observer()
         self.clock = clock
+        self.cpu_clock = cpu_clock
         self._device = device
         self._selection = selection
         self._unix_clock = unix_clock
@@ -250,6 +254,39 @@ class Runtime:
             self.state = state
             return installed
 
+    def student_to_use(self) -> str:
+        """Return the id of the student in use, and count its use before it is loaded.
+
+        A new student that has ended this process too often is given up first, and the one before takes its place.
+        Raises WrongState if there is no student.
+        """
+        student_id = self.state.active_id
+        if not student_id:
+            raise WrongState("there is no student yet")
+        try:
+            self.slot.started(student_id)
+        except Refused as error:
+            self._withdraw(student_id, str(error))
+        return self.state.active_id
+
+    def note_answer(self, student_id: str, cpu_ms: float) -> None:
+        """Count an answer of the student in use. One that is too slow is given up: see ``state`` for the next one.
+
+        ``cpu_ms``: processor time of its encoders for the clip.
+        """
+        try:
+            self.slot.answered(student_id, cpu_ms)
+        except Refused as error:
+            self._withdraw(student_id, str(error))
+
+    def _withdraw(self, student_id: str, reason: str) -> None:
+        with self._changing:
+            substitute_id = self.slot.withdraw(student_id, (self.state.base_id,))
+            if substitute_id:
+                state = behaviour.withdrawn(self.state, student_id, substitute_id, reason)
+                self._save(state)
+                self.state = state
+
     def pause(self) -> tuple[float | None, str]:
         """Return for how many seconds the device is waiting now (None: it is not) and why."""
         until_s = self._wait_until_s
@@ -280,6 +317,9 @@ class Runtime:
             self.observer.on_damage(damage)
 
     def close(self) -> None:
+        if self._slot is not None:
+            with contextlib.suppress(IsthmusError):  # On a full disk the next starts are counted from here.
+                self._slot.ended()
         self._outbox.close()
         self.link.close()
 
@@ -343,8 +383,10 @@ class Runtime:
                 return self._judge(old_id, new_id)
             case events.Swap(student_id):
                 if self.state.purpose is behaviour.Purpose.FINAL:
+                    self.slot.started(student_id)
                     # No guard may have run this student on the clips, or its run was cut short.
                     self.clips.learn_user(student_id, in_use=self._in_use())
+                    self.slot.finished(student_id)
                 self.slot.activate(student_id)
                 self.slot.prune(keep=(self.state.base_id, student_id))
                 return events.Swapped(student_id)
@@ -370,7 +412,13 @@ class Runtime:
 
     def _use(self, enrolment: Enrolment) -> None:
         self._enrolment = enrolment
-        self._slot = StudentSlot(self._device.root / "students", enrolment.signing_public_key, self._trial)
+        self._slot = StudentSlot(
+            self._device.root / "students",
+            enrolment.signing_public_key,
+            self._trial,
+            device_id=enrolment.device_id,
+            clock=self._unix_clock,
+        )
         self._clips = OwnClips(
             self._selection,
             self._slot,
@@ -411,14 +459,16 @@ class Runtime:
 
     def _fetch(self, student_id: str) -> events.Event:
         if student_id and self.slot.is_sound(student_id):
+            if self.state.purpose is not behaviour.Purpose.BASE:
+                self.slot.check_newest(student_id)
             return events.Fetched(student_id)
         return events.Fetched(self._download(student_id, f"student_{self.state.purpose.value}"))
 
-    def _download(self, student_id: str, stage: str) -> str:
+    def _download(self, student_id: str, stage: str, *, again: bool = False) -> str:
         began_s = self.clock()
         tally = self.record.downloads.setdefault(stage, Tally())
         before_bytes = tally.came_bytes
-        fetched_id = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes, tally)
+        fetched_id = fetch_student(self.link, self.slot, student_id, self.observer.on_bytes, tally, again=again)
         fetched_bytes = tally.came_bytes - before_bytes
         # The only bulk transfer of a device. It is a download, and the best estimate for uploads until one is measured.
         self.estimate = observe_transfer(self.estimate, fetched_bytes, self.clock() - began_s)
@@ -432,31 +482,44 @@ class Runtime:
             known.feature_width,
             known.input_spec_json,
         ):
-            raise InvalidInput("the student's classes, width or input are not those this device enrolled with")
+            reason = "the student's classes, width or input are not those this device enrolled with"
+            self.slot.refuse(student_id, reason)
+            raise InvalidInput(reason)
         if self.state.purpose is behaviour.Purpose.INTERIM:
             self.record.interim_ids.append(student_id)
         elif manifest.kind == "interim":
-            raise InvalidInput("the cloud offers an unfinished student as a finished one")
+            reason = "the cloud offers an unfinished student as a finished one"
+            self.slot.refuse(student_id, reason)
+            raise InvalidInput(reason)
         return events.Verified(student_id)
 
     def _repair(self, student_id: str) -> events.Event:
         if not self.slot.is_sound(student_id):
-            self._download(student_id, "student_repair")
+            self._download(student_id, "student_repair", again=True)
         self.slot.verify(student_id)
         self.slot.activate(student_id)
         return events.Repaired(student_id)
 
     def _judge(self, old_id: str, new_id: str) -> events.Event:
+        self.slot.started(new_id)
         if not self.config.guard:
             self.clips.check_runs(new_id)
+            self.slot.finished(new_id)
             return events.Judged(new_id, True, "not compared with the student before: the guard is off")
-        return events.Judged(new_id, *self.clips.compare(old_id, new_id, in_use=self._in_use()))
+        accept, reason = self.clips.compare(old_id, new_id, in_use=self._in_use())
+        self.slot.finished(new_id)
+        if not accept:
+            self.slot.refuse(new_id, reason)
+        return events.Judged(new_id, accept, reason)
 
     def _fill_outbox(self, student_id: str, round: int) -> events.Event:
         """Make the prototypes. Waiting ones are kept: making them again would spend the privacy budget twice."""
         if self._outbox.get(_entry_name(round)) is None:
+            if self.state.purpose is behaviour.Purpose.INTERIM:
+                self.slot.started(student_id)
             budgets.check(self._budget(), self._spent(), self.config.choices.noise)
             prototypes = self.clips.prototypes(student_id, in_use=self._in_use())
+            self.slot.finished(student_id)
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
         return events.Encoded(round)

@@ -351,7 +351,10 @@ def _slot(device: DeviceState) -> tuple[StudentSlot, Enrolment]:
     enrolment = device.enrolment()
     if enrolment is None:
         raise ValueError(f"{device.root}: this device has not enrolled yet, so it has no student")
-    return StudentSlot(device.root / "students", enrolment.signing_public_key, try_student), enrolment
+    slot = StudentSlot(
+        device.root / "students", enrolment.signing_public_key, try_student, device_id=enrolment.device_id
+    )
+    return slot, enrolment
 
 
 @contextlib.contextmanager

@@ -20,15 +20,19 @@ class Tally:
     whole_bytes: int = 0
 
 
-def fetch_student(link: Link, slot: StudentSlot, student_id: str, on_bytes: OnBytes, tally: Tally) -> str:
+def fetch_student(
+    link: Link, slot: StudentSlot, student_id: str, on_bytes: OnBytes, tally: Tally, *, again: bool = False
+) -> str:
     """Stage the named student ("" means the newest) and return its id; add to ``tally`` as bytes arrive.
+
+    ``again``: a damaged student is fetched once more.
 
     Files that are installed and sound are not fetched again, and a patch is fetched if its base is here. Raises what
     the link and the slot raise. Raises Unavailable also if a stream ends without a byte, because asking again at once
     would be an endless loop.
     """
     signed = link.describe_student(student_id)
-    manifest = slot.begin(signed, student_id)
+    manifest = slot.begin(signed, student_id, again=again)
 
     def counted(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

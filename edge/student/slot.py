@@ -4,24 +4,32 @@
                                         ``<file>.whole`` if a patch did not give the file, which is then fetched whole
     <root>/versions/<student id>/       verified students that have run
     <root>/current, <root>/previous     symbolic links into versions/, replaced by one rename
+    <root>/trust.json                   keys, versions, refusals and trials of students (trust.py)
 
 A student moves to ``versions`` only if the manifest's Ed25519 signature, every size, every SHA-256 and a trial run
-agree. The student in ``current`` is never written to. A kill or a full disk at any point leaves ``current`` intact.
+agree, and if the manifest is fresh (trust.py). The student in ``current`` is never written to. A kill, a full disk or a
+power loss at any point leaves ``current`` intact.
 """
 
 import errno
 import hashlib
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from isthmus.data.files import write_atomically
+from isthmus.data.files import link, make_folder, move, remove, sync, sync_tree, write_atomically
+from isthmus.edge.student import trust
+from isthmus.edge.student.kept import read_kept, unreadable, write_kept
+from isthmus.edge.student.trust import Refusal, Refused, Times, Trial, Trust, Unfit
 from isthmus.proto.convert import identifier, manifest_from_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
@@ -47,37 +55,62 @@ class Installed:
 
 
 class StudentSlot:
-    """The students in ``root``, used by one process at a time. ``public_key``: the 32 bytes pinned at enrolment."""
+    """The students in ``root``, used by one process at a time, in which several threads may share this object.
 
-    def __init__(self, root: Path, public_key: bytes, load_test: LoadTest) -> None:
+    ``public_key``: the 32 bytes pinned at enrolment. ``device_id``: students of other devices are refused, unless it is
+    "". ``clock`` returns Unix time. Raises Corrupt if what is known of students cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        public_key: bytes,
+        load_test: LoadTest,
+        *,
+        device_id: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._staging = root / "staging"
         self._versions = root / "versions"
         self._current = root / "current"
         self._previous = root / "previous"
-        self._public_key = Ed25519PublicKey.from_public_bytes(public_key)
+        self._trust_file = root / "trust.json"
         self._load_test = load_test
+        self._clock = clock
         self._bases: dict[bytes, Path] = {}
+        self._begun: set[str] = set()
+        self._changing = threading.RLock()
         with disk_errors():
-            self._staging.mkdir(parents=True, exist_ok=True)
-            self._versions.mkdir(exist_ok=True)
+            make_folder(self._staging)
+            make_folder(self._versions)
+        self._trust = trust.begun(_trust_in(self._trust_file), public_key, device_id)
 
-    def begin(self, signed: SignedManifest, expected_id: str = "") -> StudentManifest:
-        """Open staging for a student; parts that an earlier try fetched for the same manifest are kept.
+    def begin(self, signed: SignedManifest, expected_id: str = "", *, again: bool = False) -> StudentManifest:
+        """Open staging for a student; parts that an earlier try fetched for the same student are kept.
 
-        Files that an installed student has already (same SHA-256) are copied from it. If the base of a file's patch is
-        installed and intact, the patch is fetched instead of the file. Raises Corrupt for a wrong signature or another
-        student than ``expected_id``, StorageFull if the disk has no room for the rest.
+        ``again``: a student that was accepted before is fetched once more, because it is damaged. Files that an
+        installed student has already (same SHA-256) are copied from it. If the base of a file's patch is installed and
+        intact, the patch is fetched instead of the file. Raises Corrupt for a wrong signature, a wrong change of the
+        key, or another student than ``expected_id``; Outdated and Refused as in trust.py; StorageFull if the disk has
+        no room for the rest.
         """
-        self._verify_signature(signed)
-        manifest = manifest_from_bytes(signed.manifest_bytes)
-        if expected_id and manifest.student_id != expected_id:
-            raise Corrupt(f"the cloud sent student {manifest.student_id} for {expected_id}")
+        with self._changing:
+            followed = trust.after_changes(self._trust, signed.key_changes, _is_signed)
+            if not _is_signed(followed.keys[-1], signed.signature, signed.manifest_bytes):
+                raise Corrupt(
+                    "the student's signature does not match the key pinned at enrolment, or one that followed it. If "
+                    "the cloud's operator lost the key, 'isthmus edge enrol --again' pins the new one"
+                )
+            manifest = manifest_from_bytes(signed.manifest_bytes)
+            if expected_id and manifest.student_id != expected_id:
+                raise Corrupt(f"the cloud sent student {manifest.student_id} for {expected_id}")
+            self._remember(trust.accepted(followed, manifest, self._clock(), again=again))
         folder = self._staging / manifest.student_id
         with disk_errors():
             staged = folder / MANIFEST
-            if staged.exists() and staged.read_bytes() != signed.manifest_bytes:
+            if staged.exists() and not _same_student(staged.read_bytes(), manifest):
                 shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             held = self._held()
             self._reuse_installed(folder, manifest, held)
             self._bases = _sound_bases(manifest, held)
@@ -87,6 +120,7 @@ class StudentSlot:
             missing_bytes += sum(file.size_bytes for file in manifest.files if patch_name(file.name) in wanted)
             if shutil.disk_usage(folder).free < missing_bytes + SPARE_BYTES:
                 raise StorageFull(f"the disk cannot hold {missing_bytes} more bytes of student {manifest.student_id}")
+            # Between the two the pair does not verify; then the student is described again.
             write_atomically(folder / SIGNATURE, signed.signature)
             write_atomically(staged, signed.manifest_bytes)
         return manifest
@@ -154,19 +188,102 @@ class StudentSlot:
             self._check_file(folder / file.name, file)
         try:
             self._load_test(folder, manifest)
-        except InvalidInput:
-            shutil.rmtree(folder)  # These are the bytes that were signed: there is nothing to go on with.
+        except InvalidInput as error:
+            # These are the bytes that were signed: there is nothing to go on with.
+            final = not isinstance(error, Unfit) or error.final
+            self._remember(trust.refused(self._trust, manifest, str(error), final=final))
+            shutil.rmtree(folder)
             raise
         target = self._versions / student_id
         with disk_errors():
+            sync_tree(folder)
             if target.exists():
                 # Fetched a second time: the old copy is deleted only after the new one is in its place.
                 aside = self._staging / f".{student_id}.old"
                 shutil.rmtree(aside, ignore_errors=True)
-                os.rename(target, aside)
-            os.rename(folder, target)
-            _sync_folder(self._versions)
+                move(target, aside)
+            move(folder, target)
         return Installed(target, manifest)
+
+    def refuse(self, student_id: str, reason: str) -> None:
+        """Remember that an installed student is refused: its bytes are never fetched again. Raises as ``installed``."""
+        manifest = self.installed(student_id).manifest
+        self._remember(trust.refused(self._trust, manifest, reason))
+
+    def check_newest(self, student_id: str) -> None:
+        """Raise Outdated if an installed student is older than the newest that was accepted, Refused if it was refused.
+
+        The cloud names the student that a job has made, and could name an old one that is still here.
+        """
+        manifest = self.installed(student_id).manifest
+        reason = trust.refused_for(self._trust, trust.digest_of(manifest))
+        if reason is not None:
+            raise Refused(f"student {student_id} was refused before: {reason}")
+        trust.check_version(self._trust, manifest)
+
+    def started(self, student_id: str) -> None:
+        """Count a use of a student on trial in this process, on the disk, before the student is loaded.
+
+        Raises Refused if it has ended the process too often; it is then refused for good.
+        """
+        with self._changing:
+            if student_id in self._begun:
+                return
+            after, usable = trust.started(self._trust, student_id)
+            if not usable:
+                reason = f"the device's process ended {trust.MOST_STARTS} times while this student was new"
+                self._remember(trust.given_up(after, self.installed(student_id).manifest, reason))
+                raise Refused(f"student {student_id} is given up: {reason}")
+            self._remember(after)
+            self._begun.add(student_id)
+
+    def answered(self, student_id: str, cpu_ms: float) -> None:
+        """Count an answer of a student and its time. Raises Refused if it is too slow; it is then refused for good."""
+        with self._changing:
+            before, (after, reason) = self._trust, trust.answered(self._trust, student_id, cpu_ms)
+            if reason:
+                self._remember(trust.given_up(after, self.installed(student_id).manifest, reason))
+                raise Refused(f"student {student_id} is given up: {reason}")
+            # The times of a good student need not outlive the process.
+            if (after.good, after.trials) == (before.good, before.trials):
+                self._trust = after
+            else:
+                self._remember(after)
+
+    def finished(self, student_id: str) -> None:
+        """Note that a use of a student has ended well."""
+        with self._changing:
+            self._begun.discard(student_id)
+            self._remember(trust.ended(self._trust, student_id))
+
+    def ended(self) -> None:
+        """Note that the process ends properly."""
+        for student_id in tuple(self._begun):
+            self.finished(student_id)
+
+    def trial_of(self, student_id: str) -> tuple[int, int] | None:
+        """Return (clips answered, clips needed) of a student on trial; None for a good one."""
+        if not student_id or student_id in self._trust.good:
+            return None
+        return next(
+            (each.answered for each in self._trust.trials if each.student_id == student_id), 0
+        ), trust.GOOD_AFTER
+
+    def withdraw(self, student_id: str, substitutes: Iterable[str]) -> str:
+        """Replace a refused student in use by the first sound one of ``previous`` and ``substitutes``; return its id.
+
+        Returns "" if there is none: the student in use stays.
+        """
+        for name in (_target(self._previous), *substitutes):
+            if not name or name == student_id or not self.is_sound(name):
+                continue
+            if trust.refused_for(self._trust, trust.digest_of(self.installed(name).manifest)) is not None:
+                continue
+            with disk_errors():
+                self._point(self._current, name)
+                remove(self._previous)
+            return name
+        return ""
 
     def installed(self, student_id: str) -> Installed:
         """Return a verified student. Raises WrongState if it is not here, Corrupt for a damaged manifest."""
@@ -197,8 +314,8 @@ class StudentSlot:
             return installed
         with disk_errors():
             if before is not None:
-                _point(self._previous, self._versions / before)
-            _point(self._current, installed.folder)
+                self._point(self._previous, before)
+            self._point(self._current, student_id)
         return installed
 
     def current(self) -> Installed | None:
@@ -214,8 +331,8 @@ class StudentSlot:
         installed = self.installed(before)
         self._check_files(installed)
         with disk_errors():
-            _point(self._current, self._versions / before)
-            _point(self._previous, self._versions / now)
+            self._point(self._current, before)
+            self._point(self._previous, now)
         return installed
 
     def prune(self, keep: Iterable[str]) -> list[str]:
@@ -229,11 +346,16 @@ class StudentSlot:
                     gone.append(folder.name)
         return gone
 
-    def _verify_signature(self, signed: SignedManifest) -> None:
-        try:
-            self._public_key.verify(signed.signature, signed.manifest_bytes)
-        except InvalidSignature as error:
-            raise Corrupt("the student's signature does not match the key pinned at enrolment") from error
+    def _remember(self, after: Trust) -> None:
+        with self._changing, disk_errors():
+            if after != self._trust:
+                write_kept(self._trust_file, _to_json(after))
+                self._trust = after
+
+    def _point(self, name: Path, student_id: str) -> None:
+        if name.is_dir() and not name.is_symlink():
+            _delete(name)  # Not ours: a damaged state folder.
+        link(name, Path("versions") / student_id)
 
     def _read_manifest(self, folder: Path, student_id: str) -> StudentManifest:
         try:
@@ -242,7 +364,8 @@ class StudentSlot:
             raise WrongState(f"student {student_id} has not been fetched completely") from error
         except OSError as error:
             raise Corrupt(f"student {student_id}: its manifest cannot be read") from error
-        self._verify_signature(signed)
+        if not any(_is_signed(key, signed.signature, signed.manifest_bytes) for key in reversed(self._trust.keys)):
+            raise Corrupt(f"student {student_id}: its signature does not match the key pinned at enrolment")
         manifest = manifest_from_bytes(signed.manifest_bytes)
         if manifest.student_id != student_id:
             raise Corrupt(f"the manifest in {student_id} belongs to {manifest.student_id}")
@@ -274,7 +397,8 @@ class StudentSlot:
             part = _part(folder, file)
             shutil.copyfile(source, part)
             if part.stat().st_size == file.size_bytes and _sha256(part) == file.sha256:
-                os.replace(part, folder / file.name)
+                sync(part)
+                move(part, folder / file.name)
             else:
                 part.unlink()
 
@@ -282,7 +406,7 @@ class StudentSlot:
         if _sha256(part) != file.sha256:
             part.unlink()
             raise Corrupt(f"{file.name}: the hash does not match the manifest; it will be fetched again")
-        os.replace(part, target)
+        move(part, target)
 
     def _accept_patch(self, part: Path, folder: Path, patch: StudentFile, file: StudentFile) -> None:
         if _sha256(part) != patch.sha256:
@@ -362,20 +486,56 @@ def _target(link: Path) -> str | None:
     return Path(os.readlink(link)).name if link.is_symlink() else None
 
 
-def _point(link: Path, folder: Path) -> None:
-    """Replace the symbolic link in one rename."""
-    if link.is_dir() and not link.is_symlink():
-        _delete(link)  # Not ours: a damaged state folder.
-    fresh = link.with_name(f"{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(Path("versions") / folder.name, target_is_directory=True)
-    os.replace(fresh, link)
-    _sync_folder(link.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _is_signed(key: bytes, signature: bytes, content: bytes) -> bool:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, content)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _same_student(staged: bytes, manifest: StudentManifest) -> bool:
+    """Return whether a staged manifest is the same but for its signing: then its parts are of use."""
+    try:
+        known = manifest_from_bytes(staged)
+    except IsthmusError:
+        return False
+    return replace(known, version=0, expires_s=0, created_s=0) == replace(manifest, version=0, expires_s=0, created_s=0)
+
+
+def _trust_in(path: Path) -> Trust | None:
+    raw = read_kept(path)
+    if raw is None:
+        return None
+    try:
+        known = {each.name: raw[each.name] for each in fields(Trust)}
+        base_digest, own_digest = map(str, raw["newest"])
+        found = Trust(
+            **{
+                **known,
+                "keys": tuple(bytes.fromhex(key) for key in raw["keys"]),
+                "device_id": identifier("device id", raw["device_id"], optional=True),
+                "accepted": tuple(map(str, raw["accepted"])),
+                "newest": (base_digest, own_digest),
+                "refusals": tuple(Refusal(**each) for each in raw["refusals"]),
+                "good": tuple(map(str, raw["good"])),
+                "trials": tuple(Trial(**each) for each in raw["trials"]),
+                "times": tuple(Times(each["student_id"], tuple(map(float, each["cpu_ms"]))) for each in raw["times"]),
+            }
+        )
+        counts = [
+            found.base_version,
+            found.own_version,
+            *(n for each in found.trials for n in (each.answered, each.starts)),
+        ]
+        if not found.keys or any(len(key) != 32 for key in found.keys) or any(type(n) is not int for n in counts):
+            raise ValueError("keys or counts")
+        if not found.signed_s >= 0:
+            raise ValueError("time")
+    except (AttributeError, IsthmusError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(path) from error
+    return found
+
+
+def _to_json(known: Trust) -> dict[str, Any]:
+    return {**asdict(known), "keys": [key.hex() for key in known.keys]}

@@ -20,14 +20,11 @@ import numpy as np
 
 from isthmus.edge.student.encoder import check_student, probe_runtime
 from isthmus.edge.student.onnx_file import check_model_file
+from isthmus.edge.student.trust import Unfit
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError
 from isthmus.proto.messages import StudentFile, StudentManifest
 
 _OUTPUT_BYTES = 4096
-
-
-class Unfit(InvalidInput):
-    """The student is what the cloud signed, but it does not run within the bounds: fetching it again does not help."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,13 @@ def try_student(folder: Path, manifest: StudentManifest, bounds: Bounds = Bounds
         "cpu_s": bounds.cpu_s,
         "memory_bytes": bounds.memory_bytes + bounds.per_file_byte * sum(file.size_bytes for file in manifest.files),
     }
-    answer = _ask_child(json.dumps(request), bounds.wall_s)
+    answer, complete = _ask_child(json.dumps(request), bounds.wall_s)
     if answer != "sound":
-        raise Unfit(f"student {manifest.student_id} is refused: {answer}")
+        raise Unfit(f"student {manifest.student_id} is refused: {answer}", final=complete)
 
 
-def _ask_child(request: str, wall_s: float) -> str:
+def _ask_child(request: str, wall_s: float) -> tuple[str, bool]:
+    """Return the child's answer, and whether the child came to its end. A busy machine may have ended it otherwise."""
     # -P: a folder called isthmus in the working directory must not be imported.
     command = [sys.executable, "-P", "-m", "isthmus.edge.student.trial"]
     with subprocess.Popen(
@@ -87,14 +85,14 @@ def _ask_child(request: str, wall_s: float) -> str:
                 child.stdin.close()
             child.wait(timeout=wall_s)
         except subprocess.TimeoutExpired:
-            return f"it did not run through within {wall_s:g} s"
+            return f"it did not run through within {wall_s:g} s", False
         finally:
             child.kill()
         # The child writes one line at its end; a pipe holds more than is read here.
         answer = child.stdout.read(_OUTPUT_BYTES).decode(errors="replace").strip()
         if child.returncode == -signal.SIGXCPU:
-            return "it needs too much processor time"
-    return answer or f"it ended its process (status {child.returncode})"
+            return "it needs too much processor time", False
+    return (answer, True) if answer else (f"it ended its process (status {child.returncode})", False)
 
 
 def _bound_memory(memory_bytes: int) -> None:

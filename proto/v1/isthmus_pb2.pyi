@@ -233,7 +233,7 @@ class PersonModel(_message.Message):
     def __init__(self, weights: _Optional[bytes] = ..., bias: _Optional[bytes] = ..., centre: _Optional[bytes] = ..., spread: _Optional[bytes] = ..., mean: _Optional[bytes] = ..., between: _Optional[bytes] = ..., within: _Optional[bytes] = ..., fusion: _Optional[float] = ..., people: _Optional[int] = ...) -> None: ...
 
 class StudentManifest(_message.Message):
-    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured", "person")
+    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured", "person", "version", "expires_s", "device_id")
     STUDENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -244,6 +244,9 @@ class StudentManifest(_message.Message):
     CREATED_S_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     PERSON_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     student_id: str
     kind: str
     files: _containers.RepeatedCompositeFieldContainer[StudentFile]
@@ -254,15 +257,40 @@ class StudentManifest(_message.Message):
     created_s: float
     measured: PublicMeasure
     person: PersonModel
-    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ..., person: _Optional[_Union[PersonModel, _Mapping]] = ...) -> None: ...
+    version: int
+    expires_s: float
+    device_id: str
+    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ..., person: _Optional[_Union[PersonModel, _Mapping]] = ..., version: _Optional[int] = ..., expires_s: _Optional[float] = ..., device_id: _Optional[str] = ...) -> None: ...
+
+class KeyChange(_message.Message):
+    __slots__ = ("previous_key", "next_key", "changed_s")
+    PREVIOUS_KEY_FIELD_NUMBER: _ClassVar[int]
+    NEXT_KEY_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_S_FIELD_NUMBER: _ClassVar[int]
+    previous_key: bytes
+    next_key: bytes
+    changed_s: float
+    def __init__(self, previous_key: _Optional[bytes] = ..., next_key: _Optional[bytes] = ..., changed_s: _Optional[float] = ...) -> None: ...
+
+class SignedKeyChange(_message.Message):
+    __slots__ = ("change", "previous_signature", "next_signature")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    change: bytes
+    previous_signature: bytes
+    next_signature: bytes
+    def __init__(self, change: _Optional[bytes] = ..., previous_signature: _Optional[bytes] = ..., next_signature: _Optional[bytes] = ...) -> None: ...
 
 class DescribeStudentResponse(_message.Message):
-    __slots__ = ("manifest", "signature")
+    __slots__ = ("manifest", "signature", "key_changes")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    KEY_CHANGES_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     signature: bytes
-    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    key_changes: _containers.RepeatedCompositeFieldContainer[SignedKeyChange]
+    def __init__(self, manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key_changes: _Optional[_Iterable[_Union[SignedKeyChange, _Mapping]]] = ...) -> None: ...
 
 class FetchStudentRequest(_message.Message):
     __slots__ = ("student_id", "file_name", "offset_bytes")

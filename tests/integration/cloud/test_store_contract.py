@@ -64,7 +64,7 @@ def test_a_job_runs_to_its_student(bench: Bench) -> None:
     bench.upload(1)
     ready = bench.run(CountedLearning())
     assert (ready.stage, ready.student_id) == (Stage.READY, "job")
-    student = students.describe(bench.shelf, bench.offer, "dev", "job")
+    student = students.describe(bench.shelf, bench.signer, bench.offer, "dev", "job", 0.0)
     file = students.check_fetch(bench.shelf, "dev", "job", "audio_encoder.onnx", 0)
     assert student == students.reachable(bench.shelf, "dev", "job").signed
     assert b"".join(chunk.data for chunk in students.chunks(bench.shelf, "job", file, 0)) == bench.student("job")

@@ -34,12 +34,16 @@ def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
     bench.start(rounds=2)
     awaiting = bench.run(CountedLearning())
     assert (awaiting.stage, awaiting.round, awaiting.student_id) == (Stage.AWAITING_PROTOTYPES, 1, "job-r0")
-    interim = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
+    interim = manifest_from_bytes(
+        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
+    )
     assert (interim.student_id, interim.kind, interim.ratios) == ("job-r0", "interim", ())
     bench.upload(1)
     ready = bench.run(CountedLearning())
     assert (ready.stage, ready.student_id, ready.selected_per_class) == (Stage.READY, "job", (4, 0))
-    final = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes)
+    final = manifest_from_bytes(
+        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
+    )
     assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
     assert bench.student("job").count(b"\n") == EPOCHS - 1
     assert not list(bench.work_dir.iterdir())
@@ -62,11 +66,13 @@ def test_the_person_model_is_signed_with_the_student(bench: Bench) -> None:
     bench.start(rounds=2)
     content = centred_to_bytes(person_model(2, bench.offer.feature_width))
     bench.run(KnowsPeople(content))
-    described = students.describe(bench.shelf, bench.offer, "dev", "")
+    described = students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0)
     assert manifest_from_bytes(described.manifest_bytes).centred is None, "an interim student has no heads"
     bench.upload(1)
     assert bench.run(KnowsPeople(content)).stage is Stage.READY
-    centred = manifest_from_bytes(students.describe(bench.shelf, bench.offer, "dev", "").manifest_bytes).centred
+    centred = manifest_from_bytes(
+        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
+    ).centred
     assert centred is not None and centred_to_bytes(centred) == content
 
 

@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from isthmus.edge.student import trial
 from isthmus.edge.student.onnx_file import check_model, check_model_file
-from isthmus.edge.student.trial import Bounds, Unfit, try_student
+from isthmus.edge.student.trial import Bounds, try_student
+from isthmus.edge.student.trust import Unfit
 from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import StudentFile
