@@ -519,7 +519,8 @@ class Runtime:
                 self.slot.started(student_id)
             budgets.check(self._budget(), self._spent(), self.config.choices.noise)
             prototypes = self.clips.prototypes(student_id, in_use=self._in_use())
-            self.slot.finished(student_id)
+            if self.state.purpose is behaviour.Purpose.INTERIM:
+                self.slot.finished(student_id)
             payload = prototypes_to_pb(prototypes).SerializeToString()
             self._outbox.put(Entry(_entry_name(round), uuid.uuid4().hex, payload, self._unix_clock()))
         return events.Encoded(round)
