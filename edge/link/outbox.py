@@ -5,7 +5,6 @@ With noise, this also prevents that one upload spends the privacy budget twice.
 """
 
 import errno
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from isthmus.data.files import move
 from isthmus.proto.errors import Corrupt, StorageFull, TooLarge
 from isthmus.proto.limits import MAX_MESSAGE_BYTES
 
@@ -57,7 +57,7 @@ class Outbox:
                 for suffix in ("", "-wal", "-shm"):
                     beside = path.with_name(path.name + suffix)
                     if beside.exists():
-                        os.replace(beside, path.with_name(f"{path.name}.damaged{suffix}"))
+                        move(beside, path.with_name(f"{path.name}.damaged{suffix}"))
                 self._database = _opened(path)
 
     def put(self, entry: Entry) -> None:

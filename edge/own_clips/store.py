@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.clip import ClipRef
-from isthmus.data.files import write_atomically
+from isthmus.data.files import make_folder, remove, sync, write_atomically
 from isthmus.data.media.encode import write_mp4, write_wav
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.student.slot import disk_errors
@@ -66,7 +66,7 @@ class ClipStore:
         self.limits = limits or Limits()
         self._clock = clock
         with disk_errors():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder, 0o700)
             folder.chmod(0o700)
 
     def add(
@@ -98,6 +98,7 @@ class ClipStore:
             for path in (self.folder / f"{name}.wav", self.folder / f"{name}.mp4"):
                 if path.exists():
                     path.chmod(0o600)
+                    sync(path)  # Before the description below, without which the clip does not exist.
             facts = {"captured_s": now_s, "sound": waveform_T is not None, "picture": pictures is not None}
             write_atomically(self.folder / f"{name}.json", json.dumps({**facts, "kept": False}), mode=0o600)
         self.tidy()
@@ -145,9 +146,8 @@ class ClipStore:
     def delete_all(self) -> int:
         """Delete every clip and everything that is left of one; return how many clips there were."""
         count = len(self.clips())
-        for path in self.folder.iterdir():
-            if path.name != _PAUSED and path.is_file():
-                path.unlink(missing_ok=True)
+        remove(*self.folder.glob("*.json"))
+        remove(*(path for path in self.folder.iterdir() if path.name != _PAUSED and path.is_file()))
         return count
 
     def keep(self, name: str) -> None:
@@ -165,10 +165,10 @@ class ClipStore:
 
     def pause(self) -> None:
         with disk_errors():
-            (self.folder / _PAUSED).touch(mode=0o600)
+            write_atomically(self.folder / _PAUSED, b"", mode=0o600)
 
     def resume(self) -> None:
-        (self.folder / _PAUSED).unlink(missing_ok=True)
+        remove(self.folder / _PAUSED)
 
     def tidy(self) -> None:
         """Delete what is too old or too much, and the rest of clips that were not finished. Kept clips stay."""
@@ -198,8 +198,8 @@ class ClipStore:
 
     def _remove(self, name: str) -> None:
         # The description first: from then on the clip does not exist.
-        for end in (".json", ".mp4", ".wav"):
-            (self.folder / f"{name}{end}").unlink(missing_ok=True)
+        remove(self.folder / f"{name}.json")
+        remove(*(self.folder / f"{name}{end}" for end in (".mp4", ".wav")))
 
 
 class StoredSelection(Sequence[ClipRef]):
