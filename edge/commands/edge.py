@@ -183,7 +183,15 @@ def reply(
     reply(text, server, state, max_tokens=max_tokens, seed=seed, key_file=key_file, tls_cert=tls_cert, as_json=json)
 
 
-@app.command(example="isthmus edge forget --cloud 127.0.0.1:50051 --state device")
+Person = Annotated[str, Option(help="Whose part, on a device that several people share.")]
+
+
+@app.command(
+    example="""
+    isthmus edge forget --cloud 127.0.0.1:50051 --state device
+    isthmus edge forget --cloud 127.0.0.1:50051 --state device --person anna
+    """
+)
 def forget(
     state: State,
     cloud: Annotated[str, Option(help="The cloud's address, HOST:PORT. Needed unless --only-here is given.")] = "",
@@ -192,25 +200,26 @@ def forget(
     ] = False,
     tls: Annotated[bool, Option("--tls", help="Use TLS with the system's certificate authorities.")] = False,
     tls_ca: Annotated[Path | None, Option(help="Use TLS with the certificate authorities in this PEM file.")] = None,
+    person: Person = "",
 ) -> None:
     """Erase this device: its prototypes, jobs and students in the cloud, then all that its folder holds.
 
-    Needs the --state folder of 'isthmus edge run', of a device that does not run, and the cloud it enrolled with. It
-    cannot be undone. The count of uploads and of the privacy budget is erased too. Prints what was erased.
+    Needs the --state folder of 'isthmus edge run', of a device that does not run, and the cloud it enrolled with. With
+    --person only this person's part of a shared device is erased, and without it everybody's. It cannot be undone. The
+    count of uploads and of the privacy budget is erased too. Prints what was erased.
     """
     if bool(cloud) == only_here:
         raise BadParameter("give either --cloud HOST:PORT or --only-here")
 
-    from isthmus.edge.commands.running import forget
+    from isthmus.edge.commands.forgetting import forget
 
-    forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca))
+    forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca), person)
 
 
 clips = App(
     "isthmus edge clips", help="Show, keep and delete what the device has captured, and pause it.", extra="edge"
 )
 
-Person = Annotated[str, Option(help="Whose clips, on a device that several people share.")]
 Names = Annotated[list[str], Argument(help="Names of clips, as 'isthmus edge clips list' shows them.")]
 
 

@@ -44,7 +44,7 @@ from isthmus.edge.own_clips.store import StoredSelection, person_folder
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
-from isthmus.proto.errors import IsthmusError, Unauthenticated, WrongState
+from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import Enrolment, NumberType, UploadMode
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -222,29 +222,6 @@ def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> No
         config = RunConfig(device_name=known_as.name[:64], enrolment_key=key_in(known_as.enrolment_key_file) or "")
         with contextlib.closing(_link(cloud, known_as)) as link:
             typer.echo(f"enrolled as {enrol_anew(config, device, link)}")
-
-
-def forget(cloud: str, state: Path, known_as: CloudOptions) -> None:
-    """Erase the device in the cloud, unless ``cloud`` is "", and here. Raises IsthmusError or ValueError."""
-    device = _existing(state)
-    if not device.exists():
-        raise ValueError(f"{state} is no folder of a device, so nothing in it is deleted")
-    with device.held():
-        if cloud:
-            enrolment = device.enrolment()
-            if enrolment is None:
-                raise ValueError(f"{state}: this device has not enrolled, so no cloud knows it; give --only-here")
-            with contextlib.closing(_link(cloud, known_as)) as link:
-                link.authenticate(enrolment.token)
-                try:
-                    link.forget()
-                except (Unauthenticated, WrongState) as error:
-                    raise IsthmusError(
-                        f"{error}. Its operator can erase it: isthmus cloud devices --delete {enrolment.device_id}. "
-                        "Afterwards give --only-here"
-                    ) from error
-        device.erase()
-    typer.echo(f"{state} is erased" if not cloud else f"{cloud} has erased this device, and {state} is erased")
 
 
 def _link(cloud: str, known_as: CloudOptions) -> GrpcLink:

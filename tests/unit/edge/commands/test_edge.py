@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
+from isthmus.edge.commands import forgetting
 from isthmus.edge.commands.edge import app
 from isthmus.edge.commands.terminal import plain
 from isthmus.edge.link.interface import MemoryLink
@@ -124,6 +126,32 @@ def test_forgetting_needs_a_device_and_a_choice(state: Path, tmp_path: Path) -> 
     assert (gone.exit_code, "cannot be reached" in gone.stderr) == (1, True)
     assert DeviceState(state).enrolment() is not None, "as long as the cloud has not erased it, nothing is erased"
     assert call("forget", "--state", state, "--only-here").exit_code == 0
+    assert list(state.iterdir()) == []
+
+
+def test_a_person_of_a_shared_device_is_forgotten_alone(state: Path) -> None:
+    for name in ("anna", "ben"):
+        shutil.copytree(state, state / "people" / name, symlinks=True, ignore=shutil.ignore_patterns("people"))
+    unknown = call("forget", "--state", state, "--person", "carl", "--only-here")
+    assert unknown.exit_code == 1
+    assert not (state / "people" / "carl").exists()
+    with DeviceState(state / "people" / "anna").held():
+        assert call("forget", "--state", state, "--person", "anna", "--only-here").exit_code == 1
+    assert call("forget", "--state", state, "--person", "anna", "--only-here").exit_code == 0
+    assert [path.name for path in (state / "people").iterdir()] == ["ben"]
+    assert DeviceState(state).enrolment() is not None
+    assert call("forget", "--state", state, "--only-here").exit_code == 0
+    assert list(state.iterdir()) == [], "everybody's part, if no person is named"
+
+
+def test_everybody_of_a_shared_device_is_forgotten_in_the_cloud(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(state, state.with_name("anna"))  # Nobody uses the shared device without a name.
+    (state / "people").mkdir(parents=True)
+    shutil.move(state.with_name("anna"), state / "people" / "anna")
+    told: list[str] = []
+    monkeypatch.setattr(forgetting, "_forget_in", lambda cloud, known_as, device_id, token: told.append(device_id))
+    assert call("forget", "--state", state, "--cloud", "127.0.0.1:1").exit_code == 0
+    assert told == ["device-1"]
     assert list(state.iterdir()) == []
 
 
