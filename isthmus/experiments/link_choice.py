@@ -107,6 +107,72 @@ def worlds(seed: int, duration_s: float) -> list[World]:
     ]
 
 
+def held_out_worlds(seed: int, duration_s: float) -> list[World]:
+    """Return links of other kinds, which were drawn after the controller's constants were fixed.
+
+    None of them uses the generator of ``worlds``: outages are of other lengths and come in bursts, rates wander instead
+    of being drawn anew, packets are lost, queues fill, and one way is worse than the other.
+    """
+    rng = random.Random(f"held out {seed}")
+
+    def lasting(*made: Callable[[], Phase]) -> Direction:
+        phases: list[Phase] = []
+        while sum(each.for_s for each in phases) < duration_s:
+            phases += [each() for each in made]
+        return Direction(tuple(phases), repeat=True)
+
+    def wandering(rate: float, delay_s: float) -> Direction:
+        """A rate that doubles or halves slowly, as somebody walks through a building."""
+        level = rate
+
+        def phase() -> Phase:
+            nonlocal level
+            level = min(4 * rate, max(rate / 8, level * math.exp(rng.gauss(0.0, 0.4))))
+            return Phase(rng.uniform(0.5, 2.5), rate_bytes_s=level, delay_s=delay_s, jitter_s=0.03)
+
+        return lasting(phase)
+
+    def handovers() -> Direction:
+        """A train: quiet for minutes, then several short gaps within seconds."""
+
+        def quiet() -> Phase:
+            return Phase(rng.uniform(30, 150), rate_bytes_s=150_000, delay_s=0.04, jitter_s=0.03)
+
+        def gap() -> Phase:
+            return Phase(rng.uniform(0.2, 2.5), stall=True)
+
+        def between() -> Phase:
+            return Phase(rng.uniform(0.3, 3.0), rate_bytes_s=50_000, delay_s=0.08, jitter_s=0.06)
+
+        return lasting(quiet, gap, between, gap, between, gap)
+
+    def shared_line() -> Direction:
+        """Others upload now and then: the queue before the modem adds a delay that most answers do not survive."""
+
+        def free() -> Phase:
+            return Phase(rng.uniform(20, 90), rate_bytes_s=120_000, delay_s=0.03, jitter_s=0.01)
+
+        def full() -> Phase:
+            return Phase(rng.uniform(5, 40), rate_bytes_s=15_000, delay_s=rng.uniform(0.15, 0.45), jitter_s=0.05)
+
+        return lasting(free, full)
+
+    def down(delay_s: float, jitter_s: float) -> Direction:
+        return Direction((Phase(delay_s=delay_s, jitter_s=jitter_s),))
+
+    lossy = Direction((Phase(rate_bytes_s=300_000, delay_s=0.03, jitter_s=0.02, loss=0.06),))
+    far = Direction((Phase(rate_bytes_s=500_000, delay_s=0.30, jitter_s=0.02),))
+    up = Direction((Phase(rate_bytes_s=250_000, delay_s=0.03, jitter_s=0.02),))
+    return [
+        World("walking", wandering(40_000, 0.04), down(0.03, 0.02), "the rate wanders between 5 and 160 kB/s"),
+        World("train", handovers(), down(0.03, 0.02), "quiet for minutes, then gaps in bursts"),
+        World("shared", shared_line(), down(0.03, 0.02), "a queue that others fill adds 150 to 450 ms"),
+        World("lossy", lossy, down(0.03, 0.02), "6 % of packets are sent twice"),
+        World("satellite", far, down(0.28, 0.02), "580 ms there and back: no answer is in time"),
+        World("way back", up, handovers(), "the answers' way has the train's gaps"),
+    ]
+
+
 def recorded(path: Path, trace: Trace) -> World:
     """Return the world of a recorded uplink, with an undisturbed way back."""
     up = Direction((Phase(trace=trace, delay_s=0.02),))
@@ -283,15 +349,26 @@ def compare(world: World, *, seed: int, duration_s: float, every_s: float, budge
 
 
 def run(
-    out: Path, traces: Sequence[tuple[Path, Trace]], *, seeds: int, duration_s: float, every_s: float, budget_s: float
+    out: Path,
+    traces: Sequence[tuple[Path, Trace]],
+    *,
+    seeds: int,
+    duration_s: float,
+    every_s: float,
+    budget_s: float,
+    held_out: bool = False,
 ) -> dict[str, Any]:
-    """Compare on every link and seed, and write the result to ``out`` as JSON."""
+    """Compare on every link and seed, and write the result to ``out`` as JSON.
+
+    ``held_out``: on links of kinds that the controller's constants were not chosen on.
+    """
+    make = held_out_worlds if held_out else worlds
     rows = []
     for seed in range(seeds):
-        for world in (*worlds(seed, duration_s), *(recorded(*each) for each in traces if seed == 0)):
+        for world in (*make(seed, duration_s), *(recorded(*each) for each in traces if seed == 0)):
             row = compare(world, seed=seed, duration_s=duration_s, every_s=every_s, budget_s=budget_s)
             rows.append({**row, "seed": seed})
-    config = {"seeds": seeds, "duration_s": duration_s, "every_s": every_s, "budget_s": budget_s}
+    config = {"seeds": seeds, "duration_s": duration_s, "every_s": every_s, "budget_s": budget_s, "held_out": held_out}
     result = {"config": config, "student": asdict(MEASURED), "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -25,6 +25,9 @@ def link_command(
     latency_budget_ms: Annotated[float, Option(min=1, help="Milliseconds within which a clip is to be answered.")] = (
         300.0
     ),
+    held_out: Annotated[
+        bool, Option("--held-out", help="Links of other kinds, on which the device's constants were not chosen.")
+    ] = False,
 ) -> None:
     """Replay the device's choice between cloud and own answer on links with outages, against an oracle.
 
@@ -42,6 +45,7 @@ def link_command(
         duration_s=duration_s,
         every_s=every_s,
         budget_s=latency_budget_ms / 1000,
+        held_out=held_out,
     )
     rows = list(table(found))
     print_table(
