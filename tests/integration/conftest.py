@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
-from isthmus.data.media.encode import write_flv, write_wav
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
-from tests.rigs.data.clips import EMOTIONS, TAKES
+from tests.rigs.data.clips import write_tiny_clips
 
 if TYPE_CHECKING:
     from tests.rigs.cloud.service import Rig
@@ -20,16 +18,7 @@ if TYPE_CHECKING:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen short synthetic clips in CREMA-D's layout."""
     root = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for folder in ("AudioWAV", "VideoFlash"):
-        (root / folder).mkdir()
-    for number in range(TAKES):
-        for index, emotion in enumerate(EMOTIONS):
-            name = f"1001_A{number:02}_{emotion}_XX"
-            sound_T = (0.3 * np.sin(np.arange(8_000) * (0.05 + 0.05 * index))).astype(np.float32)
-            pictures = rng.integers(0, 255, (6, 32, 32, 3), np.uint8)
-            write_wav(root / "AudioWAV" / f"{name}.wav", sound_T, 16_000)
-            write_flv(root / "VideoFlash" / f"{name}.flv", pictures, 12, sound_T, 16_000)
+    write_tiny_clips(root)
     return root
 
 

@@ -1,0 +1,93 @@
+"""Power losses of a device, cuts of its calls, and damage to its frames, each against what must not happen.
+
+    python -m tests.bench.edge.faults power --out docs/results/power-loss_DATE.json
+    python -m tests.bench.edge.faults cuts --cuts 1000 --out docs/results/cuts_DATE.json
+    python -m tests.bench.edge.faults frames --frames 100000 --out docs/results/frames_DATE.json
+
+Each exits with 1 if something was lost, doubled or accepted. ``power`` needs root, /dev/fuse and libfuse.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+_Out = Annotated[Path, typer.Option(help="JSON file to write.")]
+
+
+@app.command()
+def power(out: _Out, every: Annotated[int, typer.Option(min=1, help="Cut after each so many changes.")] = 1) -> None:
+    """Cut a device's life after every change of its disk, and continue from what is left."""
+    from tests.rigs.edge.power_loss import LOSSES, a_life, record_and_cut
+
+    began_s = time.process_time()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=_in_memory()) as scratch:
+        students, plan = a_life(Path(folder))
+        findings = record_and_cut(students, plan, every=every, scratch=Path(scratch))
+    _end(
+        out,
+        {
+            "what": "a device's life, cut after every change of its disk",
+            "losses_per_change": list(LOSSES),
+            "changes_of_the_disk": findings.operations,
+            "power_losses": findings.points,
+            "different_disks_continued": findings.resumed,
+            "faults": dict(findings.faults),
+            "first_of_each": findings.first,
+            "cpu_s": time.process_time() - began_s,
+        },
+        bad=bool(findings.faults) or findings.resumed == 0,
+    )
+
+
+@app.command()
+def cuts(
+    out: _Out,
+    cuts: Annotated[int, typer.Option(min=1, help="Connections to cut, of each kind of call.")] = 1000,
+    kinds: Annotated[str, typer.Option(help="Kinds of call, with commas. Default: all.")] = "",
+) -> None:
+    """Cut connections of every kind of call at random bytes, against a real server."""
+    from tests.rigs.cloud.service import make_tiny_release
+    from tests.rigs.edge.cut_calls import KINDS, cut_calls
+
+    began_s = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        make_tiny_release(Path(folder) / "release")
+        chosen = tuple(kinds.split(",")) if kinds else KINDS
+        tally = cut_calls(Path(folder) / "release", Path(folder) / "state", cuts=cuts, kinds=chosen)
+    result = {"what": "calls whose connection was cut at a random byte, each tried again until it succeeded"}
+    _end(out, {**result, **asdict(tally), "cpu_s": time.process_time() - began_s}, bad=bool(tally.faults))
+
+
+@app.command()
+def frames(out: _Out, frames: Annotated[int, typer.Option(min=1, help="Damaged frames to receive.")] = 100_000) -> None:
+    """Send feature frames through a link that flips bits, until so many have arrived damaged."""
+    from tests.rigs.edge.damaged_frames import damaged_frames
+
+    began_s = time.process_time()
+    found = damaged_frames(frames)
+    result = {"what": "feature frames through a link that flips a bit each 60 bytes on average", **asdict(found)}
+    _end(out, {**result, "cpu_s": time.process_time() - began_s}, bad=bool(found.accepted or found.refused_undamaged))
+
+
+def _in_memory() -> Path | None:
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() else None
+
+
+def _end(out: Path, result: dict[str, Any], *, bad: bool) -> None:
+    text = json.dumps(result, indent=1)
+    out.write_text(text + "\n", encoding="utf-8")
+    typer.echo(text)
+    if bad:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
