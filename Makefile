@@ -58,7 +58,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
 # PortAudio reaches PulseAudio through ALSA's plugins.
-SYSTEM := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 systemd
+SYSTEM := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 systemd fuse3
 system:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || absent=postgresql; \
 	command -v promtool >/dev/null || absent="$$absent prometheus"; \

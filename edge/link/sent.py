@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
+from isthmus.data.files import move
 from isthmus.proto.codec import unpack_frame
 from isthmus.proto.convert import prototypes_from_pb
 from isthmus.proto.errors import BadFrame, InvalidInput, IsthmusError
@@ -92,7 +92,7 @@ class SentMessages:
             for suffix in ("", "-wal", "-shm"):
                 beside = path.with_name(path.name + suffix)
                 if beside.exists():
-                    os.replace(beside, path.with_name(f"{path.name}.damaged{suffix}"))
+                    move(beside, path.with_name(f"{path.name}.damaged{suffix}"))
             self._database = _opened(path)
 
     def note(self, message: Message) -> None:

@@ -22,14 +22,21 @@ _Out = Annotated[Path, typer.Option(help="JSON file to write.")]
 
 
 @app.command()
-def power(out: _Out, every: Annotated[int, typer.Option(min=1, help="Cut after each so many changes.")] = 1) -> None:
+def power(
+    out: _Out,
+    every: Annotated[int, typer.Option(min=1, help="Cut after each so many changes.")] = 1,
+    begin: Annotated[int, typer.Option(min=0, help="Begin with this change: parts can run side by side.")] = 0,
+    continue_each: Annotated[int, typer.Option(min=1, help="Continue a device from each so many disks.")] = 1,
+) -> None:
     """Cut a device's life after every change of its disk, and continue from what is left."""
     from tests.rigs.edge.power_loss import LOSSES, a_life, record_and_cut
 
     began_s = time.process_time()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=_in_memory()) as scratch:
         students, plan = a_life(Path(folder))
-        findings = record_and_cut(students, plan, every=every, scratch=Path(scratch))
+        findings = record_and_cut(
+            students, plan, every=every, begin=begin, continue_each=continue_each, scratch=Path(scratch)
+        )
     _end(
         out,
         {
@@ -37,7 +44,8 @@ def power(out: _Out, every: Annotated[int, typer.Option(min=1, help="Cut after e
             "losses_per_change": list(LOSSES),
             "changes_of_the_disk": findings.operations,
             "power_losses": findings.points,
-            "different_disks_continued": findings.resumed,
+            "different_disks_looked_at": findings.looked_at,
+            "devices_continued": findings.resumed,
             "faults": dict(findings.faults),
             "first_of_each": findings.first,
             "cpu_s": time.process_time() - began_s,

@@ -25,7 +25,7 @@ from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.link.model import Direction, Phase
 from isthmus.link.script import Script
 from isthmus.proto.convert import manifest_from_bytes, prototypes_from_pb
-from isthmus.proto.errors import OutOfOrder, Unauthenticated, Unavailable, WrongState
+from isthmus.proto.errors import Busy, OutOfOrder, Unauthenticated, Unavailable, WrongState
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.edge.faulty_link import faulty_link
@@ -115,7 +115,7 @@ def _until(kind: str, tally: Tally, call: Callable[[], _Result]) -> _Result:
         tally.tries[kind] += 1
         try:
             return call()
-        except Unavailable:
+        except (Busy, Unavailable):
             time.sleep(PAUSE_S)
     raise AssertionError(f"{kind} did not succeed in {MOST_TRIES} tries")
 

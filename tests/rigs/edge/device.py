@@ -1,5 +1,6 @@
 """A device over a cloud in memory, with a clock of its own."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ def load_test(folder: Path, manifest: StudentManifest) -> None:
 
 
 class Clock:
-    """A clock that advances by sleeping, and a little per reading."""
+    """A clock that advances by sleeping, and a little per reading. Raises TimeoutError after ``most_sleeps``."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self.most_sleeps = math.inf
         self.slept: list[float] = []
 
     def __call__(self) -> float:
@@ -36,6 +38,8 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
+        if len(self.slept) > self.most_sleeps:
+            raise TimeoutError(f"over {self.most_sleeps} pauses")
         self.now_s += seconds
 
 

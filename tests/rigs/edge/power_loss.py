@@ -36,11 +36,14 @@ from isthmus.proto.errors import IsthmusError
 from isthmus.proto.messages import JobStatus, Prototypes
 from tests.conftest import TinyStudents
 from tests.rigs.data.clips import write_tiny_clips
-from tests.rigs.edge.device import device
+from tests.rigs.edge.device import Clock, device
 from tests.rigs.edge.power_disk import Disk, Loss, write_left
 from tests.rigs.edge.power_mount import mark, operations, recorded
 
 EPSILON = 0.5
+MOST_PAUSES = 30
+"""A device that has not reached its end after so many pauses never does."""
+
 CONFIG = RunConfig("kiosk", seed=1, epsilon_budget=100.0, choices=PrototypeChoices(noise=EPSILON))
 LOSSES: tuple[Loss, ...] = ("all", "data", "random", "random")
 
@@ -68,6 +71,7 @@ class Findings:
     """``faults`` by kind, with the first place of each."""
 
     points: int = 0
+    looked_at: int = 0
     resumed: int = 0
     operations: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -116,11 +120,17 @@ def record_and_cut(
     plan: ClipPlan,
     *,
     every: int = 1,
+    begin: int = 0,
+    continue_each: int = 1,
     losses: tuple[Loss, ...] = LOSSES,
     seed: int = 0,
     scratch: Path | None = None,
 ) -> Findings:
-    """Record a life and cut it after every ``every``-th change, once per loss. ``scratch``: a folder in memory."""
+    """Record a life and cut it after every ``every``-th change from ``begin`` on, once per loss.
+
+    Each disk that differs from those before is looked at, and each ``continue_each``-th of them is continued from.
+    ``scratch``: a folder in memory.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with recorded(Path(folder)) as mount:
             live(mount / "device", students, plan, lambda text: _mark(mount, text))
@@ -135,7 +145,7 @@ def record_and_cut(
             disk.do(operation)
             findings.operations += 1
             _note_value(disk, operation, values)
-            if number % every:
+            if number % every != begin:
                 continue
             for loss in losses:
                 left = disk.after_power_loss(loss, rng)
@@ -147,7 +157,9 @@ def record_and_cut(
                 root = Path(tempfile.mkdtemp(dir=scratch))
                 write_left(left, root)
                 where = f"after change {number} ({operation[0]}), loss of {loss}"
-                _check(root / "device", students, plan, marks, values, findings, where)
+                sent = _check(root / "device", students, marks, values, findings, where)
+                if sent is not None and len(seen) % continue_each == 0:
+                    _go_on(root / "device", students, plan, sent, findings, where)
                 shutil.rmtree(root)
         return findings
 
@@ -155,12 +167,13 @@ def record_and_cut(
 def _check(
     root: Path,
     students: TinyStudents,
-    plan: ClipPlan,
     marks: list[str],
     values: dict[str, set[bytes]],
     findings: Findings,
     where: str,
-) -> None:
+) -> set[str] | None:
+    """Look at a disk; return the uploads that the cloud may have, None if the device cannot be opened."""
+    findings.looked_at += 1
     for path in root.rglob("*"):
         relative = str(path.relative_to(root))
         whole = path.is_symlink() or not path.is_file() or _may_be_torn(path)
@@ -181,8 +194,8 @@ def _check(
         _check_clips(root, marks, findings, where)
     except IsthmusError as error:
         findings.fault(f"does not open: {type(error).__name__}", f"{error} {where}")
-        return
-    _go_on(root, students, plan, sent, findings, where)
+        return None
+    return sent
 
 
 def _check_clips(root: Path, marks: list[str], findings: Findings, where: str) -> None:
@@ -198,25 +211,26 @@ def _check_clips(root: Path, marks: list[str], findings: Findings, where: str) -
 
 
 def _go_on(root: Path, students: TinyStudents, plan: ClipPlan, sent: set[str], findings: Findings, where: str) -> None:
-    """Start the device again and let it finish. The cloud has lost nothing, but knows the jobs of this life only."""
+    """Start the device again and let it finish. The cloud has lost its jobs meanwhile, which costs pauses alone."""
     after = set(sent)
     try:
-        runtime, state, _ = _device(root, _cloud(students), plan, after.add)
-        agent = runtime.run()
+        runtime, state, clock = _device(root, _cloud(students), plan, after.add)
+        clock.most_sleeps = MOST_PAUSES
+        agent = runtime.run(patient=True)
         if agent.phase is not Phase.SERVE or not agent.active_id:
             findings.fault("does not reach the end", f"{agent.failure} {where}")
         spent = sum(entry.epsilon or 0.0 for entry in state.ledger())
         if EPSILON * len(after) > spent + 1e-9:
             findings.fault("the privacy budget was spent twice", where)
         runtime.close()
-    except IsthmusError as error:
+    except (IsthmusError, TimeoutError) as error:
         findings.fault(f"does not go on: {type(error).__name__}", f"{error} {where}")
     findings.resumed += 1
 
 
 def _device(
     root: Path, cloud: MemoryCloud, plan: ClipPlan, sent: Callable[[str], None]
-) -> tuple[Runtime, DeviceState, object]:
+) -> tuple[Runtime, DeviceState, Clock]:
     return device(root, cloud, plan, link=MarkingLink(cloud, sent), config=CONFIG, trial=lambda folder, manifest: None)
 
 
