@@ -89,3 +89,42 @@ def report(
     write_atomically(out / "report.html", reports.render(result, out))
     typer.echo(text)
     typer.echo(f"written: {out / 'report.html'}, result.json, result.md and pictures beside it")
+
+
+@app.command(resumes=True, example="isthmus privacy frames --data clips/CREMA-D --release release --out frames.json")
+def frames(
+    data: Annotated[Path, typer.Option(help="The data set that the release was begun with.")],
+    release: Annotated[Path, typer.Option(help="A release with an exported base student.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write the result to.")],
+    clients: Annotated[str, typer.Option(help="Clients, with commas. Default: all of the release's split.")] = "",
+    most: Annotated[int, typer.Option(min=20, help="Public clips that the attacker learns from, at most.")] = 400,
+    layout: Layout = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Attack the frames that a device sends when it asks the cloud, at every ratio and number type.
+
+    Needs a release whose base student is exported, and its data set. The attacker has the public clips, the student and
+    one frame per private clip. Writes --out, and prints for each setting how often a face or a sound that was drawn
+    from a frame is nearer to its own clip than to another of the same class.
+    """
+    from isthmus.data.files import write_atomically
+    from isthmus.distill.prepare import decode, read_data, release_split
+    from isthmus.distill.release import Release
+    from isthmus.distill.training.loop import set_threads
+    from isthmus.distill.training.progress import bars
+    from isthmus.privacy.frames import measure
+
+    set_threads(threads)
+    opened = Release.open(release)
+    split, listing = release_split(opened), read_data(data, layout)
+    names = listed(clients) or sorted(split.clients)
+    unknown = [name for name in names if name not in split.clients]
+    if unknown:
+        raise typer.BadParameter(f"no client {', '.join(unknown)} in this release's split", param_hint="'--clients'")
+    own = {name: decode(listing, split.clients[name], opened.recipe, opened.root / "private") for name in names}
+    with bars() as progress:
+        total = min(most, len(opened.public)) + sum(map(len, own.values()))
+        task = progress.add_task("encode", total=total, note="clips")
+        result = measure(opened, own, most=most, report=typer.echo, advance=lambda clips: progress.advance(task, clips))
+    write_atomically(out, json.dumps(result, indent=1) + "\n")
+    typer.echo(f"written: {out}")
