@@ -143,7 +143,7 @@ class LiveAnswers:
         until_s = began_s + self._budget_s
         error: IsthmusError | None = None
         question = setting = answered = None
-        if not self._worker.busy:
+        if self._runtime.config.ask_cloud and not self._worker.busy:
             try:
                 setting = self._choose(student, until_s - clock())
             except IsthmusError as broken:

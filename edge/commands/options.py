@@ -147,6 +147,14 @@ class RunOptions:
             "habits, corrections and student."
         ),
     ] = ""
+    ask_cloud: Annotated[
+        bool,
+        Option(
+            "--ask-cloud/--no-ask-cloud",
+            help="Ask the cloud about live clips when the link is good. With --no-ask-cloud the device answers alone, "
+            "and no features of a clip leave it; not with --data.",
+        ),
+    ] = True
     guard: Annotated[
         bool,
         Option(

@@ -63,6 +63,8 @@ def run(
     """Personalise and answer clips. Raises IsthmusError or ValueError; KeyboardInterrupt if it is interrupted."""
     budget_s = asked.latency_budget_ms / 1000
     infer = InferConfig(ratios, NumberType(asked.number_type), budget_s)
+    if clips.data is not None and not asked.ask_cloud:
+        raise ValueError("--no-ask-cloud is for live clips: a run over --data compares both answers")
     if clips.data is None and asked.once:
         raise ValueError("--once needs --data: a device that captures its own clips runs until it is ended")
     with ending_on_sigterm(), contextlib.ExitStack() as stack:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.live import LiveAnswers, Worker
+from isthmus.edge.agent.runtime import RunConfig
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryInferSession, MemoryLink
@@ -75,3 +78,61 @@ def test_a_late_cloud_costs_no_clip_its_answer(students: Any, plan: ClipPlan, tm
     assert live.memory.asked == 6 and live.memory.in_time == 2
     assert live.memory.lost >= 1
     live.close()
+
+
+def test_a_device_that_asks_nobody_sends_no_features(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    config = RunConfig("kiosk", seed=1, ask_cloud=False)
+    runtime, _, clock = device(tmp_path / "device", cloud, plan, config=config)
+    runtime.run()
+    live = LiveAnswers(runtime, Worker(), 0.5, clock.sleep)
+    taken = next(replay(plan.test[:1], runtime.spec, clock, runtime.damage))
+    for _ in range(3):
+        found = live.answer(taken, 0.5)
+        assert found.setting is None and found.answer.predicted is not None
+    assert live.memory.asked == 0
+    assert runtime.link.traffic.up_bytes["inference"] == 0
+    live.close()
+
+
+def test_a_new_student_that_ends_the_process_is_replaced_at_the_third_start(
+    students: Any, plan: ClipPlan, tmp_path: Path
+) -> None:
+    cloud = students.cloud()
+    runtime, _, _ = device(tmp_path, cloud, plan)
+    assert runtime.run().active_id == "final"
+    runtime.close()
+    for _ in range(2):
+        again, _, _ = device(tmp_path, cloud, plan)
+        again.run()
+        assert again.student_to_use() == "final"  # and the process ends without a word
+    third, state, clock = device(tmp_path, cloud, plan)
+    third.run()
+    live = LiveAnswers(third, Worker(), 0.5, clock.sleep)
+    taken = next(replay(plan.test[:1], third.spec, clock, third.damage))
+    assert live.answer(taken, 0.5).answer.predicted is not None
+    assert (third.state.active_id, third.state.refused_id) == ("base", "final")
+    assert "ended 2 times" in third.state.verdict
+    assert state.agent().active_id == "base"
+    live.close()
+    third.close()
+
+
+def test_a_slow_student_is_replaced_while_the_device_runs(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    cloud = students.cloud()
+    runtime, _, clock = device(tmp_path, cloud, plan, cpu_clock=iter(np.arange(0.0, 9_999.0, 0.1)).__next__)
+    runtime.run(until=Phase.ENCODE)
+    live = LiveAnswers(runtime, Worker(), 0.5, clock.sleep)
+    taken = next(replay(plan.test[:1], runtime.spec, clock, runtime.damage))
+    for _ in range(20):
+        live.answer(taken, 0.5)
+    assert runtime.slot.trial_of("base") is None, "it is known to be good"
+    assert runtime.run().active_id == "final"
+    runtime.cpu_clock = iter(np.arange(0.0, 9_999.0, 0.35)).__next__
+    for _ in range(5):
+        assert live.answer(taken, 0.5).answer.predicted is not None
+    assert runtime.state.active_id == "base"
+    assert "350 ms per clip, and the student before took 100 ms" in runtime.state.verdict
+    assert live.answer(taken, 0.5).answer.predicted is not None
+    live.close()
+    runtime.close()
