@@ -1,6 +1,6 @@
 """From waveform and frames to the encoders' input: the one definition that device and training share.
 
-It uses numpy, scipy and OpenCV only, because the device installs this file.
+It uses numpy and OpenCV only, because the device installs this file.
 
 Axes: T samples or spectrogram columns, F frequency bins, K frames of a clip, H W pixels, C channels.
 
@@ -156,19 +156,7 @@ def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDA
     cut_T = fitted(waveform_T, spec)
     if spec.mel:
         return _mel_energies(cut_T, spec)
-    # Imported here: loading scipy.signal takes about a second of processor time, and checking clips does not need it.
-    from scipy import signal
-
-    _, _, power_FT = signal.spectrogram(
-        cut_T,
-        fs=spec.sample_rate_hz,
-        window=("tukey", TUKEY_TAPER),
-        nperseg=spec.window,
-        noverlap=spec.window - spec.hop,
-        detrend="constant",
-        scaling="density",
-        mode="psd",
-    )
+    power_FT = _power_density(cut_T, spec)
     if power_FT.shape != (spec.spectrogram_bins, spec.spectrogram_columns):
         size = (spec.spectrogram_columns, spec.spectrogram_bins)
         power_FT = np.asarray(cv2.resize(power_FT, size, interpolation=cv2.INTER_AREA), np.float32)
@@ -176,6 +164,30 @@ def spectrogram(waveform_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDA
     log_FT -= log_FT.mean(dtype=np.float64)
     log_FT /= log_FT.std(dtype=np.float64) + 1e-9
     return np.ascontiguousarray(log_FT, np.float32)
+
+
+def _power_density(cut_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+    """Return the one-sided power spectral density (window // 2 + 1, windows), as ``scipy.signal.spectrogram`` does.
+
+    scipy is not used: its signal package takes 60 MB of a device's memory.
+    """
+    windows_TW = np.lib.stride_tricks.sliding_window_view(cut_T, spec.window)[:: spec.hop]
+    tukey_W = tukey(spec.window)
+    centred_TW = (windows_TW - windows_TW.mean(axis=1, keepdims=True)) * tukey_W
+    spectra_TF = np.fft.rfft(centred_TW, axis=1)
+    power_TF = np.square(spectra_TF.real) + np.square(spectra_TF.imag)
+    power_TF *= np.float32(1.0 / (spec.sample_rate_hz * float(np.square(tukey_W, dtype=np.float64).sum())))
+    # A frequency stands for its negative, too, except for zero and half the rate.
+    power_TF[:, 1 : -1 if spec.window % 2 == 0 else None] *= 2
+    return np.ascontiguousarray(power_TF.T, np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def tukey(window: int) -> npt.NDArray[np.float32]:
+    """Return the periodic Tukey window with a taper of TUKEY_TAPER: cosine flanks, and 1 in between."""
+    place_W = np.arange(window) / (window / 2) - 1  # from -1 to just below 1
+    flank_W = np.clip((np.abs(place_W) - 1 + TUKEY_TAPER) / TUKEY_TAPER, 0, 1)
+    return (0.5 * (1 + np.cos(np.pi * flank_W))).astype(np.float32)
 
 
 def _mel_energies(cut_T: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:

@@ -135,12 +135,16 @@ def framed(picture_HWC: Picture, face: Box, framing: float = FRAMING) -> Picture
 
 
 def resampled(waveform_T: Waveform, rate_hz: int, wanted_hz: int) -> Waveform:
-    """Return the samples at another rate (polyphase filter)."""
+    """Return the samples at another rate, as many as fit into the same time."""
     if rate_hz == wanted_hz:
         return waveform_T
-    from math import gcd
+    # FFmpeg's resampler, since PyAV is loaded anyway: scipy's takes 60 MB of memory.
+    import av
 
-    from scipy import signal
-
-    divisor = gcd(rate_hz, wanted_hz)
-    return np.asarray(signal.resample_poly(waveform_T, wanted_hz // divisor, rate_hz // divisor), np.float32)
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=wanted_hz)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform_T[np.newaxis], np.float32), "flt", "mono")
+    frame.rate = rate_hz
+    parts = [each.to_ndarray()[0] for each in (*resampler.resample(frame), *resampler.resample(None))]
+    made_T = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    wanted = round(len(waveform_T) * wanted_hz / rate_hz)
+    return np.asarray(np.pad(made_T[:wanted], (0, max(0, wanted - len(made_T)))), np.float32)

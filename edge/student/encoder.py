@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isthmus.edge.student.memory import give_back
 from isthmus.proto.errors import Corrupt, Internal
 from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
 
@@ -161,6 +162,7 @@ class StudentEncoder:
             except Exception as error:  # ONNX Runtime's exceptions share no other base.
                 raise Corrupt(f"{file} does not load: {_first_line(error)}") from error
             self._sessions[file] = session
+            give_back()
         return session
 
 

@@ -124,3 +124,15 @@ def test_silero_is_used_if_its_package_is_there(tmp_path: Path, monkeypatch: pyt
     assert opened == [str(package / "data" / "silero_vad.onnx")]
     assert gate(voice(), RATE_HZ)
     assert not gate(np.zeros(48_000, np.float32), 48_000)
+
+
+@pytest.mark.parametrize(("rate_hz", "wanted_hz"), [(44_100, 16_000), (48_000, 16_000), (8_000, 16_000)])
+def test_another_rate_keeps_time_and_level(rate_hz: int, wanted_hz: int) -> None:
+    """A click stays where it was, to a tenth of a millisecond."""
+    samples_T = np.zeros(rate_hz, np.float32)
+    samples_T[rate_hz // 2 - 20 : rate_hz // 2 + 20] = np.hanning(40)
+    found_T = resampled(samples_T, rate_hz, wanted_hz)
+    assert len(found_T) == wanted_hz and found_T.dtype == np.float32
+    middle_s = float((found_T * np.arange(wanted_hz)).sum() / found_T.sum()) / wanted_hz
+    assert middle_s == pytest.approx(0.5, abs=1e-4)
+    assert found_T.sum() / wanted_hz == pytest.approx(samples_T.sum() / rate_hz, rel=0.01)
