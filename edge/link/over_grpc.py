@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from isthmus.edge.link.interface import Traffic
+from isthmus.edge.link.unreachable import why
 from isthmus.proto import convert, keepalive
 from isthmus.proto.errors import (
     NAME_KEY,
@@ -268,9 +269,11 @@ def _mapped(error: grpc.RpcError) -> IsthmusError:
         return Internal("the call failed without a status")
     code, details = call.code(), call.details()
     if code is grpc.StatusCode.UNAVAILABLE:
-        return Unavailable("the cloud cannot be reached")
+        return Unavailable(why(details or ""))
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return WrongState("the cloud is of an older version, which does not know this request")
+        return WrongState(
+            "no Isthmus cloud answers there, or one of an older version, which does not know this request"
+        )
     if code is grpc.StatusCode.CANCELLED:
         return Unavailable("the call was cancelled")
     trailing = {key: str(value) for key, value in call.trailing_metadata() or ()}
