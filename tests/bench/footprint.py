@@ -1,9 +1,13 @@
-"""Footprint of a device: resident memory of the process that encodes, and the size of the installation.
+"""Footprint of a device: memory of the process that encodes, of a live device, its idle load, and the installation.
 
 The device's environment (``make install-edge``) runs ``isthmus.edge.student.encoder``, like ``isthmus edge``. The same
-networks in torch eager are measured for comparison. If there is no environment at ``--edge-python``, one is made with
-pip in a temporary folder. Sizes are those of the installed files without pip and setuptools. Torch's size is that of
-the CPU build with its requirements; a CUDA build is several times larger.
+networks in torch eager are measured for comparison. A live device has everything loaded that ``isthmus edge run``
+loads, a film as its camera and a sound file as its microphone; its capturing child is counted with it. Resident memory
+(Rss) counts a page that both processes share twice; proportional memory (Pss) counts it once.
+
+If there is no environment at ``--edge-python``, one is made with pip in a temporary folder. Sizes are those of the
+installed files without pip and setuptools. Torch's size is that of the CPU build with its requirements; a CUDA build is
+several times larger.
 """
 
 import json
@@ -20,6 +24,7 @@ import typer
 from tests.bench import machine
 from tests.bench.harness import Report
 from tests.bench.untrained import encoders_release, export_base
+from tests.rigs.edge.scene import write_empty_room, write_scene
 
 TORCH = ("torch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions")
 """torch and its requirements without numpy, which both environments need."""
@@ -47,6 +52,57 @@ for _ in range(10):
 print(json.dumps({**seen, "encoding": rss_bytes()}))
 """
 
+LIVE = """
+import json, os, sys, time
+from pathlib import Path
+import numpy as np
+from isthmus.data.transforms import InputSpec
+from isthmus.edge.capture.process import Capture
+from isthmus.edge.commands import running
+from isthmus.edge.own_clips.prototypes import make_prototypes
+from isthmus.edge.student.encoder import StudentEncoder, encode
+base, spec, ratio, film, sound, empty, silence, clips, idle_s = sys.argv[1:]
+spec, rng = InputSpec.from_json(spec), np.random.default_rng(0)
+encoder = StudentEncoder(Path(base))
+
+def memory(process):
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return {key: 1024 * int(line.split()[1]) for line in lines for key in ("Rss", "Pss") if line.startswith(key + ":")}
+
+def cpu_s(process):
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+def capture(camera, microphone):
+    return Capture(spec, time.monotonic, lambda text: None, camera=camera, microphone=microphone)
+
+def both(what, child):
+    for name, process in (("device", "self"), ("capturing child", child)):
+        for kind, size in memory(process).items():
+            found[f"{what}, {name}, {kind}"] = size
+
+found = {}
+with capture(film, sound) as live:
+    answered = 0
+    while answered < int(clips):
+        captured = live.next_clip("clip")
+        if captured.taken is not None and captured.pictures is not None and captured.waveform_T is not None:
+            features = encode(encoder, captured.taken, spec, time.monotonic).features
+            encoder.local_probabilities(features)
+            encoder.compress(features, float(ratio))
+            answered += 1
+    both("answering", live._child.pid)
+with capture(empty, silence) as idle:
+    idle.next_clip("opening")
+    began_s, before_s = time.monotonic(), cpu_s("self") + cpu_s(idle._child.pid)
+    while time.monotonic() < began_s + float(idle_s):
+        assert idle.next_clip("nobody").taken is None
+    found["idle share"] = (cpu_s("self") + cpu_s(idle._child.pid) - before_s) / (time.monotonic() - began_s)
+make_prototypes(rng.dirichlet(np.ones(6), 24).astype(np.float32), seed=0)
+found["after k-means, device, Rss"] = memory("self")["Rss"]
+print(json.dumps(found))
+"""
+
 IN_TORCH = """
 import json, sys
 from pathlib import Path
@@ -65,13 +121,13 @@ print(json.dumps({**seen, "encoding": rss_bytes()}))
 """
 
 
-def printed_json(python: Path, code: str, *arguments: str) -> dict[str, int]:
+def printed_json(python: Path, code: str, *arguments: str) -> dict[str, float]:
     """Run ``code`` in a new process; return the JSON it prints. Raises RuntimeError with its last line if it fails."""
     command = [str(python), "-c", code, *arguments]
     done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{python}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    answer: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
@@ -110,6 +166,8 @@ def main(
     presets: Annotated[str, typer.Option(help="Separated by commas.")] = "small,thesis",
     edge_python: Annotated[Path, typer.Option(help="Python of the device's environment.")] = machine.ROOT
     / ".venv-edge/bin/python",
+    clips: Annotated[int, typer.Option(help="Clips that the live device answers.")] = 3,
+    idle_s: Annotated[float, typer.Option(help="Seconds of an empty room.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Measure resident memory and installed size of the device, against torch."""
@@ -123,18 +181,25 @@ def main(
         edge_bytes = sum(sizes.values())
         report.rows.append({"what": "install, .[edge]", "bytes": edge_bytes, "of": largest})
         report.rows.append({"what": "install, torch and what it requires, CPU build", "bytes": torch_bytes})
+        film, sound = write_scene(folder)
+        empty, silence = write_empty_room(folder)
         for preset in presets.split(","):
             release = encoders_release(folder / preset, preset)
             base = export_base(release)
             spec, ratio = release.recipe.input.to_json(), max(release.recipe.ratios)
             on_device = printed_json(python, ON_THE_DEVICE, str(base), spec, str(ratio))
+            files = (film, sound, empty, silence)
+            live = printed_json(python, LIVE, str(base), spec, str(ratio), *map(str, files), str(clips), str(idle_s))
+            report.rows.append({"what": f"idle, share of a core, {preset}", "share": live.pop("idle share")})
+            for what, size in live.items():
+                report.rows.append({"what": f"memory, live, {what}, {preset}", "bytes": size})
             in_torch = printed_json(Path(sys.executable), IN_TORCH, str(release.root))
             for what, memory in (("isthmus edge", on_device), ("torch eager", in_torch)):
                 for stage, resident in memory.items():
                     report.rows.append({"what": f"memory, {what}, {stage}, {preset}", "bytes": resident})
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "what": lambda row: str(row["what"]),
-        "MB": lambda row: f"{row['bytes'] / 1e6:.0f}",
+        "MB": lambda row: f"{row['bytes'] / 1e6:.0f}" if "bytes" in row else f"{row['share']:.1%} of a core",
         "largest parts, MB": lambda row: ", ".join(
             f"{part} {size / 1e6:.0f}" for part, size in row.get("of", {}).items()
         ),

@@ -52,3 +52,14 @@ def write_scene(folder: Path, seconds: float = 20.0) -> tuple[Path, Path]:
     write_wav(sound, spoken_T, RATE_HZ)
     write_mp4(picture, faces(round(seconds * FPS)), FPS, spoken_T, RATE_HZ)
     return picture, sound
+
+
+def write_empty_room(folder: Path, seconds: float = 20.0) -> tuple[Path, Path]:
+    """Write a film and a sound file of a room without anybody, in which a fan runs; return their paths."""
+    picture, sound = folder / "empty.mp4", folder / "empty.wav"
+    rng = np.random.default_rng(0)
+    fan_T = rng.normal(0, 0.002, round(seconds * RATE_HZ)).astype(np.float32)
+    write_wav(sound, fan_T, RATE_HZ)
+    room = rng.normal(120, 3, (round(seconds * FPS), *ROOM, 3)).clip(0, 255).astype(np.uint8)
+    write_mp4(picture, room, FPS, fan_T, RATE_HZ)
+    return picture, sound
