@@ -111,7 +111,7 @@ def open_live(
     if profile.key.device == "cpu" and profile.key.threads > 0:
         torch.set_num_threads(profile.key.threads)
     vit = load_vit(model)
-    elastic = ElasticViT(vit, profile.schedules)
+    elastic = ElasticViT(vit, profile.schedules, merge_order=profile.merge_order)
     pixel = pixel_spec(vit, model, pixels)
     runner = ElasticRunner(elastic, pixel, device=device, number_type=number_type, packed=warm is None)
     labelled = pictures_of(data, pixel, limit, seed, columns)

@@ -55,7 +55,7 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
     gammas, measured = ascending(asked.gammas, "--gammas"), ascending(asked.measured, "--measured")
     set_threads(picturing.threads)
     recipe = read_recipe(asked.task)
-    elastic, pixel = opened(asked.model, picturing.pixels)
+    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=picturing.merge_order)
     config = prompts.PromptConfig(
         gammas,
         asked.mode,
@@ -108,12 +108,12 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     """Search schedules and write them, after each one that is tried. Raises ValueError, ImageError or OSError."""
     gammas = ascending(asked.gammas, "--gammas")
     set_threads(picturing.threads)
-    elastic, pixel = opened(asked.model, picturing.pixels)
+    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=picturing.merge_order)
     wanted = fitting(gammas, elastic)
     where = str(pick_device(picturing.device))
     labelled = _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
-    state = read_search(asked.out, key=[state_hash([elastic]), pictures])
+    state = read_search(asked.out, key=[state_hash([elastic]), pictures, elastic.merge_order])
     rows: list[tuple[str, ...]] = []
     with steps() as on_step:
         for gamma in wanted:
@@ -121,7 +121,7 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
             known = {tuple(schedule): share for schedule, share in tried}
 
             def scheduled(schedule: schedules.Schedule, gamma: int = gamma) -> ElasticViT:
-                return ElasticViT(elastic.vit, {gamma: schedule})
+                return ElasticViT(elastic.vit, {gamma: schedule}, merge_order=elastic.merge_order)
 
             def evaluate(schedule: schedules.Schedule, gamma: int = gamma) -> float:
                 runner = ElasticRunner(scheduled(schedule, gamma), pixel, device=where)
@@ -174,7 +174,9 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
         raise ValueError("--tasks and --data go together: give both or neither")
     set_threads(picturing.threads)
     found = read_schedules(asked.schedules)
-    elastic, pixel = opened(asked.model, picturing.pixels, found, random=asked.random)
+    elastic, pixel = opened(
+        asked.model, picturing.pixels, found, random=asked.random, merge_order=picturing.merge_order
+    )
     where = str(pick_device(picturing.device))
     labelled = (
         {}

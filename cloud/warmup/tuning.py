@@ -149,7 +149,8 @@ def start(subject: Subject, config: TuneConfig) -> ElasticViT:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             pruning = Pruning(vit)
-    model = ElasticViT(vit, subject.model.schedules if pruning is None else None, pruning).to(subject.device)
+    schedules = subject.model.schedules if pruning is None else None
+    model = ElasticViT(vit, schedules, pruning, subject.model.merge_order).to(subject.device)
     model.requires_grad_(True)
     for name, parameter in vit.named_parameters():
         if name.startswith(config.frozen):
@@ -166,7 +167,7 @@ def with_head(model: ElasticViT, classes: int, seed: int) -> ElasticViT:
         nn.init.trunc_normal_(vit.head.weight, std=0.02)
         nn.init.zeros_(vit.head.bias)
     vit.num_classes = classes
-    return ElasticViT(vit, model.schedules).eval().requires_grad_(False)
+    return ElasticViT(vit, model.schedules, merge_order=model.merge_order).eval().requires_grad_(False)
 
 
 def tune(

@@ -65,9 +65,10 @@ class Warming:
 
     @property
     def store(self) -> WarmStore:
-        """The store of the folder. Raises StoreError if it belongs to another task or reducer."""
+        """The store of the folder. Raises StoreError if it belongs to another task, reducer or merge order."""
         return WarmStore.create(
-            self.folder / "models", Common(self.subject.task, self.subject.classes, self.config.reducer)
+            self.folder / "models",
+            Common(self.subject.task, self.subject.classes, self.config.reducer, self.subject.model.merge_order),
         )
 
     def plan(self) -> Plan | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from isthmus.cloud.elastic.model.merging import match, merge, mergeable
+from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
 
 
 class Reducer(Protocol):
@@ -44,9 +45,11 @@ class Merging:
         width: int,
         heads: int,
         protected: int,
+        order: MergeOrder = DEFAULT_ORDER,
     ) -> None:
         """Raises ValueError for impossible schedules."""
         self.most = tokens
+        self.order: MergeOrder = order
         self.schedules = {gamma: tuple(schedule) for gamma, schedule in schedules.items()}
         self._shape = (tokens, depth, width, heads, protected)
         for gamma, schedule in self.schedules.items():
@@ -67,7 +70,7 @@ class Merging:
     def reduce(
         self, layer: int, tokens_BND: Tensor, keys_BHNd: Tensor, sizes_BN: Tensor | None, count: int
     ) -> tuple[Tensor, Tensor | None]:
-        return merge(tokens_BND, sizes_BN, match(keys_BHNd.mean(dim=1), count, self._shape[4]))
+        return merge(tokens_BND, sizes_BN, match(keys_BHNd.mean(dim=1), count, self._shape[4], self.order))
 
     def operations(self, layer: int, tokens: int, count: int) -> int:
         _, _, width, heads, protected = self._shape

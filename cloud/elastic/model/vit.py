@@ -38,6 +38,7 @@ from isthmus.cloud.elastic.model.timm_import import (
     VisionTransformer,
     VisionTransformerDistilled,
 )
+from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
 
 MAX_PROMPTS: Final = 256
 CACHED_BYTES: Final = 10 << 20
@@ -50,8 +51,9 @@ class ElasticViT(nn.Module):
 
     ``schedules[gamma]``, for a gamma below 0, holds the change of the token number at each layer, from -tokens to 0. A
     gamma without a schedule changes the number by gamma at every layer. ``mergeable`` limits how many tokens a layer
-    can merge. With ``pruning``, tokens are pruned instead of merged, and schedules are not allowed; the model must pool
-    by its class token. Raises ValueError for another kind of model and for impossible schedules.
+    can merge, and ``merge_order`` is the order in which it hands tokens on (merging.py). With ``pruning``, tokens are
+    pruned instead of merged, and schedules are not allowed; the model must pool by its class token. Raises ValueError
+    for another kind of model and for impossible schedules.
 
     >>> model = ElasticViT(load_vit("vit_tiny_patch16_224", random=True))
     >>> images_BCHW = torch.zeros(2, 3, 224, 224)
@@ -64,6 +66,7 @@ class ElasticViT(nn.Module):
         vit: VisionTransformer,
         schedules: Mapping[int, Sequence[int]] | None = None,
         pruning: Pruning | None = None,
+        merge_order: MergeOrder = DEFAULT_ORDER,
     ):
         super().__init__()
         _check(vit)
@@ -83,6 +86,7 @@ class ElasticViT(nn.Module):
             width=self.width,
             heads=self.heads,
             protected=self.protected,
+            order=merge_order,
         )
         if pruning is not None and merging.schedules:
             raise ValueError("schedules are for merging, but this model prunes")
@@ -90,6 +94,7 @@ class ElasticViT(nn.Module):
             raise ValueError(f"pruning needs a model that pools by its class token, not by {vit.global_pool!r}")
         self._reads_patches = reads_patches(vit)
         self.schedules = merging.schedules
+        self.merge_order = merge_order
         self.reducer: Reducer = merging if pruning is None else pruning
 
     def merged_counts(self, gamma: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from isthmus.cloud.elastic.model.vit import MAX_PROMPTS, ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
+from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
 from isthmus.cloud.elastic.tasks.files import TaskFiles, load_tasks
 from isthmus.cloud.elastic.tasks.recipes import split
 from isthmus.cloud.elastic.tasks.task import ModelShape
@@ -19,10 +20,11 @@ def opened(
     found: Mapping[int, tuple[int, ...]] | None = None,
     *,
     random: bool = False,
+    merge_order: MergeOrder = DEFAULT_ORDER,
 ) -> tuple[ElasticViT, PixelSpec]:
     """Returns the model by file or name, and how it reads pictures. Raises ValueError if either is not available."""
     vit = load_vit(source, random=random)
-    return ElasticViT(vit, found), pixel_spec(vit, source, statistics)
+    return ElasticViT(vit, found, merge_order=merge_order), pixel_spec(vit, source, statistics)
 
 
 def pictures_of(

@@ -72,6 +72,7 @@ def measure(
         latency_s=latency_s,
         memory=memory,
         schedules={gamma: cuts for gamma, cuts in runner.model.schedules.items() if gamma in gammas},
+        merge_order=runner.model.merge_order,
     )
 
 

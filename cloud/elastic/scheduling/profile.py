@@ -11,12 +11,19 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 MAX_BATCH: Final = 1_024
 """Largest batch. The times of all sizes up to this one are kept in a table."""
 MAX_PROFILE_CHARS: Final = 4 << 20
 FORMAT: Final = 1
+
+MergeOrder = Literal["published", "receiving-first"]
+"""The order in which a layer hands merged tokens on (model/merging.py)."""
+MERGE_ORDERS: Final[tuple[MergeOrder, ...]] = ("published", "receiving-first")
+DEFAULT_ORDER: Final[MergeOrder] = "receiving-first"
+ORDER_OF_OLD_FILES: Final[MergeOrder] = "receiving-first"
+"""The only order that existed before files named one."""
 
 
 class BadProfile(ValueError):
@@ -52,7 +59,8 @@ class Profile:
     ``accuracy[task][gamma]`` is in [0, 1] for every gamma. It is 0 if the task cannot run at that gamma, so no planner
     picks it. ``memory`` may be empty: then no batch is split. ``schedules[gamma]`` holds the change of the token number
     at each layer; it is empty if all layers change alike. ``models[task][gamma]`` names the warmed model that the
-    accuracy was measured with (see warm/profiled.py); without a name it is the served model itself.
+    accuracy was measured with (see warm/profiled.py); without a name it is the served model itself. ``merge_order`` is
+    the order in which the measured model handed merged tokens on; whoever serves with the profile must use it too.
 
     Raises BadProfile if one of these conditions is violated.
 
@@ -71,6 +79,7 @@ class Profile:
     memory: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     schedules: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     models: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    merge_order: MergeOrder = DEFAULT_ORDER
     _times_s: Mapping[int, tuple[float, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -150,6 +159,7 @@ class Profile:
                 "memory": self.memory,
                 "schedules": self.schedules,
                 "models": self.models,
+                "merge_order": self.merge_order,
             },
             indent=1,
         )
@@ -185,6 +195,7 @@ class Profile:
                     str(task): {int(gamma): str(name) for gamma, name in of.items()}
                     for task, of in raw.get("models", {}).items()
                 },
+                merge_order=raw.get("merge_order", ORDER_OF_OLD_FILES),
             )
         except BadProfile:
             raise
@@ -224,6 +235,8 @@ def _check(profile: Profile) -> None:
             raise BadProfile(f"task {task!r} must have an accuracy from 0 to 1 at each gamma")
     if not set(profile.schedules) <= set(gammas):
         raise BadProfile("there are schedules for gammas that were not measured")
+    if profile.merge_order not in MERGE_ORDERS:
+        raise BadProfile(f"merge_order must be one of {', '.join(MERGE_ORDERS)}")
     for task, names in profile.models.items():
         if task not in profile.accuracy or not set(names) <= set(gammas):
             raise BadProfile(f"there are models for a task or gammas that were not measured: {task!r}")

@@ -15,7 +15,7 @@ from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES, choose, named, noise
 from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure_briefly
 from isthmus.cloud.elastic.scheduling.engine import Engine
-from isthmus.cloud.elastic.scheduling.profile import MAX_PROFILE_CHARS, BadProfile, Profile
+from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.serve.registry import Registry
@@ -105,12 +105,13 @@ def read_profile(path: Path) -> Profile:
 
 
 def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:
-    """Returns the model on its device. It merges by the schedules of the profile."""
+    """Returns the model on its device. It merges by the schedules and in the order of the profile."""
     schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
+    order = DEFAULT_ORDER if profile is None else profile.merge_order
     source = settings.model
     try:
         vit = load_vit(source)
-        model, pixels = ElasticViT(vit, schedules), pixel_spec(vit, source, settings.pixels)
+        model, pixels = ElasticViT(vit, schedules, merge_order=order), pixel_spec(vit, source, settings.pixels)
         return ElasticRunner(
             model,
             pixels,

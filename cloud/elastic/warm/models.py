@@ -51,7 +51,8 @@ def model_of(
         if pruning is not None:
             own = {name.removeprefix("reducer."): tensor for name, tensor in tensors.items() if name not in plain}
             pruning.load_state_dict(own, assign=True)
-        return ElasticViT(vit, schedules if pruning is None else None, pruning).eval().requires_grad_(False)
+        made = ElasticViT(vit, schedules if pruning is None else None, pruning, base.merge_order)
+        return made.eval().requires_grad_(False)
     except (KeyError, RuntimeError, AssertionError, ZeroDivisionError, ValueError) as error:
         raise StoreError(f"model {card.name} does not hold the weights of the served architecture: {error}") from error
 
@@ -81,6 +82,12 @@ class WarmModels:
             raise ValueError(
                 "warmed models are served in float32 or bfloat16, and not compiled: measure the profile with "
                 "--number-type float32 or bfloat16"
+            )
+        if self.common.reducer == "merging" and self.common.merge_order != base.model.merge_order:
+            raise StoreError(
+                f"the warmed models were tuned with tokens merged in the order {self.common.merge_order!r}, and the "
+                f"profile was measured with {base.model.merge_order!r}: measure one with --merge-order "
+                f"{self.common.merge_order}"
             )
         self._base = base
         good, bad = self.store.usable()

@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MERGE_ORDERS, ORDER_OF_OLD_FILES, MergeOrder
 from isthmus.cloud.elastic.warm.profiled import Profiled
 from isthmus.data.files import write_atomically
 
@@ -90,6 +91,7 @@ class Common:
     task: str
     classes: tuple[str, ...]
     reducer: ReducerName = "merging"
+    merge_order: MergeOrder = DEFAULT_ORDER
 
 
 class WarmStore:
@@ -104,9 +106,17 @@ class WarmStore:
         store = WarmStore(path)
         if (path / "store.json").exists():
             if store.common() != common:
-                raise StoreError(f"{path} holds warmed models of another task or reducer: name another folder")
+                raise StoreError(
+                    f"{path} holds warmed models of another task, reducer or merge order: name another folder"
+                )
             return store
-        raw = {"format": FORMAT, "task": common.task, "classes": common.classes, "reducer": common.reducer}
+        raw = {
+            "format": FORMAT,
+            "task": common.task,
+            "classes": common.classes,
+            "reducer": common.reducer,
+            "merge_order": common.merge_order,
+        }
         write_atomically(path / "store.json", json.dumps(raw, indent=1))
         return store
 
@@ -116,7 +126,10 @@ class WarmStore:
         try:
             if raw["format"] != FORMAT or raw["reducer"] not in ("merging", "pruning"):
                 raise StoreError(f"{self.path / 'store.json'} has another format or reducer")
-            return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"])
+            order = raw.get("merge_order", ORDER_OF_OLD_FILES)
+            if order not in MERGE_ORDERS:
+                raise StoreError(f"{self.path / 'store.json'} has an unknown merge_order")
+            return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"], order)
         except (KeyError, TypeError) as error:
             raise StoreError(f"{self.path / 'store.json'} is damaged: {error!r}") from error
 

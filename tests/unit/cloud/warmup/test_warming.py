@@ -233,6 +233,12 @@ def test_a_store_with_damaged_or_foreign_models_serves_the_others(tmp_path: Path
         WarmModels(tmp_path / "models", base())
 
 
+def test_models_tuned_with_another_merge_order_are_refused(warmed: Path) -> None:
+    other = ElasticRunner(ElasticViT(tiny_vit(), merge_order="published"), PIXELS)
+    with pytest.raises(StoreError, match="measure one with --merge-order receiving-first"):
+        WarmModels(warmed / "models", other)
+
+
 def test_int8_and_a_bound_too_small_are_refused(warmed: Path) -> None:
     runner = base()
     with pytest.raises(StoreError, match="is too small for the largest model: give at least"):

@@ -51,8 +51,16 @@ def test_the_paper_like_profile_serves_what_the_paper_says() -> None:
 
 
 def test_json_gives_the_same_profile_back() -> None:
-    for profile in (small(), paper_profile()):
+    for profile in (small(), paper_profile(), replace(small(), merge_order="published")):
         assert Profile.from_json(profile.to_json()) == profile
+
+
+def test_a_profile_without_a_merge_order_was_measured_with_the_only_one_there_was() -> None:
+    raw = json.loads(small().to_json())
+    del raw["merge_order"]
+    assert Profile.from_json(json.dumps(raw)).merge_order == "receiving-first"
+    with pytest.raises(BadProfile, match="merge_order must be one of published, receiving-first"):
+        Profile.from_json(json.dumps({**raw, "merge_order": "shuffled"}))
 
 
 @pytest.mark.parametrize(

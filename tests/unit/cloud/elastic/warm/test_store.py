@@ -54,7 +54,7 @@ def test_models_come_back_and_share_what_is_equal(store: WarmStore) -> None:
     path.write_text(path.read_text().replace('"pictures": 101,', ""))
     assert (store.card("m1").pictures, store.profiled().pictures) == (0, 0), "a card of before says nothing of it"
     assert WarmStore.create(store.path, COMMON).common() == COMMON
-    with pytest.raises(StoreError, match="another task or reducer"):
+    with pytest.raises(StoreError, match="another task, reducer or merge order"):
         WarmStore.create(store.path, Common("two", ("a", "b"), "pruning"))
 
 
