@@ -65,6 +65,10 @@ class Picturing:
     threads: Threads = 0
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+    merge_order: Annotated[
+        Literal["published", "receiving-first"],
+        typer.Option(help="Order in which a layer hands merged tokens on: that of the ToMe paper, or ours."),
+    ] = "receiving-first"
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ class ReplayOptions:
     policy: Annotated[
         str,
         typer.Option(
-            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, or fixed:G for gamma G always."
+            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, or "
+            "infaas:GB for INFaaS with so much memory for its models (only simulated; 16 by default)."
         ),
     ] = "priced"
     profile: Annotated[

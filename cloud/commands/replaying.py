@@ -12,6 +12,7 @@ import typer
 
 from isthmus.cloud.commands.options import ReplayOptions
 from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.infaas import memory_named, simulated
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
@@ -42,12 +43,14 @@ def replay(asked: ReplayOptions) -> None:
 
         store = WarmStore(asked.warm)
         measured = warmed_profile(measured, store.common().task, store.profiled())
-    make_policy(asked.policy, measured)  # an unknown policy is refused before a model is loaded
+    infaas_bytes = memory_named(asked.policy)
+    if infaas_bytes is not None:
+        _check_infaas(asked)
+    else:
+        make_policy(asked.policy, measured)  # an unknown policy is refused before a model is loaded
     world: LiveWorld | None = None
     if asked.live:
         world, measured = _live_world(asked, measured)
-    planned = measured.slowed(1 + (asked.margin or 0.0))
-    policy = make_policy(asked.policy, planned)
     rng = np.random.default_rng(asked.seed)
     rates_T = (
         wandering_rates(rng, asked.duration_s)
@@ -55,16 +58,24 @@ def replay(asked: ReplayOptions) -> None:
         else rates_of_counts(read_trace(Path(asked.trace)), asked.window_s)
     )
     queries = queries_at_load(rng, rates_T, asked.load * asked.executors, measured)
-    engine = Engine(planned, policy, adapts=asked.margin is None, executors=asked.executors)
-    if world is not None:
-        world.begin(policy.gammas)
-        run = serve(engine, queries, world)
-    else:
-        luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
-        run = simulate(
-            engine, queries, luck_N, lambda work: asked.pace * measured.batch_time_s(work.gamma, len(work.batch))
-        )
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
+    luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
+    if infaas_bytes is not None:
+        measured, policy, executor = simulated(measured, infaas_bytes)
+        engine = Engine(measured, policy, adapts=False)
+        run = simulate(engine, queries, luck_N, lambda work: asked.pace * executor(work))
+    else:
+        planned = measured.slowed(1 + (asked.margin or 0.0))
+        engine = Engine(
+            planned, make_policy(asked.policy, planned), adapts=asked.margin is None, executors=asked.executors
+        )
+        if world is not None:
+            world.begin(engine.policy.gammas)
+            run = serve(engine, queries, world)
+        else:
+            run = simulate(
+                engine, queries, luck_N, lambda work: asked.pace * measured.batch_time_s(work.gamma, len(work.batch))
+            )
     sums = {
         "warmed": {} if world is None else _warmed(world),
         "policy": asked.policy,
@@ -92,6 +103,14 @@ def replay(asked: ReplayOptions) -> None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
         write_atomically(asked.out, json.dumps({**sums, "each": batches, "latencies_s": run.latencies_s}) + "\n")
         typer.echo(f"written: {asked.out}")
+
+
+def _check_infaas(asked: ReplayOptions) -> None:
+    """Raise ValueError for options that INFaaS cannot have."""
+    if asked.live:
+        raise ValueError("--policy infaas is only simulated: it swaps models of three sizes, and --live serves one")
+    if asked.executors > 1 or asked.margin is not None or asked.warm is not None:
+        raise ValueError("--policy infaas has one executor and its own models: leave out --executors, --margin, --warm")
 
 
 def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Profile]":

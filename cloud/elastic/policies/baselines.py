@@ -3,9 +3,12 @@
 They do not adapt the number of tokens. They differ only in the order of queries and the size of batches.
 """
 
+import math
+from typing import Final
+
 from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
 from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
-from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.profile import MAX_BATCH, Profile
 from isthmus.cloud.elastic.scheduling.query import Query, by_deadline
 
 
@@ -44,26 +47,35 @@ class Fifo:
 class Clipper(Fifo):
     """Decides first come, first served at gamma 0, with an adaptive batch size (Crankshaw et al., NSDI 2017).
 
-    Clipper finds by trial the largest batch that meets a latency goal. Here the profile gives that size directly. The
-    goal is half of the shortest latency requested among the waiting queries, so that one batch can run while another
-    waits.
+    The largest batch is found by trial (section 4.3): it grows by ``GROWTH`` queries as long as full batches meet the
+    latency goal, and shrinks to ``SHRUNK`` of the size of a batch that missed it. The profile is not read. ``most`` is
+    the largest batch of the engine, since the 64 of OTAS are not Clipper's.
+
+    Where we differ: Clipper's operator sets the goal per application. Here it is half of the shortest latency that was
+    requested in the batch, so that one batch can run while another waits.
     """
 
-    def __init__(self, epsilon: int = EPSILON) -> None:
-        super().__init__(0, epsilon)
-        self._times_s: tuple[float, ...] = ()
+    GROWTH: Final = 1
+    SHRUNK: Final = 0.9
 
-    def use(self, profile: Profile) -> None:
-        super().use(profile)
-        self._times_s = profile.times_s(0)
+    def __init__(self, most: int = MAX_BATCH) -> None:
+        super().__init__(0, most)
+        self._most = most
+        self.largest = 1
+        """The largest batch at present."""
+        self._goal_s = math.inf
 
     def choose(self, now_s: float) -> Choice:
-        first = super().choose(now_s)
-        goal_s = min((query.deadline_s - query.arrival_s for query in first.queries), default=0.0) / 2
-        size = len(first.queries)
-        while size > 1 and self._times_s[size] > goal_s:
-            size -= 1
-        return Choice(first.queries[:size], 0)
+        chosen = tuple(query for _, query in zip(range(self.largest), self._waiting.values(), strict=False))
+        self._goal_s = min((query.deadline_s - query.arrival_s for query in chosen), default=math.inf) / 2
+        return Choice(chosen, 0)
+
+    def ran(self, size: int, took_s: float) -> None:
+        """Adapts the largest batch by additive increase and multiplicative decrease."""
+        if took_s > self._goal_s:
+            self.largest = max(1, math.floor(self.SHRUNK * size))
+        elif size >= self.largest:
+            self.largest = min(self._most, self.largest + self.GROWTH)
 
 
 class FixedGamma:

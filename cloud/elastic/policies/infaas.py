@@ -7,7 +7,7 @@ its loading time. The least recently used model is removed to make room.
 The model size takes the place of gamma (-1 small, 0 base, 1 large), with a profile of its own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,8 +48,11 @@ SIZES: Final = tuple(
 """ViT-S, ViT-B and ViT-L for 224 pixels, in float32. tests/bench/elastic/model_sizes.py measures costs, bytes and
 loading: 330 to 620 MB/s in several runs on one core, from cached files to a model that answers. The best run is used.
 The errors are our assumption, so no figure here may be quoted as the paper's."""
-MEMORY_BYTES: Final = 3 * 346_000_000
+LITTLE_MEMORY_BYTES: Final = 3 * 346_000_000
 """Room for one base model of each of three tasks."""
+PAPER_MEMORY_BYTES: Final = 16_000_000_000
+"""Memory of the RTX 4080 in OTAS's experiments: all three sizes of all three tasks fit."""
+NAME: Final = "infaas"
 
 
 def sizes_profile(base: Profile, sizes: tuple[ModelSize, ...] = SIZES) -> Profile:
@@ -135,12 +138,17 @@ class Infaas:
 class ModelsInMemory:
     """Tracks which models are in memory.
 
-    The least recently used model is removed to make room. A model larger than all of the memory stays alone in it.
+    The least recently used model is removed to make room. A model larger than all of the memory stays alone in it. At
+    the start, models of ``tasks`` are there as far as they fit: the base models first, then the small, then the large.
     """
 
-    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(self, memory_bytes: int, tasks: Sequence[str] = (), sizes: Sequence[ModelSize] = SIZES) -> None:
         self._memory_bytes = memory_bytes
         self._held: dict[tuple[str, int], int] = {}
+        for size in sorted(sizes, key=lambda size: (size.level != 0, size.level)):
+            for task in tasks:
+                if sum(self._held.values()) + size.memory_bytes <= memory_bytes:
+                    self._held[task, size.level] = size.memory_bytes
 
     def use(self, task: str, size: ModelSize) -> tuple[bool, list[tuple[str, int]]]:
         """Returns (whether this model must be loaded, the models (task, level) removed for it)."""
@@ -154,10 +162,15 @@ class ModelsInMemory:
         return not known, left
 
 
-def loading_executor(sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = MEMORY_BYTES) -> Callable[[Work], float]:
-    """Returns an executor model for the simulator: the time of a batch plus, if needed, of loading its task's model."""
+def loading_executor(
+    sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = PAPER_MEMORY_BYTES, tasks: Sequence[str] = ()
+) -> Callable[[Work], float]:
+    """Returns an executor model for the simulator: the time of a batch plus, if needed, of loading its task's model.
+
+    Models of ``tasks`` are in memory at the start, as far as they fit.
+    """
     by_level: Mapping[int, ModelSize] = {size.level: size for size in sizes}
-    models = ModelsInMemory(memory_bytes)
+    models = ModelsInMemory(memory_bytes, tasks, sizes)
 
     def takes_s(work: Work) -> float:
         size = by_level[work.gamma]
@@ -165,3 +178,33 @@ def loading_executor(sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = M
         return work.predicted_s + (size.load_s if load else 0.0)
 
     return takes_s
+
+
+def memory_named(policy: str) -> int | None:
+    """Returns the bytes of memory that the name of a policy gives INFaaS; None if the policy is another one.
+
+    "infaas" has the memory of the paper's machine, and "infaas:2.5" has 2.5 GB. Raises ValueError for another text
+    behind the colon.
+    """
+    name, colon, memory = policy.partition(":")
+    if name != NAME:
+        return None
+    if not colon:
+        return PAPER_MEMORY_BYTES
+    try:
+        gigabytes = float(memory)
+    except ValueError:
+        gigabytes = 0.0
+    if not 0 < gigabytes <= 1e6:
+        raise ValueError(f"infaas:GB needs the gigabytes of memory for its models, such as infaas:1.04, not {policy!r}")
+    return round(1e9 * gigabytes)
+
+
+def simulated(base: Profile, memory_bytes: int) -> tuple[Profile, Infaas, Callable[[Work], float]]:
+    """Returns what a simulation of INFaaS needs: the profile of its model sizes, the policy, and the executor.
+
+    The engine must not adapt to measured times, since they contain loading. Raises ValueError if ``base`` was not
+    measured at gamma 0.
+    """
+    profile = sizes_profile(base)
+    return profile, Infaas(), loading_executor(SIZES, memory_bytes, tuple(profile.accuracy))

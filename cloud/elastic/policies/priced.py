@@ -9,6 +9,7 @@ tokens. Here gamma comes first:
 3. A batch is filled from the kinds with the same gamma, earliest deadline first.
 
 Every query counts by its own deadline. A query that is not worth its time at this price waits until nothing else does.
+Queries that permit only some gammas are kinds of their own, which buy among these gammas.
 """
 
 import math
@@ -42,14 +43,19 @@ MIN_WINDOW_S: Final = 0.1
 MAX_WINDOW_S: Final = 60.0
 
 Waiting = tuple[float, int, Query]
+_Key = tuple[str, int, frozenset[int] | None]
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Queries of one task and similar utility: the waiting ones, by deadline, and the arrival rate of more."""
+    """Queries of one task, similar utility and the same permitted gammas.
+
+    The waiting ones, by deadline, and the arrival rate of more.
+    """
 
     task: str
     utility: float
+    gammas: frozenset[int] | None
     latency_s: float
     rate: ArrivalRate
     waiting: list[Waiting] = field(default_factory=list)
@@ -61,8 +67,9 @@ class Priced:
     def __init__(self, epsilon: int = EPSILON) -> None:
         self.gammas: tuple[int, ...] = ()
         self.executors = 1
+        self.keeps_to_gammas = True
         self._epsilon = epsilon
-        self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._kinds: dict[_Key, _Kind] = {}
         self._market: Market | None = None
 
     def use(self, profile: Profile) -> None:
@@ -83,7 +90,7 @@ class Priced:
             self._forget_idle(query.arrival_s)
             latency_s = query.deadline_s - query.arrival_s
             window_s = min(max(latency_s, MIN_WINDOW_S), MAX_WINDOW_S)
-            kind = _Kind(query.task, query.utility, latency_s, ArrivalRate(window_s))
+            kind = _Kind(query.task, query.utility, query.gammas, latency_s, ArrivalRate(window_s))
             self._kinds[key] = kind
             self._market = None
         kind.rate.add(query.arrival_s)
@@ -100,7 +107,7 @@ class Priced:
         unwanted = by_level.pop(None, [])
         chosen = self._most_urgent(by_level, now_s, longest_s)
         if chosen is None and unwanted:
-            chosen = self._most_urgent({self._by_speed[0]: unwanted}, now_s, longest_s)
+            chosen = self._most_urgent(self._at_fastest(unwanted), now_s, longest_s)
         return chosen if chosen is not None else Choice()
 
     def price_per_s(self, now_s: float) -> float:
@@ -133,10 +140,16 @@ class Priced:
     def _gains(self, kind: _Kind) -> list[float]:
         """Returns the expected utility of a query of ``kind`` at each gamma; 0 if its task was removed."""
         shares = self._profile.accuracy.get(kind.task)
-        return [shares[gamma] * kind.utility if shares is not None else 0.0 for gamma in self.gammas]
+        if shares is None:
+            return [0.0] * len(self.gammas)
+        permitted = self.gammas if kind.gammas is None else kind.gammas
+        return [shares[gamma] * kind.utility if gamma in permitted else 0.0 for gamma in self.gammas]
 
     def _sorted_by_level(self, price: float) -> dict[int | None, list[Waiting]]:
-        """Groups waiting queries by the gamma that they buy at ``price`` (None: no time), sorted by deadline."""
+        """Groups waiting queries by the gamma that they buy at ``price`` (None: no time), sorted by deadline.
+
+        A query never buys a gamma that it does not permit, since it gains nothing there.
+        """
         by_level: dict[int | None, list[Waiting]] = {}
         for index, kind in enumerate(self._kinds.values()):
             if kind.waiting:
@@ -145,6 +158,16 @@ class Priced:
         for waiting in by_level.values():
             waiting.sort()
         return by_level
+
+    def _at_fastest(self, waiting: list[Waiting]) -> dict[int | None, list[Waiting]]:
+        """Groups queries by the fastest gamma that they permit."""
+        grouped: dict[int | None, list[Waiting]] = {}
+        for each in waiting:
+            for level in self._by_speed:
+                if each[2].may_run_at(self.gammas[level]):
+                    grouped.setdefault(level, []).append(each)
+                    break
+        return grouped
 
     def _most_urgent(self, by_level: dict[int | None, list[Waiting]], now_s: float, longest_s: float) -> Choice | None:
         """Makes one batch per gamma and returns the one with the least time to spare; None if no batch can run.
@@ -155,9 +178,13 @@ class Priced:
         for wanted, waiting in by_level.items():
             assert wanted is not None
             for level in self._by_speed[self._by_speed.index(wanted) :: -1]:
+                if level != wanted:
+                    permitting = [each for each in waiting if each[2].may_run_at(self.gammas[level])]
+                else:
+                    permitting = waiting
                 times_s = self._times_s[level]
                 most = max(bisect_right(times_s, longest_s, 1, self._epsilon + 1) - 1, self._least_sizes[level])
-                batch = _batch(waiting, times_s, now_s, most)
+                batch = _batch(permitting, times_s, now_s, most)
                 if batch:
                     slack_s = batch[0][0] - now_s - times_s[len(batch)]
                     if best is None or slack_s < best[0]:
@@ -198,6 +225,6 @@ def _least_size(times_s: tuple[float, ...], epsilon: int) -> int:
     return next(size for size, cost_s in enumerate(costs_s, 1) if cost_s <= bearable_s)
 
 
-def _key(query: Query) -> tuple[str, int]:
+def _key(query: Query) -> _Key:
     step = round(math.log(query.utility) / math.log(UTILITY_STEP)) if query.utility > 0 else -(10**6)
-    return query.task, step
+    return query.task, step, query.gammas

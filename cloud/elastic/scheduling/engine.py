@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from isthmus.cloud.elastic.scheduling.pace import Pace
-from isthmus.cloud.elastic.scheduling.policy import CountsExecutors, Policy
+from isthmus.cloud.elastic.scheduling.policy import CountsExecutors, KeepsToGammas, LearnsTimes, Policy
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
 from isthmus.proto.errors import Busy, InvalidInput
@@ -79,6 +79,7 @@ class Engine:
         if isinstance(policy, CountsExecutors):
             policy.executors = executors
         self.policy = policy
+        self._keeps_to_gammas = isinstance(policy, KeepsToGammas) and policy.keeps_to_gammas
         self.outcomes: Counter[Outcome] = Counter()
         self._max_waiting = max_waiting
         self._memory_limit_bytes = memory_limit_bytes
@@ -124,14 +125,19 @@ class Engine:
     def submit(self, query: Query, now_s: float) -> None:
         """Accepts the query.
 
-        Raises Overloaded if too many queries wait, and InvalidInput for a task without a profile or an id in use. A
-        query that was not accepted has no outcome.
+        Raises Overloaded if too many queries wait, and InvalidInput for a task without a profile, an id in use, or
+        gammas that the policy does not keep to. A query that was not accepted has no outcome.
         """
         self._at(now_s)
         if query.task not in self.profile.accuracy:
             raise InvalidInput(f"no task {query.task!r} is registered")
         if query.id in self._waiting or query.id in self._running_ids:
             raise InvalidInput(f"query {query.id} was submitted already")
+        if query.gammas is not None and not self._keeps_to_gammas:
+            raise InvalidInput(
+                "gamma and min_accuracy: this server's policy decides the gamma of whole batches; ask its operator for "
+                "--elastic-policy priced"
+            )
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} queries are waiting already; try again later")
         self._waiting[query.id] = query
@@ -195,6 +201,8 @@ class Engine:
         profiled_s = self.profile.batch_time_s(work.gamma, len(work.batch))
         if self._adapts and self._pace.ran(len(work.batch), profiled_s, now_s - work.started_s):
             self.use(self.profile)
+        if isinstance(self.policy, LearnsTimes):
+            self.policy.ran(len(work.batch), now_s - work.started_s)
         settled = []
         for query, right in zip(work.batch.queries, answers, strict=True):
             if now_s > query.deadline_s:
@@ -270,6 +278,8 @@ class Engine:
             raise ValueError("the policy chose queries that are not waiting, or one of them twice")
         if gamma is not None and queries and gamma not in self.policy.gammas:
             raise ValueError(f"the policy chose gamma {gamma}, which is none of {self.policy.gammas}")
+        if gamma is not None and not all(query.may_run_at(gamma) for query in queries):
+            raise ValueError(f"the policy chose gamma {gamma} for a query that does not permit it")
 
     def _next_event_s(self, wait_until_s: float | None) -> float | None:
         """Returns when to ask again if nothing happens: at the policy's time, or when the next query expires."""

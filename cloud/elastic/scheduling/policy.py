@@ -39,6 +39,21 @@ class CountsExecutors(Protocol):
     executors: int
 
 
+@runtime_checkable
+class KeepsToGammas(Protocol):
+    """A policy that runs a query only at a gamma that the query permits. The engine refuses such queries otherwise."""
+
+    keeps_to_gammas: bool
+
+
+@runtime_checkable
+class LearnsTimes(Protocol):
+    """A policy that learns from the time that its batches take. The engine reports each batch that has run."""
+
+    def ran(self, size: int, took_s: float) -> None:
+        """Notes that a batch of ``size`` queries took ``took_s`` seconds."""
+
+
 class Policy(Protocol):
     """Decides which queries run next and with how many tokens.
 

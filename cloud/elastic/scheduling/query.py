@@ -1,7 +1,7 @@
 """PURE: queries, their outcomes, and batches of queries. All times are in seconds of one clock."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -16,6 +16,8 @@ MAX_UTILITY: Final = 1e6
 class Query:
     """One image to be classified. ``deadline_s`` is ``arrival_s`` plus the requested latency.
 
+    ``gammas`` are the only gammas at which it may run; None: any. See ``permitted``.
+
     :meth:`asked` makes a query from values of a client and checks them. Code with checked values calls the constructor.
 
     >>> Query.asked(0, "CIFAR10", arrival_s=2.0, latency_s=0.5, utility=1.0).deadline_s
@@ -27,9 +29,17 @@ class Query:
     arrival_s: float
     deadline_s: float
     utility: float
+    gammas: frozenset[int] | None = None
 
     @staticmethod
-    def asked(id: int, task: str, arrival_s: float, latency_s: float, utility: float) -> "Query":
+    def asked(
+        id: int,
+        task: str,
+        arrival_s: float,
+        latency_s: float,
+        utility: float,
+        gammas: frozenset[int] | None = None,
+    ) -> "Query":
         """Makes a query whose deadline is ``latency_s`` after its arrival.
 
         Raises InvalidInput for a latency outside (0, MAX_LATENCY_S] or a utility outside [0, MAX_UTILITY].
@@ -40,7 +50,39 @@ class Query:
             raise InvalidInput(f"utility must be from 0 to {MAX_UTILITY:g}")
         if not math.isfinite(arrival_s):
             raise InvalidInput("arrival must be finite")
-        return Query(id, task, arrival_s, arrival_s + latency_s, utility)
+        return Query(id, task, arrival_s, arrival_s + latency_s, utility, gammas)
+
+    def may_run_at(self, gamma: int) -> bool:
+        return self.gammas is None or gamma in self.gammas
+
+
+def permitted(
+    task: str, accuracy: Mapping[int, float], *, gamma: int | None = None, min_accuracy: float | None = None
+) -> frozenset[int] | None:
+    """Returns the gammas at which a query may run whose caller fixes ``gamma``, or asks for a floor of accuracy.
+
+    ``accuracy`` is the task's accuracy by gamma, 0 where it cannot run. Returns None if the caller asks for neither.
+    Raises InvalidInput, which names what is possible, if no gamma is left.
+
+    >>> sorted(permitted("pets", {-4: 0.8, 0: 0.9, 2: 0.0}, min_accuracy=0.75))
+    [-4, 0]
+    """
+    if gamma is None and min_accuracy is None:
+        return None
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise InvalidInput("min_accuracy must be from 0 to 1")
+    able = {each: share for each, share in accuracy.items() if share > 0}
+    if gamma is not None and gamma not in able:
+        listed = ", ".join(map(str, sorted(able))) or "none"
+        raise InvalidInput(f"gamma {gamma}: task {task!r} cannot run at it; it runs at {listed}")
+    if min_accuracy is None:
+        return frozenset({gamma} if gamma is not None else ())
+    good = frozenset(each for each, share in able.items() if share >= min_accuracy and gamma in (None, each))
+    if not good:
+        where = f"at gamma {gamma}" if gamma is not None else "at its best gamma"
+        most = able[gamma] if gamma is not None else max(able.values(), default=0.0)
+        raise InvalidInput(f"min_accuracy {min_accuracy:g}: task {task!r} reaches {most:.3f} {where}")
+    return good
 
 
 class Outcome(Enum):

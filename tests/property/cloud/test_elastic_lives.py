@@ -37,6 +37,7 @@ class Lives(RuleBasedStateMachine):
             executors=executors,
         )
         self.memory_known = policy != "infaas"
+        self.keeps_to_gammas = policy == "priced"
         self.now_s = 100.0
         self.taken: dict[int, Query] = {}
         self.ended: Counter[int] = Counter()
@@ -53,10 +54,20 @@ class Lives(RuleBasedStateMachine):
         latency_s=st.sampled_from([0.001, 0.05, 0.6, 1.0, 30.0]),
         utility=st.sampled_from([0.0, 1e-300, 0.01, 0.2, 0.3, 1.0, 1e6]),
         late_s=st.sampled_from([0.0, 0.0, 0.3]),
+        gammas=st.sampled_from([None, None, frozenset({0}), frozenset({-20, 8})]),
     )
-    def arrive(self, count: int, task: str, latency_s: float, utility: float, late_s: float) -> None:
+    def arrive(
+        self,
+        count: int,
+        task: str,
+        latency_s: float,
+        utility: float,
+        late_s: float,
+        gammas: frozenset[int] | None,
+    ) -> None:
+        permitted = gammas if self.keeps_to_gammas else None
         for _ in range(count):
-            query = Query.asked(len(self.taken), task, self.now_s - late_s, latency_s, utility)
+            query = Query.asked(len(self.taken), task, self.now_s - late_s, latency_s, utility, permitted)
             try:
                 self.engine.submit(query, self.now_s)
             except Overloaded:
@@ -71,6 +82,7 @@ class Lives(RuleBasedStateMachine):
             self.end(query, Outcome.EVICTED)
         if decision.work is not None:
             work = decision.work
+            assert all(query.may_run_at(work.gamma) for query in work.batch.queries)
             if self.memory_known:
                 assert WITH_MEMORY.memory_bytes(work.gamma, len(work.batch)) <= LIMIT_BYTES
             self.running.append(work)

@@ -90,6 +90,16 @@ def test_replay_says_what_became_of_a_trace(tmp_path: Path) -> None:
     assert len(found["each"]) == found["batches"]
 
 
+def test_replay_simulates_infaas_with_the_memory_that_its_name_gives() -> None:
+    args = ["synthetic", "--duration-s", "2", "--load", "1"]
+    utilities = []
+    for policy in ("infaas:0.4", "infaas"):
+        code, output = replayed(*args, "--policy", policy)
+        assert code == 0 and f"{policy} on synthetic, simulated" in output
+        utilities.append(float(output.split("expected ")[1].split(";")[0]))
+    assert utilities[0] < 0.8 * utilities[1], "with room for one model, every change of task loads one"
+
+
 def test_replay_says_what_is_wrong(tmp_path: Path) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("a,b\n", encoding="utf-8")
@@ -97,6 +107,9 @@ def test_replay_says_what_is_wrong(tmp_path: Path) -> None:
         [str(bad)],
         [str(tmp_path / "none.csv")],
         ["synthetic", "--policy", "best"],
+        ["synthetic", "--policy", "infaas:all"],
+        ["synthetic", "--policy", "infaas", "--executors", "2"],
+        ["synthetic", "--policy", "infaas", "--live"],
         ["synthetic", "--profile", str(bad)],
     ):
         code, output = replayed(*args)

@@ -5,15 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from isthmus.cloud.elastic.policies.baselines import Clipper
 from isthmus.cloud.elastic.policies.by_name import POLICIES, Policy, make_policy
-from isthmus.cloud.elastic.policies.infaas import SIZES, Infaas, ModelsInMemory, loading_executor, sizes_profile
+from isthmus.cloud.elastic.policies.infaas import (
+    LITTLE_MEMORY_BYTES,
+    PAPER_MEMORY_BYTES,
+    SIZES,
+    Infaas,
+    ModelsInMemory,
+    loading_executor,
+    memory_named,
+    sizes_profile,
+)
 from isthmus.cloud.elastic.policies.priced import DEARER, LONGEST, Priced
-from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
+from isthmus.proto.errors import InvalidInput
 
 PROFILE = paper_profile()
 
@@ -143,6 +154,102 @@ def test_the_model_used_longest_ago_makes_room() -> None:
     assert models.use("b", base) == (True, [("a", 0)])
     assert models.use("b", large) == (True, [("a", -1), ("b", 0)])  # more than there is: it runs, alone
     assert models.use("b", large) == (False, [])
+
+
+def test_with_the_papers_memory_no_model_is_ever_loaded_and_with_little_only_the_base_ones_are_there() -> None:
+    tasks = ("a", "b", "c")
+    plenty, little = (ModelsInMemory(of, tasks) for of in (PAPER_MEMORY_BYTES, LITTLE_MEMORY_BYTES))
+    assert not any(plenty.use(task, size)[0] for _ in range(2) for task in tasks for size in SIZES)
+    assert [little.use(task, SIZES[1])[0] for task in tasks] == [False, False, False]
+    assert little.use("a", SIZES[0]) == (True, [("a", 0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_bytes"),
+    [("priced", None), ("fixed:-5", None), ("infaas", PAPER_MEMORY_BYTES), ("infaas:1.04", 1_040_000_000)],
+)
+def test_the_name_of_infaas_says_its_memory(name: str, memory_bytes: int | None) -> None:
+    assert memory_named(name) == memory_bytes
+
+
+@pytest.mark.parametrize("name", ["infaas:", "infaas:much", "infaas:-1", "infaas:nan", "infaas:inf"])
+def test_impossible_memories_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"such as infaas:1\.04"):
+        memory_named(name)
+
+
+def test_clipper_grows_by_one_until_a_batch_is_too_slow_and_then_shrinks_by_a_tenth() -> None:
+    clipper = Clipper()
+    clipper.use(PROFILE)
+    for query in queries(400):  # 0.6 s requested, so a batch may take 0.3 s
+        clipper.arrived(query)
+    for size in range(1, 41):
+        assert len(clipper.choose(0.0).queries) == clipper.largest == size
+        clipper.ran(size, 0.29)
+    assert len(clipper.choose(0.0).queries) == 41
+    clipper.ran(41, 0.31)
+    assert clipper.largest == 36
+    clipper.ran(10, 0.1)  # it was not full, so it proves nothing
+    assert clipper.largest == 36
+    for _ in range(60):
+        clipper.choose(0.0)
+        clipper.ran(clipper.largest, 9.0)
+    assert clipper.largest == 1
+
+
+def test_under_overload_clippers_batches_meet_the_goal_and_those_of_pets_do_not() -> None:
+    asked = [Query(id, "CIFAR100", id / 450, id / 450 + 0.1, 1.0) for id in range(2_000)]  # 365 per second are served
+    luck_N = np.full(len(asked), 0.5)
+    clipper, pets = (
+        simulate(Engine(PROFILE, make_policy(name, PROFILE)), asked, luck_N) for name in ("clipper", "pets")
+    )
+    settled = [batch for batch in clipper.batches if batch.start_s > 2]
+    assert (
+        np.mean([batch.end_s - batch.start_s for batch in settled])
+        < 0.05
+        < max(batch.end_s - batch.start_s for batch in settled)
+    )
+    assert max(batch.size for batch in settled) < 20 < 40 < max(batch.size for batch in pets.batches)
+
+
+def test_queries_that_permit_one_gamma_run_at_it_together_and_count_in_the_price() -> None:
+    """At 1.5 times the load, a third of the queries insists on gamma 0. All of them run at it or not at all."""
+    rng = np.random.default_rng(3)
+    asked = [
+        replace(query, gammas=frozenset({0})) if query.id % 3 == 0 else query
+        for query in queries_at_load(rng, wandering_rates(rng, 6), 1.5, PROFILE)
+    ]
+    fixed = {query.id for query in asked if query.gammas}
+    engine = Engine(PROFILE, make_policy("priced", PROFILE))
+    ran: list[Work] = []
+
+    def takes_s(work: Work) -> float:
+        ran.append(work)
+        return PROFILE.batch_time_s(work.gamma, len(work.batch))
+
+    run = simulate(engine, asked, draws(rng, len(asked)), takes_s)
+    gammas = {query.id: work.gamma for work in ran for query in work.batch.queries}
+    assert {gammas[id] for id in fixed & gammas.keys()} == {0}
+    assert min(gammas.values()) < 0, "the others are merged"
+    assert sum(len(work.batch) for work in ran if work.gamma == 0) / sum(work.gamma == 0 for work in ran) > 4
+    free = [replace(query, gammas=None) for query in asked]
+    most = simulate(Engine(PROFILE, make_policy("priced", PROFILE)), free, draws(rng, len(free))).expected_utility
+    assert 0.6 * most < run.expected_utility < most
+
+
+@pytest.mark.parametrize("name", ["exact", "otas", "pets", "clipper", "throughput", "fixed:0"])
+def test_a_policy_that_cannot_keep_to_a_gamma_refuses_to_try(name: str) -> None:
+    engine = Engine(PROFILE, make_policy(name, PROFILE))
+    with pytest.raises(InvalidInput, match="ask its operator for --elastic-policy priced"):
+        engine.submit(Query(0, "CIFAR10", 0.0, 1.0, 1.0, frozenset({0})), 0.0)
+    engine.submit(Query(0, "CIFAR10", 0.0, 1.0, 1.0), 0.0)
+
+
+def test_a_query_that_permits_only_slow_gammas_is_not_run_at_fast_ones_to_be_in_time() -> None:
+    policy = told("priced", [Query(0, "CIFAR100", 0.0, 0.0075, 1.0, frozenset({8, -20}))])
+    assert policy.choose(0.0).gamma == -20, "8 tokens more would take 9.6 ms"
+    policy = told("priced", [Query(0, "CIFAR100", 0.0, 0.0075, 1.0, frozenset({8}))])
+    assert policy.choose(0.0).queries == ()
 
 
 def test_under_overload_ours_comes_first() -> None:
