@@ -118,7 +118,7 @@ class Server:
         self.generation: Generation | None = None
         """Generation, once started with ``generate_model``."""
         self.http_port: int | None = None
-        """The port of the language model's HTTP front, once started with ``http``."""
+        """The port of HTTP, once started with ``http``."""
         self.port: int | None = None
         """The port on which it listens, once started."""
         self.metrics_port: int | None = None
@@ -178,8 +178,8 @@ class Server:
             daily = asyncio.create_task(self._check_release(ground.shelf.database, settings.release), name="release")
             self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
-        if self.generation is not None and settings.http is not None:
-            await self._start_http(self.generation, settings.http)
+        if settings.http is not None:
+            await self._start_http(settings.http)
         for supervisor in self._supervisors:
             await supervisor.start()
         if settings.metrics_port is not None:
@@ -253,12 +253,20 @@ class Server:
         self._stack.callback(generation.close)
         return generation
 
-    async def _start_http(self, generation: "Generation", listen: str) -> None:
-        from isthmus.cloud.http.openai import openai_app
-        from isthmus.cloud.http.server import HttpServer
+    async def _start_http(self, listen: str) -> None:
+        from isthmus.cloud.http.server import HttpServer, under_prefix
 
         settings = self._settings
-        app = openai_app(generation, settings.generate_key())
+        openai = inference = None
+        if self.generation is not None:
+            from isthmus.cloud.http.openai import openai_app
+
+            openai = openai_app(self.generation, settings.generate_key())
+        if self.elastic is not None:
+            from isthmus.cloud.http.open_inference import inference_app
+
+            inference = inference_app(self.elastic, settings.elastic_key())
+        app = under_prefix("/v2", inference, openai)
         host, port = split_listen(listen)
         server = HttpServer(app, host, port, tls_cert=settings.tls_cert, tls_key=settings.tls_key)
         self.http_port = await server.start()

@@ -201,7 +201,10 @@ class CloudSettings:
     ] = None
     http: Annotated[
         str | None,
-        Option(help="HOST:PORT on which OpenAI's clients reach the language model. Default: gRPC clients alone do."),
+        Option(
+            help="HOST:PORT for HTTP: OpenAI's interface to the language model, and the Open Inference Protocol for "
+            "image tasks. Default: gRPC only."
+        ),
     ] = None
     generate_profile: Annotated[
         Path | None,
@@ -241,8 +244,8 @@ class CloudSettings:
         check_fields(self)
         if self.release is None and self.elastic_model is None and self.generate_model is None:
             raise ValueError("nothing to serve: give --release, --elastic-model, --generate-model or several")
-        if self.http is not None and self.generate_model is None:
-            raise ValueError("--http is for a language model: give --generate-model too")
+        if self.http is not None and self.generate_model is None and self.elastic_model is None:
+            raise ValueError("--http is for models: give --elastic-model or --generate-model too")
         both = self.elastic_model is not None and self.generate_model is not None
         if both and (self.elastic_key_file is None) != (self.generate_key_file is None):
             raise ValueError("gRPC reaches both models: give --elastic-key-file and --generate-key-file, or neither")

@@ -149,6 +149,13 @@ def query(
     utility: Annotated[
         float | None, typer.Option(help="What a right answer in time is worth. Default: the task's default.")
     ] = None,
+    gamma: Annotated[
+        int | None, typer.Option(help="Run at this gamma and no other. Default: the server decides.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="Run only at gammas at which the task has at least this accuracy.", min=0.0, max=1.0),
+    ] = None,
 ) -> None:
     """Classify one picture.
 
@@ -157,7 +164,7 @@ def query(
     """
     encoded = image.read_bytes()
     with server.connected() as client:
-        reply = client.query(task, encoded, latency_s=latency, utility=utility)
+        reply = client.query(task, encoded, latency_s=latency, utility=utility, gamma=gamma, min_accuracy=min_accuracy)
     typer.echo(
         f"{reply.class_name}\tgamma {reply.gamma}, waited {reply.queue_s * 1e3:.1f} ms, ran "
         f"{reply.run_s * 1e3:.1f} ms{'' if reply.in_time else ', late'}"

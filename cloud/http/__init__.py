@@ -1,1 +1,1 @@
-"""HTTP: the OpenAI-compatible front of generation. Only this folder imports an HTTP server."""
+"""HTTP: OpenAI's interface to generation, and the Open Inference Protocol. Only this folder imports an HTTP server."""

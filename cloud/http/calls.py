@@ -46,8 +46,12 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(handler: Handler, key: str | None) -> Handler:
-    """Returns a handler that checks the key first, and answers errors of ours with their status."""
+def guarded(handler: Handler, key: str | None, refusal: Callable[[IsthmusError], Response] | None = None) -> Handler:
+    """Returns a handler that checks the key first, and answers errors of ours with their status.
+
+    ``refusal`` writes an error as the clients of the handler expect it; None: as OpenAI's do.
+    """
+    refused = error_response if refusal is None else refusal
 
     async def call(request: Request) -> Response:
         try:
@@ -59,22 +63,27 @@ def guarded(handler: Handler, key: str | None) -> Handler:
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
         except IsthmusError as error:
-            return error_response(error)
+            return refused(error)
         except Exception as error:
             reference = secrets.token_hex(4)
             log.error("%s failed (reference %s)", request.url.path, reference, exc_info=error)
-            return error_response(Internal(f"the server failed; tell its operator reference {reference}"))
+            return refused(Internal(f"the server failed; tell its operator reference {reference}"))
 
     return call
 
 
 def error_response(error: IsthmusError) -> Response:
-    """Returns the error as OpenAI's clients expect it. ``x-should-retry`` says whether a retry helps."""
+    """Returns the error as OpenAI's clients expect it."""
+    return JSONResponse(wire_error(error), *status_of(error))
+
+
+def status_of(error: IsthmusError) -> tuple[int, dict[str, str]]:
+    """Returns the error's status and headers. ``x-should-retry`` says whether a retry helps."""
     status = next((status for kind, status, _ in _STATUS if isinstance(error, kind)), 500)
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if isinstance(error, Busy):
         headers["retry-after"] = f"{error.retry_after_s or 1:.0f}"
-    return JSONResponse(wire_error(error), status, headers)
+    return status, headers
 
 
 def wire_error(error: IsthmusError) -> dict[str, Any]:
@@ -87,18 +96,28 @@ def wire_error(error: IsthmusError) -> dict[str, Any]:
 
 async def body_of(request: Request) -> Any:
     """Returns the JSON of the body. Raises TooLarge, TooLate or InvalidInput, before memory is taken."""
+    return parsed(await bytes_of(request, MAX_BODY_BYTES))
+
+
+async def bytes_of(request: Request, limit_bytes: int) -> bytearray:
+    """Returns the body. Raises TooLarge before memory is taken, and TooLate."""
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-        raise TooLarge(f"the body may have at most {MAX_BODY_BYTES} bytes")
+    if not length.isdecimal() or int(length) > limit_bytes:
+        raise TooLarge(f"the body may have at most {limit_bytes} bytes")
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise TooLarge(f"the body may have at most {MAX_BODY_BYTES} bytes")
+                if len(body) > limit_bytes:
+                    raise TooLarge(f"the body may have at most {limit_bytes} bytes")
     except TimeoutError as error:
         raise TooLate(f"the body did not arrive within {BODY_S:g} s") from error
+    return body
+
+
+def parsed(body: bytes | bytearray) -> Any:
+    """Returns the value of a JSON text. Raises InvalidInput."""
     try:
         return json.loads(body.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:

@@ -16,6 +16,24 @@ _IDLE_S: Final = 20
 _GRACE_S: Final = 2
 
 
+def under_prefix(prefix: str, inner: Any | None, others: Any | None) -> Any:
+    """Returns an application that passes calls of ``prefix`` to ``inner``, and all others to ``others``.
+
+    If one of the two is None, the other one gets every call. Raises ValueError if both are.
+    """
+    if inner is None or others is None:
+        if inner is None and others is None:
+            raise ValueError("there is no application to serve")
+        return others if inner is None else inner
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        chosen = inner if path == prefix or path.startswith(f"{prefix}/") else others
+        await chosen(scope, receive, send)
+
+    return app
+
+
 class HttpServer:
     """Serves an ASGI application. Call ``start`` once and ``stop`` once; nothing is bound before ``start``."""
 

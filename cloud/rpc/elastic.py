@@ -81,6 +81,8 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
             latency_s=request.latency_s if request.latency_s != 0 else None,
             utility=request.utility if request.HasField("utility") else None,
             remaining_s=context.time_remaining(),
+            gamma=request.gamma if request.HasField("gamma") else None,
+            min_accuracy=request.min_accuracy if request.HasField("min_accuracy") else None,
         )
         with self.elastic.room.of(request.ByteSize()):
             answer = await self.elastic.ask(task, _image(request), terms)

@@ -77,17 +77,28 @@ class ElasticClient:
             self.stub.RemoveTask(pb.RemoveTaskRequest(name=name), metadata=self._metadata, timeout=_TIMEOUT_S)
 
     def query(
-        self, task: str, encoded: bytes, *, latency_s: float = 0.0, utility: float | None = None
+        self,
+        task: str,
+        encoded: bytes,
+        *,
+        latency_s: float = 0.0,
+        utility: float | None = None,
+        gamma: int | None = None,
+        min_accuracy: float | None = None,
     ) -> pb.MakeQueryResponse:
         """Classify one image, the bytes of a JPEG or PNG file, and return class, gamma and times.
 
         ``latency_s``: seconds until the answer must be there; 0 takes the task's default. ``utility``: the worth of a
-        correct answer in time; None takes the task's default. Raises TooLarge before sending a picture that no message
-        can hold.
+        correct answer in time; None takes the task's default. ``gamma`` fixes the gamma, and ``min_accuracy`` permits
+        only gammas with at least this accuracy. Raises TooLarge before sending a picture that no message can hold.
         """
         request = pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s)
         if utility is not None:
             request.utility = utility
+        if gamma is not None:
+            request.gamma = gamma
+        if min_accuracy is not None:
+            request.min_accuracy = min_accuracy
         if request.ByteSize() > MAX_IMAGE_MESSAGE_BYTES:
             most_mib = MAX_IMAGE_MESSAGE_BYTES >> 20
             raise TooLarge(f"the picture has {len(encoded)} bytes; a message holds {most_mib} MiB: shrink the picture")

@@ -113,18 +113,22 @@ class Pixels(_message.Message):
     def __init__(self, rgb: _Optional[bytes] = ..., height: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
 
 class MakeQueryRequest(_message.Message):
-    __slots__ = ("task", "encoded", "pixels", "latency_s", "utility")
+    __slots__ = ("task", "encoded", "pixels", "latency_s", "utility", "gamma", "min_accuracy")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ENCODED_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     LATENCY_S_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    MIN_ACCURACY_FIELD_NUMBER: _ClassVar[int]
     task: str
     encoded: bytes
     pixels: Pixels
     latency_s: float
     utility: float
-    def __init__(self, task: _Optional[str] = ..., encoded: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latency_s: _Optional[float] = ..., utility: _Optional[float] = ...) -> None: ...
+    gamma: int
+    min_accuracy: float
+    def __init__(self, task: _Optional[str] = ..., encoded: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latency_s: _Optional[float] = ..., utility: _Optional[float] = ..., gamma: _Optional[int] = ..., min_accuracy: _Optional[float] = ...) -> None: ...
 
 class MakeQueryResponse(_message.Message):
     __slots__ = ("class_index", "class_name", "logits", "gamma", "queue_s", "run_s", "in_time")

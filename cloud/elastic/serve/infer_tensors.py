@@ -32,13 +32,13 @@ _TYPES: Final[dict[str, np.dtype[Any]]] = {"UINT8": np.dtype("u1"), "FP32": np.d
 
 
 def image_shape(name: str, model: ModelShape) -> tuple[str, tuple[int, ...]]:
-    """Return the data type of an input and its shape without N."""
+    """Returns the data type of an input and its shape without N."""
     side = model.image_px
     return {IMAGE: ("BYTES", ()), PIXELS: ("UINT8", (side, side, 3)), TENSOR: ("FP32", (3, side, side))}[name]
 
 
 def images_of(request: pb.ModelInferRequest, model: ModelShape) -> list[bytes] | list[Image]:
-    """Return the images of a request, at least one. Raises InvalidInput or TooLarge before anything is copied."""
+    """Returns the images of a request, at least one. Raises InvalidInput or TooLarge before anything is copied."""
     if len(request.inputs) != 1 or request.inputs[0].name not in (IMAGE, PIXELS, TENSOR):
         raise InvalidInput(f"inputs: exactly one of '{IMAGE}', '{PIXELS}' and '{TENSOR}' is required")
     tensor = request.inputs[0]
@@ -106,7 +106,7 @@ def _typed(tensor: Any, datatype: str, count: int) -> Image:
 
 
 def wanted_outputs(request: pb.ModelInferRequest, task: Task) -> list[tuple[str, int]]:
-    """Return the names of the outputs to send, each with the number of classes to rank (0: the tensor itself).
+    """Returns the names of the outputs to send, each with the number of classes to rank (0: the tensor itself).
 
     Raises InvalidInput for an unknown output, an output named twice, and an impossible ranking.
     """
@@ -126,7 +126,7 @@ def wanted_outputs(request: pb.ModelInferRequest, task: Task) -> list[tuple[str,
 
 
 def add_outputs(response: pb.ModelInferResponse, answers: Sequence[Answer], wanted: Sequence[tuple[str, int]]) -> None:
-    """Add the tensors as raw contents. A ranking is BYTES (N, k): "logit:index:class", best first, as in Triton."""
+    """Adds the tensors as raw contents. A ranking is BYTES (N, k): "logit:index:class", best first, as in Triton."""
     count = len(answers)
     logits_NC = np.stack([answer.logits_C for answer in answers])
     classes = answers[0].task.spec.classes
@@ -148,6 +148,16 @@ def add_outputs(response: pb.ModelInferResponse, answers: Sequence[Answer], want
 def _add(response: pb.ModelInferResponse, name: str, datatype: str, shape: Sequence[int], raw: bytes) -> None:
     response.outputs.add(name=name, datatype=datatype, shape=shape)
     response.raw_output_contents.append(raw)
+
+
+def texts_of(raw: bytes) -> list[str]:
+    """Reads the elements of a BYTES tensor that ``add_outputs`` wrote."""
+    texts, offset = [], 0
+    while offset < len(raw):
+        (length,) = struct.unpack_from("<I", raw, offset)
+        offset += 4 + length
+        texts.append(raw[offset - length : offset].decode())
+    return texts
 
 
 def _packed(texts: Sequence[str]) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final
 
 from isthmus.cloud.elastic.model.executor import Executor, Image, Item
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
-from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query, permitted
 from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, expected_accuracy
 from isthmus.cloud.histogram import Histogram
@@ -126,14 +126,33 @@ class LiveEngine:
             if thread.ident is not None:
                 thread.join()
 
-    async def ask(self, task: Task, image: Image, *, arrival_s: float, latency_s: float, utility: float) -> Answer:
+    def permitted(self, task: Task, gamma: int | None, min_accuracy: float | None) -> frozenset[int] | None:
+        """Returns the gammas that a caller's wishes permit (``query.permitted``). Raises InvalidInput."""
+        if gamma is None and min_accuracy is None:
+            return None
+        with self._wake:
+            accuracy = self._engine.profile.accuracy.get(task.name, {})
+        return permitted(task.name, accuracy, gamma=gamma, min_accuracy=min_accuracy)
+
+    async def ask(
+        self,
+        task: Task,
+        image: Image,
+        *,
+        arrival_s: float,
+        latency_s: float,
+        utility: float,
+        gammas: frozenset[int] | None = None,
+    ) -> Answer:
         """Waits for the answer to one image. ``arrival_s`` is a time of this engine's clock.
+
+        ``gammas`` are the only gammas at which it may run; None: any.
 
         Raises InvalidInput for an impossible latency or utility, Overloaded if too many queries wait, TooLate if the
         query was evicted, Internal if its batch failed, and Unavailable if the server is stopping. If the caller is
         cancelled, a waiting query is dropped at once.
         """
-        query = Query.asked(next(self._ids), task.name, arrival_s, latency_s, utility)
+        query = Query.asked(next(self._ids), task.name, arrival_s, latency_s, utility, gammas)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         with self._wake:

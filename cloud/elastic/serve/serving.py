@@ -26,11 +26,17 @@ MAX_REQUEST_BYTES: Final = 512 << 20
 
 @dataclass(frozen=True)
 class Terms:
-    """What a caller requests besides the answer. ``remaining_s`` is the time until the call's own deadline, if any."""
+    """What a caller requests besides the answer. ``remaining_s`` is the time until the call's own deadline, if any.
+
+    ``gamma`` fixes the gamma, and ``min_accuracy`` permits only gammas at which the task has at least this accuracy,
+    as far as the server knows it.
+    """
 
     latency_s: float | None = None
     utility: float | None = None
     remaining_s: float | None = None
+    gamma: int | None = None
+    min_accuracy: float | None = None
 
     def latency_for(self, task: Task) -> float:
         """Returns the seconds allowed from arrival to answer.
@@ -92,6 +98,7 @@ class Elastic:
         """
         arrival_s = self.clock()
         latency_s, utility = terms.latency_for(task), terms.utility_for(task)
+        gammas = self.live.permitted(task, terms.gamma, terms.min_accuracy)
         if isinstance(image, bytes):
             try:
                 image = await self.decoder.image(image, arrival_s + latency_s)
@@ -100,7 +107,9 @@ class Elastic:
                 raise
         else:
             check_pixels(image, self.model.image_px)
-        return await self.live.ask(task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility)
+        return await self.live.ask(
+            task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility, gammas=gammas
+        )
 
 
 def check_pixels(image: Image, image_px: int) -> None:

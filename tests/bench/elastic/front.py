@@ -3,11 +3,15 @@
 The server runs on loopback in a process of its own, with a ViT of 2.7 M parameters for 32 x 32 images (random weights,
 or the file that is given). There is one client. The reply reports how long the batch ran. The rest of the wall time is
 overhead: gRPC, checks, decoding, queue, planning and the reply. An echo server that receives the same bytes measures
-gRPC's part of it.
+gRPC's part of it. HTTP is asked over one kept connection by the standard library's client, on a thread: as JSON, and as
+binary data behind JSON.
 """
 
 import asyncio
+import http.client
 import io
+import json
+import socket
 import sys
 import tempfile
 import time
@@ -85,13 +89,42 @@ def ways_in(to_server: grpc.aio.Channel, to_echo: grpc.aio.Channel, image: Image
     }
 
 
-async def measure(report: Report, server: str, echo: str, queries: int, repeats: int) -> None:
+def ways_in_by_http(address: str, image: Image32) -> dict[str, Ask]:
+    """Return the kinds of query over HTTP by name."""
+    connection = http.client.HTTPConnection(address)
+    path, terms = f"/v2/models/{TASK}/infer", {"latency_s": 10}
+    given = {"name": "pixels", "datatype": "UINT8", "shape": [1, SIDE, SIDE, 3]}
+    raw = image.pixels_HWC.tobytes()
+    as_json = {"inputs": [{**given, "data": image.pixels_HWC.ravel().tolist()}], "parameters": terms}
+    behind = {
+        "inputs": [{**given, "parameters": {"binary_data_size": len(raw)}}],
+        "parameters": {**terms, "binary_data_output": True},
+    }
+    header = json.dumps(behind).encode()
+    lengths = {"Inference-Header-Content-Length": str(len(header))}
+
+    def post(body: bytes, headers: dict[str, str]) -> float:
+        connection.request("POST", path, body, headers)
+        reply = connection.getresponse()
+        answer = reply.read()
+        length = reply.getheader("Inference-Header-Content-Length")
+        found = json.loads(answer if length is None else answer[: int(length)])
+        return float(found["parameters"]["run_s"])
+
+    return {
+        "HTTP, pixels as JSON": lambda: asyncio.to_thread(post, json.dumps(as_json).encode(), {}),
+        "HTTP, pixels as binary data": lambda: asyncio.to_thread(post, header + raw, lengths),
+    }
+
+
+async def measure(report: Report, server: str, echo: str, http: str, queries: int, repeats: int) -> None:
     """Time all kinds in turn, ``repeats`` times after one warm-up."""
     walls_s: dict[str, list[list[float]]] = {}
     added_s: dict[str, list[list[float]]] = {}
     async with grpc.aio.insecure_channel(server) as to_server, grpc.aio.insecure_channel(echo) as to_echo:
         for repeat in range(repeats + 1):
-            for name, ask in ways_in(to_server, to_echo, Image32.random()).items():
+            image = Image32.random()
+            for name, ask in {**ways_in(to_server, to_echo, image), **ways_in_by_http(http, image)}.items():
                 wall_s, beyond_s = [], []
                 for _ in range(queries):
                     began_s = time.perf_counter()
@@ -111,6 +144,12 @@ async def measure(report: Report, server: str, echo: str, queries: int, repeats:
                 "added_p99_s": Spread.of([p99_s for _, p99_s in waits_s]).to_json(),
             }
         )
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def main(
@@ -134,14 +173,14 @@ def main(
         serve = [sys.executable, "-m", "isthmus.cli", "cloud", "serve", "--listen", "127.0.0.1:0"]
         serve += ["--state", str(folder / "state"), "--port-file", str(server_port), "--elastic-model", str(model)]
         serve += ["--elastic-pixels", "cifar10", "--elastic-profile", str(profile), "--elastic-policy", policy]
-        serve += ["--elastic-number-type", "float32"]
+        serve += ["--elastic-number-type", "float32", "--http", (http := f"127.0.0.1:{free_port()}")]
         server = family.start("server", serve)
         echo = family.start("echo", [sys.executable, ECHO, echo_port])
         echo_address = family.wait_for_address(echo, echo_port, START_TIMEOUT_S)
         server_address = family.wait_for_address(server, server_port, START_TIMEOUT_S)
         with ElasticClient.connect(server_address) as client:
             client.register(TaskSpec(TASK, tuple(map(str, range(10))), accuracy={0: 0.7}), head_only().to_bytes())
-        asyncio.run(measure(report, server_address, echo_address, queries, repeats))
+        asyncio.run(measure(report, server_address, echo_address, http, queries, repeats))
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "way in": lambda row: str(row["way"]),
         "wall p50 ms": lambda row: shown(row["wall_p50_s"], 1e3),

@@ -1,4 +1,4 @@
-"""Clients that others wrote, unchanged, against a running service: KServe's, and clients that only use reflection.
+"""Clients that others wrote, unchanged, against a running service: KServe's two, and clients that only use reflection.
 
 KServe's client and grpc-requests need packages that this project does not. 'make clients' makes an environment that has
 them; ISTHMUS_CLIENTS_PYTHON names the Python of another one.
@@ -34,7 +34,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> ElasticRig:
 @pytest.fixture(scope="module")
 def address(rig: ElasticRig) -> Iterator[str]:
     (rig.folder / "picture.png").write_bytes(png(pixels(5)))
-    with rig.serving(TEN) as address:
+    with rig.serving(TEN, http="127.0.0.1:0") as address:
         yield address
 
 
@@ -47,6 +47,15 @@ def asked(script: str, address: str, rig: ElasticRig) -> Any:
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_kserves_http_client_is_answered_with_binary_data_and_as_json(rig: ElasticRig, address: str) -> None:
+    answer = asked("ask_by_kserve_rest.py", f"127.0.0.1:{rig.http_port}", rig)
+    assert answer["live"] is True and answer["ready"] is True and answer["model_ready"] is True
+    for each in answer["answers"]:
+        np.testing.assert_allclose(each["logits"][0], rig.direct(TEN, pixels(5), 0), atol=1e-4)
+        assert each["parameters"]["gamma"] == 0 and each["parameters"]["in_time"] is True
+    assert "parameter 'latency_s': must be a number, or a string that is one" in answer["refusal"]
 
 
 def test_kserves_client_is_answered_and_reads_the_times(rig: ElasticRig, address: str) -> None:

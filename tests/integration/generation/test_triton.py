@@ -152,8 +152,8 @@ def test_both_fronts_ask_one_model_with_one_key(rig: ElasticRig, tmp_path: Path)
     def settings(**further: object) -> CloudSettings:
         return rig.settings(generate_model=rig.folder / "tiny", **{**changes, **further})
 
-    with pytest.raises(ValueError, match="--http is for a language model"):
-        rig.settings(http="127.0.0.1:0")
+    with pytest.raises(ValueError, match="--http is for models"):
+        rig.settings(**changes, release=tmp_path, http="127.0.0.1:0")
     with pytest.raises(
         ValueError, match=r"0\.0\.0\.0 can be reached .* --tls-cert and --tls-key and --generate-key-file"
     ):

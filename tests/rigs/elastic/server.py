@@ -103,6 +103,8 @@ class ElasticRig:
 
     folder: Path
     runner: ElasticRunner = field(init=False)
+    http_port: int | None = field(init=False, default=None)
+    """The port of HTTP while it serves, if it was started with ``http``."""
 
     def __post_init__(self) -> None:
         save_tiny_vit(self.folder / "vit.safetensors")
@@ -147,7 +149,8 @@ class ElasticRig:
         loop = asyncio.new_event_loop()
 
         async def serve() -> None:
-            async with self.running(*tasks, port_file=self.folder / "port", **changes):
+            async with self.running(*tasks, port_file=self.folder / "port", **changes) as (server, _):
+                self.http_port = server.http_port
                 address.append((self.folder / "port").read_text().strip())
                 up.set()
                 await stop.wait()
