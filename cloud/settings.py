@@ -153,7 +153,13 @@ class CloudSettings:
             help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, or fixed:G for gamma G always."
         ),
     ] = "priced"
-    elastic_device: Annotated[str, Option(help="Where the model runs: cpu or cuda.")] = "cpu"
+    elastic_device: Annotated[
+        str,
+        Option(
+            help="Where the model runs: cpu, cuda or auto. 'auto' is where the profile was measured; if the machine is "
+            "measured, it is a GPU if there is one."
+        ),
+    ] = "auto"
     elastic_threads: Annotated[int, Option(min=1, help="CPU threads of the model.")] = 1
     elastic_executors: Annotated[
         int,

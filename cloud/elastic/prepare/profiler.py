@@ -1,5 +1,6 @@
 """Measures a profile on its device: accuracy by task and gamma, seconds and bytes by gamma and batch size."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,11 @@ from isthmus.distill.training.checkpoint import state_hash
 GAMMAS: Final = (-20, -15, -10, -5, 0, 2, 4, 8)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64)
 ACCURACY_BATCH: Final = 32
-BRIEF_S: Final = 60.0
+BRIEF_S: Final = 20.0
 PROBE_SIZE: Final = 4
+BRIEF_MEMORY_SIZES: Final = (1, 8)
+"""A brief measurement extends the memory of these batches to larger ones in a straight line. Counting bytes takes
+longer than running the batch, and memory does not grow faster than the batch."""
 
 OnStep = Callable[[str, int, int], None]
 """Called with the name of the measurement, the number of steps done, and the number of all steps."""
@@ -53,16 +57,18 @@ def measure(
     mode: PromptMode = "append",
     tasks: Mapping[str, tuple[ServedTask, LabelledImages]] | None = None,
     repeats: int = 5,
+    memory_sizes: Sequence[int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: OnStep = ignore_steps,
 ) -> Profile:
-    """Measures a whole profile.
+    """Measures a whole profile. Memory is measured at ``memory_sizes``, the smallest first, or at all of ``sizes``.
 
     Times above gamma 0 are those of prompt mode ``mode``. If tasks use both modes, use the slower one, "append".
     Raises ValueError for gammas or sizes that do not fit the model.
     """
     latency_s = measure_latency(runner, gammas, sizes, mode=mode, repeats=repeats, clock=clock, on_step=on_step)
-    memory = measure_memory(runner, gammas, sizes, mode=mode, on_step=on_step)
+    counted = sorted(sizes) if memory_sizes is None else sorted(set(memory_sizes) & set(sizes))
+    memory = _extended(measure_memory(runner, gammas, counted, mode=mode, on_step=on_step), counted, sizes)
     accuracy = measure_accuracy(runner, tasks or {}, gammas, on_step=on_step)
     return Profile(
         key=machine_key(runner),
@@ -79,6 +85,8 @@ def measure(
 def measure_briefly(runner: ElasticRunner, *, on_step: OnStep = ignore_steps, budget_s: float = BRIEF_S) -> Profile:
     """Measures a profile in about ``budget_s``: fewer repeats and smaller batches than ``measure``, as far as needed.
 
+    Memory is measured for small batches alone.
+
     The gammas are the usual ones that the model's tokens allow.
     """
     most = runner.model.reducer.most
@@ -91,10 +99,13 @@ def measure_briefly(runner: ElasticRunner, *, on_step: OnStep = ignore_steps, bu
         runner.answer(np.zeros((size, side, side, 3), np.uint8), 0, [served] * size)
         took_s.append(time.perf_counter() - began_s)
     image_s = took_s[-1] / PROBE_SIZE
-    # Each size runs once per gamma in a first round, once per repeat, and once more, slower, for its memory.
-    sizes = [size for size in SIZES if size <= PROBE_SIZE or size * image_s * len(gammas) * 8 <= budget_s / 2]
-    repeats = max(1, min(5, int(budget_s / 2 / (sum(sizes) * image_s * len(gammas))) - 3))
-    return measure(runner, gammas=gammas, sizes=sizes, repeats=repeats, on_step=on_step)
+    # Each size runs once per gamma in a first round, and once per repeat. The smaller sizes together take as long again
+    # as the largest one.
+    sizes = [size for size in SIZES if size <= PROBE_SIZE or 2 * size * image_s * len(gammas) * 3 <= budget_s]
+    repeats = max(1, min(5, int(budget_s / (sum(sizes) * image_s * len(gammas))) - 1))
+    return measure(
+        runner, gammas=gammas, sizes=sizes, repeats=repeats, memory_sizes=BRIEF_MEMORY_SIZES, on_step=on_step
+    )
 
 
 def measure_latency(
@@ -158,6 +169,20 @@ def measure_memory(
                 peaks.append(max(1, live.peak))
         found[gamma] = tuple(peaks)
         on_step("memory", done + 1, len(gammas))
+    return found
+
+
+def _extended(
+    memory: Mapping[int, tuple[int, ...]], counted: Sequence[int], sizes: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """Returns the bytes of every size: as counted, and beyond the largest counted size in a straight line."""
+    found = {}
+    for gamma, row in memory.items():
+        slope = (row[-1] - row[0]) / (counted[-1] - counted[0]) if len(counted) > 1 else row[0] / counted[0]
+        found[gamma] = tuple(
+            math.ceil(np.interp(size, counted, row) + max(0.0, slope) * max(0, size - counted[-1]))
+            for size in sorted(sizes)
+        )
     return found
 
 

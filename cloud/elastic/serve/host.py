@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     path = settings.profile_path
     first = settings.profile is None and not path.exists()
     before = None if first or (settings.measure and not path.is_file()) else read_profile(path)
+    settings = replace(settings, device=device_of(settings, before))
     runner = _runner(settings, before)
     profile = _measured(runner, path, before) if settings.measure or before is None else before
     for line in profile.key.differences(machine_key(runner)):
@@ -102,6 +104,14 @@ def read_profile(path: Path) -> Profile:
         raise InvalidInput(f"the profile {path.name} cannot be read; {way_out}") from error
     except BadProfile as error:
         raise InvalidInput(f"{path.name}: {error}; {way_out}") from error
+
+
+def device_of(settings: ElasticSettings, profile: Profile | None) -> str:
+    """Returns the device that is asked for. "auto" keeps to the profile, as its times would be wrong elsewhere."""
+    if settings.device != "auto":
+        return settings.device
+    keeps_to_cpu = profile is not None and not settings.measure and profile.key.device == "cpu"
+    return "cuda" if torch.cuda.is_available() and not keeps_to_cpu else "cpu"
 
 
 def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:

@@ -28,7 +28,8 @@ class ElasticSettings:
     measure: bool = False
     """Measure this machine at start-up and keep the result as the profile."""
     policy: str = DEFAULT_POLICY
-    device: str = "cpu"
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": where the profile was measured, or a GPU if the machine is measured and has one."""
     threads: int = 1
     number_type: NumberTypeChoice = "auto"
     compiler: str | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
@@ -18,7 +19,7 @@ from isthmus.cloud.elastic.prepare.profiler import machine_key
 from isthmus.cloud.elastic.scheduling.profile import MERGE_ORDERS
 from isthmus.cloud.elastic.serve import host
 from isthmus.cloud.elastic.serve.host import read_profile
-from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
+from isthmus.cloud.elastic.serve.settings import PROFILE_FILE, ElasticSettings
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
@@ -98,6 +99,24 @@ def test_the_number_type_is_the_quickest_that_answers_alike(
     start(rig, elastic_measure=True)
     (said,) = [record.getMessage() for record in caplog.records if "number type" in record.getMessage()]
     assert "float32" in said and "bfloat16" in said
+
+
+def test_the_device_is_that_of_the_profile_and_a_measured_machine_uses_its_gpu(
+    rig: ElasticRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = ElasticSettings(model="vit.safetensors", state=rig.folder)
+    of_gpu = dataclasses.replace(tiny_profile(), key=dataclasses.replace(tiny_profile().key, device="NVIDIA H200"))
+    for changes, profile, device in (
+        ({}, tiny_profile(), "cpu"),
+        ({}, of_gpu, "cuda"),
+        ({}, None, "cuda"),
+        ({"measure": True}, tiny_profile(), "cuda"),
+        ({"device": "cpu"}, of_gpu, "cpu"),
+    ):
+        assert host.device_of(dataclasses.replace(settings, **changes), profile) == device
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert host.device_of(settings, of_gpu) == "cpu"
 
 
 @pytest.mark.parametrize(

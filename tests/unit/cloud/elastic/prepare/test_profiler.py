@@ -59,6 +59,16 @@ def test_a_profile_holds_all_that_was_asked_for() -> None:
     assert Profile.from_json(profile.to_json()) == profile
 
 
+def test_memory_of_larger_batches_is_extended_in_a_straight_line_and_is_enough() -> None:
+    sizes = (1, 2, 4, 16)
+    brief = measure(runner(), gammas=(-4, 0), sizes=sizes, repeats=1, memory_sizes=(1, 4))
+    whole = measure(runner(), gammas=(-4, 0), sizes=sizes, repeats=1)
+    for gamma in (-4, 0):
+        assert brief.memory[gamma][0] == whole.memory[gamma][0] and brief.memory[gamma][2] == whole.memory[gamma][2]
+        for guessed, counted in zip(brief.memory[gamma], whole.memory[gamma], strict=True):
+            assert 0.99 * counted <= guessed <= 1.2 * counted
+
+
 def test_times_are_the_clocks_median_and_pairs_take_turns() -> None:
     ticks = itertools.count()
     found = measure_latency(runner(), (0, -4), (2, 1), repeats=3, clock=lambda: float(next(ticks)))
