@@ -159,6 +159,9 @@ class Server:
             self.elastic.live.start()
             self._metrics.watch(ElasticCollector(self.elastic.live))
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
+            if self.elastic.measurer is not None:
+                self.elastic.measurer.start(self.elastic.registry)
+                self._stack.push_async_callback(asyncio.to_thread, self.elastic.measurer.stop)
         self.generation = ground.generation
         if self.generation is not None:
             self.generation.live.start()

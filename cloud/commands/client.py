@@ -3,7 +3,7 @@
 They need the extra ``client`` alone: no torch, and nothing that serves. Only ``register --own-head`` reads a model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from isthmus.command_line import App, fail, key_in, one_line, print_table
 if TYPE_CHECKING:
     from isthmus.cloud.elastic.tasks.task import TaskSpec
     from isthmus.cloud.rpc.elastic_client import ElasticClient
+    from isthmus.proto.v1 import elastic_pb2 as pb
 
 _EXTRA = "client"
 
@@ -75,6 +76,16 @@ def register(
             "list. Default: those of the model's config.json."
         ),
     ] = None,
+    profiling: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled pictures (Parquet) on which the server itself measures the task's accuracy while it is "
+            "idle. Their labels are those of the task's NAME.recipe.json, or of the head. Needs the extra elastic."
+        ),
+    ] = None,
+    profiling_limit: Annotated[
+        int, typer.Option(help="Send this many of the pictures, drawn at random.", min=2, max=10_000)
+    ] = 500,
 ) -> None:
     """Register a task with a server, or replace the task of the same name.
 
@@ -87,6 +98,9 @@ def register(
         fail("--own-head needs --model: the file or name that the server serves")
     spec, weights = _of_files(task) if model is None else _of_head(str(task), model, classes)
     with server.connected() as client:
+        if profiling is not None:
+            recipe = None if own_head else task.with_suffix(".recipe.json")
+            weights = _with_pictures(weights, profiling, profiling_limit, recipe, client.image_px())
         registered = client.register(spec, weights)
     typer.echo(f"{registered.description.name} version {registered.version}")
 
@@ -110,8 +124,34 @@ def _of_head(name: str, model: str, classes: Path | None) -> "tuple[TaskSpec, by
     return spec, weights.to_bytes()
 
 
+def _with_pictures(weights: bytes, data: Path, limit: int, recipe: Path | None, image_px: int) -> bytes:
+    if not image_px:
+        fail("the server is too old to measure accuracy itself: leave out --profiling")
+    try:
+        import numpy as np
+
+        from isthmus.cloud.elastic.tasks.recipes import read_recipe
+        from isthmus.cloud.elastic.tasks.task import with_profiling
+        from isthmus.data.images import read_images
+        from isthmus.proto.limits import MAX_TASK_WEIGHTS_BYTES
+    except ImportError:
+        fail("--profiling reads pictures, which needs the extra elastic: pip install 'isthmus[elastic]'")
+    labelled = read_images(data, image_px)
+    if recipe is not None and recipe.is_file():
+        labelled = read_recipe(str(recipe)).apply(labelled)
+    if limit < len(labelled):
+        labelled = labelled.only(np.random.default_rng(0).choice(len(labelled), limit, replace=False))
+    whole = with_profiling(weights, labelled)
+    if len(whole) > MAX_TASK_WEIGHTS_BYTES:
+        fail(f"weights and pictures have {len(whole)} bytes, over {MAX_TASK_WEIGHTS_BYTES}: lower --profiling-limit")
+    return whole
+
+
 def tasks(server: Server) -> None:
     """List the tasks that a server answers, with their classes, prompts and accuracies.
+
+    'owner's accuracy' is what the owner of the task measured. 'measured here' is what the server measured on the
+    owner's profiling set, which its plans use unless the labels do not fit the task.
 
     Needs a running server. Writes nothing. If the output is no terminal, each task is a line with tabs between columns.
     """
@@ -122,11 +162,24 @@ def tasks(server: Server) -> None:
                 str(each.version),
                 str(len(each.description.classes)),
                 ",".join(map(str, each.prompted_gammas)) or "-",
-                " ".join(f"{gamma}:{share:.1%}" for gamma, share in sorted(each.description.accuracy.items())) or "-",
+                _shares(each.description.accuracy),
+                _measured(each),
             )
             for each in client.tasks()
         ]
-    print_table(("task", "version", "classes", "prompts at gamma", "accuracy by gamma"), rows, tabs_in_pipes=True)
+    columns = ("task", "version", "classes", "prompts at gamma", "owner's accuracy", "measured here")
+    print_table(columns, rows, tabs_in_pipes=True)
+
+
+def _shares(accuracy: "Mapping[int, float]") -> str:
+    return " ".join(f"{gamma}:{share:.1%}" for gamma, share in sorted(accuracy.items())) or "-"
+
+
+def _measured(task: "pb.RegisteredTask") -> str:
+    if not task.HasField("measured"):
+        return "-"
+    use = "" if task.measured.used else "not used, labels do not fit: "
+    return f"{use}{_shares(task.measured.accuracy)} ({task.measured.pictures} pictures)"
 
 
 def remove(

@@ -67,7 +67,8 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
         return pb.RegisterTaskResponse(task=task_to_pb(task))
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
-        return pb.ListTasksResponse(tasks=[task_to_pb(task) for task in self.elastic.registry.listing()])
+        tasks = [task_to_pb(task) for task in self.elastic.registry.listing()]
+        return pb.ListTasksResponse(tasks=tasks, image_px=self.elastic.model.image_px)
 
     async def RemoveTask(self, request: pb.RemoveTaskRequest, context: Any) -> pb.RemoveTaskResponse:
         await asyncio.to_thread(self.elastic.registry.remove, request.name)
@@ -115,8 +116,14 @@ def spec_from_pb(message: pb.TaskDescription) -> TaskSpec:
 
 def task_to_pb(task: Task) -> pb.RegisteredTask:
     """Convert a registered task to protobuf."""
+    found = task.spec.measured
     return pb.RegisteredTask(
-        description=spec_to_pb(task.spec), version=task.version, prompted_gammas=task.prompted_gammas
+        description=spec_to_pb(task.spec),
+        version=task.version,
+        prompted_gammas=task.prompted_gammas,
+        measured=None
+        if found is None
+        else pb.MeasuredAccuracy(accuracy=dict(found.accuracy), pictures=found.pictures, used=found.credible),
     )
 
 

@@ -68,6 +68,12 @@ class ElasticClient:
             reply = self.stub.RegisterTask(messages, metadata=self._metadata, timeout=_TIMEOUT_S)
         return reply.task
 
+    def image_px(self) -> int:
+        """Return the side of the square pictures that the server's model reads; 0 if the server is too old to say."""
+        with _errors():
+            listed = self.stub.ListTasks(pb.ListTasksRequest(), metadata=self._metadata, timeout=_TIMEOUT_S)
+            return int(listed.image_px)
+
     def tasks(self) -> list[pb.RegisteredTask]:
         with _errors():
             return list(self.stub.ListTasks(pb.ListTasksRequest(), metadata=self._metadata, timeout=_TIMEOUT_S).tasks)

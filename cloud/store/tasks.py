@@ -45,6 +45,13 @@ def put(
     return row, orphan
 
 
+def describe(database: Database, name: str, version: int, spec_json: str) -> bool:
+    """Change the description of this version of a task. Returns whether it is still registered."""
+    with database.writing() as connection:
+        of = (tasks.c.name == name) & (tasks.c.version == version)
+        return connection.execute(tasks.update().where(of).values(spec=spec_json)).rowcount == 1
+
+
 def remove(database: Database, name: str) -> tuple[bool, str | None]:
     """Remove a task. Returns whether it existed, and the artefact that is now unused, if any."""
     with database.writing() as connection:

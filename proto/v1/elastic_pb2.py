@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eisthmus/proto/v1/elastic.proto\x12\nisthmus.v1\"\xff\x01\n\x0fTaskDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12+\n\x0bprompt_mode\x18\x03 \x01(\x0e\x32\x16.isthmus.v1.PromptMode\x12;\n\x08\x61\x63\x63uracy\x18\x04 \x03(\x0b\x32).isthmus.v1.TaskDescription.AccuracyEntry\x12\x19\n\x11\x64\x65\x66\x61ult_latency_s\x18\x05 \x01(\x01\x12\x17\n\x0f\x64\x65\x66\x61ult_utility\x18\x06 \x01(\x01\x1a/\n\rAccuracyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x11\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"A\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"\xe9\x01\n\x13RegisterTaskRequest\x12:\n\x07opening\x18\x01 \x01(\x0b\x32\'.isthmus.v1.RegisterTaskRequest.OpeningH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.isthmus.v1.WeightsChunkH\x00\x1a\x63\n\x07Opening\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.isthmus.v1.TaskDescription\x12\x15\n\rweights_bytes\x18\x02 \x01(\x03\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\x0c\x42\x06\n\x04part\"@\n\x14RegisterTaskResponse\x12(\n\x04task\x18\x01 \x01(\x0b\x32\x1a.isthmus.v1.RegisteredTask\"l\n\x0eRegisteredTask\x12\x30\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.isthmus.v1.TaskDescription\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x17\n\x0fprompted_gammas\x18\x03 \x03(\x05\"\x12\n\x10ListTasksRequest\">\n\x11ListTasksResponse\x12)\n\x05tasks\x18\x01 \x03(\x0b\x32\x1a.isthmus.v1.RegisteredTask\"!\n\x11RemoveTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveTaskResponse\"4\n\x06Pixels\x12\x0b\n\x03rgb\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\"\xe1\x01\n\x10MakeQueryRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x02 \x01(\x0cH\x00\x12$\n\x06pixels\x18\x03 \x01(\x0b\x32\x12.isthmus.v1.PixelsH\x00\x12\x11\n\tlatency_s\x18\x04 \x01(\x01\x12\x14\n\x07utility\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05gamma\x18\x06 \x01(\x11H\x02\x88\x01\x01\x12\x19\n\x0cmin_accuracy\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05imageB\n\n\x08_utilityB\x08\n\x06_gammaB\x0f\n\r_min_accuracy\"\x8c\x01\n\x11MakeQueryResponse\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\r\n\x05gamma\x18\x04 \x01(\x11\x12\x0f\n\x07queue_s\x18\x05 \x01(\x01\x12\r\n\x05run_s\x18\x06 \x01(\x01\x12\x0f\n\x07in_time\x18\x07 \x01(\x08*Z\n\nPromptMode\x12\x1b\n\x17PROMPT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12PROMPT_MODE_APPEND\x10\x01\x12\x17\n\x13PROMPT_MODE_REPLACE\x10\x02\x32\xc6\x02\n\x0e\x45lasticService\x12S\n\x0cRegisterTask\x12\x1f.isthmus.v1.RegisterTaskRequest\x1a .isthmus.v1.RegisterTaskResponse(\x01\x12H\n\tListTasks\x12\x1c.isthmus.v1.ListTasksRequest\x1a\x1d.isthmus.v1.ListTasksResponse\x12K\n\nRemoveTask\x12\x1d.isthmus.v1.RemoveTaskRequest\x1a\x1e.isthmus.v1.RemoveTaskResponse\x12H\n\tMakeQuery\x12\x1c.isthmus.v1.MakeQueryRequest\x1a\x1d.isthmus.v1.MakeQueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eisthmus/proto/v1/elastic.proto\x12\nisthmus.v1\"\xff\x01\n\x0fTaskDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12+\n\x0bprompt_mode\x18\x03 \x01(\x0e\x32\x16.isthmus.v1.PromptMode\x12;\n\x08\x61\x63\x63uracy\x18\x04 \x03(\x0b\x32).isthmus.v1.TaskDescription.AccuracyEntry\x12\x19\n\x11\x64\x65\x66\x61ult_latency_s\x18\x05 \x01(\x01\x12\x17\n\x0f\x64\x65\x66\x61ult_utility\x18\x06 \x01(\x01\x1a/\n\rAccuracyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x11\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"A\n\x0cWeightsChunk\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x03 \x01(\x07\"\xe9\x01\n\x13RegisterTaskRequest\x12:\n\x07opening\x18\x01 \x01(\x0b\x32\'.isthmus.v1.RegisterTaskRequest.OpeningH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.isthmus.v1.WeightsChunkH\x00\x1a\x63\n\x07Opening\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x1b.isthmus.v1.TaskDescription\x12\x15\n\rweights_bytes\x18\x02 \x01(\x03\x12\x16\n\x0eweights_sha256\x18\x03 \x01(\x0c\x42\x06\n\x04part\"@\n\x14RegisterTaskResponse\x12(\n\x04task\x18\x01 \x01(\x0b\x32\x1a.isthmus.v1.RegisteredTask\"\x9c\x01\n\x0eRegisteredTask\x12\x30\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1b.isthmus.v1.TaskDescription\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x17\n\x0fprompted_gammas\x18\x03 \x03(\x05\x12.\n\x08measured\x18\x04 \x01(\x0b\x32\x1c.isthmus.v1.MeasuredAccuracy\"\xa1\x01\n\x10MeasuredAccuracy\x12<\n\x08\x61\x63\x63uracy\x18\x01 \x03(\x0b\x32*.isthmus.v1.MeasuredAccuracy.AccuracyEntry\x12\x10\n\x08pictures\x18\x02 \x01(\x05\x12\x0c\n\x04used\x18\x03 \x01(\x08\x1a/\n\rAccuracyEntry\x12\x0b\n\x03key\x18\x01 \x01(\x11\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x12\n\x10ListTasksRequest\"P\n\x11ListTasksResponse\x12)\n\x05tasks\x18\x01 \x03(\x0b\x32\x1a.isthmus.v1.RegisteredTask\x12\x10\n\x08image_px\x18\x02 \x01(\x05\"!\n\x11RemoveTaskRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveTaskResponse\"4\n\x06Pixels\x12\x0b\n\x03rgb\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\"\xe1\x01\n\x10MakeQueryRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x02 \x01(\x0cH\x00\x12$\n\x06pixels\x18\x03 \x01(\x0b\x32\x12.isthmus.v1.PixelsH\x00\x12\x11\n\tlatency_s\x18\x04 \x01(\x01\x12\x14\n\x07utility\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05gamma\x18\x06 \x01(\x11H\x02\x88\x01\x01\x12\x19\n\x0cmin_accuracy\x18\x07 \x01(\x01H\x03\x88\x01\x01\x42\x07\n\x05imageB\n\n\x08_utilityB\x08\n\x06_gammaB\x0f\n\r_min_accuracy\"\x8c\x01\n\x11MakeQueryResponse\x12\x13\n\x0b\x63lass_index\x18\x01 \x01(\x05\x12\x12\n\nclass_name\x18\x02 \x01(\t\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\r\n\x05gamma\x18\x04 \x01(\x11\x12\x0f\n\x07queue_s\x18\x05 \x01(\x01\x12\r\n\x05run_s\x18\x06 \x01(\x01\x12\x0f\n\x07in_time\x18\x07 \x01(\x08*Z\n\nPromptMode\x12\x1b\n\x17PROMPT_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12PROMPT_MODE_APPEND\x10\x01\x12\x17\n\x13PROMPT_MODE_REPLACE\x10\x02\x32\xc6\x02\n\x0e\x45lasticService\x12S\n\x0cRegisterTask\x12\x1f.isthmus.v1.RegisterTaskRequest\x1a .isthmus.v1.RegisterTaskResponse(\x01\x12H\n\tListTasks\x12\x1c.isthmus.v1.ListTasksRequest\x1a\x1d.isthmus.v1.ListTasksResponse\x12K\n\nRemoveTask\x12\x1d.isthmus.v1.RemoveTaskRequest\x1a\x1e.isthmus.v1.RemoveTaskResponse\x12H\n\tMakeQuery\x12\x1c.isthmus.v1.MakeQueryRequest\x1a\x1d.isthmus.v1.MakeQueryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TASKDESCRIPTION_ACCURACYENTRY']._loaded_options = None
   _globals['_TASKDESCRIPTION_ACCURACYENTRY']._serialized_options = b'8\001'
-  _globals['_PROMPTMODE']._serialized_start=1349
-  _globals['_PROMPTMODE']._serialized_end=1439
+  _globals['_MEASUREDACCURACY_ACCURACYENTRY']._loaded_options = None
+  _globals['_MEASUREDACCURACY_ACCURACYENTRY']._serialized_options = b'8\001'
+  _globals['_PROMPTMODE']._serialized_start=1580
+  _globals['_PROMPTMODE']._serialized_end=1670
   _globals['_TASKDESCRIPTION']._serialized_start=47
   _globals['_TASKDESCRIPTION']._serialized_end=302
   _globals['_TASKDESCRIPTION_ACCURACYENTRY']._serialized_start=255
@@ -47,22 +49,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERTASKREQUEST_OPENING']._serialized_end=597
   _globals['_REGISTERTASKRESPONSE']._serialized_start=607
   _globals['_REGISTERTASKRESPONSE']._serialized_end=671
-  _globals['_REGISTEREDTASK']._serialized_start=673
-  _globals['_REGISTEREDTASK']._serialized_end=781
-  _globals['_LISTTASKSREQUEST']._serialized_start=783
-  _globals['_LISTTASKSREQUEST']._serialized_end=801
-  _globals['_LISTTASKSRESPONSE']._serialized_start=803
-  _globals['_LISTTASKSRESPONSE']._serialized_end=865
-  _globals['_REMOVETASKREQUEST']._serialized_start=867
-  _globals['_REMOVETASKREQUEST']._serialized_end=900
-  _globals['_REMOVETASKRESPONSE']._serialized_start=902
-  _globals['_REMOVETASKRESPONSE']._serialized_end=922
-  _globals['_PIXELS']._serialized_start=924
-  _globals['_PIXELS']._serialized_end=976
-  _globals['_MAKEQUERYREQUEST']._serialized_start=979
-  _globals['_MAKEQUERYREQUEST']._serialized_end=1204
-  _globals['_MAKEQUERYRESPONSE']._serialized_start=1207
-  _globals['_MAKEQUERYRESPONSE']._serialized_end=1347
-  _globals['_ELASTICSERVICE']._serialized_start=1442
-  _globals['_ELASTICSERVICE']._serialized_end=1768
+  _globals['_REGISTEREDTASK']._serialized_start=674
+  _globals['_REGISTEREDTASK']._serialized_end=830
+  _globals['_MEASUREDACCURACY']._serialized_start=833
+  _globals['_MEASUREDACCURACY']._serialized_end=994
+  _globals['_MEASUREDACCURACY_ACCURACYENTRY']._serialized_start=255
+  _globals['_MEASUREDACCURACY_ACCURACYENTRY']._serialized_end=302
+  _globals['_LISTTASKSREQUEST']._serialized_start=996
+  _globals['_LISTTASKSREQUEST']._serialized_end=1014
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1016
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1096
+  _globals['_REMOVETASKREQUEST']._serialized_start=1098
+  _globals['_REMOVETASKREQUEST']._serialized_end=1131
+  _globals['_REMOVETASKRESPONSE']._serialized_start=1133
+  _globals['_REMOVETASKRESPONSE']._serialized_end=1153
+  _globals['_PIXELS']._serialized_start=1155
+  _globals['_PIXELS']._serialized_end=1207
+  _globals['_MAKEQUERYREQUEST']._serialized_start=1210
+  _globals['_MAKEQUERYREQUEST']._serialized_end=1435
+  _globals['_MAKEQUERYRESPONSE']._serialized_start=1438
+  _globals['_MAKEQUERYRESPONSE']._serialized_end=1578
+  _globals['_ELASTICSERVICE']._serialized_start=1673
+  _globals['_ELASTICSERVICE']._serialized_end=1999
 # @@protoc_insertion_point(module_scope)

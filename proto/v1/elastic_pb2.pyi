@@ -73,24 +73,45 @@ class RegisterTaskResponse(_message.Message):
     def __init__(self, task: _Optional[_Union[RegisteredTask, _Mapping]] = ...) -> None: ...
 
 class RegisteredTask(_message.Message):
-    __slots__ = ("description", "version", "prompted_gammas")
+    __slots__ = ("description", "version", "prompted_gammas", "measured")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROMPTED_GAMMAS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     description: TaskDescription
     version: int
     prompted_gammas: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, description: _Optional[_Union[TaskDescription, _Mapping]] = ..., version: _Optional[int] = ..., prompted_gammas: _Optional[_Iterable[int]] = ...) -> None: ...
+    measured: MeasuredAccuracy
+    def __init__(self, description: _Optional[_Union[TaskDescription, _Mapping]] = ..., version: _Optional[int] = ..., prompted_gammas: _Optional[_Iterable[int]] = ..., measured: _Optional[_Union[MeasuredAccuracy, _Mapping]] = ...) -> None: ...
+
+class MeasuredAccuracy(_message.Message):
+    __slots__ = ("accuracy", "pictures", "used")
+    class AccuracyEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    accuracy: _containers.ScalarMap[int, float]
+    pictures: int
+    used: bool
+    def __init__(self, accuracy: _Optional[_Mapping[int, float]] = ..., pictures: _Optional[int] = ..., used: _Optional[bool] = ...) -> None: ...
 
 class ListTasksRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListTasksResponse(_message.Message):
-    __slots__ = ("tasks",)
+    __slots__ = ("tasks", "image_px")
     TASKS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PX_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[RegisteredTask]
-    def __init__(self, tasks: _Optional[_Iterable[_Union[RegisteredTask, _Mapping]]] = ...) -> None: ...
+    image_px: int
+    def __init__(self, tasks: _Optional[_Iterable[_Union[RegisteredTask, _Mapping]]] = ..., image_px: _Optional[int] = ...) -> None: ...
 
 class RemoveTaskRequest(_message.Message):
     __slots__ = ("name",)

@@ -19,6 +19,7 @@ from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.live import LiveEngine
+from isthmus.cloud.elastic.serve.measuring import Measurer
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.elastic.serve.settings import ElasticSettings
@@ -78,10 +79,13 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
             live.plan_for(task, None if warm is None else warm.accuracy(task, profile.gammas))
 
     shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
-    registry = Registry(database, artefacts, shape, changed)
+    # Tasks of warmed models have the accuracies that were measured when these were tuned.
+    measurer = Measurer(bases[0], profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
+    registry = Registry(database, artefacts, shape, changed, measurer.ask)
     registry.load()
     log.info("elastic serving of %s at gamma %s", settings.model, profile.gammas)
-    return Elastic(registry, live, Decoder(lambda data: decoded(data, runner.pixels)), shape, warm)
+    decoder = Decoder(lambda data: decoded(data, runner.pixels))
+    return Elastic(registry, live, decoder, shape, warm, measurer=measurer)
 
 
 def decoded(data: bytes, pixels: PixelSpec) -> Image:

@@ -223,6 +223,11 @@ class LiveEngine:
                 pace=self._engine.pace,
             )
 
+    def idle(self) -> bool:
+        """Returns whether no query waits for a batch or runs."""
+        with self._wake:
+            return not self._pending
+
     def waiting(self) -> int:
         """Returns the number of queries that wait for a batch."""
         with self._wake:

@@ -4,13 +4,15 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec, TaskWeights
+from isthmus.cloud.elastic.tasks.task import Measured, ModelShape, Task, TaskSpec, TaskWeights, profiling_of
 from isthmus.cloud.store import tasks as rows
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.data.images import LabelledImages
 from isthmus.proto.convert import identifier
 from isthmus.proto.errors import Corrupt, IsthmusError, NotYours
 from isthmus.proto.limits import MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
@@ -33,11 +35,14 @@ class Registry:
         artefacts: Artefacts,
         model: ModelShape,
         changed: Callable[[str, Task | None], None] = lambda name, task: None,
+        to_measure: Callable[[Task], None] = lambda task: None,
     ) -> None:
+        """``to_measure`` is called for each task that came with a profiling set and was not measured yet."""
         self._database = database
         self._artefacts = artefacts
         self._model = model
         self._changed = changed
+        self._to_measure = to_measure
         self._changing = threading.Lock()
         self._tasks: dict[str, Task] = {}
 
@@ -50,7 +55,10 @@ class Registry:
         for row in rows.listing(self._database):
             try:
                 data = self._stored(row.artefact_id)
-                self._serve(self._task(TaskSpec.from_json(row.spec_json), data, row.version))
+                task = self._task(TaskSpec.from_json(row.spec_json), data, row.version)
+                self._serve(task)
+                if task.spec.measured is None and self._profiling(task.spec, data) is not None:
+                    self._to_measure(task)
             except (IsthmusError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("task %s is not served: %s", row.name, error)
 
@@ -68,13 +76,14 @@ class Registry:
     def register(self, spec: TaskSpec, weights: Path, now_s: float) -> Task:
         """Adds a task with the safetensors file ``weights``, or replaces the task of the same name.
 
-        When this returns, the task is stored and served. Raises InvalidInput or TooLarge if it does not fit the model,
-        Busy if there are too many tasks, and StorageFull.
+        The file may hold a profiling set. When this returns, the task is stored and served. Raises InvalidInput or
+        TooLarge if it does not fit the model, Busy if there are too many tasks, and StorageFull.
         """
         identifier("task", spec.name)
         with weights.open("rb") as file:
             data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
         self._task(spec, data, 1)
+        profiling = self._profiling(spec, data)
         artefact_id = _artefact_id(data)
         with self._changing:
             self._artefacts.put(artefact_id, WEIGHTS_FILE, weights)
@@ -88,7 +97,33 @@ class Registry:
                 self._artefacts.remove(orphan)
             task = self._task(spec, data, row.version)
             self._serve(task)
+        if profiling is not None:
+            self._to_measure(task)
         return task
+
+    def profiling(self, task: Task) -> LabelledImages | None:
+        """Reads the profiling set of this version of a task; None if it is not registered any more, or has none."""
+        if self._tasks.get(task.name) is not task:
+            return None
+        for row in rows.listing(self._database):
+            if (row.name, row.version) == (task.name, task.version):
+                return self._profiling(task.spec, self._stored(row.artefact_id))
+        return None
+
+    def measured(self, task: Task, found: Measured) -> bool:
+        """Keeps and serves what was measured for this version of a task. Returns whether it is still registered."""
+        with self._changing:
+            if self._tasks.get(task.name) is not task:
+                return False
+            spec = replace(task.spec, measured=found)
+            if not rows.describe(self._database, task.name, task.version, spec.to_json()):
+                return False
+            self._serve(Task(spec, task.weights, task.version))
+            return True
+
+    def is_current(self, task: Task) -> bool:
+        """Returns whether this version of the task is still registered."""
+        return self._tasks.get(task.name) is task
 
     def remove(self, name: str) -> None:
         """Removes the task. Raises NotYours for a name that is not registered."""
@@ -112,6 +147,9 @@ class Registry:
 
     def _task(self, spec: TaskSpec, data: bytes, version: int) -> Task:
         return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version)
+
+    def _profiling(self, spec: TaskSpec, data: bytes) -> LabelledImages | None:
+        return profiling_of(data, classes=len(spec.classes), model=self._model)
 
     def _serve(self, task: Task) -> None:
         # The plans must know the task before its first query.

@@ -19,6 +19,7 @@ from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
 if TYPE_CHECKING:
     # A server for devices alone does not need timm.
+    from isthmus.cloud.elastic.serve.measuring import Measurer
     from isthmus.cloud.elastic.warm.models import WarmModels
 
 MAX_REQUEST_BYTES: Final = 512 << 20
@@ -89,6 +90,7 @@ class Elastic:
     model: ModelShape
     warm: "WarmModels | None" = None
     room: Room = field(default_factory=Room)
+    measurer: "Measurer | None" = None
     clock: Callable[[], float] = time.monotonic
 
     async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:

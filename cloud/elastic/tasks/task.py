@@ -3,13 +3,14 @@
 Axes: C classes, D width of the model, L layers of the model, G prompts per layer.
 """
 
+import dataclasses
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.proto.errors import InvalidInput, TooLarge
 from isthmus.proto.limits import MAX_CLASS_NAME_CHARS, MAX_CLASSES, MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES
 
+if TYPE_CHECKING:
+    # A client registers tasks without the libraries that read pictures.
+    from isthmus.data.images import LabelledImages
+
 FloatArray = npt.NDArray[np.float32]
 PromptMode = Literal["append", "replace"]
 PROMPT_MODES: Final[tuple[PromptMode, ...]] = ("append", "replace")
@@ -27,6 +32,10 @@ PROMPT_MODES: Final[tuple[PromptMode, ...]] = ("append", "replace")
 DEFAULT_LATENCY_S: Final = 1.0
 DEFAULT_UTILITY: Final = 1.0
 MAX_GAMMA: Final = 1_024
+
+PROFILING_PICTURES: Final = "profiling.pictures"
+PROFILING_LABELS: Final = "profiling.labels"
+MAX_PROFILING_PICTURES: Final = 10_000
 
 _TASK_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PROMPTS: Final = re.compile(r"prompts\.([1-9][0-9]{0,3})")
@@ -44,8 +53,32 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The accuracy by gamma that the server measured itself, on ``pictures`` pictures of the owner's profiling set.
+
+    ``chance`` is the share of the most frequent class in that set.
+    """
+
+    accuracy: Mapping[int, float]
+    pictures: int
+    chance: float
+
+    @property
+    def credible(self) -> bool:
+        """Whether the labels fit the task: its best gamma beats always answering the most frequent class.
+
+        By two standard errors. If it does not, the labels are wrong or the head is, and the figures say nothing about
+        merging.
+        """
+        error = math.sqrt(self.chance * (1 - self.chance) / max(1, self.pictures))
+        return max(self.accuracy.values(), default=0.0) > self.chance + 2 * error
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """The description of a task. ``accuracy`` holds what its owner measured, by gamma, for any number of gammas.
+
+    ``measured`` is what the server measured; None if it measured nothing.
 
     Raises InvalidInput for impossible values, and TooLarge for values over a bound.
 
@@ -59,6 +92,7 @@ class TaskSpec:
     accuracy: Mapping[int, float] = field(default_factory=dict)
     default_latency_s: float = DEFAULT_LATENCY_S
     default_utility: float = DEFAULT_UTILITY
+    measured: Measured | None = None
 
     def __post_init__(self) -> None:
         check_names(self.name, self.classes)
@@ -82,6 +116,7 @@ class TaskSpec:
                 "accuracy": {str(gamma): share for gamma, share in sorted(self.accuracy.items())},
                 "default_latency_s": self.default_latency_s,
                 "default_utility": self.default_utility,
+                "measured": None if self.measured is None else dataclasses.asdict(self.measured),
             }
         )
 
@@ -96,7 +131,15 @@ class TaskSpec:
             accuracy={int(gamma): float(share) for gamma, share in raw["accuracy"].items()},
             default_latency_s=raw["default_latency_s"],
             default_utility=raw["default_utility"],
+            measured=_measured(raw.get("measured")),
         )
+
+
+def _measured(raw: Any) -> Measured | None:
+    if raw is None:
+        return None
+    accuracy = {int(gamma): float(share) for gamma, share in raw["accuracy"].items()}
+    return Measured(accuracy, int(raw["pictures"]), float(raw["chance"]))
 
 
 def check_names(task: str, classes: Sequence[str]) -> None:
@@ -158,7 +201,7 @@ class TaskWeights:
             raise InvalidInput("weights: not a safetensors file of float32 tensors") from error
         prompts_LGD = {}
         for name, value in tensors.items():
-            if name in ("head.weight", "head.bias"):
+            if name in ("head.weight", "head.bias", PROFILING_PICTURES, PROFILING_LABELS):
                 continue
             matched = _PROMPTS.fullmatch(name)
             if matched is None or int(matched[1]) > MAX_GAMMA:
@@ -173,6 +216,47 @@ class TaskWeights:
             _checked("head.bias", tensors["head.bias"], (classes,)),
             dict(sorted(prompts_LGD.items())),
         )
+
+
+def with_profiling(weights: bytes, labelled: "LabelledImages") -> bytes:
+    """Returns a safetensors file of weights with a profiling set in it, for a server that measures accuracy itself."""
+    tensors = {
+        **safetensors.numpy.load(weights),
+        PROFILING_PICTURES: np.ascontiguousarray(labelled.pictures_NHWC),
+        PROFILING_LABELS: labelled.labels_N.astype(np.int64),
+    }
+    return safetensors.numpy.save(tensors)
+
+
+def profiling_of(data: bytes, *, classes: int, model: ModelShape) -> "LabelledImages | None":
+    """Returns the profiling set in a task's file, which ``TaskWeights.from_bytes`` has read; None if there is none.
+
+    Raises InvalidInput or TooLarge, naming the fault, for pictures of another size, labels beyond the classes, a set of
+    one class, and too many pictures.
+    """
+    tensors = safetensors.numpy.load(data)
+    pictures, labels = tensors.get(PROFILING_PICTURES), tensors.get(PROFILING_LABELS)
+    if pictures is None and labels is None:
+        return None
+    if pictures is None or labels is None:
+        raise InvalidInput(f"profiling: {PROFILING_PICTURES} and {PROFILING_LABELS} belong together")
+    side = model.image_px
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (side, side, 3):
+        raise InvalidInput(
+            f"profiling: pictures are {_by(pictures.shape)} {pictures.dtype}; this model needs N x {side} x {side} x 3 "
+            "uint8"
+        )
+    if len(pictures) > MAX_PROFILING_PICTURES:
+        raise TooLarge(f"profiling: {len(pictures)} pictures; at most {MAX_PROFILING_PICTURES} are accepted")
+    if labels.dtype != np.int64 or labels.shape != (len(pictures),):
+        raise InvalidInput(f"profiling: labels are {_by(labels.shape)} {labels.dtype}; one int64 per picture is needed")
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise InvalidInput(f"profiling: labels must be from 0 to {classes - 1}, and there must be some")
+    if labels.min() == labels.max():
+        raise InvalidInput("profiling: all pictures are of one class, so accuracy would say nothing")
+    from isthmus.data.images import LabelledImages
+
+    return LabelledImages(pictures, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,11 +280,15 @@ class Task:
 def expected_accuracy(task: Task, gammas: Sequence[int], others: Collection[Mapping[int, float]]) -> dict[int, float]:
     """Returns the task's accuracy at each of ``gammas``: measured or estimated, and 0 if the task cannot run.
 
+    What the server measured comes before the owner's figures, if it is credible.
+
     A task cannot run at a gamma above 0 for which it has no prompts. Between measured gammas the accuracy is
     interpolated linearly; outside them it is that of the nearest measured gamma. If nothing was measured, the mean of
     ``others`` is used. Without others, each token merged per layer costs 0.01.
     """
-    known = {gamma: share for gamma, share in task.spec.accuracy.items() if gamma <= 0 or gamma in task.prompted_gammas}
+    spec = task.spec
+    measured = spec.measured.accuracy if spec.measured is not None and spec.measured.credible else spec.accuracy
+    known = {gamma: share for gamma, share in measured.items() if gamma <= 0 or gamma in task.prompted_gammas}
     if not known:
         known = _mean(others) or {gamma: max(0.0, 1 + _MERGING_COSTS * min(gamma, 0)) for gamma in gammas}
     xs, ys = zip(*sorted(known.items()), strict=True)
