@@ -210,7 +210,7 @@ def test_tasks_are_registered_listed_asked_and_removed_from_the_command_line(rig
         assert (code, "its weights are missing" in said) == (1, True)
         (rig.folder / "ten.safetensors").write_bytes(made.weights.to_bytes())
         assert isthmus("register", str(rig.folder / "ten.json")) == (0, "ten version 1\n")
-        assert isthmus("tasks") == (0, "ten\t1\t10\t2\t-4:70.0% 0:80.0% 2:90.0%\n")
+        assert isthmus("tasks") == (0, "ten\t1\t10\t2\t-4:70.0% 0:80.0% 2:90.0%\t-\n")
         model = str(rig.folder / "vit.safetensors")
         code, said = isthmus("register", "own", "--own-head", "--model", model)
         assert (code, "nothing names the 10 classes of the head: give --classes" in said) == (1, True)
