@@ -196,7 +196,8 @@ def plain(message: Message) -> dict[str, Any]:
 
 
 def _fields(message: Message) -> Iterator[tuple[str, Any]]:
-    for field in message.DESCRIPTOR.fields:
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
         value = getattr(message, field.name)
         entry = field.message_type
         if entry is not None and entry.GetOptions().map_entry:

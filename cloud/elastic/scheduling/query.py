@@ -53,6 +53,7 @@ class Query:
         return Query(id, task, arrival_s, arrival_s + latency_s, utility, gammas)
 
     def may_run_at(self, gamma: int) -> bool:
+        """Returns whether the query permits ``gamma``."""
         return self.gammas is None or gamma in self.gammas
 
 

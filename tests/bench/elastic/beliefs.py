@@ -174,12 +174,13 @@ def main(
     """Simulate policies in worlds that differ from their beliefs, and check the bound on small cases."""
     belief = paper_profile()
     names = policies.split(",")
-    config = {"seeds": list(range(first_seed, first_seed + seeds)), "seconds": seconds, "load": LOAD}
-    report = Report("beliefs", {**config, "profile": "paper-like", "small": small})
+    chosen = range(first_seed, first_seed + seeds)
+    config = {"seeds": list(chosen), "seconds": seconds, "load": LOAD, "profile": "paper-like", "small": small}
+    report = Report("beliefs", config)
     for title in worlds.split(",") if worlds else WORLDS:
         world = WORLDS[title]
         shares: dict[str, list[float]] = {name: [] for name in names}
-        for seed in config["seeds"]:  # type: ignore[attr-defined]
+        for seed in chosen:
             truth = belief.slowed(world.slower)
             if world.accuracy is not None:
                 truth = world.accuracy(np.random.default_rng([seed, 3]), truth)

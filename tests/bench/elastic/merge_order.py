@@ -5,6 +5,7 @@ neither order has an advantage. All tasks read the same features. The difference
 the pictures that one order answers correctly and the other does not.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,11 +75,15 @@ def main(
                     "error": round(100 * float(gained_N.std() / np.sqrt(len(gained_N))), 2),
                 }
             )
+
+    def shown(order: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: f"{row[order]:.2f}"
+
     report.finish(
         {
-            "task": lambda row: row["task"],
+            "task": lambda row: str(row["task"]),
             "gamma": lambda row: str(row["gamma"]),
-            **{order: lambda row, order=order: f"{row[order]:.2f}" for order in MERGE_ORDERS},  # type: ignore[misc]
+            **{order: shown(order) for order in MERGE_ORDERS},
             "published less receiving-first": lambda row: f"{row['gain']:+.2f} ± {row['error']:.2f}",
         },
         out,

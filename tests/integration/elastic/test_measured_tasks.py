@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ class Slow:
         self.sizes: list[int] = []
         self._on_run = on_run
 
-    def run(self, items: list[Item], gamma: int) -> list[Any]:
+    def run(self, items: Sequence[Item], gamma: int) -> list[Any]:
         self.sizes.append(len(items))
         self._on_run(len(self.sizes))
         return [np.array([1.0, 0.0], np.float32) for _ in items]
