@@ -113,6 +113,7 @@ def status(device: Device) -> dict[str, Any]:
         "round": agent.round,
         "job_id": agent.job_id,
         "student": agent.active_id,
+        "student_on_trial": _on_trial(device),
         "base_student": agent.base_id,
         "verdict": agent.verdict,
         "refused_student": agent.refused_id,
@@ -364,6 +365,17 @@ def _user(device: Device) -> dict[str, Any]:
         "person": words,
         "corrections": len(person.said().corrections),
     }
+
+
+def _on_trial(device: Device) -> str:
+    """Return how far a new student has come towards counting as good, "" if it does."""
+    if not device.agent.active_id or device.state.enrolment() is None:
+        return ""
+    with suppress(Corrupt):  # A damaged record does not hide the rest; a run names it.
+        slot = _slot(device) if device.runtime is None else device.runtime.slot
+        trial = slot.trial_of(device.agent.active_id)
+        return "" if trial is None else f"{trial[0]} of {trial[1]} clips answered"
+    return ""
 
 
 def _slot(device: Device) -> StudentSlot:

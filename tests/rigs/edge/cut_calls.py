@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 
 KINDS = ("enrol", "start", "upload", "watch", "describe", "fetch", "forget")
 NEVER = 1 << 40
-MOST_TRIES = 600
+MOST_TRIES = 6_000
 PAUSE_S = 0.02
 """gRPC waits before it connects again; meanwhile each call fails at once."""
 
@@ -111,19 +111,29 @@ def _one(kind: str, port: int, database: Database, rng: random.Random, tally: Ta
 
 
 def _until(kind: str, tally: Tally, call: Callable[[], _Result]) -> _Result:
-    for _ in range(MOST_TRIES):
+    def counted() -> _Result:
         tally.tries[kind] += 1
+        return call()
+
+    return _patiently(counted)
+
+
+def _patiently(call: Callable[[], _Result]) -> _Result:
+    """Try a call again as a device does: while the cloud cannot be reached, or has no time."""
+    for _ in range(MOST_TRIES):
         try:
             return call()
         except (Busy, Unavailable):
             time.sleep(PAUSE_S)
-    raise AssertionError(f"{kind} did not succeed in {MOST_TRIES} tries")
+    raise AssertionError(f"a call did not succeed in {MOST_TRIES} tries")
 
 
 def _enrol(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     enrolment = _until("enrol", tally, lambda: through.enrol("kiosk", ""))
     direct.authenticate(enrolment.token)
-    direct.describe_student("")  # The token that arrived is known; an identity whose answer was cut has no holder.
+    _patiently(
+        lambda: direct.describe_student("")
+    )  # The token that arrived is known; an identity whose answer was cut has no holder.
 
 
 def _start(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
@@ -138,7 +148,7 @@ def _start(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
 
 def _upload(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     _, first = _known(direct, through, rng)
-    job_id = direct.start_personalisation("key", first, rounds=2, seed=1).job_id
+    job_id = _patiently(lambda: direct.start_personalisation("key", first, rounds=2, seed=1)).job_id
     for event in (job.Taken(), job.Selected((4, 4)), job.Distilled(), job.Exported("interim")):
         job_rows.apply(database, job_id, event, 1.0)
     prototypes = _prototypes(rng)
@@ -158,7 +168,7 @@ def _upload(direct: GrpcLink, through: GrpcLink, database: Database, rng: random
 
 def _watch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     _, prototypes = _known(direct, through, rng)
-    job_id = direct.start_personalisation("key", prototypes, rounds=2, seed=1).job_id
+    job_id = _patiently(lambda: direct.start_personalisation("key", prototypes, rounds=2, seed=1)).job_id
     seen = _until("watch", tally, lambda: next(through.watch_job(job_id)))
     if seen.job_id != job_id:
         tally.faults["watch: another job"] += 1
@@ -166,13 +176,14 @@ def _watch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
 
 def _describe(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     _known(direct, through, rng)
-    if _until("describe", tally, lambda: through.describe_student("")) != direct.describe_student(""):
+    known = _patiently(lambda: direct.describe_student(""))
+    if _until("describe", tally, lambda: through.describe_student("")) != known:
         tally.faults["describe: another manifest"] += 1
 
 
 def _fetch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     _known(direct, through, rng)
-    manifest = manifest_from_bytes(direct.describe_student("").manifest_bytes)
+    manifest = manifest_from_bytes(_patiently(lambda: direct.describe_student("")).manifest_bytes)
     file, received = manifest.files[0], bytearray()
 
     def fetch() -> None:
@@ -186,7 +197,7 @@ def _fetch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
 
 def _forget(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     device_id, prototypes = _known(direct, through, rng)
-    direct.start_personalisation("key", prototypes, rounds=2, seed=1)
+    _patiently(lambda: direct.start_personalisation("key", prototypes, rounds=2, seed=1))
 
     def forget() -> None:
         try:
@@ -212,7 +223,7 @@ _CALLS: dict[str, _Call] = {
 
 
 def _known(direct: GrpcLink, through: GrpcLink, rng: random.Random) -> tuple[str, Prototypes]:
-    enrolment = direct.enrol("kiosk", "")
+    enrolment = _patiently(lambda: direct.enrol("kiosk", ""))
     direct.authenticate(enrolment.token)
     through.authenticate(enrolment.token)
     return enrolment.device_id, _prototypes(rng)

@@ -47,6 +47,7 @@ def state(students: Any, tmp_path: Path) -> Path:
 def test_status(state: Path) -> None:
     facts = json.loads(call("status", "--state", state, "--json").output)
     assert (facts["device_id"], facts["phase"], facts["student"]) == ("device-1", "serve", "final")
+    assert facts["student_on_trial"] == "0 of 20 clips answered"
     assert (facts["uploaded_bytes"], facts["smallest_prototype"], facts["epsilon_spent"]) == (60, 4, 1.5)
     shown = call("status", "--state", state)
     assert shown.exit_code == 0
