@@ -9,6 +9,7 @@
 #   make docs       the documentation site in build/docs; a warning fails
 #   make bench      measurements, printed and never asserted
 #   make proto      generate the protobuf code again
+#   make page       build the front end of the pages again (needs Node.js and npm)
 #   make dist       wheel and source archive in dist/, built twice, compared and checked
 #   make clean      remove environments, caches and the demo's output
 #
@@ -53,12 +54,12 @@ DEMO_ARGS ?=
 RELEASES := $(wildcard tests/golden/releases/*.whl)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
 
-.PHONY: demo system clients test test-edge lint docs bench proto clean install install-edge hooks lint-actions dist release-check publish
+.PHONY: demo system clients test test-edge lint docs bench proto page clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
 # PortAudio reaches PulseAudio through ALSA's plugins.
-SYSTEM := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 systemd fuse3
+SYSTEM := chromium pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 systemd fuse3
 system:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || absent=postgresql; \
 	command -v promtool >/dev/null || absent="$$absent prometheus"; \
@@ -135,6 +136,9 @@ docs: $(INSTALLED)
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
 	for name in selection encoder teacher_cache training stream crowds connection footprint person elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.executors elastic.vit elastic.warmup workers load; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+
+page:
+	cd isthmus/page/web && npm ci --no-audit --no-fund --ignore-scripts && npm run build
 
 proto: $(INSTALLED)
 	$(BIN)/python -m isthmus.proto.generate

@@ -93,6 +93,23 @@ def load(
     run(load, out)
 
 
+@app.command(example="isthmus cloud page --metrics-port 9464", extra="generate")
+def page(
+    metrics_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The service's --metrics-port, on this machine.")
+    ] = 9464,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any that is free.")] = 8471,
+) -> None:
+    """Serve a page about a running service on this machine: load, queue, gammas, outcomes, personalisations.
+
+    Needs 'isthmus cloud serve --metrics-port PORT' on this machine. Prints the page's address, which holds a secret
+    token that is new at each start, and serves until it is interrupted. Writes nothing.
+    """
+    from isthmus.cloud.commands.paging import page
+
+    page(metrics_port, port)
+
+
 @app.command(
     example="""
     isthmus cloud devices --state state

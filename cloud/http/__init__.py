@@ -1,1 +1,1 @@
-"""HTTP: OpenAI's interface to generation, and the Open Inference Protocol. Only this folder imports an HTTP server."""
+"""HTTP: OpenAI's interface to generation, and the Open Inference Protocol."""

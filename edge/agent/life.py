@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,13 +29,23 @@ class Life:
     happenings: Happenings = field(default_factory=Happenings)
     link: LinkMemory | None = None
     view: LiveView | None = None
+    working: Callable[[], bool] = lambda: False
     personalise: threading.Event = field(default_factory=threading.Event)
     service: ServiceManager = field(default_factory=lambda: ServiceManager({}, time.monotonic))
 
     def answered(
-        self, result: LiveAnswer, classes: tuple[str, ...], *, ended_s: float, sound: bool, picture: bool, asked: bool
+        self,
+        result: LiveAnswer,
+        classes: tuple[str, ...],
+        *,
+        ended_s: float,
+        took_ms: float,
+        sound: bool,
+        picture: bool,
+        asked: bool,
     ) -> None:
-        """Note the answer to a clip. ``ended_s``: Unix time of the clip's end. ``asked``: the cloud was asked, too."""
+        """Note the answer to a clip. ``ended_s``: Unix time of the clip's end. ``took_ms``: from the captured clip to
+        its answer. ``asked``: the cloud was asked, too."""
         answer, setting = result.answer, result.setting
         probabilities_C = answer.probabilities_C
         self.happenings.note(
@@ -49,7 +60,7 @@ class Life:
             ratio=None if setting is None else setting.ratio,
             number_type=None if setting is None else setting.number_type.value,
             up_bytes=answer.up_bytes,
-            total_ms=answer.total_ms,
+            took_ms=took_ms,
             round_trip_ms=answer.round_trip_ms,
             chance=None if self.link is None else self.link.probability,
             sound=sound,

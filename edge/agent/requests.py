@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
 from isthmus.edge.agent import shown
-from isthmus.edge.agent.behaviour import Phase, State
+from isthmus.edge.agent.behaviour import State
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
@@ -295,6 +295,7 @@ def mine(device: Device) -> dict[str, Any]:
         **privacy(device.state),
         "user": None,
         "wait": _why_not(device),
+        "busy": device.life is not None and device.life.working(),
     }
     with suppress(Corrupt, WrongState):  # A student that is damaged is fetched again; it does not hide the rest.
         person, student_id = _person(device)
@@ -319,8 +320,8 @@ def _why_not(device: Device) -> str:
     state, stored = device.runtime.state, len(device.store.clips())
     if not state.active_id:
         return "the first student is not here yet"
-    if state.phase not in (Phase.SERVE, Phase.ENCODE):
-        return "one is under way"
+    if device.life.working() or device.life.personalise.is_set():
+        return "the device is at work on its student"
     if not device.runtime.affordable:
         return "the privacy budget is spent"
     if stored < FEWEST_CLIPS:

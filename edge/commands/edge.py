@@ -216,6 +216,23 @@ def forget(
     forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca), person)
 
 
+@app.command(example="isthmus edge page --state device", extra="page")
+def page(
+    state: State,
+    port: Annotated[int, Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any that is free.")] = 8470,
+    person: Annotated[str, Option(help="Whose page, on a device that several people share.")] = "",
+) -> None:
+    """Serve this device's own page on this machine: what it sees, how it answers, what it learned, and what it sent.
+
+    Needs the --state folder of 'isthmus edge run'. The device should be running; the page says so if it is not. Prints
+    the page's address, which holds a secret token, and serves until it is interrupted. Writes the token to --state.
+    Nothing of the page is loaded from elsewhere, and it answers on 127.0.0.1 alone.
+    """
+    from isthmus.edge.commands.page import page
+
+    page(state, person, port)
+
+
 clips = App(
     "isthmus edge clips", help="Show, keep and delete what the device has captured, and pause it.", extra="edge"
 )

@@ -49,7 +49,7 @@ def keep_living(
             time.sleep(seconds)
 
         answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
-        life.link = answers.memory
+        life.link, life.working = answers.memory, lambda: worker.busy
         _work(runtime, device, store, worker, asked.clips_before, life)
         say = _Sayer(life)
         life.service.ready()
@@ -141,7 +141,7 @@ class _Sayer:
 
     def now(self, text: str) -> None:
         self._last = text
-        self._life.happenings.note("trouble", text=text)
+        self._life.happenings.note("trouble", text=text.partition("; press Ctrl-C")[0])
         self._life.service.status(plain(text))
         typer.echo(plain(text), err=True)
 
@@ -165,12 +165,13 @@ def _tell(
         say.once(captured.reason)
         life.happenings.note("withheld", reason=captured.reason, ended_s=ended_s)
         return
-    asked_before = answers.memory.asked
+    began_s, asked_before = runtime.clock(), answers.memory.asked
     result = answers.answer(captured.taken, random.random())
     life.answered(
         result,
         runtime.enrolment.classes,
         ended_s=ended_s,
+        took_ms=(runtime.clock() - began_s) * 1000,
         sound=captured.waveform_T is not None,
         picture=captured.pictures is not None,
         asked=answers.memory.asked > asked_before,

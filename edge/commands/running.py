@@ -304,12 +304,13 @@ def _keep_answering(
             captured = (live.next_clip(f"live-{number}").taken for number in itertools.count(1))
             taken = (each for each in captured if each is not None)
         for each in taken:
-            ended_s, asked_before = time.time(), answers.memory.asked
+            began_s, ended_s, asked_before = runtime.clock(), time.time(), answers.memory.asked
             result = answers.answer(each, random.random())
             life.answered(
                 result,
                 classes,
                 ended_s=ended_s,
+                took_ms=(runtime.clock() - began_s) * 1000,
                 sound=each.clip.spectrogram_FT is not None,
                 picture=each.clip.frames_KHWC is not None,
                 asked=answers.memory.asked > asked_before,

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +16,13 @@ import pytest
 from isthmus.edge.link import over_grpc
 from isthmus.edge.link.interface import Link, MemoryCloud, MemoryLink
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
-from isthmus.proto import convert, keepalive
+from isthmus.proto import keepalive
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.errors import (
     NAME_KEY,
     RETRY_KEY,
     Busy,
     InvalidInput,
-    IsthmusError,
     NotYours,
     TooLate,
     Unauthenticated,
@@ -31,82 +30,13 @@ from isthmus.proto.errors import (
     WrongState,
 )
 from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototypes, Stage, UploadMode
-from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
 from tests.rigs.edge.faulty_link import faulty_link
+from tests.rigs.edge.memory_service import Servicer, served
 
-STATUS = {code.value[0]: code for code in grpc.StatusCode}
 PROTOTYPES = Prototypes(
     np.array([[0.5, 0.5, 0.0]], np.float32), np.array([4], np.int32), UploadMode.PROTOTYPES, min_cluster=3
 )
-
-
-class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer):
-    """The memory cloud behind gRPC: a new MemoryLink answers each call."""
-
-    def __init__(self, cloud: MemoryCloud) -> None:
-        self.cloud = cloud
-        self.stall = threading.Event()
-        self.stall.set()
-
-    def Enrol(self, request: Any, context: Any) -> Any:
-        return self._do(
-            context, lambda link: convert.enrolment_to_pb(link.enrol(request.device_name, request.enrolment_key))
-        )
-
-    def StartPersonalisation(self, request: Any, context: Any) -> Any:
-        def start(link: MemoryLink) -> Any:
-            prototypes = convert.prototypes_from_pb(request.prototypes)
-            status = link.start_personalisation(
-                request.idempotency_key, prototypes, rounds=request.rounds, seed=request.seed
-            )
-            return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status))
-
-        return self._do(context, start)
-
-    def UploadPrototypes(self, request: Any, context: Any) -> Any:
-        def upload(link: MemoryLink) -> Any:
-            status = link.upload_prototypes(
-                request.job_id, request.round, convert.prototypes_from_pb(request.prototypes)
-            )
-            return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status))
-
-        return self._do(context, upload)
-
-    def WatchJob(self, request: Any, context: Any) -> Iterator[Any]:
-        statuses = self._do(context, lambda link: list(link.watch_job(request.job_id)))
-        return (pb.WatchJobResponse(job=convert.job_status_to_pb(status)) for status in statuses)
-
-    def Forget(self, request: Any, context: Any) -> Any:
-        self._do(context, lambda link: link.forget())
-        return pb.ForgetResponse()
-
-    def DescribeStudent(self, request: Any, context: Any) -> Any:
-        return self._do(context, lambda link: convert.signed_manifest_to_pb(link.describe_student(request.student_id)))
-
-    def FetchStudent(self, request: Any, context: Any) -> Iterator[Any]:
-        chunks = self._do(
-            context, lambda link: list(link.fetch_file(request.student_id, request.file_name, request.offset_bytes))
-        )
-        return (convert.chunk_to_pb(chunk) for chunk in chunks)
-
-    def Infer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        student_id = dict(context.invocation_metadata())["isthmus-student"]
-        session = self._do(context, lambda link: link.open_infer(student_id, timeout_s=1))
-        for request in requests:
-            self.stall.wait(timeout=20)
-            if not self.cloud.reachable:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
-            yield convert.infer_reply_to_pb(session.ask(request.sequence, request.frame, timeout_s=1))
-
-    def _do(self, context: Any, call: Callable[[MemoryLink], Any]) -> Any:
-        link = MemoryLink(self.cloud)
-        link.authenticate(dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer "))
-        try:
-            return call(link)
-        except IsthmusError as error:
-            context.set_trailing_metadata(((NAME_KEY, type(error).__name__),))
-            context.abort(STATUS[error.code], str(error))
 
 
 @dataclass
@@ -124,17 +54,11 @@ def shore(request: pytest.FixtureRequest, students: Any) -> Iterator[Shore]:
     if request.param == "memory":
         yield Shore(cloud, MemoryLink(cloud))
         return
-    servicer = Servicer(cloud)
-    server = grpc.server(ThreadPoolExecutor(4))
-    rpc.add_PersonalisationServiceServicer_to_server(servicer, server)
-    rpc.add_InferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
-    yield Shore(cloud, link, servicer.stall)
-    servicer.stall.set()
-    link.close()
-    server.stop(None).wait()
+    with served(cloud) as (port, servicer):
+        link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
+        yield Shore(cloud, link, servicer.stall)
+        servicer.stall.set()
+        link.close()
 
 
 @pytest.fixture

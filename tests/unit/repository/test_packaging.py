@@ -30,6 +30,8 @@ EXTRA_OF = {
     "proto/": "client",
     "proto/generate.py": "dev",
     "edge/": "edge",
+    "edge/commands/page.py": "page",
+    "edge/page/": "page",
     "data/": "edge",
     "data/images.py": "elastic",
     "distill/": "train",
@@ -37,8 +39,11 @@ EXTRA_OF = {
     "cloud/elastic/model/": "elastic",
     "cloud/generation/": "generate",
     "cloud/http/": "generate",
+    "cloud/commands/paging.py": "generate",
+    "cloud/page/": "generate",
     "isthmus/": "demo",
     "isthmus/link/": "link",
+    "isthmus/page/": "page",
 }
 
 ONLY_WHAT_THE_EXTRA_HAS = """
