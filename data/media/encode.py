@@ -17,7 +17,7 @@ FLV_SOUND_HZ: Final = 22_050
 
 def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int) -> None:
     """Write samples in [-1, 1] as mono 16-bit WAV. The file appears whole or not at all."""
-    with replaced(path, durable=False) as part, wave.open(str(part), "wb") as file:
+    with replaced(path, durable=False) as part, part.open("wb") as raw, wave.open(raw, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate_hz)

@@ -438,7 +438,7 @@ class StudentSlot:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn a full disk or quota into StorageFull, and a file or folder in the wrong place into Corrupt."""
+    """Turn a full disk or quota, and one that can only be read, into StorageFull; a misplaced file into Corrupt."""
     try:
         yield
     except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -446,6 +446,8 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull("the disk is full; free some space and it goes on") from error
+        if error.errno == errno.EROFS:  # a memory card that fails is often mounted anew like this
+            raise StorageFull("the disk can only be read; make it writable and it goes on, or use another") from error
         raise
 
 

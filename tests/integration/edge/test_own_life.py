@@ -27,6 +27,7 @@ from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.store import ClipStore, StoredSelection
+from isthmus.proto.errors import StorageFull
 from tests.rigs.edge.device import load_test
 
 PERSON_COMES = 3
@@ -135,6 +136,24 @@ def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
         lived(runtime, device, store, studio)
         assert runtime.state.active_id == "final"
         assert len(device.ledger()) == len({each.idempotency_key for each in device.ledger()})
+
+
+def test_a_full_disk_stores_nothing_and_every_clip_is_answered(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=8)
+        monkeypatch.setattr(living, "Capture", studio)
+
+        def full(*words: object) -> str:
+            raise StorageFull("the disk is full; free some space and it goes on")
+
+        monkeypatch.setattr(store, "add", full)
+        lived(runtime, device, store, studio)
+        out = capsys.readouterr()
+        assert len(out.out.splitlines()) == 8 - PERSON_COMES
+        assert out.err.count("this clip is answered, not stored: the disk is full") == 1
+        assert store.clips() == []
 
 
 class Watching(ServiceManager):

@@ -11,6 +11,7 @@ from isthmus.data.synthetic.face import Face, film
 from isthmus.data.synthetic.voice import RATE_HZ, Voice, speak
 from isthmus.edge.capture import gates
 from isthmus.edge.capture.gates import FaceGate, find_voice_gate, framed, resampled, voice_by_energy
+from tests.rigs.edge.scene import faces
 
 CUES = np.zeros(6)
 
@@ -79,6 +80,14 @@ def test_of_several_faces_the_largest_counts() -> None:
         picture[20:130, 20:130] = each
     box = gate.find(pictures)
     assert box is not None and box[0] > 240
+
+
+def test_of_three_faces_the_nearest_counts() -> None:
+    gate, pictures = FaceGate(), faces(3, others=2)
+    found = gate.faces(pictures[0])
+    assert len(found) == 3, "all of them are seen"
+    box = gate.find(list(pictures))
+    assert box == gate.faces(pictures[1])[0] and box[2] > 1.5 * found[1][2]
 
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 40), (440, 320, 40, 40), (200, 100, 300, 300)])
