@@ -3,8 +3,9 @@
 The server runs on loopback in a process of its own, with a ViT of 2.7 M parameters for 32 x 32 images (random weights,
 or the file that is given). There is one client. The reply reports how long the batch ran. The rest of the wall time is
 overhead: gRPC, checks, decoding, queue, planning and the reply. An echo server that receives the same bytes measures
-gRPC's part of it. HTTP is asked over one kept connection by the standard library's client, on a thread: as JSON, and as
-binary data behind JSON.
+gRPC's part of it. HTTP is asked over one kept connection by the standard library's client, on a thread: as JSON, and
+as binary data behind JSON. The server's processor time per query is counted too, the model's included, since it means
+something on a busy machine as well.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 
 import grpc
 import numpy as np
+import psutil
 import typer
 from PIL import Image
 
@@ -117,21 +119,33 @@ def ways_in_by_http(address: str, image: Image32) -> dict[str, Ask]:
     }
 
 
-async def measure(report: Report, server: str, echo: str, http: str, queries: int, repeats: int) -> None:
+def server_cpu_s(pid: int) -> float:
+    """Return the processor time of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+async def measure(
+    report: Report, server: str, echo: str, http: str, pids: tuple[int, int], queries: int, repeats: int
+) -> None:
     """Time all kinds in turn, ``repeats`` times after one warm-up."""
     walls_s: dict[str, list[list[float]]] = {}
     added_s: dict[str, list[list[float]]] = {}
+    cpu_s: dict[str, list[float]] = {}
     async with grpc.aio.insecure_channel(server) as to_server, grpc.aio.insecure_channel(echo) as to_echo:
         for repeat in range(repeats + 1):
             image = Image32.random()
             for name, ask in {**ways_in(to_server, to_echo, image), **ways_in_by_http(http, image)}.items():
                 wall_s, beyond_s = [], []
+                pid = pids[name.startswith("echo")]
+                before_s = server_cpu_s(pid)
                 for _ in range(queries):
                     began_s = time.perf_counter()
                     run_s = await ask()
                     wall_s.append(time.perf_counter() - began_s)
                     beyond_s.append(wall_s[-1] - run_s)
                 if repeat:
+                    cpu_s.setdefault(name, []).append((server_cpu_s(pid) - before_s) / queries)
                     walls_s.setdefault(name, []).append(wall_s)
                     added_s.setdefault(name, []).append(beyond_s)
     for name in walls_s:
@@ -141,6 +155,7 @@ async def measure(report: Report, server: str, echo: str, http: str, queries: in
                 "way": name,
                 "wall_p50_s": Spread.of([percentiles(tuple(each))[0] for each in walls_s[name]]).to_json(),
                 "added_p50_s": Spread.of([p50_s for p50_s, _ in waits_s]).to_json(),
+                "server_cpu_s": Spread.of(cpu_s[name]).to_json(),
                 "added_p99_s": Spread.of([p99_s for _, p99_s in waits_s]).to_json(),
             }
         )
@@ -180,12 +195,14 @@ def main(
         server_address = family.wait_for_address(server, server_port, START_TIMEOUT_S)
         with ElasticClient.connect(server_address) as client:
             client.register(TaskSpec(TASK, tuple(map(str, range(10))), accuracy={0: 0.7}), head_only().to_bytes())
-        asyncio.run(measure(report, server_address, echo_address, http, queries, repeats))
+        pids = (server.process.pid, echo.process.pid)
+        asyncio.run(measure(report, server_address, echo_address, http, pids, queries, repeats))
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "way in": lambda row: str(row["way"]),
         "wall p50 ms": lambda row: shown(row["wall_p50_s"], 1e3),
         "beyond the model p50 ms": lambda row: shown(row["added_p50_s"], 1e3),
         "p99 ms": lambda row: shown(row["added_p99_s"], 1e3),
+        "server CPU ms": lambda row: shown(row["server_cpu_s"], 1e3),
     }
     report.finish(columns, out)
 
