@@ -133,13 +133,14 @@ def digest_of(manifest: StudentManifest) -> str:
 def begun(known: Trust | None, pinned: bytes, device_id: str) -> Trust:
     """Return what is trusted at a start. ``pinned``: the key of the enrolment.
 
-    A device that has enrolled anew begins anew with versions; what it refused and what was good are about bytes and
-    stay.
+    A device that has enrolled anew begins anew with versions, and with the key of that enrolment; what it refused and
+    what was good are about bytes and stay.
     """
     if known is None:
         return Trust((pinned,), device_id)
     keys = known.keys if pinned in known.keys else (pinned,)
     if device_id and known.device_id not in ("", device_id):
+        keys = (*(key for key in keys if key != pinned), pinned)
         return Trust(keys, device_id, refusals=known.refusals, good=known.good, trials=known.trials, times=known.times)
     return replace(known, keys=keys, device_id=device_id or known.device_id)
 
@@ -187,7 +188,8 @@ def accepted(trust: Trust, manifest: StudentManifest, now_s: float, *, again: bo
     if manifest.expires_s and now_s > manifest.expires_s:
         raise Outdated(
             f"the manifest of {name} expired on {_date(manifest.expires_s)}, and today is {_date(now_s)} on this "
-            "device: the cloud, or somebody between, sends old answers. If this device's clock is wrong, set it"
+            "device: the cloud, or somebody between, sends old answers. If this device's clock is wrong, set it; if "
+            "the cloud's was, 'isthmus edge enrol --again' begins anew"
         )
     if not (again and digest in trust.accepted):
         _check_version(trust, manifest, digest)

@@ -37,7 +37,7 @@ from isthmus.proto.messages import JobStatus, Prototypes
 from tests.conftest import TinyStudents
 from tests.rigs.data.clips import write_tiny_clips
 from tests.rigs.edge.device import Clock, device
-from tests.rigs.edge.power_disk import Disk, Loss, write_left
+from tests.rigs.edge.power_disk import Disk, Left, Loss, write_left
 from tests.rigs.edge.power_mount import mark, operations, recorded
 
 EPSILON = 0.5
@@ -150,7 +150,7 @@ def record_and_cut(
             for loss in losses:
                 left = disk.after_power_loss(loss, rng)
                 findings.points += 1
-                key = sha256(repr((left, marks)).encode()).digest()
+                key = _key(left, marks)
                 if key in seen or "/device" not in left:
                     continue  # The same disk was looked at before.
                 seen.add(key)
@@ -162,6 +162,15 @@ def record_and_cut(
                     _go_on(root / "device", students, plan, sent, findings, where)
                 shutil.rmtree(root)
         return findings
+
+
+def _key(left: Left, marks: list[str]) -> bytes:
+    """Return a digest of a disk and of what the world knows of the device."""
+    digest = sha256(repr(marks).encode())
+    for path, (kind, mode, content) in left.items():
+        digest.update(f"{path} {kind} {mode} {len(content)} ".encode())
+        digest.update(content)
+    return digest.digest()
 
 
 def _check(
@@ -186,9 +195,10 @@ def _check(
             read()
         if len(state.ledger()) < len(sent):
             findings.fault("an upload without a line in the ledger", where)
-        current = _slot(root, students).current() if state.enrolment() is not None else None
+        slot = _slot(root, students)
+        current = slot.current() if state.enrolment() is not None else None
         if current is not None:
-            _slot(root, students).checked(current.manifest.student_id)
+            slot.checked(current.manifest.student_id)
         elif any(each.startswith("active") for each in marks):
             findings.fault("no student in use", where)
         _check_clips(root, marks, findings, where)

@@ -163,6 +163,10 @@ def test_a_device_that_enrols_anew_begins_anew_with_versions_alone() -> None:
     anew = trust.begun(known, bytes(32), "dev-2")
     assert (anew.own_version, anew.device_id, anew.refusals) == (0, "dev-2", known.refusals)
     assert trust.begun(known, b"k" * 32, "dev-2").keys == (b"k" * 32,)
+    rotated = replace(known, keys=(bytes(32), b"n" * 32))
+    assert trust.begun(rotated, bytes(32), "dev").keys == rotated.keys, "the enrolment still has the first key"
+    restored = trust.begun(rotated, bytes(32), "dev-2")  # The cloud was restored from a backup with the first key.
+    assert restored.keys == (b"n" * 32, bytes(32))
 
 
 def test_a_student_is_good_after_enough_answers() -> None:
