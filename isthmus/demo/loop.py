@@ -127,6 +127,7 @@ class Loop:
         self._family.wait(
             *(self._talk(client, "reply", words) for client in clients), timeout_s=DEVICE_LIMIT_S, on_tick=on_tick
         )
+        server.process.terminate()
         found = {client: self._read(client, ".reply.json") for client in clients}
         return {client: Spoken(SAID, each["sent"], each["reply"].strip()) for client, each in found.items()}
 

@@ -74,10 +74,18 @@ class LearnedLengths:
     With ``idle_quantile`` the quantile follows the load: that one if nobody waits, ``quantile`` if as many wait as can
     run. A short queue has room for answers that turn out longer; a long one has not. With ``conditional`` it is the
     quantile of those answers that are longer than what there is already, so a prediction grows as tokens come.
+
+    ``most_over``: the largest factor by which a plan exceeds the median. Where a prompt says nothing of its answer, a
+    high quantile is the same long answer for everybody; planned so, hardly anybody is admitted.
     """
 
     def __init__(
-        self, quantile: float = QUANTILE, *, idle_quantile: float | None = None, conditional: bool = False
+        self,
+        quantile: float = QUANTILE,
+        *,
+        idle_quantile: float | None = None,
+        conditional: bool = False,
+        most_over: float = math.inf,
     ) -> None:
         for each in (quantile, idle_quantile or quantile):
             if not 0 < each < 1:
@@ -86,6 +94,7 @@ class LearnedLengths:
         self._busy_z = _NORMAL.inv_cdf(quantile)
         self._z = self._busy_z
         self._conditional = conditional
+        self._most_over = math.log(most_over)
         self._fits: dict[str, _Fit] = {}
         self._all = _Fit()
 
@@ -99,7 +108,8 @@ class LearnedLengths:
         if fit.seen < 2:
             return float(max(len(life.tokens) + 1, min(life.request.max_tokens, 64)))
         x = math.log(len(life.request.prompt))
-        found = math.exp(min(20.0, fit.mean(x) + self._z_of(life, fit, x) * fit.spread))
+        over = min(self._most_over, self._z_of(life, fit, x) * fit.spread)
+        found = math.exp(min(20.0, fit.mean(x) + over))
         # Beyond the prediction, what was drawn says more than the model: such answers are long.
         least = 1.25 * len(life.tokens) + 1
         return min(float(life.request.max_tokens), max(found, least)) if life.left else float(len(life.tokens))

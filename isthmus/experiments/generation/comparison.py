@@ -15,6 +15,8 @@ Report = Callable[[str], None]
 Found = Sequence[Mapping[str, Any]]
 
 FAIRNESS_LOAD: Final = 1.1
+FAIRNESS_TIMES: Final = 4
+"""Times as many requests as elsewhere: unfairness is between users who wait, and a queue takes time to grow."""
 AZURE_LOAD: Final = 0.7
 AZURE_POLICIES: Final = ("fused", "srpt", "jitserve", "paced")
 FLEET_LOAD: Final = 0.9
@@ -31,7 +33,9 @@ def cells_of(
             found.append(Cell("bound", "lmaas", load, seed, "bound", requests))
             found += [Cell("policy", "lmaas", load, seed, policy, requests) for policy in policies]
             found += [Cell("policy", "lmaas", load, seed, each, requests, "known") for each in ("paced", "magnus")]
-        found += [Cell("fairness", "lmaas", FAIRNESS_LOAD, seed, policy, requests) for policy in ("fused", "vtc")]
+        found += [
+            Cell("fairness", "lmaas", FAIRNESS_LOAD, seed, each, FAIRNESS_TIMES * requests) for each in ("fused", "vtc")
+        ]
         for workload in ("lmaas", "chat", *(() if trace is None else (str(trace),))):
             found += [Cell("prediction", workload, 1.0, seed, each, requests) for each in PREDICTORS]
         found += [Cell("fleet", "chat", FLEET_LOAD, seed, each, requests) for each in FLEETS]

@@ -1,16 +1,23 @@
 """Other servers as replicas, the official openai client in front: same answers, failures hidden or told, drain."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from isthmus.cloud.commands.generation import serving
+from isthmus.cloud.commands.generation.options import GenerateServeOptions
+from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.host import open_generation
+from isthmus.cloud.generation.serve.live import Piece
+from isthmus.cloud.generation.serve.serving import Wishes
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.cloud.generation.serve.upstream import Upstream
 from isthmus.proto.errors import InvalidInput
@@ -176,6 +183,50 @@ def test_more_than_may_wait_are_refused_and_the_others_are_answered() -> None:
         for thread in streams:
             thread.join(timeout=60)
         until(lambda: relay.under_way == 0)
+
+
+def test_the_command_line_opens_a_relay_drains_by_file_and_keeps_answers(tmp_path: Path) -> None:
+    script = Script(pieces=["Kept."])
+    (tmp_path / "rules.json").write_text('{"faq": {"shared": true}}')
+    wishes = Wishes(sampling=Sampling(temperature=0.0), kind="faq")
+
+    async def run(urls: list[str], drained: str) -> list[str]:
+        (tmp_path / "drained").write_text(drained)
+        asked = GenerateServeOptions(
+            generate_upstream=urls, drained=tmp_path / "drained", cache=tmp_path / "rules.json", policy="vtc"
+        )
+        async with serving._relay(asked) as relay, serving._cached(asked, relay) as answering:
+            texts = []
+            for _ in range(2):
+                async for item in await answering.chat(MESSAGES, wishes):
+                    texts.append(item.text if isinstance(item, Piece) else item.outcome.value)
+            return texts
+
+    with scripted(script) as theirs:
+        urls = [theirs, "http://127.0.0.1:9"]
+        assert asyncio.run(run(urls, "http://127.0.0.1:9\n")) == ["Kept.", "finished", "Kept.", "cached"]
+        assert len(script.seen) == 1
+        with pytest.raises(ValueError, match="which is no --generate-upstream"):
+            asyncio.run(run(urls, "http://127.0.0.1:10"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (GenerateServeOptions(), "either MODEL_DIR or --generate-upstream"),
+        (GenerateServeOptions(model=Path("m"), generate_upstream=["http://h"]), "either MODEL_DIR or"),
+        (GenerateServeOptions(generate_upstream=["http://h"], cache_embedder=Path("e")), "needs --cache"),
+        (GenerateServeOptions(generate_upstream=["http://h"], policy="paced"), "other servers do themselves"),
+        (GenerateServeOptions(generate_upstream=["h"]), "must be http://HOST:PORT"),
+        (GenerateServeOptions(generate_upstream=["http://h"], http="0.0.0.0:0"), "other machines"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_is_opened(
+    asked: GenerateServeOptions, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.logs, "configure", lambda level: None)
+    with pytest.raises((ValueError, InvalidInput), match=said):
+        serving.serve(asked)
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8000", "http://key@host:1", "http://h/?q", "http://"])

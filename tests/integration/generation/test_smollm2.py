@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import make_cache
 from isthmus.cloud.generation.model.kv import LAYOUTS, Span
@@ -23,6 +24,28 @@ def smollm2() -> Path:
         pytest.skip("set ISTHMUS_SMOLLM2 to SmolLM2-135M as 'isthmus generate convert' writes it")
     pytest.importorskip("transformers", reason="install transformers to compare with it")
     return Path(value)
+
+
+def test_with_ordinary_products_logits_are_those_of_transformers(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    import isthmus.distill.torchvision_import  # noqa: F401  (transformers imports torchvision)
+
+    # Packed products, which are faster with few rows, add up in another order; see the next test.
+    monkeypatch.setattr(PackedLinear, "_packs", lambda self, inputs: False)
+    config = LlamaConfig.read(smollm2)
+    model, tokenizer = load_llama(smollm2, config), TextTokenizer.read(smollm2, config)
+    theirs = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    prompt = tokenizer.chat([{"role": "user", "content": "What is the capital of France? 12 34, naïve €5."}])
+    cache = make_cache("slots", model, Limits())
+    cache.begin([Span(0, 0, 0, len(prompt))])
+    positions = torch.arange(len(prompt))
+    ours = model(torch.tensor(prompt), positions, positions, cache)
+    with torch.no_grad():
+        reference = theirs(torch.tensor([prompt])).logits[0]
+    assert float((ours - reference).abs().max()) < 1e-4
 
 
 def test_logits_and_greedy_tokens_are_those_of_transformers(smollm2: Path) -> None:

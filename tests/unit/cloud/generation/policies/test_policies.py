@@ -177,6 +177,10 @@ def test_a_conditional_quantile_grows_with_the_answer_and_nearest_ones_take_no_s
     assert grown == sorted(grown) and grown[-1] > 900
     assert nearest.predict(life("code", 60)) == 1_000
     assert NearestLengths(0.4).predict(life("code", 60)) == 64
+    over = LearnedLengths(0.9, most_over=1.5)
+    for length in [10, 1_000] * 20:
+        over.learn(life("code", 60, tokens=length))
+    assert over.predict(life("code", 60)) == pytest.approx(150, rel=0.05), "1.5 times the median of 100"
     low = NearestLengths(0.2)
     for length in [10] * 5 + [1_000] * 5:
         low.learn(life("code", 60, tokens=length))
