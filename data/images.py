@@ -319,6 +319,26 @@ def read_images(
     return LabelledImages(np.stack(pictures), np.array(labels, np.int64))
 
 
+def read_encoded(path: Path, *, limit: int | None = None, columns: Columns = USUAL_COLUMNS) -> list[tuple[bytes, int]]:
+    """Return the files of the pictures of a set, as they are stored, and their labels; at most ``limit`` of them.
+
+    Raises ImageError like ``read_images``, but for pictures that cannot be decoded.
+    """
+    found: list[tuple[bytes, int]] = []
+    for shard, row, picture, label in _rows(path, columns):
+        if limit is not None and len(found) == limit:
+            break
+        if not isinstance(label, int) or label < 0:
+            raise ImageError(f"{shard.name}, row {row}: its label is {label!r}; a number from 0 is needed")
+        try:
+            found.append((_encoded(picture), int(label)))
+        except ImageError as error:
+            raise ImageError(f"{shard.name}, row {row}: {error}") from error
+    if not found:
+        raise ImageError(f"{path.name} holds no pictures")
+    return found
+
+
 def _encoded(cell: object) -> bytes:
     """Return the encoded picture of a cell: the bytes themselves, or a struct's ``bytes``."""
     if isinstance(cell, dict):

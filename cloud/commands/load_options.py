@@ -23,6 +23,18 @@ class Load:
     ] = "query"
     task: Annotated[str | None, Option(help="With --what query: name of a registered task.")] = None
     image: Annotated[Path | None, Option(help="With --what query: a JPEG or PNG file that every query sends.")] = None
+    data: Annotated[
+        Path | None,
+        Option(
+            help="With --what query, in place of --image: labelled pictures (Parquet). Every query sends the next one, "
+            "and right answers are counted. Take pictures on which no profile was measured."
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        Option(help="With --data: cifar10, animals-vehicles, animals or a JSON file, which maps labels to classes."),
+    ] = None
+    pictures: Annotated[int, Option(min=1, max=100_000, help="With --data: read this many pictures.")] = 1_000
     rate: Annotated[
         str, Option(help="Open loop: calls per second, sent whatever the answers. Several rates: 50,100,200.")
     ] = ""

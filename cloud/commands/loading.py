@@ -1,13 +1,14 @@
 """The work of ``isthmus cloud load``: connect, send, and write the figures."""
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ from isthmus.data.traces import read_trace
 from isthmus.proto.errors import InvalidInput, from_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from isthmus.cloud.commands.load_options import Load
 
 _OPEN_S = 60.0
@@ -40,10 +39,11 @@ def load(options: "Load", out: Path | None) -> None:
 
 async def _measure(options: "Load") -> dict[str, Any]:
     rows = []
+    labelled = (_labelled(options), itertools.count())
     try:
-        rows += await _against(options, "server", lambda: _caller(options))
+        rows += await _against(options, "server", lambda: _caller(options, labelled))
         if options.echo:
-            frame = await _like_the_servers(options)
+            frame = await _like_the_servers(options, labelled)
             with _echo_server() as address:
                 rows += await _against(options, "echo", lambda: _echo_caller(options, address, frame))
     except grpc.aio.AioRpcError as error:
@@ -92,13 +92,39 @@ def _times(options: "Load", rate: float) -> arrivals.Float64s:
     return arrivals.poisson(rate, options.duration_s, options.seed)
 
 
-def _caller(options: "Load") -> Caller:
+_Labelled = tuple[list[tuple[bytes, int]], Iterator[int]]
+
+
+def _labelled(options: "Load") -> list[tuple[bytes, int]]:
+    """Read the pictures of --data with their classes. Raises ImageError, ValueError if the recipe does not fit."""
+    if options.data is None:
+        return []
+    from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, read_recipe
+    from isthmus.data.images import read_encoded
+
+    found = read_encoded(options.data, limit=options.pictures)
+    if options.recipe is None:
+        return found
+    classes = read_recipe(options.recipe).class_of_label
+    if max(label for _, label in found) >= len(classes):
+        raise ValueError(f"--recipe {options.recipe} lists {len(classes)} labels; {options.data.name} has higher ones")
+    kept = [(encoded, classes[label]) for encoded, label in found if classes[label] != LEFT_OUT]
+    if not kept:
+        raise ValueError(f"--recipe {options.recipe} leaves out all pictures of {options.data.name}")
+    return kept
+
+
+def _caller(options: "Load", labelled: _Labelled) -> Caller:
     channel = _channel(options.server, options.tls_cert)
     match options.what:
         case "query":
-            if options.task is None or options.image is None:
-                raise InvalidInput("--what query needs --task and --image")
+            if options.task is None or (options.image is None) == (options.data is None):
+                raise InvalidInput("--what query needs --task, and either --image or --data")
             latency_s = options.deadline_ms / 1e3
+            if options.image is None:
+                pictures, turn = labelled
+                key = key_in(options.key_file)
+                return callers.labelled_queries(channel, options.task, pictures, latency_s, key, turn)
             encoded = options.image.read_bytes()
             return callers.query(channel, options.task, encoded, latency_s, key_in(options.key_file))
         case "device":
@@ -107,10 +133,10 @@ def _caller(options: "Load") -> Caller:
             return callers.device_stream(channel, key_in(options.key_file) or "")
 
 
-async def _like_the_servers(options: "Load") -> bytes:
+async def _like_the_servers(options: "Load", labelled: _Labelled) -> bytes:
     """Return the bytes that the echo gets: those that the server got."""
     if options.what == "query":
-        caller = _caller(options)
+        caller = _caller(options, labelled)
         assert isinstance(caller, callers.Unary)
         await caller.close()
         return caller.request
@@ -160,8 +186,12 @@ def _print(rows: list[dict[str, Any]]) -> None:
     def ms(row: dict[str, Any], name: str, of: str = "latency_ms") -> str:
         return "-" if row[of] is None else f"{row[of][name]:.1f}"
 
+    known = any("right_share" in row for row in rows)
     print_table(
-        ("target", "load", "answered/s", "goodput/s", "p50 ms", "p99 ms", "p99.9 ms", "lag p99 ms", "errors"),
+        (
+            *("target", "load", "answered/s", "goodput/s", "p50 ms", "p99 ms", "p99.9 ms", "lag p99 ms", "errors"),
+            *(("right", "right in time") if known else ()),
+        ),
         [
             (
                 row["target"],
@@ -173,6 +203,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
                 ms(row, "p99.9"),
                 ms(row, "p99", "generator_lag_ms"),
                 " ".join(f"{name} {count}" for name, count in row["errors"].items()) or "-",
+                *(
+                    f"{row[share]:.1%}" if share in row else "-"
+                    for share in (("right_share", "right_in_time_share") if known else ())
+                ),
             )
             for row in rows
         ],

@@ -5,8 +5,9 @@ that is an error.
 """
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -40,8 +41,8 @@ class Caller(Protocol):
         """Do what must precede the first call, such as enrolling a device."""
         ...
 
-    async def call(self, timeout_s: float) -> None:
-        """Send one call and wait for its answer."""
+    async def call(self, timeout_s: float) -> bool | None:
+        """Send one call and wait for its answer. Return whether it was right; None: nobody knows."""
         ...
 
     async def close(self) -> None: ...
@@ -65,6 +66,22 @@ class Unary:
 
     async def close(self) -> None:
         await self.channel.close()
+
+
+@dataclass
+class Pictures(Unary):
+    """Queries of labelled pictures in turn, whose answers are compared with the labels.
+
+    ``requests`` holds a request and the right class for each picture. ``turn`` is shared by all connections.
+    """
+
+    requests: Sequence[tuple[bytes, int]] = ()
+    turn: Iterator[int] = field(default_factory=itertools.count)
+
+    async def call(self, timeout_s: float) -> bool:
+        request, label = self.requests[next(self.turn) % len(self.requests)]
+        reply = await self._call(request, timeout=timeout_s, metadata=self.metadata)
+        return int(elastic_pb.MakeQueryResponse.FromString(reply).class_index) == label
 
 
 @dataclass
@@ -179,8 +196,28 @@ def random_frame(feature_width: int, ratio: float) -> bytes:
 
 def query(channel: grpc.aio.Channel, task: str, encoded: bytes, latency_s: float, key: str | None) -> Unary:
     """Return a caller that asks for the class of one image (a JPEG or PNG file)."""
-    request = elastic_pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s).SerializeToString()
-    return Unary(channel, _QUERY, request, () if key is None else (("authorization", f"Bearer {key}"),))
+    return Unary(channel, _QUERY, _question(task, encoded, latency_s), _with_key(key))
+
+
+def labelled_queries(
+    channel: grpc.aio.Channel,
+    task: str,
+    pictures: Sequence[tuple[bytes, int]],
+    latency_s: float,
+    key: str | None,
+    turn: Iterator[int],
+) -> Pictures:
+    """Return a caller that asks for the classes of pictures in turn. Each is a file and the index of its class."""
+    requests = [(_question(task, encoded, latency_s), label) for encoded, label in pictures]
+    return Pictures(channel, _QUERY, requests[0][0], _with_key(key), requests, turn)
+
+
+def _question(task: str, encoded: bytes, latency_s: float) -> bytes:
+    return elastic_pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s).SerializeToString()
+
+
+def _with_key(key: str | None) -> Metadata:
+    return () if key is None else (("authorization", f"Bearer {key}"),)
 
 
 def _error_of(reply: bytes) -> str:

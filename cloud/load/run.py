@@ -51,8 +51,9 @@ async def closed_loop(callers: Sequence[Caller], in_flight: int, duration_s: flo
 
 
 async def _one(caller: Caller, began_s: float, due_s: float, lag_s: float, timeout_s: float) -> Sent:
+    right = None
     try:
-        await caller.call(timeout_s)
+        right = await caller.call(timeout_s)
         outcome = GOOD
     except grpc.aio.AioRpcError as error:
         outcome = _name(error)
@@ -60,7 +61,7 @@ async def _one(caller: Caller, began_s: float, due_s: float, lag_s: float, timeo
         outcome = "DEADLINE_EXCEEDED"
     except Refused as error:
         outcome = str(error)
-    return Sent(due_s, lag_s, time.perf_counter() - began_s - due_s, outcome)
+    return Sent(due_s, lag_s, time.perf_counter() - began_s - due_s, outcome, right)
 
 
 def _name(error: Any) -> str:

@@ -59,7 +59,7 @@ def test_a_wrong_key_and_a_server_that_is_not_there_are_one_error(rig: Any, tmp_
             key_file=key,
             rate="10",
         )
-    with pytest.raises(InvalidInput, match="--task and --image"):
+    with pytest.raises(InvalidInput, match="needs --task, and either --image or --data"):
         load(Load("127.0.0.1:1", rate="10"), None)
     for wrong in ({}, {"trace": tmp_path, "in_flight": "1"}):
         with pytest.raises(ValueError, match="--rate"):

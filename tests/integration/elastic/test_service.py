@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
+from isthmus.cloud.commands.load_options import Load
+from isthmus.cloud.commands.loading import load
 from isthmus.cloud.rpc.elastic import ElasticServicer
+from isthmus.data.images import LabelledImages, write_images
 from isthmus.proto.errors import TooLate
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
@@ -48,6 +52,23 @@ def test_a_query_is_answered_as_the_model_itself_answers(rig: ElasticRig) -> Non
         assert reply.class_name == made.spec.classes[int(np.argmax(reply.logits))]
         assert reply.in_time
         assert reply.run_s > 0 <= reply.queue_s
+
+
+def test_the_load_generator_counts_right_answers_of_pictures_in_turn(rig: ElasticRig, tmp_path: Path) -> None:
+    pictures = np.stack([pixels(seed) for seed in range(6)])
+    answers = [int(rig.direct(THREE[0], picture, 0).argmax()) for picture in pictures]
+    wrong = [(answers[0] + 1) % 10, *answers[1:]]
+    write_images(tmp_path / "pictures.parquet", LabelledImages(pictures, np.array(wrong)))
+    # All gammas but 0 are left out of the plans, so the answers are those of above.
+    with rig.serving(THREE[0], elastic_policy="fixed:0") as address:
+        load(
+            Load(address, task="ten", data=tmp_path / "pictures.parquet", rate="30", duration_s=0.6, connections=2),
+            tmp_path / "out.json",
+        )
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["errors"] == {} and row["sent"] >= 6
+    assert row["right_share"] == pytest.approx(1 - -(-row["sent"] // 6) / row["sent"], abs=1e-4)
+    assert row["right_in_time_share"] <= row["right_share"]
 
 
 def test_two_executors_give_the_same_answers_as_the_model(rig: ElasticRig) -> None:

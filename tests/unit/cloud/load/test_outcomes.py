@@ -36,3 +36,15 @@ def test_late_answers_are_answers_but_no_goodput() -> None:
     assert found["latency_ms"]["p50"] == pytest.approx(155.0)
     assert found["in_time_share"] == pytest.approx(1 / 3, abs=1e-4)
     assert figures([], 1.0, 1.0)["latency_ms"] is None
+    assert "right_share" not in found
+
+
+def test_right_answers_count_within_the_deadline() -> None:
+    sent = [
+        Sent(0.0, 0.0, 0.010, "ok", True),
+        Sent(0.1, 0.0, 0.300, "ok", True),
+        Sent(0.2, 0.0, 0.010, "ok", False),
+        Sent(0.3, 0.0, 0.001, "Busy"),
+    ]
+    found = figures(sent, 2.0, 0.2)
+    assert found["right_share"] == pytest.approx(2 / 3, abs=1e-4) and found["right_in_time_share"] == 0.25
