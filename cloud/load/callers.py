@@ -61,8 +61,9 @@ class Unary:
         await self.channel.channel_ready()
         self._call: Any = self.channel.unary_unary(self.method)
 
-    async def call(self, timeout_s: float) -> None:
+    async def call(self, timeout_s: float) -> bool | None:
         await self._call(self.request, timeout=timeout_s, metadata=self.metadata)
+        return None
 
     async def close(self) -> None:
         await self.channel.close()
