@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.prepare import precision, profiler, prompts
 from isthmus.cloud.elastic.prepare.inputs import fitting, opened, pictures_of, profiling_sets, split_off
 from isthmus.cloud.elastic.prepare.profile_figures import draw
 from isthmus.cloud.elastic.prepare.schedule_file import read_schedules, read_search, write_search
-from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.profile import ORDER_OF_OLD_FILES, Profile
 from isthmus.cloud.elastic.tasks.files import TaskFiles
 from isthmus.cloud.elastic.tasks.recipes import read_recipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec
@@ -113,7 +113,9 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     where = str(pick_device(picturing.device))
     labelled = _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
-    state = read_search(asked.out, key=[state_hash([elastic]), pictures, elastic.merge_order])
+    # Files of before merging had an order name none.
+    order = () if elastic.merge_order == ORDER_OF_OLD_FILES else (elastic.merge_order,)
+    state = read_search(asked.out, key=[state_hash([elastic]), pictures, *order])
     rows: list[tuple[str, ...]] = []
     with steps() as on_step:
         for gamma in wanted:
