@@ -31,15 +31,16 @@ def measure(
     most: int,
     report: Callable[[str], None],
     advance: Callable[[int], None],
+    encoder: StudentEncoder | None = None,
 ) -> dict[str, Any]:
     """Attack every ratio and number type of the release's base student; ``most`` public clips are used.
 
-    ``advance`` is called after each encoded clip. Raises what the encoder raises.
+    ``advance`` is called after each encoded clip. ``encoder`` replaces the base student's. Raises what it raises.
     """
     public = release.public
     step = max(1, len(public) // most)
     public = public.subset(np.arange(0, len(public), step)[:most])
-    encoder = StudentEncoder(release.base_dir)
+    encoder = encoder or StudentEncoder(release.base_dir)
     known = _features(encoder, public, advance)
     of_clients = {name: _features(encoder, clips, advance) for name, clips in clients.items()}
     scenes = scenes_of(public)

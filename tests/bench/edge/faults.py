@@ -8,8 +8,10 @@ Each exits with 1 if something was lost, doubled or accepted. ``power`` needs ro
 """
 
 import json
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,40 +20,76 @@ import typer
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
+_PASSES = 24
+
 _Out = Annotated[Path, typer.Option(help="JSON file to write.")]
 
 
 @app.command()
 def power(
     out: _Out,
-    every: Annotated[int, typer.Option(min=1, help="Cut after each so many changes.")] = 1,
-    begin: Annotated[int, typer.Option(min=0, help="Begin with this change: parts can run side by side.")] = 0,
     continue_each: Annotated[int, typer.Option(min=1, help="Continue a device from each so many disks.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that cut.")] = 1,
+    most_s: Annotated[float, typer.Option(min=1, help="End after these seconds, with what was seen.")] = 86_400.0,
 ) -> None:
-    """Cut a device's life after every change of its disk, and continue from what is left."""
-    from tests.rigs.edge.power_loss import LOSSES, a_life, record_and_cut
+    """Cut a device's life after every change of its disk, and continue from what is left.
 
-    began_s = time.process_time()
+    The changes are taken in ``_PASSES`` passes, so that a run that ends early has seen all parts of the life.
+    """
+    from tests.rigs.edge.power_loss import LOSSES, Findings, a_life, cut, recorded_life
+
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=_in_memory()) as scratch:
         students, plan = a_life(Path(folder))
-        findings = record_and_cut(
-            students, plan, every=every, begin=begin, continue_each=continue_each, scratch=Path(scratch)
-        )
+        life = recorded_life(students, plan)
+        until_s = time.monotonic() + most_s
+
+        def passes(worker: int) -> Findings:
+            seen = Findings()
+            for begin in range(worker, _PASSES, workers):
+                seen.add(
+                    cut(
+                        life,
+                        students,
+                        plan,
+                        every=_PASSES,
+                        begin=begin,
+                        continue_each=continue_each,
+                        scratch=Path(scratch),
+                        until_s=until_s,
+                    )
+                )
+            return seen
+
+        findings = Findings()
+        for seen in _forked(passes, workers):
+            findings.add(seen)
     _end(
         out,
         {
             "what": "a device's life, cut after every change of its disk",
             "losses_per_change": list(LOSSES),
-            "changes_of_the_disk": findings.operations,
+            "changes_of_the_disk": sum(each[0] != "mark" for each in life),
             "power_losses": findings.points,
             "different_disks_looked_at": findings.looked_at,
             "devices_continued": findings.resumed,
             "faults": dict(findings.faults),
             "first_of_each": findings.first,
-            "cpu_s": time.process_time() - began_s,
         },
         bad=bool(findings.faults) or findings.resumed == 0,
     )
+
+
+def _forked(work: Callable[[int], Any], workers: int) -> list[Any]:
+    """Return what ``work`` makes of each worker's number, each in a process that begins as a copy of this one."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=lambda n=number: results.put(work(n))) for number in range(workers)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return found
 
 
 @app.command()

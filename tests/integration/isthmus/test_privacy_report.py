@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from isthmus.data.cli import app as data_app
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.splits import by_actor
-from isthmus.distill.prepare import begin_release
+from isthmus.distill.prepare import begin_release, decode, release_split
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.student.evaluate import student_outputs
 from isthmus.distill.teacher.teach import cache_teacher_outputs
-from isthmus.privacy import attacks, measure
+from isthmus.privacy import attacks, frames, measure
 from isthmus.privacy.cli import app
+from isthmus.proto.messages import Features, compressed_width
 from tests.rigs.distill.release import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -133,3 +134,48 @@ def test_outputs_do_not_hang_on_frames_that_nobody_looks_at(made: tuple[Path, Pa
     few = student_outputs(release.student(0), release.teacher_head, alone, CPU)
     np.testing.assert_allclose(few.visual_ND, whole.visual_ND, atol=1e-5)
     np.testing.assert_allclose(few.probabilities_NC, whole.probabilities_NC, atol=1e-5)
+
+
+class Telling:
+    """An encoder whose uncompressed features tell the picture, and whose compressors keep nothing."""
+
+    def features(self, spectrogram_FT: Any, frames_KCHW: Any) -> Features:
+        coarse = np.asarray(frames_KCHW)[0].mean(axis=0)
+        cells_D = coarse[: len(coarse) // 4 * 4, : len(coarse) // 4 * 4].reshape(4, -1, 4, len(coarse) // 4)
+        return Features(np.asarray(spectrogram_FT).mean(axis=1)[:16], cells_D.mean(axis=(1, 3)).ravel())
+
+    def compress(self, features: Features, ratio: float) -> Features:
+        width = compressed_width(16, ratio)
+        return features if ratio == 1 else Features(np.zeros(width, np.float32), np.zeros(width, np.float32))
+
+
+def test_frames_that_tell_the_picture_are_seen_to(made: tuple[Path, Path]) -> None:
+    data, folder = made
+    release = Release.open(folder)
+    release = dataclasses.replace(
+        release, recipe=dataclasses.replace(release.recipe, feature_width=16, ratios=(1.0, 2.0))
+    )
+    clients = {
+        name: decode(read_listing(data), clips, release.recipe, folder / "private")
+        for name, clips in release_split(release).clients.items()
+    }
+    said: list[str] = []
+    encoded: list[int] = []
+    result = frames.measure(
+        release, clients, most=20, report=said.append, advance=encoded.append, encoder=cast("Any", Telling())
+    )
+    assert len(encoded) == result["public_clips"] + sum(result["clients"].values())
+    found = {(each["ratio"], each["number_type"]): each for each in result["settings"]}
+    assert len(found) == len(said) == 2 * 3
+    assert found[1.0, "fp32"]["picture_retrieval"] > 3 * result["chance"]["retrieval"]
+    assert found[1.0, "int8"]["picture_retrieval"] > 3 * result["chance"]["retrieval"], "int8 hides nothing"
+    assert found[2.0, "fp32"]["picture_retrieval"] == pytest.approx(result["chance"]["retrieval"], abs=0.05)
+    assert found[1.0, "int8"]["frame_bytes"] < found[1.0, "fp32"]["frame_bytes"]
+
+
+def test_frames_of_an_unknown_client(made: tuple[Path, Path], tmp_path: Path) -> None:
+    data, release = made
+    options = ["frames", "--data", str(data), "--release", str(release), "--out", str(tmp_path / "a.json")]
+    ended = CliRunner().invoke(app, [*options, "--clients", "nobody"])
+    assert ended.exit_code == 2
+    assert "no client nobody" in ended.output

@@ -58,8 +58,14 @@ def serving(release: Path, state: Path) -> Iterator[tuple[int, Database]]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
     thread.start()
+    without_end = 1 << 20
     settings = CloudSettings(
-        release=release, state=state, workers=0, max_devices=1 << 20, max_enrolments_per_hour=1 << 20
+        release=release,
+        state=state,
+        workers=0,
+        max_devices=without_end,
+        max_enrolments_per_hour=without_end,
+        max_queued_jobs=without_end,
     )
     server = Server(settings)
     port = asyncio.run_coroutine_threadsafe(server.start(), loop).result(120)

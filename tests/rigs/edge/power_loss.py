@@ -9,14 +9,17 @@ clips and corrections, store and delete clips, roll back, and personalise once m
   not spent twice, although the noise is drawn anew if prototypes are made again.
 """
 
+import math
 import random
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,6 +80,15 @@ class Findings:
     faults: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
+    def add(self, other: "Findings") -> None:
+        """Add the findings of other cuts of the same life."""
+        self.points += other.points
+        self.looked_at += other.looked_at
+        self.resumed += other.resumed
+        self.operations = max(self.operations, other.operations)
+        self.faults.update(other.faults)
+        self.first = {**other.first, **self.first}
+
     def fault(self, kind: str, where: str) -> None:
         self.faults[kind] += 1
         self.first.setdefault(kind, where)
@@ -115,7 +127,20 @@ def live(root: Path, students: TinyStudents, plan: ClipPlan, note: Callable[[str
     run(again=True)
 
 
-def record_and_cut(
+Life = list[list[Any]]
+"""The changes of a device's disk during its life, and marks of what the world knows of it."""
+
+
+def recorded_life(students: TinyStudents, plan: ClipPlan) -> Life:
+    """Live a life on a file system that records it."""
+    with tempfile.TemporaryDirectory() as folder:
+        with recorded(Path(folder)) as mount:
+            live(mount / "device", students, plan, lambda text: _mark(mount, text))
+        return list(operations(Path(folder)))
+
+
+def cut(
+    life: Life,
     students: TinyStudents,
     plan: ClipPlan,
     *,
@@ -123,45 +148,44 @@ def record_and_cut(
     begin: int = 0,
     continue_each: int = 1,
     losses: tuple[Loss, ...] = LOSSES,
-    seed: int = 0,
     scratch: Path | None = None,
+    until_s: float = math.inf,
 ) -> Findings:
-    """Record a life and cut it after every ``every``-th change from ``begin`` on, once per loss.
+    """Cut a life after every ``every``-th change from ``begin`` on, once per loss.
 
     Each disk that differs from those before is looked at, and each ``continue_each``-th of them is continued from.
-    ``scratch``: a folder in memory.
+    ``scratch``: a folder in memory. Ends early at ``until_s`` of the monotonic clock.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        with recorded(Path(folder)) as mount:
-            live(mount / "device", students, plan, lambda text: _mark(mount, text))
-        findings, rng = Findings(), random.Random(seed)
-        seen: set[bytes] = set()
-        values: dict[str, set[bytes]] = {}
-        disk, marks = Disk(), []
-        for number, operation in enumerate(operations(Path(folder))):
-            if operation[0] == "mark":
-                marks.append(operation[1])
-                continue
-            disk.do(operation)
-            findings.operations += 1
-            _note_value(disk, operation, values)
-            if number % every != begin:
-                continue
-            for loss in losses:
-                left = disk.after_power_loss(loss, rng)
-                findings.points += 1
-                key = _key(left, marks)
-                if key in seen or "/device" not in left:
-                    continue  # The same disk was looked at before.
-                seen.add(key)
-                root = Path(tempfile.mkdtemp(dir=scratch))
-                write_left(left, root)
-                where = f"after change {number} ({operation[0]}), loss of {loss}"
-                sent = _check(root / "device", students, marks, values, findings, where)
-                if sent is not None and len(seen) % continue_each == 0:
-                    _go_on(root / "device", students, plan, sent, findings, where)
-                shutil.rmtree(root)
-        return findings
+    findings, rng = Findings(), random.Random(begin)
+    seen: set[bytes] = set()
+    values: dict[str, set[bytes]] = {}
+    disk, marks = Disk(), []
+    for number, operation in enumerate(life):
+        if operation[0] == "mark":
+            marks.append(operation[1])
+            continue
+        disk.do(operation)
+        findings.operations += 1
+        _note_value(disk, operation, values)
+        if number % every != begin:
+            continue
+        for loss in losses:
+            if time.monotonic() > until_s:
+                return findings
+            left = disk.after_power_loss(loss, rng)
+            findings.points += 1
+            key = _key(left, marks)
+            if key in seen or "/device" not in left:
+                continue  # The same disk was looked at before.
+            seen.add(key)
+            root = Path(tempfile.mkdtemp(dir=scratch))
+            write_left(left, root)
+            where = f"after change {number} ({operation[0]}), loss of {loss}"
+            sent = _check(root / "device", students, marks, values, findings, where)
+            if sent is not None and len(seen) % continue_each == 0:
+                _go_on(root / "device", students, plan, sent, findings, where)
+            shutil.rmtree(root)
+    return findings
 
 
 def _key(left: Left, marks: list[str]) -> bytes:
