@@ -40,7 +40,7 @@ def power(
 
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=_in_memory()) as scratch:
         students, plan = a_life(Path(folder))
-        life = recorded_life(students, plan)
+        (life,) = _forked(lambda worker: recorded_life(students, plan), 1)
         until_s = time.monotonic() + most_s
 
         def passes(worker: int) -> Findings:
@@ -80,14 +80,20 @@ def power(
 
 
 def _forked(work: Callable[[int], Any], workers: int) -> list[Any]:
-    """Return what ``work`` makes of each worker's number, each in a process that begins as a copy of this one."""
+    """Return what ``work`` makes of each worker's number, each in a process that begins as a copy of this one.
+
+    This process must not have used ONNX Runtime: its threads do not survive the copy. Raises EOFError if one dies.
+    """
     context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=lambda n=number: results.put(work(n))) for number in range(workers)]
-    for process in processes:
+    started = []
+    for number in range(workers):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=lambda n=number, end=theirs: end.send(work(n)))
         process.start()
-    found = [results.get() for _ in processes]
-    for process in processes:
+        theirs.close()
+        started.append((process, mine))
+    found = [end.recv() for _, end in started]
+    for process, _ in started:
         process.join()
     return found
 
