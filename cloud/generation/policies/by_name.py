@@ -55,15 +55,17 @@ ORDERS: Final[dict[str, Callable[[LengthPredictor], Order]]] = {
 
 IDLE_QUANTILE: Final = 0.3
 """The quantile of lengths with which ``paced`` plans while nobody waits."""
+MOST_OVER: Final = 1.5
+"""The factor by which ``paced`` plans with more than the median, at most."""
 
 
 def learning_lengths(name: str) -> LearnedLengths:
     """Returns the predictor of lengths that suits the policy, without anything learned yet.
 
-    ``paced`` follows the load, and ``magnus`` plans with medians: a batch's padding is wasted both ways.
+    ``paced`` follows the load within a bound, and ``magnus`` plans with medians: a batch's padding is wasted both ways.
     """
     if name == "paced":
-        return LearnedLengths(idle_quantile=IDLE_QUANTILE)
+        return LearnedLengths(idle_quantile=IDLE_QUANTILE, most_over=MOST_OVER)
     if name == "jitserve":
         return LearnedLengths(JIT_QUANTILE, conditional=True)
     return LearnedLengths(0.5) if name == "magnus" else LearnedLengths()

@@ -55,16 +55,19 @@ _PAIRS: Final = tuple(frozenset(pair.split("/")) for pair in _words(_OPPOSITES))
 
 @dataclass(frozen=True, slots=True)
 class CacheRule:
-    """How answers of one class are kept. ``shared``: users may get each other's. Raises ValueError if out of range."""
+    """How answers of one class are kept. ``shared``: users may get each other's. Raises ValueError if out of range.
 
-    threshold: float = 0.95
-    floor: float = 0.95
+    ``floor``: what the threshold falls to under load; None: it does not fall.
+    """
+
+    threshold: float = 0.96
+    floor: float | None = None
     lifetime_s: float = 3_600.0
     quota: int = 1_000
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.floor <= self.threshold <= 1:
+        if not 0.5 <= self.least <= self.threshold <= 1:
             raise ValueError("threshold and floor must be from 0.5 to 1, and the floor not above the threshold")
         if not 0 < self.lifetime_s <= 30 * 86_400 or not 1 <= self.quota <= 100_000:
             raise ValueError("lifetime_s must be at most 30 days, and quota from 1 to 100,000")
@@ -84,9 +87,14 @@ class CacheRule:
                 raise ValueError(f"class {kind[:64]!r}: {error}") from error
         return found
 
+    @property
+    def least(self) -> float:
+        """The lowest threshold."""
+        return self.threshold if self.floor is None else self.floor
+
     def threshold_at(self, pressure: float) -> float:
         """Returns the threshold under ``pressure``, from 0 (nobody waits) to 1."""
-        return self.threshold - min(1.0, max(0.0, pressure)) * (self.threshold - self.floor)
+        return self.threshold - min(1.0, max(0.0, pressure)) * (self.threshold - self.least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +217,7 @@ class AnswerCache:
         return self._tallies.setdefault(kind, _Tally())
 
     def key(self, question: Question) -> tuple[Any, ...]:
-        """Returns what the same question has in common, whoever asks it if the class is shared."""
+        """Returns what the same question has in common: if the class is shared, for all users."""
         user = "" if self.rules.get(question.kind, CacheRule()).shared else question.user
         return (user, question.scope, question.plain)
 

@@ -268,7 +268,7 @@ class Relay:
         )
 
     def _end(self, relayed: Relayed, item: Item | None) -> None:
-        """Ends a request once, whoever asks for it; None: its client has left."""
+        """Ends a request, once. ``item`` None: its client has left."""
         if self._open.pop(relayed.life.id, None) is None:
             return
         self._front.ended(relayed.life.id)
