@@ -128,6 +128,15 @@ def request_of(
 
     Raises InvalidInput or TooLarge, naming the field.
     """
+    try:
+        return _request_of(body, header_length, name, version)
+    except UnicodeEncodeError as error:
+        raise InvalidInput("the body holds half of a surrogate pair, which is no text") from error
+
+
+def _request_of(
+    body: bytes, header_length: str | None, name: str, version: str
+) -> tuple[pb.ModelInferRequest, frozenset[str] | None]:
     if header_length is None:
         header_bytes = len(body)
     elif not (header_length.isdecimal() and len(header_length) < 12 and int(header_length) <= len(body)):

@@ -165,6 +165,8 @@ def test_a_caller_fixes_gamma_or_asks_for_a_floor_of_accuracy(rig: ElasticRig, p
         (asked(image(parameters={"shared_memory_region": "x"})), 400, "shared memory is not supported"),
         (asked(image(parameters={"content_type": []})), 400, "parameter 'content_type': must be a number, a text"),
         (asked(image(), id=7), 400, "id: must be a text"),
+        (asked(image(), id="\ud800"), 400, "half of a surrogate pair"),
+        (asked(image(name="\udfff")), 400, "half of a surrogate pair"),
         (asked(image(), model_name="pair"), 400, "model_name: it differs from that of the path"),
         (asked(image(), parameters={"latency_s": -1}), 400, "latency must be above 0"),
         (asked(image(), parameters={"colour": "red"}), 400, "unknown parameter 'colour'; the known ones are 'gamma'"),
