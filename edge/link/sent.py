@@ -130,7 +130,7 @@ class SentMessages:
         )
         with self._lock:
             rows = self._database.execute(query, (before or 1 << 62, most)).fetchall()
-        return [Sent(*row[:5], json.loads(row[5])) for row in rows]
+        return [Sent(*facts, held=json.loads(held)) for *facts, held in rows]
 
     def totals(self) -> dict[str, tuple[int, int]]:
         """Return the number of messages and of bytes since the first, by the messages' name."""

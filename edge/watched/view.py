@@ -34,6 +34,10 @@ class LiveCapture(Capture):
         with self._lock:
             return list(self._blocks), self._pictures[-1] if self._pictures else None
 
+    def __enter__(self) -> "LiveCapture":
+        super().__enter__()
+        return self
+
 
 class LiveView:
     """Looks at a capture. Any thread may call ``look``."""

@@ -76,14 +76,14 @@ export function serving(): View {
     put(
       outcomes,
       tasks.length
-        ? table(["task", "in time", "late", "dropped", "failed", "in time"], tasks.map((task) => {
+        ? table(["task", "in time", "late", "dropped", "failed"], tasks.map((task) => {
             const last = moments.at(-1)!, first = moments[0]!;
             const of = (moment: Moment, kind: string) =>
               (moment.of.isthmus_elastic_queries_total ?? []).find((each: Facts) => each.labels.task === task && each.labels.outcome === kind)?.value ?? 0;
             const found = kinds.map((kind) => Math.max(0, of(last, kind) - of(first, kind)));
             const sum = found.reduce((a, b) => a + b, 0);
-            return [task, ...found.map(String), sum ? percent(found[0]! / sum) : "–"];
-          }), [1, 2, 3, 4, 5])
+            return [task, sum ? `${found[0]} (${percent(found[0]! / sum)})` : "0", ...found.slice(1).map(String)];
+          }), [1, 2, 3, 4])
         : element("p", { class: "quiet" }, "No task has been asked yet."),
     );
   }
