@@ -17,7 +17,7 @@ from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.sharing import Sharing
+from isthmus.edge.own_clips.sharing import Sharing
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 
 
