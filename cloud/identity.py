@@ -15,6 +15,8 @@ from isthmus.cloud.offer import Offer
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.tenants import DEFAULT, OverQuota
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.errors import InvalidInput, IsthmusError, TooLarge, Unauthenticated
 from isthmus.proto.limits import MAX_NAME_CHARS, MAX_ROUNDS
 from isthmus.proto.messages import Enrolment
@@ -53,22 +55,41 @@ def enrol(
     enrolment_key: str,
     now_s: float,
     new_secret: Callable[[], tuple[str, str]],
+    roster: Roster,
+    certificate: str | None = None,
 ) -> Enrolment:
-    """Enrol a device. ``new_secret`` returns a fresh (device id, secret).
+    """Enrol a device with the tenant whose key it sends. ``new_secret`` returns a fresh (device id, secret).
+
+    ``certificate``: identity in the caller's TLS certificate, which the device's later calls must show too.
 
     Raises WrongKey if the key is wrong, TooLarge or InvalidInput if the name cannot be shown, and Busy if the
-    server has as many devices as it accepts, or too many enrolled within the last hour.
+    server or the tenant has as many devices as it may, or too many enrolled within the last hour.
     """
-    if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
-        raise WrongKey("the enrolment key is missing or wrong; ask the operator for it")
+    tenant = roster.of_key(enrolment_key, "enrol")
+    if tenant is None:
+        if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
+            raise WrongKey("the enrolment key is missing or wrong; ask the operator for it")
+        tenant = DEFAULT
+    roster.admit(tenant)
     if len(device_name) > MAX_NAME_CHARS:
         raise TooLarge(f"device name: longer than {MAX_NAME_CHARS} characters")
     if not device_name.isprintable():
         raise InvalidInput("device name: printable characters only")
     device_id, secret = new_secret()
     token = f"{device_id}.{secret}"
-    device = Device(device_id, device_name, _hash(token), now_s)
-    devices.add(database, device, at_most=gate.max_devices, at_most_per_hour=gate.max_per_hour)
+    device = Device(device_id, device_name, _hash(token), now_s, tenant=tenant, certificate=certificate)
+    most = roster.quotas(tenant).most_devices
+    try:
+        devices.add(
+            database,
+            device,
+            at_most=gate.max_devices,
+            at_most_per_hour=gate.max_per_hour,
+            at_most_of_tenant=most,
+        )
+    except OverQuota:
+        roster.refuse(tenant, "devices")
+        raise
     return Enrolment(
         device_id=device_id,
         token=token,
@@ -80,16 +101,25 @@ def enrol(
     )
 
 
-def authenticate(database: Database, token: str, now_s: float) -> Device:
+def authenticate(database: Database, token: str, now_s: float, certificate: str | None = None) -> Device:
     """Return the device that a token belongs to, and record that it was seen.
+
+    ``certificate``: identity in the caller's TLS certificate. A device that enrolled with a certificate needs one of
+    that identity with each call, and then needs no token.
 
     Raises Unauthenticated, with one message for every reason.
     """
+    if not token and certificate is not None:
+        shown = devices.of_certificate(database, certificate)
+        if shown is None:
+            raise Unauthenticated("no device, or several, enrolled with this certificate; send the device's token")
+        return shown
     device_id = token.partition(".")[0]
     known = devices.get(database, device_id) if 0 < len(device_id) <= 32 else None
     # An unknown device costs the same comparison as a known one.
     fits = hmac.compare_digest(_hash(token), known.token_hash if known else _UNKNOWN_HASH)
-    if known is None or not fits or known.revoked_s is not None:
+    other = known is not None and known.certificate is not None and known.certificate != certificate
+    if known is None or not fits or other or known.revoked_s is not None:
         raise Unauthenticated("unknown token; enrol this device again")
     if known.seen_s is None or now_s - known.seen_s > _SEEN_EVERY_S:
         # A full disk or a busy database is no reason to refuse a call that only reads.

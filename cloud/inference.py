@@ -60,11 +60,11 @@ class Session:
             if not np.isfinite(probabilities_C).all():
                 raise BadFrame("the features are too large: the student's heads overflow on them")
         except IsthmusError as error:
-            return _refusal(sequence, error, began_s)
+            return refusal(sequence, error, began_s)
         except Exception:
             reference = secrets.token_hex(4)
             log.exception("inference failed (reference %s)", reference)
-            return _refusal(sequence, Internal(f"the server failed; tell its operator reference {reference}"), began_s)
+            return refusal(sequence, Internal(f"the server failed; tell its operator reference {reference}"), began_s)
         return InferReply(sequence, probabilities_C, server_ms=_ms_since(began_s))
 
 
@@ -106,7 +106,8 @@ class HeadCache:
             return self._load(path)
 
 
-def _refusal(sequence: int, error: IsthmusError, began_s: float) -> InferReply:
+def refusal(sequence: int, error: IsthmusError, began_s: float) -> InferReply:
+    """Return the reply that refuses a request, which arrived at ``began_s`` of the performance counter."""
     return InferReply(
         sequence,
         None,

@@ -6,7 +6,6 @@ work (database, files) runs in threads, and learning runs in worker processes.
 
 import asyncio
 import logging
-import ssl
 import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
-from isthmus.cloud import continuity
+from isthmus.cloud import continuity, tracing
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.identity import Gate
 from isthmus.cloud.inference import HeadCache
@@ -28,6 +27,7 @@ from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.metrics.elastic import ElasticCollector
 from isthmus.cloud.metrics.generation import GenerationCollector
 from isthmus.cloud.metrics.jobs import JobCollector
+from isthmus.cloud.metrics.tenants import TenantCollector
 from isthmus.cloud.offer import Offer, offer_of
 from isthmus.cloud.personalise import students
 from isthmus.cloud.personalise.signing import Signer
@@ -41,12 +41,21 @@ from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
-from isthmus.cloud.rpc.scopes import count_scope, devices_calling, identity_scope, metrics_scope, status_scope
+from isthmus.cloud.rpc.scopes import (
+    count_scope,
+    devices_calling,
+    identity_scope,
+    metrics_scope,
+    spending,
+    status_scope,
+    trace_scope,
+)
 from isthmus.cloud.rpc.work import Work
-from isthmus.cloud.settings import CloudSettings, joined, split_listen
+from isthmus.cloud.settings import CloudSettings, is_loopback, joined, split_listen
 from isthmus.cloud.store import devices, lock, release_files
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
+from isthmus.cloud.tenants.roster import READ_EVERY_S, Roster
 from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
@@ -65,8 +74,8 @@ log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 2.0
 _CHECK_RELEASE_S: Final = 24 * 3600.0
-_REVOKED_S: Final = 2.0
-"""How often to look for revoked devices with open calls."""
+_REVOKED_S: Final = READ_EVERY_S
+"""How often to look for revoked devices with open calls, and at the tenants."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class _Ground:
     """What the services need. The part of a service that is not offered is None."""
 
     shelf: Shelf
+    roster: Roster
     release: _Release | None
     elastic: Elastic | None
     generation: "Generation | None"
@@ -110,9 +120,12 @@ class Server:
         self._stack = AsyncExitStack()
         self._supervisors: list[Supervisor] = []
         self._metrics = Metrics()
+        self._traces = tracing.OFF
         self._calls = OpenCalls()
         self._work = Work()
         self._enrolling = Work(threads=2)
+        self.roster: Roster
+        """The tenants, once started."""
         self.elastic: Elastic | None = None
         """Elastic serving, once started with ``elastic_model``."""
         self.generation: Generation | None = None
@@ -121,6 +134,8 @@ class Server:
         """The port of HTTP, once started with ``http``."""
         self.port: int | None = None
         """The port on which it listens, once started."""
+        self.health_port: int | None = None
+        """The port of health checks without TLS, once started with ``health_listen``."""
         self.metrics_port: int | None = None
         """Port of the metrics, once started with ``metrics_port``."""
 
@@ -147,6 +162,8 @@ class Server:
 
     async def _start(self) -> int:
         settings = self._settings
+        self._traces = tracing.open_traces(settings.traces, settings.traces_share, "isthmus-cloud")
+        self._stack.push_async_callback(asyncio.to_thread, self._traces.close)
         ground = await asyncio.to_thread(self._open)
         if settings.workers and ground.release is not None:
             self._supervisors = [
@@ -154,6 +171,7 @@ class Server:
             ]
             for supervisor in self._supervisors:
                 self._stack.push_async_callback(supervisor.stop)
+        self.roster = ground.roster
         self.elastic = ground.elastic
         if self.elastic is not None:
             self.elastic.live.start()
@@ -174,7 +192,7 @@ class Server:
         await server.start()
         self._stack.push_async_callback(server.stop, _GRACE_S)
         shut_out = asyncio.create_task(
-            self._shut_out_revoked(ground.shelf.database, health_servicer), name="revoked devices"
+            self._shut_out_revoked(ground.shelf.database, ground.roster, health_servicer), name="revoked devices"
         )
         self._stack.push_async_callback(_cancelled, shut_out)
         if settings.release is not None:
@@ -185,16 +203,47 @@ class Server:
             await self._start_http(settings.http)
         for supervisor in self._supervisors:
             await supervisor.start()
-        if settings.metrics_port is not None:
-            httpd, _ = start_http_server(settings.metrics_port, addr="127.0.0.1", registry=self._metrics.registry)
-            self._stack.callback(httpd.server_close)
-            self._stack.callback(httpd.shutdown)
-            self.metrics_port = httpd.server_port
+        if settings.health_listen is not None:
+            await self._start_health(health_servicer, settings.health_listen)
+        self._start_metrics()
         if settings.port_file is not None:
             _write_port(settings.port_file, joined(split_listen(settings.listen)[0], port))
         base = "none" if ground.release is None else ground.release.base_student_id
         log.info("listening on port %d, base student %s", port, base)
         return port
+
+    def _start_metrics(self) -> None:
+        settings = self._settings
+        if settings.metrics_port is None and settings.metrics_listen is None:
+            return
+        host, port = split_listen(settings.metrics_listen or f"127.0.0.1:{settings.metrics_port}")
+        tls: dict[str, Any] = {}
+        if not is_loopback(host):
+            tls = {
+                "certfile": str(settings.tls_cert),
+                "keyfile": str(settings.tls_key),
+                "client_cafile": str(settings.tls_client_ca),
+                "client_auth_required": True,
+            }
+        try:
+            httpd, _ = start_http_server(port, addr=host, registry=self._metrics.registry, **tls)
+        except OSError as error:
+            raise InvalidInput(f"metrics cannot be served on {joined(host, port)}: {error.strerror}") from error
+        self._stack.callback(httpd.server_close)
+        self._stack.callback(httpd.shutdown)
+        self.metrics_port = httpd.server_port
+
+    async def _start_health(self, servicer: health.aio.HealthServicer, listen: str) -> None:
+        """Answer health checks on a port without TLS, where nothing else is answered."""
+        options = [("grpc.max_receive_message_length", 1 << 10), ("grpc.max_concurrent_streams", 16)]
+        server = grpc.aio.server(options=[*options, ("grpc.max_allowed_incoming_connections", 64)])
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        try:
+            self.health_port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise InvalidInput(f"cannot answer health checks on {listen}: the port is taken") from error
+        await server.start()
+        self._stack.push_async_callback(server.stop, 0.0)
 
     def _open(self) -> _Ground:
         settings = self._settings
@@ -218,7 +267,10 @@ class Server:
         except (OSError, ValueError) as error:
             raise InvalidInput(f"key file: {error}") from error
         release = None if settings.release is None else self._open_release(settings.release, shelf, gate)
-        return _Ground(shelf, release, self._open_elastic(shelf), self._open_generation(), inference_key)
+        roster = Roster(database)
+        roster.refresh()
+        self._stack.callback(_last_words, roster)
+        return _Ground(shelf, roster, release, self._open_elastic(shelf), self._open_generation(), inference_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
@@ -288,22 +340,25 @@ class Server:
             ("isthmus_event_loop_late_seconds", "How late the event loop is.", lambda: self._work.late_s),
         ):
             self._metrics.gauge(name, text, value)
+        roster = ground.roster
+        self._metrics.watch(TenantCollector(roster))
         count = count_scope(self._calls, most=settings.max_calls, most_per_device=settings.max_calls_per_device)
         scopes = (
+            trace_scope(self._traces),
             metrics_scope(self._metrics),
             status_scope,
-            identity_scope(database, self._work, ground.inference_key),
+            identity_scope(database, self._work, roster, ground.inference_key),
         )
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(scopes, count)],
+            interceptors=[CallInterceptor(scopes, count, spending(roster))],
             options=transport.options(settings.max_connections, elastic=ground.elastic is not None),
         )
         files: list[Any] = []
         if ground.release is not None:
-            self._add_release(server, ground.shelf, ground.release)
+            self._add_release(server, ground, ground.release)
             files.append(pb.DESCRIPTOR)
         if ground.elastic is not None:
-            servicer = ElasticServicer(ground.elastic, scratch=settings.state / "scratch")
+            servicer = ElasticServicer(ground.elastic, settings.state / "scratch", roster)
             elastic_grpc.add_ElasticServiceServicer_to_server(servicer, server)
             files.append(elastic_pb.DESCRIPTOR)
         inference = self._inference(ground)
@@ -322,14 +377,15 @@ class Server:
         reflection.enable_server_reflection(names, server, pool=pool)
         return server, health_servicer
 
-    def _add_release(self, server: grpc.aio.Server, shelf: Shelf, release: _Release) -> None:
-        settings = self._settings
+    def _add_release(self, server: grpc.aio.Server, ground: _Ground, release: _Release) -> None:
+        settings, shelf = self._settings, ground.shelf
         watch = JobWatch(shelf.database, settings.watch_interval_s)
         self._stack.push_async_callback(watch.stop)
         personalisation = PersonalisationServicer(
             shelf=shelf,
             offer=release.offer,
             gate=release.gate,
+            roster=ground.roster,
             signer=release.signer,
             key_changes=continuity.key_changes(shelf.database),
             metrics=self._metrics,
@@ -342,11 +398,12 @@ class Server:
         )
         cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
-        pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(cache, release.offer, self._metrics), server)
+        inference = InferenceServicer(cache, release.offer, self._metrics, ground.roster)
+        pb_grpc.add_InferenceServiceServicer_to_server(inference, server)
 
     def _inference(self, ground: _Ground) -> inference_grpc.GRPCInferenceServiceServicer | None:
         """Return the servicer of the Open Inference Protocol; None if no model is asked."""
-        tasks = None if ground.elastic is None else OpenInferenceServicer(ground.elastic)
+        tasks = None if ground.elastic is None else OpenInferenceServicer(ground.elastic, ground.roster)
         if ground.generation is None:
             return tasks
         from isthmus.cloud.rpc.generation import GenerationServicer
@@ -358,23 +415,31 @@ class Server:
         try:
             if settings.tls_cert is None or settings.tls_key is None:
                 return int(server.add_insecure_port(settings.listen))
-            _check_pair(settings.tls_cert, settings.tls_key)
-            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-            return int(server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair])))
-        except OSError as error:
-            raise InvalidInput(f"TLS: {error}") from error
+            certificates = transport.Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            self._metrics.gauge(
+                "isthmus_tls_certificate_expiry_timestamp_seconds",
+                "When the TLS certificate in use ends.",
+                lambda: certificates.expires_s,
+            )
+            return int(server.add_secure_port(settings.listen, certificates.credentials()))
         except RuntimeError as error:
             raise InvalidInput(
                 f"cannot listen on {settings.listen}: the port is taken, or the address is not one of this machine"
             ) from error
 
-    async def _shut_out_revoked(self, database: Database, health_servicer: health.aio.HealthServicer) -> None:
-        """End the open calls of devices that have been revoked. Report that nothing is served without the database."""
+    async def _shut_out_revoked(
+        self, database: Database, roster: Roster, health_servicer: health.aio.HealthServicer
+    ) -> None:
+        """End the open calls of devices that have been revoked; read the tenants again.
+
+        Report that nothing is served without the database.
+        """
         status = health_pb2.HealthCheckResponse
         while True:
             await asyncio.sleep(_REVOKED_S)
             try:
                 revoked = await asyncio.to_thread(devices.revoked_among, database, devices_calling(self._calls))
+                await asyncio.to_thread(roster.refresh)
             except IsthmusError as error:
                 log.warning("revoked devices are not known at the moment: %s", error)
                 await health_servicer.set("", status.NOT_SERVING)
@@ -401,20 +466,16 @@ class Server:
             supervisor.tell()
 
 
+def _last_words(roster: Roster) -> None:
+    """Write what tenants have spent since the last time, if the database is there."""
+    with suppress(IsthmusError):
+        roster.refresh()
+
+
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-
-
-def _check_pair(cert: Path, key: Path) -> None:
-    """Check that certificate and key belong together; gRPC does not say what is wrong. Raises InvalidInput, OSError."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise InvalidInput(f"TLS: the key {key} does not belong to the certificate {cert}") from error
-        raise InvalidInput(f"TLS: {cert} and {key} are not a PEM certificate chain and its private key") from error
 
 
 def _write_port(path: Path, address: str) -> None:

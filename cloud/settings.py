@@ -79,11 +79,43 @@ class CloudSettings:
     ] = None
     tls_cert: Annotated[Path | None, Option(help="PEM file with the certificate chain. Needs --tls-key.")] = None
     tls_key: Annotated[Path | None, Option(help="PEM file with the private key. Needs --tls-cert.")] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        Option(
+            help="PEM file with the authority of clients' certificates. Every client must then show one, and a device "
+            "is bound to that with which it enrolled. Needs --tls-cert."
+        ),
+    ] = None
     port_file: Annotated[Path | None, Option(help="File to write HOST:PORT to once the server is ready.")] = None
     metrics_port: Annotated[
         int | None,
         Option(min=0, max=65_535, help="Port on loopback for Prometheus metrics; 0 chooses one. Default: no metrics."),
     ] = None
+    metrics_listen: Annotated[
+        str | None,
+        Option(
+            help="HOST:PORT for Prometheus metrics that other machines may reach. Beyond loopback it needs --tls-cert "
+            "and --tls-client-ca, and Prometheus a certificate of that authority."
+        ),
+    ] = None
+    health_listen: Annotated[
+        str | None,
+        Option(
+            help="HOST:PORT that answers health checks (gRPC, without TLS) and nothing else, for probes that know no "
+            "TLS. Default: only --listen answers them."
+        ),
+    ] = None
+    traces: Annotated[
+        str | None,
+        Option(
+            help="URL of an OpenTelemetry collector (OTLP over gRPC), such as http://127.0.0.1:4317. Needs the "
+            "extra 'otel'. Default: no traces."
+        ),
+    ] = None
+    traces_share: Annotated[float, Option(min=0.0, max=1.0, help="Share of the traces that is recorded.")] = 1.0
+    log_format: Annotated[
+        Literal["json", "text"], Option(help="Form of log lines: a JSON object each, or text for a person.")
+    ] = "json"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Option(help="Least severe messages that are logged.")
     ] = "info"
@@ -259,11 +291,20 @@ class CloudSettings:
             raise ValueError("several workers need --database postgresql://...; on SQLite there is one")
         host, port = split_listen(self.listen)
         http_host, http_port = split_listen(self.http) if self.http is not None else (host, port)
-        for name, each in (("listen", port), ("http", http_port)):
+        metrics_host, metrics_port = split_listen(self.metrics_listen or "127.0.0.1:0")
+        _, health_port = split_listen(self.health_listen or "127.0.0.1:0")
+        if self.metrics_listen is not None and self.metrics_port is not None:
+            raise ValueError("give --metrics-port (loopback) or --metrics-listen, not both")
+        if not is_loopback(metrics_host) and (self.tls_cert is None or self.tls_client_ca is None):
+            raise ValueError("metrics beyond loopback need --tls-cert, --tls-key and --tls-client-ca")
+        ports = (("listen", port), ("http", http_port), ("metrics", metrics_port), ("health", health_port))
+        for name, each in ports:
             if not 0 <= each <= 65_535:
                 raise ValueError(f"{name}: no such port: {each}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS needs both --tls-cert and --tls-key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
         host = next((each for each in (host, http_host) if not is_loopback(each)), host)
         if not is_loopback(host):
             missing = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cloud.commands.load_options import Load
+from isthmus.cloud.commands.tenant_options import TenantOptions
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
 from isthmus.command_line import App, fail, print_table
 
@@ -163,11 +164,12 @@ def devices(
     if revoke:
         return
     print_table(
-        ("device", "name", "enrolled", "seen", "state"),
+        ("device", "name", "tenant", "enrolled", "seen", "state"),
         [
             (
                 row.device_id,
                 row.name,
+                row.tenant,
                 _when(row.created_s),
                 "never" if row.seen_s is None else _when(row.seen_s),
                 "enrolled" if row.revoked_s is None else "revoked",
@@ -176,6 +178,62 @@ def devices(
         ],
         tabs_in_pipes=True,
     )
+
+
+@app.command(
+    example="""
+    isthmus cloud tenants --state state --add acme --devices 500 --jobs-per-day 100 --queries-per-s 50
+    isthmus cloud tenants --state state --new-key acme --purpose enrol --key-file acme.key
+    isthmus cloud tenants --state state --close acme
+    """,
+)
+def tenants(quotas: TenantOptions, state: _State = None, database: _Database = None) -> None:
+    """List the tenants, add or change one, make or remove its keys, or close it. The server may be running.
+
+    Needs --state or --database of the server. Devices that enrol with a tenant's key belong to it, and so do image
+    tasks that are registered with its key. Servers learn of a change within 2 seconds. A quota that is not given stays
+    as it is; "none" removes it, and 0 allows nothing.
+    """
+    from isthmus.cloud.commands.tenants import change_tenants
+
+    change_tenants(_open(state, database), quotas)
+
+
+@app.command(example="isthmus cloud audit --state state --tenant acme --since 2026-11-29")
+def audit(
+    state: _State = None,
+    database: _Database = None,
+    tenant: Annotated[str | None, typer.Option(help="Only entries of this tenant.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only entries of this time (UTC) or later.")] = None,
+    most: Annotated[int, typer.Option(min=1, max=100_000, help="Number of entries, the newest.")] = 1_000,
+) -> None:
+    """Show what was enrolled, published, registered, removed, revoked and refused, oldest first.
+
+    Needs --state or --database of the server. If the output is no terminal, each entry is a line with tabs between
+    columns.
+    """
+    from isthmus.cloud.store import audit as audit_rows
+
+    since_s = 0.0 if since is None else since.replace(tzinfo=UTC).timestamp()
+    entries = audit_rows.listing(_open(state, database), tenant=tenant, since_s=since_s, most=most)
+    print_table(
+        ("time", "tenant", "by", "what", "of", "detail"),
+        [(_when(each.at_s), each.tenant, each.actor, each.action, each.subject, each.detail) for each in entries],
+        tabs_in_pipes=True,
+    )
+
+
+@app.command(example="isthmus cloud migrate --database postgresql://HOST/NAME")
+def migrate(state: _State = None, database: _Database = None) -> None:
+    """Upgrade the tables of a database to this version, or make them. Servers of the version before may be running.
+
+    Needs --state or --database of the server. 'isthmus cloud serve' does the same at its start; this command is for
+    those who do it once, before they replace many servers.
+    """
+    opened = _connected(state, database)
+    opened.connect()
+    opened.migrate()
+    typer.echo(f"{opened.shown} is of this version")
 
 
 @app.command(example="isthmus cloud jobs --state state")
@@ -287,6 +345,12 @@ def _artefacts(url: str | None, state: Path) -> "Artefacts":
 
 def _open(state: Path | None, database: str | None) -> "Database":
     """Open the database of a server. Raises IsthmusError, also if this version cannot read its schema."""
+    opened = _connected(state, database)
+    opened.check_schema()
+    return opened
+
+
+def _connected(state: Path | None, database: str | None) -> "Database":
     from isthmus.cloud.store.database import Database
 
     if database is None:
@@ -296,9 +360,7 @@ def _open(state: Path | None, database: str | None) -> "Database":
         if not file.is_file():
             fail(f"{state} holds no database; give the --state folder of 'isthmus cloud serve'")
         database = f"sqlite:///{file}"
-    opened = Database(database)
-    opened.check_schema()
-    return opened
+    return Database(database)
 
 
 def _when(unix_s: float) -> str:

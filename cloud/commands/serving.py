@@ -14,7 +14,7 @@ from isthmus.extensions import load_extensions
 
 def serve(settings: CloudSettings) -> None:
     """Serve until SIGINT or SIGTERM. Raises IsthmusError, ReleaseError, ValueError or OSError if it cannot start."""
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     load_extensions()
     asyncio.run(_serve(settings))
 
@@ -31,7 +31,7 @@ async def _serve(settings: CloudSettings) -> None:
     if server.http_port is not None and settings.http is not None:
         print(f"HTTP on {joined(split_listen(settings.http)[0], server.http_port)}", file=sys.stderr, flush=True)
     if server.metrics_port is not None:
-        print(f"metrics on http://127.0.0.1:{server.metrics_port}/metrics", file=sys.stderr, flush=True)
+        print(f"metrics on port {server.metrics_port}", file=sys.stderr, flush=True)
     try:
         await stop.wait()
     finally:

@@ -17,7 +17,7 @@ def work(settings: CloudSettings) -> None:
 
     The database must be one that a server has made.
     """
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     load_extensions()
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     worker = Worker(settings)

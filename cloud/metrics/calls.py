@@ -61,7 +61,7 @@ class Method:
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         service, _, method = name.removeprefix("/").rpartition("/")
-        labels = (_KINDS.get(name, "unary"), service, method)
+        labels = (kind_of(name), service, method)
         self.started = metrics.started.labels(*labels)
         self.seconds = metrics.seconds.labels(*labels)
         self.handled = cache(lambda code: metrics.handled.labels(*labels, code))
@@ -70,6 +70,11 @@ class Method:
 
 
 _KINDS: Final[dict[str, str]] = {}
+
+
+def kind_of(method: str) -> str:
+    """Return how a method streams, by its full name: unary, client_stream, server_stream or bidi_stream."""
+    return _KINDS.get(method, "unary")
 
 
 def know(files: Iterable[Any]) -> None:

@@ -3,7 +3,7 @@
 A worker takes jobs through ``leases.py``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
 
@@ -25,8 +25,19 @@ COLUMNS: Final = tuple(jobs.c["id" if field.name == "job_id" else field.name] fo
 _ENDED = tuple(stage.value for stage in Stage if stage.ended)
 
 
-def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int) -> tuple[Job, bool]:
+def create(
+    database: Database,
+    job: Job,
+    payload: bytes,
+    *,
+    at_most_waiting: int,
+    admit: Callable[[sa.Connection], None] = lambda connection: None,
+    trace: str = "",
+) -> tuple[Job, bool]:
     """Add the job and its first upload. Returns the job and whether it is new.
+
+    ``admit`` is called in the transaction, just before a new job is added; it raises if the job may not be. ``trace``
+    is the trace context to which the work on the job belongs.
 
     If the device already has a job with this idempotency key, that job is returned. Raises WrongState if the device has
     another job that has not ended, and Busy if ``at_most_waiting`` jobs are waiting for a worker.
@@ -45,7 +56,8 @@ def create(database: Database, job: Job, payload: bytes, *, at_most_waiting: int
         )
         if (waiting or 0) >= at_most_waiting:
             raise Busy("too many personalisations are waiting; try again later", retry_after_s=60.0)
-        connection.execute(jobs.insert().values(row_of(job)))
+        admit(connection)
+        connection.execute(jobs.insert().values(row_of(job) | {"trace": trace}))
         connection.execute(uploads.insert().values(job_id=job.job_id, round=0, payload=payload))
         announce(connection)
     return job, True

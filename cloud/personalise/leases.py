@@ -21,7 +21,7 @@ from isthmus.cloud.personalise import job as machine
 from isthmus.cloud.personalise.job import Action, Job, Taken
 from isthmus.cloud.personalise.job_rows import COLUMNS, announce, job_of, row_of
 from isthmus.cloud.store.database import OLD_WORKERS, OURS, Database
-from isthmus.cloud.store.schema import jobs
+from isthmus.cloud.store.schema import devices, jobs
 from isthmus.proto.errors import IsthmusError, Locked, NotYours
 from isthmus.proto.messages import Stage
 
@@ -61,12 +61,17 @@ class Lease:
 
 @dataclass(frozen=True)
 class Held:
-    """A job that was taken: its state, what to do next, and the names and hashes of the working files that are kept."""
+    """A job that was taken: its state, what to do next, and the names and hashes of the working files that are kept.
+
+    ``trace``: the trace context of the call that started it, see proto/trace.py; ``tenant``: whose device it is of.
+    """
 
     lease: Lease
     job: Job
     actions: tuple[Action, ...]
     work_files: Mapping[str, str]
+    trace: str = ""
+    tenant: str = ""
 
 
 def take(database: Database, worker: str, *, release_hash: str, now_s: float, lease_s: float = LEASE_S) -> Held | None:
@@ -90,7 +95,9 @@ def take(database: Database, worker: str, *, release_hash: str, now_s: float, le
             return None
         crashed = row.worker not in ("", worker)
         job, actions = machine.step(job_of(row), Taken(crashed), now_s)
-        held = Held(Lease(job.job_id, worker, row.fence + 1), job, actions, dict(row.work_files))
+        tenant = connection.scalar(sa.select(devices.c.tenant).where(devices.c.id == job.device_id)) or ""
+        lease = Lease(job.job_id, worker, row.fence + 1)
+        held = Held(lease, job, actions, dict(row.work_files), row.trace, tenant)
         lasting = {"worker": worker, "lease_until_s": clock_s + lease_s} if job.stage in machine.RUNNABLE else FREE
         connection.execute(
             jobs.update()
@@ -163,7 +170,7 @@ FREE: Final[Mapping[str, object]] = {"worker": "", "lease_until_s": 0.0}
 def _due(now_s: float) -> sa.Select[tuple[object, ...]]:
     runnable = jobs.c.stage.in_([stage.value for stage in machine.RUNNABLE])
     return (
-        sa.select(*COLUMNS, jobs.c.worker, jobs.c.fence, jobs.c.work_files)
+        sa.select(*COLUMNS, jobs.c.worker, jobs.c.fence, jobs.c.work_files, jobs.c.trace)
         .where(runnable, jobs.c.not_before_s <= now_s)
         .order_by(jobs.c.stage == Stage.QUEUED.value, jobs.c.updated_s, jobs.c.id)
         .limit(1)

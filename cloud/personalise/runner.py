@@ -6,12 +6,14 @@ are those of ``work_files.py``.
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from isthmus.cloud import logs, tracing
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import job_rows, service, students
 from isthmus.cloud.personalise.job import (
@@ -35,10 +37,12 @@ from isthmus.cloud.personalise.leases import Held, kept
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.work_files import WorkFiles
 from isthmus.cloud.store.database import disk_is_full
+from isthmus.cloud.tracing import Traces
 from isthmus.data.files import replaced
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.settling import settled
 from isthmus.proto.errors import Busy, IsthmusError, Locked, NotYours, StorageFull, Unavailable
+from isthmus.proto.trace import TraceContext
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ class Runner:
     files: WorkFiles
     keep_students: int
     now_s: Callable[[], float]
+    traces: Traces = tracing.OFF
 
     def run(self, held: Held) -> Job:
         """Work on a job that was taken, until it ends, waits for its device, or stalls. Returns its final state.
@@ -64,13 +69,23 @@ class Runner:
         another worker has taken the job; the job is then unchanged.
         """
         try:
-            with kept(self.shelf.database, held.lease):
+            with self._told_apart(held), kept(self.shelf.database, held.lease):
                 return self._run(held)
         except NotYours:
             # The device was deleted meanwhile, and its job with it.
             log.info("job %s is gone; its files are removed", held.job.job_id)
             self.files.discard(held.job.job_id)
             raise
+
+    @contextmanager
+    def _told_apart(self, held: Held) -> Iterator[None]:
+        """Let log lines and spans of the work on a job name its trace and its tenant."""
+        logs.TENANT.set(held.tenant)
+        try:
+            with self.traces.span("personalise", TraceContext.read(held.trace), job=held.job.job_id):
+                yield
+        finally:
+            logs.TENANT.set("")
 
     def _run(self, held: Held) -> Job:
         job, actions = held.job, held.actions
@@ -79,7 +94,8 @@ class Runner:
             if isinstance(action, Discard):
                 self.files.discard(job.job_id)
                 break
-            event = self._outcome(held, job, action)
+            with self.traces.span(type(action).__name__.lower(), round=job.round):
+                event = self._outcome(held, job, action)
             stored = self.files.keep(job.job_id, held.lease.fence, _lasting(event, job))
             job, actions = job_rows.apply(self.shelf.database, job.job_id, event, self.now_s(), work_files=stored)
             log.info("job %s is %s, round %d of %d", job.job_id, job.stage.value, job.round + 1, job.rounds)

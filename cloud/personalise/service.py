@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
+import sqlalchemy as sa
+
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Job, Uploaded
+from isthmus.cloud.store import tenants
 from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.proto.convert import prototypes_from_pb, prototypes_to_pb
 from isthmus.proto.errors import BadPrototypes, InvalidInput, NotYours
 from isthmus.proto.limits import MAX_NAME_CHARS, MAX_ROUNDS
@@ -28,8 +32,13 @@ def start(
     now_s: float,
     new_id: Callable[[], str],
     at_most_waiting: int,
+    tenant: str = DEFAULT,
+    at_most_a_day: int | None = None,
+    trace: str = "",
 ) -> Job:
     """Start a personalisation, or return the one that was started with the same key.
+
+    ``at_most_a_day``: how many its tenant may start per day. ``trace``: context of the call, see proto/trace.py.
 
     Raises InvalidInput, BadPrototypes, Busy, and WrongState if this device has another one that has not ended.
     """
@@ -51,7 +60,18 @@ def start(
         created_s=now_s,
         updated_s=now_s,
     )
-    return job_rows.create(database, job, to_payload(prototypes), at_most_waiting=at_most_waiting)[0]
+
+    def admit(connection: sa.Connection) -> None:
+        used = tenants.count(connection, tenant, tenants.day_of(now_s), jobs=1)
+        if at_most_a_day is not None and used.jobs > at_most_a_day:
+            raise OverQuota(
+                "your quota of personalisations per day is used up; try again tomorrow, or ask the operator for a "
+                "higher one",
+                retry_after_s=tenants.DAY_S - now_s % tenants.DAY_S,
+            )
+
+    payload = to_payload(prototypes)
+    return job_rows.create(database, job, payload, at_most_waiting=at_most_waiting, admit=admit, trace=trace)[0]
 
 
 def upload(

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Final
 from uuid import uuid4
 
-from isthmus.cloud import logs
+from isthmus.cloud import logs, tracing
 from isthmus.cloud.offer import offer_of
 from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Expired
@@ -52,6 +52,7 @@ class Worker:
         self.database = Database(settings.database_url)
         self._artefacts = Artefacts(settings.artefacts_url)
         self.files = WorkFiles(settings.work_dir, self._artefacts if self.database.shared else None)
+        self.traces = tracing.open_traces(settings.traces, settings.traces_share, "isthmus-worker")
         self._news = threading.Event()
         self._stopping = False
 
@@ -100,6 +101,7 @@ class Worker:
         self._stopping = True
         self._hand_back()
         self.tell()
+        self.traces.close()
 
     def _hand_back(self) -> None:
         with suppress(IsthmusError):
@@ -129,6 +131,7 @@ class Worker:
             files=self.files,
             keep_students=settings.keep_students,
             now_s=self.database.now_s,
+            traces=self.traces,
         )
 
     def sweep(self) -> None:
@@ -168,7 +171,7 @@ def main() -> None:
     # Ctrl-C reaches all processes of the terminal; the server decides when the worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = CloudSettings.from_json(hello.settings)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     load_extensions()
     worker = Worker(settings, hello.worker)
 

@@ -44,6 +44,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     scopes: Sequence[Scope]
     count: Scope
+    spend: Callable[[int], None] = lambda count: None
+    """Called with the length of each message of a known caller; it raises if that is too much."""
     _arriving: Places = field(default_factory=lambda: Places(_ARRIVING))
     _staying: Places = field(default_factory=lambda: Places(_STAYING))
     _patience: Patience = field(default_factory=Patience)
@@ -54,7 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         ours = details.method.startswith(OURS)
         enter = self._ours if ours else self._others
-        return _as_stream(handler, details.method, enter)
+        return _as_stream(handler, details.method, enter, self.spend if ours else lambda count: None)
 
     async def _ours(self, stack: AsyncExitStack, method: str, streams: bool, raw: Any, context: Any) -> bytes | None:
         try:
@@ -110,11 +112,16 @@ def _ended(read: asyncio.Future[Any]) -> None:
         read.exception()  # a read that nobody awaits any more fails when its call ends
 
 
-def _as_stream(handler: Any, method: str, enter: _Enter) -> Any:
+def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], None]) -> Any:
     """Return a handler that takes raw messages, whichever of the four kinds ``handler`` is."""
     streams = bool(handler.request_streaming)
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    decode = _decoder(handler.request_deserializer)
+    deserialize = _decoder(handler.request_deserializer)
+
+    def decode(message: bytes) -> Any:
+        if is_known():
+            spend(len(message))
+        return deserialize(message)
 
     async def begin(stack: AsyncExitStack, raw: Any, context: Any) -> Any:
         message = await enter(stack, method, streams, raw, context)

@@ -16,7 +16,11 @@ import numpy as np
 from isthmus.cloud.elastic.model.executor import Image
 from isthmus.cloud.elastic.serve.serving import Elastic, Terms
 from isthmus.cloud.elastic.tasks.task import DEFAULT_LATENCY_S, DEFAULT_UTILITY, PromptMode, Task, TaskSpec
+from isthmus.cloud.rpc.scopes import tenant
 from isthmus.cloud.rpc.task_messages import spec_to_pb
+from isthmus.cloud.store.tenants import OverQuota
+from isthmus.cloud.tenants import names
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.convert import identifier
 from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge, TooLate
 from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES
@@ -44,6 +48,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
 
     elastic: Elastic
     scratch: Path
+    roster: Roster
     upload_timeout_s: float = 120.0
     _registering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_REGISTRATIONS))
 
@@ -62,21 +67,33 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
                         await _receive(requests, opening, file)
                 except TimeoutError as error:
                     raise TooLate(f"the task did not arrive within {self.upload_timeout_s:g} s") from error
-                task = await asyncio.to_thread(self.elastic.registry.register, spec, Path(file.name), time.time())
+                try:
+                    task = await asyncio.to_thread(
+                        self.elastic.registry.register,
+                        spec,
+                        Path(file.name),
+                        time.time(),
+                        owner=names.owner(tenant()),
+                        at_most_of_owner=self.roster.quotas(tenant()).most_tasks,
+                    )
+                except OverQuota:
+                    self.roster.refuse(tenant(), "tasks")
+                    raise
         log.info("task %s is registered, version %d", task.name, task.version)
         return pb.RegisterTaskResponse(task=task_to_pb(task))
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:
-        tasks = [task_to_pb(task) for task in self.elastic.registry.listing()]
-        return pb.ListTasksResponse(tasks=tasks, image_px=self.elastic.model.image_px)
+        mine = [each for each in self.elastic.registry.listing() if names.outside(tenant(), each.name) is not None]
+        return pb.ListTasksResponse(tasks=[task_to_pb(task) for task in mine], image_px=self.elastic.model.image_px)
 
     async def RemoveTask(self, request: pb.RemoveTaskRequest, context: Any) -> pb.RemoveTaskResponse:
-        await asyncio.to_thread(self.elastic.registry.remove, request.name)
-        log.info("task %s is removed", request.name)
+        name = names.inside(tenant(), identifier("task", request.name))
+        await asyncio.to_thread(self.elastic.registry.remove, name)
+        log.info("task %s is removed", name)
         return pb.RemoveTaskResponse()
 
     async def MakeQuery(self, request: pb.MakeQueryRequest, context: Any) -> pb.MakeQueryResponse:
-        task = self.elastic.registry.get(request.task)
+        task = self.elastic.registry.get(names.inside(tenant(), request.task))
         terms = Terms(
             # In proto3 0 means absent. NaN is not 0 and is refused later.
             latency_s=request.latency_s if request.latency_s != 0 else None,

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from isthmus.cloud.inference import HeadCache, Session
+from isthmus.cloud.inference import HeadCache, Session, refusal
 from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.rpc.scopes import caller
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.convert import identifier, infer_reply_to_pb
-from isthmus.proto.errors import InvalidInput, TooLate
+from isthmus.proto.errors import Busy, InvalidInput, TooLate
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
@@ -24,6 +25,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     cache: HeadCache
     offer: Offer
     metrics: Metrics
+    roster: Roster
 
     async def Infer(self, requests: AsyncIterator[pb.InferRequest], context: Any) -> AsyncIterator[pb.InferResponse]:
         named = dict(context.invocation_metadata() or ()).get("isthmus-student")
@@ -34,7 +36,12 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         async for request in requests:
             # A head is one small matrix product: cheaper to compute here than in another thread.
             began_s = time.perf_counter()
-            reply = session.reply(request.sequence, request.frame, context.time_remaining())
+            try:
+                self.roster.admit(caller().tenant)
+            except Busy as error:
+                reply = refusal(request.sequence, error, began_s)
+            else:
+                reply = session.reply(request.sequence, request.frame, context.time_remaining())
             self.metrics.frame_seconds.observe(time.perf_counter() - began_s)
             self.metrics.frames[_OUTCOMES.get(reply.error_code, "refused")].inc()
             yield infer_reply_to_pb(reply)

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from isthmus.cloud.elastic.serve.open_inference import EXTENSIONS, OpenInference, number_of, server_metadata
 from isthmus.cloud.elastic.serve.serving import Elastic
-from isthmus.cloud.rpc.scopes import for_caller
+from isthmus.cloud.rpc.scopes import for_caller, tenant
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 
@@ -19,8 +20,8 @@ _STREAM_IN_FLIGHT: Final = 256
 class OpenInferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     """Maps the Open Inference Protocol to elastic serving."""
 
-    def __init__(self, elastic: Elastic) -> None:
-        self.models = OpenInference(elastic)
+    def __init__(self, elastic: Elastic, roster: Roster) -> None:
+        self.models = OpenInference(elastic, tenant, lambda images: roster.admit(tenant(), images))
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)

@@ -9,18 +9,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from isthmus.cloud import identity
+from isthmus.cloud import identity, tracing
 from isthmus.cloud.identity import Gate, WrongKey
 from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.forgetting import forget_device
-from isthmus.cloud.personalise.job import status
+from isthmus.cloud.personalise.job import Job, status
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.scopes import caller
+from isthmus.cloud.rpc.transport import identity_of
 from isthmus.cloud.rpc.work import Work
+from isthmus.cloud.store.tenants import DEFAULT, OverQuota
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import convert
 from isthmus.proto.errors import Unauthenticated
@@ -42,6 +45,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     shelf: Shelf
     offer: Offer
     gate: Gate
+    roster: Roster
     signer: Signer
     key_changes: tuple[SignedKeyChange, ...]
     metrics: Metrics
@@ -57,8 +61,9 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         address = context.peer().rpartition(":")[0]
         self.wrong_keys.admit(address)
         try:
-            enrolment = await self._enrol(request)
+            enrolment = await self._enrol(request, identity_of(context))
         except WrongKey as error:
+            self.roster.refuse(DEFAULT, "enrolment key")
             wait_s = self.wrong_keys.begin(address)
             try:
                 await asyncio.sleep(wait_s)
@@ -68,7 +73,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         log.info("a device enrolled")  # Not which: the log cannot forget it. 'isthmus cloud devices' lists them.
         return convert.enrolment_to_pb(enrolment)
 
-    async def _enrol(self, request: pb.EnrolRequest) -> Enrolment:
+    async def _enrol(self, request: pb.EnrolRequest, certificate: str | None) -> Enrolment:
         return await self.enrolling.do(
             identity.enrol,
             self.shelf.database,
@@ -79,6 +84,8 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             enrolment_key=request.enrolment_key,
             now_s=self.shelf.database.now_s(),
             new_secret=lambda: (secrets.token_hex(8), secrets.token_urlsafe(32)),
+            roster=self.roster,
+            certificate=certificate,
         )
 
     async def Forget(self, request: pb.ForgetRequest, context: Any) -> pb.ForgetResponse:
@@ -89,7 +96,17 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     async def StartPersonalisation(
         self, request: pb.StartPersonalisationRequest, context: Any
     ) -> pb.StartPersonalisationResponse:
-        job = await self.work.do(
+        within = tracing.current()
+        try:
+            job = await self._start(request, "" if within is None else within.header)
+        except OverQuota:
+            self.roster.refuse(caller().tenant, "jobs")
+            raise
+        self.tell_worker()
+        return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status(job)))
+
+    async def _start(self, request: pb.StartPersonalisationRequest, trace: str) -> Job:
+        return await self.work.do(
             service.start,
             self.shelf.database,
             self.offer,
@@ -101,9 +118,10 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             now_s=self.shelf.database.now_s(),
             new_id=lambda: secrets.token_hex(8),
             at_most_waiting=self.max_queued_jobs,
+            tenant=caller().tenant,
+            at_most_a_day=self.roster.quotas(caller().tenant).jobs_per_day,
+            trace=trace,
         )
-        self.tell_worker()
-        return pb.StartPersonalisationResponse(job=convert.job_status_to_pb(status(job)))
 
     async def UploadPrototypes(self, request: pb.UploadPrototypesRequest, context: Any) -> pb.UploadPrototypesResponse:
         job = await self.work.do(
@@ -152,6 +170,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         chunks = students.chunks(self.shelf, request.student_id, file, request.offset_bytes)
         try:
             while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
+                self.roster.spend(caller().tenant, len(chunk.data))
                 yield convert.chunk_to_pb(chunk)
                 self.metrics.bytes_sent.inc(len(chunk.data))
         finally:

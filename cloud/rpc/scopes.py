@@ -5,9 +5,11 @@ kinds of calls (``calls.py`` enters them). Health and reflection need no token.
 """
 
 import asyncio
+import hashlib
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -16,12 +18,17 @@ from typing import Any, Final
 import grpc
 from sqlalchemy.exc import DBAPIError
 
-from isthmus.cloud import identity
-from isthmus.cloud.metrics.calls import Metrics
+from isthmus.cloud import identity, logs
+from isthmus.cloud.metrics.calls import Metrics, kind_of
 from isthmus.cloud.rpc.interrupt import OpenCalls
+from isthmus.cloud.rpc.transport import identity_of
 from isthmus.cloud.rpc.work import Work, busy
 from isthmus.cloud.store.database import Database, Unusable, as_ours, disk_is_full
 from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.tenants import DEFAULT
+from isthmus.cloud.tenants.roster import Roster
+from isthmus.cloud.tracing import Traces
+from isthmus.proto import trace
 from isthmus.proto.errors import NAME_KEY, RETRY_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -43,9 +50,15 @@ _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
 _CALLER: ContextVar[Device] = ContextVar("caller")
 _UNKNOWN: Final = "unknown callers"
 _ELASTIC_CLIENTS: Final = "clients of elastic serving"
+_MOST_OWNERS: Final = 20_000
 _MOST_UNKNOWN: Final = 64
 """Calls of unknown callers that are worked on at a time."""
 _KNOWN: ContextVar[bool] = ContextVar("known", default=False)
+
+
+def tenant() -> str:
+    """Return the tenant of the current caller: its device's or its key's, and "default" without either."""
+    return logs.TENANT.get() or DEFAULT
 
 
 def caller() -> Device:
@@ -58,35 +71,86 @@ def is_known() -> bool:
     return _KNOWN.get()
 
 
-def identity_scope(database: Database, work: Work, elastic_key: str | None = None) -> Scope:
-    """Make the scope that finds the device by the call's token.
+def identity_scope(database: Database, work: Work, roster: Roster, elastic_key: str | None = None) -> Scope:
+    """Make the scope that finds the caller: a device by its token or certificate, or a tenant by its key.
 
-    Elastic serving has no devices; with ``elastic_key`` its clients must send that key. The scope raises
-    Unauthenticated, and Busy if the server has no time to look.
+    Elastic serving has no devices. Its clients send a key of their tenant or, for the tenant "default",
+    ``elastic_key``; if there is no key at all, everyone is served as "default". A call beyond its tenant's quota is
+    refused before the database is asked. The scope raises Unauthenticated, and Busy.
     """
+    owners: OrderedDict[bytes, str] = OrderedDict()
+    """The tenants of tokens that were good before, to refuse with, never to admit."""
+
+    async def device(token: str, context: Any) -> Device:
+        digest = hashlib.sha256(token.encode()).digest()
+        owner = owners.get(digest)
+        if owner is not None:
+            roster.admit(owner)
+        work.admit(context.time_remaining())
+        found = await work.do(identity.authenticate, database, token, time.time(), identity_of(context))
+        if owner is None:
+            roster.admit(found.tenant)
+            owners[digest] = found.tenant
+            if len(owners) > _MOST_OWNERS:
+                owners.popitem(last=False)
+        return found
 
     @asynccontextmanager
     async def scope(method: str, context: Any) -> AsyncIterator[None]:
-        elastic = method.startswith(ELASTIC)
-        if method in OPEN or (elastic and elastic_key is None):
+        if method in OPEN:
             yield
             return
         metadata = dict(context.invocation_metadata() or ())
         scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            first = "ask the operator for the key" if elastic else "enrol first"
-            raise Unauthenticated(f"no token: {first}, then send 'authorization: Bearer <token>'")
-        if elastic_key is not None and elastic:
-            if not identity.same_secret(token, elastic_key):
-                raise Unauthenticated("the key is wrong; ask the operator for it")
+        token = token if scheme.lower() == "bearer" else ""
+        if method.startswith(ELASTIC):
+            owner = roster.of_key(token, "query") if token else None
+            if owner is None and elastic_key is None and not (token and roster.has_keys("query")):
+                # Everyone is served, and counts as the tenant "default".
+                roster.admit(DEFAULT)
+                yield
+                return
+            if owner is None and (elastic_key is None or not identity.same_secret(token, elastic_key)):
+                raise Unauthenticated(
+                    "the key is wrong; ask the operator for it"
+                    if token
+                    else "no token: ask the operator for the key, then send 'authorization: Bearer <token>'"
+                )
+            logs.TENANT.set(owner or DEFAULT)
+            roster.admit(owner or DEFAULT)
         else:
-            work.admit(context.time_remaining())
+            if not token and identity_of(context) is None:
+                raise Unauthenticated("no token: enrol first, then send 'authorization: Bearer <token>'")
             # Never reset: each call has a context of its own, and an abandoned stream is closed in another context.
-            _CALLER.set(await work.do(identity.authenticate, database, token, time.time()))
+            _CALLER.set(await device(token, context))
+            logs.TENANT.set(caller().tenant)
         _KNOWN.set(True)
         yield
 
     return scope
+
+
+def trace_scope(traces: Traces) -> Scope:
+    """Make the scope that puts a call into its caller's trace. A stream is recorded as it opens, and stays not open."""
+
+    @asynccontextmanager
+    async def scope(method: str, context: Any) -> AsyncIterator[None]:
+        header = dict(context.invocation_metadata() or ()).get(trace.KEY)
+        parent = trace.TraceContext.read(header) or trace.TraceContext.new()
+        name = method.removeprefix("/")
+        if kind_of(method) == "unary":
+            with traces.span(name, parent):
+                yield
+        else:
+            traces.enter(name, parent)
+            yield
+
+    return scope
+
+
+def spending(roster: Roster) -> Callable[[int], None]:
+    """Return what counts the bytes of the current caller. It raises Busy beyond its tenant's quota."""
+    return lambda count: roster.spend(tenant(), count)
 
 
 def count_scope(calls: OpenCalls, *, most: int, most_per_device: int) -> Scope:
@@ -124,10 +188,15 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
         raise
     except Exception as error:
         ours = for_caller(error, method)
-        trailing = [(NAME_KEY, type(ours).__name__)]
+        trailing = [(NAME_KEY, _name(ours))]
         if isinstance(ours, Busy) and ours.retry_after_s is not None:
             trailing.append((RETRY_KEY, str(round(1e3 * ours.retry_after_s))))
         await context.abort(_STATUS[ours.code], str(ours), tuple(trailing))
+
+
+def _name(error: IsthmusError) -> str:
+    """Return the name of an error's nearest type in the contract."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == IsthmusError.__module__)
 
 
 def for_caller(error: Exception, method: str) -> IsthmusError:

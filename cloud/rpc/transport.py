@@ -1,10 +1,17 @@
-"""Bounds on connections and streams that gRPC itself keeps, and the open files that they need."""
+"""The transport: TLS whose certificate is read again when its file changes, and the bounds that gRPC itself keeps."""
 
 import logging
 import resource
-from typing import Final
+import ssl
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from cryptography import x509
 
 from isthmus.proto import keepalive
+from isthmus.proto.errors import InvalidInput
 from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES, MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -35,6 +42,85 @@ def options(connections: int, *, elastic: bool) -> tuple[tuple[str, int], ...]:
         ("grpc.so_reuseport", 0),
         *keepalive.server_options(),
     )
+
+
+def identity_of(context: Any) -> str | None:
+    """Return the identity in a caller's TLS certificate: its first alternative name, else its common name.
+
+    None if the server asks for no certificates. gRPC has verified the certificate.
+    """
+    names = context.peer_identities()
+    name = next(iter(names), None) if names else None
+    return name.decode("utf-8", "replace")[:255] if isinstance(name, bytes) else None
+
+
+class Certificates:
+    """The server's certificate and key, and the authority of its clients' certificates, from files.
+
+    New connections get what the files hold now. Connections that are open go on: they have verified what they needed.
+    A file that is half-written, or a pair that does not fit, changes nothing until it does.
+    """
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
+        """Raises InvalidInput if the files cannot be used as they are."""
+        self._cert, self._key, self._client_ca = cert, key, client_ca
+        self._lock = threading.Lock()
+        try:
+            self._stamp = self._stamps()
+            self._config = self._read()
+        except OSError as error:
+            raise InvalidInput(f"TLS: {error}") from error
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Return what a server's port needs. With ``client_ca`` every client must show a certificate of it."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._config, self._now, require_client_authentication=self._client_ca is not None
+        )
+
+    @property
+    def expires_s(self) -> float:
+        """When the certificate in use ends, in Unix seconds."""
+        return self._expires_s
+
+    def _now(self) -> Any:
+        """Return the configuration for a new connection; None if it is that of the connection before."""
+        with self._lock:
+            try:
+                stamp = self._stamps()
+                if stamp == self._stamp:
+                    return None
+                self._config, self._stamp = self._read(), stamp
+            except (OSError, InvalidInput) as error:
+                log.warning("the TLS files were changed and cannot be used yet: %s", error)
+                return None
+            log.info("the TLS certificate was read again")
+            return self._config
+
+    def _stamps(self) -> tuple[tuple[int, int, int], ...]:
+        found = [each.stat() for each in (self._cert, self._key, self._client_ca) if each is not None]
+        return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in found)
+
+    def _read(self) -> Any:
+        _check_pair(self._cert, self._key)
+        chain = self._cert.read_bytes()
+        self._expires_s = x509.load_pem_x509_certificate(chain).not_valid_after_utc.timestamp()
+        authority = None if self._client_ca is None else self._client_ca.read_bytes()
+        if self._client_ca is not None:
+            try:
+                x509.load_pem_x509_certificates(authority or b"")
+            except ValueError as error:
+                raise InvalidInput(f"TLS: {self._client_ca} holds no PEM certificate") from error
+        return grpc.ssl_server_certificate_configuration([(self._key.read_bytes(), chain)], authority)
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    """Check that certificate and key belong together; gRPC does not say what is wrong. Raises InvalidInput, OSError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InvalidInput(f"TLS: the key {key} does not belong to the certificate {cert}") from error
+        raise InvalidInput(f"TLS: {cert} and {key} are not a PEM certificate chain and its private key") from error
 
 
 def _raise_file_limit(connections: int) -> int:

@@ -6,6 +6,7 @@ by how late the event loop is.
 """
 
 import asyncio
+import contextvars
 import random
 import time
 from collections.abc import Callable
@@ -85,12 +86,14 @@ class Work:
         self.admit()
         asked_s = self._clock()
         self._waiting += 1
+        # Log lines of the work name the call's trace and tenant.
+        within = contextvars.copy_context()
 
         def run() -> tuple[T, float]:
             began_s = self._clock()
             if began_s - asked_s > 2 * self._most_wait_s:
                 raise busy(self._most_wait_s)
-            return function(*args, **kwargs), self._clock() - began_s
+            return within.run(function, *args, **kwargs), self._clock() - began_s
 
         try:
             result, took_s = await asyncio.get_running_loop().run_in_executor(self._pool, run)

@@ -32,6 +32,7 @@ OLD_WORKERS: Final = 2
 """Second half of the key of the lock that the one worker of version 0.1 holds."""
 _MIGRATING: Final = 3
 _MIGRATION_WAIT: Final = "10s"
+_STATEMENT_WAIT: Final = "60s"
 _LOCK_TIMEOUT: Final = "55P03"
 _TRY_AGAIN: Final = ("40001", "40P01", _LOCK_TIMEOUT)
 _NO_RIGHTS: Final = "42501"
@@ -154,6 +155,7 @@ class Database:
                 if self.shared:
                     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OURS}, {_MIGRATING})")
                     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_MIGRATION_WAIT}'")
+                    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{_STATEMENT_WAIT}'")
                     self.clock_s(connection)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")

@@ -22,6 +22,57 @@ devices = sa.Table(
     sa.Column("revoked_s", sa.Float, nullable=True),
     # NULL: the device has not called since it enrolled.
     sa.Column("seen_s", sa.Float, nullable=True),
+    sa.Column("tenant", sa.String(32), nullable=False, server_default="default"),
+    # Identity in the TLS certificate with which it enrolled. Its later calls need that certificate too.
+    sa.Column("certificate", sa.String(255), nullable=True),
+)
+
+# Who shares the service. "default" needs no row: it is the tenant of all that was there before there were others.
+# NULL: no limit.
+tenants = sa.Table(
+    "tenants",
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("closed_s", sa.Float, nullable=True),
+    sa.Column("most_devices", sa.BigInteger, nullable=True),
+    sa.Column("most_tasks", sa.BigInteger, nullable=True),
+    sa.Column("jobs_per_day", sa.BigInteger, nullable=True),
+    sa.Column("queries_per_s", sa.Float, nullable=True),
+    sa.Column("bytes_per_day", sa.BigInteger, nullable=True),
+)
+
+# SHA-256 of each key. Keys have 256 random bits, so a plain hash is enough.
+tenant_keys = sa.Table(
+    "tenant_keys",
+    metadata,
+    sa.Column("key_hash", sa.LargeBinary(32), primary_key=True),
+    sa.Column("tenant", sa.String(32), sa.ForeignKey("tenants.name"), nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+)
+
+# What a tenant has used on a day, counted in days since 1970 (UTC).
+usage = sa.Table(
+    "usage",
+    metadata,
+    sa.Column("tenant", sa.String(32), primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("jobs", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("bytes", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+# What was enrolled, published, removed and refused. See audit.py.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("tenant", sa.String(32), nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(128), nullable=False),
+    sa.Column("detail", sa.String(300), nullable=False),
 )
 
 jobs = sa.Table(
@@ -54,6 +105,8 @@ jobs = sa.Table(
     sa.Column("lease_until_s", sa.Float, nullable=False, server_default="0"),
     # SHA-256 (in hexadecimal) by name of the working files whose copies are in the artefacts. See work_files.py.
     sa.Column("work_files", sa.JSON, nullable=False, server_default="{}"),
+    # The W3C trace context of the call that started the job; "" if there is none.
+    sa.Column("trace", sa.String(64), nullable=False, server_default=""),
     sa.UniqueConstraint("device_id", "idempotency_key"),
 )
 
@@ -100,6 +153,7 @@ pins = sa.Table(
 tasks = sa.Table(
     "tasks",
     metadata,
+    # A task of another tenant than "default" is named TENANT/NAME.
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("spec", sa.Text, nullable=False),

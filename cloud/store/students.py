@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from isthmus.cloud.store import audit
+from isthmus.cloud.store.audit import Entry
 from isthmus.cloud.store.database import Database
-from isthmus.cloud.store.schema import students
+from isthmus.cloud.store.schema import devices, students
 from isthmus.proto.messages import SignedManifest
 
 
@@ -25,6 +27,11 @@ class StudentRow:
 def put(database: Database, student: StudentRow) -> None:
     """Add the student, or replace the one with the same id."""
     with database.writing() as connection:
+        owner = sa.select(devices.c.tenant).where(devices.c.id == student.device_id)
+        if student.kind != "interim":
+            tenant = connection.scalar(owner) or ""
+            entry = Entry(student.created_s, tenant, student.device_id or "server", "published", student.student_id)
+            audit.write(connection, entry)
         connection.execute(students.delete().where(students.c.id == student.student_id))
         connection.execute(
             students.insert().values(

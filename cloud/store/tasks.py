@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from isthmus.cloud.store import audit
+from isthmus.cloud.store.audit import Entry
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import tasks
+from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.proto.errors import Busy
 
 
@@ -21,11 +24,18 @@ class TaskRow:
 
 
 def put(
-    database: Database, name: str, spec_json: str, artefact_id: str, created_s: float, *, at_most: int
+    database: Database,
+    name: str,
+    spec_json: str,
+    artefact_id: str,
+    created_s: float,
+    *,
+    at_most: int,
+    at_most_of_tenant: int | None = None,
 ) -> tuple[TaskRow, str | None]:
     """Add the task, or replace the one with the same name. Returns it, and the artefact that is now unused, if any.
 
-    Raises Busy if the name is new and there are ``at_most`` tasks already.
+    Raises Busy if the name is new and there are ``at_most`` tasks already, or ``at_most_of_tenant`` of its tenant.
     """
     with database.writing() as connection:
         before = connection.execute(sa.select(tasks).where(tasks.c.name == name).with_for_update()).first()
@@ -33,6 +43,10 @@ def put(
             count = connection.scalar(sa.select(sa.func.count()).select_from(tasks)) or 0
             if count >= at_most:
                 raise Busy(f"{at_most} tasks are registered already; remove one first")
+        if at_most_of_tenant is not None:
+            names = connection.scalars(sa.select(tasks.c.name).where(tasks.c.name != name))
+            if sum(owner(each) == owner(name) for each in names) >= at_most_of_tenant:
+                raise OverQuota("your quota of tasks is used up; remove one, or ask the operator for a higher one")
         version = 1 if before is None else before.version + 1
         row = TaskRow(name, version, spec_json, artefact_id, created_s)
         connection.execute(tasks.delete().where(tasks.c.name == name))
@@ -42,6 +56,7 @@ def put(
             )
         )
         orphan = None if before is None else _unused(connection, before.artefact_id)
+        audit.write(connection, Entry(created_s, owner(name), "query key", "registered", name, f"version {version}"))
     return row, orphan
 
 
@@ -52,6 +67,11 @@ def describe(database: Database, name: str, version: int, spec_json: str) -> boo
         return connection.execute(tasks.update().where(of).values(spec=spec_json)).rowcount == 1
 
 
+def owner(name: str) -> str:
+    """Return the tenant of a task, from its name inside: TENANT/NAME."""
+    return name.rpartition("/")[0] or DEFAULT
+
+
 def remove(database: Database, name: str) -> tuple[bool, str | None]:
     """Remove a task. Returns whether it existed, and the artefact that is now unused, if any."""
     with database.writing() as connection:
@@ -59,6 +79,7 @@ def remove(database: Database, name: str) -> tuple[bool, str | None]:
         if before is None:
             return False, None
         connection.execute(tasks.delete().where(tasks.c.name == name))
+        audit.write(connection, Entry(database.now_s(), owner(name), "query key", "removed", name))
         return True, _unused(connection, before.artefact_id)
 
 

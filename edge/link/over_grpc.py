@@ -15,7 +15,7 @@ import grpc
 
 from isthmus.edge.link.interface import Traffic
 from isthmus.edge.link.unreachable import why
-from isthmus.proto import convert, keepalive
+from isthmus.proto import convert, keepalive, trace
 from isthmus.proto.errors import (
     NAME_KEY,
     RETRY_KEY,
@@ -153,7 +153,8 @@ class GrpcLink:
         self._channel.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self._token}"),) if self._token else ()
+        traced = ((trace.KEY, trace.outgoing().header),)
+        return (("authorization", f"Bearer {self._token}"), *traced) if self._token else traced
 
     def _call(self, method: Any, request: Any, kind: str) -> Any:
         self.traffic.sends(kind, request)

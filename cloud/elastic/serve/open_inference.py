@@ -5,7 +5,7 @@
 
 import asyncio
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ from isthmus.cloud.elastic.serve.infer_tensors import (
 from isthmus.cloud.elastic.serve.live import Answer
 from isthmus.cloud.elastic.serve.serving import Elastic, Terms
 from isthmus.cloud.elastic.tasks.task import Task
+from isthmus.cloud.store.tenants import DEFAULT
+from isthmus.cloud.tenants import names
 from isthmus.proto.errors import InvalidInput, NotYours
 from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb
@@ -42,9 +44,15 @@ def server_metadata() -> pb.ServerMetadataResponse:
 
 @dataclass(frozen=True)
 class OpenInference:
-    """Maps the protocol's messages to elastic serving. An unknown model or version raises NotYours."""
+    """Maps the protocol's messages to elastic serving. An unknown model or version raises NotYours.
+
+    ``tenant`` returns whose call it is; other tenants' models are not there. ``admit`` is called with the number of
+    images that a request has beyond the one that its call counts as; it raises Busy if these are too many.
+    """
 
     elastic: Elastic
+    tenant: Callable[[], str] = lambda: DEFAULT
+    admit: Callable[[int], None] = lambda images: None
 
     @property
     def ready(self) -> bool:
@@ -66,7 +74,7 @@ class OpenInference:
         outputs = [(LOGITS, "FP32", (len(task.spec.classes),)), (LABEL, "BYTES", ())]
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
-            name=task.name,
+            name=task.spec.name,
             versions=[str(task.version)],
             platform=PLATFORM,
             inputs=[tensor(name=name, datatype=kind, shape=(-1, *rest)) for name, kind, rest in inputs],
@@ -77,7 +85,7 @@ class OpenInference:
         task = self.task(name, version)
         side, scalar = self.elastic.model.image_px, [1]
         config = pb.ModelConfig(
-            name=task.name, platform=PLATFORM, backend="isthmus", max_batch_size=MAX_IMAGES_PER_REQUEST
+            name=task.spec.name, platform=PLATFORM, backend="isthmus", max_batch_size=MAX_IMAGES_PER_REQUEST
         )
         for name, kind, layout, dims in (
             (IMAGE, pb.TYPE_STRING, pb.ModelInput.FORMAT_NONE, scalar),
@@ -98,15 +106,15 @@ class OpenInference:
 
     def statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Returns the statistics of one model, or of all if ``name`` is empty."""
-        tasks = [self.task(name, version)] if name else self.elastic.registry.listing()
+        tasks = [self.task(name, version)] if name else self.tasks()
         return pb.ModelStatisticsResponse(model_stats=[self._statistics(task) for task in tasks])
 
     def index(self) -> pb.RepositoryIndexResponse:
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
-                index(name=task.name, version=str(task.version), state="READY")
-                for task in self.elastic.registry.listing()
+                index(name=task.spec.name, version=str(task.version), state="READY")
+                for task in self.tasks()
             ]
         )
 
@@ -124,11 +132,14 @@ class OpenInference:
         answers: list[Answer]
         with self.elastic.room.of(request.ByteSize()):
             images = images_of(request, self.elastic.model)
+            # The call itself was counted as one.
+            if (further := len(images) - of_call) > 0:
+                self.admit(further)
             if len(images) == 1:
                 answers = [await self.elastic.ask(task, images[0], terms)]
             else:
                 answers = await _all([self.elastic.ask(task, image, terms) for image in images])
-        response = pb.ModelInferResponse(model_name=task.name, model_version=str(task.version), id=request.id)
+        response = pb.ModelInferResponse(model_name=task.spec.name, model_version=str(task.version), id=request.id)
         gammas = [answer.gamma for answer in answers]
         if len(set(gammas)) == 1:
             response.parameters["gamma"].int64_param = gammas[0]
@@ -145,9 +156,14 @@ class OpenInference:
         add_outputs(response, answers, wanted)
         return response
 
+    def tasks(self) -> list[Task]:
+        """Returns the tenant's tasks."""
+        whose = self.tenant()
+        return [each for each in self.elastic.registry.listing() if names.outside(whose, each.name) is not None]
+
     def task(self, name: str, version: str) -> Task:
         """Returns the task that the protocol calls a model. Raises NotYours."""
-        task = self.elastic.registry.get(name)
+        task = self.elastic.registry.get(names.inside(self.tenant(), name))
         if version not in ("", str(task.version)):
             raise NotYours(f"task {name!r} has only version {task.version}")
         return task
@@ -155,7 +171,7 @@ class OpenInference:
     def _statistics(self, task: Task) -> pb.ModelStatistics:
         known = self.elastic.live.statistics(task.name)
         found = pb.ModelStatistics(
-            name=task.name,
+            name=task.spec.name,
             version=str(task.version),
             last_inference=int(known.last_unix_s * 1e3),
             inference_count=known.answered,

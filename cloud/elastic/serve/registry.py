@@ -1,6 +1,7 @@
 """The registered tasks. The database and the artefacts keep them; the running server holds them in memory."""
 
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.images import LabelledImages
 from isthmus.proto.convert import identifier
-from isthmus.proto.errors import Corrupt, IsthmusError, NotYours
-from isthmus.proto.limits import MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
+from isthmus.proto.errors import Corrupt, IsthmusError, NotYours, TooLarge
+from isthmus.proto.limits import MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Registry:
         for row in rows.listing(self._database):
             try:
                 data = self._stored(row.artefact_id)
-                task = self._task(TaskSpec.from_json(row.spec_json), data, row.version)
+                task = self._task(_spec_of(row), data, row.version, _owner(row.name))
                 self._serve(task)
                 if task.spec.measured is None and self._profiling(task.spec, data) is not None:
                     self._to_measure(task)
@@ -67,35 +68,49 @@ class Registry:
         try:
             return self._tasks[name]
         except KeyError:
-            raise NotYours(f"no task {name[:64]!r} is registered") from None
+            raise NotYours(f"no task {name.rpartition('/')[2][:64]!r} is registered") from None
 
     def listing(self) -> list[Task]:
         """Returns every served task, by name."""
         return [task for _, task in sorted(self._tasks.items())]
 
-    def register(self, spec: TaskSpec, weights: Path, now_s: float) -> Task:
-        """Adds a task with the safetensors file ``weights``, or replaces the task of the same name.
+    def register(
+        self, spec: TaskSpec, weights: Path, now_s: float, *, owner: str = "", at_most_of_owner: int | None = None
+    ) -> Task:
+        """Adds a task with the safetensors file ``weights``, or replaces the owner's task of the same name.
 
         The file may hold a profiling set. When this returns, the task is stored and served. Raises InvalidInput or
-        TooLarge if it does not fit the model, Busy if there are too many tasks, and StorageFull.
+        TooLarge if it does not fit the model, Busy if there are too many tasks, of all owners or (``at_most_of_owner``)
+        of this one, and StorageFull.
         """
         identifier("task", spec.name)
+        name = f"{owner}/{spec.name}" if owner else spec.name
+        if len(name) > MAX_NAME_CHARS:
+            raise TooLarge(f"task name: at most {MAX_NAME_CHARS - 1 - len(owner)} characters")
         with weights.open("rb") as file:
             data = file.read(MAX_TASK_WEIGHTS_BYTES + 1)
-        self._task(spec, data, 1)
+        self._task(spec, data, 1, owner)
         profiling = self._profiling(spec, data)
         artefact_id = _artefact_id(data)
         with self._changing:
             self._artefacts.put(artefact_id, WEIGHTS_FILE, weights)
             try:
-                row, orphan = rows.put(self._database, spec.name, spec.to_json(), artefact_id, now_s, at_most=MAX_TASKS)
+                row, orphan = rows.put(
+                    self._database,
+                    name,
+                    _stored(spec, name),
+                    artefact_id,
+                    now_s,
+                    at_most=MAX_TASKS,
+                    at_most_of_tenant=at_most_of_owner,
+                )
             except IsthmusError:
                 if not rows.named(self._database, artefact_id):
                     self._artefacts.remove(artefact_id)
                 raise
             if orphan is not None:
                 self._artefacts.remove(orphan)
-            task = self._task(spec, data, row.version)
+            task = self._task(spec, data, row.version, owner)
             self._serve(task)
         if profiling is not None:
             self._to_measure(task)
@@ -116,9 +131,9 @@ class Registry:
             if self._tasks.get(task.name) is not task:
                 return False
             spec = replace(task.spec, measured=found)
-            if not rows.describe(self._database, task.name, task.version, spec.to_json()):
+            if not rows.describe(self._database, task.name, task.version, _stored(spec, task.name)):
                 return False
-            self._serve(Task(spec, task.weights, task.version))
+            self._serve(replace(task, spec=spec))
             return True
 
     def is_current(self, task: Task) -> bool:
@@ -128,9 +143,10 @@ class Registry:
     def remove(self, name: str) -> None:
         """Removes the task. Raises NotYours for a name that is not registered."""
         with self._changing:
-            there, orphan = rows.remove(self._database, identifier("task", name))
+            identifier("task", name.rpartition("/")[2])
+            there, orphan = rows.remove(self._database, name)
             if not there:
-                raise NotYours(f"no task {name!r} is registered")
+                raise NotYours(f"no task {name.rpartition('/')[2]!r} is registered")
             if orphan is not None:
                 self._artefacts.remove(orphan)
             self._tasks = {known: task for known, task in self._tasks.items() if known != name}
@@ -145,8 +161,8 @@ class Registry:
             raise Corrupt("its weights are damaged; register it again")
         return data
 
-    def _task(self, spec: TaskSpec, data: bytes, version: int) -> Task:
-        return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version)
+    def _task(self, spec: TaskSpec, data: bytes, version: int, owner: str) -> Task:
+        return Task(spec, TaskWeights.from_bytes(data, classes=len(spec.classes), model=self._model), version, owner)
 
     def _profiling(self, spec: TaskSpec, data: bytes) -> LabelledImages | None:
         return profiling_of(data, classes=len(spec.classes), model=self._model)
@@ -155,6 +171,19 @@ class Registry:
         # The plans must know the task before its first query.
         self._changed(task.name, task)
         self._tasks = {**self._tasks, task.name: task}
+
+
+def _owner(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _stored(spec: TaskSpec, name: str) -> str:
+    """Return the text for the database. The version before refuses the owner's "/", and so serves nobody's task."""
+    return json.dumps({**json.loads(spec.to_json()), "name": name})
+
+
+def _spec_of(row: rows.TaskRow) -> TaskSpec:
+    return TaskSpec.from_json(json.dumps({**json.loads(row.spec_json), "name": row.name.rpartition("/")[2]}))
 
 
 def _artefact_id(weights: bytes) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from isthmus.cloud import tracing
 from isthmus.cloud.elastic.model.executor import Image
 from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.cloud.elastic.serve.decoding import Decoder
@@ -109,9 +110,12 @@ class Elastic:
                 raise
         else:
             check_pixels(image, self.model.image_px)
-        return await self.live.ask(
+        answer = await self.live.ask(
             task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility, gammas=gammas
         )
+        tracing.past("queue", answer.run_s, answer.queue_s, task=task.name)
+        tracing.past("batch", 0.0, answer.run_s, task=task.name, gamma=answer.gamma, in_time=answer.in_time)
+        return answer
 
 
 def check_pixels(image: Image, image_px: int) -> None:

@@ -261,15 +261,20 @@ def profiling_of(data: bytes, *, classes: int, model: ModelShape) -> "LabelledIm
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A task as it is served. ``version`` counts the registrations of its name, starting at 1."""
+    """A task as it is served. ``version`` counts the registrations of its name, starting at 1.
+
+    ``owner``: the tenant to which the task belongs, or "" for that of all that have no other.
+    """
 
     spec: TaskSpec
     weights: TaskWeights
     version: int = 1
+    owner: str = ""
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        """The name within the engine: that of the spec, with the owner in front."""
+        return f"{self.owner}/{self.spec.name}" if self.owner else self.spec.name
 
     @property
     def prompted_gammas(self) -> tuple[int, ...]:

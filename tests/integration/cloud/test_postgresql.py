@@ -131,6 +131,47 @@ def test_a_server_of_the_version_before_goes_on_while_this_one_serves(database: 
     assert leases.take(database, "w", release_hash="release", now_s=time.time()) is not None
 
 
+@pytest.mark.parametrize("skew_s", [600.0, -600.0])
+def test_machines_whose_clocks_differ_by_ten_minutes_agree_on_leases(
+    cluster: Cluster, database: Database, monkeypatch: pytest.MonkeyPatch, skew_s: float
+) -> None:
+    job_rows.create(database, a_job("job"), b"", at_most_waiting=9)
+    held = leases.take(database, "first", release_hash="release", now_s=database.now_s())
+    assert held is not None
+    other = Database(database.url.render_as_string(hide_password=False))
+    true = time.time
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(time, "time", lambda: true() + skew_s)
+        other.connect()
+        assert abs(other.now_s() - true()) < 60, "its time is the database's"
+        assert not leases.is_due(other, other.now_s())
+        assert leases.take(other, "second", release_hash="release", now_s=other.now_s()) is None
+        leases.died(other, "first")
+        taken = leases.take(other, "second", release_hash="release", now_s=other.now_s())
+        assert taken is not None and taken.lease.fence == held.lease.fence + 1
+    with pytest.raises(leases.LeaseLost):
+        leases.extend(database, held.lease)
+    other.close()
+
+
+def test_two_versions_serve_one_database_at_once(database: Database) -> None:
+    """The version before names the columns that it knows. What it writes belongs to the default tenant."""
+    with database.writing() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO devices (id, name, token_hash, created_s) VALUES ('old', 'kiosk', '\\x00', 1.0)"
+        )
+        before = {**job_rows.row_of(a_job("old")), "device_id": "old"}
+        connection.execute(jobs.insert().values(before))
+    devices.add(database, Device("acme-1", "", bytes(32), 1.0, tenant="acme"), at_most=9)
+    assert {each.device_id: each.tenant for each in devices.listing(database)} == {
+        "dev": "default",
+        "old": "default",
+        "acme-1": "acme",
+    }
+    held = leases.take(database, "w", release_hash="release", now_s=database.now_s())
+    assert held is not None and (held.tenant, held.trace) == ("default", "")
+
+
 def test_a_new_job_wakes_workers_on_other_machines(database: Database) -> None:
     heard = threading.Semaphore(0)
     stop = news.listen(database, job_rows.CHANNEL, heard.release)

@@ -296,7 +296,7 @@ def test_a_registration_that_stalls_is_given_up(rig: ElasticRig) -> None:
     async def scenario() -> None:
         async with rig.running() as (server, _):
             assert server.elastic is not None
-            servicer = ElasticServicer(server.elastic, rig.folder / "scratch", upload_timeout_s=0.05)
+            servicer = ElasticServicer(server.elastic, rig.folder / "scratch", server.roster, upload_timeout_s=0.05)
             with pytest.raises(TooLate, match="did not arrive within"):
                 await servicer.RegisterTask(stalling(), None)
             assert list((rig.folder / "scratch").iterdir()) == []

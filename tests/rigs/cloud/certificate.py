@@ -1,4 +1,4 @@
-"""A certificate for localhost."""
+"""Certificates: one for localhost, and those of a private authority."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,3 +30,48 @@ def write_certificate(
     )
     cert.write_bytes(certificate.public_bytes(Encoding.PEM))
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+class Authority:
+    """A private authority in ``folder`` that signs certificates of servers and clients."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = _builder(self._name, self._name, self._key.public_key()).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.path = folder / "ca.pem"
+        self.path.write_bytes(certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+    def sign(self, name: str) -> tuple[Path, Path]:
+        """Write a certificate for ``name``, and its key; the same files if there was one before."""
+        private = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        alternative = x509.SubjectAlternativeName([x509.DNSName(name)])
+        certificate = _builder(subject, self._name, private.public_key()).add_extension(alternative, critical=False)
+        cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        # As a careful operator does it: the key first, each file at once.
+        for path, data in (
+            (key, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+            (cert, certificate.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)),
+        ):
+            part = path.with_suffix(".part")
+            part.write_bytes(data)
+            part.replace(path)
+        return cert, key
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+    )

@@ -1,0 +1,1 @@
+"""Tenants: whose a call is, what it may use, and what is refused beyond a quota."""

@@ -1,0 +1,1 @@
+"""Measurements of the cloud: ``python -m tests.bench.cloud.<name>``."""

@@ -1,0 +1,116 @@
+"""TLS of both sides: the server reads its certificate again while it serves; devices are bound to theirs."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from isthmus.cloud.rpc.transport import Certificates
+from isthmus.proto.errors import InvalidInput
+from isthmus.proto.v1 import isthmus_pb2 as pb
+from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+from tests.rigs.cloud.certificate import Authority
+
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
+
+def channel(port: int, ca: Path, pair: tuple[Path, Path] | None = None) -> grpc.aio.Channel:
+    chain, key = (pair[0].read_bytes(), pair[1].read_bytes()) if pair is not None else (None, None)
+    credentials = grpc.ssl_channel_credentials(ca.read_bytes(), key, chain)
+    return grpc.aio.secure_channel(f"localhost:{port}", credentials, OWN_CONNECTION)
+
+
+def test_a_certificate_is_replaced_under_load_and_no_call_fails(rig: Any, tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    cert, key = old.sign("localhost")
+
+    async def scenario() -> int:
+        async with (
+            rig.running(listen="localhost:0", tls_cert=cert, tls_key=key) as (server, _),
+            channel(server.port, old.path) as before,
+        ):
+            device = await rig.enrol(before)
+            done, stop = 0, asyncio.Event()
+
+            async def load() -> None:
+                nonlocal done
+                while not stop.is_set():
+                    await device.describe()
+                    done += 1
+
+            calling = [asyncio.create_task(load()) for _ in range(4)]
+            # A half-written file changes nothing.
+            good = cert.read_bytes()
+            cert.write_bytes(good[:100])
+            async with channel(server.port, old.path) as meanwhile:
+                assert await rig.enrol(meanwhile)
+            for path, made in zip((cert, key), new.sign("localhost"), strict=True):
+                made.replace(path)
+            async with channel(server.port, new.path) as after:
+                assert await rig.enrol(after)
+            async with channel(server.port, old.path) as late:
+                request = pb.EnrolRequest(device_name="late")
+                call = pb_grpc.PersonalisationServiceStub(late).Enrol(request, timeout=60.0)
+                assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAVAILABLE
+            reached = done
+            while done < reached + 4:
+                await asyncio.sleep(0.01)
+            stop.set()
+            await asyncio.gather(*calling)  # raises what a call raised
+            return done
+
+    assert asyncio.run(scenario()) > 4
+
+
+def test_a_device_is_bound_to_the_certificate_with_which_it_enrolled(rig: Any, tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    cert, key = ours.sign("localhost")
+
+    async def scenario() -> None:
+        settings = {"listen": "localhost:0", "tls_cert": cert, "tls_key": key, "tls_client_ca": ours.path}
+        async with rig.running(**settings) as (server, _):
+            async with channel(server.port, ours.path, ours.sign("kiosk-1")) as first:
+                device = await rig.enrol(first)
+                assert (await device.describe()).student_id
+                # The certificate alone is enough, since one device enrolled with it.
+                stub = pb_grpc.PersonalisationServiceStub(first)
+                assert await stub.DescribeStudent(pb.DescribeStudentRequest())
+            # A renewed certificate of the same name is the same device's.
+            async with channel(server.port, ours.path, ours.sign("kiosk-1")) as renewed:
+                stub = pb_grpc.PersonalisationServiceStub(renewed)
+                assert await stub.DescribeStudent(pb.DescribeStudentRequest(), metadata=device.metadata)
+            async with channel(server.port, ours.path, ours.sign("kiosk-2")) as other:
+                stub = pb_grpc.PersonalisationServiceStub(other)
+                for metadata in (device.metadata, ()):
+                    call = stub.DescribeStudent(pb.DescribeStudentRequest(), metadata=metadata)
+                    assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAUTHENTICATED
+            for pair in (None, theirs.sign("kiosk-1")):
+                async with channel(server.port, ours.path, pair) as foreign:
+                    call = pb_grpc.PersonalisationServiceStub(foreign).Enrol(pb.EnrolRequest(), timeout=60.0)
+                    assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(scenario())
+
+
+def test_files_that_are_no_certificates_are_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("localhost")
+    other, _ = authority.sign("other")
+    (tmp_path / "empty.pem").touch()
+    for wrong in (
+        (other, key, None),
+        (cert, cert, None),
+        (cert, key, tmp_path / "empty.pem"),
+        (cert, key, tmp_path / "no"),
+    ):
+        with pytest.raises(InvalidInput, match="TLS"):
+            Certificates(*wrong)
+    sound = Certificates(cert, key, authority.path)
+    assert sound._now() is None
+    key.write_text("nothing")
+    with caplog.at_level(logging.WARNING):
+        assert sound._now() is None
+    assert "cannot be used yet" in caplog.text
