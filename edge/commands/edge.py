@@ -200,6 +200,8 @@ def forget(
     ] = False,
     tls: Annotated[bool, Option("--tls", help="Use TLS with the system's certificate authorities.")] = False,
     tls_ca: Annotated[Path | None, Option(help="Use TLS with the certificate authorities in this PEM file.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="This device's certificate (PEM), if the cloud asks for one.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Private key (PEM) of --tls-cert.")] = None,
     person: Person = "",
 ) -> None:
     """Erase this device: its prototypes, jobs and students in the cloud, then all that its folder holds.
@@ -213,7 +215,8 @@ def forget(
 
     from isthmus.edge.commands.forgetting import forget
 
-    forget(cloud, state, CloudOptions(tls=tls, tls_ca=tls_ca), person)
+    known_as = CloudOptions(tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+    forget(cloud, state, known_as, person)
 
 
 @app.command(example="isthmus edge page --state device", extra="page")

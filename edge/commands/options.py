@@ -82,6 +82,18 @@ class CloudOptions:
     ] = None
     tls: Annotated[bool, Option("--tls", help="Use TLS with the system's certificate authorities.")] = False
     tls_ca: Annotated[Path | None, Option(help="Use TLS with the certificate authorities in this PEM file.")] = None
+    tls_cert: Annotated[
+        Path | None,
+        Option(help="This device's certificate (PEM), if the cloud asks for one. Needs --tls-key and TLS."),
+    ] = None
+    tls_key: Annotated[Path | None, Option(help="Private key (PEM) of --tls-cert.")] = None
+
+    @property
+    def own_certificate(self) -> tuple[Path, Path] | None:
+        """The files of the device's certificate and its key. Raises ValueError if one is given without the other."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("a device's certificate needs both --tls-cert and --tls-key")
+        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
 
 
 @dataclass(frozen=True)

@@ -227,8 +227,11 @@ def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> No
 
 
 def _link(cloud: str, known_as: CloudOptions) -> GrpcLink:
+    own = known_as.own_certificate
+
     def connect() -> Any:
-        return open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca)
+        # The files are read at each connection, so a renewed certificate is used from the next one on.
+        return open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca, own=own)
 
     return GrpcLink(connect(), connect)
 

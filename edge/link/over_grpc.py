@@ -41,10 +41,13 @@ WATCH_TIMEOUT_S = 300.0
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False) -> grpc.Channel:
+def open_channel(
+    address: str, *, tls_ca: Path | None = None, tls: bool = False, own: tuple[Path, Path] | None = None
+) -> grpc.Channel:
     """Return a channel to ``address`` (host:port). Without TLS only this machine is allowed: calls carry tokens.
 
-    ``tls_ca`` is a PEM file that replaces the system's authorities. Raises InvalidInput.
+    ``tls_ca`` is a PEM file that replaces the system's authorities. ``own``: PEM files of the certificate that the
+    device shows, and of its key. Raises InvalidInput.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -60,7 +63,13 @@ def open_channel(address: str, *, tls_ca: Path | None = None, tls: bool = False)
             authorities = None if tls_ca is None else tls_ca.read_bytes()
         except OSError as error:
             raise InvalidInput(f"the file of TLS authorities cannot be read: {error.strerror}") from error
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(authorities), options)
+        try:
+            chain, key = (None, None) if own is None else (own[0].read_bytes(), own[1].read_bytes())
+        except OSError as error:
+            raise InvalidInput(f"the device's certificate or its key cannot be read: {error.strerror}") from error
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(authorities, key, chain), options)
+    if own is not None:
+        raise InvalidInput("a certificate is shown over TLS alone: give --tls or --tls-ca FILE")
     if host not in _LOOPBACK:
         raise InvalidInput(f"{host} is not this machine, so the connection needs TLS: give --tls or --tls-ca FILE")
     options.append(("grpc.enable_http_proxy", 0))

@@ -9,6 +9,8 @@ import grpc
 import pytest
 
 from isthmus.cloud.rpc.transport import Certificates
+from isthmus.edge.commands.options import CloudOptions
+from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
@@ -87,6 +89,13 @@ def test_a_device_is_bound_to_the_certificate_with_which_it_enrolled(rig: Any, t
                 for metadata in (device.metadata, ()):
                     call = stub.DescribeStudent(pb.DescribeStudentRequest(), metadata=metadata)
                     assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAUTHENTICATED
+            # A device as it is, with the options --tls-ca, --tls-cert and --tls-key.
+            own = open_channel(f"localhost:{server.port}", tls_ca=ours.path, own=ours.sign("kiosk-3"))
+            link = GrpcLink(own)
+            enrolment = await asyncio.to_thread(link.enrol, "kiosk-3", "")
+            link.authenticate(enrolment.token)
+            assert (await asyncio.to_thread(link.describe_student, "")).manifest_bytes
+            link.close()
             for pair in (None, theirs.sign("kiosk-1")):
                 async with channel(server.port, ours.path, pair) as foreign:
                     call = pb_grpc.PersonalisationServiceStub(foreign).Enrol(pb.EnrolRequest(), timeout=60.0)
@@ -114,3 +123,13 @@ def test_files_that_are_no_certificates_are_refused_by_name(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         assert sound._now() is None
     assert "cannot be used yet" in caplog.text
+
+
+def test_a_device_is_told_what_is_wrong_with_its_certificate(tmp_path: Path) -> None:
+    cert, key = Authority(tmp_path).sign("kiosk")
+    with pytest.raises(InvalidInput, match="over TLS alone"):
+        open_channel("localhost:1", own=(cert, key))
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        open_channel("localhost:1", tls=True, own=(cert, tmp_path / "none"))
+    with pytest.raises(ValueError, match="both --tls-cert and --tls-key"):
+        _ = CloudOptions(tls_cert=cert).own_certificate
