@@ -36,8 +36,9 @@ class TraceContext:
     @staticmethod
     def read(header: object) -> "TraceContext | None":
         """Return what a header says; None if it is no valid one, as the standard asks."""
-        found = _HEADER.fullmatch(header) if isinstance(header, str) else None
-        if found is None or (found[4] and header[:2] == "00") or not int(found[1], 16) or not int(found[2], 16):
+        if not isinstance(header, str) or (found := _HEADER.fullmatch(header)) is None:
+            return None
+        if (found[4] and header.startswith("00")) or not int(found[1], 16) or not int(found[2], 16):
             return None
         return TraceContext(found[1], found[2], bool(int(found[3], 16) & 1))
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 from dataclasses import astuple, replace
-from typing import Final
+from typing import Any, Final
 
 import typer
 
@@ -94,7 +94,7 @@ def _quotas(before: Quotas, options: TenantOptions) -> Quotas:
         "bytes_per_day": options.bytes_per_day,
     }
     try:
-        changed = {
+        changed: dict[str, Any] = {
             name: None if text == _NONE else float(text) if name == "queries_per_s" else int(text)
             for name, text in given.items()
             if text is not None
@@ -120,7 +120,7 @@ def _list(database: Database, now_s: float) -> None:
 
 
 def _limit(value: float | None) -> str:
-    return _NONE if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return _NONE if value is None else str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _shown(quotas: Quotas) -> str:

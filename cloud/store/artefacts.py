@@ -22,11 +22,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from isthmus.cloud.store.database import disk_is_full
-from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, StorageFull, Unavailable
+from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, NotYours, StorageFull, Unavailable
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STORED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(\.[0-9a-f]{64})?")
 _DAMAGED: Final = "the server's copy of this student is damaged; its operator must restore it from a backup"
+_OUT_OF_REACH: Final = "the store of artefacts cannot be reached; try again later"
 _OBJECT_STORES: Final = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -115,7 +116,7 @@ class Artefacts:
             if isinstance(error, OSError) and disk_is_full(error):
                 raise StorageFull("the server's disk is full; try again later") from error
             if not self._local:
-                raise Unavailable("the store of artefacts cannot be reached; try again later") from error
+                raise Unavailable(_OUT_OF_REACH) from error
             raise
 
     def sha256(self, owner: str, name: str, sha256: bytes | None = None) -> bytes:
@@ -129,10 +130,10 @@ class Artefacts:
     def fingerprint(self, owner: str, name: str, sha256: bytes | None = None) -> tuple[object, ...]:
         """Return what changes when a file is written again, read without reading it. Raises NotYours."""
         for path in self._places(owner, name, sha256):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._reached():
                 found = self._fs.info(path)
                 return found.get("size"), found.get("mtime"), found.get("ETag")
-        raise NotYours("no such file")
+        raise self._not_found()
 
     @contextmanager
     def open(self, owner: str, name: str, sha256: bytes | None = None) -> Iterator[IO[bytes]]:
@@ -143,14 +144,14 @@ class Artefacts:
         """
         file = None
         for path in self._places(owner, name, sha256):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._reached():
                 try:
                     file = self._fs.open(path, "rb")
                 except IsADirectoryError as error:
                     raise Corrupt(_DAMAGED) from error
                 break
         if file is None:
-            raise NotYours("no such file")
+            raise self._not_found()
         with file:
             yield file
 
@@ -201,6 +202,26 @@ class Artefacts:
             raise NotYours("no such student")
         with suppress(FileNotFoundError):
             self._fs.rm(f"{self._root}/{owner}", recursive=True)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Let errors of a store on another machine be Unavailable, so that nobody takes a fault for an absent file."""
+        try:
+            yield
+        except (FileNotFoundError, IsthmusError):
+            raise
+        except Exception as error:
+            if self._local:
+                raise
+            raise Unavailable(_OUT_OF_REACH) from error
+
+    def _not_found(self) -> IsthmusError:
+        """Return what it means that a file was not found: the file is not there, or its whole bucket is not."""
+        if self._keys_only and self._fs.protocol != "memory":
+            with self._reached():
+                if not self._fs.exists(self._root.partition("/")[0]):
+                    return Unavailable(_OUT_OF_REACH)
+        return NotYours("no such file")
 
     def _places(self, owner: str, name: str, sha256: bytes | None) -> tuple[str, ...]:
         plain = self._path(owner, name)

@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+import ssl
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from isthmus.cloud.rpc.transport import Certificates
+from isthmus.cloud.settings import CloudSettings
 from isthmus.edge.commands.options import CloudOptions
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto.errors import InvalidInput
@@ -133,3 +137,40 @@ def test_a_device_is_told_what_is_wrong_with_its_certificate(tmp_path: Path) -> 
         open_channel("localhost:1", tls=True, own=(cert, tmp_path / "none"))
     with pytest.raises(ValueError, match="both --tls-cert and --tls-key"):
         _ = CloudOptions(tls_cert=cert).own_certificate
+
+
+def test_metrics_beyond_loopback_need_a_certificate_and_health_needs_none(rig: Any, tmp_path: Path) -> None:
+    ours = Authority(tmp_path / "ours")
+    (cert, key), (own_cert, own_key) = ours.sign("localhost"), ours.sign("prometheus")
+
+    def scraped(port: int, own: bool) -> str:
+        context = ssl.create_default_context(cafile=str(ours.path))
+        if own:
+            context.load_cert_chain(own_cert, own_key)
+        with urlopen(f"https://localhost:{port}/metrics", context=context, timeout=60) as reply:
+            return str(reply.read().decode())
+
+    async def scenario() -> tuple[str, int, tuple[grpc.StatusCode, str]]:
+        tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": ours.path}
+        listens = {"metrics_listen": "0.0.0.0:0", "health_listen": "127.0.0.1:0"}
+        async with rig.running(**tls, **listens) as (server, _):
+            text = await asyncio.to_thread(scraped, server.metrics_port, True)
+            with pytest.raises(OSError):
+                await asyncio.to_thread(scraped, server.metrics_port, False)
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}", OWN_CONNECTION) as probe:
+                check = health_pb2_grpc.HealthStub(probe).Check(health_pb2.HealthCheckRequest())
+                other = pb_grpc.PersonalisationServiceStub(probe).Enrol(pb.EnrolRequest(), timeout=60.0)
+                return text, (await check).status, await rig.refusal(other)
+
+    text, status, refused = asyncio.run(scenario())
+    assert "isthmus_tls_certificate_expiry_timestamp_seconds" in text
+    assert 'isthmus_tenant_calls_total{tenant="default"}' in text
+    assert status == health_pb2.HealthCheckResponse.SERVING
+    assert refused[0] is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_metrics_are_not_served_to_everybody(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="metrics beyond loopback need"):
+        CloudSettings(state=tmp_path, release=tmp_path, metrics_listen="0.0.0.0:9464")
+    with pytest.raises(ValueError, match="not both"):
+        CloudSettings(state=tmp_path, release=tmp_path, metrics_listen="127.0.0.1:1", metrics_port=1)

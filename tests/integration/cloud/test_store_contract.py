@@ -295,3 +295,23 @@ def test_a_database_that_restarts_in_mid_job_costs_no_step(cluster: Cluster, tmp
         assert (again.job.attempts, ready.stage) == (0, Stage.READY)
         assert steps == ["select 0", "epoch 0", "epoch 1", "epoch 2", "epoch 3", "heads", "export 0"]
         bench.database.close()
+
+
+def test_a_bucket_that_vanishes_is_out_of_reach_and_its_files_are_not_taken_for_deleted(
+    s3: str, tmp_path: Path
+) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="passing")
+    artefacts = Artefacts("s3://passing/prefix")
+    (tmp_path / "file").write_bytes(b"x")
+    sha256 = artefacts.put("student", "x.onnx", tmp_path / "file")
+    with pytest.raises(NotYours), artefacts.open("student", "y.onnx"):
+        pass
+    client.delete_object(Bucket="passing", Key=f"prefix/student/x.onnx.{sha256.hex()}")
+    client.delete_bucket(Bucket="passing")
+    with pytest.raises(Unavailable), artefacts.open("student", "x.onnx", sha256):
+        pass
+    with pytest.raises(Unavailable):
+        artefacts.fingerprint("student", "x.onnx", sha256)

@@ -22,9 +22,9 @@ from isthmus.proto.trace import TraceContext
 from isthmus.proto.v1 import elastic_pb2 as elastic_pb
 from isthmus.proto.v1 import elastic_pb2_grpc as elastic_grpc
 from isthmus.proto.v1 import isthmus_pb2 as pb
-from tests.rigs.cloud.postgres import missing
 from tests.rigs.cloud.service import Rig
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.project.system import missing
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.rigs.cloud.postgres import missing
+from tests.rigs.project.system import missing
 
 _START_S = 300.0
 

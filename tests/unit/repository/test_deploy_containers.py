@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
-from tests.rigs.cloud.postgres import missing
+from tests.rigs.project.system import missing
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"

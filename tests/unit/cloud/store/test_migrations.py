@@ -14,7 +14,7 @@ from alembic.operations import Operations
 
 from isthmus.cloud.store import devices, tenants
 from isthmus.cloud.store.database import Database
-from tests.rigs.cloud.postgres import missing
+from tests.rigs.project.system import missing
 
 VERSIONS = Path(tenants.__file__).parent / "migrations" / "versions"
 CHECKED = ("m0007_tenants",)
