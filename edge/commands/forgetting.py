@@ -41,7 +41,7 @@ def forget(cloud: str, state: Path, known_as: CloudOptions, person: str) -> None
 
 
 def _forget_in(cloud: str, known_as: CloudOptions, device_id: str, token: str) -> None:
-    channel = open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca)
+    channel = open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca, own=known_as.own_certificate)
     with contextlib.closing(GrpcLink(channel)) as link:
         link.authenticate(token)
         try:
