@@ -112,10 +112,7 @@ class OpenInference:
     def index(self) -> pb.RepositoryIndexResponse:
         index = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
-            models=[
-                index(name=task.spec.name, version=str(task.version), state="READY")
-                for task in self.tasks()
-            ]
+            models=[index(name=task.spec.name, version=str(task.version), state="READY") for task in self.tasks()]
         )
 
     async def infer(
