@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isthmus.cloud.commands.load_options import Load
-from isthmus.cloud.commands.tenant_options import TenantOptions
+from isthmus.cloud.commands.tenants.options import TenantOptions
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
 from isthmus.command_line import App, fail, print_table
 
@@ -194,7 +194,7 @@ def tenants(quotas: TenantOptions, state: _State = None, database: _Database = N
     tasks that are registered with its key. Servers learn of a change within 2 seconds. A quota that is not given stays
     as it is; "none" removes it, and 0 allows nothing.
     """
-    from isthmus.cloud.commands.tenants import change_tenants
+    from isthmus.cloud.commands.tenants.changing import change_tenants
 
     change_tenants(_open(state, database), quotas)
 

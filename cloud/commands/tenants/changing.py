@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-from isthmus.cloud.commands.tenant_options import TenantOptions
+from isthmus.cloud.commands.tenants.options import TenantOptions
 from isthmus.cloud.store import audit, tenants
 from isthmus.cloud.store.audit import Entry
 from isthmus.cloud.store.database import Database

@@ -1,0 +1,1 @@
+"""The command line of tenants: ``isthmus cloud tenants``."""
