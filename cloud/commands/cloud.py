@@ -209,8 +209,8 @@ def audit(
 ) -> None:
     """Show what was enrolled, published, registered, removed, revoked and refused, oldest first.
 
-    Needs --state or --database of the server. If the output is no terminal, each entry is a line with tabs between
-    columns.
+    Needs --state or --database of the server. Prints a table of entries. If the output is no terminal, each entry is a
+    line with tabs between columns.
     """
     from isthmus.cloud.store import audit as audit_rows
 
@@ -228,7 +228,7 @@ def migrate(state: _State = None, database: _Database = None) -> None:
     """Upgrade the tables of a database to this version, or make them. Servers of the version before may be running.
 
     Needs --state or --database of the server. 'isthmus cloud serve' does the same at its start; this command is for
-    those who do it once, before they replace many servers.
+    those who do it once, before they replace many servers. Writes to the database alone.
     """
     opened = _connected(state, database)
     opened.connect()
