@@ -41,6 +41,7 @@ EXTRA_OF = {
     "cloud/http/": "generate",
     "cloud/commands/paging.py": "generate",
     "cloud/page/": "generate",
+    "cloud/tracing.py": "otel",
     "isthmus/": "demo",
     "isthmus/link/": "link",
     "isthmus/page/": "page",
