@@ -6,18 +6,27 @@ answers are estimated in turn. Both modalities answer together, and this keeps a
 error of the sound is corrected by the picture.
 
 With L_m the logits of modality m, M_m, B_m and S_m the mean, between and within of ``PersonModel``, n_m the clips that
-have modality m, and r the present answers (row vectors):
+have modality m, p the answers of the student's ordinary head, and r the present answers (row vectors):
 
-    r   = the answers of the student's ordinary head
+    r   = p
     repeat:
-        b_m = (mean L_m - mean r M_m) (B_m + S_m / (n_m / 4))^-1 B_m      posterior mean of the shift, both Gaussian
-        pi  = (mean r + 1 / C) / 2
-        r   = softmax(f sum_m (L_m - b_m) + log(C pi))
-    answer: softmax(f sum_m (L_m - b_m) + 0.5 log(C pi))
+        b_m = (mean L_m - mean r M_m) (B_m + S_m / n_m)^-1 B_m      posterior mean of the shift, both Gaussian
+        pi  = shares of the classes, from the sums of r (below)
+        r   = softmax((1 - s) (f sum_m (L_m - b_m) + log(C pi)) + s log p)
+    answer: the last line, of a new clip
 
-f is the fusion factor of clips with both modalities, else 1. The shift is that of a random-effects model (Robinson,
-"That BLUP is a good thing", Statistical Science 1991), and the turns are those of EM. Estimating the class prior in the
-same turns is Saerens, Latinne and Decaestecker 2002 (Neural Computation 14). The estimate stays on the device.
+f is the fusion factor of clips with both modalities, else 1, and s is ``BASE_SHARE``. The shift is that of a
+random-effects model (Robinson, "That BLUP is a good thing", Statistical Science 1991), and the turns are those of EM.
+
+pi must serve people of all classes and people of few. Class shares have a Dirichlet prior, and how even it is, is
+learned, too: with N_c the sum of r over the clips, N its sum, and a one of ``EVENNESS``,
+
+    w_a      proportional to Gamma(C a) / Gamma(C a + N) prod_c Gamma(a + N_c) / Gamma(a)     evidence of a
+    log pi_c = sum_a w_a (digamma(a + N_c) - digamma(C a + N)) + constant,
+
+which is the variational posterior of Dirichlet shares (Blei, Ng and Jordan, JMLR 2003, section 5.2), averaged over a.
+Estimating a class prior in the same turns as answers is Saerens, Latinne and Decaestecker 2002 (Neural Computation 14).
+A share of the uniform distribution keeps a class possible that has not occurred. The estimate stays on the device.
 
 Axes: M modalities (sound, picture), N clips, C classes.
 """
@@ -27,6 +36,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import digamma, gammaln
 
 from isthmus.proto.messages import FloatArray
 from isthmus.proto.person import PersonModel
@@ -40,20 +50,16 @@ MOST_TURNS: Final = 40
 STILL: Final = 1e-4
 """The turns end when no answer moves by more than this probability: far less than changes a decision."""
 
-CLIPS_PER_CLIP: Final = 4.0
-"""So many clips count as one. Clips of one day and one microphone are alike, so their mean is less certain than that of
-as many independent clips, and the shift of the next day differs."""
+EVENNESS: Final = (0.3, 1.0, 3.0, 10.0, 30.0)
+"""Parameters of the Dirichlet prior of class shares. Under the first a person may have one class alone, under the last
+they have all alike."""
 
-UNIFORM_SHARE: Final = 0.5
+UNIFORM_SHARE: Final = 0.1
 """Share of the uniform distribution in the class prior. A class that has not occurred yet is still possible."""
 
-PRIOR_AT_ANSWER: Final = 0.5
-"""Power of the class prior in an answer. It was estimated on the same clips as the shift, so it is trusted half."""
-
 BASE_SHARE: Final = 0.3
-"""Share of the ordinary head's answer in what the user sees. The public people of most folds of RavFace, each left out
-once, chose it among 0, 0.3 and 0.5 (docs/results/ravface-people): users of few classes lose less where the offset errs,
-and others hardly gain less."""
+"""Share of the ordinary head's answer in every answer: while the offset is estimated, and in what the user sees. Where
+the offset errs, users of few classes lose less. Public people chose it (docs/results/ravface-people)."""
 
 _LEAST_VARIANCE: Final = 1e-6
 """Added to the variance, relative to its mean: logits may have a direction without any variance."""
@@ -80,6 +86,8 @@ def estimate(
     raw_NC: Reals,
     model: PersonModel,
     known_NC: Reals | None = None,
+    *,
+    base_share: float = BASE_SHARE,
 ) -> Offset:
     """Estimate one person's offset from clips whose labels are unknown.
 
@@ -94,22 +102,23 @@ def estimate(
     classes = model.mean_MCC.shape[-1]
     kept_MNC, here_NM = _checked(logits_MNC, present_NM, classes)
     modalities, clips, _ = kept_MNC.shape
-    answers_NC = _distributions(raw_NC, clips, classes, "the raw answers")
+    base_NC = _distributions(raw_NC, clips, classes, "the raw answers")
     sure_NC = None if known_NC is None else _known(known_NC, clips, classes)
     mean_MCC = np.asarray(model.mean_MCC, np.float64)
     prior_C = np.full(classes, 1 / classes)
     offset_MC = np.zeros((modalities, classes))
     counts_M = here_NM.sum(axis=0)
     gain_MCC = [_gain(model, modality, counts_M[modality]) for modality in range(modalities)]
-    answers_NC = _clamped(answers_NC, sure_NC)
+    answers_NC = _clamped(base_NC, sure_NC)
     for _ in range(MOST_TURNS if clips else 0):
         for modality in np.flatnonzero(counts_M):
             here_N = here_NM[:, modality] > 0
             observed_C = kept_MNC[modality, here_N].mean(axis=0)
             expected_C = answers_NC[here_N].mean(axis=0) @ mean_MCC[modality]
             offset_MC[modality] = (observed_C - expected_C) @ gain_MCC[modality]
-        prior_C = (1 - UNIFORM_SHARE) * answers_NC.mean(axis=0) + UNIFORM_SHARE / classes
-        moved_NC = _clamped(_answers(kept_MNC, here_NM, offset_MC, prior_C, model.fusion, power=1.0), sure_NC)
+        prior_C = _class_prior(answers_NC.sum(axis=0))
+        scores_NC = _scores(kept_MNC, here_NM, offset_MC, prior_C, model.fusion)
+        moved_NC = _clamped(softmax(mixed(scores_NC, base_NC, base_share)), sure_NC)
         moved = float(np.abs(moved_NC - answers_NC).max())
         answers_NC = moved_NC
         if moved < STILL:
@@ -123,7 +132,7 @@ def scores(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> Float64s:
     Arguments and errors as of ``estimate``.
     """
     kept_MNC, here_NM = _checked(logits_MNC, present_NM, len(offset.prior_C))
-    return _scores(kept_MNC, here_NM, offset.offset_MC, offset.prior_C, offset.fusion, power=PRIOR_AT_ANSWER)
+    return _scores(kept_MNC, here_NM, offset.offset_MC, offset.prior_C, offset.fusion)
 
 
 def answer(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
@@ -131,13 +140,13 @@ def answer(logits_MNC: Reals, present_NM: Reals, offset: Offset) -> FloatArray:
     return softmax(scores(logits_MNC, present_NM, offset)).astype(np.float32)
 
 
-def mixed(scores_NC: Float64s, probabilities_NC: Reals) -> Float64s:
+def mixed(scores_NC: Float64s, probabilities_NC: Reals, base_share: float = BASE_SHARE) -> Float64s:
     """Return the scores (N, C) of both answers together: the one without the offset and that of an ordinary head.
 
-    The ordinary head, on this device or in the cloud, has the share ``BASE_SHARE`` of a geometric mean. Probabilities
+    The ordinary head, on this device or in the cloud, has the share ``base_share`` of a geometric mean. Probabilities
     below 1e-9 count as 1e-9. They are not checked here: whatever ran the head or read the message checked them.
     """
-    both_NC: Float64s = (1 - BASE_SHARE) * scores_NC + BASE_SHARE * np.log(np.maximum(probabilities_NC, 1e-9))
+    both_NC: Float64s = (1 - base_share) * scores_NC + base_share * np.log(np.maximum(probabilities_NC, 1e-9))
     return both_NC
 
 
@@ -161,32 +170,39 @@ def softmax(scores_NC: Float64s) -> Float64s:
 
 
 def _gain(model: PersonModel, modality: int, clips: float) -> Float64s:
-    """Return (B + S / (n / 4))^-1 B; zeros without clips."""
+    """Return (B + S / n)^-1 B; zeros without clips."""
     between_CC: Float64s = np.asarray(model.between_MCC[modality], np.float64)
     if not clips:
         return np.zeros_like(between_CC)
-    total_CC = between_CC + np.asarray(model.within_MCC[modality], np.float64) * (CLIPS_PER_CLIP / clips)
+    total_CC = between_CC + np.asarray(model.within_MCC[modality], np.float64) / clips
     classes = len(total_CC)
     ridge = _LEAST_VARIANCE * (float(np.trace(total_CC)) / classes or 1.0)
     gain_CC: Float64s = np.asarray(np.linalg.solve(total_CC + ridge * np.eye(classes), between_CC), np.float64)
     return gain_CC
 
 
+def _class_prior(counts_C: Float64s) -> Float64s:
+    """Return pi by the formulas above, (C,), for the sum of the answers over all clips."""
+    classes, clips = len(counts_C), counts_C.sum()
+    even_A1 = np.array(EVENNESS)[:, np.newaxis]
+    even_A, total_A = even_A1[:, 0], classes * even_A1[:, 0]
+    posterior_AC = even_A1 + counts_C
+    evidence_A = gammaln(total_A) - gammaln(total_A + clips) - classes * gammaln(even_A) + gammaln(posterior_AC).sum(1)
+    weight_A = softmax(evidence_A[np.newaxis])[0]
+    log_share_C = weight_A @ (digamma(posterior_AC) - digamma(total_A + clips)[:, np.newaxis])
+    prior_C: Float64s = (1 - UNIFORM_SHARE) * softmax(log_share_C[np.newaxis])[0] + UNIFORM_SHARE / classes
+    return prior_C
+
+
 def _scores(
-    logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float, *, power: float
+    logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float
 ) -> Float64s:
-    """Return f sum_m (L_m - b_m) + power log(C pi), (N, C)."""
+    """Return f sum_m (L_m - b_m) + log(C pi), (N, C)."""
     shifted_MNC = logits_MNC - offset_MC[:, np.newaxis]
     sum_NC: Float64s = (shifted_MNC * present_NM.T[:, :, np.newaxis]).sum(axis=0)
     factor_N = np.where(present_NM.sum(axis=1) > 1, fusion, 1.0)
-    scores_NC: Float64s = factor_N[:, np.newaxis] * sum_NC + power * np.log(len(prior_C) * prior_C)
+    scores_NC: Float64s = factor_N[:, np.newaxis] * sum_NC + np.log(len(prior_C) * prior_C)
     return scores_NC
-
-
-def _answers(
-    logits_MNC: Float64s, present_NM: Float64s, offset_MC: Float64s, prior_C: Float64s, fusion: float, *, power: float
-) -> Float64s:
-    return softmax(_scores(logits_MNC, present_NM, offset_MC, prior_C, fusion, power=power))
 
 
 def _clamped(answers_NC: Float64s, known_NC: Float64s | None) -> Float64s:

@@ -1,5 +1,6 @@
 """The offset against its formulas in plain loops, and what must hold for every person."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import digamma
 
 from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
 from isthmus.edge.own_clips.offset import softmax as shares_of
@@ -55,6 +57,19 @@ def softmax(scores_C: Float64s) -> Float64s:
     return shares_C
 
 
+def prior_by_hand(counts: Float64s) -> Float64s:
+    """Return the class prior for these sums of answers, evenness by evenness and class by class."""
+    classes, clips = len(counts), float(sum(counts))
+    evidence, logs = [], []
+    for a in (0.3, 1.0, 3.0, 10.0, 30.0):
+        terms = [math.lgamma(a + count) - math.lgamma(a) for count in counts]
+        evidence.append(math.lgamma(classes * a) - math.lgamma(classes * a + clips) + sum(terms))
+        logs.append(np.array([digamma(a + count) - digamma(classes * a + clips) for count in counts]))
+    weights = softmax(np.array(evidence))
+    mean_log = sum((weight * log for weight, log in zip(weights, logs, strict=True)), np.zeros(classes))
+    return 0.9 * softmax(mean_log) + 0.1 / classes
+
+
 def by_hand(person: Person) -> tuple[list[Float64s], Float64s]:
     """Return offsets and prior by the formulas, clip by clip."""
     model, classes = person.model, person.raw_NC.shape[1]
@@ -68,15 +83,16 @@ def by_hand(person: Person) -> tuple[list[Float64s], Float64s]:
             if here:
                 mean_logits = sum((person.logits_MNC[m, n] for n in here), np.zeros(classes)) / len(here)
                 mean_answers = sum((answers[n] for n in here), np.zeros(classes)) / len(here)
-                variance = model.between_MCC[m] + model.within_MCC[m] / (len(here) / 4)
+                variance = model.between_MCC[m] + model.within_MCC[m] / len(here)
                 gain = np.linalg.inv(variance) @ model.between_MCC[m]
                 offsets[m] = (mean_logits - mean_answers @ model.mean_MCC[m]) @ gain
-        prior = (sum(answers, np.zeros(classes)) / len(answers) + 1 / classes) / 2
+        prior = prior_by_hand(sum(answers, np.zeros(classes)))
         moved = []
         for n in clips:
             shifted = [person.logits_MNC[m, n] - offsets[m] for m in (0, 1) if person.present_NM[n, m]]
             factor = model.fusion if len(shifted) == 2 else 1.0
-            moved.append(softmax(factor * sum(shifted, np.zeros(classes)) + np.log(classes * prior)))
+            found = factor * sum(shifted, np.zeros(classes)) + np.log(classes * prior)
+            moved.append(softmax(0.7 * found + 0.3 * np.log(np.maximum(person.raw_NC[n], 1e-9))))
         still = max(float(np.abs(a - b).max()) for a, b in zip(moved, answers, strict=True)) < 1e-4
         answers = moved
         if still:
@@ -95,7 +111,7 @@ def test_the_estimate_is_that_of_the_formulas(person: Person) -> None:
     for n, row_C in enumerate(answers_NC):
         shifted = [person.logits_MNC[m, n] - made.offset_MC[m] for m in (0, 1) if person.present_NM[n, m]]
         factor = person.model.fusion if len(shifted) == 2 else 1.0
-        prior = 0.5 * np.log(len(row_C) * made.prior_C)
+        prior = np.log(len(row_C) * made.prior_C)
         np.testing.assert_allclose(row_C, softmax(factor * sum(shifted, np.zeros(len(row_C))) + prior), atol=1e-6)
 
 
@@ -105,7 +121,7 @@ def test_every_answer_is_a_distribution_and_no_class_is_ruled_out(person: Person
     made = person.estimate()
     classes = person.raw_NC.shape[1]
     assert np.isfinite(made.offset_MC).all() and made.clips == len(person.raw_NC)
-    assert made.prior_C.sum() == pytest.approx(1) and made.prior_C.min() >= 0.5 / classes - 1e-12
+    assert made.prior_C.sum() == pytest.approx(1) and made.prior_C.min() >= 0.1 / classes - 1e-12
     np.testing.assert_allclose(answer(person.logits_MNC, person.present_NM, made).sum(axis=1), 1, atol=1e-5)
 
 
@@ -166,7 +182,7 @@ def test_both_modalities_share_their_answers(person: Person) -> None:
     certain_MNC[1, :, 0] = 1e3
     flat = replace(model, between_MCC=model.between_MCC * np.array([1, 0])[:, np.newaxis, np.newaxis])
     moved = person.estimate(logits_MNC=certain_MNC, model=flat)
-    gain_CC = np.linalg.solve(model.between_MCC[0] + model.within_MCC[0] * 4 / len(person.raw_NC), model.between_MCC[0])
+    gain_CC = np.linalg.solve(model.between_MCC[0] + model.within_MCC[0] / len(person.raw_NC), model.between_MCC[0])
     of_class_0 = (person.logits_MNC[0].mean(axis=0) - model.mean_MCC[0, 0]) @ gain_CC
     np.testing.assert_allclose(moved.offset_MC[0], of_class_0, rtol=1e-2, atol=1e-2)
 
@@ -201,7 +217,7 @@ def test_what_a_person_said_replaces_the_answer(person: Person) -> None:
     classes = person.raw_NC.shape[1]
     known_NC = np.eye(classes)[np.arange(len(person.raw_NC)) % classes]
     made = person.estimate(known_NC=known_NC)
-    np.testing.assert_allclose(made.prior_C, (known_NC.mean(axis=0) + 1 / classes) / 2)
+    np.testing.assert_allclose(made.prior_C, prior_by_hand(known_NC.sum(axis=0)))
     flat_NC = np.full_like(person.raw_NC, 1 / classes)
     np.testing.assert_array_equal(made.offset_MC, person.estimate(known_NC=known_NC, raw_NC=flat_NC).offset_MC)
     nothing_known = person.estimate(known_NC=np.zeros_like(known_NC))
@@ -242,6 +258,18 @@ def test_the_ordinary_head_has_its_share(person: Person) -> None:
     by_hand_NC = shares_of(own_NC) ** (1 - BASE_SHARE) * np.maximum(person.raw_NC, 1e-9) ** BASE_SHARE
     np.testing.assert_allclose(both_NC, by_hand_NC / by_hand_NC.sum(axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(shares_of(mixed(own_NC, shares_of(own_NC))), shares_of(own_NC), atol=1e-5)
+
+
+@SOME
+@given(st.integers(2, 6), st.integers(5, 60), st.integers(0, 2**32))
+def test_the_prior_is_narrow_for_few_classes_and_even_for_all(classes: int, clips: int, seed: int) -> None:
+    person = Person(seed, clips * classes, classes, both=True)
+    one_NC, all_NC = (
+        np.eye(classes)[label_N] for label_N in (np.zeros(clips * classes, int), np.arange(clips * classes) % classes)
+    )
+    of_one, of_all = (person.estimate(known_NC=known_NC).prior_C for known_NC in (one_NC, all_NC))
+    assert of_one[0] > 0.85 and of_one.argmax() == 0
+    np.testing.assert_allclose(of_all, 1 / classes, atol=1e-9)
 
 
 def test_what_is_refused() -> None:

@@ -8,17 +8,21 @@ from typing import Final
 import numpy as np
 
 from isthmus.edge.own_clips import guard
-from isthmus.edge.own_clips.offset import answer
+from isthmus.edge.own_clips.offset import Offset, answer
 from isthmus.experiments.personal.ladder.methods import (
+    ASKED,
     LADDER,
     TEACHERS,
     Constants,
     Known,
     Seen,
+    answers_with_base,
     as_the_device,
     base_of,
     chosen,
+    own_answers_with_base,
     person_offset,
+    plain_mean,
     present,
 )
 from isthmus.experiments.personal.ladder.person import Integers, Person, Task, tasks
@@ -26,6 +30,8 @@ from isthmus.experiments.personal.ladder.scores import Scores, agreement, scores
 from isthmus.proto.messages import Captured, FloatArray
 
 CHOSEN: Final = "offset, constants chosen on public people"
+UNLABELLED: Final = "device, no labels"
+PLAIN_MEAN: Final = "device, plain mean in place of the offset"
 
 
 @dataclass(frozen=True)
@@ -57,24 +63,30 @@ def measured(person: Person, known: Known, constants: Constants, seed: int, coun
         labels_T = person.labels_N[task.test_T]
         told: dict[str, FloatArray] = {name: method(seen, known) for name, method in LADDER.items()}
         told[CHOSEN] = chosen(seen, Known(known.centred, known.trained_C, constants))
-        signals = _signals(seen, known)
         for name, answers_TC in told.items():
-            base_TC = told[base_of(name)]
-            yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals if name == "offset" else {})
+            yield row_of(person, task, seed, name, answers_TC, told[base_of(name)], labels_T)
 
 
 def device_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]) -> Iterator[Row]:
-    """Yield what the device itself answers on every task of a person: without labels, and after corrections."""
+    """Yield what the device itself answers on every task of a person: without labels, and after corrections.
+
+    Two of these answers are candidates for a guard, and carry its signals: those of the device without labels, and
+    those with the plain mean in place of the offset, which do harm to users of few classes.
+    """
     for number, task in enumerate(tasks(person, seed, counts)):
         seen = Seen.of(person, task, known, 1_000 * seed + number)
         labels_T = person.labels_N[task.test_T]
         base_TC = seen.test_raw[TEACHERS][Captured.BOTH]
+        by_margin, at_random = (as_the_device(seen, known, by_margin=by_margin) for by_margin in (True, False))
         told = {"base": base_TC}
-        for by_margin, how in ((True, "asked by margin"), (False, "at random")):
-            for count, rows in as_the_device(seen, known, by_margin=by_margin).items():
-                told[f"device, {count} corrections {how}" if count else "device, no labels"] = rows
+        for how, done in (("asked by margin", by_margin), ("at random", at_random)):
+            for count, rows in done.answers.items():
+                told[f"device, {count} corrections {how}" if count else UNLABELLED] = rows
+        candidates = {UNLABELLED: person_offset(seen, known), PLAIN_MEAN: plain_mean(seen, known)}
+        told[PLAIN_MEAN] = answers_with_base(seen, candidates[PLAIN_MEAN], known)
         for name, answers_TC in told.items():
-            yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T)
+            signals = _signals(seen, known, candidates[name], by_margin.asked) if name in candidates else {}
+            yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals)
 
 
 def row_of(
@@ -106,20 +118,23 @@ def row_of(
     )
 
 
-def _signals(seen: Seen, known: Known) -> dict[str, float]:
-    """Return the guard's present estimate and the agreement of sound and picture, offset less base student."""
-    found = person_offset(seen, known)
+def _signals(seen: Seen, known: Known, found: Offset, asked: Sequence[int]) -> dict[str, float]:
+    """Return what speaks for a candidate, after less before: the guard's present estimate, confidence, the agreement of
+    sound and picture, and the probability of what the user said of the first corrected clips."""
     clips = seen.own_MSC.shape[1]
     alone = [answer(seen.own_MSC, present(mask, clips), found) for mask in (Captured.SOUND, Captured.PICTURE)]
     before = seen.own_raw[TEACHERS]
-    together = answer(seen.own_MSC, present(Captured.BOTH, clips), found)
+    together = own_answers_with_base(seen, found, known)
     old = guard.Outputs(before[Captured.BOTH], before[Captured.BOTH])
     new = guard.Outputs(together, together)
     was, now = guard.estimates(old, new, old), guard.estimates(new, old, old)
+    labels = seen.labels_S[list(asked)]
+    likelier = together[list(asked), labels] - before[Captured.BOTH][list(asked), labels]
     return {
         "agreement": agreement(*alone) - agreement(before[Captured.SOUND], before[Captured.PICTURE]),
         "present": now[guard.Estimator.PRESENT] - was[guard.Estimator.PRESENT],
         "confidence": now[guard.Estimator.CONFIDENCE] - was[guard.Estimator.CONFIDENCE],
+        **{f"{count} corrections": float(likelier[:count].mean()) for count in ASKED if len(asked) >= count},
     }
 
 

@@ -6,6 +6,7 @@ speaks for a member.
     shift     minus the squared length of the person's shift of the logits in units of B (B tells how people differ)
     means     minus the distance of the person's class means, without the shift, from M
     loss      minus the cross-entropy of the centred heads on the clips, without the shift (the heads, not the model)
+    ordinary  minus the cross-entropy of the student's ordinary head, which every student has, with or without the model
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.experiments.personal.ladder.person import Person
+from isthmus.experiments.personal.ladder.person import HEADS, Person
+from isthmus.proto.messages import Captured
 from isthmus.proto.person import Centred
 
-SIGNALS: Final = ("shift", "means", "loss")
+SIGNALS: Final = ("shift", "means", "loss", "ordinary")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Suspect:
 
     person: str
     member: bool
-    signals: tuple[float, float, float]
+    signals: tuple[float, float, float, float]
 
 
 def suspect(person: Person, member: bool, centred: Centred) -> Suspect:
@@ -47,8 +49,12 @@ def suspect(person: Person, member: bool, centred: Centred) -> Suspect:
     scores_NC = model.fusion * summed_NC
     log_p_NC = scores_NC - scores_NC.max(axis=1, keepdims=True)
     log_p_NC -= np.log(np.exp(log_p_NC).sum(axis=1, keepdims=True))
-    loss = -float(log_p_NC[np.arange(len(log_p_NC)), person.labels_N].mean())
-    return Suspect(person.name, member, (shift_term, mean_term, -loss))
+    rows_N = np.arange(len(log_p_NC))
+    ordinary_N = person.raw[HEADS[0]][Captured.BOTH][rows_N, person.labels_N]
+    centred, ordinary = (
+        float(each_N.mean()) for each_N in (log_p_NC[rows_N, person.labels_N], np.log(np.maximum(ordinary_N, 1e-9)))
+    )
+    return Suspect(person.name, member, (shift_term, mean_term, centred, ordinary))
 
 
 def separation(members: np.ndarray, strangers: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from isthmus.edge.own_clips import habits
 from isthmus.edge.own_clips.corrections import Correction, least_certain
-from isthmus.edge.own_clips.offset import PRIOR_AT_ANSWER, Offset, answer, corrected, estimate
+from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores, softmax
 from isthmus.edge.own_clips.personal import understand
 from isthmus.edge.own_clips.window import Window
 from isthmus.experiments.personal.ladder.person import HEADS, Integers, Person, Task
@@ -32,13 +32,13 @@ _ROWS: Final = {Captured.BOTH: (1.0, 1.0), Captured.SOUND: (1.0, 0.0), Captured.
 class Constants:
     """Constants of the offset that public people may choose.
 
-    ``clips_per_clip``: clips that count as one, relative to the device's. ``prior_power``: power of the class prior in
-    an answer. ``base_share``: weight of the base student's answer in a geometric mean with the offset's.
+    ``clips_per_clip``: clips that count as one. ``prior_power``: power of the class prior in an answer. ``base_share``:
+    share of the base student's answer, in the estimate and in an answer. The defaults are the device's.
     """
 
     clips_per_clip: float = 1.0
-    prior_power: float = PRIOR_AT_ANSWER
-    base_share: float = 0.0
+    prior_power: float = 1.0
+    base_share: float = BASE_SHARE
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,9 @@ def person_offset(
         if start == "flat"
         else seen.own_raw[start][learnt_from]
     )
-    found = estimate(seen.own_MSC, present(learnt_from, clips), raw_SC, model, known_SC)
-    return _with_constants(found, known)
+    return estimate(
+        seen.own_MSC, present(learnt_from, clips), raw_SC, model, known_SC, base_share=known.constants.base_share
+    )
 
 
 def answers(seen: Seen, found: Offset, captured: Captured = Captured.BOTH) -> FloatArray:
@@ -151,10 +152,14 @@ def _no_offset(seen: Seen, known: Known) -> FloatArray:
     return answers(seen, nothing(known))
 
 
-def _plain_mean(seen: Seen, known: Known) -> FloatArray:
-    """Subtract the mean of the logits, as if the person used every class equally often."""
+def plain_mean(seen: Seen, known: Known) -> Offset:
+    """Return the mean of the logits as the offset, as if the person used every class equally often."""
     expected_MC = known.centred.person.mean_MCC.mean(axis=1)
-    return answers(seen, replace(nothing(known), offset_MC=seen.own_MSC.mean(axis=1) - expected_MC))
+    return replace(nothing(known), offset_MC=seen.own_MSC.mean(axis=1) - expected_MC)
+
+
+def _plain_mean(seen: Seen, known: Known) -> FloatArray:
+    return answers(seen, plain_mean(seen, known))
 
 
 def _corrected(head: str) -> Callable[[Seen, Known], FloatArray]:
@@ -206,29 +211,42 @@ def lame(answers_NC: FloatArray, features_ND: FloatArray, neighbours: int = 5, t
 
 
 def _scaled(model: PersonModel, clips_per_clip: float) -> PersonModel:
-    """S / (n / 4) is (k S) / (n / 4) if k times as many clips count as one."""
+    """S / (n / k) is (k S) / n."""
     return model if clips_per_clip == 1.0 else replace(model, within_MCC=model.within_MCC * np.float32(clips_per_clip))
 
 
-def _with_constants(found: Offset, known: Known) -> Offset:
-    prior_C = found.prior_C ** (known.constants.prior_power / PRIOR_AT_ANSWER)
-    return replace(found, prior_C=prior_C / prior_C.sum())
-
-
 def chosen(seen: Seen, known: Known) -> FloatArray:
-    """Answer with the offset under the constants of ``known``, mixed with the base student's answer."""
-    return mixed(answers(seen, person_offset(seen, known)), seen.test_raw[TEACHERS][Captured.BOTH], known.constants)
+    """Answer as the device does, but with the constants of ``known``."""
+    found = person_offset(seen, known)
+    prior_C = found.prior_C**known.constants.prior_power
+    return answers_with_base(seen, replace(found, prior_C=prior_C / prior_C.sum()), known)
 
 
-def mixed(offset_NC: FloatArray, base_NC: FloatArray, constants: Constants) -> FloatArray:
-    """Return the geometric mean of both answers, with the base student's share of ``constants``."""
-    log_NC = np.log(np.maximum(offset_NC, 1e-12)) * (1 - constants.base_share)
-    log_NC = log_NC + np.log(np.maximum(base_NC, 1e-12)) * constants.base_share
-    powers_NC = np.exp(log_NC - log_NC.max(axis=1, keepdims=True))
-    return np.asarray(powers_NC / powers_NC.sum(axis=1, keepdims=True), np.float32)
+def answers_with_base(seen: Seen, found: Offset, known: Known) -> FloatArray:
+    """Return the probabilities (T, C) of the test clips: without the offset, with the base student's share."""
+    return _with_base(seen.test_MTC, seen.test_raw[TEACHERS][Captured.BOTH], found, known)
 
 
-def as_the_device(seen: Seen, known: Known, *, by_margin: bool) -> dict[int, FloatArray]:
+def own_answers_with_base(seen: Seen, found: Offset, known: Known) -> FloatArray:
+    """Return the same for the own clips (S, C)."""
+    return _with_base(seen.own_MSC, seen.own_raw[TEACHERS][Captured.BOTH], found, known)
+
+
+def _with_base(logits_MNC: FloatArray, base_NC: FloatArray, found: Offset, known: Known) -> FloatArray:
+    scores_NC = scores(logits_MNC, present(Captured.BOTH, len(base_NC)), found)
+    return softmax(mixed(scores_NC, base_NC, known.constants.base_share)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class OnDevice:
+    """What a device does: ``answers`` to the test clips by number of corrections, and the rows of the own clips that
+    it asked about, in order."""
+
+    answers: Mapping[int, FloatArray]
+    asked: tuple[int, ...]
+
+
+def as_the_device(seen: Seen, known: Known, *, by_margin: bool) -> OnDevice:
     """Return the answers that the device itself would give to the test clips, without corrections (0) and after 4, 8
     and 12.
 
@@ -256,7 +274,7 @@ def as_the_device(seen: Seen, known: Known, *, by_margin: bool) -> dict[int, Flo
             reading = understand(_NO_STUDENT, known.centred, window, said, classes)
         if len(said) in ASKED:
             found[len(said)] = reading.answers(seen.test_raw_MTD, both_T, test_TC)
-    return found
+    return OnDevice(found, tuple(int(one.clip) for one in said))
 
 
 LADDER: Final[Mapping[str, Callable[[Seen, Known], FloatArray]]] = {

@@ -10,15 +10,13 @@ from isthmus.distill.student.centred import fit_centred
 from isthmus.distill.teacher.held_out import Held, fit_weights
 from isthmus.distill.teacher.on_trunks import DECAY
 from isthmus.experiments.personal.ladder.bases import Base
-from isthmus.experiments.personal.ladder.methods import Constants, Known, Seen, answers, mixed, person_offset
+from isthmus.experiments.personal.ladder.methods import Constants, Known, Seen, chosen
 from isthmus.experiments.personal.ladder.person import HEADS, Integers, Person, tasks
 from isthmus.proto.messages import Captured, FloatArray
 
 GRID: Final = tuple(
-    Constants(clips, power, share)
-    for clips, power, share in itertools.product((0.25, 1.0), (0.5, 1.0), (0.0, 0.3, 0.5))
+    Constants(clips, power, share) for clips, power, share in itertools.product((1.0, 4.0), (0.5, 1.0), (0.0, 0.3, 0.5))
 )
-"""Candidates. 0.25 of the device's clips per clip: every clip counts in full."""
 
 _FOLDS: Final = 4
 _STRENGTHS: Final = (0.01,)
@@ -46,11 +44,9 @@ def choose(base: Base, rows_of_public: Mapping[str, Integers], class_counts: tup
 
 
 def _accuracies(seen: Seen, known: Known, labels_T: Integers) -> FloatArray:
-    base_TC = seen.test_raw[HEADS[0]][Captured.BOTH]
     found = []
     for constants in GRID:
-        own = Known(known.centred, known.trained_C, constants)
-        told_TC = mixed(answers(seen, person_offset(seen, own)), base_TC, constants)
+        told_TC = chosen(seen, Known(known.centred, known.trained_C, constants))
         found.append((told_TC.argmax(axis=1) == labels_T).mean())
     return np.array(found, np.float32)
 

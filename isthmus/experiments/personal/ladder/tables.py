@@ -9,6 +9,7 @@ from isthmus.experiments.personal.findings.report import Section
 from isthmus.experiments.personal.findings.tables import Table
 from isthmus.experiments.personal.ladder.measure import TWO_POINTS, Over, Row, over_people
 from isthmus.experiments.personal.ladder.membership import SIGNALS, Suspect, separation
+from isthmus.experiments.personal.ladder.methods import ASKED
 
 _NOTE = (
     "People are the units: a person's seeds are averaged first. Accuracy: mean ± standard deviation over people. Gain "
@@ -73,27 +74,41 @@ def gain_text(of: Over) -> str:
 
 
 def _guards(rows: Sequence[Row]) -> Table | None:
-    """Return how well each signal predicts whether the offset helps, over people, tasks and seeds."""
+    """Return how well each signal knows whether a candidate helps, over people, tasks and seeds."""
     told = [row for row in rows if row.signals]
     if not told:
         return None
-    truth = np.array([row.gain for row in told])
-    lines = [("(always take the offset)", "", *_outcome(np.ones(len(told), bool), truth))]
-    rules: dict[str, Callable[[float], bool]] = {
-        "agreement": lambda value: value >= 0,
-        "present": lambda value: value >= -TWO_POINTS,
-        "confidence": lambda value: value >= 0,
-    }
-    for name, accepts in rules.items():
-        values = np.array([row.signals[name] for row in told])
-        correlation = f"{float(spearmanr(values, truth).statistic):+.2f}" if np.ptp(values) > 0 else "(constant)"
-        lines.append((name, correlation, *_outcome(np.array([accepts(value) for value in values]), truth)))
-    header = ("signal", "rank correlation with the gain", "right", "refused", "made worse", "mean gain, points")
+    least: dict[str, float] = {"agreement": 0.0, "present": -TWO_POINTS, "confidence": 0.0}
+    least |= {f"{count} corrections": 0.0 for count in ASKED}
+    lines = []
+    for method in dict.fromkeys(row.method for row in told):
+        of_method = [row for row in told if row.method == method]
+        lines.append(_guarded(method, "(always)", of_method, lambda _: True))
+        for name, smallest in least.items():
+            known = [row for row in of_method if name in row.signals]
+            if known:
+                lines.append(_guarded(method, name, known, lambda row, n=name, s=smallest: row.signals[n] >= s))  # type: ignore[misc]
+    header = (
+        "candidate", "signal", "decisions", "rank correlation with the gain", "right", "refused", "made worse",
+        "mean gain, points",
+    )  # fmt: skip
     note = (
-        f"{len(told)} decisions (people, tasks, seeds; not independent) whether to use the offset. Right: used and not "
-        "worse, or refused and worse. Agreement: of sound and picture, sum_c p_sound p_picture, after less before."
+        "Decisions (people, tasks, seeds; not independent) whether to use a candidate in place of the base student. "
+        "Right: used and not worse, or refused and worse. Agreement: of sound and picture, sum_c p_sound p_picture. "
+        "Corrections: the mean probability of what the user said of the first corrected clips, asked by margin. Each "
+        "signal is after less before, and a candidate is used if it is not negative (present: if it is at least -2 "
+        "points). Without 12 own clips nothing is asked."
     )
     return Table("Would a guard have known?", header, tuple(lines), note)
+
+
+def _guarded(method: str, name: str, rows: Sequence[Row], accepts: Callable[[Row], bool]) -> tuple[str, ...]:
+    truth = np.array([row.gain for row in rows])
+    values = np.array([row.signals.get(name, 0.0) for row in rows])
+    correlation = f"{float(spearmanr(values, truth).statistic):+.2f}" if np.ptp(values) > 0 else ""
+    return (
+        method, name, str(len(rows)), correlation, *_outcome(np.array([accepts(row) for row in rows]), truth)
+    )  # fmt: skip
 
 
 def membership(folds: Sequence[Sequence[Suspect]]) -> Section:
@@ -112,7 +127,8 @@ def membership(folds: Sequence[Sequence[Suspect]]) -> Section:
     note = (
         "Area under the curve: share of pairs (member, stranger) that the signal orders rightly; 0.5 tells nothing. "
         "Mean ± standard deviation over folds. The attacker has a person's labelled clips and the manifest. Shift: "
-        "length of the person's shift in units of B. Means: distance of their class means from M. Loss: of the heads."
+        "length of the person's shift in units of B. Means: distance of their class means from M. Loss: of the centred "
+        "heads. Ordinary: loss of the student's ordinary head, which ships without a person model, too."
     )
     table = Table("What the person model tells of its people", ("signal", "AUC"), tuple(lines), note)
     return Section("Membership", (table,))
