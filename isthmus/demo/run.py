@@ -34,8 +34,8 @@ RATIOS: Final = (1.0, 2.0)
 PUBLIC_PEOPLE: Final = 24
 PUBLIC_TAKES: Final = 4
 """24 people x 6 classes x 4 takes = 576 public clips."""
-CLIENTS: Final = (Guest(classes=(0, 1, 2, 3, 4, 5), takes=32), Guest(classes=(1, 3, 5), takes=48))
-"""One client of all classes with 192 clips, one of three with 144. Half of them are tested."""
+CLIENTS: Final = (Guest(classes=(0, 1, 2, 3, 4, 5), takes=32), Guest(classes=(0, 1, 2), takes=48))
+"""One client of all classes with 192 clips, one who is neutral, happy or sad with 144. Half of them are tested."""
 DIFFICULTY: Final = 0.5
 """That at which ``MEASURED`` people have the spread of RavFace's."""
 
