@@ -88,7 +88,8 @@ class Embedder:
     def _layer(self, states_TW: Tensor, at: str) -> Tensor:
         projected = [self._product(states_TW, f"{at}.attention.self.{name}") for name in ("query", "key", "value")]
         heads_HTD = [each.view(len(states_TW), self._heads, -1).transpose(0, 1) for each in projected]
-        out_HTD = functional.scaled_dot_product_attention(*(each[None] for each in heads_HTD))[0]
+        queries_HTD, keys_HTD, values_HTD = heads_HTD
+        out_HTD = functional.scaled_dot_product_attention(queries_HTD[None], keys_HTD[None], values_HTD[None])[0]
         attended_TW = out_HTD.transpose(0, 1).reshape(states_TW.shape)
         attended_TW = self._product(attended_TW, f"{at}.attention.output.dense")
         states_TW = self._normed(states_TW + attended_TW, f"{at}.attention.output.LayerNorm")

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal
 
 from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Overloaded, Step, Token
@@ -87,9 +88,9 @@ class Fleet:
     def serve(self) -> FleetRun:
         """Returns what happened to every request."""
         for request in self._requests:
-            self._at(request.arrival_s, lambda now_s, request=request: self._arrive(request, now_s))
+            self._at(request.arrival_s, partial(self._arrive, request))
         for time_s, replica in self._rules.drains:
-            self._at(time_s, lambda now_s, replica=replica: self._drain(replica, now_s))
+            self._at(time_s, partial(self._drain, replica))
         if self._rules.moves_every_s is not None:
             self._at(self._rules.moves_every_s, self._pair)
         now_s = 0.0
@@ -161,7 +162,7 @@ class Fleet:
             for event in events:
                 if isinstance(event, Token) and event.life.id in self._engines[at].lives:
                     life = self._engines[at].export(event.life.id, now_s)
-                    self._at(now_s + self._copy_s(life.computed), lambda now_s, life=life: self._home(life, now_s))
+                    self._at(now_s + self._copy_s(life.computed), partial(self._home, life))
         for life, target in self._due.pop(at, ()):
             self._commit(life, at, target, now_s)
         self._go(at, now_s)
@@ -181,7 +182,7 @@ class Fleet:
                 return
             self._engines[at].adopt(self._homeless.pop(0), now_s)
             if self._steps[at] is None:
-                self._at(now_s, lambda now_s, at=at: self._go(at, now_s))
+                self._at(now_s, partial(self._go, at))
 
     def _drain(self, replica: int, now_s: float) -> None:
         self._draining.add(replica)
@@ -197,7 +198,7 @@ class Fleet:
             if able:
                 life = min(able, key=lambda life: (life.computed, life.id))
                 self._moving.add(life.id)
-                self._at(now_s + self._copy_s(life.computed), lambda t, m=(life, source, target): self._commit(*m, t))
+                self._at(now_s + self._copy_s(life.computed), partial(self._commit, life, source, target))
         self._at(now_s + (self._rules.moves_every_s or 1.0), self._pair)
 
     def _commit(self, life: Life, source: int, target: int, now_s: float) -> None:

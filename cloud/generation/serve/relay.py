@@ -218,7 +218,8 @@ class Relay:
             self._end(relayed, done)
 
     async def _answer(self, relayed: Relayed, at: int) -> Done:
-        life, text, reason, usage = relayed.life, "", None, {}
+        life, text, reason = relayed.life, "", None
+        usage: Mapping[str, Any] = {}
         life.tokens.clear()
         if life.begun_s is None:
             life.begun_s = self._clock()

@@ -173,8 +173,8 @@ def _prediction(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
 
 
 def _rank_correlation(a_N: Any, b_N: Any) -> float:
-    ranks = [np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (a_N, b_N)]
-    return float(np.corrcoef(*ranks)[0, 1]) if len(a_N) > 1 else 0.0
+    a_rank_N, b_rank_N = (np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (a_N, b_N))
+    return float(np.corrcoef(a_rank_N, b_rank_N)[0, 1]) if len(a_N) > 1 else 0.0
 
 
 FLEETS: Final = {

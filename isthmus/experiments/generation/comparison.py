@@ -113,6 +113,8 @@ def markdown(found: Found) -> str:
     """Returns the result as a page: a table per question, then each system beside its paper's claim."""
     parts = ["# Generation by simulation\n\nMedian over seeds, with least and most. A step takes the profile's time.\n"]
     loads = sorted({(Path(each["workload"]).stem, each["load"]) for each in found if each["kind"] == "policy"})
+    head: Sequence[str]
+    rows: list[Sequence[str]]
     for workload, load in loads:
         parts.append(f"\n## `{workload}`, load {load:g}\n")
         head = ("policy", "lengths", "tokens/s", "in time", "tokens in time", "mean s", "TTFT s", "rows", "preempted")
