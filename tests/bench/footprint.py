@@ -52,6 +52,21 @@ for _ in range(10):
 print(json.dumps({**seen, "encoding": rss_bytes()}))
 """
 
+IMPORTS = """
+import importlib, json
+from pathlib import Path
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+found, before = {}, resident()
+for name in ("numpy", "cv2", "onnxruntime", "grpc", "isthmus.edge.commands.running", "sklearn.cluster", "scipy.signal"):
+    importlib.import_module(name)
+    found[name], before = resident() - before, resident()
+print(json.dumps(found))
+"""
+
 LIVE = """
 import json, os, sys, time
 from pathlib import Path
@@ -181,6 +196,8 @@ def main(
         edge_bytes = sum(sizes.values())
         report.rows.append({"what": "install, .[edge]", "bytes": edge_bytes, "of": largest})
         report.rows.append({"what": "install, torch and what it requires, CPU build", "bytes": torch_bytes})
+        for name, size in printed_json(python, IMPORTS).items():
+            report.rows.append({"what": f"memory, import of {name} after the ones above", "bytes": size})
         film, sound = write_scene(folder)
         empty, silence = write_empty_room(folder)
         for preset in presets.split(","):
