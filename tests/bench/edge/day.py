@@ -60,7 +60,7 @@ BUDGET_S: Final = 0.3
 EPSILON: Final = 12.0
 ROUNDS: Final = 2
 EVERY_S: Final = 10.0
-"""A clip, and the pause after it."""
+"""From clip to clip, unless a measurement asks for another time."""
 CALL_BYTES: Final = 400
 CALL_S: Final = 10.0
 """The deadline of a call that is no question."""
@@ -322,8 +322,10 @@ class FaultySession(MemoryInferSession):
 class Room:
     """A capture in simulated time: a person is there for some hours, and every clip has a voice."""
 
-    def __init__(self, runtime: Runtime, turns: Turns, presence: Callable[[float], bool], seen: Seen) -> None:
-        self.runtime, self.turns, self.presence, self.seen = runtime, turns, presence, seen
+    def __init__(
+        self, runtime: Runtime, turns: Turns, presence: Callable[[float], bool], every_s: float, seen: Seen
+    ) -> None:
+        self.runtime, self.turns, self.presence, self.every_s, self.seen = runtime, turns, presence, every_s, seen
 
     def __call__(self, *positional: object, **options: object) -> "Room":
         return self
@@ -337,7 +339,7 @@ class Room:
         return [], None
 
     def next_clip(self, name: str) -> Captured:
-        self.turns.sleep(EVERY_S)
+        self.turns.sleep(self.every_s)
         if not self.presence(self.turns.now_s):
             return Captured(None, NOBODY)
         spec = self.runtime.spec
@@ -416,8 +418,13 @@ def simulated(turns: Turns, room: Room) -> Iterator[None]:
         yield
 
 
-def day(folder: Path, seconds: float, seed: int, life_s: float = 3_600.0) -> tuple[Seen, DeviceState]:
-    """Live ``seconds`` of a device in ``folder``; return what happened and its state. ``life_s``: mean of a process."""
+def day(
+    folder: Path, seconds: float, seed: int, *, life_s: float = 3_600.0, every_s: float = EVERY_S
+) -> tuple[Seen, DeviceState]:
+    """Live ``seconds`` of a device in ``folder``; return what happened and its state.
+
+    ``life_s``: the mean length of a process. ``every_s``: the time from clip to clip.
+    """
     chance, seen, turns = random.Random(seed), Seen(), Turns()
     up, down = make_link(chance, seconds)
     cloud = make_cloud(TinyStudents(Ed25519PrivateKey.from_private_bytes(bytes(range(32)))))
@@ -449,7 +456,7 @@ def day(folder: Path, seconds: float, seed: int, life_s: float = 3_600.0) -> tup
         life = Watched(SentMessages(device.root / "sent.sqlite"), turns, seen)
         if chance.random() < 0.4:
             life.personalise.set()
-        room = Room(runtime, turns, presence, seen)
+        room = Room(runtime, turns, presence, every_s, seen)
         _live(runtime, device, store, life, room, turns)
         seen.faults["in hand when killed"] += len(seen.in_hand)
         seen.in_hand = []
@@ -509,13 +516,16 @@ def judge(seen: Seen, device: DeviceState) -> dict[str, Any]:
 def main(
     hours: float = 24.0,
     seeds: str = "0",
+    every_s: Annotated[float, typer.Option(help="Simulated seconds from clip to clip.")] = EVERY_S,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Live simulated days, one per seed."""
-    report = Report("day", {"hours": hours, "seeds": seeds, "budget_s": BUDGET_S, "epsilon": EPSILON})
+    report = Report(
+        "day", {"hours": hours, "seeds": seeds, "every_s": every_s, "budget_s": BUDGET_S, "epsilon": EPSILON}
+    )
     for seed in map(int, seeds.split(",")):
         with tempfile.TemporaryDirectory(prefix="isthmus-day-") as folder:
-            report.rows.append({"seed": seed, **judge(*day(Path(folder), hours * 3600, seed))})
+            report.rows.append({"seed": seed, **judge(*day(Path(folder), hours * 3600, seed, every_s=every_s))})
     report.finish({name: lambda row, name=name: str(row[name]) for name in report.rows[0]}, out)
     if any(row["faults"] for row in report.rows):
         raise typer.Exit(1)
