@@ -79,9 +79,8 @@ class Turns:
         self.unix_jump_s = 0.0
         self.killed_at_s = float("inf")
         self._changed = threading.Condition()
-        self._wakes: dict[threading.Thread, tuple[float, int]] = {threading.main_thread(): (0.0, 0)}
         self._turn: threading.Thread = threading.current_thread()
-        self._wakes = {self._turn: (0.0, 0)}
+        self._wakes: dict[threading.Thread, tuple[float, int]] = {self._turn: (0.0, 0)}
         self._count = 0
         self._dead = False
 
@@ -334,9 +333,6 @@ class Room:
         return self
 
     def __exit__(self, *exception: object) -> None: ...
-
-    def recent(self) -> tuple[list[Any], None]:
-        return [], None
 
     def next_clip(self, name: str) -> Captured:
         self.turns.sleep(self.every_s)

@@ -60,6 +60,6 @@ def write_empty_room(folder: Path, seconds: float = 20.0) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     fan_T = rng.normal(0, 0.002, round(seconds * RATE_HZ)).astype(np.float32)
     write_wav(sound, fan_T, RATE_HZ)
-    room = rng.normal(120, 3, (round(seconds * FPS), *ROOM, 3)).clip(0, 255).astype(np.uint8)
+    room = rng.normal(120, 1, (round(seconds * FPS), *ROOM, 3)).clip(0, 255).astype(np.uint8)
     write_mp4(picture, room, FPS, fan_T, RATE_HZ)
     return picture, sound
