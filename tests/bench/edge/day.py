@@ -260,8 +260,7 @@ class FaultyCalls(MemoryLink):
             yield status
 
     def open_infer(self, student_id: str, *, timeout_s: float) -> "FaultySession":
-        super().open_infer(student_id, timeout_s=timeout_s)
-        return FaultySession(self, student_id)
+        return FaultySession(self, student_id)  # as over gRPC, opening waits for nothing
 
     def _uploaded(self, job_id: str, round: int, prototypes: Prototypes) -> None:
         payload = prototypes_to_pb(prototypes).SerializeToString()
@@ -291,6 +290,8 @@ class FaultySession(MemoryInferSession):
             self._calls.seen.faults["an answer was taken twice"] += 1
         at_s, reply = self._due[sequence]
         turns = self._calls.turns
+        if self._calls.up.at(turns.now_s)[1].refuse:
+            raise Unavailable("connection refused")
         if at_s > turns.now_s + timeout_s:
             turns.sleep(timeout_s)
             self._check_sound()
