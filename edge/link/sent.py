@@ -130,7 +130,10 @@ class SentMessages:
         )
         with self._lock:
             rows = self._database.execute(query, (before or 1 << 62, most)).fetchall()
-        return [Sent(*facts, held=json.loads(held)) for *facts, held in rows]
+        return [
+            Sent(number, sent_s, name, size, digest, json.loads(held))
+            for number, sent_s, name, size, digest, held in rows
+        ]
 
     def totals(self) -> dict[str, tuple[int, int]]:
         """Return the number of messages and of bytes since the first, by the messages' name."""
