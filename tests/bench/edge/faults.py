@@ -114,7 +114,8 @@ def cuts(
         chosen = tuple(kinds.split(",")) if kinds else KINDS
         tally = cut_calls(Path(folder) / "release", Path(folder) / "state", cuts=cuts, kinds=chosen)
     result = {"what": "calls whose connection was cut at a random byte, each tried again until it succeeded"}
-    _end(out, {**result, **asdict(tally), "cpu_s": time.process_time() - began_s}, bad=bool(tally.faults))
+    counts = {name: dict(count) for name, count in vars(tally).items()}  # asdict cannot copy a Counter
+    _end(out, {**result, **counts, "cpu_s": time.process_time() - began_s}, bad=bool(tally.faults))
 
 
 @app.command()
