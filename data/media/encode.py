@@ -15,9 +15,12 @@ FLV_SOUND_HZ: Final = 22_050
 """MP3 in Flash video has 11,025, 22,050 and 44,100 Hz only."""
 
 
-def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int) -> None:
-    """Write samples in [-1, 1] as mono 16-bit WAV. The file appears whole or not at all."""
-    with replaced(path, durable=False) as part, part.open("wb") as raw, wave.open(raw, "wb") as file:
+def write_wav(path: Path, waveform_T: npt.NDArray[np.float32], rate_hz: int, *, durable: bool = False) -> None:
+    """Write samples in [-1, 1] as mono 16-bit WAV. The file appears whole or not at all.
+
+    ``durable``: it is on the disk when this returns.
+    """
+    with replaced(path, durable=durable) as part, part.open("wb") as raw, wave.open(raw, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate_hz)
@@ -32,10 +35,16 @@ def write_flv(
 
 
 def write_mp4(
-    path: Path, frames_KHWC: npt.NDArray[np.uint8], fps: int, waveform_T: npt.NDArray[np.float32], rate_hz: int
+    path: Path,
+    frames_KHWC: npt.NDArray[np.uint8],
+    fps: int,
+    waveform_T: npt.NDArray[np.float32],
+    rate_hz: int,
+    *,
+    durable: bool = False,
 ) -> None:
-    """Write MPEG-4 pictures with AAC sound."""
-    _write(path, frames_KHWC, fps, waveform_T, rate_hz, container="mp4", codecs=("mpeg4", "aac"))
+    """Write MPEG-4 pictures with AAC sound. ``durable``: the file is on the disk when this returns."""
+    _write(path, frames_KHWC, fps, waveform_T, rate_hz, container="mp4", codecs=("mpeg4", "aac"), durable=durable)
 
 
 def _write(
@@ -47,11 +56,12 @@ def _write(
     *,
     container: str,
     codecs: tuple[str, str],
+    durable: bool = False,
 ) -> None:
     _, height, width, _ = frames_KHWC.shape
     sound_hz = FLV_SOUND_HZ if container == "flv" else rate_hz
     with (
-        replaced(path, durable=False) as part,
+        replaced(path, durable=durable) as part,
         av.open(str(part), "w", format=container, options={"fflags": "+bitexact"}) as output,
     ):
         picture: Any = output.add_stream(codecs[0], rate=fps)

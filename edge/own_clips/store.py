@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.clip import ClipRef
-from isthmus.data.files import make_folder, remove, sync, write_atomically
+from isthmus.data.files import make_folder, remove, write_atomically
 from isthmus.data.media.encode import write_mp4, write_wav
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.student.slot import disk_errors
@@ -87,18 +87,17 @@ class ClipStore:
         name = name or self.free_name()
         with disk_errors():
             if waveform_T is not None:
-                write_wav(self.folder / f"{name}.wav", waveform_T, spec.sample_rate_hz)
+                write_wav(self.folder / f"{name}.wav", waveform_T, spec.sample_rate_hz, durable=True)
             if pictures is not None:
                 silence_T = np.zeros(spec.samples, np.float32)
                 side = min(min(each.shape[:2]) for each in pictures) // 2 * 2  # the codec needs even sides
                 frames_KHWC = np.stack([each[:side, :side] for each in pictures])
                 fps = max(1, round(len(pictures) / spec.duration_s))
                 sound_T = silence_T if waveform_T is None else waveform_T
-                write_mp4(self.folder / f"{name}.mp4", frames_KHWC, fps, sound_T, spec.sample_rate_hz)
+                write_mp4(self.folder / f"{name}.mp4", frames_KHWC, fps, sound_T, spec.sample_rate_hz, durable=True)
             for path in (self.folder / f"{name}.wav", self.folder / f"{name}.mp4"):
                 if path.exists():
                     path.chmod(0o600)
-                    sync(path)  # Before the description below, without which the clip does not exist.
             facts = {"captured_s": now_s, "sound": waveform_T is not None, "picture": pictures is not None}
             write_atomically(self.folder / f"{name}.json", json.dumps({**facts, "kept": False}), mode=0o600)
         self.tidy()
