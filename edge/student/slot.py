@@ -176,6 +176,8 @@ class StudentSlot:
         it is fetched again), WrongState if files are missing, and what the trial raises.
         """
         folder = self._staging / identifier("student id", student_id)
+        if folder.is_dir() and not self._is_complete(folder, student_id) and self.is_sound(student_id):
+            _delete(folder)  # Left by a power loss; the student itself is here.
         if not folder.is_dir():
             installed = self.installed(student_id)
             self._check_files(installed)
@@ -370,6 +372,12 @@ class StudentSlot:
         if manifest.student_id != student_id:
             raise Corrupt(f"the manifest in {student_id} belongs to {manifest.student_id}")
         return manifest
+
+    def _is_complete(self, folder: Path, student_id: str) -> bool:
+        try:
+            return not self.missing(self._read_manifest(folder, student_id))
+        except IsthmusError:
+            return False
 
     def _cheapest(self, folder: Path, file: StudentFile) -> StudentFile:
         """Return the patch if this device can apply it and it has not failed before, else the file."""

@@ -223,6 +223,13 @@ def test_without_another_sound_student_the_one_in_use_stays(slot: StudentSlot, c
     assert in_use(slot) == "first"
 
 
+def test_an_empty_staging_folder_does_not_hide_a_sound_student(slot: StudentSlot, cloud: Cloud, tmp_path: Path) -> None:
+    cloud.install(slot, cloud.signed("first", 1, 10), 1)
+    (tmp_path / "staging" / "first").mkdir()  # as a power loss may leave it
+    assert slot.verify("first").folder == tmp_path / "versions" / "first"
+    assert not (tmp_path / "staging" / "first").exists()
+
+
 def test_a_damaged_record_of_trust_is_named(slot: StudentSlot, cloud: Cloud, students: Any, tmp_path: Path) -> None:
     cloud.install(slot, cloud.signed("first", 1, 10), 1)
     record = tmp_path / "trust.json"
