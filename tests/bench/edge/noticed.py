@@ -93,7 +93,7 @@ def main(
         folder = Path(name)
         moving, still = folder / "moving.mp4", folder / "still.mp4"
         write_mp4(moving, faces(60), 12, np.zeros(80_000, np.float32), 16_000)
-        write_mp4(still, np.repeat(faces(1), 2_400, axis=0), 12, np.zeros(16_000, np.float32), 16_000)
+        write_mp4(still, np.full((2_400, 96, 128, 3), 120, np.uint8), 12, np.zeros(16_000, np.float32), 16_000)
         for number in range(repeats):
             with ExitStack() as stack:
                 place = folder / str(number)
