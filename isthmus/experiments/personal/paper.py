@@ -11,6 +11,7 @@ from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.knee import knee
 from isthmus.experiments.personal.findings.report import Section, picture_name
+from isthmus.experiments.personal.findings.students import offset_part, premise_part
 
 SERVED = "cluster"
 """The method whose upload the settings of figures 5.12 and 5.13 vary, and whose student is compressed in Table 5.3."""
@@ -118,16 +119,3 @@ def sections(
             found.append(Section(title, (table,), {key: figures.accuracy_by(own, key, label)}))
     found += [*premise_part(standard), *offset_part(standard)]
     return [*found, *guard_part(standard, outputs), *habits_part(standard, outputs)]
-
-
-def premise_part(cells: Sequence[Cell], who: str = "") -> list[Section]:
-    """Return the teacher beside its student; nothing without cells of the base student."""
-    base = tables.pick(cells, scenario="sensitive", method="all")
-    return [Section(f"Teacher and student{who}", (tables.premise(base, f"On the same clips{who}"),))] if base else []
-
-
-def offset_part(cells: Sequence[Cell], who: str = "") -> list[Section]:
-    """Return each method before and after the device learned its user; nothing if clients are not single persons."""
-    own = [cell for cell in tables.pick(cells, scenario="sensitive") if cell.offset is not None]
-    title = f"Distillation and offset{who}"
-    return [Section(title, (tables.with_offset(own, f"Before and after the offset{who}"),))] if own else []

@@ -9,7 +9,7 @@ from isthmus.experiments.personal.findings import figures, tables
 from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.report import Section, picture_name
-from isthmus.experiments.personal.paper import offset_part, premise_part
+from isthmus.experiments.personal.findings.students import offset_part, premise_part
 
 
 def people(listing: Listing) -> tuple[str, ...]:

@@ -51,10 +51,9 @@ def suspect(person: Person, member: bool, centred: Centred) -> Suspect:
     log_p_NC -= np.log(np.exp(log_p_NC).sum(axis=1, keepdims=True))
     rows_N = np.arange(len(log_p_NC))
     ordinary_N = person.raw[HEADS[0]][Captured.BOTH][rows_N, person.labels_N]
-    centred, ordinary = (
-        float(each_N.mean()) for each_N in (log_p_NC[rows_N, person.labels_N], np.log(np.maximum(ordinary_N, 1e-9)))
-    )
-    return Suspect(person.name, member, (shift_term, mean_term, centred, ordinary))
+    by_centred = float(log_p_NC[rows_N, person.labels_N].mean())
+    by_ordinary = float(np.log(np.maximum(ordinary_N, 1e-9)).mean())
+    return Suspect(person.name, member, (shift_term, mean_term, by_centred, by_ordinary))
 
 
 def separation(members: np.ndarray, strangers: np.ndarray) -> float:
