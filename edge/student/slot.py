@@ -30,7 +30,7 @@ from isthmus.data.files import link, make_folder, move, remove, sync, sync_tree,
 from isthmus.edge.student import trust
 from isthmus.edge.student.kept import read_kept, unreadable, write_kept
 from isthmus.edge.student.trust import Refusal, Refused, Times, Trial, Trust, Unfit
-from isthmus.proto.convert import identifier, manifest_from_bytes
+from isthmus.proto.convert import identifier, manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
 from isthmus.proto.patch import apply_patch
@@ -510,7 +510,9 @@ def _same_student(staged: bytes, manifest: StudentManifest) -> bool:
         known = manifest_from_bytes(staged)
     except IsthmusError:
         return False
-    return replace(known, version=0, expires_s=0, created_s=0) == replace(manifest, version=0, expires_s=0, created_s=0)
+    # As bytes: a person model holds arrays, which do not compare by ==.
+    one, other = (manifest_to_bytes(replace(each, version=0, expires_s=0, created_s=0)) for each in (known, manifest))
+    return one == other
 
 
 def _trust_in(path: Path) -> Trust | None:

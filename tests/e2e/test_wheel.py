@@ -33,7 +33,12 @@ def _sources(folder: Path, prefix: str) -> set[str]:
         for path in folder.rglob("*")
         if path.is_file()
         and "__pycache__" not in path.parts
-        and (path.suffix in {".py", *DATA_ENDINGS} or path.name == "py.typed")
+        and not path.is_relative_to(ROOT / "isthmus/page/web")
+        and (
+            path.is_relative_to(ROOT / "isthmus/page/built")
+            or path.suffix in {".py", *DATA_ENDINGS}
+            or path.name == "py.typed"
+        )
     }
 
 
@@ -87,7 +92,8 @@ def test_the_source_archive_holds_what_is_needed_to_build_and_test(archive: Path
     wanted = {
         name
         for name in tracked.stdout.splitlines()
-        if not name.startswith((".typing/", ".ci/", ".github/", ".gitignore", ".pre-commit")) and (ROOT / name).exists()
+        if not name.startswith((".typing/", ".ci/", ".github/", ".gitignore", ".pre-commit", ".containerignore"))
+        and (ROOT / name).exists()
     }
     assert sorted(wanted - held) == []
     assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in members} == {(0, 0, "", "", 1.7e9)}

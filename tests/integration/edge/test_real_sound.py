@@ -89,8 +89,8 @@ def test_blocks_are_stamped_by_the_sound_cards_clock(server: SoundServer) -> Non
     assert len(blocks) >= 8
     lengths = [len(block.samples_T) / block.rate_hz for block in blocks]
     stamped = np.array([block.at_s for block in blocks])
-    counted = stamped[0] + np.cumsum([0.0, *lengths[:-1]])
-    assert float(np.median(np.abs(stamped - counted))) < 2 * GAP_S
+    # A busy machine loses blocks, which is a real gap: so each block is compared with the one before it.
+    assert float(np.median(np.abs(np.diff(stamped) - lengths[:-1]))) < GAP_S
     whole_T = sound_of(blocks, stamped[0], stamped[0] + 0.5)
     assert whole_T is not None and np.count_nonzero(np.abs(whole_T) < 1e-6) < 0.02 * len(whole_T)
 

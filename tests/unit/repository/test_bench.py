@@ -77,7 +77,7 @@ def test_connection(tmp_path: Path) -> None:
 def test_footprint(tmp_path: Path) -> None:
     """Uses the tests' environment, because the device's may be missing. It does not measure a device."""
     options = ("--presets", "tiny", "--edge-python", sys.executable)
-    sizes = {row["what"]: row["bytes"] for row in measured(tmp_path, "footprint", *options)["rows"]}
+    sizes = {row["what"]: row.get("bytes", 0) for row in measured(tmp_path, "footprint", *options)["rows"]}
     assert sizes["install, .[edge]"] > 1e8
     for who in ("isthmus edge", "torch eager"):
         assert sizes[f"memory, {who}, encoding, tiny"] > sizes[f"memory, {who}, imported, tiny"] > 1e7
@@ -92,6 +92,7 @@ def test_planning(tmp_path: Path) -> None:
 def test_elastic_front(tmp_path: Path) -> None:
     rows = measured(tmp_path, "elastic.front", "--queries", "3", "--repeats", "1")["rows"]
     ways = {"echo, same bytes", "MakeQuery, pixels", "MakeQuery, JPEG", "ModelInfer, pixels"}
+    ways |= {"HTTP, pixels as binary data", "HTTP, pixels as JSON"}
     assert {row["way"] for row in rows} == ways
     assert all(0 < row["added_p50_s"]["median"] <= row["wall_p50_s"]["median"] for row in rows)
 
