@@ -36,6 +36,7 @@ def client_outcome(
     names = [ratio_name(ratio) for ratio in ratios]
     known = "user known" if report.get("person") is not None else "with habits"
     finished = "base student (own refused)" if report["students"]["refused"] else "own student"
+    told = f"{len(corrections)} corrections" if corrections else "which cannot be corrected"
     tested = AnsweredClips(
         names=tuple(clip["name"] for clip in clips),
         labels=tuple(clip["label"] for clip in clips),
@@ -66,7 +67,7 @@ def client_outcome(
             )
             for ratio in names
         ),
-        row(f"{finished}, {known}, {len(corrections)} corrections", sum(tested.right("with_corrections")), alone_ms),
+        row(f"{finished}, {known}, {told}", sum(tested.right("with_corrections")), alone_ms),
     ]
     job, rounds = report["job"], report["prototypes"]["rounds"]
     classes = report["classes"]

@@ -60,10 +60,10 @@ def closing_sentence(result: Mapping[str, Any]) -> str:
     for client in result["clients"]:
         before, alone, taught = (sum(client[way]) for way in WAYS)
         corrections = len(client["corrections"])
-        told = f", and {taught} after {corrections} corrections of other clips" if corrections else ""
+        told = f", and {taught} after {corrections} corrections of these other clips" if corrections else ""
         parts.append(
-            f"of {client['name']}'s {len(client['labels'])} clips Isthmus understood {before} at first, {alone} once "
-            f"it knew this person without being told anything{told}"
+            f"of {client['name']}'s {len(client['labels'])} clips Isthmus understood {before} at first, {alone} after "
+            f"it had learned from other clips without being told anything{told}"
         )
     return f"No recording left a device: {'; '.join(parts)}."
 

@@ -9,7 +9,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from isthmus.distill.student.centred import CannotCentre, fit_centred, person_shifts
+from isthmus.edge.own_clips.corrections import Correction
 from isthmus.edge.own_clips.offset import answer, estimate
+from isthmus.edge.own_clips.personal import understand
+from isthmus.edge.own_clips.window import Window
 from isthmus.proto.person import Centred
 
 CLASSES, WIDTH, CLIPS = 4, 12, 32
@@ -75,6 +78,32 @@ def test_where_people_do_not_differ_nothing_is_lost() -> None:
     for classes in (range(CLASSES), (1,)):
         before, after = World(spread=0.0).accuracies(classes)
         assert after > before - 0.015
+
+
+@pytest.mark.parametrize("classes", [range(CLASSES), (0, 2), (1,)])
+def test_a_person_whom_the_base_answers_rightly_loses_nothing(classes: Sequence[int]) -> None:
+    """All clips are answered rightly and surely before, and no answer turns wrong:
+    without labels, and after 12 corrections that say the same as the answers."""
+    world = World(spread=1.0)
+    centred, ordinary = world.fitted()
+    names = tuple(map(str, range(CLASSES)))
+    lost: dict[int, list[npt.NDArray[np.bool_]]] = {0: [], 12: []}
+    for number in range(100, 112):
+        features_MND, labels_N = world.person(number, classes, 5 * CLIPS)
+        raw_NC = ordinary.predict_proba(np.concatenate(list(features_MND), axis=1)).astype(np.float32)
+        sure_N = raw_NC[np.arange(len(labels_N)), labels_N] > 0.9
+        features_MND, labels_N, raw_NC = features_MND[:, sure_N], labels_N[sure_N], raw_NC[sure_N]
+        half = len(labels_N) // 2
+        present_NM = np.ones((len(labels_N), 2), np.float32)
+        window = Window(tuple(map(str, range(half))), features_MND[:, :half], present_NM[:half], raw_NC[:half])
+        for count, wrong in lost.items():
+            said = [Correction(str(row), names[labels_N[row]], float(row), "s") for row in range(min(count, half))]
+            reading = understand("s", centred, window, said, names)
+            answers_NC = reading.answers(features_MND[:, half:], present_NM[half:], raw_NC[half:])
+            wrong.append(answers_NC.argmax(axis=1) != labels_N[half:])
+    for wrong in lost.values():
+        assert sum(map(len, wrong)) > 200
+        assert not np.concatenate(wrong).any()
 
 
 def test_the_person_model_is_that_of_the_world() -> None:

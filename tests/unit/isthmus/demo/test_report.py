@@ -129,7 +129,7 @@ def test_the_page_tells_what_happened(page: str) -> None:
     text = re.sub(r"\s+", " ", page)
     for said in (
         "17 → 26 → 30",
-        "40 clips Isthmus understood 17 at first, 26 once it knew this person",
+        "40 clips Isthmus understood 17 at first, 26 after it had learned from other clips",
         "<td>clip_&lt;7&gt;</td><td>HAP</td><td>SAD</td>",
         "Your voice and face were learned from 30 of your clips",
         "131 kB → 2.1 kB",

@@ -16,9 +16,9 @@ def _client(name: str, before: list[int], alone: list[int], taught: list[int], c
 def test_the_sentence_counts_what_the_file_says() -> None:
     clients = [_client("1025", [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]), _client("b", [1, 0], [0, 0], [0, 0], 0)]
     assert closing_sentence({"clients": clients}) == (
-        "No recording left a device: of 1025's 4 clips Isthmus understood 1 at first, 2 once it knew this person "
-        "without being told anything, and 3 after 8 corrections of other clips; of b's 2 clips Isthmus understood "
-        "1 at first, 0 once it knew this person without being told anything."
+        "No recording left a device: of 1025's 4 clips Isthmus understood 1 at first, 2 after it had learned from "
+        "other clips without being told anything, and 3 after 8 corrections of these other clips; of b's 2 clips "
+        "Isthmus understood 1 at first, 0 after it had learned from other clips without being told anything."
     )
 
 
