@@ -68,7 +68,7 @@ from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
-    from isthmus.cloud.generation.serve.serving import Generation
+    from isthmus.cloud.generation.serve.opening import Opened
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,6 @@ class _Ground:
     roster: Roster
     release: _Release | None
     elastic: Elastic | None
-    generation: "Generation | None"
     inference_key: str | None
     """The key of clients that ask models: image tasks, or a language model."""
 
@@ -128,8 +127,8 @@ class Server:
         """The tenants, once started."""
         self.elastic: Elastic | None = None
         """Elastic serving, once started with ``elastic_model``."""
-        self.generation: Generation | None = None
-        """Generation, once started with ``generate_model``."""
+        self.generation: Opened | None = None
+        """What answers requests for text, once started with a language model or upstream servers."""
         self.http_port: int | None = None
         """The port of HTTP, once started with ``http``."""
         self.port: int | None = None
@@ -180,11 +179,12 @@ class Server:
             if self.elastic.measurer is not None:
                 self.elastic.measurer.start(self.elastic.registry)
                 self._stack.push_async_callback(asyncio.to_thread, self.elastic.measurer.stop)
-        self.generation = ground.generation
-        if self.generation is not None:
-            self.generation.live.start()
-            self._metrics.watch(GenerationCollector(self.generation.live))
-            self._stack.push_async_callback(asyncio.to_thread, self.generation.live.stop)
+        if settings.generate.served:
+            # Only a server of a language model needs the libraries of the extra "generate".
+            from isthmus.cloud.generation.serve.opening import opened
+
+            self.generation = await self._stack.enter_async_context(opened(settings.generate))
+            self._metrics.watch(GenerationCollector(self.generation.answering))
         if ground.release is not None:
             self._metrics.watch(JobCollector(ground.shelf.database))
         server, health_servicer = self._wire(ground)
@@ -270,7 +270,7 @@ class Server:
         roster = Roster(database)
         roster.refresh()
         self._stack.callback(_last_words, roster)
-        return _Ground(shelf, roster, release, self._open_elastic(shelf), self._open_generation(), inference_key)
+        return _Ground(shelf, roster, release, self._open_elastic(shelf), inference_key)
 
     def _open_release(self, folder: Path, shelf: Shelf, gate: Gate) -> _Release:
         signer = continuity.same_key(shelf.database, self._settings.signing_key_path)
@@ -297,17 +297,6 @@ class Server:
             self._stack.callback(elastic.warm.close)
         return elastic
 
-    def _open_generation(self) -> "Generation | None":
-        settings = self._settings.generation
-        if settings is None:
-            return None
-        # Only a server of a language model needs the libraries of the extra "generate".
-        from isthmus.cloud.generation.serve.host import open_generation
-
-        generation = open_generation(settings)
-        self._stack.callback(generation.close)
-        return generation
-
     async def _start_http(self, listen: str) -> None:
         from isthmus.cloud.http.server import HttpServer, under_prefix
 
@@ -316,7 +305,7 @@ class Server:
         if self.generation is not None:
             from isthmus.cloud.http.openai import openai_app
 
-            openai = openai_app(self.generation, settings.generate_key())
+            openai = openai_app(self.generation.answering, settings.generate_key())
         if self.elastic is not None:
             from isthmus.cloud.http.open_inference import inference_app
 
@@ -404,11 +393,11 @@ class Server:
     def _inference(self, ground: _Ground) -> inference_grpc.GRPCInferenceServiceServicer | None:
         """Return the servicer of the Open Inference Protocol; None if no model is asked."""
         tasks = None if ground.elastic is None else OpenInferenceServicer(ground.elastic, ground.roster)
-        if ground.generation is None:
+        if self.generation is None:
             return tasks
         from isthmus.cloud.rpc.generation import GenerationServicer
 
-        return GenerationServicer(ground.generation, tasks)
+        return GenerationServicer(self.generation.answering, tasks)
 
     async def _bind(self, server: grpc.aio.Server) -> int:
         settings = self._settings

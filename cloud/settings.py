@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
+from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.command_line import check_fields, from_plain, key_in, to_plain
 
 if TYPE_CHECKING:
     from isthmus.cloud.elastic.serve.settings import ElasticSettings
-    from isthmus.cloud.generation.serve.settings import GenerationSettings
 
 ENVIRONMENT = "ISTHMUS_CLOUD_"
 """Prefix of the environment variables. An empty variable counts as unset."""
@@ -233,10 +233,7 @@ class CloudSettings:
         Option(help="File with the key that clients of elastic serving must send. Default: everyone is served."),
     ] = None
 
-    generate_model: Annotated[
-        Path | None,
-        Option(help="Stream replies of this language model: a model directory, see 'isthmus generate serve'."),
-    ] = None
+    generate: GenerationSettings = dataclasses.field(default_factory=GenerationSettings)
     http: Annotated[
         str | None,
         Option(
@@ -244,48 +241,15 @@ class CloudSettings:
             "image tasks. Default: gRPC only."
         ),
     ] = None
-    generate_profile: Annotated[
-        Path | None,
-        Option(help="Profile that 'isthmus generate profile' wrote. Default: a brief measurement at the start."),
-    ] = None
-    generate_policy: Annotated[
-        str, Option(help="Scheduling policy of the language model: fused, orca, baton, sjf, srpt, hrrn, vtc or paced.")
-    ] = "fused"
-    generate_layout: Annotated[
-        Literal["slots", "paged", "padded"], Option(help="Layout of the language model's KV cache.")
-    ] = "slots"
-    generate_number_type: Annotated[
-        Literal["float32", "bfloat16"], Option(help="Number type of the language model.")
-    ] = "float32"
-    generate_device: Annotated[str, Option(help="Where the language model runs: cpu or cuda.")] = "cpu"
-    generate_threads: Annotated[int, Option(min=1, help="CPU threads of the language model.")] = 1
-    generate_rows: Annotated[int, Option(min=1, help="Requests that may have tokens in the KV cache.")] = 32
-    generate_kv_tokens: Annotated[int, Option(min=16, help="Tokens that the KV cache holds, over all requests.")] = (
-        16_384
-    )
-    generate_swap_tokens: Annotated[
-        int, Option(min=0, help="Tokens of preempted requests that are kept beside the KV cache. 0: computed again.")
-    ] = 0
-    generate_swap_folder: Annotated[
-        Path | None, Option(help="Folder for them, as files that are mapped into memory. Default: in memory.")
-    ] = None
-    generate_max_tokens: Annotated[int, Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
-    generate_max_waiting: Annotated[
-        int, Option(min=1, help="Requests for text that may be under way. Further requests are refused.")
-    ] = 256
-    generate_key_file: Annotated[
-        Path | None,
-        Option(help="File with the key that clients of the language model must send. Default: everyone is served."),
-    ] = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.release is None and self.elastic_model is None and self.generate_model is None:
+        if self.release is None and self.elastic_model is None and not self.generate.served:
             raise ValueError("nothing to serve: give --release, --elastic-model, --generate-model or several")
-        if self.http is not None and self.generate_model is None and self.elastic_model is None:
+        if self.http is not None and not self.generate.served and self.elastic_model is None:
             raise ValueError("--http is for models: give --elastic-model or --generate-model too")
-        both = self.elastic_model is not None and self.generate_model is not None
-        if both and (self.elastic_key_file is None) != (self.generate_key_file is None):
+        both = self.elastic_model is not None and self.generate.served
+        if both and (self.elastic_key_file is None) != (self.generate.key_file is None):
             raise ValueError("gRPC reaches both models: give --elastic-key-file and --generate-key-file, or neither")
         if self.workers > 1 and self.database_url.startswith("sqlite"):
             raise ValueError("several workers need --database postgresql://...; on SQLite there is one")
@@ -313,7 +277,7 @@ class CloudSettings:
                     ("--tls-cert and --tls-key", self.tls_cert is not None),
                     ("--enrolment-key-file", self.enrolment_key_file or self.release is None),
                     ("--elastic-key-file", self.elastic_key_file or self.elastic_model is None),
-                    ("--generate-key-file", self.generate_key_file or self.generate_model is None),
+                    ("--generate-key-file", self.generate.key_file or not self.generate.served),
                 )
                 if not given
             ]
@@ -333,17 +297,6 @@ class CloudSettings:
         names = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in ("model", "state")]
         of_elastic = {name: getattr(self, f"elastic_{name}") for name in names}
         return ElasticSettings(model=self.elastic_model, state=self.state, **of_elastic)
-
-    @property
-    def generation(self) -> "GenerationSettings | None":
-        """The settings of generation; None if no language model is named."""
-        from isthmus.cloud.generation.serve.settings import GenerationSettings
-
-        if self.generate_model is None:
-            return None
-        names = [field.name for field in dataclasses.fields(GenerationSettings) if field.name not in ("model", "name")]
-        of_generation = {name: getattr(self, f"generate_{name}") for name in names}
-        return GenerationSettings(model=self.generate_model, **of_generation)
 
     @property
     def database_url(self) -> str:
@@ -391,7 +344,7 @@ class CloudSettings:
 
         Raises ValueError for a file without a key, OSError for a file that cannot be read.
         """
-        return key_in(self.generate_key_file)
+        return key_in(self.generate.key_file)
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import typer
 
@@ -138,11 +138,11 @@ def _meaning(parameter: Any) -> str:
 def settings() -> str:
     """The settings of the cloud: environment variable, type, default and meaning, from the class that checks them."""
     from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
+    from isthmus.command_line import option_fields
 
-    hints = get_type_hints(CloudSettings, include_extras=True)
     lines = ["| setting | environment | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for field in dataclasses.fields(CloudSettings):
-        kind, option = get_args(hints[field.name])
+    for field in option_fields(CloudSettings):
+        kind, option = get_args(field.annotation)
         default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
         meaning = " ".join([_plain(option.help or ""), *_bounds(option.min, option.max)])
         name = f"{ENVIRONMENT}{field.name.upper()}"

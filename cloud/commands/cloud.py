@@ -41,9 +41,9 @@ _Database = Annotated[
 def serve(settings: CloudSettings) -> None:
     """Serve devices, image tasks, replies of a language model or all of them until interrupted.
 
-    Needs a folder for --state, and a release, a vision transformer (--elastic-model) or a language model
-    (--generate-model). Prints "listening on
-    HOST:PORT" once it is ready. Writes its database, its signing key and the students to --state.
+    Needs a folder for --state, and a release, a vision transformer (--elastic-model), a language model
+    (--generate-model) or servers that have one (--generate-upstream). Prints "listening on HOST:PORT" once it is ready.
+    Writes its database, its signing key and the students to --state. SIGHUP reads --generate-drained again.
 
     A server that was killed during a personalisation continues it after the next start. Each option can also be set in
     the environment, as ISTHMUS_CLOUD_ and the option's name in capitals.

@@ -27,6 +27,8 @@ async def _serve(settings: CloudSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     server = Server(settings)
     port = await server.start()
+    if server.generation is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.generation.read_drained)
     print(f"listening on {joined(split_listen(settings.listen)[0], port)}", flush=True)
     if server.http_port is not None and settings.http is not None:
         print(f"HTTP on {joined(split_listen(settings.http)[0], server.http_port)}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from isthmus.cloud.generation.scheduling.request import Outcome
 
 if TYPE_CHECKING:  # a server for devices alone has no tokenizer installed
-    from isthmus.cloud.generation.serve.live import LiveGeneration
+    from isthmus.cloud.generation.serve.serving import Answering
 
 _TIMES = {
     "queue": ("queue_seconds", "Time from arrival to the first step."),
@@ -20,26 +20,25 @@ _TIMES = {
 
 
 class GenerationCollector(Collector):
-    """Reads the engine's own counts at each scrape."""
+    """Reads the counts of whoever answers at each scrape."""
 
-    def __init__(self, live: "LiveGeneration") -> None:
-        self._live = live
+    def __init__(self, answering: "Answering") -> None:
+        self._answering = answering
 
     def collect(self) -> Iterable[Metric]:
         """Yield the families of metrics."""
+        numbers = self._answering.numbers()
         requests = CounterMetricFamily("isthmus_generate_requests", "Requests that ended.", labels=["outcome"])
-        ended = self._live.outcomes()
         for outcome in Outcome:
-            requests.add_metric([outcome.value], ended[outcome])
+            requests.add_metric([outcome.value], numbers.outcomes[outcome])
         yield requests
-        yield CounterMetricFamily("isthmus_generate_tokens", "Tokens drawn.", value=self._live.tokens)
-        under_way, waiting, free_blocks = self._live.load()
+        yield CounterMetricFamily("isthmus_generate_tokens", "Tokens drawn.", value=numbers.tokens)
         for name, text, value in (
-            ("under_way", "Requests that wait or have a row.", under_way),
-            ("queue_length", "Requests that wait for their first step.", waiting),
-            ("free_blocks", "Free blocks of the KV cache.", free_blocks),
+            ("under_way", "Requests that wait or have a row.", numbers.under_way),
+            ("queue_length", "Requests that wait for their first step.", numbers.waiting),
+            ("free_blocks", "Free blocks of the KV cache.", numbers.free_blocks),
         ):
             yield GaugeMetricFamily(f"isthmus_generate_{name}", text, value=value)
-        for key, seen in self._live.times().items():
+        for key, seen in numbers.times.items():
             name, text = _TIMES[key]
             yield HistogramMetricFamily(f"isthmus_generate_{name}", text, buckets=seen.cumulative(), sum_value=seen.sum)

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from isthmus import __version__
 from isthmus.cloud.generation.scheduling.request import Outcome, Sampling
-from isthmus.cloud.generation.serve.live import Done, Piece, Reply
-from isthmus.cloud.generation.serve.serving import Generation, Wishes
+from isthmus.cloud.generation.serve.live import Done, Piece
+from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 from isthmus.cloud.rpc.open_inference import EXTENSIONS, OpenInferenceServicer, number_of
 from isthmus.cloud.rpc.scopes import for_caller
 from isthmus.proto.errors import InvalidInput, NotYours
@@ -47,7 +47,7 @@ Response = pb.ModelStreamInferResponse
 class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
     """Answers for the generating model itself, and passes calls about every other model on to ``tasks``."""
 
-    def __init__(self, generation: Generation, tasks: OpenInferenceServicer | None) -> None:
+    def __init__(self, generation: Answering, tasks: OpenInferenceServicer | None) -> None:
         self._generation = generation
         self._tasks = tasks
 
@@ -55,7 +55,7 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:
-        ready = self._generation.live.ready
+        ready = self._generation.ready
         if ready and self._tasks is not None:
             ready = (await self._tasks.ServerReady(request, context)).ready
         return pb.ServerReadyResponse(ready=ready)
@@ -67,7 +67,7 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
         if request.name != self._generation.name and self._tasks is not None:
             return await self._tasks.ModelReady(request, context)
         known = request.name == self._generation.name and request.version in ("", VERSION)
-        return pb.ModelReadyResponse(ready=known and self._generation.live.ready)
+        return pb.ModelReadyResponse(ready=known and self._generation.ready)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         if not self._ours(request.name, request.version):
@@ -97,7 +97,7 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
         found = pb.ModelStatisticsResponse()
         if not request.name and self._tasks is not None:
             found = await self._tasks.ModelStatistics(request, context)
-        outcomes = self._generation.live.outcomes()
+        outcomes = self._generation.numbers().outcomes
         finished = outcomes[Outcome.FINISHED]
         ours = found.model_stats.add(name=self._generation.name, version=VERSION, inference_count=finished)
         ours.inference_stats.success.count = finished
@@ -186,7 +186,7 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
             refused.parameters[FINAL].bool_param = True
             yield Response(error_message=str(for_caller(error, "ModelStreamInfer")), infer_response=refused)
 
-    async def _accept(self, request: pb.ModelInferRequest) -> Reply:
+    async def _accept(self, request: pb.ModelInferRequest) -> Answer:
         return await self._generation.complete(_prompt(request), _wishes(request))
 
     def _response(self, request: pb.ModelInferRequest, text: str, done: Done | None) -> pb.ModelInferResponse:

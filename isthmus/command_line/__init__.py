@@ -30,6 +30,7 @@ from isthmus.command_line.values import (
     known,
     listed,
     numbers,
+    option_fields,
     to_plain,
     whole_numbers,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "missing_package",
     "numbers",
     "one_line",
+    "option_fields",
     "pages_of",
     "print_table",
     "to_plain",

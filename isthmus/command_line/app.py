@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from isthmus.command_line.errors import did_you_mean, ending_clearly, one_line
-from isthmus.command_line.values import check_writable
+from isthmus.command_line.values import check_writable, option_fields, options_from
 
 CONTEXT_SETTINGS: dict[str, Any] = {"max_content_width": 100, "help_option_names": ["--help", "-h"]}
 
@@ -193,7 +193,7 @@ class _Expanded:
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         rest = dict(given)
         grouped = {
-            name: kind(**{field.name: rest.pop(field.name) for field in dataclasses.fields(kind)})
+            name: options_from(kind, {field.name: rest.pop(field.name) for field in option_fields(kind)})
             for name, kind in self.groups.items()
         }
         return {**grouped, **rest}
@@ -210,14 +210,9 @@ def _expanded(function: Callable[..., None], environment: str | None) -> _Expand
             continue
         assert isinstance(kind, type)
         groups[one.name] = kind
-        of_fields = get_type_hints(kind, include_extras=True)
-        for field in dataclasses.fields(kind):
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            elif default is dataclasses.MISSING:
-                default = Parameter.empty
-            parameters.append(_parameter(field.name, of_fields[field.name], default, environment))
+        for field in option_fields(kind):
+            default = Parameter.empty if field.default is dataclasses.MISSING else field.default
+            parameters.append(_parameter(field.name, field.annotation, default, environment))
     return _Expanded(sorted(parameters, key=lambda one: one.default is not Parameter.empty), groups)
 
 

@@ -1,8 +1,9 @@
 """Values of options: those that many commands share, checks, lists of numbers and names, and key files."""
 
 import codecs
+import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,15 +35,78 @@ def check_writable(path: Path, option: str) -> None:
         raise ValueError(f"{option} {path}: nothing can be written to {folder}: {error.strerror}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class OptionField:
+    """One field of a dataclass of options. ``default`` is ``dataclasses.MISSING`` if it must be given."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+def option_fields(kind: type[Any], prefix: str = "") -> Iterator[OptionField]:
+    """Yield the fields of a dataclass of options.
+
+    A field that is a dataclass itself stands for its own fields, whose names begin with its name: ``generate`` with the
+    field ``model`` is the option ``--generate-model``.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        name, annotation = f"{prefix}{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(annotation):
+            assert isinstance(annotation, type)
+            yield from option_fields(annotation, f"{name}_")
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield OptionField(name, _named(annotation, name) if prefix else annotation, default)
+
+
+def _named(annotation: Any, name: str) -> Any:
+    """Return the annotation of an option without the names that it has without its prefix."""
+    if get_origin(annotation) is not Annotated:
+        return annotation
+    kind, option, *_ = get_args(annotation)
+    option = copy.copy(option)
+    option.param_decls = (f"--{name.replace('_', '-')}",) if option.param_decls else ()
+    return Annotated[kind, option]
+
+
+def options_from(kind: type[_Options], values: Mapping[str, Any], prefix: str = "") -> _Options:
+    """Return the dataclass of options whose ``option_fields`` have these values; the others have their defaults."""
+    hints = get_type_hints(kind)
+    fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
+    given = {}
+    for field in fields:
+        name, inner = f"{prefix}{field.name}", hints[field.name]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            given[field.name] = options_from(inner, values, f"{name}_")
+        elif name in values:
+            given[field.name] = values[name]
+    return kind(**given)
+
+
+def option_values(options: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of ``option_fields`` by their names."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        name = f"{prefix}{field.name}"
+        found |= option_values(value, f"{name}_") if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
 def check_fields(options: Any) -> None:
     """Check a dataclass of options against the bounds and choices that its options have on the command line.
 
     So a value that was made in Python keeps the same bounds. Raises ValueError naming the option.
     """
-    for name, annotation in get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
-        kind, *extras = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
-        option = f"--{name.replace('_', '-')}"
+    values = option_values(options)
+    for field in option_fields(type(options)):
+        value = values[field.name]
+        kind, *extras = get_args(field.annotation) if get_origin(field.annotation) is Annotated else (field.annotation,)
+        option = f"--{field.name.replace('_', '-')}"
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise ValueError(f"{option}: {value!r} is not one of {', '.join(get_args(kind))}")
         for extra in extras:
@@ -56,19 +120,22 @@ def check_fields(options: Any) -> None:
 
 def to_plain(options: Any) -> dict[str, Any]:
     """Return the fields of a dataclass of options as JSON can hold them. Secrets are included."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in option_values(options).items()}
 
 
 def from_plain(kind: type[_Options], values: Mapping[str, Any]) -> _Options:
     """Return the options that ``to_plain`` was given. Raises TypeError for a field that does not exist."""
-    hints = get_type_hints(kind)
-    return kind(
-        **{
-            name: Path(value) if value is not None and Path in (hints.get(name), *get_args(hints.get(name))) else value
-            for name, value in values.items()
-        }
-    )
+    kinds = {field.name: _kinds(field.annotation) for field in option_fields(kind)}
+    if unknown := values.keys() - kinds.keys():
+        raise TypeError(f"no option {min(unknown)!r}")
+    paths = {name: Path(value) for name, value in values.items() if value is not None and Path in kinds[name]}
+    return options_from(kind, {**values, **paths})
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a value of an option may have."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return (kind, *get_args(kind))
 
 
 def listed(text: str) -> list[str]:

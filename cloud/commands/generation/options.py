@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from isthmus.cloud.generation.serve.settings import GenerationSettings, KVTokens, Layout, NumberType, Rows
 from isthmus.command_line import Seed
 
 ModelFolder = Annotated[
@@ -16,22 +17,12 @@ ModelFolder = Annotated[
         "'isthmus generate convert' wrote.",
     ),
 ]
-NumberType = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Number type of the weights.")]
-Layout = Annotated[
-    Literal["slots", "paged", "padded"],
-    typer.Option(help="Layout of the KV cache: a slot per request, blocks with tables, or padded rows."),
-]
 Policy = Annotated[
     str,
     typer.Option(
         help="Scheduling policy: fused, static, orca, baton, sjf, srpt, hrrn, vtc, paced, jitserve or magnus."
     ),
 ]
-ServedPolicy = Annotated[
-    str, typer.Option(help="Scheduling policy: fused, orca, baton, sjf, srpt, hrrn, vtc, paced or jitserve.")
-]
-Rows = Annotated[int, typer.Option(min=1, help="Requests that may have tokens in the KV cache.")]
-KVTokens = Annotated[int, typer.Option(min=16, help="Tokens that the KV cache holds, over all requests.")]
 
 
 @dataclass(frozen=True)
@@ -57,8 +48,8 @@ class GenerateProfileOptions:
 
 
 @dataclass(frozen=True)
-class GenerateServeOptions:
-    """Options of ``isthmus generate serve``."""
+class GenerateServeOptions(GenerationSettings):
+    """Options of ``isthmus generate serve``: the settings of generation, and where it listens."""
 
     model: Annotated[
         Path | None,
@@ -68,40 +59,6 @@ class GenerateServeOptions:
             "that 'isthmus generate convert' wrote. Not with --generate-upstream.",
         ),
     ] = None
-    generate_upstream: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Address of another server with OpenAI's interface, such as http://127.0.0.1:8001, which computes in "
-            "place of a model of ours. Repeat it for several replicas of one model."
-        ),
-    ] = None
-    upstream_model: Annotated[
-        str | None, typer.Option(help="Name of the model at the upstream servers. Default: the one that each lists.")
-    ] = None
-    upstream_key_file: Annotated[Path | None, typer.Option(help="File with the API key for the upstream servers.")] = (
-        None
-    )
-    drained: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with addresses of upstream servers, one per line, that get no new requests. SIGHUP reads it "
-            "again."
-        ),
-    ] = None
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON file with rules by class of request (the field 'kind'): threshold, floor, lifetime_s, quota, "
-            "shared. Greedy answers of these classes are kept and given again. Default: nothing is kept."
-        ),
-    ] = None
-    cache_embedder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model directory of a BERT-shaped sentence encoder. With it, questions that mean the same are found "
-            "too. Needs --cache."
-        ),
-    ] = None
     http: Annotated[
         str,
         typer.Option(
@@ -109,41 +66,8 @@ class GenerateServeOptions:
         ),
     ] = "127.0.0.1:8000"
     port_file: Annotated[Path | None, typer.Option(help="File to write HOST:PORT to once the server is ready.")] = None
-    name: Annotated[str | None, typer.Option(help="Name of the model for clients. Default: the directory's.")] = None
-    key_file: Annotated[
-        Path | None, typer.Option(help="File with the API key that clients must send. Default: everyone is served.")
-    ] = None
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain. Needs --tls-key.")] = None
     tls_key: Annotated[Path | None, typer.Option(help="PEM file with the private key. Needs --tls-cert.")] = None
-    profile: Annotated[
-        Path | None,
-        typer.Option(help="Profile that 'isthmus generate profile' wrote. Default: a brief measurement at the start."),
-    ] = None
-    policy: ServedPolicy = "fused"
-    layout: Layout = "slots"
-    number_type: NumberType = "float32"
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")] = "cpu"
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the model.")] = 1
-    rows: Rows = 32
-    kv_tokens: KVTokens = 16_384
-    swap_tokens: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Tokens of preempted requests that are kept beside the KV cache, by a thread of their own. 0: they "
-            "are computed again.",
-        ),
-    ] = 0
-    swap_folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for them, as files that are mapped into memory. Default: in memory.", file_okay=False
-        ),
-    ] = None
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
-    max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that may be under way. Further requests are refused.")
-    ] = 256
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from isthmus.cloud.generation.scheduling.cache import AnswerCache, Question
 from isthmus.cloud.generation.scheduling.request import Outcome
 from isthmus.cloud.generation.serve.live import Done, Piece
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 
 MOST_TEXT: Final = 2_000
@@ -64,8 +65,18 @@ class CachedAnswers:
         return self.inner.ready
 
     @property
-    def under_way(self) -> int:
-        return self.inner.under_way
+    def context(self) -> int:
+        return self.inner.context
+
+    @property
+    def max_tokens(self) -> int:
+        return self.inner.max_tokens
+
+    def numbers(self) -> Numbers:
+        """Returns those of ``inner``, and the hits as requests that ended."""
+        found = self.inner.numbers()
+        found.outcomes[Outcome.CACHED] += self.hits
+        return found
 
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Answer:
         """Accepts a conversation, as ``inner`` does. Its last message is the question."""

@@ -32,21 +32,24 @@ MAX_NAME_CHARS: Final = 64
 def open_generation(settings: GenerationSettings) -> Generation:
     """Opens everything except the engine's thread. It blocks: weights are read, and the machine may be measured.
 
-    Raises InvalidInput, with the way out, if model, tokenizer, profile or policy are not available or do not belong
+    Raises ValueError if ``settings`` name no model. Raises InvalidInput, with the way out, if model, tokenizer, profile or policy are not available or do not belong
     together.
     """
+    folder = settings.model
+    if folder is None:
+        raise ValueError("a model directory is needed")
     # The number of threads belongs to the calling thread.
     torch.set_num_threads(settings.threads)
     try:
         policy = make_policy(settings.policy)
     except ValueError as error:
         raise InvalidInput(str(error)) from error
-    name = settings.name or settings.model.resolve().name
+    name = settings.name or folder.resolve().name
     if not 1 <= len(name) <= MAX_NAME_CHARS or not name.isprintable():
         raise InvalidInput(f"the model's name must have from 1 to {MAX_NAME_CHARS} printable characters")
-    config = LlamaConfig.read(settings.model)
-    tokenizer = TextTokenizer.read(settings.model, config)
-    model = load_llama(settings.model, config, number_type=settings.number_type, device=settings.device)
+    config = LlamaConfig.read(folder)
+    tokenizer = TextTokenizer.read(folder, config)
+    model = load_llama(folder, config, number_type=settings.number_type, device=settings.device)
     swap_blocks = settings.swap_tokens // BLOCK_TOKENS
     limits = Limits(settings.rows, max(1, settings.kv_tokens // BLOCK_TOKENS), BLOCK_TOKENS, swap_blocks=swap_blocks)
     engine = Engine(_profile(settings, model), policy, limits, max_requests=settings.max_waiting)

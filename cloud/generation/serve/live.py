@@ -18,8 +18,8 @@ from typing import Any, Final
 from isthmus.cloud.generation.model.executor import Executor
 from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Step
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.text import AnswerText
-from isthmus.cloud.histogram import Histogram
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
@@ -113,9 +113,7 @@ class LiveGeneration:
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="generation-engine", daemon=True)
-        self.tokens = 0
-        """Tokens drawn since the start."""
-        self._times = {name: Histogram() for name in ("queue", "first_token", "per_token", "request")}
+        self._numbers = Numbers()
 
     @property
     def ready(self) -> bool:
@@ -160,20 +158,13 @@ class LiveGeneration:
                 self._engine.cancel(id, self._clock())
                 self._wake.notify()
 
-    def outcomes(self) -> Counter[Outcome]:
-        """Returns how many requests have ended with each outcome."""
+    def numbers(self) -> Numbers:
+        """Returns what was counted since the start, and the load now."""
         with self._wake:
-            return Counter(self._engine.outcomes)
-
-    def times(self) -> dict[str, Histogram]:
-        """Returns the times of whole answers in seconds: in the queue, to the first token, per later token, in all."""
-        with self._wake:
-            return {name: seen.copy() for name, seen in self._times.items()}
-
-    def load(self) -> tuple[int, int, int]:
-        """Returns the numbers of requests under way, of those that wait, and of free blocks."""
-        with self._wake:
-            return self._engine.under_way, self._engine.waiting, self._engine.free_blocks
+            found, engine = self._numbers.copy(), self._engine
+            found.outcomes = Counter(engine.outcomes)
+            found.under_way, found.waiting, found.free_blocks = engine.under_way, engine.waiting, engine.free_blocks
+            return found
 
     def _run(self) -> None:
         try:
@@ -223,7 +214,7 @@ class LiveGeneration:
                 if isinstance(event, Ended):
                     found += self._ends(event)
                 elif id in self._open:
-                    self.tokens += 1
+                    self._numbers.tokens += 1
                     found.append((self._open[id], Piece(added[id][0])))
             self._deliver(found)
             pace = self._engine.pace
@@ -256,10 +247,7 @@ class LiveGeneration:
             end_s - request.arrival_s,
             ended.in_time,
         )
-        for name, seconds in (("queue", done.queue_s), ("first_token", done.ttft_s), ("request", done.total_s)):
-            self._times[name].note(seconds)
-        if done.tokens > 1:
-            self._times["per_token"].note((done.total_s - done.ttft_s) / (done.tokens - 1))
+        self._numbers.note(done.queue_s, done.ttft_s, done.total_s, done.tokens)
         rest = "" if reply.text.stopped else reply.text.rest()
         return [(reply, Piece(rest)), (reply, done)] if rest else [(reply, done)]
 

@@ -21,6 +21,7 @@ from isthmus.cloud.generation.scheduling.replicas import Standing
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.cloud.generation.serve.emotion import with_emotion
 from isthmus.cloud.generation.serve.live import Done, Item, Piece
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Wishes, check_messages, check_text
 from isthmus.cloud.generation.serve.upstream import Lost, Upstream, reason_of
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
@@ -84,7 +85,8 @@ class Relay:
         self.created_s = time.time()
         self._upstreams = tuple(upstreams)
         self._front = Front([limits] * len(self._upstreams), order, max_requests=max_waiting)
-        self._context, self._max_tokens = context, max_tokens
+        self.context, self.max_tokens = context, max_tokens
+        self._numbers = Numbers()
         self._clock = clock
         self._ids = itertools.count(1)
         self._open: dict[int, Relayed] = {}
@@ -115,10 +117,12 @@ class Relay:
         for upstream in self._upstreams:
             await upstream.close()
 
-    @property
-    def under_way(self) -> int:
-        """The number of requests without an end."""
-        return self._front.under_way
+    def numbers(self) -> Numbers:
+        """Returns what was counted since the start, and the load now; free blocks are an estimate."""
+        found = self._numbers.copy()
+        found.under_way, found.waiting = self._front.under_way, self._front.waiting
+        found.free_blocks = sum(each.blocks - each.used for each in self.standings() if each.open)
+        return found
 
     def standings(self) -> list[Standing]:
         """Returns what is known of each replica."""
@@ -146,17 +150,17 @@ class Relay:
         if self._stopped:
             raise Unavailable("the server is stopping; try again later")
         now_s = self._clock()
-        prompt = range(min(self._context, -(-size // BYTES_PER_TOKEN)))
+        prompt = range(min(self.context, -(-size // BYTES_PER_TOKEN)))
         most = wishes.max_tokens
         if most is None:
-            most = max(1, min(DEFAULT_TOKENS, self._max_tokens, self._context - len(prompt)))
+            most = max(1, min(DEFAULT_TOKENS, self.max_tokens, self.context - len(prompt)))
         request = Request.asked(
             next(self._ids),
             prompt,
             arrival_s=now_s,
             max_tokens=most,
-            context=self._context,
-            limit=self._max_tokens,
+            context=self.context,
+            limit=self.max_tokens,
             sampling=wishes.sampling,
             user=wishes.user,
             kind=wishes.kind,
@@ -234,6 +238,7 @@ class Relay:
                 life.first_token_s = life.first_token_s or life.last_token_s
                 if len(life.tokens) < life.request.max_tokens:
                     life.tokens.append(0)
+                    self._numbers.tokens += 1
                 text += piece
                 self._give(relayed, text)
         if reason is None:
@@ -273,6 +278,9 @@ class Relay:
         if self._open.pop(relayed.life.id, None) is None:
             return
         self._front.ended(relayed.life.id)
+        self._numbers.outcomes[_outcome(relayed, item)] += 1
+        if isinstance(item, Done):
+            self._numbers.note(item.queue_s, item.ttft_s, item.total_s, item.tokens)
         if relayed.patience is not None:
             relayed.patience.cancel()
         if item is not None:
@@ -300,6 +308,14 @@ class Relay:
                 self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
         else:
             self._end(relayed, TooLate("could not be answered in time"))
+
+
+def _outcome(relayed: Relayed, item: Item | None) -> Outcome:
+    if item is None:
+        return Outcome.CANCELLED
+    if isinstance(item, Done):
+        return item.outcome
+    return Outcome.EVICTED if isinstance(item, TooLate) and not relayed.given else Outcome.FAILED
 
 
 def _differs(relayed: Relayed) -> Unavailable:

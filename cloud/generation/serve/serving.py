@@ -11,6 +11,7 @@ from isthmus.cloud.generation.model.tokenizer import TextTokenizer
 from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import URGENT_SHARE, Emotion, with_emotion
 from isthmus.cloud.generation.serve.live import Done, LiveGeneration, Piece, Reply
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.proto.errors import InvalidInput
 
@@ -67,7 +68,14 @@ class Answering(Protocol):
     def ready(self) -> bool: ...
 
     @property
-    def under_way(self) -> int: ...
+    def context(self) -> int:
+        """The largest number of tokens of prompt and answer together."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest answer that a client may ask for, in tokens."""
+
+    def numbers(self) -> Numbers: ...
 
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Answer: ...
 
@@ -94,10 +102,9 @@ class Generation:
         """Whether requests are accepted."""
         return self.live.ready
 
-    @property
-    def under_way(self) -> int:
-        """The number of requests without an end."""
-        return self.live.load()[0]
+    def numbers(self) -> Numbers:
+        """Returns what was counted since the start, and the load now."""
+        return self.live.numbers()
 
     @property
     def context(self) -> int:

@@ -1,44 +1,125 @@
-"""What generation is started with. Free of torch."""
+"""The settings of generation: options of ``isthmus generate serve``, and with a prefix of ``isthmus cloud serve``.
+
+Free of the libraries that serve, so that help is fast.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from isthmus.cloud.generation.policies.by_name import DEFAULT_POLICY
+from typer import Option
+
+from isthmus.command_line import check_fields
+
+NumberType = Annotated[Literal["float32", "bfloat16"], Option(help="Number type of the language model's weights.")]
+Layout = Annotated[
+    Literal["slots", "paged", "padded"],
+    Option(help="Layout of the KV cache: a slot per request, blocks with tables, or padded rows."),
+]
+Rows = Annotated[int, Option(min=1, help="Requests that may have tokens in the KV cache.")]
+KVTokens = Annotated[int, Option(min=16, help="Tokens that the KV cache holds, over all requests.")]
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Settings of generation. Raises ValueError for a policy that only serves comparisons."""
+    """A language model of ours, or other servers as its replicas, and how they are served.
 
-    model: Path
-    """Model directory: config.json, safetensors, tokenizer.json."""
-    name: str | None = None
-    """Name of the model for clients. None: the directory's."""
-    profile: Path | None = None
-    """The file that ``isthmus generate profile`` wrote. None: the machine is measured briefly at the start."""
-    policy: str = DEFAULT_POLICY
-    layout: Literal["slots", "paged", "padded"] = "slots"
-    number_type: Literal["float32", "bfloat16"] = "float32"
-    device: str = "cpu"
-    threads: int = 1
-    rows: int = 32
-    """Requests that may have tokens in the KV cache."""
-    kv_tokens: int = 16_384
-    """Tokens that the KV cache holds, over all requests."""
-    swap_tokens: int = 0
-    """Tokens of preempted requests that are kept beside the KV cache. 0: they are computed again."""
-    swap_folder: Path | None = None
-    """Where they are kept, as files that are mapped into memory. None: in memory."""
-    max_tokens: int = 1_024
-    """Longest answer that a client may ask for."""
-    max_waiting: int = 256
-    """Requests that may be under way. Further ones are refused."""
+    Raises ValueError for settings that do not go together, and for a policy that only serves comparisons.
+    """
+
+    model: Annotated[
+        Path | None,
+        Option(
+            help="Stream replies of this language model: a model directory as Hugging Face publishes them, or one that "
+            "'isthmus generate convert' wrote."
+        ),
+    ] = None
+    upstream: Annotated[
+        list[str] | None,
+        Option(
+            "--generate-upstream",
+            help="Address of another server with OpenAI's interface, such as http://127.0.0.1:8001, which computes in "
+            "place of a model of ours. Repeat it for several replicas of one model.",
+        ),
+    ] = None
+    upstream_model: Annotated[
+        str | None, Option(help="Name of the model at the upstream servers. Default: the one that each lists.")
+    ] = None
+    upstream_key_file: Annotated[Path | None, Option(help="File with the API key for the upstream servers.")] = None
+    drained: Annotated[
+        Path | None,
+        Option(
+            help="File with addresses of upstream servers, one per line, that get no new requests. SIGHUP reads it "
+            "again."
+        ),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        Option(
+            help="JSON file with rules by class of request (the field 'kind'): threshold, floor, lifetime_s, quota, "
+            "shared. Greedy answers of these classes are kept and given again. Default: nothing is kept."
+        ),
+    ] = None
+    cache_embedder: Annotated[
+        Path | None,
+        Option(
+            help="Model directory of a BERT-shaped sentence encoder. With it, questions that mean the same are found "
+            "in the cache, too."
+        ),
+    ] = None
+    name: Annotated[
+        str | None, Option(help="Name of the language model for clients. Default: that of its directory.")
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        Option(help="File with the API key that clients of the language model must send. Default: everyone is served."),
+    ] = None
+    profile: Annotated[
+        Path | None,
+        Option(help="Profile that 'isthmus generate profile' wrote. Default: a brief measurement at the start."),
+    ] = None
+    policy: Annotated[
+        str, Option(help="Scheduling policy: fused, orca, baton, sjf, srpt, hrrn, vtc, paced or jitserve.")
+    ] = "fused"
+    layout: Layout = "slots"
+    number_type: NumberType = "float32"
+    device: Annotated[str, Option(help="Where the language model runs: cpu or cuda.")] = "cpu"
+    threads: Annotated[int, Option(min=1, help="CPU threads of the language model.")] = 1
+    rows: Rows = 32
+    kv_tokens: KVTokens = 16_384
+    swap_tokens: Annotated[
+        int,
+        Option(
+            min=0,
+            help="Tokens of preempted requests that are kept beside the KV cache, by a thread of their own. 0: they "
+            "are computed again.",
+        ),
+    ] = 0
+    swap_folder: Annotated[
+        Path | None,
+        Option(help="Folder for them, as files that are mapped into memory. Default: in memory.", file_okay=False),
+    ] = None
+    max_tokens: Annotated[int, Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
+    max_waiting: Annotated[
+        int, Option(min=1, help="Requests for text that may be under way. Further requests are refused.")
+    ] = 256
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.model is not None and self.upstream:
+            raise ValueError("a model of ours or upstream servers answer, not both: leave one out")
+        if self.cache_embedder is not None and self.cache is None:
+            raise ValueError("an embedder finds answers in the cache; give the cache's rules, too")
+        if (self.drained is not None or self.upstream_model or self.upstream_key_file) and not self.upstream:
+            raise ValueError("settings of upstream servers were given, but no upstream server")
         if self.policy in ("static", "magnus"):
             raise ValueError(f"the policy '{self.policy}' computes rows that nobody needs; it is for simulations alone")
         if self.swap_tokens and self.layout != "slots":
             raise ValueError("only the layout 'slots' can be swapped; leave the swap pool out, or give that layout")
         if self.swap_folder is not None and not self.swap_tokens:
             raise ValueError("a folder for the swap pool needs the pool's number of tokens, too")
+
+    @property
+    def served(self) -> bool:
+        """Whether anything answers."""
+        return self.model is not None or bool(self.upstream)

@@ -199,6 +199,11 @@ def test_bodies_that_are_no_request_are_refused(url: str, body: bytes, status: i
     assert said in found[1]["error"]["message"]
 
 
+def load(generation: Generation) -> tuple[int, int, int]:
+    numbers = generation.numbers()
+    return numbers.under_way, numbers.waiting, numbers.free_blocks
+
+
 def wait_for(what: Any) -> None:
     for _ in range(2_000):
         if what():
@@ -208,15 +213,15 @@ def wait_for(what: Any) -> None:
 
 
 def test_who_leaves_frees_the_blocks(client: openai.OpenAI, generation: Generation) -> None:
-    _, _, free = generation.live.load()
+    free = load(generation)[2]
     stream = client.completions.create(model="tiny", prompt="come", max_tokens=200, stream=True, seed=1)
     next(iter(stream))
-    assert generation.live.load()[0] == 1
+    assert load(generation)[0] == 1
     stream.close()
-    wait_for(lambda: generation.live.load() == (0, 0, free))
+    wait_for(lambda: load(generation) == (0, 0, free))
     with pytest.raises(openai.APITimeoutError):
         client.completions.create(model="tiny", prompt="come", max_tokens=200, seed=1, timeout=0.005)
-    wait_for(lambda: generation.live.load() == (0, 0, free))
+    wait_for(lambda: load(generation) == (0, 0, free))
 
 
 def test_too_many_are_told_to_come_again(
@@ -236,7 +241,7 @@ def test_too_many_are_told_to_come_again(
         for thread in threads:
             thread.start()
         try:
-            wait_for(lambda: generation.live.load()[0] == 6)
+            wait_for(lambda: load(generation)[0] == 6)
             with pytest.raises(openai.RateLimitError, match="try again later") as refused:
                 client.completions.create(model="tiny", prompt="x", max_tokens=1)
             assert refused.value.response.headers["retry-after"] == "1"

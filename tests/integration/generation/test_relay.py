@@ -17,6 +17,7 @@ from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.live import Piece
+from isthmus.cloud.generation.serve.opening import opened
 from isthmus.cloud.generation.serve.serving import Wishes
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.cloud.generation.serve.upstream import Upstream
@@ -176,13 +177,13 @@ def test_more_than_may_wait_are_refused_and_the_others_are_answered() -> None:
         streams = [threading.Thread(target=lambda: streamed(client, **GREEDY), daemon=True) for _ in range(8)]
         for thread in streams:
             thread.start()
-        until(lambda: relay.under_way == 8)
+        until(lambda: relay.numbers().under_way == 8)
         with pytest.raises(openai.RateLimitError):
             client.chat.completions.create(**GREEDY)
         hold.set()
         for thread in streams:
             thread.join(timeout=60)
-        until(lambda: relay.under_way == 0)
+        until(lambda: relay.numbers().under_way == 0)
 
 
 def test_the_command_line_opens_a_relay_drains_by_file_and_keeps_answers(tmp_path: Path) -> None:
@@ -193,12 +194,12 @@ def test_the_command_line_opens_a_relay_drains_by_file_and_keeps_answers(tmp_pat
     async def run(urls: list[str], drained: str) -> list[str]:
         (tmp_path / "drained").write_text(drained)
         asked = GenerateServeOptions(
-            generate_upstream=urls, drained=tmp_path / "drained", cache=tmp_path / "rules.json", policy="vtc"
+            upstream=urls, drained=tmp_path / "drained", cache=tmp_path / "rules.json", policy="vtc"
         )
-        async with serving._relay(asked) as relay, serving._cached(asked, relay) as answering:
+        async with opened(asked) as found:
             texts = []
             for _ in range(2):
-                async for item in await answering.chat(MESSAGES, wishes):
+                async for item in await found.answering.chat(MESSAGES, wishes):
                     texts.append(item.text if isinstance(item, Piece) else item.outcome.value)
             return texts
 
@@ -206,27 +207,28 @@ def test_the_command_line_opens_a_relay_drains_by_file_and_keeps_answers(tmp_pat
         urls = [theirs, "http://127.0.0.1:9"]
         assert asyncio.run(run(urls, "http://127.0.0.1:9\n")) == ["Kept.", "finished", "Kept.", "cached"]
         assert len(script.seen) == 1
-        with pytest.raises(ValueError, match="which is no --generate-upstream"):
+        with pytest.raises(ValueError, match="which is none of the upstream servers"):
             asyncio.run(run(urls, "http://127.0.0.1:10"))
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (GenerateServeOptions(), "either MODEL_DIR or --generate-upstream"),
-        (GenerateServeOptions(model=Path("m"), generate_upstream=["http://h"]), "either MODEL_DIR or"),
-        (GenerateServeOptions(generate_upstream=["http://h"], cache_embedder=Path("e")), "needs --cache"),
-        (GenerateServeOptions(generate_upstream=["http://h"], policy="paced"), "other servers do themselves"),
-        (GenerateServeOptions(generate_upstream=["h"]), "must be http://HOST:PORT"),
-        (GenerateServeOptions(generate_upstream=["http://h"], http="0.0.0.0:0"), "other machines"),
+        ({}, "either MODEL_DIR or --generate-upstream"),
+        ({"model": Path("m"), "upstream": ["http://h"]}, "not both"),
+        ({"upstream": ["http://h"], "cache_embedder": Path("e")}, "give the cache's rules, too"),
+        ({"model": Path("m"), "drained": Path("d")}, "but no upstream server"),
+        ({"upstream": ["http://h"], "policy": "paced"}, "other servers do themselves"),
+        ({"upstream": ["h"]}, "must be http://HOST:PORT"),
+        ({"upstream": ["http://h"], "http": "0.0.0.0:0"}, "other machines"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_opened(
-    asked: GenerateServeOptions, said: str, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving.logs, "configure", lambda level: None)
     with pytest.raises((ValueError, InvalidInput), match=said):
-        serving.serve(asked)
+        serving.serve(GenerateServeOptions(**asked))
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:8000", "http://key@host:1", "http://h/?q", "http://"])

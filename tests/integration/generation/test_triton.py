@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.cloud.settings import CloudSettings
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
@@ -34,7 +35,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> ElasticRig:
 
 @pytest.fixture(scope="module")
 def address(rig: ElasticRig) -> Iterator[str]:
-    with rig.serving(*THREE, generate_model=rig.folder / "tiny", generate_rows=4, generate_kv_tokens=1_024) as address:
+    with rig.serving(*THREE, generate=GenerationSettings(rig.folder / "tiny", rows=4, kv_tokens=1_024)) as address:
         yield address
 
 
@@ -150,7 +151,7 @@ def test_both_fronts_ask_one_model_with_one_key(rig: ElasticRig, tmp_path: Path)
     changes = {"elastic_model": None, "elastic_profile": None, "elastic_pixels": None, "state": tmp_path / "state"}
 
     def settings(**further: object) -> CloudSettings:
-        return rig.settings(generate_model=rig.folder / "tiny", **{**changes, **further})
+        return rig.settings(**{"generate": GenerationSettings(rig.folder / "tiny"), **changes, **further})
 
     with pytest.raises(ValueError, match="--http is for models"):
         rig.settings(**changes, release=tmp_path, http="127.0.0.1:0")
@@ -159,14 +160,14 @@ def test_both_fronts_ask_one_model_with_one_key(rig: ElasticRig, tmp_path: Path)
     ):
         settings(http="0.0.0.0:8000")
     with pytest.raises(ValueError, match="or neither"):
-        rig.settings(generate_model=rig.folder / "tiny", generate_key_file=key)
+        rig.settings(generate=GenerationSettings(rig.folder / "tiny", key_file=key))
 
     import asyncio
 
     from isthmus.cloud.server import Server
 
     async def ask() -> None:
-        server = Server(settings(http="127.0.0.1:0", generate_key_file=key))
+        server = Server(settings(http="127.0.0.1:0", generate=GenerationSettings(rig.folder / "tiny", key_file=key)))
         port = await server.start()
         try:
             async with openai.AsyncOpenAI(

@@ -87,21 +87,21 @@ def test_the_ladder_is_every_method_that_is_not_the_paper_s(pages: dict[str, Com
     assert default(pages, path, "--scenarios") == joined(SCENARIOS)
 
 
-def test_the_service_s_language_model_has_the_settings_of_generation(pages: dict[str, CommandPage]) -> None:
-    from isthmus.cloud.commands.generation.options import GenerateServeOptions
+def test_a_language_model_has_the_same_settings_alone_and_beside_the_rest(pages: dict[str, CommandPage]) -> None:
     from isthmus.cloud.generation.model.kv import LAYOUTS
     from isthmus.cloud.generation.policies.by_name import DEFAULT_POLICY, POLICIES
     from isthmus.cloud.generation.serve.settings import GenerationSettings
-    from isthmus.cloud.settings import CloudSettings
+    from isthmus.command_line import option_fields
 
-    of_service, alone = (inspect.signature(kind).parameters for kind in (CloudSettings, GenerateServeOptions))
-    for name, parameter in inspect.signature(GenerationSettings).parameters.items():
-        if name not in ("model", "name"):
-            assert of_service[f"generate_{name}"].default == parameter.default, name
-            assert alone[name].default == parameter.default, name
-    hints = get_type_hints(GenerationSettings)
-    assert get_args(hints["layout"]) == LAYOUTS
-    for path, option in (("isthmus generate replay", "--policy"), ("isthmus generate serve", "--policy")):
+    alone, beside = ("isthmus generate serve", "isthmus cloud serve")
+    for field in option_fields(GenerationSettings):
+        name = field.name.replace("_", "-")
+        if name not in ("model", "upstream"):
+            assert default(pages, beside, f"--generate-{name}") == default(pages, alone, f"--{name}"), name
+    assert default(pages, beside, "--generate-upstream") == default(pages, alone, "--generate-upstream")
+    assert default(pages, beside, "--generate-model") is None
+    assert get_args(get_type_hints(GenerationSettings)["layout"]) == LAYOUTS
+    for path, option in (("isthmus generate replay", "--policy"), (alone, "--policy"), (beside, "--generate-policy")):
         assert default(pages, path, option) == DEFAULT_POLICY
         assert all(
             name in pages[path].text for name in POLICIES if path.endswith("replay") or name not in ("static", "magnus")

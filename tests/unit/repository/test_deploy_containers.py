@@ -1,6 +1,5 @@
 """deploy/: container files, compose.yaml and the Helm chart start what exists, without rights and without secrets."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
+from isthmus.command_line import option_fields
 from tests.rigs.project.system import missing
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,7 +21,7 @@ DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "isthmus"
 CONTAINERS = sorted((DEPLOY / "containers").glob("*.Containerfile"))
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-SETTINGS = {f"{ENVIRONMENT}{field.name.upper()}" for field in dataclasses.fields(CloudSettings)}
+SETTINGS = {f"{ENVIRONMENT}{field.name.upper()}" for field in option_fields(CloudSettings)}
 FLAGS = json.loads((ROOT / "tests/golden/cli_flags.json").read_text())
 
 

@@ -12,6 +12,7 @@ from isthmus.cloud.generation.scheduling.request import Outcome, Sampling
 from isthmus.cloud.generation.serve.cached import CachedAnswers
 from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.live import Done, Piece
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.serving import Answer, Wishes
 from isthmus.proto.errors import Unavailable
 
@@ -21,7 +22,8 @@ GREEDY = Wishes(sampling=Sampling(temperature=0.0), kind="faq", user="ada")
 class Words:
     """Answers with a number that counts the answers; ``reason`` and ``fails`` choose how they end."""
 
-    name, created_s, ready, under_way = "words", 0.0, True, 0
+    name, created_s, ready, context, max_tokens = "words", 0.0, True, 256, 64
+    numbers = staticmethod(Numbers)
 
     def __init__(self) -> None:
         self.asked = 0

@@ -1,0 +1,118 @@
+"""Opens what answers requests for text: a model of ours or other servers, with answers that are kept in front.
+
+The libraries that a model needs are imported only if one is opened.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
+from isthmus.cloud.generation.scheduling.policy import Limits
+from isthmus.cloud.generation.serve.serving import Answering
+from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.command_line import key_in
+from isthmus.data.files import read_text
+
+log = logging.getLogger(__name__)
+
+MAX_RULES_BYTES = 1 << 20
+MAX_DRAINED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What answers, and how the list of drained servers is read again (nothing happens without such a list)."""
+
+    answering: Answering
+    read_drained: Callable[[], None]
+
+
+@asynccontextmanager
+async def opened(settings: GenerationSettings) -> AsyncIterator[Opened]:
+    """Opens what ``settings`` names, and closes it at the end. The event loop is not held up meanwhile.
+
+    Raises InvalidInput, ValueError or OSError, with the way out, if it cannot be opened.
+    """
+    if settings.model is not None:
+        async with _model(settings) as answering, _kept(settings, answering) as front:
+            yield Opened(front, lambda: None)
+        return
+    async with _relay(settings) as found, _kept(settings, found.answering) as front:
+        yield Opened(front, found.read_drained)
+
+
+@asynccontextmanager
+async def _model(settings: GenerationSettings) -> AsyncIterator[Answering]:
+    from isthmus.cloud.generation.serve.host import open_generation
+
+    generation = await asyncio.to_thread(open_generation, settings)
+    try:
+        generation.live.start()
+        yield generation
+    finally:
+        await asyncio.to_thread(generation.live.stop)
+        generation.close()
+
+
+@asynccontextmanager
+async def _relay(settings: GenerationSettings) -> AsyncIterator[Opened]:
+    from isthmus.cloud.generation.policies.by_name import make_order
+    from isthmus.cloud.generation.serve.relay import Relay
+    from isthmus.cloud.generation.serve.upstream import Upstream
+
+    key = key_in(settings.upstream_key_file)
+    urls = settings.upstream or []
+    relay = Relay(
+        settings.name or settings.upstream_model or "upstream",
+        [Upstream(url, key=key, model=settings.upstream_model) for url in urls],
+        Limits(rows=settings.rows, blocks=max(1, settings.kv_tokens // BLOCK_TOKENS)),
+        make_order(settings.policy),
+        context=settings.kv_tokens,
+        max_tokens=settings.max_tokens,
+        max_waiting=settings.max_waiting,
+    )
+
+    def drain() -> None:
+        lines = [] if settings.drained is None else read_text(settings.drained, limit_bytes=MAX_DRAINED_BYTES).split()
+        for line in lines:
+            if line not in urls:
+                raise ValueError(f"{settings.drained} names {line[:128]!r}, which is none of the upstream servers")
+        for url in urls:
+            relay.drain(url, draining=url in lines)
+
+    def drain_again() -> None:
+        try:
+            drain()
+        except (OSError, ValueError) as error:
+            log.warning("nothing is drained anew: %s", error)
+
+    drain()
+    try:
+        await relay.start()
+        yield Opened(relay, drain_again)
+    finally:
+        await relay.stop()
+
+
+@asynccontextmanager
+async def _kept(settings: GenerationSettings, behind: Answering) -> AsyncIterator[Answering]:
+    """Keeps answers of the classes that the cache's rules name, in front of what answers."""
+    if settings.cache is None:
+        yield behind
+        return
+    from isthmus.cloud.generation.model.embedder import Embedder
+    from isthmus.cloud.generation.scheduling.cache import AnswerCache, CacheRule
+    from isthmus.cloud.generation.serve.cached import CachedAnswers
+
+    rules = CacheRule.read(json.loads(read_text(settings.cache, limit_bytes=MAX_RULES_BYTES)))
+    folder, most = settings.cache_embedder, settings.max_waiting
+    embedder = None if folder is None else await asyncio.to_thread(Embedder.read, folder)
+    cached = CachedAnswers(behind, AnswerCache(rules), embedder, pressure=lambda: behind.numbers().under_way / most)
+    try:
+        yield cached
+    finally:
+        cached.close()
