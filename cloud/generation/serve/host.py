@@ -32,8 +32,8 @@ MAX_NAME_CHARS: Final = 64
 def open_generation(settings: GenerationSettings) -> Generation:
     """Opens everything except the engine's thread. It blocks: weights are read, and the machine may be measured.
 
-    Raises ValueError if ``settings`` name no model. Raises InvalidInput, with the way out, if model, tokenizer, profile or policy are not available or do not belong
-    together.
+    Raises ValueError if ``settings`` name no model. Raises InvalidInput, with the way out, if model, tokenizer, profile
+    or policy are not available or do not belong together.
     """
     folder = settings.model
     if folder is None:
