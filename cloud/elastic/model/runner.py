@@ -4,6 +4,7 @@ Samples whose tasks use the same prompt mode (append, replace, or none at this g
 task's prompts. Then the head of each task reads its own samples.
 """
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.cloud.elastic.experts.layer import Routing
+from isthmus.cloud.elastic.experts.shelf import Shelf
 from isthmus.cloud.elastic.model.int8 import Int8Linear
 from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.scheduling.levels import fewer_of, gamma_of
+from isthmus.cloud.elastic.tasks.router import TaskRouter
 from isthmus.cloud.elastic.tasks.task import FloatArray, PromptMode, TaskWeights
 from isthmus.data.images import PixelSpec
 
@@ -37,13 +42,25 @@ Prompts = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
+class ServedRouter:
+    """A task's router on the device, in float32: (M, D, E) and (M, E), minus infinity outside of its window."""
+
+    weight_MDE: Tensor
+    bias_ME: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class ServedTask:
-    """A task's weights on the device. ``prompts[gamma]`` is (L, G, D) to append, (L, 2, H, G, d) to replace."""
+    """A task's weights on the device. ``prompts[gamma]`` is (L, G, D) to append, (L, 2, H, G, d) to replace.
+
+    ``router`` is there if the model has experts.
+    """
 
     head_weight_CD: Tensor
     head_bias_C: Tensor
     mode: PromptMode
     prompts: Mapping[int, Tensor]
+    router: ServedRouter | None = None
 
     def group(self, gamma: int) -> PromptMode | None:
         """Returns how the task prompts at ``gamma``; None: it does not."""
@@ -61,9 +78,11 @@ class ElasticRunner:
     ``compiler`` names a backend of torch.compile ("inductor"). It compiles code for each (gamma, bucket) at its first
     batch, which takes up to a minute. On a GPU each of them is captured as a CUDA graph, unless ``graphs`` is False.
     With ``packed``, float32 and bfloat16 weights are also kept in packed form on processors, which doubles their memory
-    (packed.py); the weights must not change afterwards.
+    (packed.py); the weights must not change afterwards. A model with experts takes levels in the place of gammas
+    (scheduling/levels.py). It skips experts whose weight is under ``least_weight``. It runs eagerly, since the sizes of
+    its products depend on the pictures.
 
-    Raises ValueError for int8 on a GPU or with a compiler.
+    Raises ValueError for int8 on a GPU or with a compiler, and for experts with a compiler.
     """
 
     def __init__(
@@ -76,13 +95,18 @@ class ElasticRunner:
         compiler: str | None = None,
         graphs: bool = True,
         packed: bool = False,
+        least_weight: float = 0.0,
     ):
         self.device = torch.device(device)
         self.number_type: NumberType = number_type
         self.dtype = DTYPES[number_type]
         if number_type == "int8" and not runs_onednn(device, compiler):
             raise ValueError("int8 runs only on a processor and without a compiler")
+        if model.expert_layers and compiler is not None:
+            raise ValueError("a model with experts does not run compiled: leave the compiler out")
         self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.model.place_experts(self.device, self.dtype)
+        self._least_weight = least_weight
         if number_type == "int8":
             self.model.remake_linears(Int8Linear)
         elif packed and runs_onednn(device, compiler):
@@ -92,7 +116,7 @@ class ElasticRunner:
         self._scale_C = 1 / (255 * deviation_C)
         self._offset_C = torch.tensor(pixels.mean, device=self.device) / deviation_C
         self._compiler = compiler
-        self._graphs = graphs and self.device.type == "cuda"
+        self._graphs = graphs and self.device.type == "cuda" and not model.expert_layers
         self._ready: dict[tuple[int, int, PromptMode | None], Callable[[Tensor, Prompts], Tensor]] = {}
 
     def prepare(self, weights: TaskWeights, mode: PromptMode = "append") -> ServedTask:
@@ -108,7 +132,13 @@ class ElasticRunner:
             raise ValueError(
                 f"the head reads {weights.head_weight_CD.shape[1:]} features; the model has {self.model.width}"
             )
-        return ServedTask(self._placed(weights.head_weight_CD), self._placed(weights.head_bias_C), mode, prompts)
+        router = self._router(weights.router)
+        served = ServedTask(
+            self._placed(weights.head_weight_CD), self._placed(weights.head_bias_C), mode, prompts, router
+        )
+        if weights.router is not None:
+            self._announce(served, weights.router)
+        return served
 
     @property
     def compiled(self) -> bool:
@@ -142,18 +172,20 @@ class ElasticRunner:
     def answer(self, pictures: npt.NDArray[Any] | Tensor, gamma: int, tasks: Sequence[ServedTask]) -> list[FloatArray]:
         """Returns the logits (C,) of each picture for its own task.
 
-        A task without prompts for a gamma above 0 runs at gamma 0. Raises ValueError for pictures that do not fit the
-        model, or if there is not one task per picture.
+        ``gamma`` is a level if the model has experts. A task without prompts for a gamma above 0 runs at gamma 0.
+        Raises ValueError for pictures that do not fit the model, or if there is not one task per picture.
         """
         if len(tasks) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures and {len(tasks)} tasks")
         images_BCHW = self.images(pictures)
+        k, gamma = self.k_of(gamma), gamma_of(gamma) if self.model.expert_layers else gamma
         answers: list[FloatArray | None] = [None] * len(tasks)
         for group in dict.fromkeys(task.group(gamma) for task in tasks):
             members = [index for index, task in enumerate(tasks) if task.group(gamma) == group]
             chosen_BCHW = images_BCHW if len(members) == len(tasks) else images_BCHW[members]
             prompts = _gathered([tasks[index] for index in members], gamma) if group else None
-            features_BD = self.features(chosen_BCHW, gamma if group else min(gamma, 0), prompts, group)
+            routing = self._routing([tasks[index] for index in members], k)
+            features_BD = self.features(chosen_BCHW, gamma if group else min(gamma, 0), prompts, group, routing)
             for task in dict.fromkeys(tasks[index] for index in members):
                 rows = [row for row, index in enumerate(members) if tasks[index] is task]
                 logits_BC = functional.linear(features_BD[rows], task.head_weight_CD, task.head_bias_C)
@@ -163,16 +195,22 @@ class ElasticRunner:
 
     @torch.inference_mode()
     def features(
-        self, images_BCHW: Tensor, gamma: int, prompts: Tensor | None = None, mode: PromptMode | None = None
+        self,
+        images_BCHW: Tensor,
+        gamma: int,
+        prompts: Tensor | None = None,
+        mode: PromptMode | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Returns the features (B, D) of standardised images on the device.
 
-        ``prompts`` have the form of ``mode``, with a batch size of 1 or B.
+        ``prompts`` have the form of ``mode``, with a batch size of 1 or B. ``routing`` is needed if the model has
+        experts.
         """
         given: Prompts = (prompts, None) if mode == "append" else (None, prompts)
         batch = len(images_BCHW)
         if not (self._compiler or self._graphs):
-            return self.model.features(images_BCHW, gamma, *given)
+            return self.model.features(images_BCHW, gamma, *given, routing=routing)
         bucket = next((size for size in BUCKETS if size >= batch), batch)
         if bucket != batch:
             images_BCHW = _filled(images_BCHW, bucket)
@@ -198,6 +236,59 @@ class ElasticRunner:
             limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_COMPILED)
             run = torch.compile(plain, dynamic=False, fullgraph=True, backend=self._compiler)
         return _captured(run, images_BCHW, given) if self._graphs else run
+
+    def k_of(self, level: int) -> int:
+        """Returns how many experts a token uses at a level; 0 if the model has none.
+
+        Raises ValueError for a level that leaves none.
+        """
+        k = self.model.experts.k - fewer_of(level) if self.model.expert_layers else 0
+        if k < 1 and self.model.expert_layers:
+            raise ValueError(f"level {level} leaves no expert: this model uses {self.model.experts.k}")
+        return k
+
+    def _router(self, router: TaskRouter | None) -> ServedRouter | None:
+        """Places a router. Raises ValueError if the model has experts and there is none, or it does not fit."""
+        shape, width = self.model.experts, self.model.width
+        if not self.model.expert_layers:
+            return None
+        if router is None:
+            raise ValueError("the task has no router, and the model has experts: 'isthmus elastic experts' makes both")
+        if router.weight_MDE.shape != (shape.layers, width, shape.experts):
+            raise ValueError(f"a router of shape {router.weight_MDE.shape} does not fit the model's {shape}")
+        bias_ME = np.full((shape.layers, shape.experts), -np.inf, np.float32)
+        window = slice(router.first, router.first + router.count)
+        bias_ME[:, window] = router.bias_ME[:, window]
+        return ServedRouter(
+            torch.from_numpy(np.ascontiguousarray(router.weight_MDE)).to(self.device),
+            torch.from_numpy(bias_ME).to(self.device),
+        )
+
+    def _announce(self, served: ServedTask, router: TaskRouter) -> None:
+        """Has the experts of a task loaded ahead, and let go when the task is gone, if they are kept in files."""
+        window = range(router.first, router.first + router.count)
+        keys = [(layer, expert) for layer in range(self.model.experts.layers) for expert in window]
+        for shelf in dict.fromkeys(
+            each.experts for each in self.model.expert_layers if isinstance(each.experts, Shelf)
+        ):
+            shelf.announce(keys)
+            weakref.finalize(served, shelf.release, keys)
+
+    def _routing(self, tasks: Sequence[ServedTask], k: int) -> Routing | None:
+        """Returns the routers of a batch; None if the model has no experts."""
+        if not self.model.expert_layers:
+            return None
+        distinct = list(dict.fromkeys(tasks))
+        routers = [task.router for task in distinct if task.router is not None]
+        positions = {task: place for place, task in enumerate(distinct)}
+        tasks_B = None if len(distinct) == 1 else torch.tensor([positions[task] for task in tasks], device=self.device)
+        return Routing(
+            torch.stack([router.weight_MDE for router in routers]),
+            torch.stack([router.bias_ME for router in routers]),
+            k,
+            tasks_B,
+            self._least_weight,
+        )
 
     def _placed(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)

@@ -13,6 +13,9 @@ prompt, which are equal at the first layer:
 If the model pools by its class token, only the protected tokens (class token, registers) are read after the last block.
 So only they go through its queries, projection and MLP, which gives the same logits for almost one block less.
 
+The MLPs of some blocks may be experts (experts/layer.py). Then each call needs the routers of its pictures. Merged
+tokens are routed after merging, and prompts like tokens.
+
 Axes: B batch, N tokens, D width, H heads, L layers, G prompts per layer, A = 2 (key, value), d width of a head.
 """
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isthmus.cloud.elastic.experts.layer import ExpertsMlp, Routing
 from isthmus.cloud.elastic.model.merging import proportional_mask
 from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.elastic.model.pooling import POOLINGS, pooled, reads_patches
@@ -39,6 +43,8 @@ from isthmus.cloud.elastic.model.timm_import import (
     VisionTransformerDistilled,
 )
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.tasks.router import NONE, ExpertsShape
+from isthmus.cloud.elastic.tasks.task import ModelShape
 
 MAX_PROMPTS: Final = 256
 CACHED_BYTES: Final = 10 << 20
@@ -96,6 +102,15 @@ class ElasticViT(nn.Module):
         self.schedules = merging.schedules
         self.merge_order = merge_order
         self.reducer: Reducer = merging if pruning is None else pruning
+        self.expert_layers: list[ExpertsMlp] = [each.mlp for each in self.blocks if type(each.mlp) is ExpertsMlp]
+        self.experts: ExpertsShape = self.expert_layers[0].shape if self.expert_layers else NONE
+        self.identity: str | None = getattr(vit, "identity", None)
+        """The model's identity in a profile, if it is not that of its weights in memory."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The dimensions that a task must fit."""
+        return ModelShape(self.depth, self.width, self.image_px, self.experts)
 
     def merged_counts(self, gamma: int) -> tuple[int, ...]:
         """Returns how many tokens are removed at each layer, clamped to what is possible.
@@ -110,14 +125,16 @@ class ElasticViT(nn.Module):
         gamma: int = 0,
         prompts_BLGD: Tensor | None = None,
         prompts_BLAHGd: Tensor | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Returns the features that a task's head reads, (B, D).
 
         ``images_BCHW`` are standardised. If gamma is above 0, prompts to append (``prompts_BLGD``) or to replace
         (``prompts_BLAHGd``) may be given; their B may be 1 if all images have the same task. Without prompts, a gamma
-        above 0 is the same as 0. Raises ValueError for shapes that do not fit.
+        above 0 is the same as 0. ``routing`` is needed if the model has experts. Raises ValueError for shapes that do
+        not fit.
         """
-        tokens_BND, sizes_BN = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        tokens_BND, sizes_BN = self._encode(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd, routing=routing)
         if self._reads_patches:
             return pooled(self.vit, tokens_BND, sizes_BN)
         features_BD: Tensor = self.vit.forward_head(tokens_BND, pre_logits=True)
@@ -158,6 +175,7 @@ class ElasticViT(nn.Module):
         prompts_BLGD: Tensor | None,
         prompts_BLAHGd: Tensor | None,
         on_layer: Callable[[Tensor, Tensor], None] | None = None,
+        routing: Routing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the tokens that pooling reads (B, N, D), normalised, and their sizes (None: one input token each).
 
@@ -165,6 +183,7 @@ class ElasticViT(nn.Module):
         called with the input tokens of each layer and their keys.
         """
         self._check_input(images_BCHW, gamma, prompts_BLGD, prompts_BLAHGd)
+        self._check_routing(routing, len(images_BCHW))
         batch, vit = len(images_BCHW), self.vit
         tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(images_BCHW)))
         sizes_BN: Tensor | None = None
@@ -180,7 +199,7 @@ class ElasticViT(nn.Module):
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
             if count and layer < self.depth - 1:
                 tokens_BND, sizes_BN = self.reducer.reduce(layer, tokens_BND, keys_BHNd, sizes_BN, count)
-            tokens_BND = tokens_BND + block.ls2(_feed_forward(block.mlp, block.norm2(tokens_BND)))
+            tokens_BND = tokens_BND + block.ls2(_feed_forward(block.mlp, block.norm2(tokens_BND), routing))
         return vit.norm(tokens_BND[:, : self.tokens]), sizes_BN
 
     def prompt_keys_values(self, prompts_LGD: Tensor) -> Tensor:
@@ -195,14 +214,21 @@ class ElasticViT(nn.Module):
         """Replaces each linear layer of the blocks by ``made(linear)``, for example of int8.py or packed.py."""
         for block in self.blocks:
             for part, name in ((block.attn, "qkv"), (block.attn, "proj"), (block.mlp, "fc1"), (block.mlp, "fc2")):
-                linear = getattr(part, name)
+                linear = getattr(part, name, None)
                 if isinstance(linear, nn.Linear):
                     setattr(part, name, made(linear))
+        for mlp in self.expert_layers:
+            mlp.experts.remake(made)
 
-    def operations(self, gamma: int, prompts: str | None = None) -> int:
+    def place_experts(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Holds experts on this device, in this number type; those that are not in memory yet as well."""
+        for mlp in self.expert_layers:
+            mlp.experts.place(device, dtype)
+
+    def operations(self, gamma: int, prompts: str | None = None, k: int | None = None) -> int:
         """Returns the operations of all matrix products for one image; a multiply and an add count as two.
 
-        ``prompts`` is None, "append" or "replace".
+        ``prompts`` is None, "append" or "replace". A token uses ``k`` experts; None: the usual number.
         """
         vit, width = self.vit, self.width
         embed = vit.patch_embed.proj.weight.numel() * (self.tokens - self.protected)
@@ -220,8 +246,26 @@ class ElasticViT(nn.Module):
                 counted += self.reducer.operations(layer, tokens, count)
                 tokens -= count
             read = min(asking, tokens) if last else tokens
-            counted += (block.mlp.fc1.weight.numel() + block.mlp.fc2.weight.numel()) * read
+            counted += _operations(block.mlp, k) * read
         return 2 * int(counted)
+
+    def _check_routing(self, routing: Routing | None, batch: int) -> None:
+        if not self.expert_layers:
+            if routing is not None:
+                raise ValueError("routers of experts were given to a model without experts")
+            return
+        if routing is None:
+            raise ValueError(
+                "this model has experts, and no router was given: its tasks are made by 'isthmus elastic experts'"
+            )
+        wanted = (self.experts.layers, self.width, self.experts.experts)
+        if tuple(routing.weight_TMDE.shape[1:]) != wanted or routing.bias_TME.shape[1:] != (wanted[0], wanted[2]):
+            raise ValueError(f"routers of shape {tuple(routing.weight_TMDE.shape)}; the model needs (T, {wanted})")
+        tasks_B = routing.tasks_B
+        if tasks_B is not None and tasks_B.shape != (batch,):
+            raise ValueError(f"routers for {len(tasks_B)} pictures, and {batch} pictures")
+        if not 1 <= routing.k <= self.experts.experts:
+            raise ValueError(f"{routing.k} experts per token: this model has {self.experts.experts}")
 
     def _check_input(
         self, images_BCHW: Tensor, gamma: int, prompts_BLGD: Tensor | None, prompts_BLAHGd: Tensor | None
@@ -287,11 +331,22 @@ def _attend(
     return attended_BND, keys
 
 
-def _feed_forward(mlp: Any, normed_BND: Tensor) -> Tensor:
-    """Computes the MLP. On a processor without compiled code, the tokens are split into parts that fit the cache.
+def _operations(mlp: Any, k: int | None) -> int:
+    """Returns the multiply-adds of an MLP, or of ``k`` of its experts, for one token."""
+    if type(mlp) is ExpertsMlp:
+        return mlp.operations(k)
+    return int(mlp.fc1.weight.numel() + mlp.fc2.weight.numel())
 
-    The result does not depend on the parts, because the MLP treats each token alone.
+
+def _feed_forward(mlp: Any, normed_BND: Tensor, routing: Routing | None) -> Tensor:
+    """Computes the MLP, or the experts that ``routing`` chooses.
+
+    On a processor without compiled code, the tokens of an MLP are split into parts that fit the cache. The result does
+    not depend on the parts, because the MLP treats each token alone.
     """
+    if type(mlp) is ExpertsMlp:
+        assert routing is not None, "checked before"
+        return mlp(normed_BND, routing)  # type: ignore[no-any-return]
     rows_MD = normed_BND.flatten(0, 1)
     most = max(1, CACHED_BYTES // (mlp.fc2.weight.shape[1] * normed_BND.element_size()))
     parts = -(-len(rows_MD) // most)
@@ -336,7 +391,7 @@ def _foreign(vit: Any) -> str | None:
         attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
         if type(block) is not Block or type(attention) is not Attention:
             return f"one of {type(block).__name__}s with {type(attention).__name__}"
-        if type(mlp) not in (Mlp, GluMlp):
+        if type(mlp) not in (Mlp, GluMlp, ExpertsMlp):
             return f"one whose MLP is a {type(mlp).__name__}"
         if attention.gate is not None:
             return "one with gated Attention"

@@ -19,6 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from isthmus.cloud.elastic.experts import files
+from isthmus.cloud.elastic.experts.layer import Experts, ExpertsMlp, InMemory
+from isthmus.cloud.elastic.experts.shelf import Shelf
 from isthmus.cloud.elastic.model.configuration import BadConfiguration, Configuration, beside, of_json
 from isthmus.cloud.elastic.model.timm_import import (
     PatchEmbed,
@@ -45,12 +48,15 @@ class ModelError(ValueError):
     """A model that is not available, cannot be read or is not supported. The message says why."""
 
 
-def load_vit(source: str | Path, *, random: bool = False) -> VisionTransformer:
+def load_vit(
+    source: str | Path, *, random: bool = False, on_shelf: bool = False, expert_bytes: int | None = None
+) -> VisionTransformer:
     """Returns a ViT in evaluation mode.
 
     ``source`` is a safetensors file with timm's names of weights, ``ARCHITECTURE=FILE`` with timm's name of the
-    architecture, or a name that timm knows. With ``random``, a name's architecture gets random weights and nothing is
-    fetched: this is for measurements of speed.
+    architecture, a name that timm knows, or the folder of a model with experts (experts/files.py). With ``on_shelf``
+    its experts are read when they are needed, and take at most ``expert_bytes``; else all are read now. With
+    ``random``, a name's architecture gets random weights and nothing is fetched: this is for measurements of speed.
     Raises ModelError for a file that is missing, damaged, of another architecture or does not say enough, and for a
     name that timm does not know or cannot fetch.
 
@@ -60,7 +66,7 @@ def load_vit(source: str | Path, *, random: bool = False) -> VisionTransformer:
     """
     architecture, path = located(source)
     if path is not None:
-        return _from_file(architecture, path)
+        return _from_file(architecture, path, on_shelf, expert_bytes)
     try:
         vit = create_model(str(source), pretrained=not random)
     except Exception as error:  # timm and the hub raise many types; each means that the model is not available
@@ -75,6 +81,8 @@ def located(source: str | Path) -> tuple[str | None, Path | None]:
     path = Path(source)
     if path.is_file():
         return None, path
+    if path.is_dir():
+        return None, path / files.BACKBONE
     name, sign, file = str(source).partition("=")
     if sign and re.fullmatch(r"[\w.]+", name):
         return name, Path(file)
@@ -152,7 +160,11 @@ def _without_weights(vit: VisionTransformer) -> VisionTransformer:
     return made
 
 
-def _from_file(architecture: str | None, path: Path) -> VisionTransformer:
+def _from_file(architecture: str | None, path: Path, on_shelf: bool, expert_bytes: int | None) -> VisionTransformer:
+    try:
+        experts = files.beside(path)
+    except files.ExpertsError as error:
+        raise ModelError(str(error)) from error
     try:
         reason = not_the_file(path)
         if reason is not None:
@@ -160,18 +172,60 @@ def _from_file(architecture: str | None, path: Path) -> VisionTransformer:
         with safe_open(path, framework="pt") as file:
             names = _plain_names(path, list(file.keys()))
             shapes = {plain: tuple(file.get_slice(name).get_shape()) for plain, name in names.items()}
+            if experts is not None:
+                shapes |= _dense_shapes(experts)
             vit = _described(architecture, beside(path), shapes, path.name)
             tensors: dict[str, Tensor] = {plain: file.get_tensor(name) for plain, name in names.items()}
+        if experts is not None:
+            _take_out(vit, experts)
         vit.to_empty(device="cpu").load_state_dict(tensors)
+        if experts is not None:
+            _put_in(vit, experts, on_shelf, expert_bytes)
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}") from error
-    except BadConfiguration as error:
+    except (BadConfiguration, files.ExpertsError) as error:
         raise ModelError(str(error)) from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is not a safetensors file or is damaged: {error}") from error
     except (KeyError, RuntimeError, AssertionError, ZeroDivisionError, TypeError) as error:
         raise ModelError(f"{path.name} does not hold the weights of one of timm's plain ViTs: {error}") from error
     return vit.eval()
+
+
+def _dense_shapes(experts: files.ExpertFiles) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the MLPs in whose place the experts are: with them, shapes describe the dense model."""
+    made: dict[str, tuple[int, ...]] = {}
+    for block in experts.blocks:
+        first = f"blocks.{block}.mlp."
+        made |= {f"{first}fc1.weight": (experts.units, experts.width), f"{first}fc1.bias": (experts.units,)}
+        made |= {f"{first}fc2.weight": (experts.width, experts.units), f"{first}fc2.bias": (experts.width,)}
+    return made
+
+
+def _take_out(vit: VisionTransformer, experts: files.ExpertFiles) -> None:
+    """Removes the dense MLPs of blocks with experts. Raises ModelError if there are not so many blocks."""
+    blocks: list[Any] = list(vit.blocks)
+    if experts.blocks[-1] >= len(blocks) or experts.width != vit.embed_dim:
+        raise ModelError(
+            f"{files.MANIFEST} is of another model: it names block {experts.blocks[-1]} of width {experts.width}"
+        )
+    for block in experts.blocks:
+        blocks[block].mlp = torch.nn.Identity()
+
+
+def _put_in(vit: Any, experts: files.ExpertFiles, on_shelf: bool, expert_bytes: int | None) -> None:
+    """Gives blocks their experts. Raises ExpertsError if files are missing or damaged."""
+    missing = experts.missing()
+    if missing:
+        more = f", and {len(missing) - 1} more files are not as they should be" if len(missing) > 1 else ""
+        raise files.ExpertsError(f"{missing[0]}{more}; copy the model's folder again")
+    shelf = Shelf(experts, limit_bytes=expert_bytes) if on_shelf else None
+    for layer, block in enumerate(experts.blocks):
+        source: Experts | None = shelf
+        if shelf is None:
+            source = InMemory(experts.load(layer, expert) for expert in range(experts.shape.experts))
+        vit.blocks[block].mlp = ExpertsMlp(layer, experts.width, experts.hidden, experts.shape, source)
+    vit.identity = experts.identity
 
 
 def _plain_names(path: Path, names: list[str]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
 from isthmus.cloud.elastic.tasks.files import TaskFiles, load_tasks
 from isthmus.cloud.elastic.tasks.recipes import split
-from isthmus.cloud.elastic.tasks.task import ModelShape
 from isthmus.data.images import USUAL_COLUMNS, Columns, LabelledImages, PixelSpec, read_images
 
 
@@ -57,7 +56,7 @@ def profiling_sets(
 
     Raises ValueError for a folder without tasks, or with a task that does not fit the model or the pictures.
     """
-    found = load_tasks(folder, ModelShape(model.depth, model.width, model.image_px))
+    found = load_tasks(folder, model.shape)
     if not found:
         raise ValueError(f"{folder} holds no tasks: make some with 'isthmus elastic prompts'")
     labelled = pictures_of(data, pixels, limit, seed, columns)

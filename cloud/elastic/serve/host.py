@@ -23,7 +23,7 @@ from isthmus.cloud.elastic.serve.measuring import Measurer
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.elastic.serve.settings import ElasticSettings
-from isthmus.cloud.elastic.tasks.task import ModelShape, Task
+from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
@@ -78,7 +78,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
                 executor.prepare(task)
             live.plan_for(task, None if warm is None else warm.accuracy(task, profile.gammas))
 
-    shape = ModelShape(runner.model.depth, runner.model.width, runner.model.image_px)
+    shape = runner.model.shape
     # Tasks of warmed models have the accuracies that were measured when these were tuned.
     measurer = Measurer(bases[0], profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
     registry = Registry(database, artefacts, shape, changed, measurer.ask)

@@ -1,6 +1,6 @@
 """Tasks as files. `isthmus elastic prompts` writes them, and `isthmus elastic register` sends them to a server.
 
-NAME.safetensors   head.weight, head.bias, prompts.<gamma>; classes, mode and accuracy as metadata
+NAME.safetensors   head.weight, head.bias, prompts.<gamma>, router.*; classes, mode and accuracy as metadata
 NAME.json          the task's description (TaskSpec), with the measured accuracy
 NAME.recipe.json   which labels of the data set belong to which class, to measure the accuracy again
 """
@@ -9,7 +9,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors.numpy
 
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
@@ -29,16 +28,13 @@ class TaskFiles:
     def save(self, folder: Path) -> Path:
         """Writes the three files and returns the path of the weights. Raises DiskFull."""
         weights, spec = self.weights, self.spec
-        tensors = {"head.weight": weights.head_weight_CD, "head.bias": weights.head_bias_C}
-        tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in weights.prompts_LGD.items()}
         metadata = {
             "classes": json.dumps(spec.classes),
             "mode": spec.prompt_mode,
             "accuracy": json.dumps({str(gamma): share for gamma, share in spec.accuracy.items()}),
         }
-        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         path = folder / f"{spec.name}.safetensors"
-        write_atomically(path, safetensors.numpy.save(contiguous, metadata))
+        write_atomically(path, safetensors.numpy.save(weights.tensors(), metadata))
         write_atomically(folder / f"{spec.name}.recipe.json", json.dumps(asdict(self.recipe), indent=1))
         write_atomically(folder / f"{spec.name}.json", spec.to_json())
         return path

@@ -17,7 +17,10 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from isthmus.cloud.elastic.scheduling.levels import MAX_EXPERTS, STEP, fewer_of, gamma_of
 from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
+from isthmus.cloud.elastic.tasks.router import NAMES as ROUTER_NAMES
+from isthmus.cloud.elastic.tasks.router import NONE, ExpertsShape, TaskRouter, router_of
 from isthmus.proto.errors import InvalidInput, TooLarge
 from isthmus.proto.limits import MAX_CLASS_NAME_CHARS, MAX_CLASSES, MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES
 
@@ -50,6 +53,7 @@ class ModelShape:
     layers: int
     width: int
     image_px: int
+    experts: ExpertsShape = NONE
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Measured:
 class TaskSpec:
     """The description of a task. ``accuracy`` holds what its owner measured, by gamma, for any number of gammas.
 
+    For a model with experts, these are levels (scheduling/levels.py).
+
     ``measured`` is what the server measured; None if it measured nothing.
 
     Raises InvalidInput for impossible values, and TooLarge for values over a bound.
@@ -98,7 +104,9 @@ class TaskSpec:
         check_names(self.name, self.classes)
         if self.prompt_mode not in PROMPT_MODES:
             raise InvalidInput(f"prompt mode: must be one of {', '.join(PROMPT_MODES)}")
-        if len(self.accuracy) > MAX_GAMMA or any(abs(gamma) > MAX_GAMMA for gamma in self.accuracy):
+        if len(self.accuracy) > MAX_GAMMA or any(
+            abs(gamma_of(level)) > MAX_GAMMA or level <= -STEP * MAX_EXPERTS for level in self.accuracy
+        ):
             raise TooLarge(f"accuracy: gammas must be from -{MAX_GAMMA} to {MAX_GAMMA}")
         if not all(0 <= share <= 1 for share in self.accuracy.values()):
             raise InvalidInput("accuracy: must be from 0 to 1")
@@ -170,6 +178,8 @@ def check_names(task: str, classes: Sequence[str]) -> None:
 class TaskWeights:
     """The weights of a task. ``prompts_LGD[gamma]`` holds gamma prompts for every layer.
 
+    ``router`` says which experts the task's tokens use, if the model has experts.
+
     >>> head = TaskWeights(np.zeros((2, 192), np.float32), np.zeros(2, np.float32), prompts_LGD={})
     >>> head.to_bytes()[:8].hex()  # a safetensors file
     '8800000000000000'
@@ -178,19 +188,26 @@ class TaskWeights:
     head_weight_CD: FloatArray
     head_bias_C: FloatArray
     prompts_LGD: Mapping[int, FloatArray]
+    router: TaskRouter | None = None
+
+    def tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns the tensors of the task's file: head.weight, head.bias, prompts.<gamma>, and those of the router."""
+        tensors: dict[str, npt.NDArray[Any]] = {"head.weight": self.head_weight_CD, "head.bias": self.head_bias_C}
+        tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in self.prompts_LGD.items()}
+        if self.router is not None:
+            tensors |= self.router.tensors()
+        return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
     def to_bytes(self) -> bytes:
-        """Returns the bytes of a safetensors file with head.weight, head.bias and prompts.<gamma>."""
-        tensors = {"head.weight": self.head_weight_CD, "head.bias": self.head_bias_C}
-        tensors |= {f"prompts.{gamma}": prompts_LGD for gamma, prompts_LGD in self.prompts_LGD.items()}
-        return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+        """Returns the bytes of a safetensors file of ``tensors``."""
+        return safetensors.numpy.save(self.tensors())
 
     @staticmethod
     def from_bytes(data: bytes, *, classes: int, model: ModelShape) -> "TaskWeights":
         """Reads and checks a safetensors file from a client.
 
-        Raises TooLarge over the bound. Raises InvalidInput if ``data`` is not such a file, or if the head or prompts do
-        not fit the model or the number of classes; the message names the tensor.
+        Raises TooLarge over the bound. Raises InvalidInput if ``data`` is not such a file, or if the head, the prompts
+        or the router do not fit the model or the number of classes; the message names the tensor.
         """
         if len(data) > MAX_TASK_WEIGHTS_BYTES:
             raise TooLarge(f"weights: at most {MAX_TASK_WEIGHTS_BYTES} bytes are accepted")
@@ -201,7 +218,7 @@ class TaskWeights:
             raise InvalidInput("weights: not a safetensors file of float32 tensors") from error
         prompts_LGD = {}
         for name, value in tensors.items():
-            if name in ("head.weight", "head.bias", PROFILING_PICTURES, PROFILING_LABELS):
+            if name in ("head.weight", "head.bias", PROFILING_PICTURES, PROFILING_LABELS, *ROUTER_NAMES):
                 continue
             matched = _PROMPTS.fullmatch(name)
             if matched is None or int(matched[1]) > MAX_GAMMA:
@@ -215,6 +232,7 @@ class TaskWeights:
             _checked("head.weight", tensors["head.weight"], (classes, model.width)),
             _checked("head.bias", tensors["head.bias"], (classes,)),
             dict(sorted(prompts_LGD.items())),
+            router_of(tensors, model.experts, model.width),
         )
 
 
@@ -290,17 +308,23 @@ def expected_accuracy(task: Task, gammas: Sequence[int], others: Collection[Mapp
     A task cannot run at a gamma above 0 for which it has no prompts. Between measured gammas the accuracy is
     interpolated linearly; outside them it is that of the nearest measured gamma. If nothing was measured, the mean of
     ``others`` is used. Without others, each token merged per layer costs 0.01.
+
+    Levels with fewer experts than usual (scheduling/levels.py) are estimated from each other in the same way; if none
+    with this number of experts was measured, the accuracy is 0, so that no policy uses it.
     """
     spec = task.spec
     measured = spec.measured.accuracy if spec.measured is not None and spec.measured.credible else spec.accuracy
     known = {gamma: share for gamma, share in measured.items() if gamma <= 0 or gamma in task.prompted_gammas}
     if not known:
-        known = _mean(others) or {gamma: max(0.0, 1 + _MERGING_COSTS * min(gamma, 0)) for gamma in gammas}
-    xs, ys = zip(*sorted(known.items()), strict=True)
-    return {
-        gamma: float(np.interp(gamma, xs, ys)) if gamma <= 0 or gamma in task.prompted_gammas else 0.0
-        for gamma in gammas
-    }
+        known = _mean(others) or {
+            gamma: max(0.0, 1 + _MERGING_COSTS * min(gamma, 0)) for gamma in gammas if not fewer_of(gamma)
+        }
+    return {gamma: _between(known, gamma) if gamma <= 0 or gamma in task.prompted_gammas else 0.0 for gamma in gammas}
+
+
+def _between(known: Mapping[int, float], level: int) -> float:
+    alike = sorted(gamma for gamma in known if fewer_of(gamma) == fewer_of(level))
+    return float(np.interp(level, alike, [known[gamma] for gamma in alike])) if alike else 0.0
 
 
 def _mean(tables: Collection[Mapping[int, float]]) -> dict[int, float]:

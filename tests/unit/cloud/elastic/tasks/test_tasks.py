@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from isthmus.cloud.elastic.serve.registry import Registry
+from isthmus.cloud.elastic.tasks.router import ExpertsShape, TaskRouter
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec, TaskWeights, expected_accuracy
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
@@ -212,3 +213,57 @@ def test_accuracy_is_as_measured_else_between_else_of_the_others() -> None:
     alone = expected_accuracy(unmeasured, gammas, [])
     assert alone[-8] < alone[-4] < alone[0] == 1
     assert alone[2] == 0
+
+
+EXPERTS = ExpertsShape(layers=2, experts=4, k=2)
+WITH_EXPERTS = dataclasses.replace(MODEL, experts=EXPERTS)
+
+
+def routed() -> TaskWeights:
+    return dataclasses.replace(weights(), router=TaskRouter.blank(EXPERTS, MODEL.width))
+
+
+def test_a_router_is_kept_with_its_task() -> None:
+    given = routed()
+    again = TaskWeights.from_bytes(given.to_bytes(), classes=2, model=WITH_EXPERTS)
+    assert given.router is not None and again.router is not None
+    np.testing.assert_array_equal(again.router.weight_MDE, given.router.weight_MDE)
+    np.testing.assert_array_equal(again.router.bias_ME, given.router.bias_ME)
+    assert (again.router.first, again.router.count) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"router.weight": None}, "router.weight is missing; this server's model has experts"),
+        ({"router.bias": None}, "router.bias is missing"),
+        ({"router.weight": np.zeros((2, 9, 4), np.float32)}, "router.weight is 2 x 9 x 4.*need 2 x 8 x 4"),
+        ({"router.weight": np.zeros((2, 8, 4), np.float64)}, "is float64; it must be float32"),
+        ({"router.weight": np.full((2, 8, 4), np.nan, np.float32)}, "router.weight holds NaN"),
+        ({"router.bias": np.full((2, 4), -np.inf, np.float32)}, "router.bias holds NaN or infinity"),
+        ({"router.window": np.array([3, 2])}, "names 2 experts from 3 on; this model has 4"),
+        ({"router.window": np.array([-1, 2])}, "names 2 experts from -1 on"),
+        ({"router.window": np.array([0, 0])}, "names 0 experts"),
+    ],
+)
+def test_a_router_that_does_not_fit_is_refused_by_name(changes: dict[str, Any], why: str) -> None:
+    tensors = {**routed().tensors(), **changes}
+    data = safetensors.numpy.save({name: value for name, value in tensors.items() if value is not None})
+    with pytest.raises(InvalidInput, match=why):
+        TaskWeights.from_bytes(data, classes=2, model=WITH_EXPERTS)
+
+
+def test_a_router_for_a_model_without_experts_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="this server's model has none"):
+        TaskWeights.from_bytes(routed().to_bytes(), classes=2, model=MODEL)
+
+
+def test_levels_with_fewer_experts_are_estimated_only_if_some_were_measured() -> None:
+    levels = (-10_004, -10_000, -4, 0)
+    measured = dataclasses.replace(SPEC, accuracy={-4: 0.5, 0: 0.9})
+    found = expected_accuracy(Task(measured, routed()), levels, [])
+    assert found == {-10_004: 0.0, -10_000: 0.0, -4: 0.5, 0: 0.9}
+    one_more = dataclasses.replace(SPEC, accuracy={-4: 0.5, 0: 0.9, -10_000: 0.8})
+    assert expected_accuracy(Task(one_more, routed()), levels, [])[-10_004] == 0.8
+    nothing = expected_accuracy(Task(dataclasses.replace(SPEC, accuracy={}), routed()), levels, [])
+    assert nothing == {-10_004: 0.0, -10_000: 0.0, -4: 0.96, 0: 1.0}
