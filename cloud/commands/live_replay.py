@@ -18,7 +18,7 @@ from isthmus.cloud.elastic.scheduling.engine import Work
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.simulate import TICK_S
 from isthmus.cloud.elastic.tasks.files import load_tasks
-from isthmus.cloud.elastic.tasks.task import ModelShape, Task
+from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
 from isthmus.data.images import USUAL_COLUMNS, Columns, LabelledImages
 
@@ -117,7 +117,7 @@ def open_live(
     labelled = pictures_of(data, pixel, limit, seed, columns)
     found = {
         one.spec.name: LiveTask(Task(one.spec, one.weights), one.recipe.apply(labelled))
-        for one in load_tasks(tasks, ModelShape(elastic.depth, elastic.width, elastic.image_px))
+        for one in load_tasks(tasks, elastic.shape)
         if one.spec.name in profile.accuracy
     }
     if not found:
