@@ -1,1 +1,1 @@
-"""The device at work: its behaviour as data, the runtime that performs it, answers, and the report of a run."""
+"""The device at work: the runtime that performs its behaviour, answers, and the report of a run."""

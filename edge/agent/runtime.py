@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from isthmus.data.clip import ClipRef, Damage
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.agent import behaviour, events
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
+from isthmus.edge.behaviour import events
+from isthmus.edge.behaviour import step as behaviour
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link.compression import LinkEstimate, observe_transfer
 from isthmus.edge.link.interface import Link

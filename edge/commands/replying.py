@@ -13,8 +13,8 @@ import typer
 from isthmus.chat_client import ChatServer
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import Answer
-from isthmus.edge.agent.requests import ask
 from isthmus.edge.own_clips.sharing import Sharing, consented, noted
+from isthmus.edge.requests.requests import ask
 from isthmus.proto.errors import Corrupt
 
 

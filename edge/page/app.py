@@ -11,9 +11,9 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.requests import ask
 from isthmus.edge.own_clips.store import ClipStore
 from isthmus.edge.page.watching import Watching
+from isthmus.edge.requests.requests import ask
 from isthmus.page.serve import application
 from isthmus.proto.errors import InvalidInput
 

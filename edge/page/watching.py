@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.requests import ask
+from isthmus.edge.requests.requests import ask
 from isthmus.edge.watched.happenings import MOST
 from isthmus.proto.errors import Busy, IsthmusError
 

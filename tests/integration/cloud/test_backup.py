@@ -18,9 +18,9 @@ from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Selected, Taken
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
-from isthmus.edge.agent.behaviour import State
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.runtime import RunConfig, enrol_anew
+from isthmus.edge.behaviour.step import State
 from isthmus.edge.commands.edge import app as edge_app
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto import convert

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isthmus.edge.agent.behaviour import Answering, Phase, answering
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import LiveAnswers, Worker
 from isthmus.edge.agent.report import write_report
 from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped, enrol_anew
+from isthmus.edge.behaviour.step import Answering, Phase, answering
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink

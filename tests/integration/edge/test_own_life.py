@@ -13,12 +13,12 @@ import pytest
 from isthmus.cli import main
 from isthmus.data.media.decode import decode_sound
 from isthmus.edge.agent import live
-from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import Worker
 from isthmus.edge.agent.runtime import RunConfig, Runtime
 from isthmus.edge.agent.service_manager import ServiceManager
+from isthmus.edge.behaviour.step import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.process import NOBODY, Captured
 from isthmus.edge.capture.sources import replay

@@ -3,8 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isthmus.edge.agent import behaviour, events
-from isthmus.edge.agent.behaviour import Phase, Purpose, State, step
+from isthmus.edge.behaviour import events
+from isthmus.edge.behaviour import step as behaviour
+from isthmus.edge.behaviour.step import Phase, Purpose, State, step
 from isthmus.proto import errors
 from isthmus.proto.messages import JobStatus, Stage
 

@@ -26,10 +26,10 @@ from hypothesis.stateful import (
 
 from isthmus.data.clip import ClipRef, DecodedClip
 from isthmus.data.media import decode
-from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import answer_locally
 from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped
+from isthmus.edge.behaviour.step import Phase
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.student.encoder import StudentEncoder, encode

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.command_line import is_expected, one_line
-from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
-from isthmus.edge.agent.requests import ask
 from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.behaviour.step import Phase, State
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.link.outbox import Entry, Outbox
 from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
+from isthmus.edge.requests.requests import ask
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot

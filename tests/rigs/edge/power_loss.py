@@ -25,9 +25,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isthmus.data.files import write_atomically
-from isthmus.edge.agent.behaviour import Phase
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.runtime import RunConfig, Runtime, roll_back
+from isthmus.edge.behaviour.step import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.own_clips.corrections import Correction

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
+from isthmus.edge.behaviour.step import Phase, State
 from isthmus.edge.commands import forgetting
 from isthmus.edge.commands.edge import app
 from isthmus.edge.commands.terminal import plain

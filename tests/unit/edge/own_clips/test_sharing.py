@@ -8,9 +8,9 @@ import pytest
 
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import Answer
-from isthmus.edge.agent.requests import ask
 from isthmus.edge.commands.replying import note_answer, take_consent
 from isthmus.edge.own_clips.sharing import FRESH_S
+from isthmus.edge.requests.requests import ask
 from isthmus.proto.errors import Corrupt
 
 CLASSES = ("NEU", "SAD")

@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
-from isthmus.edge.agent.requests import Device, answered
 from isthmus.edge.agent.runtime import RunConfig, Runtime
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.link.sent import SentMessages
@@ -25,6 +24,7 @@ from isthmus.edge.own_clips.store import ClipStore
 from isthmus.edge.page import watching
 from isthmus.edge.page.app import device_page
 from isthmus.edge.page.watching import Watching
+from isthmus.edge.requests.requests import Device, answered
 from isthmus.proto.errors import Busy
 from isthmus.proto.v1 import isthmus_pb2 as pb
 

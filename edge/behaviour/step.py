@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from isthmus.edge.agent.events import (
+from isthmus.edge.behaviour.events import (
     Accepted,
     Action,
     Answered,

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from isthmus.edge.agent import behaviour, events
-from isthmus.edge.agent.behaviour import Phase, Purpose, State, step
+from isthmus.edge.behaviour import events
+from isthmus.edge.behaviour import step as behaviour
+from isthmus.edge.behaviour.step import Phase, Purpose, State, step
 from isthmus.edge.own_clips.budget import BudgetSpent
 from isthmus.proto.errors import (
     Busy,

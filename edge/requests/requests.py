@@ -19,17 +19,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeVar, get_type_hints
 
-from isthmus.edge.agent import shown
-from isthmus.edge.agent.behaviour import State
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
-from isthmus.edge.agent.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
 from isthmus.edge.agent.runtime import Runtime, roll_back
+from isthmus.edge.behaviour.step import State
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips import budget as budgets
 from isthmus.edge.own_clips.person import Person
 from isthmus.edge.own_clips.personal import Personal, person_facts
 from isthmus.edge.own_clips.store import ClipStore
+from isthmus.edge.requests import shown
+from isthmus.edge.requests.local_socket import MOST_ANSWER_BYTES, LocalSocket, call
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student
 from isthmus.proto.errors import Corrupt, Internal, InvalidInput, IsthmusError, WrongState, from_status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from isthmus.edge.agent.local_socket import MOST_QUESTION_BYTES, NAME, LocalSocket, call
+from isthmus.edge.requests.local_socket import MOST_QUESTION_BYTES, NAME, LocalSocket, call
 from isthmus.proto.errors import Corrupt, InvalidInput, Unavailable
 
 AS_NOBODY = """

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from isthmus.edge.agent import requests
-from isthmus.edge.agent.behaviour import Phase, State
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.local_socket import call
-from isthmus.edge.agent.requests import Device, answered, ask
 from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.behaviour.step import Phase, State
 from isthmus.edge.commands.edge import app
 from isthmus.edge.link.interface import MemoryLink
+from isthmus.edge.requests import requests
+from isthmus.edge.requests.local_socket import call
+from isthmus.edge.requests.requests import Device, answered, ask
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Internal, InvalidInput, Locked, WrongState
@@ -30,7 +30,7 @@ RUNNING = """
 import sys
 from pathlib import Path
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.requests import Device, answered
+from isthmus.edge.requests.requests import Device, answered
 from isthmus.edge.agent.runtime import RunConfig, Runtime
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 device = DeviceState(Path(sys.argv[1]))
