@@ -32,7 +32,8 @@ from .distill.student.personalise import distil_round, select_round, train_heads
 from .distill.teacher.teach import cache_teacher_outputs, train_teacher
 from .edge.agent.device_run import DeviceRun
 from .edge.agent.device_state import DeviceState
-from .edge.agent.runtime import RunConfig, Runtime
+from .edge.agent.run_config import RunConfig
+from .edge.agent.runtime import Runtime
 from .edge.link.over_grpc import GrpcLink
 from .edge.own_clips.prototypes import make_prototypes
 from .edge.student.encoder import StudentEncoder

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isthmus.edge.agent.inference import SESSION_TIMEOUT_S, Answer
-from isthmus.edge.behaviour.step import HINT_MOST_S
+from isthmus.edge.behaviour.pauses import HINT_MOST_S
 from isthmus.edge.capture.sources import Clock
 from isthmus.edge.link import controller
 from isthmus.edge.link.compression import Policy, Setting

@@ -10,7 +10,7 @@ from isthmus.edge.agent.inference import CloudAnswers, answer_locally
 from isthmus.edge.agent.report import ClipResult, RunFacts, build_report
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.behaviour.events import Answered
-from isthmus.edge.behaviour.step import Phase, State
+from isthmus.edge.behaviour.state import Phase, State
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import raw_bytes, replay
 from isthmus.edge.link.compression import Setting, choose, make_policy

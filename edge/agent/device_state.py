@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from isthmus.data.files import make_folder, remove, sync, write_atomically
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.behaviour.step import Phase, Purpose, State
+from isthmus.edge.behaviour.state import Phase, Purpose, State
 from isthmus.edge.own_clips.budget import Budget
 from isthmus.edge.own_clips.corrections import MOST_KEPT, Correction
 from isthmus.edge.own_clips.habits import Habits

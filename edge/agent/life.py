@@ -9,7 +9,8 @@ from typing import Any
 from isthmus.data.clip import Damage
 from isthmus.edge.agent.asking import LinkMemory
 from isthmus.edge.agent.live import LiveAnswer
-from isthmus.edge.agent.runtime import Observer, Runtime
+from isthmus.edge.agent.progress import Observer
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.agent.service_manager import ServiceManager
 from isthmus.edge.link.sent import Frames, SentMessages
 from isthmus.edge.watched.happenings import Happenings

@@ -18,7 +18,7 @@ from isthmus.edge.agent.asking import CloudQuestions, LinkMemory
 from isthmus.edge.agent.inference import Answer, answer_locally
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.behaviour.events import Answered, Failed, Tick
-from isthmus.edge.behaviour.step import Answering, answering
+from isthmus.edge.behaviour.state import Answering, answering
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.compression import Setting, make_policy
 from isthmus.edge.link.controller import assumed_rate

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from isthmus.edge.behaviour.step import Phase, Purpose, State
+from isthmus.edge.behaviour.state import Phase, Purpose, State
 
 AGAIN_AFTER_S: Final = 86_400.0
 """A device personalises again at most once in this time."""

@@ -23,8 +23,7 @@ The cloud never gets more uploads than ``most_rounds`` in one personalisation, w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 from isthmus.edge.behaviour.events import (
     Accepted,
@@ -56,6 +55,8 @@ from isthmus.edge.behaviour.events import (
     Watch,
     WatchEnded,
 )
+from isthmus.edge.behaviour.pauses import HINT_MOST_S, NEEDS_A_PERSON, TROUBLE_MOST_S, backoff_s
+from isthmus.edge.behaviour.state import Phase, Purpose, State, rounds_left
 from isthmus.edge.own_clips.budget import BudgetSpent
 from isthmus.edge.student.trust import Refused
 from isthmus.proto.errors import (
@@ -69,138 +70,11 @@ from isthmus.proto.errors import (
     Unavailable,
     WrongState,
 )
-from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import JobStatus, Stage
-
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MOST_S = 60.0
-"""The longest pause after an error of the link."""
-
-HINT_MOST_S = 300.0
-"""A busy cloud may name the time after which to try again; no more than this is heeded, before jitter."""
-
-TROUBLE_MOST_S = 3600.0
-"""The longest pause after any other error."""
-
-MOST_REFUSALS = 5
-"""A run that ends by itself (``--once``) ends after more errors than this, not counting errors of the link."""
-
-NEEDS_A_PERSON = 8
-"""The count of refusals after an error that time alone rarely mends: the next pause is then a minute or so."""
 
 
 class NothingToSend(IsthmusError):
     """The prototypes that were to be sent are gone from the outbox; they are made again."""
-
-
-class Phase(Enum):
-    ENROL = "enrol"
-    FETCH = "fetch"
-    VERIFY = "verify"
-    JUDGE = "judge"
-    SWAP = "swap"
-    ENCODE = "encode"
-    UPLOAD = "upload"
-    WATCH = "watch"
-    SERVE = "serve"
-    STOPPED = "stopped"
-    """Written by development versions before 0.1.0, which gave up without a student. A start leaves it."""
-
-
-class Purpose(Enum):
-    """Why a student is being fetched."""
-
-    BASE = "base"
-    INTERIM = "interim"
-    FINAL = "final"
-
-
-class Answering(Enum):
-    """How a clip is answered now."""
-
-    NOT_YET = "not_yet"
-    LOCAL = "local"
-    CLOUD = "cloud"
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything the agent remembers.
-
-    ``wanted_id``: the student being fetched ("" = the newest). ``active_id``: the student in use. ``base_id``: the
-    student that this personalisation started from. ``repair_id``: the damaged student that ``active_id`` stands in
-    for. ``round``: of the prototypes being made or last sent. ``uploaded_round``: the last one that the cloud has
-    acknowledged. ``most_rounds``: the allowed number of uploads. ``jobs``: jobs of this personalisation that were
-    lost or failed. ``attempt`` counts tries since the link last worked, ``refusals`` errors of any other kind since
-    the last progress. ``failure``: the last such error, "" after progress. ``verdict``: the result of comparing the
-    last final student with the active one. ``refused_id``: that student if it was refused. ``done``: the last
-    personalisation reached its end.
-    """
-
-    phase: Phase = Phase.ENROL
-    purpose: Purpose = Purpose.BASE
-    wanted_id: str = ""
-    active_id: str = ""
-    base_id: str = ""
-    repair_id: str = ""
-    job_id: str = ""
-    round: int = 0
-    uploaded_round: int = -1
-    most_rounds: int = MAX_ROUNDS
-    jobs: int = 0
-    link_up: bool = False
-    attempt: int = 0
-    refusals: int = 0
-    retry_at_s: float | None = None
-    failure: str = ""
-    verdict: str = ""
-    refused_id: str = ""
-    done: bool = False
-
-
-def answering(state: State) -> Answering:
-    """Return how a clip that arrives now is answered: through the cloud only by a finished student with a link."""
-    if not state.active_id:
-        return Answering.NOT_YET
-    finished = state.link_up and state.phase is Phase.SERVE and not state.repair_id
-    return Answering.CLOUD if finished else Answering.LOCAL
-
-
-def backoff_s(attempt: int, jitter: float, most_s: float = BACKOFF_MOST_S) -> float:
-    """Return the seconds before try ``attempt`` (from 1): doubling up to ``most_s``, the upper half of it random."""
-    longest_s = min(most_s, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 16))
-    return longest_s * (0.5 + 0.5 * jitter)
-
-
-def personalise_again(state: State) -> State:
-    """Return the state in which a finished device starts another personalisation, with its active student."""
-    phase = Phase.ENCODE if state.active_id else Phase.ENROL
-    return State(phase=phase, active_id=state.active_id, base_id=state.active_id, repair_id=state.repair_id)
-
-
-def enrol_anew(state: State) -> State:
-    """Return the state of a device that has lost its identity and keeps its students, if they are sound."""
-    return State(
-        active_id=state.active_id,
-        base_id=state.base_id,
-        most_rounds=_rounds_left(state),
-        jobs=state.jobs + (state.uploaded_round >= 0),
-        verdict=state.verdict,
-        refused_id=state.refused_id,
-        done=state.done or (state.phase is Phase.SERVE and not state.failure),
-    )
-
-
-def rolled_back(state: State, student_id: str) -> State:
-    """Return the state in which the device uses the student before; whatever it was doing goes on."""
-    return replace(state, active_id=student_id, repair_id="")
-
-
-def withdrawn(state: State, student_id: str, substitute_id: str, reason: str) -> State:
-    """Return the state in which another student has replaced the one in use, which did not prove itself."""
-    if student_id != state.active_id:
-        return state
-    return replace(state, active_id=substitute_id, verdict=reason, refused_id=student_id)
 
 
 def step(state: State, event: Event, now_s: float) -> tuple[State, Sequence[Action]]:
@@ -419,15 +293,10 @@ def _job_lost(state: State, reason: str, jitter: float, now_s: float) -> tuple[S
         job_id="",
         round=0,
         uploaded_round=-1,
-        most_rounds=_rounds_left(state),
+        most_rounds=rounds_left(state),
         jobs=state.jobs + 1,
     )
     return _trouble(lost, reason, jitter, now_s, least=NEEDS_A_PERSON)
-
-
-def _rounds_left(state: State) -> int:
-    """Return the uploads that another job may have: round 0 is sent again as it is, later rounds remain counted."""
-    return max(1, state.most_rounds - max(0, state.uploaded_round))
 
 
 def _trouble(

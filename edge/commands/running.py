@@ -22,12 +22,14 @@ from isthmus.data.layouts.listing import read_listing
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.enrolling import enrol_anew
 from isthmus.edge.agent.life import Life, followed, frames_of
 from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips, working
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.runtime import RunConfig, Runtime, enrol_anew
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.agent.service_manager import ServiceManager
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.process import Capture
 from isthmus.edge.capture.sources import raw_bytes, replay
@@ -40,7 +42,9 @@ from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
 from isthmus.edge.own_clips.store import StoredSelection, person_folder
-from isthmus.edge.requests.requests import SENT, Device, answered, ask, privacy
+from isthmus.edge.requests.device import SENT, Device
+from isthmus.edge.requests.facts import privacy
+from isthmus.edge.requests.requests import answered, ask
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import try_student

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isthmus.data.clip import Damage
-from isthmus.edge.agent.runtime import Observer
+from isthmus.edge.agent.progress import Observer
 from isthmus.edge.own_clips.disclosure import Disclosure
 from isthmus.proto.messages import JobStatus
 

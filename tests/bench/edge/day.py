@@ -37,7 +37,8 @@ from isthmus.edge.agent import live
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import LiveAnswer, Worker
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.process import NOBODY, Captured
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.commands import living

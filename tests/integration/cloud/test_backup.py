@@ -19,8 +19,9 @@ from isthmus.cloud.personalise.job import Selected, Taken
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.runtime import RunConfig, enrol_anew
-from isthmus.edge.behaviour.step import State
+from isthmus.edge.agent.enrolling import enrol_anew
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.behaviour.state import State
 from isthmus.edge.commands.edge import app as edge_app
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto import convert

@@ -16,10 +16,13 @@ import pytest
 
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
+from isthmus.edge.agent.enrolling import enrol_anew
 from isthmus.edge.agent.live import LiveAnswers, Worker
+from isthmus.edge.agent.progress import Observer
 from isthmus.edge.agent.report import write_report
-from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped, enrol_anew
-from isthmus.edge.behaviour.step import Answering, Phase, answering
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime, Stopped
+from isthmus.edge.behaviour.state import Answering, Phase, answering
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryLink

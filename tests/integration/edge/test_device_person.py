@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.live import LiveAnswers, Worker
-from isthmus.edge.agent.runtime import RunConfig, Stopped
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Stopped
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.commands.edge import app
 from isthmus.edge.link.interface import MemoryCloud
 from isthmus.edge.own_clips.personal import Personal
-from isthmus.edge.requests.requests import Device, answered, ask
+from isthmus.edge.requests.device import Device
+from isthmus.edge.requests.requests import answered, ask
 from isthmus.proto.errors import Corrupt, InvalidInput, WrongState
 from isthmus.proto.messages import PublicMeasure, SignedManifest
 from tests.rigs.distill.people import person_model

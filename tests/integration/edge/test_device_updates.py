@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from isthmus.edge.agent.device_run import DeviceRun, InferConfig
-from isthmus.edge.agent.runtime import Observer, RunConfig
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.agent.progress import Observer
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.commands.edge import app
 from isthmus.edge.link.interface import MemoryCloud

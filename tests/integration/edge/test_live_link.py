@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from isthmus.edge.agent.live import LiveAnswers, Worker
-from isthmus.edge.agent.runtime import RunConfig
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.link.interface import MemoryInferSession, MemoryLink

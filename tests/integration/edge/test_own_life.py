@@ -16,9 +16,10 @@ from isthmus.edge.agent import live
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import Worker
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.agent.service_manager import ServiceManager
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.process import NOBODY, Captured
 from isthmus.edge.capture.sources import replay

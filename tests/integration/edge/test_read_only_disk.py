@@ -11,7 +11,7 @@ import pytest
 from isthmus.cli import main
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.behaviour.step import State
+from isthmus.edge.behaviour.state import State
 from isthmus.edge.own_clips.store import ClipStore
 from isthmus.proto.errors import StorageFull
 

@@ -24,8 +24,10 @@ from isthmus.data.cache.read import INDEX
 from isthmus.distill.release import Release
 from isthmus.distill.student.base import make_base, make_student
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.agent.progress import Observer
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.own_clips.guard import Estimator

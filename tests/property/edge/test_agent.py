@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isthmus.edge.behaviour import events
-from isthmus.edge.behaviour import step as behaviour
-from isthmus.edge.behaviour.step import Phase, Purpose, State, step
+from isthmus.edge.behaviour.pauses import TROUBLE_MOST_S
+from isthmus.edge.behaviour.state import Phase, Purpose, State
+from isthmus.edge.behaviour.step import step
 from isthmus.proto import errors
 from isthmus.proto.messages import JobStatus, Stage
 
@@ -104,7 +105,7 @@ def test_random_lives(moments: list[tuple[bool, events.Event, JobStatus, float, 
                 assert state.purpose is Purpose.BASE or accepted.get(action.student_id) is True
                 swapped.add(action.student_id)
             if isinstance(action, events.Wait):
-                assert now_s < action.until_s <= now_s + behaviour.TROUBLE_MOST_S or isinstance(happened, events.Tick)
+                assert now_s < action.until_s <= now_s + TROUBLE_MOST_S or isinstance(happened, events.Tick)
             if isinstance(action, events.Judge):
                 assert action.old_id == state.active_id != ""
         if isinstance(happened, events.Damaged | events.Repaired):

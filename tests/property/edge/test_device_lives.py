@@ -28,8 +28,10 @@ from isthmus.data.clip import ClipRef, DecodedClip
 from isthmus.data.media import decode
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.inference import answer_locally
-from isthmus.edge.agent.runtime import Observer, RunConfig, Runtime, Stopped
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.agent.progress import Observer
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime, Stopped
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.sources import Taken
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.student.encoder import StudentEncoder, encode

@@ -14,8 +14,9 @@ import numpy as np
 
 from isthmus.command_line import is_expected, one_line
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
-from isthmus.edge.agent.runtime import RunConfig, Runtime
-from isthmus.edge.behaviour.step import Phase, State
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.behaviour.state import Phase, State
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.link.outbox import Entry, Outbox
 from isthmus.edge.own_clips.budget import Budget

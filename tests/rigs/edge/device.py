@@ -9,7 +9,8 @@ import numpy as np
 
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.student.encoder import check_student

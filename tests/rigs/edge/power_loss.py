@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isthmus.data.files import write_atomically
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.runtime import RunConfig, Runtime, roll_back
-from isthmus.edge.behaviour.step import Phase
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime, roll_back
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan, plan_clips
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
 from isthmus.edge.own_clips.corrections import Correction

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from isthmus.edge.behaviour.own_life import AGAIN_AFTER_S, Clips, Task, due
-from isthmus.edge.behaviour.step import Phase, Purpose, State
+from isthmus.edge.behaviour.state import Phase, Purpose, State
 
 BASE = State(phase=Phase.ENCODE, active_id="base", base_id="base")
 SERVING = State(phase=Phase.SERVE, active_id="final", base_id="base", done=True)

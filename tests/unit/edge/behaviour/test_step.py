@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from isthmus.edge.behaviour import events
-from isthmus.edge.behaviour import step as behaviour
-from isthmus.edge.behaviour.step import Phase, Purpose, State, step
+from isthmus.edge.behaviour.pauses import BACKOFF_MOST_S, HINT_MOST_S, MOST_REFUSALS, TROUBLE_MOST_S, backoff_s
+from isthmus.edge.behaviour.state import Answering, Phase, Purpose, State, answering, enrol_anew, personalise_again
+from isthmus.edge.behaviour.step import step
 from isthmus.edge.own_clips.budget import BudgetSpent
 from isthmus.proto.errors import (
     Busy,
@@ -62,7 +63,7 @@ def test_the_whole_life() -> None:
         assert list(actions) == expected, event
     assert (state.active_id, state.base_id, state.failure) == ("final", "base", "")
     assert (state.verdict, state.refused_id) == ("better", "")
-    assert behaviour.answering(state) is behaviour.Answering.CLOUD
+    assert answering(state) is Answering.CLOUD
 
 
 def test_a_refused_student_is_not_swapped_in_and_the_present_one_serves() -> None:
@@ -73,7 +74,7 @@ def test_a_refused_student_is_not_swapped_in_and_the_present_one_serves() -> Non
     assert actions == (events.Serve(),)
     assert (state.active_id, state.refused_id, state.verdict) == ("base", "new", "it is not good enough")
     assert state.failure == "", "a refusal is no failure"
-    again = behaviour.personalise_again(state)
+    again = personalise_again(state)
     assert (again.active_id, again.refused_id, again.verdict) == ("base", "", "")
 
 
@@ -104,15 +105,15 @@ def test_a_busy_cloud_says_when_to_try_again(state: State) -> None:
 
     assert pause_s(None, 0.0) == 0.25
     assert (pause_s(8.0, 0.0), pause_s(8.0, 0.5)) == (8.0, 10.0), "not before that time, and not all devices at once"
-    assert pause_s(1e9, 0.0) == behaviour.HINT_MOST_S, "no cloud can silence a device for good"
-    assert pause_s(0.1, 0.0, attempt=6) == behaviour.backoff_s(7, 0.0), "a hint does not shorten a pause that has grown"
+    assert pause_s(1e9, 0.0) == HINT_MOST_S, "no cloud can silence a device for good"
+    assert pause_s(0.1, 0.0, attempt=6) == backoff_s(7, 0.0), "a hint does not shorten a pause that has grown"
 
 
 def test_backoff_doubles_up_to_a_minute() -> None:
-    waits = [behaviour.backoff_s(attempt, jitter=1.0) for attempt in range(1, 12)]
+    waits = [backoff_s(attempt, jitter=1.0) for attempt in range(1, 12)]
     assert waits[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert waits[-1] == behaviour.BACKOFF_MOST_S
-    assert behaviour.backoff_s(10_000, jitter=0.0) == behaviour.BACKOFF_MOST_S / 2
+    assert waits[-1] == BACKOFF_MOST_S
+    assert backoff_s(10_000, jitter=0.0) == BACKOFF_MOST_S / 2
 
 
 def test_the_link_may_be_gone_for_days() -> None:
@@ -141,7 +142,7 @@ def test_other_errors_are_tried_again_for_ever_after_pauses_that_grow_to_an_hour
         state, (wait,) = step(state, events.Failed(error, 0.9), now_s)
         assert isinstance(wait, events.Wait)
         assert (state.phase, state.active_id, state.failure) == (Phase.FETCH, "base", str(error))
-        assert behaviour.answering(state) is behaviour.Answering.LOCAL
+        assert answering(state) is Answering.LOCAL
         pauses.append(round(wait.until_s - now_s, 3))
         now_s = wait.until_s
         state, actions = step(state, events.Tick(), now_s)
@@ -149,7 +150,7 @@ def test_other_errors_are_tried_again_for_ever_after_pauses_that_grow_to_an_hour
         state, actions = step(state, events.Fetched("new"), now_s)
         assert actions == (events.Verify("new"),)
     assert pauses == sorted(pauses)
-    assert 0.9 * behaviour.TROUBLE_MOST_S < pauses[-1] <= behaviour.TROUBLE_MOST_S
+    assert 0.9 * TROUBLE_MOST_S < pauses[-1] <= TROUBLE_MOST_S
     state, _ = step(state, events.Verified("new"), now_s)
     assert (state.phase, state.failure, state.refusals) == (Phase.JUDGE, "", 0)
 
@@ -158,7 +159,7 @@ def test_other_errors_are_tried_again_for_ever_after_pauses_that_grow_to_an_hour
 def test_what_a_person_must_mend_is_tried_again_less_often(error: IsthmusError) -> None:
     state, (wait,) = step(State(phase=Phase.ENCODE, active_id="base"), events.Failed(error, 0.0), 0.0)
     assert wait == events.Wait(32.0)
-    assert state.refusals > behaviour.MOST_REFUSALS
+    assert state.refusals > MOST_REFUSALS
     assert step(state, events.Tick(), 32.0)[1] == (events.MakePrototypes("base", 0),)
 
 
@@ -210,7 +211,7 @@ def test_no_more_rounds_than_the_person_allows() -> None:
 def test_a_damaged_student_is_fetched_again_while_another_answers() -> None:
     state, actions = step(SERVING, events.Damaged("final", "base"), 0.0)
     assert actions == (events.Repair("final"),)
-    assert (state.active_id, behaviour.answering(state)) == ("base", behaviour.Answering.LOCAL)
+    assert (state.active_id, answering(state)) == ("base", Answering.LOCAL)
     state, (wait,) = step(state, events.Failed(NotYours("no such student"), 0.0), 0.0)
     assert isinstance(wait, events.Wait)
     assert step(state, events.Started(), 0.0)[1] == (events.Repair("final"),)
@@ -224,7 +225,7 @@ def test_a_damaged_student_is_fetched_again_while_another_answers() -> None:
 def test_a_damaged_student_in_mid_job_does_not_lose_the_job() -> None:
     state, actions = step(WATCHING, events.Damaged("base", ""), 0.0)
     assert actions == (events.Repair("base"),)
-    assert behaviour.answering(state) is behaviour.Answering.NOT_YET
+    assert answering(state) is Answering.NOT_YET
     _, actions = step(state, events.Repaired("base"), 0.0)
     assert actions == (events.Watch("job"),)
     lost, actions = step(state, events.Failed(NotYours("no such student"), 0.0), 0.0)
@@ -233,14 +234,14 @@ def test_a_damaged_student_in_mid_job_does_not_lose_the_job() -> None:
 
 
 def test_a_lost_identity_is_replaced_and_sound_students_stay() -> None:
-    anew = behaviour.enrol_anew(SERVING)
+    anew = enrol_anew(SERVING)
     assert step(anew, events.Started(), 0.0)[1] == (events.Enrol(),)
     state, actions = step(anew, events.Enrolled(keeps=True), 0.0)
     assert (state.active_id, actions) == ("final", (events.Serve(),))
     state, actions = step(anew, events.Enrolled(keeps=False), 0.0)
     assert (state.active_id, actions) == ("", (events.Fetch(""),))
     under_way = replace(WATCHING, uploaded_round=1, most_rounds=3)
-    state, actions = step(behaviour.enrol_anew(under_way), events.Enrolled(keeps=True), 0.0)
+    state, actions = step(enrol_anew(under_way), events.Enrolled(keeps=True), 0.0)
     assert actions == (events.MakePrototypes("base", 0),)
     assert (state.most_rounds, state.jobs) == (2, 1), "an upload of round 1 remains counted"
 
@@ -267,9 +268,9 @@ def test_a_busy_cloud_is_asked_again() -> None:
 
 def test_while_serving_the_device_falls_back_to_itself() -> None:
     state, _ = step(SERVING, events.Failed(Unavailable("gone"), 0.0), 0.0)
-    assert behaviour.answering(state) is behaviour.Answering.LOCAL
+    assert answering(state) is Answering.LOCAL
     state, _ = step(state, events.Tick(), 60.0)
-    assert behaviour.answering(state) is behaviour.Answering.CLOUD
+    assert answering(state) is Answering.CLOUD
     unchanged, _ = step(SERVING, events.Failed(InvalidInput("one bad frame"), 0.0), 0.0)
     assert unchanged == SERVING
 
@@ -280,6 +281,6 @@ def test_another_jobs_news_is_not_ours() -> None:
 
 
 def test_again_starts_from_the_present_student() -> None:
-    state, actions = step(behaviour.personalise_again(SERVING), events.Started(), 0.0)
+    state, actions = step(personalise_again(SERVING), events.Started(), 0.0)
     assert actions == (events.MakePrototypes("final", 0),)
     assert (state.base_id, state.job_id, state.uploaded_round) == ("final", "", -1)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isthmus.edge.agent.device_state import DeviceState, LedgerEntry
-from isthmus.edge.behaviour.step import Phase, State
+from isthmus.edge.behaviour.state import Phase, State
 from isthmus.edge.commands import forgetting
 from isthmus.edge.commands.edge import app
 from isthmus.edge.commands.terminal import plain

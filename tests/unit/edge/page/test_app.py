@@ -17,14 +17,16 @@ from starlette.testclient import TestClient
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.store import ClipStore
 from isthmus.edge.page import watching
 from isthmus.edge.page.app import device_page
 from isthmus.edge.page.watching import Watching
-from isthmus.edge.requests.requests import Device, answered
+from isthmus.edge.requests.device import Device
+from isthmus.edge.requests.requests import answered
 from isthmus.proto.errors import Busy
 from isthmus.proto.v1 import isthmus_pb2 as pb
 

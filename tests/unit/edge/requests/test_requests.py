@@ -14,13 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.agent.runtime import RunConfig, Runtime
-from isthmus.edge.behaviour.step import Phase, State
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.behaviour.state import Phase, State
 from isthmus.edge.commands.edge import app
 from isthmus.edge.link.interface import MemoryLink
-from isthmus.edge.requests import requests
+from isthmus.edge.requests import table
+from isthmus.edge.requests.device import Device
 from isthmus.edge.requests.local_socket import call
-from isthmus.edge.requests.requests import Device, answered, ask
+from isthmus.edge.requests.requests import answered, ask
 from isthmus.edge.student.download import Tally, fetch_student
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.proto.errors import Internal, InvalidInput, Locked, WrongState
@@ -30,8 +32,10 @@ RUNNING = """
 import sys
 from pathlib import Path
 from isthmus.edge.agent.device_state import DeviceState
-from isthmus.edge.requests.requests import Device, answered
-from isthmus.edge.agent.runtime import RunConfig, Runtime
+from isthmus.edge.requests.device import Device
+from isthmus.edge.requests.requests import answered
+from isthmus.edge.agent.run_config import RunConfig
+from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 device = DeviceState(Path(sys.argv[1]))
 runtime = Runtime(RunConfig("kiosk"), device, GrpcLink(open_channel("127.0.0.1:1")), ())
@@ -147,9 +151,9 @@ def test_garbage_is_refused_and_changes_nothing(running: Runtime, device: Device
 def test_a_request_is_one_function(
     running: Runtime, device: DeviceState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(requests, "_TABLE", dict(requests._TABLE))
+    monkeypatch.setattr(table, "_TABLE", dict(table._TABLE))
 
-    @requests.request(changes=False)
+    @table.request(changes=False)
     def repeat(device: Device, text: str, times: float = 2.0) -> dict[str, Any]:
         return {"repeated": text * int(times), "found": 1 / (3 - times)}
 
