@@ -38,8 +38,8 @@ from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.own_clips.person import Said
 from isthmus.edge.own_clips.sharing import Sharing
 from isthmus.edge.own_clips.window import Window
+from isthmus.edge.student.disk import disk_errors
 from isthmus.edge.student.kept import read_kept, unreadable, write_kept
-from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.convert import enrolment_from_pb, identifier
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked
 from isthmus.proto.limits import MAX_ROUNDS

@@ -14,9 +14,9 @@ from isthmus.edge.agent.inference import Answer, accuracy
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.edge.own_clips.own_clips import StoredVerdict
 from isthmus.edge.own_clips.personal import PersonFacts
+from isthmus.edge.student.disk import disk_errors
 from isthmus.edge.student.download import Tally
 from isthmus.edge.student.encoder import Encoded
-from isthmus.edge.student.slot import disk_errors
 from isthmus.proto.messages import Captured, JobStatus, ratio_name
 
 FORMAT = 1

@@ -27,7 +27,8 @@ from isthmus.edge.link.compression import LinkEstimate, observe_transfer
 from isthmus.edge.link.interface import Link
 from isthmus.edge.own_clips import budget as budgets
 from isthmus.edge.own_clips.own_clips import OwnClips
-from isthmus.edge.student.slot import Installed, LoadTest, StudentSlot
+from isthmus.edge.student.signed import Installed
+from isthmus.edge.student.slot import LoadTest, StudentSlot
 from isthmus.edge.student.trial import try_student
 from isthmus.edge.student.trust import Refused
 from isthmus.proto.errors import IsthmusError, StorageFull, Unauthenticated, WrongState

@@ -24,7 +24,7 @@ from isthmus.data.clip import ClipRef
 from isthmus.data.files import make_folder, remove, write_atomically
 from isthmus.data.media.encode import write_mp4, write_wav
 from isthmus.data.transforms import InputSpec
-from isthmus.edge.student.slot import disk_errors
+from isthmus.edge.student.disk import disk_errors
 from isthmus.proto.errors import InvalidInput
 
 _NAME: Final = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9]{3}[a-z]?")

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from isthmus.edge.student.slot import disk_errors
+from isthmus.edge.student.disk import disk_errors
 from isthmus.proto.errors import Busy, InvalidInput, Unavailable
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[3] / "edge"
 
 ALLOWED = {
     "agent/device_state.py": {"open a+"},  # the process id in the lock
-    "student/slot.py": {"open r+b", "open wb"},  # a download, synced before it gets its name
+    "student/staging.py": {"open r+b", "open wb"},  # a download, synced before it gets its name
 }
 """Each writes bytes that are of no use until they are complete, or that nothing reads after a restart."""
 
