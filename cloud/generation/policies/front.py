@@ -83,9 +83,10 @@ class Front:
 
         A request that fits nowhere does not stop the ones behind it, unless it is the first in the order.
         """
-        self._order.look(now_s, self._state())
+        state = self._state()
+        self._order.look(now_s, state)
         sent = []
-        for place, life in enumerate(sorted(self._waiting.values(), key=self._order.rank)):
+        for place, life in enumerate(self._order.line(state)):
             at = self._place(life, now_s)
             if at is None:
                 if place == 0:

@@ -49,8 +49,9 @@ class Fused:
 
     def choose(self, now_s: float, state: State) -> Choice:
         self._order.look(now_s, state)
-        holders = [life for id, life in state.lives.items() if id in state.blocks]
-        waiting = sorted((life for id, life in state.lives.items() if id not in state.blocks), key=self._order.rank)
+        holders = [state.lives[id] for id in state.blocks if id in state.lives]
+        holders.sort(key=lambda life: (life.request.arrival_s, life.request.id))
+        waiting = self._order.line(state)
         preempted = self._displaced(holders, waiting, state) if self._preempts else []
         run = self._fill(now_s, state, holders, waiting, preempted)
         while not run and len(preempted) < len(holders):

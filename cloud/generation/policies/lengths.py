@@ -9,17 +9,24 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import nsmallest
 from statistics import NormalDist
 from typing import Final, Protocol
 
+import numpy as np
+
+from isthmus.cloud.generation.policies.queue import Floats, Waiting
 from isthmus.cloud.generation.scheduling.policy import Life
 
 QUANTILE: Final = 0.9
 FORGET: Final = 0.995
 """Weight that an earlier answer of the same class keeps when a new one is learned."""
 _NORMAL: Final = NormalDist()
+MOST_KINDS: Final = 1_024
+"""Classes of requests that are learned apart, since clients choose their names. The answers of others are one class."""
+_UNSEEN: Final = 64
+"""The length that is planned with before anything was learned."""
 _PRIOR: Final = 4.0
 """Answers of all classes that a class with few answers of its own is mixed with."""
 
@@ -31,6 +38,9 @@ class LengthPredictor(Protocol):
         """Called before each decision. ``pressure``: from 0 (nobody waits) to 1 (as many wait as can run)."""
 
     def predict(self, life: Life) -> float: ...
+
+    def predict_all(self, waiting: Waiting) -> Floats:
+        """Returns what ``predict`` returns for each request that waits, (N,)."""
 
     def learn(self, life: Life) -> None: ...
 
@@ -45,7 +55,10 @@ class _Fit:
     xx: float = 0.0
     xy: float = 0.0
     squared_error: float = 0.0
-    seen: int = field(default=0)
+    seen: int = 0
+    line: tuple[float, float] = (0.0, 0.0)
+    """Intercept and slope of the prediction."""
+    spread: float = 0.0
 
     def add(self, x: float, y: float) -> None:
         error = y - self.mean(x) if self.seen >= 2 else 0.0
@@ -56,16 +69,15 @@ class _Fit:
         self.xx = FORGET * self.xx + x * x
         self.xy = FORGET * self.xy + x * y
         self.seen += 1
-
-    def mean(self, x: float) -> float:
         mean_x, mean_y = self.x / self.weight, self.y / self.weight
         # One answer's worth of ridge: without spread in x the slope is 0.
         slope = (self.xy / self.weight - mean_x * mean_y) / (self.xx / self.weight - mean_x**2 + 1 / self.weight)
-        return mean_y + slope * (x - mean_x)
+        self.line = (mean_y - slope * mean_x, slope)
+        self.spread = math.sqrt(self.squared_error / self.weight)
 
-    @property
-    def spread(self) -> float:
-        return math.sqrt(self.squared_error / self.weight)
+    def mean(self, x: float) -> float:
+        intercept, slope = self.line
+        return intercept + slope * x
 
 
 class LearnedLengths:
@@ -101,12 +113,30 @@ class LearnedLengths:
     def look(self, pressure: float) -> None:
         self._z = self._idle_z + min(1.0, pressure) * (self._busy_z - self._idle_z)
 
+    def _fit(self, kind: str) -> _Fit:
+        fit = self._fits.get(kind)
+        return self._all if fit is None or fit.seen < _PRIOR else fit
+
+    def predict_all(self, waiting: Waiting) -> Floats:
+        fits = [self._fit(kind) for kind in waiting.kinds]
+        seen_K = np.array([fit.seen >= 2 for fit in fits], dtype=bool)
+        lines_K2 = np.array([fit.line for fit in fits]).reshape(-1, 2)
+        over_K = np.array([min(self._most_over, self._z * fit.spread) for fit in fits])
+        at_N = waiting.kind_N
+        means_N = lines_K2[at_N, 0] + lines_K2[at_N, 1] * waiting.log_prompt_N
+        found_N = np.exp(np.minimum(20.0, means_N + over_K[at_N]))
+        found_N = np.minimum(waiting.most_N, np.maximum(found_N, 1.25 * waiting.tokens_N + 1))
+        unseen_N = np.maximum(waiting.tokens_N + 1, np.minimum(waiting.most_N, _UNSEEN))
+        found_N = np.where(seen_K[at_N], found_N, unseen_N)
+        if self._conditional:
+            for at in np.flatnonzero(waiting.tokens_N).tolist():
+                found_N[at] = self.predict(waiting.lives[at])
+        return found_N
+
     def predict(self, life: Life) -> float:
-        fit = self._fits.get(life.request.kind)
-        if fit is None or fit.seen < _PRIOR:
-            fit = self._all
+        fit = self._fit(life.request.kind)
         if fit.seen < 2:
-            return float(max(len(life.tokens) + 1, min(life.request.max_tokens, 64)))
+            return float(max(len(life.tokens) + 1, min(life.request.max_tokens, _UNSEEN)))
         x = math.log(len(life.request.prompt))
         over = min(self._most_over, self._z_of(life, fit, x) * fit.spread)
         found = math.exp(min(20.0, fit.mean(x) + over))
@@ -126,8 +156,9 @@ class LearnedLengths:
         if not life.tokens:
             return
         x, y = math.log(len(life.request.prompt)), math.log(len(life.tokens))
-        self._fits.setdefault(life.request.kind, _Fit()).add(x, y)
         self._all.add(x, y)
+        if life.request.kind in self._fits or len(self._fits) < MOST_KINDS:
+            self._fits.setdefault(life.request.kind, _Fit()).add(x, y)
 
 
 class NearestLengths:
@@ -156,13 +187,17 @@ class NearestLengths:
             near = self._near[life.id] = self._lengths_near(life)
         longer = near[bisect_right(near, drawn) :]
         if not longer:
-            return float(max(drawn + 1, min(life.request.max_tokens, 64 if not near else 1.25 * drawn + 1)))
+            return float(max(drawn + 1, min(life.request.max_tokens, _UNSEEN if not near else 1.25 * drawn + 1)))
         at = min(len(longer) - 1, int(self._quantile * len(longer)))
         return float(min(life.request.max_tokens, longer[at]))
 
+    def predict_all(self, waiting: Waiting) -> Floats:
+        return _one_by_one(self, waiting)
+
     def learn(self, life: Life) -> None:
         self._near.pop(life.id, None)
-        if life.tokens:
+        kind = life.request.kind
+        if life.tokens and (kind in self._answers or len(self._answers) < MOST_KINDS):
             answers = self._answers.setdefault(life.request.kind, deque(maxlen=self._kept))
             answers.append((len(life.request.prompt), len(life.tokens)))
 
@@ -186,5 +221,12 @@ class KnownLengths:
     def predict(self, life: Life) -> float:
         return float(self._of(life.id))
 
+    def predict_all(self, waiting: Waiting) -> Floats:
+        return _one_by_one(self, waiting)
+
     def learn(self, life: Life) -> None:
         pass
+
+
+def _one_by_one(lengths: LengthPredictor, waiting: Waiting) -> Floats:
+    return np.fromiter(map(lengths.predict, waiting.lives), dtype=np.float64, count=len(waiting.lives))

@@ -6,7 +6,10 @@ An order ranks requests; what runs together is the policy's choice (``fused.py``
 from collections import Counter, defaultdict
 from typing import Any, Final, Protocol
 
+import numpy as np
+
 from isthmus.cloud.generation.policies.lengths import LengthPredictor
+from isthmus.cloud.generation.policies.queue import Queue
 from isthmus.cloud.generation.policies.unmoved import Unmoved
 from isthmus.cloud.generation.scheduling.policy import Life, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
@@ -31,6 +34,9 @@ class Order(Protocol):
 
     def rank(self, life: Life) -> Any: ...
 
+    def line(self, state: State) -> list[Life]:
+        """Returns the requests that wait, in the order of their ranks."""
+
     def may_displace(self, first: Life, last: Life) -> bool:
         """Whether ``first``, which waits, is worth the work that is lost if ``last`` is preempted."""
 
@@ -46,6 +52,9 @@ class FirstCome(Unmoved):
 
     def rank(self, life: Life) -> Any:
         return (life.request.arrival_s, life.id)
+
+    def line(self, state: State) -> list[Life]:
+        return sorted((life for id, life in state.lives.items() if id not in state.blocks), key=self.rank)
 
     def may_displace(self, first: Life, last: Life) -> bool:
         return False
@@ -66,17 +75,35 @@ class Shortest(FirstCome):
         self._lengths = lengths
         self._profile = reference_profile()
         self._now_s = 0.0
+        self._queue = Queue()
 
     def use(self, profile: GenerationProfile) -> None:
         self._profile = profile
 
+    def arrived(self, life: Life) -> None:
+        self._queue.arrived(life)
+
     def left(self, life: Life) -> None:
+        self._queue.left(life)
         if life.whole:
             self._lengths.learn(life)
 
     def look(self, now_s: float, state: State) -> None:
         self._now_s = now_s
         self._lengths.look(pressure(state))
+
+    def line(self, state: State) -> list[Life]:
+        waiting = self._queue.of(state)
+        waited_N = np.maximum(0.0, self._now_s - waiting.arrival_s_N)
+        total_N = self._lengths.predict_all(waiting)
+        remaining = self._rule == "srpt"
+        drawn_N = waiting.tokens_N if remaining else np.zeros(len(total_N))
+        to_compute_N = np.where(remaining & (waiting.computed_N > 0), 0.0, waiting.prompt_N + drawn_N)
+        row_s_N = self._profile.row_s + self._profile.context_s * (waiting.prompt_N + total_N)
+        work_s_N = self._profile.prompt_s * to_compute_N + (total_N - drawn_N) * row_s_N + 1e-9
+        if self._rule == "hrrn":
+            return waiting.by(-(1 + waited_N / work_s_N))
+        return waiting.by(work_s_N * np.maximum(0.0, 1 - waited_N / AGING_S), waiting.arrival_s_N)
 
     def rank(self, life: Life) -> Any:
         waited_s = max(0.0, self._now_s - life.request.arrival_s)

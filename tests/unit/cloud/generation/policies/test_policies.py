@@ -159,9 +159,9 @@ def test_jitserve_chooses_neighbours_in_length_of_greatest_worth() -> None:
     deadlines = {0: 60.0, 1: 60.0, 2: 1.0, 3: 1.0, 4: 60.0}
     lives = {id: waiting(id, lengths[id], deadlines[id]) for id in lengths}
     gains = _Gains(KnownLengths(lengths.__getitem__))
-    state = State(lives, Limits(rows=2), {}, 100)
-    gains.look(0.0, state)
-    gains.replan(state)
+    for life in lives.values():
+        gains.arrived(life)
+    gains.look(0.0, State(lives, Limits(rows=2), {}, 100))
     assert gains.window <= {0, 1, 4} and len(gains.window) == 2
     assert bandwidth(10, None, 5.0) == 0.0 and bandwidth(10, 4.0, 5.0) == float("inf")
 
