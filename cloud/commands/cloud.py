@@ -100,6 +100,10 @@ def page(
         int, typer.Option(min=1, max=65535, help="The service's --metrics-port, on this machine.")
     ] = 9464,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. 0: any that is free.")] = 8471,
+    release: Annotated[
+        Path | None,
+        typer.Option(help="A release, whose base student people can try in their browser. Default: none is offered."),
+    ] = None,
 ) -> None:
     """Serve a page about a running service on this machine: load, queue, gammas, outcomes, personalisations.
 
@@ -108,7 +112,7 @@ def page(
     """
     from isthmus.cloud.commands.paging import page
 
-    page(metrics_port, port)
+    page(metrics_port, port, release)
 
 
 @app.command(

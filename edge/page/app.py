@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -15,6 +16,7 @@ from isthmus.edge.own_clips.store import ClipStore
 from isthmus.edge.page.watching import Watching
 from isthmus.edge.requests.requests import ask
 from isthmus.page.serve import application
+from isthmus.page.student import BrowserStudent, student_routes
 from isthmus.proto.errors import InvalidInput
 
 READS: Final = frozenset({"status", "mine", "link", "sent", "sent_content", "clips"})
@@ -64,6 +66,7 @@ def device_page(state: DeviceState, name: str) -> Starlette:
         Route("/api/watch", watch),
         Route("/api/clips/{clip}/sound.wav", sound),
         Route("/api/clips/{clip}/pictures.jpg", pictures),
+        *student_routes(lambda: _student(state, name)),
     ]
     return application([*routes], {"page": "device", "name": name, "folder": str(state.root)})
 
@@ -78,6 +81,13 @@ def _asked(state: DeviceState, body: bytes) -> dict[str, Any]:
     if not isinstance(name, str) or name not in READS | CHANGES or not isinstance(arguments, dict):
         raise InvalidInput("the page offers no such request")
     return ask(state, name, **{str(key): value for key, value in arguments.items()})
+
+
+def _student(state: DeviceState, name: str) -> BrowserStudent:
+    """Return the student in use. Raises WrongState without one, Corrupt if its files are damaged."""
+    known = ask(state, "student")
+    shown = f"the {known['kind']} student of {name}"
+    return BrowserStudent(Path(known["folder"]), shown, tuple(known["classes"]), known["input_spec_json"])
 
 
 def _strip(store: ClipStore, clip: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Requests that change the student: go back to the one before, and personalise again."""
+"""Requests about the student: what it is, go back to the one before, and personalise again."""
 
 from typing import Any, Final
 
@@ -46,3 +46,21 @@ def why_not(device: Device) -> str:
     if stored < FEWEST_CLIPS:
         return f"{FEWEST_CLIPS} clips are needed, and {stored} are here"
     return ""
+
+
+@request(changes=False)
+def student(device: Device) -> dict[str, Any]:
+    """Return the student in use: its folder, classes and input, after its files were compared with its manifest."""
+    student_id = device.agent.active_id
+    if not student_id:
+        raise WrongState(f"{device.state.root} has no student yet; 'isthmus edge run' fetches it")
+    slot = slot_of(device) if device.runtime is None else device.runtime.slot
+    installed = slot.checked(student_id)
+    manifest = installed.manifest
+    return {
+        "student": student_id,
+        "kind": manifest.kind,
+        "folder": str(installed.folder.resolve()),
+        "classes": list(manifest.classes),
+        "input_spec_json": manifest.input_spec_json,
+    }

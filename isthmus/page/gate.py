@@ -30,6 +30,14 @@ HEADERS: Final = {
     "cache-control": "no-store",
 }
 
+OWN_HEADERS: Final = {
+    # The student in the browser is a document of its own, so that the page itself can open neither camera nor
+    # microphone. Before it opens them it forbids itself every connection. The student's worker never has one.
+    "/browser.html": {"permissions-policy": "camera=(self), microphone=(self), geolocation=()"},
+    "/student.js": {"content-security-policy": "default-src 'none'; script-src 'wasm-unsafe-eval'"},
+}
+"""What differs from ``HEADERS`` in the answers to some paths."""
+
 
 class Gate:
     """An ASGI application that passes sound requests on to ``app``, without the token in their path.
@@ -54,7 +62,7 @@ class Gate:
             return
         _, _, rest = scope["path"][1:].partition("/")
         passed = {**scope, "path": f"/{rest}", "raw_path": None, "root_path": ""}
-        await self._app(passed, _bounded(receive), _guarded(send))
+        await self._app(passed, _bounded(receive), _guarded(send, {**HEADERS, **OWN_HEADERS.get(passed["path"], {})}))
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         if headers.get("host", "").lower() not in self._hosts:
@@ -99,14 +107,13 @@ def _bounded(receive: Receive) -> Receive:
     return bounded
 
 
-def _guarded(send: Send) -> Send:
-    """Return a ``send`` that adds the headers of every answer."""
+def _guarded(send: Send, headers: dict[str, str]) -> Send:
+    """Return a ``send`` that adds the headers."""
 
     async def guarded(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            own = set(HEADERS)
-            kept = [(name, value) for name, value in message["headers"] if name.decode("latin-1").lower() not in own]
-            message = {**message, "headers": [*kept, *_raw(HEADERS)]}
+            kept = [pair for pair in message["headers"] if pair[0].decode("latin-1").lower() not in headers]
+            message = {**message, "headers": [*kept, *_raw(headers)]}
         await send(message)
 
     return guarded

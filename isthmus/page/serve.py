@@ -26,7 +26,15 @@ TOKEN_FILE: Final = "page-token"
 MOST_CONNECTIONS: Final = 64
 _TOKEN_BYTES: Final = 24
 _GRACE_S: Final = 1
-_TYPES: Final = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".txt": "text/plain; charset=utf-8",
+    ".wasm": "application/wasm",
+}
+_COMPRESSED: Final = ".wasm"
+"""Files of this kind are kept compressed by gzip, which every browser reads."""
 
 
 def application(routes: list[BaseRoute], facts: dict[str, Any]) -> Starlette:
@@ -37,10 +45,12 @@ def application(routes: list[BaseRoute], facts: dict[str, Any]) -> Starlette:
 
     async def built(request: Request) -> Response:
         name = request.path_params.get("name") or "index.html"
-        path = BUILT / name
-        if path.parent != BUILT or path.suffix not in _TYPES or not path.is_file():
+        kind = Path(name).suffix
+        path = BUILT / (f"{name}.gz" if kind == _COMPRESSED else name)
+        if path.parent != BUILT or kind not in _TYPES or not path.is_file():
             return JSONResponse({"error": "there is no such file"}, status_code=404)
-        return FileResponse(path, media_type=_TYPES[path.suffix])
+        headers = {"content-encoding": "gzip"} if kind == _COMPRESSED else None
+        return FileResponse(path, media_type=_TYPES[kind], headers=headers)
 
     async def who(request: Request) -> Response:
         return JSONResponse(facts)

@@ -127,8 +127,8 @@ def household(folder: Path, *, clips_before: int = 6) -> Iterator[Household]:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Any]:
-    """Yield Debian's Chromium, driven by Playwright. Skips the test if either is missing."""
+def chromium(*arguments: str) -> Iterator[Any]:
+    """Yield Debian's Chromium with further arguments, driven by Playwright. Skips the test if either is missing."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
@@ -137,6 +137,6 @@ def chromium() -> Iterator[Any]:
     if path is None:
         missing("the tests of pages need Chromium (Debian: apt install chromium)")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", *arguments])
         yield browser
         browser.close()

@@ -14,6 +14,24 @@ export async function numbers(): Promise<Facts> {
   return answered(await fetch("./api/numbers"));
 }
 
+/** The student that can run in this browser. */
+export async function student(): Promise<Facts> {
+  return answered(await fetch("./api/student"));
+}
+
+/** A file's bytes; `came` hears how many more are here. */
+export async function fetched(path: string, came: (bytes: number) => void): Promise<ArrayBuffer> {
+  const reply = await fetch(path);
+  if (!reply.ok || !reply.body) await answered(reply);
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  const reader = reply.body!.getReader();
+  for (let read = await reader.read(); !read.done; read = await reader.read()) {
+    parts.push(read.value);
+    came(read.value.length);
+  }
+  return new Blob(parts).arrayBuffer();
+}
+
 export async function ask(request: string, args: Facts = {}): Promise<Facts> {
   let reply: Response;
   try {

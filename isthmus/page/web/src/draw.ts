@@ -75,9 +75,11 @@ export function columns(values: number[], label: string): SVGElement {
   return svg;
 }
 
+/** Bytes that travelled as text. */
+export const decoded = (text: string): Uint8Array<ArrayBuffer> => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
 /** Levels from 0 to 255, (bins, columns), low frequencies first, as a picture. */
-export function spectrogram(canvas: HTMLCanvasElement, levels: string, bins: number, wide: number): void {
-  const values = Uint8Array.from(atob(levels), (letter) => letter.charCodeAt(0));
+export function spectrogram(canvas: HTMLCanvasElement, values: Uint8Array, bins: number, wide: number): void {
   canvas.width = wide;
   canvas.height = bins;
   const context = canvas.getContext("2d")!;
@@ -92,8 +94,7 @@ export function spectrogram(canvas: HTMLCanvasElement, levels: string, bins: num
 
 /** A JPEG picture with boxes on it. */
 export async function picture(canvas: HTMLCanvasElement, jpeg: string, boxes: number[][]): Promise<void> {
-  const content = Uint8Array.from(atob(jpeg), (letter) => letter.charCodeAt(0));
-  const bitmap = await createImageBitmap(new Blob([content], { type: "image/jpeg" }));
+  const bitmap = await createImageBitmap(new Blob([decoded(jpeg)], { type: "image/jpeg" }));
   canvas.width = bitmap.width;
   canvas.height = bitmap.height;
   const context = canvas.getContext("2d")!;

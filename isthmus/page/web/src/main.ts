@@ -25,7 +25,7 @@ async function begin(): Promise<void> {
 function service(page: Facts): void {
   const view = serving();
   main.replaceChildren(view.content);
-  document.getElementById("views")!.append(element("a", { href: "#service", "aria-current": "page" }, view.title));
+  document.getElementById("views")!.append(element("a", { href: "#service", "aria-current": "page" }, view.title), page.student ? element("a", { href: "./browser.html" }, "Try it in this browser") : "");
   async function again(): Promise<void> {
     if (!document.hidden)
       try {
@@ -45,7 +45,7 @@ function device(page: Facts): void {
   const views: Record<string, View> = { now: now(), mine: mine(), sent: sent(), link: link() };
   const nav = document.getElementById("views")!;
   const links = Object.entries(views).map(([name, view]) => element("a", { href: `#${name}` }, view.title));
-  nav.append(...links);
+  nav.append(...links, element("a", { href: "./browser.html" }, "In this browser"));
   let open: View | undefined;
   let running: boolean | undefined;
   let stop: (() => void) | undefined;

@@ -1,7 +1,7 @@
 // Now: what the device sees and hears, and how it answers.
 
 import type { Facts } from "./api";
-import { bars, lines, picture, spectrogram, type Line } from "./draw";
+import { bars, decoded, lines, picture, spectrogram, type Line } from "./draw";
 import { element, put, say, section } from "./dom";
 import { bytes, clock, count, percent, seconds, which } from "./words";
 import type { View } from "./view";
@@ -90,7 +90,7 @@ export function now(): View {
       say(cameraSaid, faces === 0 ? "No face is in the picture." : faces === 1 ? "One face is in the picture; the box is around it." : `${faces} faces are in the picture; the largest one counts.`);
     } else if (!seen) say(cameraSaid, "The camera gives no picture. Sound alone is answered.");
     if (heard) {
-      spectrogram(sound, heard.levels, heard.bins, heard.columns);
+      spectrogram(sound, decoded(heard.levels), heard.bins, heard.columns);
       const loud = heard.loudness > 0.03 ? "It is loud." : heard.loudness > 0.003 ? "There is some sound." : "It is silent.";
       say(soundSaid, `The last ${seconds(heard.seconds)} of sound: low tones below, high ones above. ${loud}`);
     } else say(soundSaid, "The microphone gives no sound. The picture alone is answered.");

@@ -19,6 +19,7 @@ from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.run_config import RunConfig
 from isthmus.edge.agent.runtime import Runtime
+from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.store import ClipStore
@@ -29,6 +30,8 @@ from isthmus.edge.requests.device import Device
 from isthmus.edge.requests.requests import answered
 from isthmus.proto.errors import Busy
 from isthmus.proto.v1 import isthmus_pb2 as pb
+from tests.conftest import CLASSES
+from tests.rigs.edge.device import load_test
 
 
 @pytest.fixture
@@ -96,6 +99,33 @@ def test_clips_are_seen_heard_kept_and_deleted(page: TestClient, running: tuple[
     assert do(page, "delete_clips", names=[name, "another"], everything=False)[0] == 409
     assert do(page, "delete_clips", names=[name], everything=False)[1] == {"deleted": 1}
     assert [each["name"] for each in do(page, "clips")[1]["clips"]] == [heard_only]
+
+
+def test_a_browser_gets_the_student_in_use_and_no_other_file(students: Any, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="the graphs need the package onnx")
+    state = DeviceState(tmp_path / "device")
+    page = TestClient(device_page(state, "kiosk"))
+    assert page.get("/api/student").status_code == 409, "there is no student yet"
+    assert page.get("/api/student/local_head.onnx").status_code == 409
+    runtime = Runtime(RunConfig("kiosk"), state, MemoryLink(students.cloud()), (), trial=load_test)
+    runtime.run(Phase.ENCODE)
+    runtime.close()
+    known = page.get("/api/student").json()
+    assert (known["classes"], known["samples"]) == (list(CLASSES), students.spec.samples)
+    assert known["name"] == "the base student of kiosk"
+    files = students.files("base", 0)
+    for name in ("audio_encoder", "visual_encoder", "local_head"):
+        assert page.get(f"/api/student/{name}.onnx").content == files[f"{name}.onnx"]
+        assert known["files"][name] == len(files[f"{name}.onnx"])
+    for name in ("spectrogram", "picture"):
+        content = page.get(f"/api/student/{name}.onnx").content
+        onnx.checker.check_model(onnx.load_from_string(content))
+        assert known["files"][name] == len(content)
+    for name in ("teacher_head", "..%2fmanifest", "manifest", "compressor_r1", ""):
+        assert page.get(f"/api/student/{name}.onnx").status_code in (404, 409), name
+    (state.root / "students" / "current" / "local_head.onnx").write_bytes(b"damaged")
+    damaged = page.get("/api/student")
+    assert damaged.status_code == 503 and "do not match" in damaged.json()["error"]
 
 
 async def heard(events: Any, wanted: int) -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The gate lets in only those who know the token, name this machine, and ask from the page itself."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ def page() -> TestClient:
 def test_the_front_end_is_served_to_those_who_know_the_token(page: TestClient) -> None:
     assert "<main" in page.get(f"{HOME}/").text
     for path in BUILT.iterdir():
-        assert page.get(f"{HOME}/{path.name}").content == path.read_bytes()
+        if path.suffix == ".gz":
+            whole = page.get(f"{HOME}/{path.stem}")
+            assert (whole.headers["content-encoding"], whole.headers["content-type"]) == ("gzip", "application/wasm")
+            assert whole.content == gzip.decompress(path.read_bytes())
+        else:
+            assert page.get(f"{HOME}/{path.name}").content == path.read_bytes()
     assert page.get(f"{HOME}/api/page").json() == {"page": "test"}
     for wrong in ("/", f"/{TOKEN}", f"/{TOKEN}x/", "/another/", "/page.js", f"//{TOKEN}/"):
         refused = page.get(f"http://127.0.0.1:8470{wrong}")
@@ -64,6 +70,16 @@ def test_every_answer_forbids_what_the_page_does_not_need(page: TestClient) -> N
         assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"] == "no-store"
+
+
+def test_only_the_student_in_the_browser_may_open_a_camera_and_its_worker_has_no_connection(page: TestClient) -> None:
+    closed, opened = page.get(f"{HOME}/").headers, page.get(f"{HOME}/browser.html").headers
+    assert closed["permissions-policy"].startswith("camera=(), microphone=()")
+    assert opened["permissions-policy"].startswith("camera=(self), microphone=(self)")
+    assert opened["content-security-policy"] == closed["content-security-policy"]
+    worker = page.get(f"{HOME}/student.js").headers
+    assert worker["content-security-policy"] == "default-src 'none'; script-src 'wasm-unsafe-eval'"
+    assert worker["permissions-policy"] == closed["permissions-policy"]
 
 
 def test_only_the_page_itself_changes_something(page: TestClient) -> None:

@@ -1,0 +1,1 @@
+class c extends AudioWorkletProcessor{block=new Float32Array(1024);filled=0;process(o){const e=o[0]??[],r=e[0]?.length??0;for(let s=0;s<r;s++){let t=0;for(const l of e)t+=l[s];this.block[this.filled++]=t/e.length,this.filled===1024&&(this.port.postMessage(this.block,[this.block.buffer]),this.block=new Float32Array(1024),this.filled=0)}return!0}}registerProcessor("recorder",c);
