@@ -202,6 +202,13 @@ class CloudSettings:
             "and threads together should not exceed the machine's cores.",
         ),
     ] = 1
+    executor: Annotated[
+        Literal["thread", "process"],
+        Option(
+            help="Where batches of images run: 'thread' in the server's process, 'process' in processes of their own. "
+            "A process that dies is started again, and its batch runs on another one if there is time."
+        ),
+    ] = "thread"
     elastic_number_type: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         Option(
@@ -294,9 +301,10 @@ class CloudSettings:
 
         if self.elastic_model is None:
             return None
-        names = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in ("model", "state")]
+        own = ("model", "state", "executor")
+        names = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in own]
         of_elastic = {name: getattr(self, f"elastic_{name}") for name in names}
-        return ElasticSettings(model=self.elastic_model, state=self.state, **of_elastic)
+        return ElasticSettings(model=self.elastic_model, state=self.state, executor=self.executor, **of_elastic)
 
     @property
     def database_url(self) -> str:

@@ -73,6 +73,9 @@ class ElasticCollector(Collector):
         )
         yield GaugeMetricFamily("isthmus_elastic_queue_length", "Images waiting for a batch.", value=seen.waiting)
         yield GaugeMetricFamily("isthmus_elastic_executors", "Batches that can run at once.", value=seen.executors)
+        yield CounterMetricFamily(
+            "isthmus_elastic_executor_restarts", "Executors that were lost and started again.", value=seen.restarts
+        )
         yield GaugeMetricFamily("isthmus_elastic_executors_busy", "Batches that run.", value=seen.running)
         yield GaugeMetricFamily(
             "isthmus_elastic_pace", "Time of a batch as a multiple of what the profile says.", value=seen.pace

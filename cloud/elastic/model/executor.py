@@ -1,9 +1,9 @@
 """Runs a batch: images of any tasks together, all at one gamma."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -29,6 +29,28 @@ class Executor(Protocol):
 
     def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
         """Returns the logits (C,) of each item, in order: one per class of its task. An error fails the whole batch."""
+
+
+class ExecutorLost(RuntimeError):
+    """What ran the batches is gone: its process or its machine. The message says what is known of the reason."""
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """An executor outside this process, which can be lost and started again. While it is lost, ``run`` raises."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it must be restored before it can run a batch."""
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Calls ``changed``, on any thread, as soon as the executor is lost, even if no batch runs."""
+
+    def restore(self) -> None:
+        """Starts it, and waits until it can run. Does nothing if it can. Raises ExecutorLost."""
+
+    def close(self) -> None:
+        """Ends it for good. A ``restore`` under way raises ExecutorLost."""
 
 
 class Runner(Protocol):
@@ -67,7 +89,12 @@ class ModelExecutor:
 
 def stacked(items: Sequence[Item], pixels: PixelSpec) -> Image:
     """Stacks the images into one array. If some of them are standardised already, it standardises the others too."""
+    return np.stack(alike(items, pixels))
+
+
+def alike(items: Sequence[Item], pixels: PixelSpec) -> list[Image]:
+    """Returns the images in one form. If some of them are standardised already, it standardises the others too."""
     images = [item.image for item in items]
     if len({image.dtype for image in images}) > 1:
         images = [image if image.dtype == np.float32 else pixels.standardise(image[None])[0] for image in images]
-    return np.stack(images)
+    return images

@@ -74,16 +74,14 @@ class Engine:
         executors: int = 1,
         adapts: bool = True,
     ) -> None:
-        if max_waiting < 1 or executors < 1:
-            raise ValueError(f"{max_waiting} waiting queries and {executors} executors: both must be at least 1")
-        if isinstance(policy, CountsExecutors):
-            policy.executors = executors
+        if max_waiting < 1:
+            raise ValueError(f"{max_waiting} waiting queries: there must be room for at least 1")
         self.policy = policy
         self._keeps_to_gammas = isinstance(policy, KeepsToGammas) and policy.keeps_to_gammas
         self.outcomes: Counter[Outcome] = Counter()
         self._max_waiting = max_waiting
         self._memory_limit_bytes = memory_limit_bytes
-        self._executors = executors
+        self.resize(executors)
         self._waiting: dict[int, Query] = {}
         self._running: dict[int, Work] = {}
         self._running_ids: set[int] = set()
@@ -107,6 +105,14 @@ class Engine:
     def executors(self) -> int:
         """The number of batches that may run at once."""
         return self._executors
+
+    def resize(self, executors: int) -> None:
+        """Plans for ``executors`` batches at once from now on. Batches that run go on. Raises ValueError below 1."""
+        if executors < 1:
+            raise ValueError(f"{executors} executors: there must be at least 1")
+        self._executors = executors
+        if isinstance(self.policy, CountsExecutors):
+            self.policy.executors = executors
 
     @property
     def pace(self) -> float:

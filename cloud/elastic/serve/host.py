@@ -8,7 +8,9 @@ from typing import Final
 
 import torch
 
-from isthmus.cloud.elastic.model.executor import Image, ModelExecutor
+from isthmus.cloud.elastic.executors.opening import Opening, opened
+from isthmus.cloud.elastic.executors.process import ProcessExecutor
+from isthmus.cloud.elastic.model.executor import ExecutorLost, Image, ModelExecutor
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
@@ -64,10 +66,21 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
         executors=settings.executors,
     )
     warm = _warm(settings, runner)
-    # A runner serves one thread at a time, so each executor has one of its own.
-    runners = [runner, *(_runner(settings, profile) for _ in range(settings.executors - 1))]
-    bases = [ModelExecutor(each, each.pixels) for each in runners]
-    executors = bases if warm is None else [WarmExecutor(bases[0], warm, profile.gammas)]
+    shape = runner.model.shape
+    pixels = runner.pixels
+    opening = _opening(settings, profile, runner)
+    executors: list[WarmExecutor] | list[ModelExecutor] | list[ProcessExecutor]
+    measuring: ModelExecutor | ProcessExecutor
+    if settings.executor == "process":
+        del runner  # each process has a copy of its own
+        executors = _processes(opening, pixels, settings.executors)
+        measuring = executors[0]
+    else:
+        # A runner serves one thread at a time, so each executor has one of its own.
+        runners = [runner, *(opened(opening) for _ in range(settings.executors - 1))]
+        bases = [ModelExecutor(each, pixels) for each in runners]
+        executors = bases if warm is None else [WarmExecutor(bases[0], warm, profile.gammas)]
+        measuring = bases[0]
     live = LiveEngine(engine, *executors, on_start=lambda: torch.set_num_threads(settings.threads))
 
     def changed(name: str, task: Task | None) -> None:
@@ -78,14 +91,44 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
                 executor.prepare(task)
             live.plan_for(task, None if warm is None else warm.accuracy(task, profile.gammas))
 
-    shape = runner.model.shape
     # Tasks of warmed models have the accuracies that were measured when these were tuned.
-    measurer = Measurer(bases[0], profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
+    measurer = Measurer(measuring, profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
     registry = Registry(database, artefacts, shape, changed, measurer.ask)
     registry.load()
     log.info("elastic serving of %s at gamma %s", settings.model, profile.gammas)
-    decoder = Decoder(lambda data: decoded(data, runner.pixels))
+    decoder = Decoder(lambda data: decoded(data, pixels))
     return Elastic(registry, live, decoder, shape, warm, measurer=measurer)
+
+
+def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner) -> Opening:
+    """Returns how other executors open the model that ``runner`` has opened."""
+    return Opening(
+        source=settings.model,
+        pixels=settings.pixels,
+        device=settings.device,
+        number_type=runner.number_type,
+        compiler=settings.compiler,
+        packed=settings.warm is None,
+        threads=settings.threads,
+        schedules={gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0},
+        merge_order=profile.merge_order,
+        model_hash=machine_key(runner).model_hash,
+    )
+
+
+def _processes(opening: Opening, pixels: PixelSpec, count: int) -> list[ProcessExecutor]:
+    """Starts executors, all at once. Raises InvalidInput if one of them cannot open the model."""
+    executors = [ProcessExecutor(opening, pixels) for _ in range(count)]
+    try:
+        for executor in executors:
+            executor.start()
+        for executor in executors:
+            executor.restore()
+    except ExecutorLost as error:
+        for executor in executors:
+            executor.close()
+        raise InvalidInput(f"--executor process: {error}") from error
+    return executors
 
 
 def decoded(data: bytes, pixels: PixelSpec) -> Image:
@@ -144,8 +187,11 @@ def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None
     """Returns the warmed models if a store of them is named. A model that cannot be used is logged and left out."""
     if settings.warm is None:
         return None
-    if settings.executors > 1:
-        raise InvalidInput("--elastic-warm places its models for one executor: leave out --elastic-executors")
+    if settings.executors > 1 or settings.executor != "thread":
+        raise InvalidInput(
+            "--elastic-warm places its models for one executor in a thread: leave out --elastic-executors and "
+            "--executor"
+        )
     try:
         warm = WarmModels(settings.warm, runner, limit_bytes=settings.warm_bytes)
     except ValueError as error:

@@ -2,7 +2,8 @@
 
 Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
 leaves, or it expires), the threads of the executors (each gets work and reports results), and the code that changes the
-tasks. If one of several executors fails on a batch, the queries that can still be in time run once more.
+tasks. If one of several executors fails on a batch, the queries that can still be in time run once more. An executor
+outside this process that is lost is started again, and the plans do without it meanwhile.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from isthmus.cloud.elastic.model.executor import Executor, Image, Item
+from isthmus.cloud.elastic.model.executor import Executor, ExecutorLost, Image, Item, Supervised
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query, permitted
 from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
@@ -31,7 +32,8 @@ SLOW: Final = 1.5
 
 REST_S: Final = 0.05
 LONGEST_REST_S: Final = 30.0
-"""One of several executors that fails rests before its next batch, twice as long after each failure in a row."""
+"""An executor that is lost, or one of several that fails, rests before its next batch: twice as long after each failure
+in a row."""
 
 _STOPPING: Final = "the server is stopping; try again later"
 
@@ -93,8 +95,12 @@ class LiveEngine:
         self._batch_images, self._batch_s = Histogram(BATCH_SIZES), Histogram()
         self._ids = itertools.count(1)
         self._warned_slow = False
+        self._out: set[Executor] = set()
+        """The executors that are lost."""
+        self._restarts = 0
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._executors = executors
         self._threads = [
             threading.Thread(target=self._run, args=(executor,), name=f"elastic-executor-{number}", daemon=True)
             for number, executor in enumerate(executors)
@@ -102,8 +108,8 @@ class LiveEngine:
 
     @property
     def ready(self) -> bool:
-        """Whether queries are accepted."""
-        return self._stopped is None
+        """Whether queries are accepted, and an executor is there to run them."""
+        return self._stopped is None and len(self._out) < len(self._executors)
 
     @property
     def gammas(self) -> tuple[int, ...]:
@@ -114,6 +120,9 @@ class LiveEngine:
         """Starts the executors' threads and accepts queries from now on."""
         self._loop = asyncio.get_running_loop()
         self._stopped = None
+        for executor in self._executors:
+            if isinstance(executor, Supervised):
+                executor.watch(self._noticed)
         for thread in self._threads:
             thread.start()
 
@@ -122,9 +131,15 @@ class LiveEngine:
         with self._wake:
             self._stopped = _STOPPING
             self._wake.notify_all()
+        supervised = [executor for executor in self._executors if isinstance(executor, Supervised)]
+        for executor in supervised:
+            if executor.lost:  # otherwise its thread would wait until it has started
+                executor.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        for executor in supervised:
+            executor.close()
 
     def permitted(self, task: Task, gamma: int | None, min_accuracy: float | None) -> frozenset[int] | None:
         """Returns the gammas that a caller's wishes permit (``query.permitted``). Raises InvalidInput."""
@@ -219,7 +234,8 @@ class LiveEngine:
                 batch_s=self._batch_s.copy(),
                 waiting=self._engine.waiting,
                 running=self._engine.running,
-                executors=self._engine.executors,
+                executors=len(self._executors) - len(self._out),
+                restarts=self._restarts,
                 pace=self._engine.pace,
             )
 
@@ -237,20 +253,24 @@ class LiveEngine:
         try:
             self._on_start()
             failures = 0
-            while (found := self._next_work()) is not None:
-                failures = 0 if self._execute(executor, *found) else failures + 1
-                if failures and len(self._threads) > 1:
-                    self._rest(min(LONGEST_REST_S, REST_S * 2.0**failures))
+            while self._stopped is None:
+                if _is_lost(executor):
+                    self._restore(executor, failures)
+                    failures += 1
+                elif (found := self._next_work(executor)) is not None:
+                    failures = 0 if self._execute(executor, *found) else failures + 1
+                    if failures and len(self._threads) > 1:
+                        self._rest(failures)
         except Exception:
             log.exception("the engine failed; every query is refused from now on")
             self._refuse_all("the server failed; ask its operator to restart it")
         else:
             self._refuse_all(_STOPPING)
 
-    def _next_work(self) -> tuple[Work, list[Item]] | None:
-        """Waits until there is a batch to run. Returns None if the engine is to stop."""
+    def _next_work(self, executor: Executor) -> tuple[Work, list[Item]] | None:
+        """Waits until there is a batch to run. Returns None if the engine is to stop, or the executor is lost."""
         with self._wake:
-            while self._stopped is None:
+            while self._stopped is None and not _is_lost(executor):
                 decision = self._engine.next_work(self._clock())
                 self._evict(decision.evicted)
                 if decision.work is not None:
@@ -259,9 +279,40 @@ class LiveEngine:
                 self._wake.wait(wait_s)
         return None
 
-    def _rest(self, seconds: float) -> None:
+    def _noticed(self) -> None:
+        """Wakes the threads: an executor is lost."""
+        with self._wake:
+            self._wake.notify_all()
+
+    def _restore(self, executor: Executor, failures: int) -> None:
+        """Plans without a lost executor, and starts it again after a rest."""
+        self._note_out(executor, True)
+        self._rest(failures)
+        if self._stopped is not None:
+            return
+        assert isinstance(executor, Supervised), "only these are lost"
+        try:
+            executor.restore()
+        except (ExecutorLost, RuntimeError, OSError) as error:
+            if self._stopped is None:
+                log.error("an executor could not be started again: %s", error)
+            return
+        self._note_out(executor, False)
+        log.info("a lost executor runs again")
+
+    def _note_out(self, executor: Executor, out: bool) -> None:
+        with self._wake:
+            if out:
+                self._out.add(executor)
+            else:
+                self._out.discard(executor)
+                self._restarts += 1
+            # Without any executor the plans stay those for one. Queries then expire.
+            self._engine.resize(max(1, len(self._executors) - len(self._out)))
+
+    def _rest(self, failures: int) -> None:
         """Leaves the work to the other executors for a while."""
-        until_s = time.monotonic() + seconds
+        until_s = time.monotonic() + min(LONGEST_REST_S, REST_S * 2.0**failures)
         with self._wake:
             while self._stopped is None and (left_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(left_s)
@@ -269,20 +320,23 @@ class LiveEngine:
     def _execute(self, executor: Executor, work: Work, items: list[Item]) -> bool:
         """Runs a batch and delivers its answers. Returns whether it ran."""
         logits_BC: list[FloatArray] | None = None
+        gone = False
         try:
             logits_BC = executor.run(items, work.gamma)
             if len(logits_BC) != len(items):
                 raise RuntimeError(f"the executor returned {len(logits_BC)} answers for {len(items)} images")
-        except Exception:
+        except Exception as error:
             logits_BC = None
-            log.exception("a batch of %d images at gamma %d failed", len(items), work.gamma)
+            gone = _is_lost(executor)
+            why = "its executor is lost" if gone else "it raised"
+            log.error("a batch of %d images at gamma %d failed: %s", len(items), work.gamma, why, exc_info=error)
         now_s = self._clock()
         run_s = now_s - work.started_s
         settled: _Settled = []
         with self._wake:
             if logits_BC is None:
-                several = self._engine.executors > 1 and self._stopped is None
-                ends = self._engine.lost(work, now_s) if several else self._engine.failed(work, now_s)
+                again = (gone or len(self._executors) > 1) and self._stopped is None
+                ends = self._engine.lost(work, now_s) if again else self._engine.failed(work, now_s)
                 self._wake.notify_all()
             else:
                 ends = self._engine.finished(work, [None] * len(items), now_s)
@@ -353,6 +407,10 @@ class LiveEngine:
             # The loop may have ended already; then nobody waits for these answers.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, settled)
+
+
+def _is_lost(executor: Executor) -> bool:
+    return isinstance(executor, Supervised) and executor.lost
 
 
 def _resolve(settled: _Settled) -> None:

@@ -55,7 +55,8 @@ class Snapshot:
     """Everything that was counted, at one moment.
 
     ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``waiting``: images in the
-    queue; ``running``: batches under way, of at most ``executors``; ``pace``: see ``scheduling/pace.py``.
+    queue; ``running``: batches under way, of at most ``executors``; ``restarts``: executors that were lost and started
+    again; ``pace``: see ``scheduling/pace.py``.
     """
 
     tasks: dict[str, TaskStatistics]
@@ -66,4 +67,5 @@ class Snapshot:
     waiting: int
     running: int
     executors: int
+    restarts: int
     pace: float

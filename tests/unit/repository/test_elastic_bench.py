@@ -45,3 +45,12 @@ def test_warmup(tmp_path: Path) -> None:
     assert [row["what"].split()[0] for row in rows] == ["tuning", "tuning", "average", "average", "4", "10"]
     assert rows[0]["of_promised"] == 1 and rows[1]["promised"] > 1
     assert rows[2]["times_floor"] > 0 and rows[4]["each_ms"] > 0
+
+
+def test_executors_served(tmp_path: Path) -> None:
+    options = ("--executors", "2", "--seconds", "6", "--kill-s", "1", "--repeats", "1")
+    rows = measured(tmp_path, "elastic.executors_served", *options)["rows"]
+    assert [(row["kind"], row["executors"]) for row in rows] == [("thread", 2), ("process", 2)]
+    for row in rows:
+        assert row["sent"] == row["answered"] > 0 and row["refused"] == row["unanswered"] == 0
+    assert rows[1]["back_after_s"] > 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from isthmus.cloud.elastic.model.executor import Item
+from isthmus.cloud.elastic.model.executor import ExecutorLost, Item
 from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
@@ -31,7 +31,7 @@ def image(value: int) -> np.ndarray:
     return np.full((2, 2, 3), value, np.uint8)
 
 
-@dataclass
+@dataclass(eq=False)
 class HeldExecutor:
     """Answers each image with its own first value. ``hold`` set: waits in ``run`` until it is let go."""
 
@@ -322,3 +322,139 @@ def test_a_batch_whose_executor_failed_runs_on_another_once() -> None:
     answers = [each for each in asyncio.run(scenario(False)) if isinstance(each, Answer)]
     assert [int(answer.logits_C[1]) for answer in answers] == list(range(40))
     assert [type(each) for each in asyncio.run(scenario(True))] == [Internal] * 40
+
+
+@dataclass(eq=False)
+class OutsideExecutor(HeldExecutor):
+    """An executor that can be lost. ``back`` set: it can be started again."""
+
+    lost: bool = False
+    back: threading.Event = field(default_factory=threading.Event)
+    tried: int = 0
+    closed: bool = False
+    changed: Callable[[], None] = lambda: None
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
+
+    def restore(self) -> None:
+        self.tried += 1
+        if not self.back.is_set():
+            raise ExecutorLost("the machine is gone")
+        self.lost = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def leave(self) -> None:
+        """Is lost from now on."""
+        self.lost = True
+        self.changed()
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[FloatArray]:
+        answers = super().run(items, gamma)
+        if self.lost:
+            raise ExecutorLost("it was killed")
+        return answers
+
+
+@asynccontextmanager
+async def outside(count: int) -> AsyncIterator[tuple[LiveEngine, list[OutsideExecutor]]]:
+    executors = [OutsideExecutor() for _ in range(count)]
+    live = LiveEngine(Engine(PROFILE, Fifo(), executors=count), *executors)
+    live.plan_for(TASK)
+    live.start()
+    try:
+        yield live, executors
+    finally:
+        for executor in executors:
+            executor.free.set()
+        await asyncio.to_thread(live.stop)
+        assert all(executor.closed for executor in executors)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.001)
+
+
+def asked(live: LiveEngine, value: int, latency_s: float = WAIT_S) -> "asyncio.Task[Answer]":
+    ask = live.ask(TASK, image(value), arrival_s=clock(), latency_s=latency_s, utility=1.0)
+    return asyncio.create_task(ask)
+
+
+def test_a_lost_executor_is_planned_without_until_it_is_back() -> None:
+    async def scenario() -> None:
+        async with outside(2) as (live, (first, second)):
+            for executor in (first, second):
+                executor.free.set()
+            first.leave()
+            await until(lambda: live.snapshot().executors == 1 and first.tried > 2)
+            assert live.ready
+            assert [int((await asked(live, n)).logits_C[1]) for n in range(5)] == list(range(5))
+            assert not first.sizes
+            first.back.set()
+            await until(lambda: live.snapshot().executors == 2)
+            assert live.snapshot().restarts == 1
+
+    asyncio.run(scenario())
+
+
+def test_the_batch_of_a_killed_executor_runs_on_another() -> None:
+    async def scenario() -> Answer:
+        async with outside(2) as (live, executors):
+            answer = asked(live, 7)
+            await until(lambda: any(executor.running.is_set() for executor in executors))
+            (killed,) = [executor for executor in executors if executor.running.is_set()]
+            killed.leave()
+            for executor in executors:
+                executor.free.set()
+            return await answer
+
+    assert asyncio.run(scenario()).logits_C[1] == 7
+
+
+def test_the_only_executor_takes_its_batch_again_if_it_is_back_in_time() -> None:
+    async def scenario() -> None:
+        async with outside(1) as (live, (only,)):
+            patient, hasty = asked(live, 1), asked(live, 2, latency_s=0.3)
+            await until(only.running.is_set)
+            only.leave()
+            only.free.set()
+            with pytest.raises((TooLate, Internal)):
+                await hasty
+            assert not live.ready and live.snapshot().executors == 0
+            waiting = asked(live, 3)
+            only.back.set()
+            assert [int((await each).logits_C[1]) for each in (patient, waiting)] == [1, 3]
+            assert live.ready
+
+    asyncio.run(scenario())
+
+
+def test_a_query_that_kills_executors_kills_two_at_most() -> None:
+    async def scenario() -> int:
+        async with outside(1) as (live, (only,)):
+            only.breaks = only.leave
+            only.back.set()
+            only.free.set()
+            with pytest.raises(Internal):
+                await asked(live, 1)
+            return len(only.sizes)
+
+    assert asyncio.run(scenario()) == 2
+
+
+def test_stopping_does_not_wait_for_a_lost_executor() -> None:
+    async def scenario() -> None:
+        async with outside(1) as (live, (only,)):
+            only.leave()
+            waiting = asked(live, 1)
+            await until(lambda: live.snapshot().executors == 0)
+            await asyncio.wait_for(asyncio.to_thread(live.stop), WAIT_S)
+            with pytest.raises(Unavailable):
+                await waiting
+
+    asyncio.run(scenario())

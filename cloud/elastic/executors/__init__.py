@@ -1,0 +1,1 @@
+"""Where batches run: in threads of the server, or in processes of their own."""
