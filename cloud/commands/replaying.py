@@ -61,9 +61,9 @@ def replay(asked: ReplayOptions) -> None:
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
     if infaas_bytes is not None:
-        measured, policy, executor = simulated(measured, infaas_bytes)
-        engine = Engine(measured, policy, adapts=False)
-        run = simulate(engine, queries, luck_N, lambda work: asked.pace * executor(work))
+        measured, policy, executor = simulated(measured, infaas_bytes, asked.executors, asked.pace)
+        engine = Engine(measured, policy, adapts=False, executors=asked.executors)
+        run = simulate(engine, queries, luck_N, executor)
     else:
         planned = measured.slowed(1 + (asked.margin or 0.0))
         engine = Engine(
@@ -109,8 +109,8 @@ def _check_infaas(asked: ReplayOptions) -> None:
     """Raise ValueError for options that INFaaS cannot have."""
     if asked.live:
         raise ValueError("--policy infaas is only simulated: it swaps models of three sizes, and --live serves one")
-    if asked.executors > 1 or asked.margin is not None or asked.warm is not None:
-        raise ValueError("--policy infaas has one executor and its own models: leave out --executors, --margin, --warm")
+    if asked.margin is not None or asked.warm is not None:
+        raise ValueError("--policy infaas has its own models: leave out --margin and --warm")
 
 
 def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Profile]":

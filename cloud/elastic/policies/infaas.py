@@ -4,6 +4,9 @@ Every task has its own fine-tuned models, so a batch holds one task. The policy 
 largest model whose throughput is above the arrival rate. A model that is not in memory is loaded first, which takes
 its loading time. The least recently used model is removed to make room.
 
+With several executors, each has memory of its own for models, the load is that of all of them, and a batch runs on a
+free executor that holds its model, if there is one.
+
 The model size takes the place of gamma (-1 small, 0 base, 1 large), with a profile of its own.
 """
 
@@ -87,6 +90,7 @@ class Infaas:
 
     def __init__(self, sizes: tuple[ModelSize, ...] = SIZES, epsilon: int = EPSILON) -> None:
         self.gammas = tuple(size.level for size in sizes)
+        self.executors = 1
         self._epsilon = epsilon
         self._waiting: dict[str, dict[int, Query]] = {}
         self._rate = ArrivalRate(RATE_WINDOW_S)
@@ -122,7 +126,7 @@ class Infaas:
         return Choice(evict=tuple(doomed))
 
     def _follow_load(self, now_s: float) -> None:
-        rate_per_s = self._rate.at(now_s)
+        rate_per_s = self._rate.at(now_s) / self.executors
         fitting = [level for level in self.gammas if self._capacities[level] > rate_per_s]
         wanted = max(fitting, default=min(self.gammas))
         if wanted <= self._level:
@@ -150,6 +154,10 @@ class ModelsInMemory:
                 if sum(self._held.values()) + size.memory_bytes <= memory_bytes:
                     self._held[task, size.level] = size.memory_bytes
 
+    def holds(self, task: str, size: ModelSize) -> bool:
+        """Returns whether this model is in memory."""
+        return (task, size.level) in self._held
+
     def use(self, task: str, size: ModelSize) -> tuple[bool, list[tuple[str, int]]]:
         """Returns (whether this model must be loaded, the models (task, level) removed for it)."""
         model = (task, size.level)
@@ -163,21 +171,43 @@ class ModelsInMemory:
 
 
 def loading_executor(
-    sizes: tuple[ModelSize, ...] = SIZES, memory_bytes: int = PAPER_MEMORY_BYTES, tasks: Sequence[str] = ()
+    sizes: tuple[ModelSize, ...] = SIZES,
+    memory_bytes: int = PAPER_MEMORY_BYTES,
+    tasks: Sequence[str] = (),
+    executors: int = 1,
+    pace: float = 1.0,
 ) -> Callable[[Work], float]:
     """Returns an executor model for the simulator: the time of a batch plus, if needed, of loading its task's model.
 
-    Models of ``tasks`` are in memory at the start, as far as they fit.
+    Each of ``executors`` has ``memory_bytes``. Models of ``tasks`` are in memory at the start, as far as they fit. All
+    times are multiplied by ``pace``. A batch takes the executor that ``freest`` names.
     """
     by_level: Mapping[int, ModelSize] = {size.level: size for size in sizes}
-    models = ModelsInMemory(memory_bytes, tasks, sizes)
+    models = [ModelsInMemory(memory_bytes, tasks, sizes) for _ in range(executors)]
+    busy_until_s = [float("-inf")] * executors
 
     def takes_s(work: Work) -> float:
-        size = by_level[work.gamma]
-        load, _ = models.use(work.batch.queries[0].task, size)
-        return work.predicted_s + (size.load_s if load else 0.0)
+        size, task = by_level[work.gamma], work.batch.queries[0].task
+        free = [place for place in range(executors) if busy_until_s[place] <= work.started_s]
+        place = freest(free or range(executors), busy_until_s, [each.holds(task, size) for each in models])
+        load, _ = models[place].use(task, size)
+        seconds = pace * (work.predicted_s + (size.load_s if load else 0.0))
+        busy_until_s[place] = work.started_s + seconds
+        return seconds
 
     return takes_s
+
+
+def freest(free: Sequence[int], since_s: Sequence[float], holds: Sequence[bool]) -> int:
+    """Returns which of the ``free`` executors takes a batch: one that holds its model, else the one idle for longest.
+
+    ``since_s``: when each executor became free. ``holds``: whether it has the model in memory. Raises ValueError if
+    none is free.
+
+    >>> freest([0, 2], [5.0, 9.0, 7.0], [False, True, True])
+    2
+    """
+    return min(free, key=lambda place: (not holds[place], since_s[place]))
 
 
 def memory_named(policy: str) -> int | None:
@@ -200,11 +230,13 @@ def memory_named(policy: str) -> int | None:
     return round(1e9 * gigabytes)
 
 
-def simulated(base: Profile, memory_bytes: int) -> tuple[Profile, Infaas, Callable[[Work], float]]:
-    """Returns what a simulation of INFaaS needs: the profile of its model sizes, the policy, and the executor.
+def simulated(
+    base: Profile, memory_bytes: int, executors: int = 1, pace: float = 1.0
+) -> tuple[Profile, Infaas, Callable[[Work], float]]:
+    """Returns what a simulation of INFaaS needs: the profile of its model sizes, the policy, and the executors' model.
 
-    The engine must not adapt to measured times, since they contain loading. Raises ValueError if ``base`` was not
-    measured at gamma 0.
+    Each of ``executors`` has ``memory_bytes`` for models. Their times are multiplied by ``pace``. The engine must not
+    adapt to measured times, since they contain loading. Raises ValueError if ``base`` was not measured at gamma 0.
     """
     profile = sizes_profile(base)
-    return profile, Infaas(), loading_executor(SIZES, memory_bytes, tuple(profile.accuracy))
+    return profile, Infaas(), loading_executor(SIZES, memory_bytes, tuple(profile.accuracy), executors, pace)

@@ -46,11 +46,13 @@ class Otas:
     """Makes a new plan after each batch, and runs the plan's first batch without the queries that would be late.
 
     Where we differ: a query that would be late in its own batch even at the fastest gamma is evicted before planning.
-    Otherwise the whole batch would wait until that query expires. Queries that a plan leaves out stay queued.
+    Otherwise the whole batch would wait until that query expires. Queries that a plan leaves out stay queued. Several
+    executors share one plan (``planning.py``), and are as fast as all of them together in its table of rates.
     """
 
     def __init__(self, planner: Planner, rule: BatchingRule | None = None) -> None:
         self.gammas: tuple[int, ...] = ()
+        self.executors = 1
         self._planner = planner
         self._queue = BatchQueue(rule)
         self._rate = ArrivalRate(RATE_WINDOW_S)
@@ -113,8 +115,9 @@ class Otas:
 
     def _plan(self, candidates: list[Candidate], now_s: float) -> Plan:
         if self._planner is Planner.EXACT:
-            return exact(candidates[:HORIZON], now_s, most_labels=LABELS)
+            return exact(candidates[:HORIZON], now_s, most_labels=LABELS, executors=self.executors)
         warming_up = self._first_s is not None and now_s < self._first_s + WARM_UP_S
         if warming_up or len(candidates) <= BETA:
-            return alg3(candidates, now_s, level_for_rate(self._capacities_G, self._rate.at(now_s)))
-        return alg2(candidates, now_s)
+            rate_per_s = self._rate.at(now_s) / self.executors
+            return alg3(candidates, now_s, level_for_rate(self._capacities_G, rate_per_s), executors=self.executors)
+        return alg2(candidates, now_s, self.executors)

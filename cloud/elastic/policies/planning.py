@@ -4,6 +4,9 @@ The three planners take the same input: batches in a given order. ``alg2`` and `
 keeps, after each batch, every pair (clock, utility) that no other pair beats in both, so it is exact for the given
 order. Alg. 2 keeps one clock per cell and can discard a path that has slightly less utility but ends much earlier.
 
+Where we differ: the paper has one executor. With ``executors`` K, all of them are one queue on one clock: a batch ends
+after its whole time, and the next one starts after 1/K of it. For K = 1 that is the paper's clock.
+
 Axes: N queries of a batch by deadline, G gammas.
 """
 
@@ -60,8 +63,9 @@ class Plan:
     """A plan for batches in a given order.
 
     ``levels[b]`` is the index of batch b's gamma, or None if batch b is not run. ``utility`` is the expected sum, and
-    ``end_s`` the end of the last batch. ``loss_bound`` is the most by which another plan for this order can have a
-    higher objective (utility - price x end). It is NaN if the planner has no such bound.
+    ``end_s`` the clock behind the last batch: when the next one could start. ``loss_bound`` is the most by which
+    another plan for this order can have a higher objective (utility - price x end). It is NaN if the planner has no
+    such bound.
     """
 
     levels: tuple[int | None, ...]
@@ -71,7 +75,12 @@ class Plan:
 
 
 def exact(
-    candidates: Sequence[Candidate], now_s: float, *, price_per_s: float = 0.0, most_labels: int = MOST_LABELS
+    candidates: Sequence[Candidate],
+    now_s: float,
+    *,
+    price_per_s: float = 0.0,
+    most_labels: int = MOST_LABELS,
+    executors: int = 1,
 ) -> Plan:
     """Returns the plan with the largest utility - ``price_per_s`` x end. Batches keep their order; each runs or not.
 
@@ -81,7 +90,7 @@ def exact(
     earliest label of each range stays. Each thinning costs at most the width of one range, because a continuation from
     an earlier clock is worth no less. ``loss_bound`` is the sum of these widths; if it is 0, the plan is exact.
     """
-    rest = _rest(candidates, price_per_s)
+    rest = _rest(candidates, price_per_s / executors)
     clocks, utilities = np.array([now_s]), np.zeros(1)
     kept_of: list[tuple[int, int, Ints]] = []
     lost = 0.0
@@ -92,6 +101,8 @@ def exact(
         passed_LG += np.arange(gammas) * candidate.worth_GM.shape[1]
         gains_LG = candidate.worth_GM.take(passed_LG)
         gains_LG += utilities[:, None]
+        if executors > 1:
+            ends_LG = np.add.outer(clocks, candidate.times_G / executors)
         ends = np.concatenate((clocks, ends_LG.ravel()))
         earned = np.concatenate((utilities, gains_LG.ravel()))
         order = ends.argsort(kind="stable")
@@ -134,7 +145,7 @@ def _rest(candidates: Sequence[Candidate], price_per_s: float) -> list[float]:
     return rest[::-1]
 
 
-def alg2(candidates: Sequence[Candidate], now_s: float) -> Plan:
+def alg2(candidates: Sequence[Candidate], now_s: float, executors: int = 1) -> Plan:
     """Plans by the paper's Alg. 2: one best path per (batch, level), where level -1 means "not run".
 
     Batches are in order of deadline. A batch must end before its earliest deadline. The paper does not say how ties are
@@ -153,7 +164,7 @@ def alg2(candidates: Sequence[Candidate], now_s: float) -> Plan:
             for cell in ranked:
                 utility, clock_s = cells[cell]
                 if clock_s < latest_s:
-                    new_cells.append((utility + worth, clock_s + time_s))
+                    new_cells.append((utility + worth, clock_s + time_s / executors))
                     row.append((cell, level))
                     break
         cells = new_cells
@@ -167,7 +178,9 @@ def alg2(candidates: Sequence[Candidate], now_s: float) -> Plan:
     return Plan(tuple(reversed(chosen)), utility, end_s, float("nan"))
 
 
-def alg3(candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kappa: float = KAPPA) -> Plan:
+def alg3(
+    candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kappa: float = KAPPA, executors: int = 1
+) -> Plan:
     """Plans by the paper's Alg. 3: gamma follows the arrival rate, higher for high utility, lower for late batches.
 
     ``level_of_rate`` is the index of f(q) (see ``level_for_rate``). Where we differ: the paper runs a batch that misses
@@ -188,7 +201,7 @@ def alg3(candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kapp
         if latest[level] <= 0:
             chosen.append(None)
             continue
-        clock_s += float(candidate.times_G[level])
+        clock_s += float(candidate.times_G[level]) / executors
         utility += float(candidate.worth_GM[level, 0])
         chosen.append(level)
     return Plan(tuple(chosen), utility, clock_s, float("nan"))

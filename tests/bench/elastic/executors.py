@@ -12,13 +12,24 @@ import numpy as np
 import typer
 
 from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.infaas import memory_named, simulated
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
-from isthmus.cloud.elastic.scheduling.profile import paper_profile
-from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
+from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
+from isthmus.cloud.elastic.scheduling.query import Query
+from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import PAPER_KINDS, make_queries, poisson_arrivals
 from tests.bench.harness import Report
+
+
+def served(name: str, profile: Profile, queries: list[Query], seed: int, executors: int) -> Run:
+    """Simulate one policy. All get the same random draws."""
+    luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
+    if (memory_bytes := memory_named(name)) is not None:
+        sizes, policy, takes_s = simulated(profile, memory_bytes, executors)
+        return simulate(Engine(sizes, policy, adapts=False, executors=executors), queries, luck_N, takes_s)
+    return simulate(Engine(profile, make_policy(name, profile), executors=executors), queries, luck_N)
 
 
 def main(
@@ -27,7 +38,7 @@ def main(
     duration_s: Annotated[float, typer.Option(help="Seconds of arrivals.")] = 20.0,
     policies: Annotated[
         str, typer.Option(help="Policies, separated by commas. 'exact' plans for minutes with 8 executors.")
-    ] = "priced,throughput,otas,clipper,pets",
+    ] = "priced,infaas,infaas:1.04,throughput,otas,clipper,pets",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
@@ -43,10 +54,8 @@ def main(
                 rate_T = np.full(max(1, round(duration_s)), load * count * profile.capacity_per_s(0))
                 queries = make_queries(rng, poisson_arrivals(rng, rate_T, 1.0), PAPER_KINDS)
                 bound = clairvoyant_bound(queries, profile, EPSILON, executors=count)
-                luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
                 for name in names:
-                    engine = Engine(profile, make_policy(name, profile), executors=count)
-                    shares[name].append(simulate(engine, queries, luck_N).expected_utility / bound)
+                    shares[name].append(served(name, profile, queries, seed, count).expected_utility / bound)
             means = {name: round(float(np.mean(each)), 4) for name, each in shares.items()}
             report.rows.append({"executors": count, "load": load, "share_of_bound": means})
     columns: dict[str, Callable[[dict[str, Any]], str]] = {

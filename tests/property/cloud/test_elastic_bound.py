@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isthmus.cloud.elastic.policies import infaas
 from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine
@@ -81,6 +82,24 @@ def test_no_policy_passes_it_with_several_executors(seed: int, executors: int, r
         run = simulate(engine, queries, np.zeros(len(queries)))
         assert run.expected_utility <= bound + 1e-9
         assert sum(engine.outcomes.values()) == len(queries)
+
+
+@pytest.mark.parametrize(("name", "least"), [("exact", 0.95), ("otas", 0.93), ("infaas", 0.93)])
+def test_rivals_lose_little_with_several_executors(name: str, least: float) -> None:
+    shares = []
+    for executors in (1, 4):
+        rng = np.random.default_rng(5)
+        rate_per_s = 1.25 * executors * PROFILE.capacity_per_s(0)
+        queries = make_queries(rng, poisson_arrivals(rng, np.full(1, rate_per_s), 3.0), PAPER_KINDS)
+        bound = clairvoyant_bound(queries, PROFILE, 64, executors=executors)
+        luck_N = np.zeros(len(queries))
+        if name == "infaas":
+            profile, policy, takes_s = infaas.simulated(PROFILE, infaas.PAPER_MEMORY_BYTES, executors)
+            run = simulate(Engine(profile, policy, adapts=False, executors=executors), queries, luck_N, takes_s)
+        else:
+            run = simulate(Engine(PROFILE, make_policy(name, PROFILE), executors=executors), queries, luck_N)
+        shares.append(run.expected_utility / bound)
+    assert shares[1] >= max(least, shares[0] - 0.02)
 
 
 @pytest.mark.parametrize("executors", [1, 2, 4, 8])

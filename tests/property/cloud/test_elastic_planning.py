@@ -27,41 +27,40 @@ def candidates(draw: st.DrawFn, most_batches: int = 4, most_gammas: int = 3) -> 
     return batches
 
 
-def earned(batches: list[Candidate], levels: tuple[int | None, ...]) -> tuple[float, float]:
+def earned(batches: list[Candidate], levels: tuple[int | None, ...], executors: int = 1) -> tuple[float, float]:
     """Utility and end of running ``levels`` one after another, from the definitions alone."""
     clock_s, utility = NOW_S, 0.0
     for batch, level in zip(batches, levels, strict=True):
         if level is not None:
-            clock_s += float(batch.times_G[level])
+            end_s = clock_s + float(batch.times_G[level])
+            clock_s += float(batch.times_G[level]) / executors
             gains = -np.diff(batch.worth_GM[level])
-            utility += sum(
-                float(gain) for gain, due_s in zip(gains, batch.deadlines_N, strict=True) if clock_s <= due_s
-            )
+            utility += sum(float(gain) for gain, due_s in zip(gains, batch.deadlines_N, strict=True) if end_s <= due_s)
     return utility, clock_s
 
 
-def best(batches: list[Candidate], price_per_s: float) -> float:
+def best(batches: list[Candidate], price_per_s: float, executors: int = 1) -> float:
     every = (
-        earned(batches, levels)
+        earned(batches, levels, executors)
         for levels in itertools.product(*([None, *range(len(batch.times_G))] for batch in batches))
     )
     return max(utility - price_per_s * end_s for utility, end_s in every)
 
 
-def assert_as_told(batches: list[Candidate], plan: Plan) -> None:
-    utility, end_s = earned(batches, plan.levels)
+def assert_as_told(batches: list[Candidate], plan: Plan, executors: int = 1) -> None:
+    utility, end_s = earned(batches, plan.levels, executors)
     assert math.isclose(plan.utility, utility, abs_tol=1e-9)
     assert math.isclose(plan.end_s, end_s, abs_tol=1e-9)
 
 
 @settings(max_examples=150)
-@given(candidates(), st.sampled_from([0.0, 1.0, 20.0]), st.booleans())
-def test_exact_equals_brute_force(batches: list[Candidate], price_per_s: float, whole: bool) -> None:
+@given(candidates(), st.sampled_from([0.0, 1.0, 20.0]), st.booleans(), st.sampled_from([1, 1, 2, 4]))
+def test_exact_equals_brute_force(batches: list[Candidate], price_per_s: float, whole: bool, executors: int) -> None:
     queue = [batch.whole() for batch in batches] if whole else batches
-    plan = exact(queue, NOW_S, price_per_s=price_per_s, most_labels=10_000)
+    plan = exact(queue, NOW_S, price_per_s=price_per_s, most_labels=10_000, executors=executors)
     assert plan.loss_bound == 0
-    assert_as_told(queue, plan)
-    assert math.isclose(plan.utility - price_per_s * plan.end_s, best(queue, price_per_s), abs_tol=1e-6)
+    assert_as_told(queue, plan, executors)
+    assert math.isclose(plan.utility - price_per_s * plan.end_s, best(queue, price_per_s, executors), abs_tol=1e-6)
 
 
 @settings(max_examples=150)
@@ -77,26 +76,27 @@ def test_a_thinned_frontier_loses_no_more_than_it_says(
 
 
 @settings(max_examples=150)
-@given(candidates(most_batches=6), st.integers(0, 2))
-def test_no_plan_holds_an_infeasible_batch(batches: list[Candidate], rate_level: int) -> None:
+@given(candidates(most_batches=6), st.integers(0, 2), st.sampled_from([1, 1, 2, 8]))
+def test_no_plan_holds_an_infeasible_batch(batches: list[Candidate], rate_level: int, executors: int) -> None:
     queue = sorted((batch.whole() for batch in batches), key=lambda batch: float(batch.deadlines_N[0]))
-    plans = [alg2(queue, NOW_S), exact(queue, NOW_S)]
+    plans = [alg2(queue, NOW_S, executors), exact(queue, NOW_S, executors=executors)]
     if queue:
-        plans.append(alg3(queue, NOW_S, min(rate_level, len(queue[0].times_G) - 1)))
+        plans.append(alg3(queue, NOW_S, min(rate_level, len(queue[0].times_G) - 1), executors=executors))
     for plan in plans:
         clock_s = NOW_S
         for batch, level in zip(queue, plan.levels, strict=True):
             if level is not None:
-                clock_s += float(batch.times_G[level])
-                assert clock_s <= batch.deadlines_N[0] + 1e-9
-        assert_as_told(queue, plan)
+                assert clock_s + float(batch.times_G[level]) <= batch.deadlines_N[0] + 1e-9
+                clock_s += float(batch.times_G[level]) / executors
+        assert_as_told(queue, plan, executors)
 
 
 @settings(max_examples=100)
-@given(candidates(most_batches=5))
-def test_the_papers_planner_never_beats_the_exact_one(batches: list[Candidate]) -> None:
+@given(candidates(most_batches=5), st.sampled_from([1, 1, 3]))
+def test_the_papers_planner_never_beats_the_exact_one(batches: list[Candidate], executors: int) -> None:
     queue = sorted((batch.whole() for batch in batches), key=lambda batch: float(batch.deadlines_N[0]))
-    assert alg2(queue, NOW_S).utility <= exact(queue, NOW_S, most_labels=10_000).utility + 1e-9
+    found = exact(queue, NOW_S, most_labels=10_000, executors=executors)
+    assert alg2(queue, NOW_S, executors).utility <= found.utility + 1e-9
 
 
 def test_alg2_throws_away_the_earlier_path_and_the_exact_planner_does_not() -> None:

@@ -117,4 +117,5 @@ def test_the_service_s_number_types_are_those_of_elastic_serving() -> None:
     of_service = inspect.signature(CloudSettings).parameters
     for name, parameter in inspect.signature(ElasticSettings).parameters.items():
         if name not in ("model", "state"):
-            assert of_service[f"elastic_{name}"].default == parameter.default, name
+            of_both = name if name == "executor" else f"elastic_{name}"
+            assert of_service[of_both].default == parameter.default, name

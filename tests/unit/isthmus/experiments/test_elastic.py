@@ -93,10 +93,11 @@ def test_replay_says_what_became_of_a_trace(tmp_path: Path) -> None:
 def test_replay_simulates_infaas_with_the_memory_that_its_name_gives() -> None:
     args = ["synthetic", "--duration-s", "2", "--load", "1"]
     utilities = []
-    for policy in ("infaas:0.4", "infaas"):
-        code, output = replayed(*args, "--policy", policy)
+    for policy, executors in (("infaas:0.4", 1), ("infaas", 1), ("infaas", 3)):
+        code, output = replayed(*args, "--policy", policy, "--executors", str(executors))
         assert code == 0 and f"{policy} on synthetic, simulated" in output
         utilities.append(float(output.split("expected ")[1].split(";")[0]))
+    assert utilities[2] > 2.5 * utilities[1], "the load grows with the executors, and they serve it"
     assert utilities[0] < 0.8 * utilities[1], "with room for one model, every change of task loads one"
 
 
@@ -108,7 +109,6 @@ def test_replay_says_what_is_wrong(tmp_path: Path) -> None:
         [str(tmp_path / "none.csv")],
         ["synthetic", "--policy", "best"],
         ["synthetic", "--policy", "infaas:all"],
-        ["synthetic", "--policy", "infaas", "--executors", "2"],
         ["synthetic", "--policy", "infaas", "--live"],
         ["synthetic", "--profile", str(bad)],
     ):

@@ -13,6 +13,7 @@ from isthmus.cloud.elastic.policies.infaas import (
     SIZES,
     Infaas,
     ModelsInMemory,
+    freest,
     loading_executor,
     memory_named,
     sizes_profile,
@@ -21,7 +22,7 @@ from isthmus.cloud.elastic.policies.priced import DEARER, LONGEST, Priced
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
-from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 from isthmus.proto.errors import InvalidInput
@@ -142,6 +143,21 @@ def test_infaas_pays_for_loading_and_keeps_to_one_task() -> None:
     base = next(size for size in SIZES if size.level == first.gamma)
     assert takes_s(first) == pytest.approx(base.load_s + first.predicted_s)
     assert takes_s(first) == pytest.approx(first.predicted_s)
+
+
+def test_infaas_sends_a_batch_to_the_executor_that_holds_its_model() -> None:
+    base = SIZES[1]
+    profile = sizes_profile(PROFILE)
+    takes_s = loading_executor(memory_bytes=base.memory_bytes, executors=2)
+
+    def loading_s(task: str, now_s: float) -> float:
+        work = Work(0, Batch((Query(0, task, now_s, 100.0, 1.0),)), 0, now_s, profile.batch_time_s(0, 1))
+        return takes_s(work) - work.predicted_s
+
+    assert [loading_s(task, 0.0) for task in ("a", "b")] == [pytest.approx(base.load_s)] * 2, "one model on each"
+    for now_s, task in ((10.0, "b"), (10.0, "a"), (20.0, "a"), (30.0, "a"), (40.0, "b")):
+        assert loading_s(task, now_s) == pytest.approx(0)
+    assert freest([0, 1], [3.0, 2.0], [True, True]) == 1 and freest([0], [9.0, 0.0], [False, True]) == 0
 
 
 def test_the_model_used_longest_ago_makes_room() -> None:
