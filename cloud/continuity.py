@@ -17,7 +17,7 @@ from isthmus.cloud.store import pins
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database, Unusable
 from isthmus.data.files import move, write_atomically
-from isthmus.proto.convert import key_change_from_bytes, signed_key_change_from_pb, signed_key_change_to_pb
+from isthmus.proto.convert_student import key_change_from_bytes, signed_key_change_from_pb, signed_key_change_to_pb
 from isthmus.proto.errors import NotYours
 from isthmus.proto.limits import MAX_KEY_CHANGES
 from isthmus.proto.messages import SignedKeyChange

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from isthmus.data.transforms import InputSpec
 from isthmus.edge.link.interface import MemoryCloud
 from isthmus.proto.codec import unpack_frame
-from isthmus.proto.convert import manifest_to_bytes
+from isthmus.proto.convert_student import manifest_to_bytes
 from isthmus.proto.errors import BadFrame
 from isthmus.proto.messages import (
     Enrolment,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from isthmus.data.files import sync
-from isthmus.proto.convert import key_change_to_bytes
+from isthmus.proto.convert_student import key_change_to_bytes
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import KEY_CHANGE_CONTEXT, KeyChange, SignedKeyChange
 

@@ -19,8 +19,8 @@ from isthmus.cloud.store import students
 from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.students import StudentRow
-from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.convert_person import centred_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, Internal, InvalidInput, NotYours, TooLarge
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import (

@@ -21,7 +21,7 @@ from isthmus.cloud.rpc.task_messages import spec_to_pb
 from isthmus.cloud.store.tenants import OverQuota
 from isthmus.cloud.tenants import names
 from isthmus.cloud.tenants.roster import Roster
-from isthmus.proto.convert import identifier
+from isthmus.proto.checks import identifier
 from isthmus.proto.errors import Busy, Corrupt, InvalidInput, OutOfOrder, TooLarge, TooLate
 from isthmus.proto.limits import CHUNK_BYTES, MAX_TASK_WEIGHTS_BYTES
 from isthmus.proto.v1 import elastic_pb2 as pb

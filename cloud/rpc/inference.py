@@ -10,7 +10,8 @@ from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.offer import Offer
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.cloud.tenants.roster import Roster
-from isthmus.proto.convert import identifier, infer_reply_to_pb
+from isthmus.proto.checks import identifier
+from isthmus.proto.convert import infer_reply_to_pb
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc

@@ -25,7 +25,7 @@ from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.cloud.tenants.roster import Roster
 from isthmus.cloud.wrong_keys import WrongKeys
-from isthmus.proto import convert
+from isthmus.proto import checks, convert, convert_student
 from isthmus.proto.errors import Unauthenticated
 from isthmus.proto.messages import Chunk, Enrolment, SignedKeyChange
 from isthmus.proto.v1 import isthmus_pb2 as pb
@@ -129,7 +129,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             self.shelf.database,
             self.offer,
             caller().device_id,
-            job_id=convert.identifier("job", request.job_id),
+            job_id=checks.identifier("job", request.job_id),
             round=request.round,
             prototypes=convert.prototypes_from_pb(request.prototypes),
             now_s=self.shelf.database.now_s(),
@@ -138,7 +138,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         return pb.UploadPrototypesResponse(job=convert.job_status_to_pb(status(job)))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        job_id = convert.identifier("job", request.job_id)
+        job_id = checks.identifier("job", request.job_id)
         job = await self.work.do(service.get, self.shelf.database, caller().device_id, job_id)
         async with aclosing(self.watch.changes(job)) as changes:
             async for changed in changes:
@@ -154,7 +154,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             request.student_id,
             self.shelf.database.now_s(),
         )
-        return convert.signed_manifest_to_pb(replace(signed, key_changes=self.key_changes))
+        return convert_student.signed_manifest_to_pb(replace(signed, key_changes=self.key_changes))
 
     async def FetchStudent(
         self, request: pb.FetchStudentRequest, context: Any
@@ -171,7 +171,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         try:
             while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
                 self.roster.spend(caller().tenant, len(chunk.data))
-                yield convert.chunk_to_pb(chunk)
+                yield convert_student.chunk_to_pb(chunk)
                 self.metrics.bytes_sent.inc(len(chunk.data))
         finally:
             await asyncio.to_thread(_close, chunks)

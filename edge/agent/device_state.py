@@ -40,7 +40,8 @@ from isthmus.edge.own_clips.sharing import Sharing
 from isthmus.edge.own_clips.window import Window
 from isthmus.edge.student.disk import disk_errors
 from isthmus.edge.student.kept import read_kept, unreadable, write_kept
-from isthmus.proto.convert import enrolment_from_pb, identifier
+from isthmus.proto.checks import identifier
+from isthmus.proto.convert import enrolment_from_pb
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked
 from isthmus.proto.limits import MAX_ROUNDS
 from isthmus.proto.messages import Enrolment

@@ -15,7 +15,7 @@ import grpc
 
 from isthmus.edge.link.interface import Traffic
 from isthmus.edge.link.unreachable import why
-from isthmus.proto import convert, keepalive, trace
+from isthmus.proto import convert, convert_student, keepalive, trace
 from isthmus.proto.errors import (
     NAME_KEY,
     RETRY_KEY,
@@ -132,13 +132,15 @@ class GrpcLink:
 
     def describe_student(self, student_id: str) -> SignedManifest:
         request = pb.DescribeStudentRequest(student_id=student_id)
-        return convert.signed_manifest_from_pb(self._call(self._personalisation.DescribeStudent, request, "student"))
+        return convert_student.signed_manifest_from_pb(
+            self._call(self._personalisation.DescribeStudent, request, "student")
+        )
 
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
         request = pb.FetchStudentRequest(student_id=student_id, file_name=file_name, offset_bytes=offset_bytes)
         try:
             for reply in self._stream(self._personalisation.FetchStudent, request, "student", FETCH_TIMEOUT_S):
-                yield convert.chunk_from_pb(reply)
+                yield convert_student.chunk_from_pb(reply)
         except TooLate as error:
             raise Unavailable("the download took too long; it continues from its last byte") from error
 

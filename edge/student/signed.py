@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from isthmus.edge.student.disk import sha256_of
-from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Corrupt, WrongState
 from isthmus.proto.messages import SignedManifest, StudentFile, StudentManifest
 

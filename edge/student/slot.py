@@ -24,7 +24,8 @@ from isthmus.edge.student.signed import Installed, check_file, check_files, is_s
 from isthmus.edge.student.staging import Staging
 from isthmus.edge.student.trust import Refused, Trust, Unfit
 from isthmus.edge.student.trust_file import read_trust, write_trust
-from isthmus.proto.convert import identifier, manifest_from_bytes
+from isthmus.proto.checks import identifier
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest
 

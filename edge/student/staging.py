@@ -15,7 +15,7 @@ from typing import Final
 from isthmus.data.files import make_folder, move, sync, write_atomically
 from isthmus.edge.student.disk import delete, disk_errors, sha256_of
 from isthmus.edge.student.signed import MANIFEST, SIGNATURE
-from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
+from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, IsthmusError, StorageFull
 from isthmus.proto.messages import Chunk, SignedManifest, StudentFile, StudentManifest, patch_file, patch_name
 from isthmus.proto.patch import apply_patch

@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from isthmus.proto.convert import key_change_from_bytes
+from isthmus.proto.convert_student import key_change_from_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.messages import KEY_CHANGE_CONTEXT, SignedKeyChange, StudentManifest
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from isthmus.edge.student.kept import read_kept, unreadable, write_kept
 from isthmus.edge.student.trust import Refusal, Times, Trial, Trust
-from isthmus.proto.convert import identifier
+from isthmus.proto.checks import identifier
 from isthmus.proto.errors import IsthmusError
 
 

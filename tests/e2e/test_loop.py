@@ -23,7 +23,7 @@ from isthmus.demo.cli import default_edge_python
 from isthmus.demo.loop import Loop
 from isthmus.demo.outcome import WAYS, ClientOutcome, Spoken
 from isthmus.demo.processes import Family
-from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.messages import Stage
 from tests.rigs.distill.trained import RATIOS, Trained, tiny_loop_recipe, train_release
 from tests.rigs.generation.llama import save_tiny_llama

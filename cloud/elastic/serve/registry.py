@@ -14,7 +14,7 @@ from isthmus.cloud.store import tasks as rows
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.images import LabelledImages
-from isthmus.proto.convert import identifier
+from isthmus.proto.checks import identifier
 from isthmus.proto.errors import Corrupt, IsthmusError, NotYours, TooLarge
 from isthmus.proto.limits import MAX_NAME_CHARS, MAX_TASK_WEIGHTS_BYTES, MAX_TASKS
 

@@ -22,7 +22,7 @@ from isthmus.edge.own_clips.window import Window
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.experiments.personal.findings.paired import difference
 from isthmus.experiments.personal.findings.tables import Table, points
-from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 
 READINGS: Final = ("own head", "teacher's head", "offset")
 COMPARED: Final = (

@@ -24,7 +24,8 @@ from isthmus.cloud.store.database import Database
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.link.model import Direction, Phase
 from isthmus.link.script import Script
-from isthmus.proto.convert import manifest_from_bytes, prototypes_from_pb
+from isthmus.proto.convert import prototypes_from_pb
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Busy, OutOfOrder, Unauthenticated, Unavailable, WrongState
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from isthmus.edge.link.interface import MemoryCloud, MemoryLink
-from isthmus.proto import convert
+from isthmus.proto import convert, convert_student
 from isthmus.proto.errors import NAME_KEY, IsthmusError
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
@@ -58,13 +58,15 @@ class Servicer(rpc.PersonalisationServiceServicer, rpc.InferenceServiceServicer)
         return pb.ForgetResponse()
 
     def DescribeStudent(self, request: Any, context: Any) -> Any:
-        return self._do(context, lambda link: convert.signed_manifest_to_pb(link.describe_student(request.student_id)))
+        return self._do(
+            context, lambda link: convert_student.signed_manifest_to_pb(link.describe_student(request.student_id))
+        )
 
     def FetchStudent(self, request: Any, context: Any) -> Iterator[Any]:
         chunks = self._do(
             context, lambda link: list(link.fetch_file(request.student_id, request.file_name, request.offset_bytes))
         )
-        return (convert.chunk_to_pb(chunk) for chunk in chunks)
+        return (convert_student.chunk_to_pb(chunk) for chunk in chunks)
 
     def Infer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
         student_id = dict(context.invocation_metadata())["isthmus-student"]

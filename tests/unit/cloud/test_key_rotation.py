@@ -13,7 +13,7 @@ from isthmus.cloud.store import students as rows
 from isthmus.cloud.store.database import Unusable
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trust import Outdated
-from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.limits import MAX_KEY_CHANGES
 from isthmus.proto.messages import SignedManifest, StudentManifest

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from isthmus.proto import convert
+from isthmus.proto import checks, convert, convert_student
 from isthmus.proto.errors import BadPrototypes, Corrupt, InvalidInput, IsthmusError, TooLarge
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import (
@@ -124,11 +124,11 @@ def test_the_other_pairs() -> None:
     assert "hush" not in repr(enrolment)
     status = JobStatus("j", Stage.AWAITING_PROTOTYPES, 1, 2, 3, 4, 0.5, 6.0, "s", (1, 2), {"queued": 0.5}, "e")
     assert convert.job_status_from_pb(convert.job_status_to_pb(status)) == status
-    assert convert.manifest_from_bytes(convert.manifest_to_bytes(MANIFEST)) == MANIFEST
+    assert convert_student.manifest_from_bytes(convert_student.manifest_to_bytes(MANIFEST)) == MANIFEST
     signed = SignedManifest(b"m", b"s" * 64)
-    assert convert.signed_manifest_from_pb(convert.signed_manifest_to_pb(signed)) == signed
+    assert convert_student.signed_manifest_from_pb(convert_student.signed_manifest_to_pb(signed)) == signed
     chunk = Chunk(7, b"abc", zlib.crc32(b"abc"))
-    assert convert.chunk_from_pb(convert.chunk_to_pb(chunk)) == chunk
+    assert convert_student.chunk_from_pb(convert_student.chunk_to_pb(chunk)) == chunk
     refused = InferReply(4, None, 3, "no", True, 1.5)
     assert convert.infer_reply_from_pb(convert.infer_reply_to_pb(refused)) == refused
     answered = convert.infer_reply_from_pb(convert.infer_reply_to_pb(InferReply(5, np.array([0.5, 0.5], np.float32))))
@@ -146,13 +146,13 @@ def test_every_stage_travels(stage: Stage) -> None:
 )
 def test_a_file_name_is_no_path(name: str) -> None:
     with pytest.raises(InvalidInput):
-        convert.student_file_from_pb(pb.StudentFile(name=name, size_bytes=1, sha256=b"h" * 32))
+        convert_student.student_file_from_pb(pb.StudentFile(name=name, size_bytes=1, sha256=b"h" * 32))
 
 
 @pytest.mark.parametrize("text", ["", "../a", "a/b", ".a", "a\n", "a" * 65, "é"])
 def test_an_id_is_no_path(text: str) -> None:
     with pytest.raises(InvalidInput):
-        convert.identifier("student id", text)
+        checks.identifier("student id", text)
 
 
 @pytest.mark.parametrize(
@@ -174,21 +174,21 @@ def test_an_id_is_no_path(text: str) -> None:
 def test_bad_manifests_are_refused(changes: dict[str, object], error: type[IsthmusError]) -> None:
     bad = StudentManifest(**{**vars(MANIFEST), **changes})
     with pytest.raises(error):
-        convert.manifest_from_bytes(convert.manifest_to_bytes(bad))
+        convert_student.manifest_from_bytes(convert_student.manifest_to_bytes(bad))
 
 
 def test_bytes_that_are_no_manifest() -> None:
     with pytest.raises(InvalidInput, match="parse"):
-        convert.manifest_from_bytes(b"\xff\xff\xff")
+        convert_student.manifest_from_bytes(b"\xff\xff\xff")
 
 
 def test_chunks_are_bounded_and_checked() -> None:
     with pytest.raises(Corrupt, match="checksum"):
-        convert.chunk_from_pb(pb.FetchStudentResponse(offset_bytes=0, data=b"abc", crc32=1))
+        convert_student.chunk_from_pb(pb.FetchStudentResponse(offset_bytes=0, data=b"abc", crc32=1))
     with pytest.raises(TooLarge):
-        convert.chunk_from_pb(pb.FetchStudentResponse(data=b"\0" * (CHUNK_BYTES + 1)))
+        convert_student.chunk_from_pb(pb.FetchStudentResponse(data=b"\0" * (CHUNK_BYTES + 1)))
     with pytest.raises(InvalidInput):
-        convert.chunk_from_pb(pb.FetchStudentResponse(offset_bytes=-1, data=b"a", crc32=zlib.crc32(b"a")))
+        convert_student.chunk_from_pb(pb.FetchStudentResponse(offset_bytes=-1, data=b"a", crc32=zlib.crc32(b"a")))
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [0.7, 0.7], [float("nan"), 1.0], [-0.5, 1.5]])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isthmus.proto import convert
+from isthmus.proto import convert_student
 from isthmus.proto.convert_person import centred_from_bytes, centred_from_pb, centred_to_bytes, centred_to_pb
 from isthmus.proto.errors import InvalidInput, IsthmusError, TooLarge
 from isthmus.proto.messages import StudentFile, StudentManifest
@@ -27,14 +27,14 @@ MANIFEST = StudentManifest(
 
 def test_the_numbers_arrive() -> None:
     sent = person_model(CLASSES, WIDTH)
-    manifest = convert.manifest_from_bytes(convert.manifest_to_bytes(replace(MANIFEST, centred=sent)))
+    manifest = convert_student.manifest_from_bytes(convert_student.manifest_to_bytes(replace(MANIFEST, centred=sent)))
     for came in (manifest.centred, centred_from_bytes(centred_to_bytes(sent), CLASSES, WIDTH)):
         assert came is not None
         for part in ("heads", "person"):
             for field in dataclasses.fields(getattr(sent, part)):
                 before, after = (getattr(getattr(one, part), field.name) for one in (sent, came))
                 np.testing.assert_array_equal(before, after)
-    assert convert.manifest_from_bytes(convert.manifest_to_bytes(MANIFEST)).centred is None
+    assert convert_student.manifest_from_bytes(convert_student.manifest_to_bytes(MANIFEST)).centred is None
 
 
 def floats(*values: float) -> bytes:
@@ -90,7 +90,7 @@ def test_bytes_that_are_no_model() -> None:
 @pytest.mark.parametrize("wheel", RELEASES, ids=lambda path: path.name.split("-")[1])
 def test_an_earlier_release_reads_the_manifest_and_ignores_the_model(wheel: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.pb"
-    manifest.write_bytes(convert.manifest_to_bytes(replace(MANIFEST, centred=person_model(CLASSES, WIDTH))))
+    manifest.write_bytes(convert_student.manifest_to_bytes(replace(MANIFEST, centred=person_model(CLASSES, WIDTH))))
     program = (
         "import pathlib, sys; from isthmus.proto.convert import manifest_from_bytes\n"
         "read = manifest_from_bytes(pathlib.Path(sys.argv[1]).read_bytes())\n"

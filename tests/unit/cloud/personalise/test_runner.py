@@ -14,8 +14,8 @@ from isthmus.cloud.personalise import leases, students
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.distill.selection import Selection
-from isthmus.proto.convert import manifest_from_bytes
 from isthmus.proto.convert_person import centred_to_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.messages import Prototypes, Stage
 from tests.rigs.cloud.jobs import EPOCHS, Bench, CountedLearning
 from tests.rigs.distill.people import person_model

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from isthmus.edge.student.slot import StudentSlot
-from isthmus.proto.convert import manifest_from_bytes, manifest_to_bytes
+from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, StorageFull, WrongState
 from isthmus.proto.messages import Chunk, SignedManifest, StudentPatch
 from isthmus.proto.patch import make_patch

@@ -15,7 +15,7 @@ from isthmus.edge.student import trial
 from isthmus.edge.student.onnx_file import check_model, check_model_file
 from isthmus.edge.student.trial import Bounds, try_student
 from isthmus.edge.student.trust import Unfit
-from isthmus.proto.convert import manifest_from_bytes
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import StudentFile
 

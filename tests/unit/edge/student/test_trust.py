@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from isthmus.edge.student import trust
 from isthmus.edge.student.trust import Outdated, Refused, Trust
-from isthmus.proto.convert import key_change_to_bytes
+from isthmus.proto.convert_student import key_change_to_bytes
 from isthmus.proto.errors import Corrupt
 from isthmus.proto.messages import KEY_CHANGE_CONTEXT, KeyChange, SignedKeyChange, StudentFile, StudentManifest
 

@@ -14,7 +14,7 @@ from isthmus.edge.student.onnx_file import check_model
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trial import Bounds, try_student
 from isthmus.edge.student.trust import Outdated, Refused, Unfit
-from isthmus.proto.convert import key_change_to_bytes, manifest_from_bytes, manifest_to_bytes
+from isthmus.proto.convert_student import key_change_to_bytes, manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import Corrupt, InvalidInput, WrongState
 from isthmus.proto.messages import KEY_CHANGE_CONTEXT, Chunk, KeyChange, SignedKeyChange, SignedManifest
 from tests.rigs.edge.device import load_test
