@@ -13,7 +13,7 @@ import jinja2
 from isthmus import __version__
 from isthmus.data.files import write_atomically
 from isthmus.privacy import pictures
-from isthmus.privacy.measure import BASELINES
+from isthmus.privacy.cells import BASELINES
 
 SURE = 0.9
 """At or above this rate the report says that an attack succeeds nearly always."""

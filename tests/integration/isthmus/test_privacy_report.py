@@ -18,7 +18,7 @@ from isthmus.distill.prepare import begin_release, decode, release_split
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.student.evaluate import student_outputs
 from isthmus.distill.teacher.teach import cache_teacher_outputs
-from isthmus.privacy import attacks, frames, measure
+from isthmus.privacy import attacks, frames, material, measure
 from isthmus.privacy.cli import app
 from isthmus.proto.messages import Features, compressed_width
 from tests.rigs.distill.release import tiny_recipe
@@ -46,9 +46,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use fewer shadow uploads and epochs: these tests do not depend on how well the attack succeeds."""
-    monkeypatch.setattr(measure, "SHADOWS", 8)
+    for module in (material, measure):
+        monkeypatch.setattr(module, "SHADOWS", 8)
     short = dataclasses.replace(attacks.TRAINING, epochs=2)
-    monkeypatch.setattr(measure, "train_decoder", functools.partial(attacks.train_decoder, config=short))
+    monkeypatch.setattr(material, "train_decoder", functools.partial(attacks.train_decoder, config=short))
 
 
 def report(made: tuple[Path, Path], out: Path, *more: str) -> Any:
@@ -91,7 +92,7 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
     assert len(list((whole / "pictures").glob("*.png"))) == 7
     assert "Skipped: 2 cells." in (whole / "result.md").read_text()
 
-    really = measure.train_decoder
+    really = material.train_decoder
     calls = []
 
     def stop_at_the_third(*arguments: Any, **options: Any) -> Any:
@@ -100,11 +101,11 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
             raise Stopped
         return really(*arguments, **options)
 
-    monkeypatch.setattr(measure, "train_decoder", stop_at_the_third)
+    monkeypatch.setattr(material, "train_decoder", stop_at_the_third)
     assert isinstance(report(made, parts).exception, Stopped)
     kept = {path: path.stat().st_mtime_ns for path in (parts / "cells").rglob("*.json")}
     assert len(kept) == 2 + 2 * 2
-    monkeypatch.setattr(measure, "train_decoder", really)
+    monkeypatch.setattr(material, "train_decoder", really)
     assert report(made, parts).exit_code == 0
     assert (parts / "result.json").read_text() == (whole / "result.json").read_text()
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
@@ -129,7 +130,7 @@ def test_outputs_do_not_hang_on_frames_that_nobody_looks_at(made: tuple[Path, Pa
     release = Release.open(made[1])
     clips = release.public.subset(np.arange(5))
     whole = student_outputs(release.student(0), release.teacher_head, clips, CPU)
-    alone = measure.evaluated_frames_alone(clips)
+    alone = material.evaluated_frames_alone(clips)
     assert alone.frames_NKHWC.shape[1] == 1
     few = student_outputs(release.student(0), release.teacher_head, alone, CPU)
     np.testing.assert_allclose(few.visual_ND, whole.visual_ND, atol=1e-5)
