@@ -120,6 +120,14 @@ class Capture:
             name, sound_of(blocks, start_s, end_s), blocks, pictures_of(pictures, start_s, end_s), began_s
         )
 
+    def recent(self) -> tuple[list[Block], StampedPicture | None]:
+        """Return the blocks of sound and the newest picture of the last seconds. Any thread may call it.
+
+        What is older than a clip and two seconds is left out; a source that gives nothing leaves its part empty.
+        """
+        with self._lock:
+            return list(self._blocks), self._pictures[-1] if self._pictures else None
+
     def close(self) -> None:
         child, self._child = self._child, None
         if child is not None:

@@ -14,14 +14,13 @@ from isthmus.edge.agent.live import LiveAnswers, Worker, working
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.behaviour.own_life import Clips, Task, due
 from isthmus.edge.behaviour.state import Phase
-from isthmus.edge.capture.process import Captured
+from isthmus.edge.capture.process import Capture, Captured
 from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.commands.replying import note_answer
 from isthmus.edge.commands.terminal import plain
 from isthmus.edge.own_clips.store import ClipStore, person_folder
 from isthmus.edge.requests.requests import ask
 from isthmus.edge.requests.student import FEWEST_CLIPS
-from isthmus.edge.watched.view import LiveCapture as Capture
 from isthmus.edge.watched.view import LiveView
 from isthmus.proto.errors import IsthmusError, StorageFull
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isthmus.data.transforms import InputSpec, spectrogram
-from isthmus.edge.capture.assembly import Block, StampedPicture
+from isthmus.edge.capture.assembly import Block
 from isthmus.edge.capture.gates import FaceGate, Picture, resampled
 from isthmus.edge.capture.process import Capture
 from isthmus.edge.capture.sources import Clock
@@ -26,23 +26,10 @@ DEVIATIONS: Final = 3.0
 """Standard deviations of the spectrogram from black to white, on both sides of its mean."""
 
 
-class LiveCapture(Capture):
-    """A capture whose newest picture and sound can be looked at."""
-
-    def recent(self) -> tuple[list[Block], StampedPicture | None]:
-        """Return the blocks of sound and the newest picture that are not too old."""
-        with self._lock:
-            return list(self._blocks), self._pictures[-1] if self._pictures else None
-
-    def __enter__(self) -> "LiveCapture":
-        super().__enter__()
-        return self
-
-
 class LiveView:
     """Looks at a capture. Any thread may call ``look``."""
 
-    def __init__(self, capture: LiveCapture, spec: InputSpec, clock: Clock) -> None:
+    def __init__(self, capture: Capture, spec: InputSpec, clock: Clock) -> None:
         self._capture = capture
         self._spec = spec
         self._clock = clock

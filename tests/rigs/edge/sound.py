@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+
+from isthmus.edge.capture.assembly import GAP_S, Block
 
 RATE_HZ = 48_000
 _PROGRAMS = ("pulseaudio", "pacat")
@@ -25,6 +27,31 @@ def missing() -> str:
     absent += ["libportaudio2"] * (not any(Path("/usr/lib").glob("*/libportaudio.so.2")))
     absent += ["libasound2-plugins"] * (not any(Path("/usr/lib").glob("*/alsa-lib/libasound_module_pcm_pulse.so")))
     return f"{', '.join(absent)} are missing: 'make system' installs them" if absent else ""
+
+
+def seconds_of(blocks: Sequence[Block]) -> float:
+    """Return how long the samples of the blocks last."""
+    return sum(len(block.samples_T) / block.rate_hz for block in blocks)
+
+
+def longest_run(blocks: Sequence[Block]) -> list[Block]:
+    """Return the longest stretch of blocks of which each begins where the one before ends, give or take GAP_S."""
+    runs: list[list[Block]] = [[]]
+    for block in blocks:
+        before = runs[-1][-1] if runs[-1] else None
+        if before is not None and abs(block.at_s - before.at_s - seconds_of([before])) >= GAP_S:
+            runs.append([])
+        runs[-1].append(block)
+    return max(runs, key=seconds_of)
+
+
+def drift_of(run: Sequence[Block]) -> float:
+    """Return how much faster than the count of samples the stamps of a run go: 0.01 is one second in a hundred.
+
+    It is the slope of a line through all stamps (least squares), so single late stamps hardly count.
+    """
+    counted = np.cumsum([0.0, *(seconds_of([block]) for block in run[:-1])])
+    return float(np.polyfit(counted, [block.at_s for block in run], 1)[0]) - 1.0
 
 
 @dataclass

@@ -87,6 +87,25 @@ def test_a_clip_has_sound_and_the_framed_pictures() -> None:
     assert clip.frames_KHWC is not None and clip.frames_KHWC.shape == (10, 36, 36, 3)
 
 
+def test_the_last_seconds_of_sound_and_the_newest_picture_can_be_had() -> None:
+    room = Room()
+    capture = Watched(room)
+    assert capture.recent() == ([], None)
+    for name in "abc":
+        capture.next_clip(name)
+    blocks, picture = capture.recent()
+    kept_s = SPEC.duration_s + 2.0
+    assert [block.at_s for block in blocks] == sorted(block.at_s for block in blocks)
+    assert room.now_s - kept_s <= blocks[0].at_s < room.now_s - kept_s + 0.2 and blocks[-1].at_s < room.now_s
+    assert picture is not None and picture.at_s == pytest.approx(room.now_s)
+    blocks.clear()
+    assert capture.recent()[0], "the caller's list is its own"
+    room.camera = room.microphone = "gone"
+    for name in "defg":
+        capture.next_clip(name)
+    assert capture.recent()[0], "old sound is dropped when something new comes"
+
+
 @pytest.mark.parametrize(("voice", "face"), [(True, False), (False, True), (False, False)])
 def test_what_has_nothing_to_tell_is_left_out(voice: bool, face: bool) -> None:
     room = Room()
