@@ -39,14 +39,14 @@ def damaged_frames(wanted: int, *, seed: int = 0, flip_every_bytes: float = 60.0
 
 async def _run(wanted: int, seed: int, flip_every_bytes: float) -> Frames:
     found, rng = Frames(), random.Random(seed)
-    arrived: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
-    server = await asyncio.start_server(lambda reader, writer: arrived.put_nowait(reader), "127.0.0.1", 0)
+    arrived: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    server = await asyncio.start_server(lambda *ends: arrived.put_nowait(ends), "127.0.0.1", 0)
     script = Script(up=Direction((Phase(corrupt_every_bytes=flip_every_bytes),)), seed=seed)
     link = FaultyLink(script, "127.0.0.1", server.sockets[0].getsockname()[1])
     await link.start()
     host, port = link.address.rsplit(":", 1)
     _, writer = await asyncio.open_connection(host, int(port))
-    reader = await arrived.get()
+    reader, back = await arrived.get()
     try:
         while found.damaged < wanted:
             frames = [_frame(rng) for _ in range(BATCH)]
@@ -55,6 +55,7 @@ async def _run(wanted: int, seed: int, flip_every_bytes: float) -> Frames:
                 _look(frame, await reader.readexactly(len(frame)), found)
     finally:
         writer.close()
+        back.close()  # and kept until here: a writer that nothing names closes its connection
         await link.close()
         server.close()
     return found

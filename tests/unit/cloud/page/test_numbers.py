@@ -55,7 +55,9 @@ def test_only_the_services_own_metrics_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "status"), [(b"<html>", 200), (b"", 200), (b"\xff\xfe", 200), (metrics(), 500), (b"a b c d {", 200)]
+    ("content", "status"),
+    [(b"<html>", 200), (b"", 200), (b"\xff\xfe", 200), (metrics(), 500), (b"a b c d {", 200)],
+    ids=["a page", "nothing", "no text", "an error", "no metrics"],  # metrics hold the time, so they name no test
 )
 def test_what_is_no_service_is_named(content: bytes, status: int) -> None:
     with showing(content, status) as port, pytest.raises(InvalidInput, match=f"port {port} shows no metrics"):
