@@ -235,6 +235,14 @@ class CloudSettings:
         int | None,
         Option(min=1, help="Bytes for warmed models. The least recently used is dropped first. Default: all fit."),
     ] = None
+    elastic_expert_bytes: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Bytes for the experts of a model with experts, per executor. The least recently used is dropped "
+            "first, and read again when it is needed. Default: all that registered tasks may use.",
+        ),
+    ] = None
     elastic_key_file: Annotated[
         Path | None,
         Option(help="File with the key that clients of elastic serving must send. Default: everyone is served."),

@@ -218,7 +218,8 @@ def query(
     encoded = image.read_bytes()
     with server.connected() as client:
         reply = client.query(task, encoded, latency_s=latency, utility=utility, gamma=gamma, min_accuracy=min_accuracy)
+    experts = f", {reply.experts} experts" if reply.experts else ""
     typer.echo(
-        f"{reply.class_name}\tgamma {reply.gamma}, waited {reply.queue_s * 1e3:.1f} ms, ran "
+        f"{reply.class_name}\tgamma {reply.gamma}{experts}, waited {reply.queue_s * 1e3:.1f} ms, ran "
         f"{reply.run_s * 1e3:.1f} ms{'' if reply.in_time else ', late'}"
     )

@@ -1,16 +1,24 @@
 """``isthmus elastic``: prepare a model, measure it and replay a trace; the client's commands are added here."""
 
 from isthmus.cloud.commands.client import add_commands
-from isthmus.cloud.commands.options import Picturing, ProfileOptions, PromptOptions, ReplayOptions, ScheduleOptions
+from isthmus.cloud.commands.options import (
+    ExpertOptions,
+    Picturing,
+    ProfileOptions,
+    PromptOptions,
+    ReplayOptions,
+    ScheduleOptions,
+)
 from isthmus.cloud.commands.warmup import app as warmup_app
 from isthmus.command_line import App
 
 app = App(
     "isthmus elastic",
     help="Serve many image tasks with one vision transformer.\n\n"
-    "'prompts' makes a task of labelled pictures, 'schedules' finds the layers at which to merge tokens, and 'profile' "
-    "measures this machine. Then 'isthmus cloud serve --elastic-model MODEL --elastic-profile PROFILE' serves. A "
-    "command that was stopped continues when it is run again.",
+    "'prompts' makes a task of labelled pictures, 'experts' makes a model with experts and several tasks for it, "
+    "'schedules' finds the layers at which to merge tokens, and 'profile' measures this machine. Then "
+    "'isthmus cloud serve --elastic-model MODEL --elastic-profile PROFILE' serves. A command that was stopped continues "
+    "when it is run again.",
     extra="elastic",
 )
 
@@ -31,6 +39,25 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
     from isthmus.cloud.commands.preparing import learn_prompts
 
     learn_prompts(asked, picturing)
+
+
+@app.command(
+    "experts",
+    resumes=True,
+    example="""
+    isthmus elastic experts --model vit.safetensors --pixels cifar10 --data train.parquet --task cifar10 \\
+        --task animals-vehicles --out experts
+    """,
+)
+def learn_experts(asked: ExpertOptions, picturing: Picturing) -> None:
+    """Make experts of a dense model's MLPs, and learn several tasks with them at once.
+
+    Needs a vision transformer and labelled pictures. Writes the model's folder to OUT/model and the tasks to OUT/tasks,
+    and prints the accuracy per task and number of experts on the pictures that were held out.
+    """
+    from isthmus.cloud.commands.specialising import learn_experts
+
+    learn_experts(asked, picturing)
 
 
 @app.command(
@@ -61,6 +88,8 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
 )
 def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     """Measure accuracy per task and gamma, and time and memory per gamma and batch size, on this machine.
+
+    A model with experts is measured for each number of experts per token as well.
 
     Needs a vision transformer; --tasks and --data add the accuracies. Writes --out and a PNG file beside it.
     """

@@ -113,6 +113,13 @@ class ProfileOptions:
     gammas: Annotated[
         str, typer.Option(help="Gammas to measure, with commas: below 0 tokens are merged, above 0 prompts are added.")
     ] = "-20,-15,-10,-5,0,2,4,8"
+    experts: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of experts per token to measure, with commas, for a model with experts. Default: all up to "
+            "its usual number."
+        ),
+    ] = ""
     sizes: Annotated[str, typer.Option(help="Batch sizes to measure, with commas.")] = "1,2,4,8,16,32,64"
     mode: Annotated[Mode, typer.Option(help="Way of prompting whose times are measured above gamma 0.")] = "append"
     repeats: Annotated[int, typer.Option(min=1, help="Number of times that each batch is timed.")] = 5
@@ -130,6 +137,54 @@ class ProfileOptions:
     random: Annotated[bool, typer.Option(help="Give a timm model random weights: only its speed is measured then.")] = (
         False
     )
+
+
+@dataclass(frozen=True)
+class ExpertOptions:
+    """Options of ``isthmus elastic experts``."""
+
+    model: Model
+    data: Data
+    out: Annotated[Path, typer.Option(help="Folder to write to: the model's folder in model/, its tasks in tasks/.")]
+    task: Annotated[
+        list[str],
+        typer.Option(
+            help="A task to learn: cifar10, animals-vehicles, animals, or a JSON file as for 'prompts'. Repeat it for "
+            "more. TASK@DATA takes the task's pictures from another Parquet file."
+        ),
+    ]
+    experts: Annotated[int, typer.Option(min=1, max=64, help="Experts per layer that has some.")] = 16
+    used: Annotated[int, typer.Option(min=1, max=64, help="Experts that a token uses.")] = 4
+    ratio: Annotated[
+        float, typer.Option(min=0.01, help="Hidden units of an expert, as a multiple of the model's width.")
+    ] = 1.0
+    router: Annotated[
+        Literal["task", "shared"],
+        typer.Option(help="One router per task, or one that reads the token beside an embedding of the task."),
+    ] = "task"
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Experts that each task may use, in a window of its own. Default: all.")
+    ] = None
+    start: Annotated[
+        Literal["apart", "even"],
+        typer.Option(help="Each task's router begins on experts that together are the dense MLP, or on all alike."),
+    ] = "apart"
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 10
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures per training step, of all tasks together.")] = 64
+    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-4
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each task per epoch. Default: as many as the largest has.")
+    ] = None
+    augment: Annotated[
+        bool,
+        typer.Option(
+            "--augment/--no-augment",
+            help="Shift and mirror pictures while learning. Turn it off if positions decide the class of a task.",
+        ),
+    ] = True
+    measured: Annotated[
+        str, typer.Option(help="Gammas up to 0 at which to measure accuracy, with commas, for each number of experts.")
+    ] = "-20,-15,-10,-5,0"
 
 
 @dataclass(frozen=True)

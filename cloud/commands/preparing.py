@@ -17,6 +17,7 @@ from isthmus.cloud.elastic.prepare import precision, profiler, prompts
 from isthmus.cloud.elastic.prepare.inputs import fitting, opened, pictures_of, profiling_sets, split_off
 from isthmus.cloud.elastic.prepare.profile_figures import draw
 from isthmus.cloud.elastic.prepare.schedule_file import read_schedules, read_search, write_search
+from isthmus.cloud.elastic.scheduling.levels import levels, said
 from isthmus.cloud.elastic.scheduling.profile import ORDER_OF_OLD_FILES, Profile
 from isthmus.cloud.elastic.tasks.files import TaskFiles
 from isthmus.cloud.elastic.tasks.recipes import read_recipe
@@ -91,6 +92,13 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
         title=f"{recipe.name}, {len(profiling)} pictures held out",
     )
     typer.echo(f"written: {path}")
+
+
+def wanted_levels(gammas: str, experts: str, model: ElasticViT) -> tuple[int, ...]:
+    """Return the levels of ``--gammas`` with ``--experts``. Raises ValueError for those that the model cannot run."""
+    usual = model.experts.k
+    counts = ascending(experts, "--experts") if experts else tuple(range(1, usual + 1))
+    return levels(fitting(ascending(gammas, "--gammas"), model), counts, usual)
 
 
 def _columns(picturing: Picturing) -> Columns:
@@ -171,7 +179,7 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
 
 def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     """Measure this machine and write the profile. Raises ValueError, ImageError or OSError."""
-    gammas, sizes = ascending(asked.gammas, "--gammas"), ascending(asked.sizes, "--sizes")
+    sizes = ascending(asked.sizes, "--sizes")
     if (asked.tasks is None) != (asked.data is None):
         raise ValueError("--tasks and --data go together: give both or neither")
     set_threads(picturing.threads)
@@ -180,6 +188,7 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
         asked.model, picturing.pixels, found, random=asked.random, merge_order=picturing.merge_order
     )
     where = str(pick_device(picturing.device))
+    of_levels = wanted_levels(asked.gammas, asked.experts, elastic)
     labelled = (
         {}
         if asked.tasks is None or asked.data is None
@@ -199,7 +208,7 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     with steps() as on_step:
         profile = profiler.measure(
             runner,
-            gammas=fitting(gammas, reduced),
+            gammas=of_levels,
             sizes=sizes,
             mode=asked.mode,
             tasks=served,
@@ -213,7 +222,9 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
         profile = dataclasses.replace(profile, key=profiler.machine_key(vanilla))
     write_atomically(asked.out, profile.to_json())
     pictures = next((some for _, some in labelled.values()), None)
-    similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures))))) if pictures else ()
+    similarity_L: tuple[float, ...] = ()
+    if pictures and not elastic.expert_layers:
+        similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures)))))
     draw(profile, similarity_L, asked.out.with_suffix(".png"))
     _print_profile(profile)
     if similarity_L:
@@ -227,7 +238,7 @@ def _print_profile(profile: Profile) -> None:
         ("gamma", *profile.accuracy, *(f"img/s at {size}" for size in profile.sizes), f"MB at {largest}"),
         [
             (
-                str(gamma),
+                said(gamma, profile.experts),
                 *(f"{share[gamma]:.1%}" if gamma <= 0 or share[gamma] else "-" for share in profile.accuracy.values()),
                 *(f"{profile.capacity_per_s(gamma, size):.0f}" for size in profile.sizes),
                 f"{profile.memory_bytes(gamma, largest) / 1e6:.1f}",

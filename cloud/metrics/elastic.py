@@ -59,6 +59,14 @@ class ElasticCollector(Collector):
         for gamma, count in seen.gammas.items():
             gammas.add_metric([str(gamma)], count)
         yield gammas
+        experts = CounterMetricFamily(
+            "isthmus_elastic_expert_images",
+            "Images that ran, by experts per token; nothing if the model has none.",
+            labels=["experts"],
+        )
+        for count, images in seen.experts.items():
+            experts.add_metric([str(count)], images)
+        yield experts
         yield HistogramMetricFamily(
             "isthmus_elastic_batch_images",
             "Images per batch.",

@@ -113,6 +113,7 @@ class ElasticServicer(pb_grpc.ElasticServiceServicer):
             queue_s=answer.queue_s,
             run_s=answer.run_s,
             in_time=answer.in_time,
+            experts=answer.experts,
         )
 
 

@@ -152,7 +152,7 @@ class MakeQueryRequest(_message.Message):
     def __init__(self, task: _Optional[str] = ..., encoded: _Optional[bytes] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., latency_s: _Optional[float] = ..., utility: _Optional[float] = ..., gamma: _Optional[int] = ..., min_accuracy: _Optional[float] = ...) -> None: ...
 
 class MakeQueryResponse(_message.Message):
-    __slots__ = ("class_index", "class_name", "logits", "gamma", "queue_s", "run_s", "in_time")
+    __slots__ = ("class_index", "class_name", "logits", "gamma", "queue_s", "run_s", "in_time", "experts")
     CLASS_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLASS_NAME_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class MakeQueryResponse(_message.Message):
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     RUN_S_FIELD_NUMBER: _ClassVar[int]
     IN_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
     class_index: int
     class_name: str
     logits: _containers.RepeatedScalarFieldContainer[float]
@@ -167,4 +168,5 @@ class MakeQueryResponse(_message.Message):
     queue_s: float
     run_s: float
     in_time: bool
-    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., logits: _Optional[_Iterable[float]] = ..., gamma: _Optional[int] = ..., queue_s: _Optional[float] = ..., run_s: _Optional[float] = ..., in_time: _Optional[bool] = ...) -> None: ...
+    experts: int
+    def __init__(self, class_index: _Optional[int] = ..., class_name: _Optional[str] = ..., logits: _Optional[_Iterable[float]] = ..., gamma: _Optional[int] = ..., queue_s: _Optional[float] = ..., run_s: _Optional[float] = ..., in_time: _Optional[bool] = ..., experts: _Optional[int] = ...) -> None: ...

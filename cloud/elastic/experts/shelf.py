@@ -5,7 +5,7 @@ are the least memory. An expert that no registered task may use stays on disk. T
 """
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
@@ -36,6 +36,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._held: OrderedDict[Key, Future[Expert]] = OrderedDict()  # longest unused first
         self._users: Counter[Key] = Counter()
+        self._leaving: deque[tuple[Key, ...]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="experts")
         self.loads = 0
         """Experts read so far."""
@@ -57,12 +58,12 @@ class Shelf:
     @property
     def bytes(self) -> int:
         """The bytes of all experts in memory or being read."""
-        with self._lock:
-            return len(self._held) * self.expert_bytes
+        return len(self.held()) * self.expert_bytes
 
     def held(self) -> tuple[Key, ...]:
         """Returns the experts in memory or being read, longest unused first."""
         with self._lock:
+            self._let_go()
             return tuple(self._held)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -85,6 +86,8 @@ class Shelf:
         Raises ExpertsError if a file is missing or wrong. It is read again when it is next asked for.
         """
         keys = [(layer, expert) for expert in experts]
+        with self._lock:
+            self._let_go()
         for position, key in enumerate(keys):
             with self._lock:
                 future = self._asked(key, {key})
@@ -103,19 +106,18 @@ class Shelf:
     def announce(self, keys: Iterable[Key]) -> None:
         """Notes that a task may use these experts, and reads ahead as many of them as there is room for."""
         with self._lock:
+            self._let_go()
             for key in keys:
                 self._users[key] += 1
                 if key not in self._held and len(self._held) < self._room:
                     self._read(key)
 
     def release(self, keys: Iterable[Key]) -> None:
-        """Notes that the task is gone: experts that no other task may use leave memory."""
-        with self._lock:
-            for key in keys:
-                self._users[key] -= 1
-                if self._users[key] <= 0:
-                    del self._users[key]
-                    self._held.pop(key, None)
+        """Notes that the task is gone: experts that no other task may use leave memory before the next batch.
+
+        It takes no lock, since a collector of garbage may call it anywhere.
+        """
+        self._leaving.append(tuple(keys))
 
     def wait(self) -> None:
         """Waits until nothing is being read. For measurements and tests; serving never needs it."""
@@ -136,6 +138,15 @@ class Shelf:
                 f"a limit of {self.limit_bytes} bytes is too small for {least} experts: give at least "
                 f"{least * self.expert_bytes}"
             )
+
+    def _let_go(self) -> None:
+        """Removes the experts that no task may use any more. Under the lock."""
+        while self._leaving:
+            for key in self._leaving.popleft():
+                self._users[key] -= 1
+                if self._users[key] <= 0:
+                    del self._users[key]
+                    self._held.pop(key, None)
 
     def _asked(self, key: Key, keep: set[Key]) -> Future[Expert]:
         """Returns the expert that is held or will be; makes room without removing any of ``keep``. Under the lock."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType, ServedTask, runs_onednn
 from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.tasks.router import TaskRouter
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.images import LabelledImages, PixelSpec
 
@@ -132,8 +133,10 @@ def _head(runner: ElasticRunner) -> ServedTask:
     try:
         return runner.own_task()
     except ValueError:
-        weight_CD = np.random.default_rng(0).standard_normal((10, runner.model.width), np.float32)
-        return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}))
+        model = runner.model
+        weight_CD = np.random.default_rng(0).standard_normal((10, model.width), np.float32)
+        router = TaskRouter.blank(model.experts, model.width) if model.expert_layers else None
+        return runner.prepare(TaskWeights(weight_CD, np.zeros(10, np.float32), {}, router))
 
 
 def _answers(

@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
 from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.scheduling.levels import levels
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
+from isthmus.cloud.elastic.tasks.router import TaskRouter
 from isthmus.cloud.elastic.tasks.task import PromptMode, TaskWeights
 from isthmus.cloud.processor import processor_name
 from isthmus.data.images import LabelledImages
@@ -45,7 +47,7 @@ def machine_key(runner: ElasticRunner) -> MachineKey:
         device=torch.cuda.get_device_name(runner.device) if on_gpu else "cpu",
         threads=torch.get_num_threads(),
         number_type=runner.number_type,
-        model_hash=state_hash([runner.model]),
+        model_hash=runner.model.identity or state_hash([runner.model]),
     )
 
 
@@ -64,7 +66,8 @@ def measure(
     """Measures a whole profile. Memory is measured at ``memory_sizes``, the smallest first, or at all of ``sizes``.
 
     Times above gamma 0 are those of prompt mode ``mode``. If tasks use both modes, use the slower one, "append".
-    Raises ValueError for gammas or sizes that do not fit the model.
+    If the model has experts, ``gammas`` are levels (scheduling/levels.py). Raises ValueError for gammas or sizes that
+    do not fit the model.
     """
     latency_s = measure_latency(runner, gammas, sizes, mode=mode, repeats=repeats, clock=clock, on_step=on_step)
     counted = sorted(sizes) if memory_sizes is None else sorted(set(memory_sizes) & set(sizes))
@@ -79,6 +82,7 @@ def measure(
         memory=memory,
         schedules={gamma: cuts for gamma, cuts in runner.model.schedules.items() if gamma in gammas},
         merge_order=runner.model.merge_order,
+        experts=runner.model.experts.k,
     )
 
 
@@ -87,10 +91,10 @@ def measure_briefly(runner: ElasticRunner, *, on_step: OnStep = ignore_steps, bu
 
     Memory is measured for small batches alone.
 
-    The gammas are the usual ones that the model's tokens allow.
+    The gammas are the usual ones that the model's tokens allow, with all numbers of experts if it has some.
     """
-    most = runner.model.reducer.most
-    gammas = [gamma for gamma in GAMMAS if -gamma <= most]
+    most, usual = runner.model.reducer.most, runner.model.experts.k
+    gammas = levels([gamma for gamma in GAMMAS if -gamma <= most], range(1, usual + 1), usual)
     served = runner.prepare(blank_weights(runner.model, gammas))
     side = runner.model.image_px
     took_s = []
@@ -236,11 +240,15 @@ def key_similarity(runner: ElasticRunner, labelled: LabelledImages) -> tuple[flo
 
 
 def blank_weights(model: ElasticViT, gammas: Sequence[int]) -> TaskWeights:
-    """Makes a task of zeros with prompts for every gamma. It takes as long to run as a real task."""
+    """Makes a task of zeros with prompts for every gamma. It takes as long to run as a real task.
+
+    Its router, if the model has experts, is random: zeros would send all tokens to the same few experts.
+    """
     prompts_LGD = {
         gamma: np.zeros((model.depth, gamma, model.width), np.float32) for gamma in sorted(gammas) if gamma > 0
     }
-    return TaskWeights(np.zeros((2, model.width), np.float32), np.zeros(2, np.float32), prompts_LGD)
+    router = TaskRouter.blank(model.experts, model.width) if model.expert_layers else None
+    return TaskWeights(np.zeros((2, model.width), np.float32), np.zeros(2, np.float32), prompts_LGD, router)
 
 
 class LiveBytes(TorchDispatchMode):

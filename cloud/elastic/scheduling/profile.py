@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
+from isthmus.cloud.elastic.scheduling.levels import MAX_EXPERTS, fewer_of
+
 MAX_BATCH: Final = 1_024
 """Largest batch. The times of all sizes up to this one are kept in a table."""
 MAX_PROFILE_CHARS: Final = 4 << 20
@@ -62,6 +64,8 @@ class Profile:
     accuracy was measured with (see warm/profiled.py); without a name it is the served model itself. ``merge_order`` is
     the order in which the measured model handed merged tokens on; whoever serves with the profile must use it too.
 
+    If the model has experts, ``experts`` is how many a token usually uses, and all gammas are levels (levels.py).
+
     Raises BadProfile if one of these conditions is violated.
 
     >>> profile = paper_profile()
@@ -80,6 +84,7 @@ class Profile:
     schedules: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     models: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     merge_order: MergeOrder = DEFAULT_ORDER
+    experts: int = 0
     _times_s: Mapping[int, tuple[float, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +165,7 @@ class Profile:
                 "schedules": self.schedules,
                 "models": self.models,
                 "merge_order": self.merge_order,
+                **({"experts": self.experts} if self.experts else {}),
             },
             indent=1,
         )
@@ -196,6 +202,7 @@ class Profile:
                     for task, of in raw.get("models", {}).items()
                 },
                 merge_order=raw.get("merge_order", ORDER_OF_OLD_FILES),
+                experts=int(raw.get("experts", 0)),
             )
         except BadProfile:
             raise
@@ -237,6 +244,10 @@ def _check(profile: Profile) -> None:
         raise BadProfile("there are schedules for gammas that were not measured")
     if profile.merge_order not in MERGE_ORDERS:
         raise BadProfile(f"merge_order must be one of {', '.join(MERGE_ORDERS)}")
+    if not 0 <= profile.experts <= MAX_EXPERTS:
+        raise BadProfile(f"experts must be from 0 to {MAX_EXPERTS}, not {profile.experts}")
+    if any(fewer_of(level) >= max(1, profile.experts) for level in gammas):
+        raise BadProfile(f"a level leaves none of the {profile.experts} experts that a token usually uses")
     for task, names in profile.models.items():
         if task not in profile.accuracy or not set(names) <= set(gammas):
             raise BadProfile(f"there are models for a task or gammas that were not measured: {task!r}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from isthmus.cloud.elastic.scheduling.levels import gamma_of
 from isthmus.proto.errors import InvalidInput
 
 MAX_LATENCY_S: Final = 3_600.0
@@ -62,7 +63,8 @@ def permitted(
 ) -> frozenset[int] | None:
     """Returns the gammas at which a query may run whose caller fixes ``gamma``, or asks for a floor of accuracy.
 
-    ``accuracy`` is the task's accuracy by gamma, 0 where it cannot run. Returns None if the caller asks for neither.
+    ``accuracy`` is the task's accuracy by gamma, 0 where it cannot run. If the model has experts, these are levels
+    (levels.py), and a fixed gamma permits any number of experts. Returns None if the caller asks for neither.
     Raises InvalidInput, which names what is possible, if no gamma is left.
 
     >>> sorted(permitted("pets", {-4: 0.8, 0: 0.9, 2: 0.0}, min_accuracy=0.75))
@@ -73,15 +75,14 @@ def permitted(
     if min_accuracy is not None and not 0 <= min_accuracy <= 1:
         raise InvalidInput("min_accuracy must be from 0 to 1")
     able = {each: share for each, share in accuracy.items() if share > 0}
-    if gamma is not None and gamma not in able:
-        listed = ", ".join(map(str, sorted(able))) or "none"
+    if gamma is not None and not any(gamma_of(level) == gamma for level in able):
+        listed = ", ".join(map(str, sorted({gamma_of(level) for level in able}))) or "none"
         raise InvalidInput(f"gamma {gamma}: task {task!r} cannot run at it; it runs at {listed}")
-    if min_accuracy is None:
-        return frozenset({gamma} if gamma is not None else ())
-    good = frozenset(each for each, share in able.items() if share >= min_accuracy and gamma in (None, each))
+    able = {level: share for level, share in able.items() if gamma in (None, gamma_of(level))}
+    good = frozenset(level for level, share in able.items() if min_accuracy is None or share >= min_accuracy)
     if not good:
         where = f"at gamma {gamma}" if gamma is not None else "at its best gamma"
-        most = able[gamma] if gamma is not None else max(able.values(), default=0.0)
+        most = max(able.values(), default=0.0)
         raise InvalidInput(f"min_accuracy {min_accuracy:g}: task {task!r} reaches {most:.3f} {where}")
     return good
 

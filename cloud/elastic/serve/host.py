@@ -167,7 +167,9 @@ def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner
     order = DEFAULT_ORDER if profile is None else profile.merge_order
     source = settings.model
     try:
-        vit = load_vit(source)
+        vit = load_vit(source, on_shelf=True, expert_bytes=settings.expert_bytes)
+        if settings.expert_bytes is not None and getattr(vit, "identity", None) is None:
+            raise InvalidInput(f"--elastic-expert-bytes: {Path(source).name} has no experts; leave it out")
         model, pixels = ElasticViT(vit, schedules, merge_order=order), pixel_spec(vit, source, settings.pixels)
         return ElasticRunner(
             model,
@@ -175,12 +177,17 @@ def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner
             device=settings.device,
             number_type=_number_type(settings, profile, model, pixels),
             compiler=settings.compiler,
-            packed=settings.warm is None,
+            packed=_packed(settings),
         )
     except ModelError as error:
         raise InvalidInput(f"--elastic-model: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise InvalidInput(f"the model cannot be served: {error}") from error
+
+
+def _packed(settings: ElasticSettings) -> bool:
+    """Returns whether weights are kept a second time, packed: not if memory is to be saved."""
+    return settings.warm is None and settings.expert_bytes is None
 
 
 def _warm(settings: ElasticSettings, runner: ElasticRunner) -> WarmModels | None:
@@ -213,6 +220,8 @@ def _number_type(
     asked = named(known if settings.number_type == "auto" else settings.number_type)
     if asked is not None:
         return asked
+    if settings.expert_bytes is not None:
+        return "float32"  # comparing would hold experts in each of the types at once
     log.info("choosing among float32, bfloat16 and int8 the fastest on this machine that keeps the answers")
     # Without labels a number type is judged by how often its answer equals float32's.
     pictures = noise(pixels.size_px, 8)
@@ -224,7 +233,7 @@ def _number_type(
         batch=2,
         repeats=2,
         compiler=settings.compiler,
-        packed=settings.warm is None,
+        packed=_packed(settings),
         number_types=NUMBER_TYPES if settings.warm is None else ("float32", "bfloat16"),
     )
     log.info("%s", chosen.said())

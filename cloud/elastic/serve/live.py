@@ -19,6 +19,7 @@ from typing import Final
 
 from isthmus.cloud.elastic.model.executor import Executor, ExecutorLost, Image, Item, Supervised
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
+from isthmus.cloud.elastic.scheduling.levels import fewer_of, gamma_of
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query, permitted
 from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, expected_accuracy
@@ -42,6 +43,7 @@ _STOPPING: Final = "the server is stopping; try again later"
 class Answer:
     """The answer to one image.
 
+    ``experts`` is how many experts each token used; 0: the model has none.
     ``queue_s`` is the time from arrival to the start of the batch, and ``run_s`` the time of the batch. ``task`` is the
     task as it was when the query arrived.
     """
@@ -52,6 +54,7 @@ class Answer:
     queue_s: float
     run_s: float
     in_time: bool
+    experts: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ class LiveEngine:
         self._forgotten: set[str] = set()
         self._statistics: dict[str, TaskStatistics] = {}
         self._gammas: Counter[int] = Counter()
+        self._experts: Counter[int] = Counter()
         self._batch_images, self._batch_s = Histogram(BATCH_SIZES), Histogram()
         self._ids = itertools.count(1)
         self._warned_slow = False
@@ -113,8 +117,8 @@ class LiveEngine:
 
     @property
     def gammas(self) -> tuple[int, ...]:
-        """The gammas of the profile, ascending."""
-        return self._engine.profile.gammas
+        """The gammas of the profile, ascending, each once."""
+        return tuple(sorted({gamma_of(level) for level in self._engine.profile.gammas}))
 
     def start(self) -> None:
         """Starts the executors' threads and accepts queries from now on."""
@@ -230,6 +234,7 @@ class LiveEngine:
                 tasks={name: known.copy() for name, known in self._statistics.items()},
                 pending=dict(self._asked),
                 gammas=dict(self._gammas),
+                experts=dict(self._experts),
                 batch_images=self._batch_images.copy(),
                 batch_s=self._batch_s.copy(),
                 waiting=self._engine.waiting,
@@ -334,13 +339,17 @@ class LiveEngine:
         run_s = now_s - work.started_s
         settled: _Settled = []
         with self._wake:
+            usual = self._engine.profile.experts
+            experts = usual - fewer_of(work.gamma) if usual else 0
             if logits_BC is None:
                 again = (gone or len(self._executors) > 1) and self._stopped is None
                 ends = self._engine.lost(work, now_s) if again else self._engine.failed(work, now_s)
                 self._wake.notify_all()
             else:
                 ends = self._engine.finished(work, [None] * len(items), now_s)
-                self._gammas[work.gamma] += len(items)
+                self._gammas[gamma_of(work.gamma)] += len(items)
+                if experts:
+                    self._experts[experts] += len(items)
                 self._batch_images.note(len(items))
                 self._batch_s.note(run_s)
             for name in {query.task for query, _ in ends}:
@@ -352,8 +361,9 @@ class LiveEngine:
                     continue
                 queue_s = max(0.0, work.started_s - query.arrival_s)
                 in_time = outcome is not Outcome.LATE
-                task = items[position].task
-                settled.append((future, Answer(task, logits_BC[position], work.gamma, queue_s, run_s, in_time)))
+                task, logits_C = items[position].task, logits_BC[position]
+                answer = Answer(task, logits_C, gamma_of(work.gamma), queue_s, run_s, in_time, experts)
+                settled.append((future, answer))
             pace = self._engine.pace
         self._deliver(settled)
         if pace >= SLOW and not self._warned_slow:

@@ -137,6 +137,9 @@ class OpenInference:
             else:
                 answers = await _all([self.elastic.ask(task, image, terms) for image in images])
         response = pb.ModelInferResponse(model_name=task.spec.name, model_version=str(task.version), id=request.id)
+        experts = {answer.experts for answer in answers}
+        if experts != {0}:
+            response.parameters["experts"].int64_param = min(experts)
         gammas = [answer.gamma for answer in answers]
         if len(set(gammas)) == 1:
             response.parameters["gamma"].int64_param = gammas[0]

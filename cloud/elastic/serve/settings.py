@@ -48,6 +48,10 @@ class ElasticSettings:
     warm_bytes: int | None = None
     """Memory for warmed models; the model unused for longest is dropped first. None: room for all."""
 
+    expert_bytes: int | None = None
+    """Memory for the experts of each executor; the expert unused for longest is dropped first. None: room for all that
+    registered tasks may use."""
+
     @property
     def profile_path(self) -> Path:
         return self.profile or self.state / PROFILE_FILE

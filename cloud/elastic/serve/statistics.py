@@ -54,14 +54,16 @@ class TaskStatistics:
 class Snapshot:
     """Everything that was counted, at one moment.
 
-    ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``waiting``: images in the
-    queue; ``running``: batches under way, of at most ``executors``; ``restarts``: executors that were lost and started
-    again; ``pace``: see ``scheduling/pace.py``.
+    ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``experts``: the same by
+    experts per token, empty if the model has none; ``waiting``: images in the queue; ``running``: batches under way, of
+    at most ``executors``; ``restarts``: executors that were lost and started again; ``pace``: see
+    ``scheduling/pace.py``.
     """
 
     tasks: dict[str, TaskStatistics]
     pending: dict[str, int]
     gammas: dict[int, int]
+    experts: dict[int, int]
     batch_images: Histogram
     batch_s: Histogram
     waiting: int

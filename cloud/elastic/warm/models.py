@@ -83,6 +83,8 @@ class WarmModels:
                 "warmed models are served in float32 or bfloat16, and not compiled: measure the profile with "
                 "--number-type float32 or bfloat16"
             )
+        if base.model.expert_layers:
+            raise StoreError("warmed models are dense: a model with experts is served without them")
         if self.common.reducer == "merging" and self.common.merge_order != base.model.merge_order:
             raise StoreError(
                 f"the warmed models were tuned with tokens merged in the order {self.common.merge_order!r}, and the "
