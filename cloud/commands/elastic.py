@@ -17,8 +17,8 @@ app = App(
     help="Serve many image tasks with one vision transformer.\n\n"
     "'prompts' makes a task of labelled pictures, 'experts' makes a model with experts and several tasks for it, "
     "'schedules' finds the layers at which to merge tokens, and 'profile' measures this machine. Then "
-    "'isthmus cloud serve --elastic-model MODEL --elastic-profile PROFILE' serves. A command that was stopped continues "
-    "when it is run again.",
+    "'isthmus cloud serve --elastic-model MODEL --elastic-profile PROFILE' serves. A command that was stopped "
+    "continues when it is run again.",
     extra="elastic",
 )
 

@@ -39,10 +39,64 @@ def add_commands(app: App) -> None:
         elastic_policies
     )
     app.command(
+        "experts",
+        resumes=True,
+        example="isthmus experiment experts --model vit.safetensors --pixels cifar10 --data train.parquet --test "
+        "test.parquet --out experts",
+    )(experts)
+    app.command(
         "warmup",
         resumes=True,
         example="isthmus experiment warmup --profile profile.json --warm warm/models --out warmed",
     )(warmed_models)
+
+
+@dataclass(frozen=True)
+class ExpertsOptions:
+    """Options of ``isthmus experiment experts``."""
+
+    model: Annotated[str, Option(help="The dense vision transformer, as for 'isthmus elastic experts'.")]
+    data: Annotated[Path, Option(help="CIFAR-10's pictures to learn from, a Parquet file.")]
+    test: Annotated[Path, Option(help="CIFAR-10's pictures to test on, a Parquet file.")]
+    pixels: Annotated[str | None, Option(help="cifar10, imagenet or half. Default: the model's.")] = None
+    seeds: Seeds = "0,1,2,3,4"
+    learned: Annotated[int, Option(min=2, help="Pictures to learn from.")] = 2_000
+    tested: Annotated[int, Option(min=2, help="Pictures to test on.")] = 1_000
+    pictures: Annotated[int, Option(min=1, help="Pictures of each task per epoch.")] = 512
+    epochs: Annotated[int, Option(min=1, help="Epochs of training.")] = 4
+    batch_size: Annotated[int, Option(min=2, help="Pictures per training step.")] = 32
+    learning_rate: Annotated[float, Option(help="Learning rate.")] = 2e-4
+    marks: Annotated[int, Option(min=1, max=4, help="Details per picture of the task 'details'.")] = 2
+    threads: Annotated[int, Option(min=1, help="Threads of torch.")] = 1
+
+
+def experts(asked: ExpertsOptions, *, out: Out) -> None:
+    """Compare experts with dense models of equal operations on four tasks: accuracy, conflict, balance and memory.
+
+    Needs a dense vision transformer and CIFAR-10. Writes --out; every cell is a file, so a run that was stopped
+    continues.
+    """
+    import torch
+
+    from isthmus.experiments.elastic.experts import Setup, markdown, run
+
+    torch.set_num_threads(asked.threads)
+    setup = Setup(
+        asked.model,
+        asked.data,
+        asked.test,
+        asked.pixels,
+        learned=asked.learned,
+        tested=asked.tested,
+        pictures=asked.pictures,
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        learning_rate=asked.learning_rate,
+        marks=asked.marks,
+    )
+    result = run(setup, seeds=whole_numbers(asked.seeds, "--seeds"), out=out, report=_say)
+    typer.echo(markdown(result))
+    typer.echo(f"written: {out / 'result.json'} and {out / 'result.md'}")
 
 
 def elastic_policies(

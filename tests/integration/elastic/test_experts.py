@@ -163,9 +163,10 @@ def test_what_cannot_be_learned_is_refused_in_one_line(folder: Path, tmp_path: P
     for tasks, changes, why in cases:
         code, told = learn(folder, tmp_path / "none", tasks, **changes)
         assert code == 1 and why in told, told
-    code, told = run("profile", model=folder / "dense.safetensors", pixels="half", out=tmp_path / "p.json", experts="1")
+    ask = {"out": tmp_path / "p.json", "gammas": "0"}
+    code, told = run("profile", model=folder / "dense.safetensors", pixels="half", experts="1", **ask)
     assert code == 1 and "no experts" in told
-    code, told = run("profile", model=folder / "out" / "model", out=tmp_path / "p.json", experts="5")
+    code, told = run("profile", model=folder / "out" / "model", experts="5", **ask)
     assert code == 1 and "from 1 to 4 per token" in told
     code, told = run(
         "prompts",

@@ -54,3 +54,15 @@ def test_executors_served(tmp_path: Path) -> None:
     for row in rows:
         assert row["sent"] == row["answered"] > 0 and row["refused"] == row["unanswered"] == 0
     assert rows[1]["back_after_s"] > 0
+
+
+def test_elastic_experts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit = create_model("vit_tiny_patch16_224", pretrained=False, img_size=16, patch_size=4, depth=2, num_classes=2)
+    save_vit(vit, tmp_path / "model.safetensors")
+    options = ["--model", tmp_path / "model.safetensors", "--batches", "1,2", "--token-batches", "2", "--repeats", "1"]
+    rows = measured(tmp_path, "elastic.experts", *options)["rows"]
+    kinds = ["dense", *["experts, one task"] * 4, "experts, one task, window", "experts, mixed"]
+    assert [row["engine"] for row in rows] == [*kinds, *kinds, "experts, token by token"]
+    assert [row["k"] for row in rows if row["batch"] == 1] == [0, 1, 2, 3, 4, 4, 4]
+    assert all(row["cpu_s"]["median"] > 0 and row["times_floor"] > 0 and row["over_dense"] > 0 for row in rows)
