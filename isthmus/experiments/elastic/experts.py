@@ -303,6 +303,14 @@ def _mean(cell: Mapping[str, Any], level: str = "0") -> float:
     return statistics.fmean(shares.get(level, shares["0"]) for shares in cell["accuracy"].values())
 
 
+def _share(task: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda cell: float(cell["accuracy"][task]["0"])
+
+
+def _mean_at(level: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda cell: _mean(cell, level)
+
+
 def _spread(values: Sequence[float]) -> str:
     """Return mean and standard error in points; without an error for one seed."""
     mean = 100 * statistics.fmean(values)
@@ -319,7 +327,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines.append("| --- |" + " --- |" * (len(names) + 2))
     shared = _over(cells, DENSE, _mean)
     for variant in EVERY:
-        of = [_over(cells, variant, lambda cell, name=name: cell["accuracy"][name]["0"]) for name in names]
+        of = [_over(cells, variant, _share(name)) for name in names]
         means = _over(cells, variant, _mean)
         less = "" if variant == DENSE else _spread([one - other for one, other in zip(means, shared, strict=True)])
         shown = " | ".join(f"{100 * statistics.fmean(each):.2f}" for each in of)
@@ -329,9 +337,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for variant in EVERY[1:]:
         each = []
         for name in names:
-            mine, own = (
-                _over(cells, one, lambda cell, name=name: cell["accuracy"][name]["0"]) for one in (variant, DENSE_EACH)
-            )
+            mine, own = (_over(cells, one, _share(name)) for one in (variant, DENSE_EACH))
             each.append(_spread([here - there for here, there in zip(mine, own, strict=True)]))
         lines.append(f"| {variant} | " + " | ".join(each) + " |")
     levels = sorted({int(level) for cell in cells for shares in cell["accuracy"].values() for level in shares})
@@ -339,19 +345,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines.append("| | " + " | ".join(str(len(levels) - place) for place in range(len(levels))) + " |")
     lines.append("| --- |" + " --- |" * len(levels))
     for variant in VARIANTS:
-        at = [
-            statistics.fmean(_over(cells, variant, lambda cell, level=level: _mean(cell, str(level))))
-            for level in reversed(levels)
-        ]
+        at = [statistics.fmean(_over(cells, variant, _mean_at(str(level)))) for level in reversed(levels)]
         lines.append(f"| {variant} | " + " | ".join(f"{100 * share:.2f}" for share in at) + " |")
     heads = ("cosine, MLPs", "cosine, other weights", "variation of load", "unused experts", "overlap of two tasks")
     lines += ["", "| | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
     for variant in EVERY[1:]:
-        mine = [cell for cell in cells if cell["variant"] == variant]
-        cosines = [statistics.fmean(cell["conflict"][part] for cell in mine) for part in ("mlp", "rest")]
+        of_variant = [cell for cell in cells if cell["variant"] == variant]
+        cosines = [statistics.fmean(cell["conflict"][part] for cell in of_variant) for part in ("mlp", "rest")]
         row = f"| {variant} | {cosines[0]:+.3f} | {cosines[1]:+.3f} |"
         if variant in VARIANTS:
-            used = [cell["use"] for cell in mine]
+            used = [cell["use"] for cell in of_variant]
             overlap = statistics.fmean(share for one in used for share in one["overlap"].values())
             dead = statistics.fmean(one["dead"] for one in used)
             row += f" {statistics.fmean(one['variation'] for one in used):.2f} | {dead:.1f} of {used[0]['of']} |"
@@ -362,9 +365,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += ["", "| MB with so many tasks | " + " | ".join(counts) + " | read at a switch |"]
     lines.append("| --- |" + " --- |" * (len(counts) + 1))
     one = {cell["variant"]: cell["memory"] for cell in cells if "memory" in cell}
-    each = " | ".join(f"{of['dense_each_bytes'] / 1e6:.1f}" for of in cells[-1]["memory"]["tasks"].values())
-    lines.append(f"| {DENSE_EACH} | {each} | {cells[-1]['memory']['dense_bytes'] / 1e6:.1f} |")
+    dense = " | ".join(f"{of['dense_each_bytes'] / 1e6:.1f}" for of in cells[-1]["memory"]["tasks"].values())
+    lines.append(f"| {DENSE_EACH} | {dense} | {cells[-1]['memory']['dense_bytes'] / 1e6:.1f} |")
     for variant, of in one.items():
-        each = " | ".join(f"{bytes_['bytes'] / 1e6:.1f}" for bytes_ in of["tasks"].values())
-        lines.append(f"| {variant} | {each} | {of['switch_bytes'] / 1e6:.1f} |")
+        shown = " | ".join(f"{bytes_['bytes'] / 1e6:.1f}" for bytes_ in of["tasks"].values())
+        lines.append(f"| {variant} | {shown} | {of['switch_bytes'] / 1e6:.1f} |")
     return "\n".join(lines) + "\n"
