@@ -11,6 +11,8 @@ from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.tasks.router import TaskRouter
+from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.distill.training.checkpoint import state_hash
 
 
@@ -32,6 +34,7 @@ class Opening:
     schedules: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     merge_order: MergeOrder = DEFAULT_ORDER
     model_hash: str = ""
+    expert_bytes: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -49,7 +52,7 @@ def opened(opening: Opening) -> ElasticRunner:
     Raises ModelError, ValueError or RuntimeError if that is not possible here, and OtherModel if ``model_hash`` is of
     another model.
     """
-    vit = load_vit(opening.source)
+    vit = load_vit(opening.source, on_shelf=True, expert_bytes=opening.expert_bytes)
     model = ElasticViT(vit, opening.schedules, merge_order=opening.merge_order)
     runner = ElasticRunner(
         model,
@@ -59,14 +62,19 @@ def opened(opening: Opening) -> ElasticRunner:
         compiler=opening.compiler,
         packed=opening.packed,
     )
-    if opening.model_hash and state_hash([runner.model]) != opening.model_hash:
+    if opening.model_hash and (model.identity or state_hash([runner.model])) != opening.model_hash:
         raise OtherModel(f"{opening.source} holds another model than when the server started: restart the server")
     return runner
 
 
 def check(runner: ElasticRunner) -> None:
     """Runs one image. Raises RuntimeError if the model does not answer with finite numbers."""
-    side = runner.model.image_px
-    features_BD = runner.features(runner.images(np.zeros((1, side, side, 3), np.uint8)), 0)
+    side, width, shape = runner.model.image_px, runner.model.width, runner.model.experts
+    routing = None
+    if runner.model.expert_layers:
+        head_CD, bias_C = np.zeros((2, width), np.float32), np.zeros(2, np.float32)
+        blank = TaskWeights(head_CD, bias_C, {}, TaskRouter.blank(shape, width))
+        routing = runner.routing([runner.prepare(blank)], shape.k)
+    features_BD = runner.features(runner.images(np.zeros((1, side, side, 3), np.uint8)), 0, routing=routing)
     if features_BD.shape != (1, runner.model.width) or not bool(torch.isfinite(features_BD).all()):
         raise RuntimeError("the model does not answer with finite numbers")

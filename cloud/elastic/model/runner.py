@@ -184,7 +184,7 @@ class ElasticRunner:
             members = [index for index, task in enumerate(tasks) if task.group(gamma) == group]
             chosen_BCHW = images_BCHW if len(members) == len(tasks) else images_BCHW[members]
             prompts = _gathered([tasks[index] for index in members], gamma) if group else None
-            routing = self._routing([tasks[index] for index in members], k)
+            routing = self.routing([tasks[index] for index in members], k)
             features_BD = self.features(chosen_BCHW, gamma if group else min(gamma, 0), prompts, group, routing)
             for task in dict.fromkeys(tasks[index] for index in members):
                 rows = [row for row, index in enumerate(members) if tasks[index] is task]
@@ -274,7 +274,7 @@ class ElasticRunner:
             shelf.announce(keys)
             weakref.finalize(served, shelf.release, keys)
 
-    def _routing(self, tasks: Sequence[ServedTask], k: int) -> Routing | None:
+    def routing(self, tasks: Sequence[ServedTask], k: int) -> Routing | None:
         """Returns the routers of a batch; None if the model has no experts."""
         if not self.model.expert_layers:
             return None

@@ -108,11 +108,12 @@ def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner)
         device=settings.device,
         number_type=runner.number_type,
         compiler=settings.compiler,
-        packed=settings.warm is None,
+        packed=_packed(settings),
         threads=settings.threads,
         schedules={gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0},
         merge_order=profile.merge_order,
         model_hash=machine_key(runner).model_hash,
+        expert_bytes=settings.expert_bytes,
     )
 
 

@@ -204,11 +204,16 @@ def pixels(seed: int) -> pb.Pixels:
 
 
 @pytest.mark.parametrize(
-    ("policy", "level", "limited"),
-    [("fixed:0", 0, False), ("fixed:-20000", -20_000, True), ("fixed:-10004", -10_004, False)],
+    ("policy", "level", "limited", "executor"),
+    [
+        ("fixed:0", 0, False, "thread"),
+        ("fixed:-20000", -20_000, True, "thread"),
+        ("fixed:-10004", -10_004, False, "thread"),
+        ("fixed:-10000", -10_000, True, "process"),
+    ],
 )
 def test_a_server_answers_as_the_model_itself(
-    folder: Path, tmp_path: Path, policy: str, level: int, limited: bool
+    folder: Path, tmp_path: Path, policy: str, level: int, limited: bool, executor: str
 ) -> None:
     made = tasks_of(folder)
     files = load_vit(folder / "out" / "model")
@@ -223,6 +228,7 @@ def test_a_server_answers_as_the_model_itself(
 
     limit = 4 * 4 * (2 * 192 * 192 + 2 * 192)
     changes: dict[str, object] = {"elastic_expert_bytes": limit} if limited else {}
+    changes["elastic_executor"] = executor
     replies = served(folder, tmp_path / "state", made, asked, elastic_policy=policy, **changes)
     for number, reply in enumerate(replies):
         raw = np.frombuffer(pixels(number).rgb, np.uint8).reshape(1, SIDE, SIDE, 3)
