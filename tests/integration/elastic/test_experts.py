@@ -228,7 +228,7 @@ def test_a_server_answers_as_the_model_itself(
 
     limit = 4 * 4 * (2 * 192 * 192 + 2 * 192)
     changes: dict[str, object] = {"elastic_expert_bytes": limit} if limited else {}
-    changes["elastic_executor"] = executor
+    changes["executor"] = executor
     replies = served(folder, tmp_path / "state", made, asked, elastic_policy=policy, **changes)
     for number, reply in enumerate(replies):
         raw = np.frombuffer(pixels(number).rgb, np.uint8).reshape(1, SIDE, SIDE, 3)
