@@ -45,9 +45,9 @@ def main(
     config = {"model": Path(model).name, "batches": sizes, "repeats": repeats, "experts": 16, "used": 4}
     report = Report("elastic_experts", config, ("torch", "timm"))
     report.floors = {"float32 product, operations/s": rate}
-    torch.manual_seed(0)
-    dense = ElasticViT(load_vit(model, random=True))
     for batch in sizes:
+        torch.manual_seed(0)
+        dense = ElasticViT(load_vit(model, random=True))
         _measure(report, dense, batch, batch in [int(part) for part in token_batches.split(",")], repeats, rate)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "batch": lambda row: str(row["batch"]),
