@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,8 +23,11 @@ from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 from isthmus.cloud.http.calls import EventStream, body_of, guarded, wire_error, with_disconnect
 from isthmus.proto.errors import InvalidInput, IsthmusError, NotYours
 
+if TYPE_CHECKING:  # it imports torch
+    from isthmus.cloud.generation.serve.moving import Moves
+
 _WISHES: Final = ("max_tokens", "temperature", "top_p", "seed", "stop", "user", "stream", "stream_options")
-_OWN: Final = ("kind", "ttft_s", "tpot_s", "latency_s", "utility")
+_OWN: Final = ("kind", "cache_salt", "ttft_s", "tpot_s", "latency_s", "utility")
 _CHAT: Final = frozenset({"model", "messages", "max_completion_tokens", "emotion", *_WISHES, *_OWN})
 _TEXT: Final = frozenset({"model", "prompt", *_WISHES, *_OWN})
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -82,8 +85,13 @@ _TEXT_FORM: Final = _Form(
 )
 
 
-def openai_app(generation: Answering, key: str | None = None) -> Starlette:
-    """Returns the application. With ``key``, clients must send it as their API key."""
+def openai_app(
+    generation: Answering, key: str | None = None, *, moves: "Moves | None" = None, move_key: str | None = None
+) -> Starlette:
+    """Returns the application. With ``key``, clients must send it as their API key.
+
+    With ``moves`` and ``move_key``, a front that has the latter may move requests to other replicas (``moving.py``).
+    """
 
     async def chat(request: Request) -> Response:
         asked = _fields(await body_of(request), _CHAT)
@@ -94,7 +102,7 @@ def openai_app(generation: Answering, key: str | None = None) -> Starlette:
             asked["max_tokens"] = asked["max_completion_tokens"]
         wishes = _wishes(asked)
         reply = await generation.chat(_messages(asked), wishes)
-        return await _answer(request, generation, reply, asked, _CHAT_FORM, wishes.emotion)
+        return await _answer(request, generation, reply, asked, _CHAT_FORM, wishes.emotion, moves)
 
     async def complete(request: Request) -> Response:
         asked = _fields(await body_of(request), _TEXT)
@@ -105,7 +113,7 @@ def openai_app(generation: Answering, key: str | None = None) -> Starlette:
         if not isinstance(prompt, str):
             raise InvalidInput("prompt: must be one text")
         reply = await generation.complete(prompt, _wishes(asked))
-        return await _answer(request, generation, reply, asked, _TEXT_FORM)
+        return await _answer(request, generation, reply, asked, _TEXT_FORM, None, moves)
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(generation)]})
@@ -121,8 +129,19 @@ def openai_app(generation: Answering, key: str | None = None) -> Starlette:
     async def nothing_here(request: Request) -> Response:
         raise NotYours("no such path; served are /v1/chat/completions, /v1/completions and /v1/models")
 
+    async def arrived(request: Request, reply: Answer, form: str) -> Response:
+        asked = {"stream": True, "stream_options": {"include_usage": True}}
+        written = _CHAT_FORM if form == "chat" else _TEXT_FORM
+        return await _answer(request, generation, reply, asked, written, None, moves)
+
+    between: list[Route] = []
+    if moves is not None and move_key is not None:
+        from isthmus.cloud.http.moving import move_routes
+
+        between = move_routes(moves, move_key, arrived)
     return Starlette(
         routes=[
+            *between,
             Route("/v1/chat/completions", guarded(chat, key), methods=["POST"]),
             Route("/v1/completions", guarded(complete, key), methods=["POST"]),
             Route("/v1/models", guarded(models, key)),
@@ -187,7 +206,7 @@ def _wishes(asked: Mapping[str, Any]) -> Wishes:
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
         raise InvalidInput("stop: must be a text or a list of texts")
-    names = {name: asked.get(name, "") for name in ("user", "kind")}
+    names = {name: asked.get(name, "") for name in ("user", "kind", "cache_salt")}
     for name, value in names.items():
         if not isinstance(value, str) or len(value) > _MAX_USER_CHARS:
             raise InvalidInput(f"{name}: must be a text of at most {_MAX_USER_CHARS} characters")
@@ -202,6 +221,7 @@ def _wishes(asked: Mapping[str, Any]) -> Wishes:
         stops=tuple(stops),
         user=names["user"],
         kind=names["kind"],
+        salt=names["cache_salt"],
         ttft_s=_number(asked, "ttft_s", None),
         tpot_s=_number(asked, "tpot_s", None),
         latency_s=_number(asked, "latency_s", None),
@@ -234,7 +254,8 @@ async def _answer(
     reply: Answer,
     asked: Mapping[str, Any],
     form: _Form,
-    emotion: Emotion | None = None,
+    emotion: Emotion | None,
+    moves: "Moves | None",
 ) -> Response:
     head = {"id": f"{form.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": generation.name}
     used = {} if emotion is None else _used(emotion)
@@ -251,10 +272,23 @@ async def _answer(
         items = aiter(reply)
         first = await with_disconnect(request, anext(items))
         events = _events(first, items, head, form, used, with_usage=bool(options.get("include_usage")))
-        return EventStream(events, reply.cancel)
+        return EventStream(events, _named(str(head["id"]), reply, moves))
     except BaseException:
         reply.cancel()
         raise
+
+
+def _named(name: str, reply: Answer, moves: "Moves | None") -> Callable[[], None]:
+    """Lets a front move the request by the name that the client is told. Returns what ends both."""
+    if moves is None or reply.id is None:
+        return reply.cancel
+    moves.name(name, reply.id)
+
+    def end() -> None:
+        reply.cancel()
+        moves.forget(name)
+
+    return end
 
 
 def _used(emotion: Emotion) -> dict[str, Any]:
@@ -318,6 +352,7 @@ def _sums(done: Done, used: Mapping[str, Any]) -> dict[str, Any]:
             "prompt_tokens": done.prompt_tokens,
             "completion_tokens": done.tokens,
             "total_tokens": done.prompt_tokens + done.tokens,
+            "prompt_tokens_details": {"cached_tokens": done.shared_tokens},
         },
         # Our own: how the request ended, and its times.
         "isthmus": {

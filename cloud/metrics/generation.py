@@ -16,6 +16,7 @@ _TIMES = {
     "first_token": ("first_token_seconds", "Time from arrival to the first token."),
     "per_token": ("per_token_seconds", "Time per token after the first."),
     "request": ("request_seconds", "Time from arrival to the last token."),
+    "pause": ("pause_seconds", "Time for which a request stood still that was moved to another replica."),
 }
 
 
@@ -32,11 +33,21 @@ class GenerationCollector(Collector):
         for outcome in Outcome:
             requests.add_metric([outcome.value], numbers.outcomes[outcome])
         yield requests
+        moves = CounterMetricFamily("isthmus_generate_moves", "Requests moved between replicas.", labels=["how"])
+        for how in ("blocks", "tokens", "failed"):
+            moves.add_metric([how], numbers.moves[how])
+        yield moves
         yield CounterMetricFamily("isthmus_generate_tokens", "Tokens drawn.", value=numbers.tokens)
+        yield CounterMetricFamily(
+            "isthmus_generate_shared_tokens",
+            "Prompt tokens that another request that begins alike had computed.",
+            value=numbers.shared_tokens,
+        )
         for name, text, value in (
             ("under_way", "Requests that wait or have a row.", numbers.under_way),
             ("queue_length", "Requests that wait for their first step.", numbers.waiting),
             ("free_blocks", "Free blocks of the KV cache.", numbers.free_blocks),
+            ("kept_blocks", "Free blocks that hold the beginning of a prompt.", numbers.kept_blocks),
         ):
             yield GaugeMetricFamily(f"isthmus_generate_{name}", text, value=value)
         for key, seen in numbers.times.items():

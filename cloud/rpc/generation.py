@@ -39,7 +39,7 @@ _IGNORED: Final = frozenset(
         "triton_enable_empty_final_response",
     }
 )
-_PARAMETERS: Final = frozenset({*_NUMBERS, "stop", "kind", "user", "timeout"})
+_PARAMETERS: Final = frozenset({*_NUMBERS, "stop", "kind", "user", "cache_salt", "timeout"})
 
 Response = pb.ModelStreamInferResponse
 
@@ -255,7 +255,7 @@ def _wishes(request: pb.ModelInferRequest) -> Wishes:
     for name in ("max_tokens", "seed"):
         if name in given and not (given[name].is_integer() and abs(given[name]) < 1 << 53):
             raise InvalidInput(f"parameter '{name}': must be a whole number")
-    stop, kind, user = (_text(request, name) for name in ("stop", "kind", "user"))
+    stop, kind, user, salt = (_text(request, name) for name in ("stop", "kind", "user", "cache_salt"))
     return Wishes(
         max_tokens=int(given["max_tokens"]) if "max_tokens" in given else None,
         sampling=Sampling(
@@ -266,6 +266,7 @@ def _wishes(request: pb.ModelInferRequest) -> Wishes:
         stops=(stop,) if stop else (),
         kind=kind,
         user=user,
+        salt=salt,
         ttft_s=given.get("ttft_s"),
         tpot_s=given.get("tpot_s"),
         latency_s=given.get("latency_s"),

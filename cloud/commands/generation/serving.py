@@ -37,7 +37,7 @@ async def _serve(asked: GenerateServeOptions, key: str | None) -> None:
     host, port = split_listen(asked.http)
     async with opened(asked) as found:
         loop.add_signal_handler(signal.SIGHUP, found.read_drained)
-        app = openai_app(found.answering, key)
+        app = openai_app(found.answering, key, moves=found.moves, move_key=found.move_key)
         server = HttpServer(app, host, port, tls_cert=asked.tls_cert, tls_key=asked.tls_key)
         try:
             port = await server.start()

@@ -12,8 +12,8 @@ from isthmus.cloud.generation.model.paged import PagedCache
 from isthmus.cloud.generation.model.sampler import draw
 from isthmus.cloud.generation.model.slots import SlotCache
 from isthmus.cloud.generation.model.swap import SwapPool
-from isthmus.cloud.generation.scheduling.engine import Step
 from isthmus.cloud.generation.scheduling.policy import Limits
+from isthmus.cloud.generation.scheduling.step import Step
 
 
 class Executor(Protocol):
@@ -30,7 +30,8 @@ class ModelExecutor:
     """An executor that runs the model with one layout of the KV cache.
 
     After an error in a step, what the cache has of the step's requests is not defined; the engine drops them. With
-    ``pool``, preempted requests wait there with their keys and values; only slots can be swapped.
+    ``pool``, preempted requests wait there with their keys and values; only slots can be swapped. Only the paged layout
+    can share what requests that begin alike have computed.
     """
 
     def __init__(self, model: Llama, cache: KVCache, pool: SwapPool | None = None) -> None:
@@ -57,10 +58,18 @@ class ModelExecutor:
         for id in step.swap_out:
             self._pool.put(id, *self._cache.taken(id))
         for id in step.swap_in:
-            self._cache.placed(id, *self._pool.take(id))
+            self._cache.place(id, (), *self._pool.take(id))
+
+    def _share(self, step: Step) -> None:
+        for id, shared in step.shared:
+            assert isinstance(self._cache, PagedCache), "only blocks can be shared"
+            self._cache.begin_shared(id, shared.tokens)
+            if shared.copy is not None:
+                self._cache.copy(*shared.copy)
 
     def run(self, step: Step) -> dict[int, int]:
         self._swap(step)
+        self._share(step)
         spans: list[Span] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -87,10 +96,15 @@ class ModelExecutor:
         }
 
 
+def kv_shape(model: Llama) -> KVShape:
+    """Returns what a layout allocates by."""
+    config = model.config
+    return KVShape(config.layers, config.kv_heads, config.head_dim, model.dtype, model.device)
+
+
 def make_cache(layout: str, model: Llama, limits: Limits) -> KVCache:
     """Returns an empty cache for the model: "slots", "paged" or "padded". Raises ValueError for another name."""
-    config = model.config
-    shape = KVShape(config.layers, config.kv_heads, config.head_dim, model.dtype, model.device)
+    shape = kv_shape(model)
     if layout == "slots":
         return SlotCache(shape)
     if layout == "paged":

@@ -80,6 +80,20 @@ class KVCache(ABC):
     def drop(self, ids: Iterable[int]) -> None:
         """Forgets these requests and frees their room. Unknown ids are ignored."""
 
+    movable = False
+    """Whether ``read`` and ``place`` are there, by which a request moves to another cache."""
+
+    def read(self, id: int, blocks: Sequence[int], first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Returns copies of a request's keys and values of the tokens ``first`` to ``end``, (L, K, tokens, D) each."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be read; the request's tokens are computed again")
+
+    def place(self, id: int, blocks: Sequence[int], keys_LKPD: Tensor, values_LKPD: Tensor) -> None:
+        """Stores a request's keys and values, (L, K, tokens, D) each, as if its tokens had been computed here.
+
+        Raises ValueError for a request that is here already.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes no request over")
+
     @abstractmethod
     def tokens(self, id: int) -> int:
         """Returns the number of tokens that the cache has of a request; 0 if it has none."""

@@ -1,20 +1,27 @@
 """The paged layout: one pool of blocks, and a table of blocks per request (Kwon et al. 2023, "PagedAttention").
 
 The engine's allocator prefers runs of neighbouring blocks (``scheduling/blocks.py``). A request whose blocks are one
-run is read as a view, as fast as a slot; only a request in several runs is gathered.
+run is read as a view, as fast as a slot; one in a few runs is put together of them, and one in many is gathered token
+by token. Blocks may be in several requests' tables; the engine sees to it that nobody writes to those.
 """
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from isthmus.cloud.generation.model.kv import KVCache, KVShape, Span, attend_one, causal, check_follows
 
+_MOST_RUNS: Final = 8
+"""Runs up to which a request is put together of views, which are copied as a whole."""
+
 
 class PagedCache(KVCache):
     """``blocks`` blocks of ``block_tokens`` tokens each are allocated at once."""
+
+    movable = True
 
     def __init__(self, shape: KVShape, blocks: int, block_tokens: int) -> None:
         self._shape = shape
@@ -24,7 +31,7 @@ class PagedCache(KVCache):
         self._stored: dict[int, int] = {}
         self._spans: Sequence[Span] = ()
         self._masks: list[Tensor | None] = []
-        self._columns: list[slice | Tensor] = []
+        self._columns: list[list[slice] | Tensor] = []
         self._written_T = torch.empty(0, dtype=torch.int64)
 
     def begin(self, spans: Sequence[Span]) -> None:
@@ -45,7 +52,7 @@ class PagedCache(KVCache):
         out_THD = torch.empty_like(queries_THD)
         for span, mask, columns in zip(self._spans, self._masks, self._columns, strict=True):
             rows = slice(span.start, span.start + span.count)
-            out_THD[rows] = attend_one(queries_THD[rows], keys_KCD[:, columns], values_KCD[:, columns], mask)
+            out_THD[rows] = attend_one(queries_THD[rows], _read(keys_KCD, columns), _read(values_KCD, columns), mask)
         return out_THD
 
     def end(self) -> None:
@@ -59,13 +66,42 @@ class PagedCache(KVCache):
     def tokens(self, id: int) -> int:
         return self._stored.get(id, 0)
 
-    def _places(self, span: Span, device: torch.device) -> slice | Tensor:
-        """Returns the columns of the request's tokens: one slice if its blocks are one run, else their indices."""
+    def begin_shared(self, id: int, tokens: int) -> None:
+        """Notes that a request's first ``tokens`` tokens are in its blocks already, computed by others.
+
+        Raises ValueError for a request that has tokens here.
+        """
+        if id in self._stored:
+            raise ValueError(f"request {id} has {self._stored[id]} tokens in the cache already")
+        self._stored[id] = tokens
+
+    def read(self, id: int, blocks: Sequence[int], first: int, end: int) -> tuple[Tensor, Tensor]:
+        places = self._indices(blocks, first, end, torch.device(self._shape.device))
+        return self._keys_LKCD[:, :, places], self._values_LKCD[:, :, places]
+
+    def place(self, id: int, blocks: Sequence[int], keys_LKPD: Tensor, values_LKPD: Tensor) -> None:
+        self.begin_shared(id, keys_LKPD.shape[2])
+        places = self._indices(blocks, 0, keys_LKPD.shape[2], torch.device(self._shape.device))
+        self._keys_LKCD[:, :, places] = keys_LKPD.to(self._shape.device)
+        self._values_LKCD[:, :, places] = values_LKPD.to(self._shape.device)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies one block to another, in all layers."""
+        for stored_LKCD in (self._keys_LKCD, self._values_LKCD):
+            from_C, to_C = (slice(at * self._block_tokens, (at + 1) * self._block_tokens) for at in (source, target))
+            stored_LKCD[:, :, to_C] = stored_LKCD[:, :, from_C]
+
+    def _places(self, span: Span, device: torch.device) -> list[slice] | Tensor:
+        """Returns the columns of the request's tokens: a slice per run of blocks, or the indices if they are many."""
         used = span.blocks[: -(-span.end // self._block_tokens)]
-        if all(later == earlier + 1 for earlier, later in itertools.pairwise(used)):
-            start = used[0] * self._block_tokens
-            return slice(start, start + span.end)
-        return self._indices(span.blocks, 0, span.end, device)
+        ends = [at for at, (earlier, later) in enumerate(itertools.pairwise(used), 1) if later != earlier + 1]
+        if len(ends) >= _MOST_RUNS:
+            return self._indices(span.blocks, 0, span.end, device)
+        runs = []
+        for first, last in itertools.pairwise([0, *ends, len(used)]):
+            tokens = min(last * self._block_tokens, span.end) - first * self._block_tokens
+            runs.append(slice(used[first] * self._block_tokens, used[first] * self._block_tokens + tokens))
+        return runs
 
     def _written(self, span: Span, device: torch.device) -> Tensor:
         return self._indices(span.blocks, span.first, span.end, device)
@@ -74,3 +110,12 @@ class PagedCache(KVCache):
         positions = torch.arange(first, end, device=device)
         table = torch.tensor(blocks, dtype=torch.int64, device=device)
         return table[positions // self._block_tokens] * self._block_tokens + positions % self._block_tokens
+
+
+def _read(stored_KCD: Tensor, columns: list[slice] | Tensor) -> Tensor:
+    """Returns these columns, (K, C, D): a view if they are one run."""
+    if isinstance(columns, Tensor):
+        return stored_KCD[:, columns]
+    if len(columns) == 1:
+        return stored_KCD[:, columns[0]]
+    return torch.cat([stored_KCD[:, each] for each in columns], dim=1)

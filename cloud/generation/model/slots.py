@@ -30,6 +30,8 @@ class _Slot:
 class SlotCache(KVCache):
     """Attention runs per request, over a view of its slot. A slot that is too short is copied to one twice as long."""
 
+    movable = True
+
     def __init__(self, shape: KVShape) -> None:
         self._shape = shape
         self._slots: dict[int, _Slot] = {}
@@ -71,11 +73,11 @@ class SlotCache(KVCache):
         slot = self._slots.get(id)
         return 0 if slot is None else slot.used
 
-    def placed(self, id: int, keys_LKPD: Tensor, values_LKPD: Tensor) -> None:
-        """Stores a request's keys and values, (L, K, tokens, D) each, as if its tokens had been computed here.
+    def read(self, id: int, blocks: Sequence[int], first: int, end: int) -> tuple[Tensor, Tensor]:
+        slot = self._slots[id]
+        return slot.keys_LKCD[:, :, first:end].clone(), slot.values_LKCD[:, :, first:end].clone()
 
-        Raises ValueError for a request that is here already.
-        """
+    def place(self, id: int, blocks: Sequence[int], keys_LKPD: Tensor, values_LKPD: Tensor) -> None:
         if id in self._slots:
             raise ValueError(f"request {id} is in the cache already")
         slot = self._slots[id] = _Slot(self._shape, _rounded(keys_LKPD.shape[2] + _STEP))

@@ -129,6 +129,26 @@ class Front:
             self._replicas[at].lives.pop(id, None)
             self._waiting[id] = life
 
+    def at(self, id: int) -> int | None:
+        """Returns the replica of a request; None if it waits or has ended."""
+        return self._of.get(id)
+
+    def move(self, id: int, now_s: float) -> int | None:
+        """Gives a running request a place at the freest other replica, and returns it; None if there is none."""
+        source = self._of[id]
+        life = self._lives[id]
+        target = self._place(life, now_s, but=source)
+        if target is not None:
+            self.put(id, target)
+        return target
+
+    def put(self, id: int, at: int) -> None:
+        """Notes that a request runs at this replica. Unknown ids are ignored."""
+        if id in self._of:
+            life = self._replicas[self._of[id]].lives.pop(id)
+            self._replicas[at].lives[id] = life
+            self._of[id] = at
+
     def drain(self, at: int, *, draining: bool) -> None:
         """With ``draining``, sends nothing more to a replica; what it has begun ends there."""
         self._replicas[at].draining = draining
@@ -137,12 +157,13 @@ class Front:
         """Returns when a replica that failed may be tried again; None if none waits for that."""
         return min((each.lost_until_s for each in self._replicas if each.lost_until_s > now_s), default=None)
 
-    def _place(self, life: Life, now_s: float) -> int | None:
-        """Returns the freest replica with a row and with room for what the request has and its next block."""
+    def _place(self, life: Life, now_s: float, but: int | None = None) -> int | None:
+        """Returns the freest replica with a row and room for what the request has and its next block, not ``but``."""
         return freest(
             standing
             for standing, replica in zip(self.standings(now_s), self._replicas, strict=True)
-            if len(replica.lives) < replica.limits.rows
+            if standing.id != but
+            and len(replica.lives) < replica.limits.rows
             and -(-(life.known + 1) // replica.limits.block_tokens) <= replica.limits.blocks - standing.used
             and life.request.most_tokens <= replica.limits.kv_tokens
         )

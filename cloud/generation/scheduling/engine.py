@@ -11,15 +11,15 @@ the table of blocks and checks every choice of the policy. It is not thread-safe
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Pace
-from isthmus.cloud.generation.scheduling.blocks import BlockTable
+from isthmus.cloud.generation.scheduling.blocks import BlockTable, Shared
 from isthmus.cloud.generation.scheduling.policy import Choice, Life, Limits, Policy, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load
 from isthmus.cloud.generation.scheduling.replicas import Standing
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.scheduling.step import Decision, Drawn, Ended, Step, StepRow, Token
 from isthmus.proto.errors import Busy, InvalidInput
 
 MAX_WAITING: Final = 1_024
@@ -29,81 +29,6 @@ SWAP_BYTES_PER_S: Final = 1e9
 
 class Overloaded(Busy):
     """The maximum number of requests is under way, so this one was not accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """The tokens of one request in a step, from position ``first`` on.
-
-    If ``draws``, the last of them yields the next token, whose position is ``first`` plus the number of ``tokens``.
-    """
-
-    request: Request
-    first: int
-    tokens: Sequence[int]
-    draws: bool
-    blocks: tuple[int, ...]
-
-    @property
-    def id(self) -> int:
-        return self.request.id
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One forward of the model. ``predicted_s`` is the profile's time at the current pace.
-
-    Before it, the requests of ``swap_out`` go to the pool beside the KV cache, and those of ``swap_in`` come back. The
-    copies out need not have ended before the forward; ``swap_s`` is predicted for the copies in.
-    """
-
-    id: int
-    rows: tuple[StepRow, ...]
-    load: Load
-    started_s: float
-    predicted_s: float
-    swap_out: tuple[int, ...] = ()
-    swap_in: tuple[int, ...] = ()
-    swap_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A token that was drawn. ``last``: the answer ends with it, by an end token or a stop string."""
-
-    token: int
-    last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """The request's answer got longer: ``index`` counts its tokens from 0."""
-
-    life: Life
-    index: int
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The request has its outcome. ``in_time`` says whether the answer is whole and keeps all of its wishes."""
-
-    life: Life
-    outcome: Outcome
-    in_time: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What the caller must do now: report ``ended``, make the model forget ``drop``, then run ``step``.
-
-    Without a step, ask again after a request was submitted, or at ``wait_until_s`` if it is given.
-    """
-
-    step: Step | None
-    ended: tuple[Ended, ...]
-    drop: tuple[int, ...]
-    wait_until_s: float | None
 
 
 class Engine:
@@ -136,7 +61,11 @@ class Engine:
         self.policy = policy
         self.outcomes: Counter[Outcome] = Counter()
         self._max_requests = max_requests
-        self._table = BlockTable(self.limits.blocks, self.limits.block_tokens)
+        self._table = BlockTable(self.limits.blocks, self.limits.block_tokens, kept=self.limits.prefix_blocks)
+        self._shared: dict[int, Shared] = {}
+        """What requests found computed, until the step before which it is copied."""
+        self.shared_tokens = 0
+        """Tokens that were not computed since the start, because another request had computed them."""
         self._lives: dict[int, Life] = {}
         self._blocks: dict[int, int] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -177,6 +106,11 @@ class Engine:
     @property
     def free_blocks(self) -> int:
         return self._table.free
+
+    @property
+    def kept_blocks(self) -> int:
+        """Free blocks that hold the beginning of a prompt."""
+        return self._table.kept
 
     def blocks_of(self, id: int) -> tuple[int, ...]:
         """Returns the blocks that a request has, also while its last step still runs."""
@@ -226,7 +160,7 @@ class Engine:
             raise ValueError(f"request {id} takes part in the running step")
         del self._lives[id]
         self.policy.left(life)
-        if id in self._swapped:  # what is in the pool here is computed again there
+        if id in self._swapped or id in self._shared:  # not in the cache here, so it is computed again there
             life.computed = 0
         self._free(id)
         return life
@@ -239,11 +173,13 @@ class Engine:
     def adopt(self, life: Life, now_s: float) -> tuple[int, ...]:
         """Goes on with a request that another engine exported, and returns its blocks here.
 
-        Its computed tokens must be in this engine's KV cache before the next step. Raises ValueError if it does not
-        fit.
+        Its computed tokens must be in this engine's KV cache before the next step. Without computed tokens it waits as
+        any other. Raises ValueError if it does not fit.
         """
         now_s = self._at(now_s)
-        if not self.fits(life) or life.id in self._left_in_step:
+        fits = self.fits(life) if life.computed else life.request.most_tokens <= self.limits.kv_tokens
+        known = life.id in self._left_in_step or life.id in self._lives
+        if not fits or known or len(self._lives) >= self._max_requests:
             raise ValueError(f"request {life.id} does not fit here")
         self._lives[life.id] = life
         life.moved += 1
@@ -299,9 +235,8 @@ class Engine:
         now_s = self._at(now_s)
         ended = list(self.expire(now_s))
         if self._running is not None:
-            return Decision(None, tuple(ended), self._dropped(), None)
-        choice = self.policy.choose(now_s, State(self._lives, self.limits, self._blocks, self._table.free))
-        self._check_ids(choice)
+            return Decision(None, tuple(ended), self.dropped(), None)
+        choice = self._choice(now_s)
         for id in choice.give_up:
             life = self._lives[id]
             ended.append(self._end(life, Outcome.CUT if life.tokens else Outcome.EVICTED, now_s))
@@ -310,9 +245,9 @@ class Engine:
             self._preempt(self._lives[id], may_swap=id not in running)
         if not choice.run:
             wait_s = [each for each in (choice.wait_until_s, self._next_deadline_s()) if each is not None]
-            return Decision(None, tuple(ended), self._dropped(), min(wait_s, default=None))
+            return Decision(None, tuple(ended), self.dropped(), min(wait_s, default=None))
         step = self._step(choice, now_s)
-        return Decision(step, tuple(ended), self._dropped(), None)
+        return Decision(step, tuple(ended), self.dropped(), None)
 
     def finished(self, step: Step, drawn: Mapping[int, Drawn], now_s: float) -> list[Token | Ended]:
         """Notes that a step has run, and returns the new tokens and the requests that ended, in the step's order.
@@ -331,6 +266,7 @@ class Engine:
             if life is None:
                 continue
             life.computed = row.first + len(row.tokens)
+            self._make_known(life, row.first)
             if not row.draws:
                 continue
             new = drawn[row.id]
@@ -347,7 +283,42 @@ class Engine:
         now_s = self._at(now_s)
         self._stop(step)
         lives = [self._lives[row.id] for row in step.rows if row.id in self._lives]
+        failed = {life.id for life in lives}
+        for id, _ in step.shared:  # what others should have copied may not be there
+            if id in self._blocks and id not in failed:
+                self._lives[id].computed = 0
+                self._free(id)
         return [self._end(life, Outcome.FAILED, now_s) for life in lives]
+
+    def _choice(self, now_s: float) -> Choice:
+        """Asks the policy. If newcomers find their beginnings computed, it is asked again with them in the KV cache."""
+        while True:
+            choice = self.policy.choose(now_s, State(self._lives, self.limits, self._blocks, self._table.free))
+            self._check_ids(choice)
+            if not self.limits.prefix_blocks or not [id for id, _ in choice.run if self._share(id)]:
+                return choice
+
+    def _share(self, id: int) -> bool:
+        """Gives a request that begins what others have computed. The last known token is left, to draw from."""
+        life = self._lives[id]
+        if id in self._blocks or life.computed or len(self._blocks) >= self.limits.rows:
+            return False
+        shared = self._table.share(id, life.request.salt, _known(life, life.known - 1))
+        if shared is None:
+            return False
+        self._blocks[id] = len(self._table.owned(id))
+        self._shared[id] = shared
+        life.computed = shared.tokens
+        life.shared += shared.tokens
+        life.recomputed = max(0, life.recomputed - shared.tokens)
+        self.shared_tokens += shared.tokens
+        return True
+
+    def _make_known(self, life: Life, first: int) -> None:
+        """Makes blocks that were filled since ``first`` known to requests that begin alike."""
+        size = self.limits.block_tokens
+        if self.limits.prefix_blocks and life.computed // size > first // size:
+            self._table.know(life.id, life.request.salt, _known(life, life.computed, first=0))
 
     def _step(self, choice: Choice, now_s: float) -> Step:
         needed = sum(self._table.missing(id, self._lives[id].computed + count) for id, count in choice.run)
@@ -373,8 +344,11 @@ class Engine:
         load = Load.padded(spans, choice.dead_rows) if choice.padded else Load.of(spans)
         self._steps += 1
         swap_out, self._swap_out = tuple(self._swap_out), []
+        shared, self._shared = tuple(self._shared.items()), {}
         predicted_s = self.planned.step_s(load) + swap_s
-        self._running = Step(self._steps, tuple(rows), load, now_s, predicted_s, swap_out, tuple(swap_in), swap_s)
+        self._running = Step(
+            self._steps, tuple(rows), load, now_s, predicted_s, swap_out, tuple(swap_in), swap_s, shared
+        )
         return self._running
 
     def _check_ids(self, choice: Choice) -> None:
@@ -402,7 +376,12 @@ class Engine:
             self._blocks.pop(life.id)
             self._table.release(life.id)
             return
-        life.recomputed += life.computed
+        unused = self._shared.get(life.id)
+        if unused is None:
+            life.recomputed += life.computed
+        else:
+            life.shared -= unused.tokens
+            self.shared_tokens -= unused.tokens
         life.computed = 0
         self._free(life.id)
 
@@ -436,6 +415,7 @@ class Engine:
         self._left_in_step.clear()
 
     def _free(self, id: int) -> None:
+        self._shared.pop(id, None)
         if self._blocks.pop(id, None) is not None:
             self._table.release(id)
             self._drop.append(id)
@@ -443,7 +423,8 @@ class Engine:
             self._swap_out = [each for each in self._swap_out if each != id]
             self._drop.append(id)
 
-    def _dropped(self) -> tuple[int, ...]:
+    def dropped(self) -> tuple[int, ...]:
+        """Returns, once, the requests that the model must forget. ``next_step`` returns them too."""
         drop, self._drop = tuple(self._drop), []
         return drop
 
@@ -469,9 +450,9 @@ class Engine:
         return self._now_s
 
 
-def _known(life: Life, count: int) -> Sequence[int]:
-    """Returns the ``count`` tokens after the computed ones."""
-    first, prompt = life.computed, life.request.prompt
+def _known(life: Life, count: int, *, first: int | None = None) -> Sequence[int]:
+    """Returns ``count`` known tokens from ``first`` on; None: from the first that is not computed."""
+    first, prompt = life.computed if first is None else first, life.request.prompt
     if first + count <= len(prompt):
         return prompt[first : first + count]
     if first >= len(prompt):

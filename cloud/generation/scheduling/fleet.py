@@ -4,7 +4,8 @@ A *fused* replica does everything. With *prefill* replicas, a request gets its f
 is moved to one of the others, which only decode (Zhong et al. 2024, "DistServe").
 
 A live move copies the KV cache while decoding goes on, and then, between two steps, what has grown meanwhile (Sun et
-al. 2024, "Llumnix", sec. 4.2). If the target has no room by then, the request stays where it is.
+al. 2024, "Llumnix", sec. 4.2). If the target has no room by then, the request stays where it is. Where computing its
+tokens again takes less time than the copy, only its tokens move.
 """
 
 import heapq
@@ -14,12 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Literal
 
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Overloaded, Step, Token
+from isthmus.cloud.generation.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.generation.scheduling.policy import Life
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
-from isthmus.cloud.generation.scheduling.replicas import Standing, freest, moves
+from isthmus.cloud.generation.scheduling.replicas import MoveCosts, Standing, freest, moves
 from isthmus.cloud.generation.scheduling.request import Request
 from isthmus.cloud.generation.scheduling.simulate import TICK_S, End, Run
+from isthmus.cloud.generation.scheduling.step import Drawn, Ended, Step, Token
 
 LINK_BYTES_PER_S: Final = 2e9
 """Bytes of KV cache per second between two replicas; of one machine's memory, with room to spare."""
@@ -72,6 +74,7 @@ class Fleet:
         self._profile = profile
         self._requests, self._lengths = requests, lengths
         self._rules = rules
+        self._costs = MoveCosts.of(profile)
         self._found = FleetRun()
         self._steps: list[Step | None] = [None] * len(engines)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -198,7 +201,8 @@ class Fleet:
             if able:
                 life = min(able, key=lambda life: (life.computed, life.id))
                 self._moving.add(life.id)
-                self._at(now_s + self._copy_s(life.computed), partial(self._commit, life, source, target))
+                copied = life.computed if self._by_blocks(life) else 0
+                self._at(now_s + self._copy_s(copied), partial(self._commit, life, source, target))
         self._at(now_s + (self._rules.moves_every_s or 1.0), self._pair)
 
     def _commit(self, life: Life, source: int, target: int, now_s: float) -> None:
@@ -210,15 +214,22 @@ class Fleet:
         self._moving.discard(life.id)
         if life.id not in self._engines[source].lives:
             return
-        if target in self._draining or not self._engines[target].fits(life):
+        by_blocks = self._by_blocks(life)
+        if target in self._draining or (by_blocks and not self._engines[target].fits(life)):
             self._found.aborted += 1
             return
         life = self._engines[source].export(life.id, now_s)
+        if not by_blocks:
+            life.recomputed += life.computed
+            life.computed = 0
         pause_s = self._copy_s(min(life.computed, STAGE_TOKENS))
         self._found.pauses_s.append(pause_s)
         self._engines[target].adopt(life, now_s)
         self._at(now_s + pause_s, lambda now_s: self._go(target, now_s))
         self._at(now_s, lambda now_s: self._go(source, now_s))
+
+    def _by_blocks(self, life: Life) -> bool:
+        return self._costs.by_blocks(life.computed, self._rules.link_bytes_per_s)
 
     def _copy_s(self, tokens: int) -> float:
         return tokens * self._profile.kv_bytes_per_token / self._rules.link_bytes_per_s

@@ -33,6 +33,8 @@ class Life:
     """How often it was preempted and kept its computed tokens, in the pool beside the KV cache."""
     recomputed: int = 0
     """Tokens that were computed more than once."""
+    shared: int = 0
+    """Tokens that it did not compute, because another request that begins alike had."""
     moved: int = 0
     """How often it went on in another replica."""
     whole: bool = False
@@ -79,6 +81,8 @@ class Limits:
     """Tokens of one step, over all its requests."""
     swap_blocks: int = 0
     """Blocks of the pool beside the KV cache, for preempted requests. 0: they compute their tokens again."""
+    prefix_blocks: int = 0
+    """Blocks without an owner that may keep beginnings of prompts for later requests. 0: nothing is shared."""
 
     @property
     def kv_tokens(self) -> int:
@@ -87,8 +91,8 @@ class Limits:
     def __post_init__(self) -> None:
         if min(self.rows, self.blocks, self.block_tokens, self.step_tokens) < 1:
             raise ValueError("rows, blocks, block_tokens and step_tokens must be at least 1")
-        if self.swap_blocks < 0:
-            raise ValueError("swap_blocks must not be negative")
+        if min(self.swap_blocks, self.prefix_blocks) < 0:
+            raise ValueError("swap_blocks and prefix_blocks must not be negative")
 
 
 @dataclass(frozen=True, slots=True)

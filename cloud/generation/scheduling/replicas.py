@@ -11,6 +11,8 @@ Where we differ: no headroom for requests of high priority, since requests have 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from isthmus.cloud.generation.scheduling.profile import GenerationProfile
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -38,6 +40,31 @@ class Standing:
     def open(self) -> bool:
         """Whether new requests may be sent to it."""
         return self.ready and not self.draining
+
+
+@dataclass(frozen=True, slots=True)
+class MoveCosts:
+    """What it costs a replica to go on with a request of another: computing its tokens, or taking its keys and values.
+
+    >>> costs = MoveCosts(step_fixed_s=0.03, prompt_s=4e-4, pair_s=0.0, kv_bytes_per_token=20_000)
+    >>> costs.by_blocks(500, bytes_per_s=1e9), costs.by_blocks(500, bytes_per_s=1e6)
+    (True, False)
+    """
+
+    step_fixed_s: float
+    prompt_s: float
+    pair_s: float
+    kv_bytes_per_token: float
+
+    @staticmethod
+    def of(profile: GenerationProfile) -> "MoveCosts":
+        """Returns the costs of a replica with this profile."""
+        return MoveCosts(profile.step_fixed_s, profile.prompt_s, profile.pair_s, profile.kv_bytes_per_token)
+
+    def by_blocks(self, tokens: int, bytes_per_s: float) -> bool:
+        """Whether copying the keys and values of so many tokens takes less time than computing them again."""
+        compute_s = self.step_fixed_s + self.prompt_s * tokens + self.pair_s * tokens * (tokens + 1) / 2
+        return tokens * self.kv_bytes_per_token / bytes_per_s < compute_s
 
 
 def freest(standings: Iterable[Standing]) -> int | None:

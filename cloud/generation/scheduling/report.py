@@ -40,6 +40,7 @@ def report(run: Run) -> dict[str, Any]:
         "occupancy": run.rows / max(1, run.steps),
         "preempted": sum(end.life.preempted for end in run.ends),
         "swapped": sum(end.life.swapped for end in run.ends),
+        "shared_tokens": sum(end.life.shared for end in run.ends),
         "recomputed_tokens": sum(end.life.recomputed for end in run.ends),
     }
 

@@ -40,6 +40,9 @@ class Request:
     ``deadline_s`` the time of the clock at which the whole answer should be there. Each may be None: no such wish.
     ``user`` is whom fair policies account it to; ``kind`` is its class, by which lengths are predicted.
 
+    Requests of one ``salt`` share what they compute for prompts that begin alike. A client that guesses another's
+    prompt could see by the time to the first token that it was right; so whom that concerns gives a salt of their own.
+
     :meth:`asked` makes a request from a client's values and checks them.
     """
 
@@ -55,6 +58,7 @@ class Request:
     tpot_s: float | None = None
     deadline_s: float | None = None
     utility: float = 1.0
+    salt: str = ""
 
     @property
     def most_tokens(self) -> int:
@@ -86,6 +90,7 @@ class Request:
         tpot_s: float | None = None,
         latency_s: float | None = None,
         utility: float = 1.0,
+        salt: str = "",
     ) -> "Request":
         """Makes a request of a client's values; ``latency_s`` after its arrival is its deadline.
 
@@ -125,6 +130,7 @@ class Request:
             tpot_s=tpot_s,
             deadline_s=None if latency_s is None else arrival_s + latency_s,
             utility=utility,
+            salt=salt,
         )
 
 

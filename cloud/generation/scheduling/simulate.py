@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Overloaded, Step
+from isthmus.cloud.generation.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.generation.scheduling.policy import Life
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.scheduling.step import Drawn, Ended, Step
 
 TICK_S: Final = 1e-6
 """Shortest wait if nothing is to run. Without it, an engine that asks to be called again at once would stop time."""

@@ -81,22 +81,26 @@ def at_load(
     profile: GenerationProfile,
     *,
     users: Sequence[str] | None = None,
+    system_tokens: int = 0,
 ) -> Workload:
     """Makes requests whose arrivals have these relative gaps, and whose work is ``load`` times the machine's time.
+
+    Each prompt begins with ``system_tokens`` further tokens, which are the same for all requests of a class. The rest
+    of a prompt is of no other request. Work and deadlines count as if nothing were shared.
 
     >>> rng = np.random.default_rng(0)
     >>> made = at_load(chat_sizes(rng, 50), rng.exponential(size=50), 0.5, reference_profile())
     >>> len(made.requests), made.requests[0].id, made.requests[3].arrival_s < made.requests[4].arrival_s
     (50, 0, True)
     """
-    pairs = list(zip(sizes.prompts_N.tolist(), sizes.answers_N.tolist(), strict=True))
+    pairs = list(zip((sizes.prompts_N + system_tokens).tolist(), sizes.answers_N.tolist(), strict=True))
     work_s = sum(profile.work_s(prompt, answer, SHARED_ROWS) for prompt, answer in pairs)
     arrivals_N = np.cumsum(gaps_N)
     arrivals_N *= work_s / load / max(float(arrivals_N[-1]), 1e-9)
     requests = [
         Request(
             id=id,
-            prompt=range(prompt),
+            prompt=_prompt(id, prompt, sizes.kinds[id], system_tokens),
             max_tokens=max(MOST_TOKENS, answer),
             arrival_s=arrival_s,
             user=users[id] if users is not None else "",
@@ -106,6 +110,15 @@ def at_load(
         for id, (arrival_s, (prompt, answer)) in enumerate(zip(arrivals_N.tolist(), pairs, strict=True))
     ]
     return Workload(tuple(requests), tuple(answer for _, answer in pairs))
+
+
+def _prompt(id: int, tokens: int, kind: str, system_tokens: int) -> Sequence[int]:
+    if not system_tokens:
+        return range(tokens)
+    # Tokens are compared, never read: a class's own text, then one that no other request has.
+    system = [-1 - at for at in range(system_tokens)]
+    system[0] = -1_000_000 - sum((at + 1) * ord(letter) for at, letter in enumerate(kind))
+    return [*system, *range(id << 20, (id << 20) + tokens - system_tokens)]
 
 
 def poisson_gaps(rng: np.random.Generator, count: int) -> Float64s:

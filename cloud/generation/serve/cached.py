@@ -159,6 +159,7 @@ class _Again:
     took_s: float
     clock: Callable[[], float]
     cancel: Callable[[], None] = lambda: None
+    id: int | None = None
 
     async def __aiter__(self) -> AsyncIterator[Piece | Done]:
         yield Piece(self.kept.text)
@@ -179,6 +180,7 @@ class _Watched:
         self._answer = answer
         self._on_end = on_end
         self._over = False
+        self.id = answer.id
 
     async def __aiter__(self) -> AsyncIterator[Piece | Done]:
         text: list[str] = []

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
-from isthmus.cloud.generation.model.executor import ModelExecutor, make_cache
+from isthmus.cloud.generation.model.executor import ModelExecutor, kv_shape, make_cache
 from isthmus.cloud.generation.model.llama import Llama
 from isthmus.cloud.generation.model.swap import SwapPool
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
@@ -19,8 +19,10 @@ from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import MAX_PROFILE_CHARS, BadProfile, GenerationProfile
 from isthmus.cloud.generation.serve.live import LiveGeneration
+from isthmus.cloud.generation.serve.moving import Moves
 from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.data.files import read_text
 from isthmus.proto.errors import InvalidInput
 
@@ -51,13 +53,28 @@ def open_generation(settings: GenerationSettings) -> Generation:
     tokenizer = TextTokenizer.read(folder, config)
     model = load_llama(folder, config, number_type=settings.number_type, device=settings.device)
     swap_blocks = settings.swap_tokens // BLOCK_TOKENS
-    limits = Limits(settings.rows, max(1, settings.kv_tokens // BLOCK_TOKENS), BLOCK_TOKENS, swap_blocks=swap_blocks)
+    limits = Limits(
+        settings.rows,
+        max(1, settings.kv_tokens // BLOCK_TOKENS),
+        BLOCK_TOKENS,
+        swap_blocks=swap_blocks,
+        prefix_blocks=settings.prefix_tokens // BLOCK_TOKENS,
+    )
     engine = Engine(_profile(settings, model), policy, limits, max_requests=settings.max_waiting)
     pool = SwapPool(swap_blocks * BLOCK_TOKENS, folder=settings.swap_folder) if swap_blocks else None
-    executor = ModelExecutor(model, make_cache(settings.layout, model, limits), pool)
+    cache = make_cache(settings.layout, model, limits)
+    executor = ModelExecutor(model, cache, pool)
     live = LiveGeneration(engine, executor, on_start=lambda: torch.set_num_threads(settings.threads))
     log.info("generation: %s, %s, policy %s, layout %s", name, settings.number_type, settings.policy, settings.layout)
-    return Generation(name, config, tokenizer, live, settings.max_tokens, time.time())
+    moves = Moves(
+        live,
+        cache,
+        kv_shape(model),
+        lambda stops: AnswerText(tokenizer.stream(), stops, config.end_ids),
+        model=f"{config} {settings.number_type}",
+        context=config.context,
+    )
+    return Generation(name, config, tokenizer, live, settings.max_tokens, time.time(), moves)
 
 
 def _profile(settings: GenerationSettings, model: Llama) -> GenerationProfile:

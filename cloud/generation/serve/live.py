@@ -9,20 +9,26 @@ import itertools
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from isthmus.cloud.generation.model.executor import Executor
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Step
+from isthmus.cloud.generation.scheduling.engine import Engine, Overloaded
+from isthmus.cloud.generation.scheduling.policy import Life, Limits
+from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.scheduling.step import Drawn, Ended, Step
 from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SLOW: Final = 1.5
 """If steps take this many times as long as the profile says, a warning is logged once."""
@@ -51,6 +57,8 @@ class Done:
     ttft_s: float
     total_s: float
     in_time: bool
+    shared_tokens: int = 0
+    """Tokens of the prompt that were not computed, because another request that begins alike had."""
 
 
 Item = Piece | Done | IsthmusError
@@ -79,6 +87,15 @@ class Reply:
                 raise item
             self._over = isinstance(item, Done)
             yield item
+
+    @property
+    def id(self) -> int:
+        return self.request.id
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or its caller has left."""
+        return self._over
 
     def cancel(self) -> None:
         """Ends the request if it has not ended: its caller left. Its blocks are free within one step."""
@@ -110,6 +127,7 @@ class LiveGeneration:
         self._open: dict[int, Reply] = {}
         self._ids = itertools.count(1)
         self._warned_slow = False
+        self._errands: deque[Callable[[], None]] = deque()
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="generation-engine", daemon=True)
@@ -164,7 +182,84 @@ class LiveGeneration:
             found, engine = self._numbers.copy(), self._engine
             found.outcomes = Counter(engine.outcomes)
             found.under_way, found.waiting, found.free_blocks = engine.under_way, engine.waiting, engine.free_blocks
+            found.shared_tokens, found.kept_blocks = engine.shared_tokens, engine.kept_blocks
             return found
+
+    @property
+    def engine(self) -> Engine:
+        """For work ``between_steps`` alone."""
+        return self._engine
+
+    @property
+    def limits(self) -> Limits:
+        return self._engine.limits
+
+    @property
+    def profile(self) -> GenerationProfile:
+        return self._engine.planned
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def reply_of(self, id: int) -> "Reply | None":
+        """Returns the reply of a request that has not ended and whose caller has not left. Call it between steps."""
+        return self._open.get(id)
+
+    def take_out(self, id: int) -> None:
+        """Takes a request out without an end: it goes on elsewhere, or comes back. Call it between steps."""
+        self._engine.export(id, self._clock())
+        del self._open[id]
+
+    def take_back(self, life: Life, reply: "Reply") -> None:
+        """Goes on with a request that was taken out, unless its caller has left. Call it between steps."""
+        if not reply.over:
+            self._engine.adopt(life, self._clock())
+            self._open[life.id] = reply
+
+    def take_in(self, life: Life, text: AnswerText, said: str) -> "tuple[Reply, tuple[int, ...]]":
+        """Goes on with a request of another replica, and returns its reply and its blocks here.
+
+        ``said`` is the text of the tokens that it has, the reply's first piece. Raises Overloaded if there is no room.
+        Call it between steps.
+        """
+        try:
+            blocks = self._engine.adopt(life, self._clock())
+        except ValueError as error:
+            raise Overloaded("there is no room for a request that is moved; try again later") from error
+        reply = self._open[life.id] = Reply(self, life.request, text)
+        self._deliver([(reply, Piece(said))])
+        return reply, blocks
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Returns what ``work`` returns, which runs on the engine's thread while no step runs.
+
+        Raises Unavailable if the server is stopping.
+        """
+        return await asyncio.wrap_future(self.soon(work))
+
+    def soon(self, work: Callable[[], T]) -> "Future[T]":
+        """Lets ``work`` run on the engine's thread before the next step."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._wake:
+            if self._stopped is not None:
+                raise Unavailable(self._stopped)
+            self._errands.append(run)
+            self._wake.notify()
+        return future
+
+    def _run_errands(self) -> None:
+        with self._wake:
+            while self._errands:
+                self._errands.popleft()()
+            drop = self._engine.dropped()
+        self._executor.drop(drop)
 
     def _run(self) -> None:
         try:
@@ -172,6 +267,8 @@ class LiveGeneration:
             while (found := self._next_step()) is not None:
                 step, drop = found
                 self._executor.drop(drop)
+                if step is None:
+                    self._run_errands()
                 if step is not None:
                     self._execute(step)
         except Exception:
@@ -184,6 +281,8 @@ class LiveGeneration:
         """Waits until there is a step to run or a request to forget. Returns None if the engine is to stop."""
         with self._wake:
             while self._stopped is None:
+                if self._errands:
+                    return None, ()
                 decision = self._engine.next_step(self._clock())
                 self._deliver([(reply, item) for ended in decision.ended for reply, item in self._ends(ended)])
                 if decision.step is not None or decision.drop:
@@ -246,6 +345,7 @@ class LiveGeneration:
             first_s - request.arrival_s,
             end_s - request.arrival_s,
             ended.in_time,
+            min(life.shared, len(request.prompt)),
         )
         self._numbers.note(done.queue_s, done.ttft_s, done.total_s, done.tokens)
         rest = "" if reply.text.stopped else reply.text.rest()
@@ -254,6 +354,8 @@ class LiveGeneration:
     def _refuse_all(self, why: str) -> None:
         with self._wake:
             self._stopped = why
+            while self._errands:  # whoever waits for them finds no request, or starts one that is refused below
+                self._errands.popleft()()
             open_ones = list(self._open.values())
             self._open.clear()
             self._deliver([(reply, Unavailable(why)) for reply in open_ones])

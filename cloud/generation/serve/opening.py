@@ -9,13 +9,17 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.policy import Limits
-from isthmus.cloud.generation.serve.serving import Answering
+from isthmus.cloud.generation.serve.serving import Answering, Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.command_line import key_in
 from isthmus.data.files import read_text
+
+if TYPE_CHECKING:  # it imports torch
+    from isthmus.cloud.generation.serve.moving import Moves
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +29,15 @@ MAX_DRAINED_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Opened:
-    """What answers, and how the list of drained servers is read again (nothing happens without such a list)."""
+    """What answers, and how the list of drained servers is read again (nothing happens without such a list).
+
+    ``moves`` and ``move_key`` are there if a front may move requests from and to a model of ours.
+    """
 
     answering: Answering
-    read_drained: Callable[[], None]
+    read_drained: Callable[[], None] = lambda: None
+    moves: "Moves | None" = None
+    move_key: str | None = None
 
 
 @asynccontextmanager
@@ -38,15 +47,16 @@ async def opened(settings: GenerationSettings) -> AsyncIterator[Opened]:
     Raises InvalidInput, ValueError or OSError, with the way out, if it cannot be opened.
     """
     if settings.model is not None:
-        async with _model(settings) as answering, _kept(settings, answering) as front:
-            yield Opened(front, lambda: None)
+        move_key = key_in(settings.move_key_file)
+        async with _model(settings) as generation, _kept(settings, generation) as front:
+            yield Opened(front, moves=generation.moves, move_key=move_key)
         return
     async with _relay(settings) as found, _kept(settings, found.answering) as front:
         yield Opened(front, found.read_drained)
 
 
 @asynccontextmanager
-async def _model(settings: GenerationSettings) -> AsyncIterator[Answering]:
+async def _model(settings: GenerationSettings) -> AsyncIterator[Generation]:
     from isthmus.cloud.generation.serve.host import open_generation
 
     generation = await asyncio.to_thread(open_generation, settings)
@@ -64,11 +74,11 @@ async def _relay(settings: GenerationSettings) -> AsyncIterator[Opened]:
     from isthmus.cloud.generation.serve.relay import Relay
     from isthmus.cloud.generation.serve.upstream import Upstream
 
-    key = key_in(settings.upstream_key_file)
+    key, move_key = (key_in(each) for each in (settings.upstream_key_file, settings.upstream_move_key_file))
     urls = settings.upstream or []
     relay = Relay(
         settings.name or settings.upstream_model or "upstream",
-        [Upstream(url, key=key, model=settings.upstream_model) for url in urls],
+        [Upstream(url, key=key, model=settings.upstream_model, move_key=move_key) for url in urls],
         Limits(rows=settings.rows, blocks=max(1, settings.kv_tokens // BLOCK_TOKENS)),
         make_order(settings.policy),
         context=settings.kv_tokens,

@@ -22,6 +22,7 @@ from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.cloud.generation.serve.emotion import with_emotion
 from isthmus.cloud.generation.serve.live import Done, Item, Piece
 from isthmus.cloud.generation.serve.numbers import Numbers
+from isthmus.cloud.generation.serve.relocation import Arrived, Events, Mover
 from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Wishes, check_messages, check_text
 from isthmus.cloud.generation.serve.upstream import Lost, Upstream, reason_of
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
@@ -49,9 +50,18 @@ class Relayed:
     cancel: Callable[[], None] = lambda: None
     given: str = ""
     sends: int = 0
+    name: str | None = None
+    """What its replica calls it."""
+    moving: bool = False
+    lost: Lost | None = None
+    """Its replica failed while it was moved."""
     task: asyncio.Task[None] | None = None
     patience: asyncio.TimerHandle | None = None
     items: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+
+    @property
+    def id(self) -> int:
+        return self.life.id
 
     async def __aiter__(self) -> AsyncIterator[Piece | Done]:
         while True:
@@ -92,6 +102,8 @@ class Relay:
         self._open: dict[int, Relayed] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._mover = Mover(clock)
+        self._emptying: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -110,7 +122,9 @@ class Relay:
     async def stop(self) -> None:
         """Ends all requests and closes the connections."""
         self._stopped = True
-        tasks = [each.task for each in self._open.values() if each.task is not None]
+        for emptying in self._emptying:
+            emptying.cancel()
+        tasks = [*self._emptying, *(each.task for each in self._open.values() if each.task is not None)]
         for relayed in list(self._open.values()):
             self._end(relayed, Unavailable("the server is stopping; try again later"))
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,10 +143,56 @@ class Relay:
         return self._front.standings(self._clock())
 
     def drain(self, url: str, *, draining: bool = True) -> None:
-        """Sends nothing more to a replica; what it has begun ends there. Raises ValueError for an unknown URL."""
+        """Sends nothing more to a replica. What it has begun moves to others if it can, or ends there.
+
+        Raises ValueError for an unknown URL. Call it on the loop that serves.
+        """
         at = [upstream.url for upstream in self._upstreams].index(url.rstrip("/").removesuffix("/v1"))
         self._front.drain(at, draining=draining)
-        self._send()
+        if draining and self._upstreams[at].movable:
+            task = asyncio.create_task(self._empty(at), name=f"drain-{at}")
+            self._emptying.add(task)
+            task.add_done_callback(self._emptying.discard)
+
+    async def _empty(self, at: int) -> None:
+        """Moves every request of a replica to another one, as far as there is room."""
+        for relayed in [each for each in self._open.values() if self._front.at(each.id) == at]:
+            await self._move(relayed, at)
+        if left := sum(self._front.at(id) == at for id in self._open):
+            log.info("replica %d is drained; %d requests end there", at, left)
+
+    async def _move(self, relayed: Relayed, source: int) -> None:
+        """Moves one request, or leaves it where it is. Its client's stream goes on either way."""
+        id = relayed.id
+        if relayed.name is None or self._front.at(id) != source:
+            return  # it has not begun to stream, or has ended
+        target = self._front.move(id, self._clock())
+        if target is None or not self._upstreams[target].movable:
+            self._front.put(id, source)
+            return
+        relayed.moving, relayed.lost = True, None
+        form = "chat" if relayed.path.endswith("chat/completions") else "text"
+        upstreams = self._upstreams[source], self._upstreams[target]
+        try:
+            arrived = await self._mover.move(*upstreams, relayed.name, relayed.life.known, form)
+        except IsthmusError as error:
+            log.warning("a request was not moved: %s", error)
+            self._numbers.moves["failed"] += 1
+            self._front.put(id, source)
+            if relayed.lost is not None and id in self._open:
+                self._again(relayed, source, relayed.lost)
+            return
+        finally:
+            relayed.moving = False
+        self._numbers.moves["blocks" if arrived.by_blocks else "tokens"] += 1
+        self._numbers.times["pause"].note(arrived.pause_s)
+        if id not in self._open:  # its client left meanwhile
+            await arrived.events.aclose()
+            return
+        old = relayed.task
+        relayed.task = asyncio.create_task(self._relay(relayed, target, _chained(arrived)), name=f"relay-{id}")
+        if old is not None:
+            old.cancel()
 
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Relayed:
         """Accepts a conversation. Raises InvalidInput, Overloaded or Unavailable."""
@@ -179,6 +239,7 @@ class Relay:
             # Other servers' seeds have 32 bits.
             "seed": sampling.seed % (1 << 31),
             **({"stop": list(wishes.stops)} if wishes.stops else {}),
+            **({"cache_salt": wishes.salt} if wishes.salt else {}),
         }
         relayed = Relayed(Life(request), path, body)
         relayed.cancel = lambda: self._end(relayed, None)
@@ -202,17 +263,25 @@ class Relay:
         if self._front.waiting and next_s is not None and not self._stopped:
             self._wake = asyncio.get_running_loop().call_later(max(0.01, next_s - now_s), self._send)
 
-    async def _relay(self, relayed: Relayed, at: int) -> None:
+    def _again(self, relayed: Relayed, at: int, error: Lost) -> None:
+        """Sends a request that its replica lost to another one, from the start."""
+        log.warning("replica %d: %s", at, error)
+        self._front.lost(at, self._clock(), refuses=error.full)
+        if relayed.sends >= MOST_SENDS:
+            self._end(relayed, Unavailable("no replica could answer; try again later"))
+        else:
+            self._front.wait_again(relayed.id)
+        self._send()
+
+    async def _relay(self, relayed: Relayed, at: int, events: Events | None = None) -> None:
+        """Passes an answer on; ``events`` are those of a request that was moved."""
         try:
-            done = await self._answer(relayed, at)
+            done = await self._answer(relayed, at, events)
         except Lost as error:
-            log.warning("replica %d: %s", at, error)
-            self._front.lost(at, self._clock(), refuses=error.full)
-            if relayed.sends >= MOST_SENDS:
-                self._end(relayed, Unavailable("no replica could answer; try again later"))
+            if relayed.moving:  # it may have arrived elsewhere already
+                relayed.lost = error
             else:
-                self._front.wait_again(relayed.life.id)
-            self._send()
+                self._again(relayed, at, error)
         except IsthmusError as error:
             self._end(relayed, error)
         except Exception:
@@ -221,14 +290,18 @@ class Relay:
         else:
             self._end(relayed, done)
 
-    async def _answer(self, relayed: Relayed, at: int) -> Done:
+    async def _answer(self, relayed: Relayed, at: int, events: Events | None) -> Done:
         life, text, reason = relayed.life, "", None
         usage: Mapping[str, Any] = {}
         life.tokens.clear()
         if life.begun_s is None:
             life.begun_s = self._clock()
-        async with aclosing(self._upstreams[at].stream(relayed.path, relayed.body)) as events:
+        if events is None:
+            relayed.name = None
+            events = self._upstreams[at].stream(relayed.path, relayed.body)
+        async with aclosing(events):
             async for piece, event in events:
+                relayed.name = str(event.get("id", "")) or None
                 reason = reason_of(event) or reason
                 usage = event.get("usage") or usage
                 if not piece:
@@ -308,6 +381,14 @@ class Relay:
                 self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
         else:
             self._end(relayed, TooLate("could not be answered in time"))
+
+
+async def _chained(arrived: Arrived) -> Events:
+    """Yields the events of a request that arrived, the first of which was awaited already."""
+    async with aclosing(arrived.events):
+        yield arrived.first
+        async for each in arrived.events:
+            yield each
 
 
 def _outcome(relayed: Relayed, item: Item | None) -> Outcome:

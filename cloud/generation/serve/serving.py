@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.tokenizer import TextTokenizer
@@ -14,6 +14,9 @@ from isthmus.cloud.generation.serve.live import Done, LiveGeneration, Piece, Rep
 from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.text import AnswerText
 from isthmus.proto.errors import InvalidInput
+
+if TYPE_CHECKING:  # it imports torch
+    from isthmus.cloud.generation.serve.moving import Moves
 
 DEFAULT_TOKENS: Final = 256
 """Length of an answer whose client names none; less if the prompt leaves less room."""
@@ -25,6 +28,7 @@ ROLES: Final = ("system", "user", "assistant")
 class Wishes:
     """What a client asks of an answer. The times are in seconds from the request's arrival; None: no wish.
 
+    Requests of one ``salt`` share what they compute for prompts that begin alike (``Request.salt``).
     ``emotion`` is how the client's user feels. It enters the prompt of a conversation (``emotion.py``).
     """
 
@@ -38,6 +42,7 @@ class Wishes:
     latency_s: float | None = None
     utility: float = 1.0
     emotion: Emotion | None = None
+    salt: str = ""
 
     @property
     def first_token_s(self) -> float | None:
@@ -50,6 +55,10 @@ class Answer(Protocol):
     """A request that was accepted. Iterate over it once, to its end, or ``cancel`` it."""
 
     def __aiter__(self) -> AsyncIterator[Piece | Done]: ...
+
+    @property
+    def id(self) -> int | None:
+        """The engine's number of the request; None if it has none there."""
 
     @property
     def cancel(self) -> Callable[[], None]: ...
@@ -92,6 +101,7 @@ class Generation:
     live: LiveGeneration
     max_tokens: int
     created_s: float
+    moves: "Moves"
     # One thread: the tokenizer answers one call at a time, and a long text may not hold the event loop up.
     _tokenizing: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
@@ -146,6 +156,7 @@ class Generation:
             tpot_s=wishes.tpot_s,
             latency_s=wishes.latency_s,
             utility=wishes.utility,
+            salt=wishes.salt,
         )
 
 

@@ -46,6 +46,13 @@ class GenerationSettings:
         str | None, Option(help="Name of the model at the upstream servers. Default: the one that each lists.")
     ] = None
     upstream_key_file: Annotated[Path | None, Option(help="File with the API key for the upstream servers.")] = None
+    upstream_move_key_file: Annotated[
+        Path | None,
+        Option(
+            help="File with the key by which running requests are moved between upstream servers that are ours (their "
+            "--move-key-file), when one is drained. Default: they end where they began."
+        ),
+    ] = None
     drained: Annotated[
         Path | None,
         Option(
@@ -74,6 +81,13 @@ class GenerationSettings:
         Path | None,
         Option(help="File with the API key that clients of the language model must send. Default: everyone is served."),
     ] = None
+    move_key_file: Annotated[
+        Path | None,
+        Option(
+            help="File with the key that a front must send to move running requests from and to this server. Whoever "
+            "has it can read them. Default: nothing is moved."
+        ),
+    ] = None
     profile: Annotated[
         Path | None,
         Option(help="Profile that 'isthmus generate profile' wrote. Default: a brief measurement at the start."),
@@ -99,6 +113,14 @@ class GenerationSettings:
         Path | None,
         Option(help="Folder for them, as files that are mapped into memory. Default: in memory.", file_okay=False),
     ] = None
+    prefix_tokens: Annotated[
+        int,
+        Option(
+            min=0,
+            help="Tokens of prompts' beginnings (system prompts, earlier turns) that stay in the KV cache for requests "
+            "that begin alike. Needs the layout 'paged'. 0: every request computes its whole prompt.",
+        ),
+    ] = 0
     max_tokens: Annotated[int, Option(min=1, help="Longest answer that a client may ask for.")] = 1_024
     max_waiting: Annotated[
         int, Option(min=1, help="Requests for text that may be under way. Further requests are refused.")
@@ -110,12 +132,17 @@ class GenerationSettings:
             raise ValueError("a model of ours or upstream servers answer, not both: leave one out")
         if self.cache_embedder is not None and self.cache is None:
             raise ValueError("an embedder finds answers in the cache; give the cache's rules, too")
-        if (self.drained is not None or self.upstream_model or self.upstream_key_file) and not self.upstream:
+        if self.move_key_file is not None and self.model is None:
+            raise ValueError("a key for moves is for a model of ours; upstream servers have their own")
+        of_upstream = (self.drained, self.upstream_model, self.upstream_key_file, self.upstream_move_key_file)
+        if any(each is not None for each in of_upstream) and not self.upstream:
             raise ValueError("settings of upstream servers were given, but no upstream server")
         if self.policy in ("static", "magnus"):
             raise ValueError(f"the policy '{self.policy}' computes rows that nobody needs; it is for simulations alone")
         if self.swap_tokens and self.layout != "slots":
             raise ValueError("only the layout 'slots' can be swapped; leave the swap pool out, or give that layout")
+        if self.prefix_tokens and (self.layout != "paged" or self.policy == "baton"):
+            raise ValueError("only the layout 'paged' shares beginnings of prompts, and not with the policy 'baton'")
         if self.swap_folder is not None and not self.swap_tokens:
             raise ValueError("a folder for the swap pool needs the pool's number of tokens, too")
 

@@ -5,6 +5,7 @@ Where its fields differ from ours, the difference ends here. What such a server 
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,6 +17,10 @@ MAX_EVENT_BYTES: Final = 1 << 20
 CONNECT_S: Final = 5.0
 SILENT_S: Final = 60.0
 """A replica that sends nothing for so long has failed."""
+MOVES: Final = "/isthmus/moves"
+MOVE_S: Final = 20.0
+"""One exchange of a move may take so long."""
+MAX_MOVED_BYTES: Final = 1 << 30
 _MOST_MESSAGE_CHARS: Final = 300
 
 
@@ -30,11 +35,14 @@ class Lost(IsthmusError):
 class Upstream:
     """One server. ``model`` None: the one model that it lists is asked for at first use.
 
+    ``move_key`` is for a replica of ours, whose requests can be moved (``relocation.py``).
     ``url`` is the server's address with or without ``/v1``. Raises InvalidInput for another kind of address. Call
     ``close`` once, on the loop that used it.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, model: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, key: str | None = None, model: str | None = None, move_key: str | None = None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise InvalidInput(f"upstream {url[:128]!r}: must be http://HOST:PORT or https://HOST:PORT")
@@ -42,6 +50,7 @@ class Upstream:
             raise InvalidInput("upstream: give the key in a file, not in the address")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._move_headers = None if move_key is None else {"authorization": f"Bearer {move_key}"}
         self._model = model
         self._session: aiohttp.ClientSession | None = None
 
@@ -68,8 +77,13 @@ class Upstream:
         it refuses the request for what is in it.
         """
         whole = {**body, "model": await self.model(), "stream": True, "stream_options": {"include_usage": True}}
+        async with aclosing(self._streamed(path, json=whole)) as events:
+            async for found in events:
+                yield found
+
+    async def _streamed(self, path: str, **sent: Any) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
         try:
-            async with self._opened().post(f"{self.url}{path}", json=whole) as response:
+            async with self._opened().post(f"{self.url}{path}", **sent) as response:
                 if response.status != 200:
                     raise _refusal(self.url, response.status, await _body(response))
                 async for event in _events(response):
@@ -80,6 +94,55 @@ class Upstream:
             raise Lost(f"{self.url} failed: {type(error).__name__}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Lost(f"{self.url} sent what is not OpenAI's interface") from error
+
+    @property
+    def movable(self) -> bool:
+        """Whether requests can be moved from and to this replica."""
+        return self._move_headers is not None
+
+    async def costs(self) -> Mapping[str, Any]:
+        """Returns what a move to this replica costs. Raises Lost."""
+        found = json.loads(await self._moved("GET", "/costs"))
+        if not isinstance(found, dict):
+            raise Lost(f"{self.url} does not say what a move costs")
+        return found
+
+    async def part(self, name: str) -> bytes:
+        """Returns what is computed of a request by now, which goes on. Raises Lost."""
+        return await self._moved("GET", f"/requests/{name}/part")
+
+    async def leave(self, name: str, first: int | None) -> bytes:
+        """Stops a request, and returns its state with what was computed from token ``first`` on. Raises Lost."""
+        asked = "" if first is None else f"?first={first}"
+        return await self._moved("POST", f"/requests/{name}/leave{asked}")
+
+    async def stay(self, name: str) -> None:
+        """Lets a request that left go on. Raises Lost."""
+        await self._moved("POST", f"/requests/{name}/stay")
+
+    async def keep_part(self, handle: str, part: bytes) -> None:
+        """Sends what was computed of a request that will arrive. Raises Lost."""
+        await self._moved("PUT", f"/parts/{handle}", part)
+
+    async def arrive(self, handle: str, body: bytes, form: str) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
+        """Goes on with a request that left another replica, and yields its events, as ``stream`` does. Raises Lost."""
+        path = f"{MOVES}/arrivals/{handle}?form={form}"
+        async with aclosing(self._streamed(path, data=body, headers=self._move_headers)) as events:
+            async for found in events:
+                yield found
+
+    async def _moved(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        url, timeout = f"{self.url}{MOVES}{path}", aiohttp.ClientTimeout(total=MOVE_S)
+        try:
+            async with self._opened().request(
+                method, url, data=body, headers=self._move_headers, timeout=timeout
+            ) as response:
+                found = await _body(response, MAX_MOVED_BYTES)
+                if response.status not in (200, 204):
+                    raise Lost(f"{self.url} moves nothing: status {response.status}")
+                return found
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise Lost(f"{self.url} failed in a move: {type(error).__name__}") from error
 
     async def close(self) -> None:
         if self._session is not None:
@@ -98,12 +161,12 @@ class Upstream:
         return self._session
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Returns the body, at most MAX_EVENT_BYTES of it."""
+async def _body(response: aiohttp.ClientResponse, limit_bytes: int = MAX_EVENT_BYTES) -> bytes:
+    """Returns the body. Raises ValueError if it is longer than ``limit_bytes``."""
     found = bytearray()
     async for chunk in response.content.iter_any():
         found += chunk
-        if len(found) > MAX_EVENT_BYTES:
+        if len(found) > limit_bytes:
             raise ValueError("too long")
     return bytes(found)
 

@@ -1,6 +1,6 @@
 """One simulation is a cell: what is simulated, as plain data, and its figures as JSON values."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,7 +36,7 @@ WARM_REQUESTS: Final = 500
 PREDICTORS: Final = ("least squares", "least squares, conditional", "nearest")
 SHRINK: Final = 8.0
 
-Kind = Literal["policy", "bound", "fairness", "prediction", "fleet", "placement"]
+Kind = Literal["policy", "bound", "fairness", "prediction", "fleet", "placement", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "prediction": _prediction,
         "fleet": _fleet,
         "placement": _placement,
+        "prefix": _prefix,
     }
     return {**asdict(cell), **work[cell.kind](cell, reference_profile())}
 
@@ -220,3 +221,21 @@ def _placement(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
         "fused": max(rate for _, apart, rate in rates if not apart),
         "apart": max(rate for _, apart, rate in rates if apart),
     }
+
+
+PREFIXES: Final = {"each alone": 0, "shared": 200}
+"""Blocks that may keep beginnings of prompts for later requests."""
+SYSTEM_TOKENS: Final = 200
+"""Tokens with which every prompt of a class begins."""
+
+
+def _prefix(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
+    rng = np.random.default_rng(cell.seed)
+    sizes = sizes_of(cell.workload, cell.requests, rng)
+    gaps_N = poisson_gaps(rng, len(sizes.prompts_N))
+    made = at_load(sizes, gaps_N, cell.load, profile, system_tokens=SYSTEM_TOKENS)
+    limits = replace(LIMITS, prefix_blocks=PREFIXES[cell.name])
+    engine = Engine(profile, make_policy("fused"), limits, max_requests=len(made.requests), expires=False, adapts=False)
+    found = report(serve(engine, made.requests, VirtualWorld(profile, made.lengths)))
+    prompts = sum(len(request.prompt) for request in made.requests)
+    return {**found, "shared_share": found["shared_tokens"] / prompts}

@@ -9,7 +9,7 @@ from typing import Any, Final
 from isthmus import __version__
 from isthmus.cloud.generation.policies.by_name import POLICIES
 from isthmus.data.files import read_text, write_atomically
-from isthmus.experiments.generation.cells import FLEETS, GOALS, PREDICTORS, Cell, run
+from isthmus.experiments.generation.cells import FLEETS, GOALS, PREDICTORS, PREFIXES, SYSTEM_TOKENS, Cell, run
 
 Report = Callable[[str], None]
 Found = Sequence[Mapping[str, Any]]
@@ -33,6 +33,7 @@ def cells_of(
             found.append(Cell("bound", "lmaas", load, seed, "bound", requests))
             found += [Cell("policy", "lmaas", load, seed, policy, requests) for policy in policies]
             found += [Cell("policy", "lmaas", load, seed, each, requests, "known") for each in ("paced", "magnus")]
+            found += [Cell("prefix", "lmaas", load, seed, each, requests) for each in PREFIXES]
         found += [
             Cell("fairness", "lmaas", FAIRNESS_LOAD, seed, each, FAIRNESS_TIMES * requests) for each in ("fused", "vtc")
         ]
@@ -149,6 +150,23 @@ def markdown(found: Found) -> str:
         if (cells := of(found, "fairness", "lmaas", FAIRNESS_LOAD, name))
     ]
     parts.append(_table(("policy", "light users' TTFT s", "heavy user's TTFT s", "tokens/s", "Jain, tokens"), rows))
+    parts.append(f"\n## Prompts that begin with {SYSTEM_TOKENS} tokens of their class, `fused`\n")
+    rows = [
+        (
+            f"{load:g}",
+            name,
+            spread(_values(cells, "shared_share")),
+            spread(_values(cells, "tokens_per_s"), ".0f"),
+            spread(_values(cells, "goodput")),
+            spread(_values(cells, "latency_s", "mean"), ".1f"),
+            spread(_values(cells, "ttft_s", "mean")),
+        )
+        for load in sorted({each["load"] for each in found if each["kind"] == "prefix"})
+        for name in PREFIXES
+        if (cells := of(found, "prefix", "lmaas", load, name))
+    ]
+    head = ("load", "beginnings", "prompt tokens shared", "tokens/s", "in time", "mean s", "TTFT s")
+    parts.append(_table(head, rows))
     parts.append("\n## Predictors of lengths: the 0.9 quantile, in tokens\n")
     workloads = sorted({Path(each["workload"]).stem for each in found if each["kind"] == "prediction"})
     rows = [

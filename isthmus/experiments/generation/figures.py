@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from isthmus.data.files import write_atomically
 from isthmus.distill.figures import png
-from isthmus.experiments.generation.cells import GOALS, PREDICTORS
+from isthmus.experiments.generation.cells import GOALS, PREDICTORS, PREFIXES, SYSTEM_TOKENS
 from isthmus.experiments.generation.comparison import FAIRNESS_LOAD, Found, median_of, of, policy_rows
 
 
@@ -25,6 +25,7 @@ def draw_all(found: Found, folder: Path) -> list[Path]:
         "occupancy": _by_load(found, loads, "Rows that decode in a mean step", "rows", "occupancy"),
         "waste": _by_load(found, loads, "Tokens computed again", "tokens", "recomputed_tokens"),
         "fairness": _fairness(found),
+        "prefix": _prefix(found),
         "prediction": _prediction(found),
         "placement": _placement(found),
     }
@@ -79,6 +80,22 @@ def _fairness(found: Found) -> bytes | None:
         axes.set_xticks(range(len(rows)), [name for name, _ in rows])
 
     return _png(draw, "One of five users sends 80 % of the requests", "policy", "mean s to the first token")
+
+
+def _prefix(found: Found) -> bytes | None:
+    loads = sorted({each["load"] for each in found if each["kind"] == "prefix"})
+    if not loads:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for name, shift in zip(PREFIXES, (-0.2, 0.2), strict=True):
+            values = [median_of(of(found, "prefix", "lmaas", load, name), "ttft_s", "mean") or 0.0 for load in loads]
+            axes.bar([at + shift for at in range(len(loads))], values, width=0.4, label=name)
+        axes.set_xticks(range(len(loads)), [f"{load:g}" for load in loads])
+        axes.set_yscale("log")
+
+    title = f"Prompts that begin with {SYSTEM_TOKENS} tokens of their class"
+    return _png(draw, title, "load", "mean s to the first token")
 
 
 def _prediction(found: Found) -> bytes | None:

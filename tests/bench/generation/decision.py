@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from isthmus.cloud.generation.policies.by_name import POLICIES, learning_lengths, make_policy
-from isthmus.cloud.generation.scheduling.engine import Drawn, Engine
+from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
+from isthmus.cloud.generation.scheduling.step import Drawn
 from isthmus.cloud.generation.scheduling.workload import at_load, lmaas_sizes, poisson_gaps
 from tests.bench.harness import Report, Spread, shown
 

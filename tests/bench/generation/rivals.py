@@ -24,10 +24,11 @@ from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import ModelExecutor, make_cache
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.policies.by_name import make_policy
-from isthmus.cloud.generation.scheduling.engine import Drawn, Engine
+from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
+from isthmus.cloud.generation.scheduling.step import Drawn
 from tests.bench.harness import Report, interleaved, shown
 
 

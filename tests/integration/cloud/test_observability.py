@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 import subprocess
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from isthmus.cloud.histogram import Histogram
+from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.load import callers
 from isthmus.cloud.metrics.elastic import ElasticCollector
 from isthmus.cloud.metrics.generation import GenerationCollector
@@ -95,16 +94,7 @@ def metrics(expression: str) -> set[str]:
 
 def test_boards_ask_for_metrics_of_generation_that_exist() -> None:
     class Idle:
-        tokens = 0
-
-        def outcomes(self) -> Any:
-            return Counter()
-
-        def load(self) -> tuple[int, int, int]:
-            return 0, 0, 0
-
-        def times(self) -> dict[str, Any]:
-            return {name: Histogram() for name in ("queue", "first_token", "per_token", "request")}
+        numbers = staticmethod(Numbers)
 
     idle: Any = Idle()
     exposed = {sample.name for family in GenerationCollector(idle).collect() for sample in family.samples}

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
 from isthmus.cloud.generation.scheduling.blocks import BlockTable
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
-from isthmus.cloud.generation.scheduling.engine import Decision, Drawn, Ended, Engine, Overloaded, Token
+from isthmus.cloud.generation.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
 from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
+from isthmus.cloud.generation.scheduling.step import Decision, Drawn, Ended, Token
 from isthmus.cloud.generation.scheduling.workload import Workload
 
 PROFILE = reference_profile()

@@ -131,14 +131,14 @@ def plain_greedy(tensors: dict[str, np.ndarray], config: LlamaConfig, prompt: Se
 
 
 @contextmanager
-def serving_http(generation: Generation, key: str | None = None) -> Iterator[str]:
+def serving_http(generation: Generation, key: str | None = None, *, move_key: str | None = None) -> Iterator[str]:
     """Serves the model over HTTP on loopback, on a loop in a thread of its own. Yields the URL."""
     ready: Future[str] = Future()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def serve() -> None:
-        server = HttpServer(openai_app(generation, key), "127.0.0.1", 0)
+        server = HttpServer(openai_app(generation, key, moves=generation.moves, move_key=move_key), "127.0.0.1", 0)
         generation.live.start()
         try:
             port = await server.start()

@@ -55,16 +55,24 @@ def on_loop(
 
 
 @contextmanager
-def serving_relay(urls: Sequence[str], *, rows: int = 4, policy: str = "fused") -> Iterator[tuple[Relay, str]]:
+def serving_relay(
+    urls: Sequence[str],
+    *,
+    rows: int = 4,
+    policy: str = "fused",
+    move_key: str | None = None,
+    context: int = 256,
+    # It stands still, so a replica that failed is left alone however slow the test is.
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Iterator[tuple[Relay, str]]:
     """Yields a relay in front of ``urls``, and its address."""
     servers: list[HttpServer] = []
 
     def make() -> Relay:
-        upstreams = [Upstream(url) for url in urls]
-        limits = Limits(rows=rows, blocks=64)
+        upstreams = [Upstream(url, move_key=move_key) for url in urls]
+        limits = Limits(rows=rows, blocks=context // 4)
         order = make_order(policy)
-        # Its clock stands still, so a replica that failed is left alone however slow the test is.
-        return Relay("words", upstreams, limits, order, context=256, max_tokens=200, max_waiting=8, clock=lambda: 0.0)
+        return Relay("words", upstreams, limits, order, context=context, max_tokens=200, max_waiting=8, clock=clock)
 
     async def start(relay: Relay) -> str:
         await relay.start()

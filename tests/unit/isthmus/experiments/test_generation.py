@@ -25,15 +25,18 @@ def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path
         "`trace`, load 0.7",
         "80 % of the requests",
         "Predictors",
+        "Prompts that begin with 200 tokens",
         "Four replicas",
         "Two",
     ):
         assert heading in page
     assert {path.stem for path in (tmp_path / "out" / "pictures").iterdir()} == {
-        "goodput", "response", "first-token", "occupancy", "waste", "fairness", "prediction", "placement",
+        "goodput", "response", "first-token", "occupancy", "waste", "fairness", "prefix", "prediction", "placement",
     }  # fmt: skip
     found = json.loads((tmp_path / "out" / "result.json").read_text())["cells"]
     assert (median_of(of(found, "policy", "lmaas", 2.0, "fused"), "goodput") or 0) <= 1
+    shared, alone = (of(found, "prefix", "lmaas", 2.0, name) for name in ("shared", "each alone"))
+    assert (median_of(shared, "shared_share") or 0) > 0.2 and median_of(alone, "shared_share") == 0
     papers = {row[0]: row for row in beside_papers(found)}
     assert "times Orca's throughput" in papers["BATON"][2]
     assert papers["JITServe"][2] == "not run"

@@ -10,14 +10,17 @@ from safetensors.numpy import load_file
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import ModelExecutor, make_cache
-from isthmus.cloud.generation.model.kv import LAYOUTS, Span
+from isthmus.cloud.generation.model.kv import LAYOUTS, KVShape, Span
 from isthmus.cloud.generation.model.llama import Llama
+from isthmus.cloud.generation.model.paged import PagedCache
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.policies.by_name import make_policy
-from isthmus.cloud.generation.scheduling.engine import Drawn, Engine, Token
+from isthmus.cloud.generation.policies.fused import Fused
+from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
+from isthmus.cloud.generation.scheduling.step import Drawn, Token
 from tests.rigs.generation.llama import plain_greedy, plain_logits, save_tiny_llama
 
 Tensors = dict[str, np.ndarray]
@@ -166,3 +169,57 @@ def test_a_span_that_leaves_a_gap_is_refused(tiny: tuple[Llama, Tensors, LlamaCo
         make_cache("heap", tiny[0], LIMITS)
     with pytest.raises(ValueError, match="do not hold"):
         make_cache("paged", tiny[0], LIMITS).begin([Span(0, 0, 0, 5, (0,))])
+
+
+def test_requests_that_begin_alike_share_blocks_and_draw_what_each_draws_alone(tmp_path: Path) -> None:
+    """Chunks, a preemption's worth of blocks and company: the tokens are those of the plain forward of each alone."""
+    config = save_tiny_llama(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    model = load_llama(tmp_path, config)
+    limits = Limits(rows=3, blocks=24, block_tokens=4, prefix_blocks=12)
+    engine = Engine(reference_profile(), Fused(chunk_tokens=16), limits)
+    executor = ModelExecutor(model, make_cache("paged", model, limits))
+    system = [9, 30, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    prompts = {id: [*system[: 11 - id % 3], 40 + id, 50, 60 + id] for id in range(8)}
+    prompts[8] = prompts[0]
+    answers: dict[int, list[int]] = {id: [] for id in prompts}
+    for id, prompt in prompts.items():
+        engine.submit(Request(id, prompt, 6, arrival_s=0.0, sampling=Sampling(temperature=0.0)), 0.0)
+    now_s, copies = 0.0, 0
+    while engine.under_way:
+        decision = engine.next_step(now_s)
+        executor.drop(decision.drop)
+        step = decision.step
+        assert step is not None
+        now_s += step.predicted_s
+        copies += sum(shared.copy is not None for _, shared in step.shared)
+        for event in engine.finished(step, {id: Drawn(token) for id, token in executor.run(step).items()}, now_s):
+            if isinstance(event, Token):
+                answers[event.life.id].append(event.token)
+    assert answers == {id: plain_greedy(tensors, config, prompt, 6) for id, prompt in prompts.items()}
+    assert engine.shared_tokens > 30 and copies > 2
+
+
+def test_logits_after_shared_blocks_are_those_of_the_whole_prompt(tmp_path: Path) -> None:
+    config = save_tiny_llama(tmp_path)
+    model = load_llama(tmp_path, config)
+    limits = Limits(rows=2, blocks=8, block_tokens=4)
+    cache = PagedCache(KVShape(config.layers, config.kv_heads, config.head_dim), limits.blocks, limits.block_tokens)
+
+    def logits(ids: list[int], first: int, id: int, blocks: tuple[int, ...]) -> torch.Tensor:
+        cache.begin([Span(id, 0, first, len(ids) - first, blocks)])
+        positions = torch.arange(first, len(ids))
+        found: torch.Tensor = model(torch.tensor(ids[first:]), positions, torch.tensor([len(ids) - first - 1]), cache)
+        cache.end()
+        return found
+
+    first, second = [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 8, 9, 10, 30, 31]
+    logits(first, 0, 0, (3, 1))
+    cache.copy(1, 6)
+    cache.begin_shared(1, 6)
+    shared = logits(second, 6, 1, (3, 6))
+    torch.testing.assert_close(shared, logits(second, 0, 2, (4, 5)), atol=1e-4, rtol=0)
+    again = logits([*first, 12], 7, 0, (3, 1))
+    torch.testing.assert_close(again, logits([*first, 12], 0, 3, (0, 7)), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="has 8 tokens in the cache already"):
+        cache.begin_shared(0, 4)

@@ -14,10 +14,11 @@ from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.policies.fused import Fused
 from isthmus.cloud.generation.policies.lengths import KnownLengths
 from isthmus.cloud.generation.policies.orders import Shortest
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine
+from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
+from isthmus.cloud.generation.scheduling.step import Drawn, Ended
 from tests.rigs.generation.llama import save_tiny_llama
 
 

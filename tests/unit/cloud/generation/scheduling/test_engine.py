@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from isthmus.cloud.generation.policies.by_name import make_policy
-from isthmus.cloud.generation.scheduling.engine import Drawn, Ended, Engine, Overloaded, Token
+from isthmus.cloud.generation.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.generation.scheduling.policy import Choice, Life, Limits, State
 from isthmus.cloud.generation.scheduling.profile import (
     BadProfile,
@@ -14,6 +14,7 @@ from isthmus.cloud.generation.scheduling.profile import (
     reference_profile,
 )
 from isthmus.cloud.generation.scheduling.request import Outcome, Request, Sampling
+from isthmus.cloud.generation.scheduling.step import Drawn, Ended, Token
 from isthmus.proto.errors import InvalidInput
 
 SMALL = Limits(rows=3, blocks=8, block_tokens=4, step_tokens=16)

@@ -41,6 +41,7 @@ class Words:
 
 class _Answer:
     cancel: Callable[[], None] = staticmethod(lambda: None)
+    id = 0
 
     def __init__(self, words: Words, number: int) -> None:
         self._words, self._number = words, number

@@ -1,0 +1,268 @@
+"""A running request moves to another replica: its client's stream goes on, whoever is killed during the move."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from isthmus.cloud.generation.model.kv import KVShape
+from isthmus.cloud.generation.serve.host import open_generation
+from isthmus.cloud.generation.serve.moving import Moves, pack, unpack
+from isthmus.cloud.generation.serve.relay import Relay
+from isthmus.cloud.generation.serve.serving import Generation
+from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.cloud.generation.serve.upstream import Lost, Upstream
+from isthmus.proto.errors import InvalidInput
+from tests.rigs.generation.cut import Cut, cuttable
+from tests.rigs.generation.llama import save_tiny_llama, serving_http
+from tests.rigs.generation.replicas import serving_relay
+
+MESSAGES: Any = [{"role": "user", "content": "Come back!"}]
+ASKED: Any = {"model": "words", "messages": MESSAGES, "max_tokens": 120, "temperature": 0.9, "seed": 5}
+STEP_S = 0.01
+"""The least time of a step, so that a request is moved in the middle of its answer."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moved") / "tiny"
+    # No end token, so that every answer has its full length.
+    save_tiny_llama(folder, eos_token_id=[])
+    return folder
+
+
+@dataclass
+class Rig:
+    """A front with two replicas, whose steps are slow."""
+
+    replicas: list[Generation]
+    relay: Relay
+    urls: list[str]
+    cuts: list[Cut]
+    client: openai.OpenAI
+
+    def drain(self, at: int) -> None:
+        self.on_loop(lambda: self.relay.drain(self.cuts[at].url))
+
+    def on_loop(self, act: Callable[[], None]) -> None:
+        (relayed,) = self.relay._open.values()
+        assert relayed.task is not None
+        relayed.task.get_loop().call_soon_threadsafe(act)
+
+    def stream(self, act: Callable[[int], None], **asked: Any) -> str:
+        """Streams an answer, calls ``act`` after every chunk with how many there were, and returns the text."""
+        pieces = []
+        for at, chunk in enumerate(self.client.chat.completions.create(**{**ASKED, **asked}, stream=True)):
+            act(at)
+            pieces += [choice.delta.content or "" for choice in chunk.choices]
+        return "".join(pieces)
+
+
+@pytest.fixture
+def rig(folder: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    layouts = getattr(request, "param", ("slots", "slots"))
+    with ExitStack() as stack:
+        replicas = [
+            open_generation(GenerationSettings(folder, max_tokens=200, rows=4, kv_tokens=1_024, layout=layout))
+            for layout in layouts
+        ]
+        for each in replicas:
+            slow(each)
+        urls = [stack.enter_context(serving_http(each, move_key="sesame")) for each in replicas]
+        cuts = [stack.enter_context(cuttable(each)) for each in urls]
+        relay, url = stack.enter_context(serving_relay([each.url for each in cuts], move_key="sesame"))
+        client = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60))
+        yield Rig(replicas, relay, urls, cuts, client)
+
+
+def slow(generation: Generation) -> None:
+    executor: Any = generation.live._executor
+    run = executor.run
+    executor.run = lambda step: (time.sleep(STEP_S), run(step))[1]
+
+
+def whole(rig: Rig, **asked: Any) -> str:
+    """The answer of a request that is not moved."""
+    with openai.OpenAI(base_url=f"{rig.urls[1]}/v1", api_key="none") as direct:
+        return direct.chat.completions.create(**{**ASKED, **asked, "model": "tiny"}).choices[0].message.content or ""
+
+
+@pytest.mark.parametrize(
+    ("rig", "how"),
+    [
+        (("slots", "slots"), "blocks"),
+        (("slots", "paged"), "blocks"),
+        (("paged", "slots"), "blocks"),
+        (("padded", "slots"), "tokens"),
+        (("slots", "padded"), "tokens"),
+    ],
+    indirect=["rig"],
+)
+def test_a_drained_replica_is_empty_at_once_and_the_stream_goes_on(rig: Rig, how: str) -> None:
+    expected = whole(rig)
+    text = rig.stream(lambda at: rig.drain(0) if at == 20 else None)
+    assert text == expected and len(text) > 60
+    numbers = rig.relay.numbers()
+    assert numbers.moves == {how: 1} and sum(numbers.times["pause"].counts) == 1
+    source, target = (each.live.numbers() for each in rig.replicas)
+    assert source.under_way == 0 and not source.outcomes, "it ended elsewhere"
+    assert target.tokens < 2 * 120 and rig.replicas[1].moves.arrived == 1
+    assert rig.replicas[0].moves.left == 1
+    until(lambda: rig.replicas[0].live.numbers().free_blocks == 64)
+
+
+def test_it_moves_there_and_back_again(rig: Rig) -> None:
+    def act(at: int) -> None:
+        if at == 15:
+            rig.drain(0)
+        if at == 45:
+            rig.on_loop(lambda: rig.relay.drain(rig.cuts[0].url, draining=False))
+            rig.drain(1)
+
+    assert rig.stream(act) == whole(rig)
+    assert rig.relay.numbers().moves == {"blocks": 2}
+
+
+def test_a_target_that_fails_leaves_the_request_where_it_is(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(self: Moves, handle: str, body: bytes) -> Any:
+        raise InvalidInput("no room")
+
+    expected = whole(rig)
+    monkeypatch.setattr(Moves, "arrive", full)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+    assert rig.relay.numbers().moves == {"failed": 1}
+    assert rig.replicas[0].live.numbers().outcomes and not rig.replicas[1].moves.arrived
+
+
+def test_a_source_that_is_killed_between_send_and_commit_loses_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has sent the request, and breaks off before its place is freed: the new replica goes on."""
+    expected, leave = whole(rig), Upstream.leave
+
+    async def killed(self: Upstream, name: str, first: int | None) -> bytes:
+        body = await leave(self, name, first)
+        rig.cuts[0].cut()
+        await asyncio.sleep(0.05)
+        return body
+
+    monkeypatch.setattr(Upstream, "leave", killed)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+    assert rig.relay.numbers().moves == {"blocks": 1}
+
+
+def test_if_both_fail_the_request_begins_again_and_no_text_comes_twice(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, leave = whole(rig), Upstream.leave
+
+    async def killed(self: Upstream, name: str, first: int | None) -> bytes:
+        await leave(self, name, first)
+        rig.cuts[0].cut()
+        await asyncio.sleep(0.05)
+        raise Lost("killed")
+
+    monkeypatch.setattr(Upstream, "leave", killed)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+    assert rig.relay.numbers().moves == {"failed": 1}
+    assert rig.replicas[1].live.numbers().outcomes
+
+
+def test_a_target_that_is_killed_after_the_commit_is_replaced(rig: Rig) -> None:
+    def act(at: int) -> None:
+        if at == 20:
+            rig.drain(0)
+        if at == 60:
+            rig.on_loop(lambda: rig.relay.drain(rig.cuts[0].url, draining=False))
+            rig.cuts[1].cut()
+
+    assert rig.stream(act) == whole(rig)
+    assert rig.relay.numbers().moves == {"blocks": 1}
+
+
+def test_a_request_that_arrives_nowhere_goes_on_after_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isthmus.cloud.generation.serve.moving.PARKED_S", 0.1)
+
+    async def lost(self: Upstream, name: str) -> None:
+        raise Lost("the front could not say that it stays")
+
+    async def full(self: Moves, handle: str, body: bytes) -> Any:
+        raise InvalidInput("no room")
+
+    monkeypatch.setattr(Upstream, "stay", lost)
+    monkeypatch.setattr(Moves, "arrive", full)
+    expected = whole(rig)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+
+
+def test_who_leaves_during_a_move_is_forgotten_by_both(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave, moving = Upstream.leave, threading.Event()
+
+    async def held(self: Upstream, name: str, first: int | None) -> bytes:
+        body = await leave(self, name, first)
+        moving.set()
+        await asyncio.sleep(0.3)
+        return body
+
+    monkeypatch.setattr(Upstream, "leave", held)
+    stream = rig.client.chat.completions.create(**ASKED, stream=True)
+    for at, _ in enumerate(stream):
+        if at == 10:
+            rig.drain(0)
+            assert moving.wait(30)
+            stream.close()
+            break
+    for each in rig.replicas:
+        until(lambda each=each: each.live.numbers().under_way == 0 and each.live.numbers().free_blocks == 64)  # type: ignore[misc]
+
+
+def test_nobody_moves_anything_without_the_key(rig: Rig) -> None:
+    import urllib.error
+    import urllib.request
+
+    for path, key in (("costs", None), ("costs", "wrong"), ("requests/chatcmpl-1/part", "sesame")):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{rig.urls[0]}/isthmus/moves/{path}", headers=headers))
+        assert refused.value.code == (404 if key == "sesame" else 401)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "not a request that is moved"),
+        (b"\xff" * 64, "not a request that is moved"),
+        (pack({"model": "another"}), "another model or number type"),
+        (pack({}, (torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))), "another model or number type"),
+        (pack({})[:9] + b"rest", "not a request that is moved"),
+    ],
+)
+def test_what_is_no_request_does_not_arrive(folder: Path, body: bytes, said: str) -> None:
+    moves = open_generation(GenerationSettings(folder)).moves
+    with pytest.raises(InvalidInput, match=said):
+        asyncio.run(moves.arrive("handle", body))
+
+
+def test_keys_and_values_come_out_as_they_went_in() -> None:
+    shape = KVShape(2, 3, 4, torch.bfloat16)
+    kept = tuple(torch.randn(2, 3, 7, 4).to(torch.bfloat16) for _ in range(2))
+    state, found = unpack(pack({"tokens": 7}, kept), shape)  # type: ignore[arg-type]
+    assert state == {"tokens": 7} and found is not None
+    assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=True))
+    with pytest.raises(InvalidInput, match="number type"):
+        unpack(pack({}, kept), KVShape(2, 3, 4, torch.float32))  # type: ignore[arg-type]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
