@@ -132,11 +132,11 @@ class _Gains(FirstCome):
         rows = state.limits.rows
         self._waiting = self._queue.of(state)
         self._worth_N, length_N = self._values_of(self._waiting)
-        running = [(id, *self._value(state.lives[id])) for id in state.blocks if id in state.lives]
-        running_X3 = np.array(running, dtype=np.float64).reshape(-1, 3)
-        id_N = np.concatenate((self._waiting.id_N, running_X3[:, 0]))
-        worth_N = np.concatenate((self._worth_N, running_X3[:, 1]))
-        length_N = np.concatenate((length_N, running_X3[:, 2]))
+        running = self._queue.running(state)
+        running_worth_X, running_length_X = self._values_of(running)
+        id_N = np.concatenate((self._waiting.id_N, running.id_N))
+        worth_N = np.concatenate((self._worth_N, running_worth_X))
+        length_N = np.concatenate((length_N, running_length_X))
         best_M = np.lexsort((id_N, -worth_N))[: SHORTLIST * rows]
         best_M = best_M[np.lexsort((id_N[best_M], length_N[best_M]))]
         summed_M = np.concatenate(([0.0], np.cumsum(worth_N[best_M])))
@@ -163,7 +163,7 @@ class JitServe(Fused):
     def _displaced(self, holders: list[Life], waiting: list[Life], state: State) -> list[int]:
         """Runners outside the window make room for waiting requests of the window that find none."""
         window = self._gains.window
-        wanting = [life for life in waiting if life.id in window]
+        wanting = [state.lives[id] for id in window if id in state.lives and id not in state.blocks]
         outside = [life for life in holders if life.id not in window and not life.preempted]
         if not wanting or not outside:
             return []

@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Final, Protocol
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from isthmus.cloud.generation.policies.queue import Floats, Waiting
 from isthmus.cloud.generation.scheduling.policy import Life
@@ -121,17 +122,19 @@ class LearnedLengths:
         fits = [self._fit(kind) for kind in waiting.kinds]
         seen_K = np.array([fit.seen >= 2 for fit in fits], dtype=bool)
         lines_K2 = np.array([fit.line for fit in fits]).reshape(-1, 2)
-        over_K = np.array([min(self._most_over, self._z * fit.spread) for fit in fits])
         at_N = waiting.kind_N
+        spread_N = np.array([fit.spread for fit in fits])[at_N]
         means_N = lines_K2[at_N, 0] + lines_K2[at_N, 1] * waiting.log_prompt_N
-        found_N = np.exp(np.minimum(20.0, means_N + over_K[at_N]))
+        z_N: Floats | float = self._z
+        if self._conditional and waiting.tokens_N.any():
+            log_tokens_N = np.log(np.maximum(1.0, waiting.tokens_N))
+            passed_N = ndtr((log_tokens_N - means_N) / np.maximum(spread_N, 1e-6))
+            grown_N = ndtri(np.minimum(1 - 1e-6, passed_N + _NORMAL.cdf(self._z) * (1 - passed_N)))
+            z_N = np.where((waiting.tokens_N > 0) & (spread_N >= 1e-6), grown_N, self._z)
+        found_N = np.exp(np.minimum(20.0, means_N + np.minimum(self._most_over, z_N * spread_N)))
         found_N = np.minimum(waiting.most_N, np.maximum(found_N, 1.25 * waiting.tokens_N + 1))
         unseen_N = np.maximum(waiting.tokens_N + 1, np.minimum(waiting.most_N, _UNSEEN))
-        found_N = np.where(seen_K[at_N], found_N, unseen_N)
-        if self._conditional:
-            for at in np.flatnonzero(waiting.tokens_N).tolist():
-                found_N[at] = self.predict(waiting.lives[at])
-        return found_N
+        return np.where(seen_K[at_N], found_N, unseen_N)
 
     def predict(self, life: Life) -> float:
         fit = self._fit(life.request.kind)

@@ -26,7 +26,7 @@ _CHANGING: Final = ("tokens", "computed")
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The waiting requests, (N,) each, in no order. Wishes that a request has not are infinite.
+    """Waiting or running requests, (N,) each, in no order. Wishes that a request has not are infinite.
 
     ``kind_N`` are places in ``kinds``. ``first_token_by_s_N`` is infinite for a request that has its first token.
     """
@@ -117,10 +117,21 @@ class Queue:
             elif (life := self._lives[at]) is not None:
                 self._waits(at, life)
         self._holding = {id for id in blocks if id in self._at}
-        at_N = np.flatnonzero(self._waits_N)
+        return self._rows(np.flatnonzero(self._waits_N))
+
+    def running(self, state: State) -> Waiting:
+        """Returns those that have blocks in ``state``, in the same form."""
+        ids = [id for id in state.blocks if id in self._at]
+        at_N = np.array([self._at[id] for id in ids], dtype=np.int64)
+        lives = [state.lives[id] for id in ids]
+        self._columns["tokens"][at_N] = [len(life.tokens) for life in lives]
+        self._columns["computed"][at_N] = [life.computed for life in lives]
+        return self._rows(at_N)
+
+    def _rows(self, at_N: Ints) -> Waiting:
         of = {name: column[at_N] for name, column in self._columns.items()}
         return Waiting(
-            lives=tuple([self._lives[at] for at in at_N.tolist()]),  # type: ignore[misc]
+            lives=tuple([self._lives[at] for at in at_N.tolist()]),
             id_N=of["id"],
             arrival_s_N=of["arrival_s"],
             prompt_N=of["prompt"],
