@@ -41,7 +41,17 @@ class ElasticCollector(Collector):
         batches = CounterMetricFamily("isthmus_elastic_batches", "Batches in which a task ran.", labels=["task"])
         queue = _histogram("isthmus_elastic_queue_seconds", "Time from arrival to the batch, of images that ran.")
         request = _histogram("isthmus_elastic_request_seconds", "Time from arrival to the answer.")
+        earned = CounterMetricFamily(
+            "isthmus_elastic_utility_earned", "Expected utility of the images answered in time.", labels=["task"]
+        )
+        offered = CounterMetricFamily(
+            "isthmus_elastic_utility_offered",
+            "Expected utility of all images that ended, had each been in time at its best gamma.",
+            labels=["task"],
+        )
         for task, counted in seen.tasks.items():
+            earned.add_metric([task], counted.earned)
+            offered.add_metric([task], counted.offered)
             ended = dict.fromkeys(("in_time", "late", "dropped", "failed"), 0)
             for outcome, count in counted.outcomes.items():
                 ended[_NAMES[outcome]] += count
@@ -54,7 +64,7 @@ class ElasticCollector(Collector):
             batches.add_metric([task], counted.batches)
             queue.add_metric([task], buckets=counted.queued.cumulative(), sum_value=counted.queued.sum)
             request.add_metric([task], buckets=counted.taken.cumulative(), sum_value=counted.taken.sum)
-        yield from (arrivals, queries, pending, batches, queue, request)
+        yield from (arrivals, queries, pending, batches, queue, request, earned, offered)
         gammas = CounterMetricFamily("isthmus_elastic_gamma_images", "Images that ran, by gamma.", labels=["gamma"])
         for gamma, count in seen.gammas.items():
             gammas.add_metric([str(gamma)], count)

@@ -31,12 +31,12 @@ A share of the uniform distribution keeps a class possible that has not occurred
 Axes: M modalities (sound, picture), N clips, C classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import digamma, gammaln
 
 from isthmus.proto.messages import FloatArray
 from isthmus.proto.person import PersonModel
@@ -53,6 +53,10 @@ STILL: Final = 1e-4
 EVENNESS: Final = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Parameters of the Dirichlet prior of class shares. Under the first a person may have one class alone, under the last
 they have all alike."""
+
+_ASYMPTOTIC: Final = 6.0
+_BERNOULLI: Final = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12)
+"""B_2n / 2n of the Bernoulli numbers."""
 
 UNIFORM_SHARE: Final = 0.1
 """Share of the uniform distribution in the class prior. A class that has not occurred yet is still possible."""
@@ -187,7 +191,8 @@ def _class_prior(counts_C: Float64s) -> Float64s:
     even_A1 = np.array(EVENNESS)[:, np.newaxis]
     even_A, total_A = even_A1[:, 0], classes * even_A1[:, 0]
     posterior_AC = even_A1 + counts_C
-    evidence_A = gammaln(total_A) - gammaln(total_A + clips) - classes * gammaln(even_A) + gammaln(posterior_AC).sum(1)
+    evidence_A = log_gamma(total_A) - log_gamma(total_A + clips) - classes * log_gamma(even_A)
+    evidence_A = evidence_A + log_gamma(posterior_AC).sum(1)
     weight_A = softmax(evidence_A[np.newaxis])[0]
     log_share_C = weight_A @ (digamma(posterior_AC) - digamma(total_A + clips)[:, np.newaxis])
     prior_C: Float64s = (1 - UNIFORM_SHARE) * softmax(log_share_C[np.newaxis])[0] + UNIFORM_SHARE / classes
@@ -246,3 +251,26 @@ def _known(known_NC: Reals, clips: int, classes: int) -> Float64s:
         raise ValueError(f"the known answers have shape {exact_NC.shape}; {clips} x {classes} is wanted")
     _distributions(exact_NC[said], int(said.sum()), classes, "the known answers")
     return exact_NC
+
+
+def log_gamma(values: Float64s) -> Float64s:
+    """Return the logarithm of the gamma function of positive numbers of any shape."""
+    found: Float64s = np.vectorize(math.lgamma, otypes=[np.float64])(values)
+    return found
+
+
+def digamma(values: Float64s) -> Float64s:
+    """Return the logarithmic derivative of the gamma function of positive numbers of any shape, to 1e-12.
+
+    The argument is raised to 6 or more by the recurrence, and the asymptotic series takes the rest (Abramowitz and
+    Stegun, 6.3.5 and 6.3.18).
+    """
+    raised = np.array(values, np.float64)
+    below = np.zeros_like(raised)
+    while (small := raised < _ASYMPTOTIC).any():
+        below[small] -= 1 / raised[small]
+        raised[small] += 1
+    square = 1 / np.square(raised)
+    series = sum(term * square ** (power + 1) for power, term in enumerate(_BERNOULLI))
+    found: Float64s = below + np.log(raised) - 0.5 / raised - series
+    return found

@@ -15,6 +15,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.edge.own_clips.kmeans import k_means
 from isthmus.proto.errors import BadPrototypes
 from isthmus.proto.limits import MAX_FEATURE_WIDTH, MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES
 from isthmus.proto.messages import FloatArray, Prototypes, UploadMode
@@ -107,7 +108,7 @@ def assign_clusters(
     clips, classes = wide_NC.shape
     most = min(MAX_PROTOTYPE_ROWS, MAX_PROTOTYPE_VALUES // (classes + feature_values))
     clusters = min(math.ceil(clips / clip_per_cluster), len(np.unique(wide_NC, axis=0)), most)
-    _, labels_N = np.unique(_cluster(wide_NC, clusters, seed), return_inverse=True)  # a cluster can be empty
+    labels_N = k_means(wide_NC, clusters, restarts=_RESTARTS, seed=seed % (1 << 32))
     folded_K = fold_small(*_means(wide_NC, labels_N), min_cluster)
     return folded_K[labels_N]
 
@@ -123,13 +124,6 @@ def _means(wide_NC: _Float64s, labels_N: _Int64s) -> tuple[_Float64s, _Int64s]:
     sums_KC = np.zeros((len(sizes_K), wide_NC.shape[1]))
     np.add.at(sums_KC, labels_N, wide_NC)
     return sums_KC / sizes_K[:, np.newaxis], sizes_K
-
-
-def _cluster(wide_NC: _Float64s, clusters: int, seed: int) -> _Int64s:
-    from sklearn.cluster import KMeans  # Imported here: its import is slower than that of the rest of the device.
-
-    labels_N: _Int64s = KMeans(clusters, n_init=_RESTARTS, random_state=seed % (1 << 32)).fit_predict(wide_NC)
-    return labels_N
 
 
 def fold_small(centroids_KC: _Float64s, sizes_K: _Int64s, min_cluster: int) -> _Int64s:

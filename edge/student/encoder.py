@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.edge.student.memory import give_back
+from isthmus.edge.student.memory import give_back, keep_little
 from isthmus.proto.errors import Corrupt, Internal
 from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
 
@@ -85,6 +85,7 @@ class StudentEncoder:
     def __init__(self, folder: Path, *, threads: int = 1, probe: bool = True) -> None:
         if probe:
             probe_runtime()
+        keep_little()
         self._folder = folder
         self._threads = threads
         self._sessions: dict[str, Any] = {}

@@ -61,7 +61,7 @@ def resident():
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 found, before = {}, resident()
-for name in ("numpy", "cv2", "onnxruntime", "grpc", "isthmus.edge.commands.running", "sklearn.cluster", "scipy.signal"):
+for name in ("numpy", "cv2", "onnxruntime", "grpc", "isthmus.edge.commands.running"):
     importlib.import_module(name)
     found[name], before = resident() - before, resident()
 print(json.dumps(found))

@@ -20,7 +20,7 @@ from typing import Final
 from isthmus.cloud.elastic.model.executor import Executor, ExecutorLost, Image, Item, Supervised
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
 from isthmus.cloud.elastic.scheduling.levels import fewer_of, gamma_of
-from isthmus.cloud.elastic.scheduling.query import Outcome, Query, permitted
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query, permitted
 from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, expected_accuracy
 from isthmus.cloud.histogram import Histogram
@@ -181,6 +181,7 @@ class LiveEngine:
                 self._engine.submit(query, self._clock())
             except Overloaded:
                 self._of(task.name).overloaded += 1
+                self._of(task.name).offered += self._worth(task.name, utility, gammas)
                 raise
             self._pending[query.id] = _Pending(query, Item(image, task), future)
             self._of(task.name)  # a task has its statistics from its first query on
@@ -216,9 +217,10 @@ class LiveEngine:
             self._forgotten.add(task)
             self._drop_forgotten(task)
 
-    def count_evicted(self, task: Task, arrival_s: float) -> None:
+    def count_evicted(self, task: Task, arrival_s: float, utility: float, gammas: frozenset[int] | None) -> None:
         """Counts a query of ``task`` that expired before it was submitted."""
         with self._wake:
+            self._of(task.name).offered += self._worth(task.name, utility, gammas)
             queue_s = max(0.0, self._clock() - arrival_s)
             self._of(task.name).note(Outcome.EVICTED, queue_s=queue_s, run_s=0.0, unix_s=time.time())
 
@@ -355,7 +357,8 @@ class LiveEngine:
             for name in {query.task for query, _ in ends}:
                 self._of(name).batches += 1
             for position, (query, outcome) in enumerate(ends):
-                future = self._close(query, outcome, queue_s=work.started_s - query.arrival_s, run_s=run_s).future
+                queued_s = work.started_s - query.arrival_s
+                future = self._close(query, outcome, queue_s=queued_s, run_s=run_s, gamma=work.gamma).future
                 if logits_BC is None:
                     settled.append((future, Internal("the server failed on this batch; try again")))
                     continue
@@ -384,16 +387,35 @@ class LiveEngine:
         late = "could not be answered within its latency, so it was not computed"
         self._deliver([(self._close(query, Outcome.EVICTED).future, TooLate(late)) for query in queries])
 
-    def _close(self, query: Query, outcome: Outcome, *, queue_s: float | None = None, run_s: float = 0.0) -> _Pending:
+    def _close(
+        self,
+        query: Query,
+        outcome: Outcome,
+        *,
+        queue_s: float | None = None,
+        run_s: float = 0.0,
+        gamma: int | None = None,
+    ) -> _Pending:
         """Notes the query's outcome and removes it from the pending ones. Called under the lock, once per query."""
         pending = self._pending.pop(query.id)
         waited_s = self._clock() - query.arrival_s if queue_s is None else queue_s
-        self._of(query.task).note(outcome, queue_s=max(0.0, waited_s), run_s=run_s, unix_s=time.time())
+        counted = self._of(query.task)
+        counted.note(outcome, queue_s=max(0.0, waited_s), run_s=run_s, unix_s=time.time())
+        counted.offered += self._worth(query.task, query.utility, query.gammas)
+        if outcome in IN_TIME and gamma is not None:
+            counted.earned += self._worth(query.task, query.utility, frozenset({gamma}))
         self._asked[query.task] -= 1
         if not self._asked[query.task]:
             del self._asked[query.task]
             self._drop_forgotten(query.task)
         return pending
+
+    def _worth(self, task: str, utility: float, gammas: frozenset[int] | None) -> float:
+        """Returns the expected utility of a query in time, at the best of ``gammas``; None: of all."""
+        accuracy = self._engine.profile.accuracy.get(task, {})
+        return utility * max(
+            (share for gamma, share in accuracy.items() if gammas is None or gamma in gammas), default=0
+        )
 
     def _drop_forgotten(self, task: str) -> None:
         if task in self._forgotten and task not in self._asked:

@@ -106,7 +106,7 @@ class Elastic:
             try:
                 image = await self.decoder.image(image, arrival_s + latency_s)
             except TooLate:
-                self.live.count_evicted(task, arrival_s)
+                self.live.count_evicted(task, arrival_s, utility, gammas)
                 raise
         else:
             check_pixels(image, self.model.image_px)

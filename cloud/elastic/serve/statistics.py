@@ -14,7 +14,9 @@ class TaskStatistics:
     """``answered`` and ``refused`` count images. ``batches`` counts the batches that held an image of the task.
 
     ``overloaded`` counts images that the queue did not take because it was full. They have no outcome. ``queued`` and
-    ``taken`` are the times of answered images: in the queue, and in all.
+    ``taken`` are the times of answered images: in the queue, and in all. ``earned`` is the expected utility of the
+    images answered in time: each one's utility times the task's accuracy at the gamma at which it ran. ``offered`` is
+    what all images would have earned, each at its best gamma and in time.
     """
 
     answered: int = 0
@@ -27,6 +29,8 @@ class TaskStatistics:
     last_unix_s: float = 0.0
     outcomes: dict[Outcome, int] = field(default_factory=dict)
     overloaded: int = 0
+    earned: float = 0.0
+    offered: float = 0.0
     queued: Histogram = field(default_factory=Histogram)
     taken: Histogram = field(default_factory=Histogram)
 

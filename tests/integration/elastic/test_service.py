@@ -283,6 +283,11 @@ def test_metrics_count_queries_by_task_and_outcome(rig: ElasticRig) -> None:
     assert 'isthmus_elastic_queries_total{outcome="in_time",task="ten"} 3.0' in text
     assert 'isthmus_elastic_queries_total{outcome="dropped",task="ten"} 1.0' in text
     assert 'isthmus_elastic_queue_seconds_count{task="ten"} 3.0' in text
+    earned, offered = (
+        float(text.partition(f'isthmus_elastic_utility_{what}_total{{task="ten"}} ')[2].partition("\n")[0])
+        for what in ("earned", "offered")
+    )
+    assert 0 < earned <= 0.75 * offered * (1 + 1e-9), "three of four were in time"
     assert "isthmus_elastic_queue_length 0.0" in text
     method = 'grpc_method="MakeQuery",grpc_service="isthmus.v1.ElasticService",grpc_type="unary"'
     assert f"grpc_server_started_total{{{method}}} 4.0" in text

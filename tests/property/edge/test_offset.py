@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import digamma
+from scipy.special import digamma, gammaln
 
-from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
+from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, log_gamma, mixed, scores
+from isthmus.edge.own_clips.offset import digamma as own_digamma
 from isthmus.edge.own_clips.offset import softmax as shares_of
 from isthmus.proto.person import PersonModel
 
@@ -305,3 +306,10 @@ def test_nothing_seen_changes_nothing() -> None:
     assert made.clips == 0 and not made.offset_MC.any()
     plain_NC = np.stack([softmax(row_C) for row_C in person.logits_MNC.sum(axis=0)])
     np.testing.assert_allclose(answer(person.logits_MNC, person.present_NM, made), plain_NC, atol=1e-6)
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20))
+def test_the_gamma_functions_are_scipys(values: list[float]) -> None:
+    given_A = np.array(values)
+    assert np.allclose(own_digamma(given_A), digamma(given_A), rtol=1e-12, atol=1e-12)
+    assert np.allclose(log_gamma(given_A), gammaln(given_A), rtol=1e-13, atol=1e-12)

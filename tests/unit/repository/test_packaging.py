@@ -34,6 +34,7 @@ EXTRA_OF = {
     "edge/page/": "page",
     "data/": "edge",
     "data/images.py": "elastic",
+    "data/synthetic/": "train",
     "distill/": "train",
     "cloud/": "cloud",
     "cloud/elastic/model/": "elastic",

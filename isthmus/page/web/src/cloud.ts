@@ -32,6 +32,7 @@ export function serving(): View {
   const queueSaid = element("p", { class: "quiet" });
   const gammas = element("div");
   const outcomes = element("div");
+  const utility = element("div");
   const jobs = element("div");
   const frames = element("div");
 
@@ -44,7 +45,7 @@ export function serving(): View {
     if (!("isthmus_elastic_queue_length" in now)) {
       say(load, "not served");
       say(loadSaid, "This service has no elastic model.");
-      for (const each of [queue, gammas, outcomes]) put(each, element("p", { class: "quiet" }, "–"));
+      for (const each of [queue, gammas, outcomes, utility]) put(each, element("p", { class: "quiet" }, "–"));
       return;
     }
     const spanned = Math.max(moments.at(-1)!.at - moments[0]!.at, 1e-9);
@@ -60,7 +61,7 @@ export function serving(): View {
       put(loadDrawn, lines([{ name: "arrivals", points: rates }], most * 1.1, `arrivals per second over ${seconds(spanned)}, at most ${most.toFixed(1)}`, (value) => value.toFixed(0)));
       const waits = moments.map((moment): [number, number] => [moment.at, total(moment.of, "isthmus_elastic_queue_length")]);
       const longest = Math.max(...waits.map((pair) => pair[1]), 1);
-      put(queue, lines([{ name: "waiting", points: waits }], longest * 1.1, `images waiting over ${seconds(spanned)}, at most ${longest}`, (value) => value.toFixed(0)));
+      put(queue, lines([{ name: "waiting", points: waits }], Math.max(longest * 1.1, 4), `images waiting over ${seconds(spanned)}, at most ${longest}`, (value) => value.toFixed(0)));
     }
     say(queueSaid, `${count(total(now, "isthmus_elastic_queue_length"), "image")} waiting now.`);
     const of = values(now, "isthmus_elastic_gamma_images_total", "gamma").sort((a, b) => Number(a) - Number(b));
@@ -70,6 +71,17 @@ export function serving(): View {
       gammas,
       bars(images, Math.max(...images.map((pair) => pair[1]), 1), `images by gamma: ${images.map(([name, number]) => `${name} ${number}`).join(", ")}`, (value) => value.toFixed(0)),
       element("p", { class: "quiet" }, batches ? `${count(batches, "batch", "batches")} of ${(all / batches).toFixed(1)} images on average. A negative gamma removes tokens, a positive one adds prompts.` : "No batch ran in this time."),
+    );
+    const earned = grown("isthmus_elastic_utility_earned_total"), offered = grown("isthmus_elastic_utility_offered_total");
+    put(
+      utility,
+      ...(offered > 0
+        ? [
+            bars([["earned", earned], ["bound", offered]], Math.max(offered, 1e-9), `utility earned ${earned.toFixed(1)}, bound ${offered.toFixed(1)}`, (value) => value.toFixed(1)),
+            element("p", {}, `${percent(earned / offered)} of the bound.`),
+            element("p", { class: "quiet" }, "Earned: the utility of each image answered in time, times the task's accuracy at its gamma. The bound: the same if every image had been in time at its best gamma. It knows no limit of the machine, so under overload no policy can reach it."),
+          ]
+        : [element("p", { class: "quiet" }, "No image has ended in this time.")]),
     );
     const kinds = ["in_time", "late", "dropped", "failed"];
     const tasks = values(now, "isthmus_elastic_arrivals_total", "task");
@@ -110,6 +122,7 @@ export function serving(): View {
       section("Load", true, load, loadSaid, loadDrawn),
       section("Queue", true, queue, queueSaid),
       section("Gamma", false, gammas),
+      section("Utility", false, utility),
       section("Personalisations", false, jobs),
       section("Calls", false, frames),
       section("What became of the images", true, outcomes),

@@ -163,6 +163,25 @@ def test_a_caller_who_leaves_frees_its_place_at_once_and_disturbs_nobody() -> No
     assert (sizes, waiting) == ([1, 1], 0)
 
 
+def test_utility_is_earned_in_time_and_offered_by_every_query() -> None:
+    async def scenario() -> tuple[float, float]:
+        async with rig(max_waiting=5, held=True) as on:
+            first = on.ask(0, latency_s=0.05)
+            await on.until_running()
+            asked = [on.ask(value) for value in range(1, 8)]
+            await asyncio.wait(asked, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0.06)
+            on.executor.free.set()
+            await asyncio.gather(first, *asked, return_exceptions=True)
+            on.live.count_evicted(TASK, clock(), 2.0, None)
+            counted = on.live.statistics("t")
+            return counted.earned, counted.offered
+
+    earned, offered = asyncio.run(scenario())
+    assert earned == pytest.approx(5 * 0.9), "one was late, and two did not get a place"
+    assert offered == pytest.approx((8 + 2) * 0.9), "and one, of utility 2, expired before it was decoded"
+
+
 def test_more_than_may_wait_are_refused_and_the_others_answered() -> None:
     async def scenario() -> list[Answer | BaseException]:
         async with rig(max_waiting=5, held=True) as on:
