@@ -1,1 +1,1 @@
-"""A package, so that ``python -m tests.bench.<name>`` means this folder: some library brings a ``tests`` as well."""
+"""A package, so that ``python -m tests.bench.edge.day`` means this folder: a library brings ``tests`` as well."""

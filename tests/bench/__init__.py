@@ -1,4 +1,4 @@
-"""Measurements against floors and against other libraries: ``make bench``, or ``python -m tests.bench.<name>``.
+"""Measurements against floors and against other libraries: ``make bench``, or ``python -m tests.bench.<room>.<name>``.
 
 All use one compute thread. It is set here because the libraries read it when they are first imported.
 """

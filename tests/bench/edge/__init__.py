@@ -1,1 +1,1 @@
-"""Measurements of the device: a day in its life, and an hour of real processes."""
+"""Measurements of the device: ``python -m tests.bench.edge.<name>``."""

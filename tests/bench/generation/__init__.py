@@ -1,1 +1,1 @@
-"""Measurements of generation: decisions, steps against their floor, live against simulated, rivals."""
+"""Measurements of generation: ``python -m tests.bench.generation.<name>``."""

@@ -18,7 +18,7 @@ from isthmus.proto.errors import StorageFull
 
 @pytest.fixture
 def card(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that can be made read-only by mounting it anew."""
+    """Return a folder that can be made read-only by mounting it again."""
     folder = tmp_path / "card"
     folder.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=False).returncode:

@@ -211,7 +211,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(naps=naps)
     def the_cloud_forgets_its_jobs(self, naps: int) -> None:
-        # New jobs get new names, as a cloud that was set up anew would give them.
+        # New jobs get new names, as a cloud that was set up again would give them.
         self.cloud.jobs = {f"forgotten-{key}": f"gone-{name}" for key, name in self.cloud.jobs.items()}
         self.live(naps)
 

@@ -6,7 +6,7 @@ clips and corrections, store and delete clips, roll back, and personalise once m
 - every file opens, and holds one of the values that the life has written there, or is ignored;
 - the student in use loads, and it is there once the device has swapped one in;
 - the device goes on to the end, and all uploads that ever reached the cloud are in its ledger: the privacy budget is
-  not spent twice, although the noise is drawn anew if prototypes are made again.
+  not spent twice, although the noise is drawn again if prototypes are made again.
 """
 
 import math

@@ -22,7 +22,7 @@ def purpose(folder: Path) -> str:
 
 def test_every_room_is_listed_with_its_purpose() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `([\w/]+)/` \| (.*) \|$", page, flags=re.MULTILINE)
+    listed = re.findall(r"^- `([\w/]+)/`\n  (.*)$", page, flags=re.MULTILINE)
     assert listed == [(folder.relative_to(ROOT).as_posix(), purpose(folder)) for folder in rooms()]
 
 

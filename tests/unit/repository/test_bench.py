@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from isthmus.distill.selection import STRATEGIES
+from tests.bench.distill.selection import SETS, greedy
 from tests.bench.harness import Report, Spread, interleaved
-from tests.bench.selection import SETS, greedy
 from tests.rigs.project import bench
 
 
@@ -23,7 +23,7 @@ def measured(out: Path, name: str, *options: str) -> dict[str, Any]:
 
 
 def test_selection(tmp_path: Path) -> None:
-    found = measured(tmp_path, "selection", "--samples", "3000", "--prototypes", "8", "--repeats", "1")
+    found = measured(tmp_path, "distill.selection", "--samples", "3000", "--prototypes", "8", "--repeats", "1")
     assert {row["set"] for row in found["rows"]} == set(SETS)
     assert {"isthmus", "faiss", "scikit-learn", *STRATEGIES} - {"cosine"} <= {row["what"] for row in found["rows"]}
     rivals = ("isthmus", "faiss", "scikit-learn")
@@ -32,7 +32,7 @@ def test_selection(tmp_path: Path) -> None:
 
 
 def test_teacher_cache(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "teacher_cache", "--presets", "tiny", "--clips", "18", "--repeats", "1")["rows"]
+    rows = measured(tmp_path, "distill.teacher_cache", "--presets", "tiny", "--clips", "18", "--repeats", "1")["rows"]
     assert [row["what"] for row in rows] == ["bare forward", "cache"]
     assert rows[0]["share_of_bare"] == 1
     assert all(row["clips_s"] > 0 for row in rows)
@@ -40,20 +40,22 @@ def test_teacher_cache(tmp_path: Path) -> None:
 
 def test_training(tmp_path: Path) -> None:
     few = ("--presets", "tiny", "--repeats", "1", "--most-others", "0", "--each-s", "0.1")
-    rows = measured(tmp_path, "training", *few)["rows"]
+    rows = measured(tmp_path, "distill.training", *few)["rows"]
     assert [row["others"] for row in rows] == [0] * 5
     assert all(row["seconds"]["median"] > 0 for row in rows)
     assert [row["times_floor"] is not None for row in rows] == [True] * 2 + [False] * 3
 
 
 def test_person(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "person", "--clips", "20", "--width", "8", "--repeats", "1", "--answers", "2")["rows"]
+    rows = measured(tmp_path, "edge.person", "--clips", "20", "--width", "8", "--repeats", "1", "--answers", "2")[
+        "rows"
+    ]
     assert {row["what"] for row in rows} >= {"estimate", "answer by habits", "answer by the offset"}
     assert all(row["cpu_ms"]["median"] > 0 for row in rows)
 
 
 def test_encoder(tmp_path: Path) -> None:
-    rows = measured(tmp_path, "encoder", "--presets", "tiny", "--repeats", "1")["rows"]
+    rows = measured(tmp_path, "edge.encoder", "--presets", "tiny", "--repeats", "1")["rows"]
     engines = {"torch eager", "ONNX Runtime float32", "ONNX Runtime int8"}
     assert {(row["encoder"], row["engine"]) for row in rows} == {(e, on) for e in ("audio", "visual") for on in engines}
     assert all(row["operations"] > 1e6 and row["cpu_s"]["median"] > 0 for row in rows)
@@ -61,7 +63,7 @@ def test_encoder(tmp_path: Path) -> None:
 
 def test_stream(tmp_path: Path) -> None:
     options = ("--frames", "5", "--repeats", "1", "--ratios", "3", "--number-types", "int8")
-    rows = measured(tmp_path, "stream", *options)["rows"]
+    rows = measured(tmp_path, "cloud.stream", *options)["rows"]
     assert {(row["server"], row["in_flight"]) for row in rows} == {(s, n) for s in ("cloud", "echo") for n in (1, 64)}
     assert all(row["p50_s"]["median"] <= row["p99_s"]["median"] for row in rows)
     assert all(row["reply_bytes"] == row["request_bytes"] for row in rows if row["server"] == "echo")
@@ -69,7 +71,7 @@ def test_stream(tmp_path: Path) -> None:
 
 def test_connection(tmp_path: Path) -> None:
     options = ("--quiet-s", "0.1", "--repeats", "0", "--reconnects", "2", "--cuts", "1")
-    rows = {row["what"]: row for row in measured(tmp_path, "connection", *options)["rows"]}
+    rows = {row["what"]: row for row in measured(tmp_path, "edge.connection", *options)["rows"]}
     assert list(rows) == ["stream to a dead server", "channel replaced", "connection cut", "quiet stream"]
     assert rows["quiet stream"]["connections"] == 1 and not rows["quiet stream"]["broken"]
 
@@ -77,7 +79,7 @@ def test_connection(tmp_path: Path) -> None:
 def test_footprint(tmp_path: Path) -> None:
     """Uses the tests' environment, because the device's may be missing. It does not measure a device."""
     options = ("--presets", "tiny", "--edge-python", sys.executable)
-    sizes = {row["what"]: row.get("bytes", 0) for row in measured(tmp_path, "footprint", *options)["rows"]}
+    sizes = {row["what"]: row.get("bytes", 0) for row in measured(tmp_path, "edge.footprint", *options)["rows"]}
     assert sizes["install, .[edge]"] > 1e8
     for who in ("isthmus edge", "torch eager"):
         assert sizes[f"memory, {who}, encoding, tiny"] > sizes[f"memory, {who}, imported, tiny"] > 1e7
@@ -139,7 +141,7 @@ def test_the_greedy_choice_of_the_rivals_takes_nothing_twice() -> None:
 
 def test_workers(tmp_path: Path) -> None:
     options = ("--jobs", "20", "--workers", "2", "--kill-every-s", "3", "--lease-s", "2")
-    (row,) = measured(tmp_path, "workers", *options)["rows"]
+    (row,) = measured(tmp_path, "cloud.workers", *options)["rows"]
     assert (row["jobs"], row["done_once"], row["paused_worker"]["row_unchanged"]) == (20, 20, True)
 
 

@@ -1,4 +1,4 @@
-"""Clips from the records of a child: what each watcher hears, and when the child starts anew. Time is simulated."""
+"""Clips from the records of a child: what each watcher hears, and when the child starts over. Time is simulated."""
 
 import sys
 from collections.abc import Callable
@@ -139,7 +139,7 @@ def test_a_source_that_is_pulled_out_is_said_within_5_s_and_the_other_goes_on(so
     began_s = room.now_s
     clips = [capture.next_clip(str(number)) for number in range(8)]
     at_s, text = room.said[0]
-    assert text == f"the {source} gives no {'pictures' if source == 'camera' else 'sound'} any more; it is started anew"
+    assert text == f"the {source} gives no {'pictures' if source == 'camera' else 'sound'} any more; it is restarted"
     assert at_s - began_s <= 5.0
     last = clips[-1]
     assert last.taken is not None

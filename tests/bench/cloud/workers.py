@@ -80,7 +80,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
 
         def start() -> subprocess.Popen[bytes]:
             started.append(logs / f"{len(started)}")
-            command = [sys.executable, "-m", "tests.bench.workers", "--worker", url, "--folder", str(folder)]
+            command = [sys.executable, "-m", "tests.bench.cloud.workers", "--worker", url, "--folder", str(folder)]
             command += ["--lease-s", str(lease_s)]
             with started[-1].open("wb") as log:
                 return subprocess.Popen(command, stdout=log, stderr=log)

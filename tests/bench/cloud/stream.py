@@ -30,7 +30,7 @@ from tests.bench.untrained import served_release
 
 FEATURE_WIDTH = 512
 INFER = "/isthmus.v1.InferenceService/Infer"
-ECHO = Path(__file__).with_name("echo.py")
+ECHO = Path(__file__).parents[1] / "echo.py"
 START_TIMEOUT_S = 600.0
 """Importing torch takes minutes on a very busy machine."""
 

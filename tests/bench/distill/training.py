@@ -99,7 +99,15 @@ def seconds_a_step(preset: str, way: str, seconds: float) -> float:
     """Time steps in a new process, because OpenMP reads its waiting policy when it is loaded."""
     threads, waiting = WAYS[way]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    command = [sys.executable, "-m", "tests.bench.training", "--presets", preset, "--only-steps-for-s", str(seconds)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.distill.training",
+        "--presets",
+        preset,
+        "--only-steps-for-s",
+        str(seconds),
+    ]
     command += ["--threads", str(threads)]
     done = subprocess.run(command, env={**environment, **waiting}, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])

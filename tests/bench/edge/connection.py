@@ -30,7 +30,7 @@ from isthmus.proto.keepalive import NOTICED_S
 from tests.bench.harness import Report
 from tests.rigs.edge.faulty_link import LinkInThread, faulty_link
 
-ECHO = Path(__file__).with_name("echo.py")
+ECHO = Path(__file__).parents[1] / "echo.py"
 INFER = "/isthmus.v1.InferenceService/Infer"
 _ANSWER_S = 60.0
 
