@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from grpc_health.v1 import health, health_pb2
 
-from isthmus.cloud import ports, tracing
+from isthmus.cloud import tracing
 from isthmus.cloud.elastic.serve.serving import Elastic
-from isthmus.cloud.ground import Ground, open_ground
 from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.metrics.elastic import ElasticCollector
 from isthmus.cloud.metrics.generation import GenerationCollector
@@ -22,7 +21,9 @@ from isthmus.cloud.metrics.jobs import JobCollector
 from isthmus.cloud.personalise.supervisor import Supervisor
 from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.scopes import devices_calling
-from isthmus.cloud.services import Services
+from isthmus.cloud.service import ports
+from isthmus.cloud.service.ground import Ground, open_ground
+from isthmus.cloud.service.wiring import Services
 from isthmus.cloud.settings import CloudSettings, joined, split_listen
 from isthmus.cloud.store import devices, release_files
 from isthmus.cloud.store.database import Database

@@ -43,7 +43,7 @@ _INT64: Final = 1 << 63
 def inference_app(elastic: Elastic, key: str | None = None) -> Starlette:
     """Returns the application. With ``key``, clients send it as "Authorization: Bearer KEY".
 
-    As over gRPC, whether the server is there and ready is told without a key.
+    As over gRPC, anyone may ask without a key whether the server is there and ready.
     """
     models = OpenInference(elastic)
 

@@ -1,7 +1,7 @@
 """The OpenAI-compatible front of generation: chat completions, completions, models; whole or streamed (SSE).
 
 Both kinds of requests are mapped to the same plain values (``Wishes``). A field that is not served is refused by name,
-so no client believes that it was heeded. The official ``openai`` client works unchanged.
+so no client believes that it had an effect. The official ``openai`` client works unchanged.
 """
 
 import json
@@ -162,7 +162,7 @@ def _check_model(generation: Answering, asked: Mapping[str, Any]) -> None:
 
 
 def _fields(body: Any, known: frozenset[str]) -> dict[str, Any]:
-    """Returns the fields that are heeded. Raises InvalidInput naming one that is not."""
+    """Returns the fields that are used. Raises InvalidInput naming one that is not."""
     if not isinstance(body, dict):
         raise InvalidInput("the body must be a JSON object")
     for name, value in body.items():

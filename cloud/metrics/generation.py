@@ -21,7 +21,7 @@ _TIMES = {
 
 
 class GenerationCollector(Collector):
-    """Reads the counts of whoever answers at each scrape."""
+    """Reads the counts of what answers, at each scrape."""
 
     def __init__(self, answering: "Answering") -> None:
         self._answering = answering

@@ -206,7 +206,7 @@ def describe(
     """Return the signed manifest of a student. Raises NotYours.
 
     An empty id means the device's newest student or, if it has none, the base student. A manifest that another key has
-    signed, or that has less than half of its time left, is signed anew and stored.
+    signed, or that has less than half of its time left, is signed again and stored.
     """
     own = [] if student_id else students.of_device(shelf.database, device_id)
     row = own[0] if own else reachable(shelf, device_id, student_id or base_student_id(offer))

@@ -2,10 +2,10 @@
 
     <work>/<job id>.<fence>/    selection-<round>.npz, checkpoint.safetensors, heads.safetensors, measured.json
 
-The folder is named by the job's fence, so the folder of a worker that has lost its lease is another one. Whoever takes
-the job on the same machine renames the folder, and goes on from the last epoch. On another machine the job goes on from
-the copies, which are stored after each stage under ``work-<job id>`` in the artefacts. The job's row names each copy's
-hash, in the transaction that ends the stage.
+The folder is named by the job's fence, so the folder of a worker that has lost its lease is another one. The worker
+that takes the job on the same machine renames the folder, and goes on from the last epoch. On another machine the job
+goes on from the copies, which are stored after each stage under ``work-<job id>`` in the artefacts. The job's row names
+each copy's hash, in the transaction that ends the stage.
 """
 
 import shutil

@@ -8,9 +8,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from prometheus_client import start_http_server
 
-from isthmus.cloud.ground import Ground
 from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.rpc import transport
+from isthmus.cloud.service.ground import Ground
 from isthmus.cloud.settings import CloudSettings, is_loopback, joined, split_listen
 from isthmus.proto.errors import InvalidInput
 

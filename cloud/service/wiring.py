@@ -11,7 +11,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from isthmus.cloud import continuity
-from isthmus.cloud.ground import Ground, OpenRelease
 from isthmus.cloud.inference import HeadCache
 from isthmus.cloud.metrics import calls as call_metrics
 from isthmus.cloud.metrics.calls import Metrics
@@ -26,6 +25,7 @@ from isthmus.cloud.rpc.open_inference import OpenInferenceServicer
 from isthmus.cloud.rpc.personalisation import PersonalisationServicer
 from isthmus.cloud.rpc.scopes import count_scope, identity_scope, metrics_scope, spending, status_scope, trace_scope
 from isthmus.cloud.rpc.work import Work
+from isthmus.cloud.service.ground import Ground, OpenRelease
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.tracing import Traces
 from isthmus.distill.models.heads import HeadBank

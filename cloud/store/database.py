@@ -202,7 +202,7 @@ class Database:
             if code in _DAMAGED or (code == sqlite3.SQLITE_ERROR and "no such" in str(error.orig)):
                 raise Unusable(
                     f"{self.shown} is damaged, or no SQLite database. Restore it ('isthmus cloud restore'), or move it "
-                    "away to start anew: every device must then enrol again"
+                    "away to start over: every device must then enrol again"
                 ) from error
             if code in _FORBIDDEN:
                 raise Unusable(

@@ -1,4 +1,4 @@
-"""The tenants as a server knows them: their keys and quotas in memory, read anew every few seconds.
+"""The tenants as a server knows them: their keys and quotas in memory, read again every few seconds.
 
 ``admit`` and ``spend`` cost no look at the database, so a call beyond a quota is refused before it costs anything. What
 is used of daily quotas is added to the database every few seconds; servers of one database may therefore together let a

@@ -62,7 +62,7 @@ class Profile:
     picks it. ``memory`` may be empty: then no batch is split. ``schedules[gamma]`` holds the change of the token number
     at each layer; it is empty if all layers change alike. ``models[task][gamma]`` names the warmed model that the
     accuracy was measured with (see warm/profiled.py); without a name it is the served model itself. ``merge_order`` is
-    the order in which the measured model handed merged tokens on; whoever serves with the profile must use it too.
+    the order in which the measured model handed merged tokens on; a server that uses the profile must use it too.
 
     If the model has experts, ``experts`` is how many a token usually uses, and all gammas are levels (levels.py).
 

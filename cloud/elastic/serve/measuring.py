@@ -59,7 +59,7 @@ class Measurer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the measurement under way, which starts anew with the next server. Blocks."""
+        """Ends the measurement under way, which starts over with the next server. Blocks."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()

@@ -1,0 +1,1 @@
+"""The parts of a server: what it opens, its gRPC services, and its ports."""
