@@ -15,6 +15,7 @@ from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.policies.infaas import memory_named, simulated
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.levels import said
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome
@@ -99,6 +100,11 @@ def replay(asked: ReplayOptions) -> None:
         f"{len(run.batches)} batches, mean size {sums['mean_batch_size']:.1f}. They took {sums['took']:.3f} times as "
         f"long as the profile says; at the end, plans allowed {engine.pace:.2f} times."
     )
+    if measured.experts:
+        used = {said(int(level), measured.experts): count for level, count in sums["gammas"].items() if count}
+        typer.echo(
+            "images by gamma and experts per token: " + "; ".join(f"{at}: {count}" for at, count in used.items())
+        )
     if asked.out is not None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
         write_atomically(asked.out, json.dumps({**sums, "each": batches, "latencies_s": run.latencies_s}) + "\n")

@@ -22,7 +22,7 @@ from isthmus.cloud.elastic.model.runner import ElasticRunner
 from isthmus.cloud.elastic.model.timm_import import create_model
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
-from isthmus.cloud.elastic.scheduling.levels import fewer_of, level_of
+from isthmus.cloud.elastic.scheduling.levels import fewer_of, level_of, said
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.serve.host import open_elastic
 from isthmus.cloud.elastic.serve.settings import ElasticSettings
@@ -147,6 +147,7 @@ def test_a_profile_holds_every_level_and_policies_use_them(folder: Path, tmp_pat
         assert told[0] == 0, told[1]
         used = {int(level): count for level, count in json.loads(out.read_text())["gammas"].items() if count}
         assert any(fewer_of(level) for level in used), (policy, used)
+        assert all(f"{said(level, 4)}: {count}" in told[1] for level, count in used.items())
 
 
 def test_what_cannot_be_learned_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
