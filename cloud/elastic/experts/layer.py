@@ -119,7 +119,7 @@ class ExpertsMlp(nn.Module):
             rows_P, weights_P = plan.of(position)
             gathered_PD = _padded(rows_ND, rows_P) if pads else rows_ND.index_select(0, rows_P)
             made_PD = expert(gathered_PD)[: len(rows_P)]
-            out_ND = out_ND.index_add(0, rows_P, made_PD * weights_P[:, None].to(made_PD.dtype))
+            out_ND.index_add_(0, rows_P, made_PD * weights_P[:, None].to(made_PD.dtype))
         return out_ND.view(normed_BND.shape)
 
     def token_by_token(self, normed_BND: Tensor, routing: Routing) -> Tensor:

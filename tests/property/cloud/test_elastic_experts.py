@@ -238,3 +238,23 @@ def test_gelu_of_an_expert_is_exact() -> None:
     expert = layer.experts[0]
     rows = torch.randn(5, WIDTH)
     torch.testing.assert_close(expert(rows), expert.fc2(functional.gelu(expert.fc1(rows))))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 9_999), experts=st.integers(1, 6), data=st.data())
+def test_gradients_are_those_of_the_definition(seed: int, experts: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, experts))
+    torch.manual_seed(seed)
+    layer = ExpertsMlp(0, WIDTH, 4, ExpertsShape(1, experts, k))
+    weight_TMDE = nn.Parameter(torch.randn(1, 1, WIDTH, experts))
+    tokens_BND = nn.Parameter(torch.randn(2, 3, WIDTH))
+    routing = Routing(weight_TMDE, torch.zeros(1, 1, experts), k)
+    inputs = [weight_TMDE, tokens_BND, *layer.parameters()]
+    found = torch.autograd.grad(layer(tokens_BND, routing).square().sum(), inputs, materialize_grads=True)
+    shares_BNE = (tokens_BND @ weight_TMDE[0, 0]).softmax(-1)
+    kept_BNE = torch.zeros_like(shares_BNE).scatter(-1, shares_BNE.topk(k, dim=-1).indices, 1.0)
+    every_BNDE = torch.stack([expert(tokens_BND) for expert in layer.experts], dim=-1)
+    plain_BND = (every_BNDE * (shares_BNE * kept_BNE)[..., None, :]).sum(-1)
+    wanted = torch.autograd.grad(plain_BND.square().sum(), inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
