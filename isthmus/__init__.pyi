@@ -11,6 +11,7 @@ from .cloud.elastic.scheduling.query import Query
 from .cloud.elastic.scheduling.simulate import simulate
 from .cloud.elastic.scheduling.workload import queries_at_load
 from .cloud.elastic.tasks.task import TaskSpec, TaskWeights
+from .cloud.generation.serve.settings import GenerationSettings
 from .cloud.rpc.elastic_client import ElasticClient
 from .cloud.server import Server
 from .cloud.settings import CloudSettings
@@ -55,6 +56,7 @@ __all__ = [
     "ElasticViT",
     "Engine",
     "Features",
+    "GenerationSettings",
     "GrpcLink",
     "InputSpec",
     "InvalidInput",

@@ -16,7 +16,7 @@ _TIMES = {
     "first_token": ("first_token_seconds", "Time from arrival to the first token."),
     "per_token": ("per_token_seconds", "Time per token after the first."),
     "request": ("request_seconds", "Time from arrival to the last token."),
-    "pause": ("pause_seconds", "Time for which a request stood still that was moved to another replica."),
+    "pause": ("pause_seconds", "Time for which a request that was moved was at no replica."),
 }
 
 

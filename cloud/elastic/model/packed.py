@@ -27,13 +27,17 @@ class PackedLinear(nn.Linear):
 
     It computes the usual product if gradients are enabled, if code is being compiled, or if there is no packed product
     for the number type and the number of rows.
+
+    A packed product adds up all inputs in one go, so its rounding error grows with their number. With ``most_summed``,
+    sums of more inputs are added up of pieces in float32. In bfloat16 they are not: each piece would be rounded.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, most_summed: int | None = None) -> None:
         nn.Module.__init__(self)
+        self._most_summed = linear.in_features if most_summed is None else most_summed
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._packed: dict[tuple[torch.dtype, int, int], Tensor] = {}
+        self._packed: dict[tuple[torch.dtype, int, int, int, int], Tensor] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.channels(inputs, 0, self.out_features)
@@ -45,11 +49,25 @@ class PackedLinear(nn.Linear):
         if not self._packs(inputs):
             outputs = functional.linear(inputs, self.weight[first:last], bias)
             return functional.gelu(outputs) if gelu else outputs
-        key = (self.weight.dtype, first, last)
+        if self.in_features > self._most_summed and self.weight.dtype == torch.float32 and not gelu:
+            outputs = self._product(inputs, first, last, bias, 0, self._most_summed)
+            for start in range(self._most_summed, self.in_features, self._most_summed):
+                stop = min(start + self._most_summed, self.in_features)
+                outputs += self._product(inputs, first, last, None, start, stop)
+            return outputs
+        return self._product(inputs, first, last, bias, 0, self.in_features, gelu=gelu)
+
+    def _product(
+        self, inputs: Tensor, first: int, last: int, bias: Tensor | None, start: int, stop: int, *, gelu: bool = False
+    ) -> Tensor:
+        """Computes the packed product of the inputs ``start`` to ``stop`` - 1 alone."""
+        key = (self.weight.dtype, first, last, start, stop)
         if key not in self._packed:
-            self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(self.weight[first:last], HINT)
+            part = self.weight[first:last, start:stop].contiguous()
+            self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(part, HINT)
         after, form = ("gelu", "none") if gelu else ("none", "")
-        packed: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed[key], bias, after, [], form)
+        part = inputs[..., start:stop] if stop - start < self.in_features else inputs
+        packed: Tensor = torch.ops.mkldnn._linear_pointwise(part, self._packed[key], bias, after, [], form)
         return packed
 
     def with_gelu(self, inputs: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ SiLU-gated MLP (Shazeer 2020).
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,14 @@ from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.kv import KVCache
 
+MOST_SUMMED: Final = 768
+"""Inputs of a product whose packed sum stays near enough to the exact one in float32: all logits of SmolLM2-135M are
+then within 1e-4 of those in float64, where whole sums of 1,536 are up to 1.5e-4 away, for 3 % of a step's time."""
 _FUSED = {"q_proj": 0, "k_proj": 1, "v_proj": 2, "gate_proj": 0, "up_proj": 1}
 
 
 def _linear(columns: int, rows: int, bias: bool) -> PackedLinear:
-    return PackedLinear(nn.Linear(columns, rows, bias=bias))
+    return PackedLinear(nn.Linear(columns, rows, bias=bias), most_summed=MOST_SUMMED)
 
 
 class Block(nn.Module):

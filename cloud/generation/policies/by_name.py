@@ -56,7 +56,7 @@ ORDERS: Final[dict[str, Callable[[LengthPredictor], Order]]] = {
 IDLE_QUANTILE: Final = 0.3
 """The quantile of lengths with which ``paced`` plans while nobody waits."""
 MOST_OVER: Final = 1.5
-"""The factor by which ``paced`` plans with more than the median, at most."""
+"""The factor by which ``paced`` and ``jitserve`` plan with more than the median, at most."""
 
 
 def learning_lengths(name: str) -> LearnedLengths:
@@ -67,7 +67,7 @@ def learning_lengths(name: str) -> LearnedLengths:
     if name == "paced":
         return LearnedLengths(idle_quantile=IDLE_QUANTILE, most_over=MOST_OVER)
     if name == "jitserve":
-        return LearnedLengths(JIT_QUANTILE, conditional=True)
+        return LearnedLengths(JIT_QUANTILE, conditional=True, most_over=MOST_OVER)
     return LearnedLengths(0.5) if name == "magnus" else LearnedLengths()
 
 

@@ -15,7 +15,7 @@ class Numbers:
     """Counts since the start, and the load now.
 
     ``times``: of whole answers, in seconds: in the queue, to the first token, per later token, in all; and how long
-    requests stood still that were moved to another replica.
+    requests that were moved were at no replica.
     """
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)

@@ -30,7 +30,7 @@ Events = AsyncGenerator[tuple[str, Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request that goes on at its new replica: its first event and the others, and how long it stood still."""
+    """A request that goes on at its new replica: its first event and the others, and how long it was at none."""
 
     first: tuple[str, Mapping[str, Any]]
     events: Events

@@ -1,4 +1,4 @@
-"""How long a running request stands still while it moves to another server, by its blocks and by its tokens alone.
+"""How long a request that moves is at no server, and its client without text, by its blocks and by its tokens alone.
 
     python -m tests.bench.generation.moving --model smollm2 --moves 8 --out moving.json
 

@@ -81,7 +81,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(smollm2: Path) -> No
         reference = theirs(whole).logits[0, len(prompt) - 1 :]
         exact = theirs.double()(whole).logits[0, len(prompt) - 1 :]
     assert answers["slots"] == answers["paged"] == answers["padded"] == reference.argmax(-1).tolist()
-    # Both round differently; neither is further from the exact logits than the other by much.
+    # Both round differently; ours are not further from the exact logits.
     their_error = float((reference - exact).abs().max())
     for layout in LAYOUTS:
-        assert float((logits[layout] - exact).abs().max()) < max(1e-4, 2 * their_error), layout
+        assert float((logits[layout] - exact).abs().max()) < max(1e-4, their_error), layout

@@ -23,8 +23,33 @@ def test_it_is_the_layer(shape: tuple[int, ...], bias: bool) -> None:
     torch.testing.assert_close(packed.channels(inputs, 8, 20), plain(inputs)[..., 8:20], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(packed.with_gelu(inputs), functional.gelu(plain(inputs)), rtol=1e-5, atol=1e-5)
     rows = inputs.numel() // 24
-    assert {key[1:] for key in packed._packed} == ({(0, 40), (8, 20)} if rows in ROWS else set())
+    assert {key[1:] for key in packed._packed} == ({(0, 40, 0, 24), (8, 20, 0, 24)} if rows in ROWS else set())
     assert packed.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (4, 24), (3, 7, 24), (600, 24)])
+@torch.inference_mode()
+def test_long_sums_in_pieces_are_the_same_layer(shape: tuple[int, ...], bias: bool) -> None:
+    plain = linear(bias)
+    packed, inputs = PackedLinear(plain, most_summed=10), torch.randn(shape)
+    torch.testing.assert_close(packed(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed.with_gelu(inputs), functional.gelu(plain(inputs)), rtol=1e-5, atol=1e-5)
+    in_pieces = {key[1:] for key in packed._packed if key[3]}
+    assert in_pieces == ({(0, 40, 10, 20), (0, 40, 20, 24)} if inputs.numel() // 24 in ROWS else set())
+
+
+@torch.inference_mode()
+def test_sums_in_pieces_are_nearer_to_the_exact_ones() -> None:
+    torch.manual_seed(0)
+    plain, inputs = nn.Linear(6_144, 32, bias=False), torch.randn(64, 6_144)
+    exact = functional.linear(inputs.double(), plain.weight.double())
+    whole, pieces = (PackedLinear(plain, most_summed=most) for most in (None, 768))
+    errors = [float((each(inputs).double() - exact).square().mean()) for each in (whole, pieces)]
+    assert errors[1] < errors[0]
+    brain = plain.to(torch.bfloat16)
+    whole, pieces = (PackedLinear(brain, most_summed=most) for most in (None, 768))
+    assert torch.equal(whole(inputs.bfloat16()), pieces(inputs.bfloat16())), "each piece would be rounded"
 
 
 @torch.inference_mode()
