@@ -10,7 +10,7 @@ the table of blocks and checks every choice of the policy. It is not thread-safe
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Pace
@@ -303,7 +303,7 @@ class Engine:
         life = self._lives[id]
         if id in self._blocks or life.computed or len(self._blocks) >= self.limits.rows:
             return False
-        shared = self._table.share(id, life.request.salt, _known(life, life.known - 1))
+        shared = self._table.share(id, life.request.salt, life.known_tokens(0, life.known - 1))
         if shared is None:
             return False
         self._blocks[id] = len(self._table.owned(id))
@@ -318,7 +318,7 @@ class Engine:
         """Makes blocks that were filled since ``first`` known to requests that begin alike."""
         size = self.limits.block_tokens
         if self.limits.prefix_blocks and life.computed // size > first // size:
-            self._table.know(life.id, life.request.salt, _known(life, life.computed, first=0))
+            self._table.know(life.id, life.request.salt, life.known_tokens(0, life.computed))
 
     def _step(self, choice: Choice, now_s: float) -> Step:
         needed = sum(self._table.missing(id, self._lives[id].computed + count) for id, count in choice.run)
@@ -337,7 +337,8 @@ class Engine:
                 swap_s += self._swap_s(life)
             blocks = self._table.grow(id, life.computed + count)
             self._blocks[id] = len(blocks)
-            rows.append(StepRow(life.request, life.computed, _known(life, count), count == life.pending, blocks))
+            new = life.known_tokens(life.computed, count)
+            rows.append(StepRow(life.request, life.computed, new, count == life.pending, blocks))
             if life.begun_s is None:
                 life.begun_s = now_s
         spans = [(row.first, len(row.tokens)) for row in rows]
@@ -448,13 +449,3 @@ class Engine:
     def _at(self, now_s: float) -> float:
         self._now_s = max(self._now_s, now_s)
         return self._now_s
-
-
-def _known(life: Life, count: int, *, first: int | None = None) -> Sequence[int]:
-    """Returns ``count`` known tokens from ``first`` on; None: from the first that is not computed."""
-    first, prompt = life.computed if first is None else first, life.request.prompt
-    if first + count <= len(prompt):
-        return prompt[first : first + count]
-    if first >= len(prompt):
-        return life.tokens[first - len(prompt) : first - len(prompt) + count]
-    return [*prompt[first:], *life.tokens[: first + count - len(prompt)]]

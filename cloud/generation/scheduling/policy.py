@@ -48,6 +48,15 @@ class Life:
     def known(self) -> int:
         return len(self.request.prompt) + len(self.tokens)
 
+    def known_tokens(self, first: int, count: int) -> Sequence[int]:
+        """Returns ``count`` known tokens from ``first`` on."""
+        prompt = self.request.prompt
+        if first + count <= len(prompt):
+            return prompt[first : first + count]
+        if first >= len(prompt):
+            return self.tokens[first - len(prompt) : first - len(prompt) + count]
+        return [*prompt[first:], *self.tokens[: first + count - len(prompt)]]
+
     @property
     def pending(self) -> int:
         """Tokens that are known and not computed. It is never 0 before the end."""
