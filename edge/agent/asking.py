@@ -19,7 +19,7 @@ from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, TooLate, Unav
 from isthmus.proto.messages import FeatureFrame, Features, StudentManifest
 
 RENEW_SESSION_S = 0.9 * SESSION_TIMEOUT_S
-"""A stream is opened anew at this age, between two clips, so that its deadline ends no question."""
+"""A stream is opened again at this age, between two clips, so that its deadline ends no question."""
 
 
 @dataclass

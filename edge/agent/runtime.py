@@ -303,7 +303,7 @@ class Runtime:
             return self._performer.perform(action, self.state, self._job_changed)
         except IsthmusError as error:
             if isinstance(error, Unauthenticated) and self._performer.has_enrolled:
-                error = Unauthenticated(f"{error}; 'isthmus edge enrol --again' makes this device known to it anew")
+                error = Unauthenticated(f"{error}; 'isthmus edge enrol --again' makes this device known to it again")
             self._trouble = str(error)
             return events.Failed(error, self._jitter(), progress=self._performer.came_bytes() > before_bytes)
         finally:

@@ -11,7 +11,7 @@ AGAIN_AFTER_S: Final = 86_400.0
 
 
 class Task(Enum):
-    """``PREPARE``: enrol and fetch the base student. ``PERSONALISE``: go on to a finished student. ``AGAIN``: anew."""
+    """``PREPARE``: enrol and fetch the base student. ``PERSONALISE``: go on to a finished student. ``AGAIN``: redo."""
 
     PREPARE = "prepare"
     PERSONALISE = "personalise"
@@ -36,7 +36,7 @@ def due(state: State, clips: Clips, wanted: int) -> Task | None:
     """Return what to do now; None to wait for clips. ``wanted``: the clips that a personalisation needs.
 
     What was begun is always finished. A clock that was set back gives a negative ``since_s``: that is no reason to
-    begin anew.
+    start over.
     """
     if not state.active_id or (state.purpose is Purpose.BASE and state.phase in _BEFORE_CLIPS):
         return Task.PREPARE

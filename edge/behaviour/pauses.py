@@ -5,7 +5,7 @@ BACKOFF_MOST_S = 60.0
 """The longest pause after an error of the link."""
 
 HINT_MOST_S = 300.0
-"""A busy cloud may name the time after which to try again; no more than this is heeded, before jitter."""
+"""A busy cloud may name the time after which to try again; longer times count as this one, before jitter."""
 
 TROUBLE_MOST_S = 3600.0
 """The longest pause after any other error."""

@@ -1,7 +1,7 @@
 """PURE: stamp blocks of sound, and cut a clip out of stamped pictures and blocks.
 
 The stamps of both are of one clock. Within a clip, blocks follow each other sample by sample, as the sound card counts
-them; each clip starts from the stamps anew, so a sound card whose clock runs fast or slow shifts nothing by more than
+them; each clip starts again from the stamps, so a sound card whose clock runs fast or slow shifts nothing by more than
 its error within one clip.
 """
 

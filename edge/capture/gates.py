@@ -1,4 +1,4 @@
-"""Is there something to tell: does somebody speak, and is there a face.
+"""Whether a clip is of use: does somebody speak, and is there a face?
 
 A voice is found by Silero's network if the package ``silero-vad`` is installed, else by energy alone. A face is found
 by the cascade that comes with OpenCV. The picture is cut around the face as the training data is framed.

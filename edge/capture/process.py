@@ -42,19 +42,19 @@ _RESTART_FIRST_S, _RESTART_MOST_S = 1.0, 30.0
 _MOST_PATIENCE: Final = 5
 """A child that is started again and again gets up to so many times OPENING_S more to give its first picture."""
 _SAID: Final = {
-    (Source.CAMERA, Health.FROZEN): "the camera shows one and the same picture; it is started anew",
-    (Source.CAMERA, Health.GONE): "the camera gives no pictures any more; it is started anew",
-    (Source.MICROPHONE, Health.GONE): "the microphone gives no sound any more; it is started anew",
+    (Source.CAMERA, Health.FROZEN): "the camera shows one and the same picture; it is restarted",
+    (Source.CAMERA, Health.GONE): "the camera gives no pictures any more; it is restarted",
+    (Source.MICROPHONE, Health.GONE): "the microphone gives no sound any more; it is restarted",
     (Source.MICROPHONE, Health.MUTED): "the microphone gives nothing but silence: is it muted?",
 }
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What a stretch of time has brought. ``taken`` is None if there is nothing to tell; ``reason`` says why.
+    """What a stretch of time has brought. ``taken`` is None if nothing of use came; ``reason`` says why.
 
     ``waveform_T``: mono at the spec's rate, and ``pictures``: RGB, cut around the face; None for what was not captured
-    or has nothing to tell.
+    or is of no use.
     """
 
     taken: Taken | None
@@ -220,7 +220,7 @@ class Capture:
             self._seen[source] = watch.came(self._seen[source], now_s, digest)
 
     def _look(self) -> None:
-        """Say what is wrong, and start a child anew that hangs or has frozen."""
+        """Say what is wrong, and restart a child that hangs or has frozen."""
         now_s = self._clock()
         with self._lock:
             seen, notes = dict(self._seen), dict(self._notes)

@@ -81,7 +81,7 @@ def enrol(
     """Make this device known to a cloud, and pin the cloud's signing key.
 
     Needs a running 'isthmus cloud serve --release ...'. Writes the new identity to --state. 'isthmus edge run' enrols a
-    new device by itself. Use --again if the cloud was set up anew. Students that the new key verifies stay; others are
+    new device by itself. Use --again if the cloud was set up again. Students that the new key verifies stay; others are
     fetched again. Earlier uploads and the privacy budget stay counted.
     """
     from isthmus.edge.commands.running import enrol

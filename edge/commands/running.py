@@ -224,7 +224,7 @@ def enrol(cloud: str, state: Path, known_as: CloudOptions, *, again: bool) -> No
     device = DeviceState(state)
     with ending_on_sigterm(), device.held():
         if device.enrolment_readable() and not again:
-            raise ValueError(f"{state} has enrolled already; give --again to enrol anew")
+            raise ValueError(f"{state} has enrolled already; give --again to enrol again")
         config = RunConfig(device_name=known_as.name[:64], enrolment_key=key_in(known_as.enrolment_key_file) or "")
         with contextlib.closing(_link(cloud, known_as)) as link:
             typer.echo(f"enrolled as {enrol_anew(config, device, link)}")

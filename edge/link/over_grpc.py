@@ -1,7 +1,7 @@
 """The Link over gRPC: the only file of the device that imports grpc.
 
 All calls use one channel. A connection that swallows everything is noticed by keepalive pings in every call
-(``isthmus.proto.keepalive``), and gRPC connects anew. If a call still gets no answer, the whole channel is replaced.
+(``isthmus.proto.keepalive``), and gRPC connects again. If a call still gets no answer, the whole channel is replaced.
 """
 
 import queue

@@ -88,7 +88,7 @@ class SentMessages:
         try:
             self._database = _opened(path)
         except sqlite3.DatabaseError as error:
-            log.warning("the list of sent messages is damaged and begins anew: %s", error)
+            log.warning("the list of sent messages is damaged and starts over: %s", error)
             for suffix in ("", "-wal", "-shm"):
                 beside = path.with_name(path.name + suffix)
                 if beside.exists():

@@ -1,6 +1,6 @@
 """PURE: how many uploads a person allows, and how much privacy budget (epsilon) they may spend in all.
 
-The budget counts over the device's life: through another personalisation and through enrolling anew. Only the person
+The budget counts over the device's life: through another personalisation and through enrolling again. Only the person
 can raise it. Nothing that a cloud sends changes it.
 """
 

@@ -22,7 +22,7 @@ DEFAULT_QUESTIONS_A_DAY: Final = 5
 MOST_QUESTIONS_A_DAY: Final = 1_000
 
 ESTIMATE_EVERY_CLIPS: Final = 10
-"""The offset is estimated anew, and the window is written, after so many answered clips."""
+"""The offset is estimated again, and the window is written, after so many answered clips."""
 
 _DAY_S: Final = 24 * 3600.0
 

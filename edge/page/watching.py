@@ -78,7 +78,7 @@ class Watching:
                 reply, problem = {"life": None, "events": []}, str(error)
             device = {"running": reply["life"] is not None, "problem": problem}
             if device != self._device or reply["life"] != life:
-                # It was started, has ended, or is another one: everything is read anew.
+                # It was started, has ended, or is another one: everything is read again.
                 if number and reply["life"] is not None:
                     number, wait_s = 0, 0.0
                     continue
@@ -110,7 +110,7 @@ class Watching:
             try:
                 queue.put_nowait((kind, facts))
             except asyncio.QueueFull:
-                # Too slow altogether: it is asked to come again, and then reads everything anew.
+                # Too slow altogether: it is asked to come again, and then reads everything again.
                 while not queue.empty():
                     queue.get_nowait()
                 queue.put_nowait(("end", None))

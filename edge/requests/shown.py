@@ -131,7 +131,7 @@ def _labelled(
     """Return how many of the corrected clips the base student and the one in use answer as the person said.
 
     The base student answers as it is. The other one's answers are read for the user, without any correction: with them
-    it would be asked what it was told.
+    it would only repeat what the person said.
     """
     labels = {each.clip: each.label for each in said}
     base, active, unsaid = state.window(base_id) if base_id else None, state.window(active_id), person.unsaid(active_id)

@@ -22,7 +22,7 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull("the disk is full; free some space and it goes on") from error
-        if error.errno == errno.EROFS:  # a memory card that fails is often mounted anew like this
+        if error.errno == errno.EROFS:  # a memory card that fails is often mounted again like this
             raise StorageFull("the disk can only be read; make it writable and it goes on, or use another") from error
         raise
 

@@ -133,7 +133,7 @@ def digest_of(manifest: StudentManifest) -> str:
 def begun(known: Trust | None, pinned: bytes, device_id: str) -> Trust:
     """Return what is trusted at a start. ``pinned``: the key of the enrolment.
 
-    A device that has enrolled anew begins anew with versions, and with the key of that enrolment; what it refused and
+    A device that has enrolled again starts over with versions, and with the key of that enrolment; what it refused and
     what was good are about bytes and stay.
     """
     if known is None:
@@ -189,7 +189,7 @@ def accepted(trust: Trust, manifest: StudentManifest, now_s: float, *, again: bo
         raise Outdated(
             f"the manifest of {name} expired on {_date(manifest.expires_s)}, and today is {_date(now_s)} on this "
             "device: the cloud, or somebody between, sends old answers. If this device's clock is wrong, set it; if "
-            "the cloud's was, 'isthmus edge enrol --again' begins anew"
+            "the cloud's was, 'isthmus edge enrol --again' starts over"
         )
     if not (again and digest in trust.accepted):
         _check_version(trust, manifest, digest)
@@ -224,7 +224,7 @@ def _check_version(trust: Trust, manifest: StudentManifest, digest: str) -> None
         raise Outdated(
             f"student {manifest.student_id} has version {manifest.version}, and this device has accepted version "
             f"{highest}: older students are refused. If the cloud was set back on purpose, 'isthmus edge enrol "
-            "--again' begins anew"
+            "--again' starts over"
         )
 
 

@@ -15,7 +15,7 @@ PROGRESS_EVERY_S: Final = 0.25
 class Happenings:
     """Events with increasing numbers, newest last. Any thread may use it.
 
-    ``life`` differs from one start of the device to the next, so a page can tell that it must read everything anew.
+    ``life`` differs from one start of the device to the next, so a page can tell that it must read everything again.
     An event is a dict with ``kind``, ``number`` and ``at_s`` (Unix time).
     """
 

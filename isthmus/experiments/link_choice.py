@@ -2,7 +2,7 @@
 
 Every clip is sent, answered and chosen for in simulated time, with the policy of the device and the link model of
 ``isthmus link``. An oracle asks the cloud at every clip with the smallest frame, over a connection that never has to be
-opened anew, and knows which answers come in time: no policy can have more clips answered by the cloud.
+opened again, and knows which answers come in time: no policy can have more clips answered by the cloud.
 """
 
 import json
@@ -111,7 +111,7 @@ def held_out_worlds(seed: int, duration_s: float) -> list[World]:
     """Return links of other kinds, which were drawn after the controller's constants were fixed.
 
     None of them uses the generator of ``worlds``: outages are of other lengths and come in bursts, rates wander instead
-    of being drawn anew, packets are lost, queues fill, and one way is worse than the other.
+    of being drawn again, packets are lost, queues fill, and one way is worse than the other.
     """
     rng = random.Random(f"held out {seed}")
 
@@ -257,7 +257,7 @@ def simulate(
 ) -> Outcome:
     """Answer a clip each ``every_s`` and return what came of it.
 
-    ``own_s``: time of the own answer. ``immortal``: the connection never has to be opened anew. Without ``hedged`` a
+    ``own_s``: time of the own answer. ``immortal``: the connection never has to be opened again. Without ``hedged`` a
     clip whose cloud answer is late has no answer.
     """
     rng = random.Random(seed)

@@ -43,8 +43,8 @@ class Gate:
     """An ASGI application that passes sound requests on to ``app``, without the token in their path.
 
     ``port``: the one on which the page is served; a request must name it and this machine in its Host header, which a
-    page of another site that has its name point here (DNS rebinding) cannot. Whoever changes something must do it from
-    the page itself.
+    page of another site that has its name point here (DNS rebinding) cannot. A request that changes something must come
+    from the page itself.
     """
 
     def __init__(self, app: App, token: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""One cell: what one upload of one client reveals to whoever holds it, or what is known without any upload."""
+"""One cell: what one upload of one client reveals to anyone who holds it, or what is known without any upload."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -61,10 +61,10 @@ def measured(person: Person, known: Known, constants: Constants, seed: int, coun
     for number, task in enumerate(tasks(person, seed, counts)):
         seen = Seen.of(person, task, known, 1_000 * seed + number)
         labels_T = person.labels_N[task.test_T]
-        told: dict[str, FloatArray] = {name: method(seen, known) for name, method in LADDER.items()}
-        told[CHOSEN] = chosen(seen, Known(known.centred, known.trained_C, constants))
-        for name, answers_TC in told.items():
-            yield row_of(person, task, seed, name, answers_TC, told[base_of(name)], labels_T)
+        by_name: dict[str, FloatArray] = {name: method(seen, known) for name, method in LADDER.items()}
+        by_name[CHOSEN] = chosen(seen, Known(known.centred, known.trained_C, constants))
+        for name, answers_TC in by_name.items():
+            yield row_of(person, task, seed, name, answers_TC, by_name[base_of(name)], labels_T)
 
 
 def device_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]) -> Iterator[Row]:
@@ -78,13 +78,13 @@ def device_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]
         labels_T = person.labels_N[task.test_T]
         base_TC = seen.test_raw[TEACHERS][Captured.BOTH]
         by_margin, at_random = (as_the_device(seen, known, by_margin=by_margin) for by_margin in (True, False))
-        told = {"base": base_TC}
+        by_name = {"base": base_TC}
         for how, done in (("asked by margin", by_margin), ("at random", at_random)):
             for count, rows in done.answers.items():
-                told[f"device, {count} corrections {how}" if count else UNLABELLED] = rows
+                by_name[f"device, {count} corrections {how}" if count else UNLABELLED] = rows
         candidates = {UNLABELLED: person_offset(seen, known), PLAIN_MEAN: plain_mean(seen, known)}
-        told[PLAIN_MEAN] = answers_with_base(seen, candidates[PLAIN_MEAN], known)
-        for name, answers_TC in told.items():
+        by_name[PLAIN_MEAN] = answers_with_base(seen, candidates[PLAIN_MEAN], known)
+        for name, answers_TC in by_name.items():
             signals = _signals(seen, known, candidates[name], by_margin.asked) if name in candidates else {}
             yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals)
 

@@ -26,7 +26,7 @@ _DROPOUT: Final = 0.15
 def choose(base: Base, rows_of_public: Mapping[str, Integers], class_counts: tuple[int, ...], seed: int) -> Constants:
     """Return the candidate with the highest accuracy on public people, each of whom was left out once.
 
-    Heads are fitted anew without the people of an inner fold. The accuracy is the mean over halves for users of each
+    Heads are fitted again without the people of an inner fold. The accuracy is the mean over halves for users of each
     number of classes, over the other sentence and over the other intensity. The necks have seen the people's clips, but
     no labels.
     """

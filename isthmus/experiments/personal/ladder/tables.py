@@ -75,14 +75,14 @@ def gain_text(of: Over) -> str:
 
 def _guards(rows: Sequence[Row]) -> Table | None:
     """Return how well each signal knows whether a candidate helps, over people, tasks and seeds."""
-    told = [row for row in rows if row.signals]
-    if not told:
+    with_signals = [row for row in rows if row.signals]
+    if not with_signals:
         return None
     least: dict[str, float] = {"agreement": 0.0, "present": -TWO_POINTS, "confidence": 0.0}
     least |= {f"{count} corrections": 0.0 for count in ASKED}
     lines = []
-    for method in dict.fromkeys(row.method for row in told):
-        of_method = [row for row in told if row.method == method]
+    for method in dict.fromkeys(row.method for row in with_signals):
+        of_method = [row for row in with_signals if row.method == method]
         lines.append(_guarded(method, "(always)", of_method, lambda _: True))
         for name, smallest in least.items():
             known = [row for row in of_method if name in row.signals]
