@@ -4,17 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.recipes import PRESETS
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.student.export import export_student
+from tests.rigs.data.random_cache import write_clips
 
 CLASSES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 CLIPS = 6
@@ -48,7 +47,7 @@ def served_release(root: Path, ratios: tuple[float, ...]) -> Release:
         PRESETS["smoke"]("crema-d", CLASSES), name="bench", input=spec, ratios=ratios, teacher_trunk="resnet18"
     )
     release = Release.create(root, recipe)
-    _write_clips(release.public_dir / "clips", spec)
+    write_clips(release.public_dir / "clips", spec, CLASSES, CLIPS)
     (root / "public.json").write_text(json.dumps({"folder": "clips"}))
     torch.manual_seed(0)
     save_weights(release.new_teacher(), release.teacher_path)
@@ -67,15 +66,3 @@ def awaken(encoders: EncoderPair) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.0)
             module.bias.uniform_(-0.1, 0.1)
-
-
-def _write_clips(folder: Path, spec: InputSpec) -> None:
-    rng = np.random.default_rng(7)
-    folder.mkdir(parents=True)
-    rng.standard_normal((CLIPS, *spectrogram_shape(spec)), np.float32).tofile(folder / SPECTROGRAMS)
-    rng.integers(0, 256, (CLIPS, *frames_shape(spec)), np.uint8).tofile(folder / FRAMES)
-    clips = [
-        {"name": f"clip{i:02}", "label": i % len(CLASSES), "actor": "1001", "key": f"{i:064x}"} for i in range(CLIPS)
-    ]
-    index = {"format": FORMAT, "spec": dataclasses.asdict(spec), "classes": CLASSES, "clips": clips, "skipped": []}
-    (folder / INDEX).write_text(json.dumps(index))

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -109,12 +110,9 @@ def test_two_servers_on_one_database_both_answer_and_know_each_others_devices(da
 def test_servers_that_start_at_once_make_the_tables_once(cluster: Cluster) -> None:
     with cluster.database() as empty:
         others = [Database(empty.url.render_as_string(hide_password=False)) for _ in range(3)]
-        threads = [threading.Thread(target=other.migrate) for other in others]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        empty.check_schema()
+        with ThreadPoolExecutor(len(others)) as pool:
+            assert list(pool.map(lambda other: other.migrate(), others)) == [None] * len(others)
+        empty.check_schema()  # Raises if a table is missing or another one than this version's.
         for other in others:
             other.close()
 

@@ -14,8 +14,6 @@ import torch
 
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings
-from isthmus.data.cache.read import FORMAT, FRAMES, INDEX, SPECTROGRAMS, frames_shape, spectrogram_shape
-from isthmus.data.transforms import InputSpec
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release, save_weights
@@ -24,30 +22,18 @@ from isthmus.proto.convert import prototypes_to_pb
 from isthmus.proto.messages import Prototypes, UploadMode
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
+from tests.rigs.data.random_cache import write_clips
 from tests.rigs.distill.release import CLASSES, tiny_recipe
 
 CLIPS = 24
 BASE_FILE_BYTES = 1_300_000
 
 
-def write_clips(folder: Path, spec: InputSpec) -> None:
-    """Write random clips as a finished folder of the decoded cache."""
-    rng = np.random.default_rng(7)
-    folder.mkdir(parents=True)
-    rng.standard_normal((CLIPS, *spectrogram_shape(spec)), np.float32).tofile(folder / SPECTROGRAMS)
-    rng.integers(0, 256, (CLIPS, *frames_shape(spec)), np.uint8).tofile(folder / FRAMES)
-    clips = [
-        {"name": f"clip{i:02}", "label": i % len(CLASSES), "actor": "1001", "key": f"{i:064x}"} for i in range(CLIPS)
-    ]
-    index = {"format": FORMAT, "spec": dataclasses.asdict(spec), "classes": CLASSES, "clips": clips, "skipped": []}
-    (folder / INDEX).write_text(json.dumps(index))
-
-
 def make_tiny_release(root: Path) -> None:
     """Write an untrained release: real networks, random weights. Its base student's files are no ONNX, only bytes."""
     recipe = tiny_recipe()
     release = Release.create(root, recipe)
-    write_clips(release.public_dir / "clips", recipe.input)
+    write_clips(release.public_dir / "clips", recipe.input, CLASSES, CLIPS)
     (root / "public.json").write_text(json.dumps({"folder": "clips"}))
     torch.manual_seed(0)
     save_weights(release.new_teacher(), release.teacher_path)
