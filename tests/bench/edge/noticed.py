@@ -73,9 +73,9 @@ def skew_s(capture: Capture, seconds: float) -> float:
     ends_s = time.monotonic() + seconds
     while time.monotonic() < ends_s:
         capture.next_clip("skew")
-        with capture._lock:
-            rate_hz = capture._blocks[-1].rate_hz
-            known.update({block.at_s: len(block.samples_T) for block in capture._blocks})
+        blocks, _ = capture.recent()
+        rate_hz = blocks[-1].rate_hz
+        known.update({block.at_s: len(block.samples_T) for block in blocks})
     stamps = np.array(sorted(known))
     counted = stamps[0] + np.cumsum([0, *(known[at_s] for at_s in stamps[:-1])]) / rate_hz
     return float(np.abs(stamps - counted).max())

@@ -79,7 +79,7 @@ def test_no_damaged_frame_is_accepted() -> None:
     assert found.sent > found.damaged, "some frames come through whole"
 
 
-@pytest.mark.parametrize("kind", ["start", "upload", "forget"])
+@pytest.mark.parametrize("kind", ["start", "upload", "infer", "forget"])
 def test_what_is_sent_over_a_link_that_is_cut_is_applied_once(kind: str, tiny_release: Any, tmp_path: Path) -> None:
     from tests.rigs.edge.cut_calls import cut_calls
 

@@ -212,3 +212,16 @@ def test_a_page_that_is_open_finds_the_device_again(browser: Any, home: Househol
         for visit in (first, second):
             visit.shows("#state", "This device runs")
         assert not first.trouble
+
+
+def test_a_page_that_is_open_finds_its_server_again(browser: Any, home: Household) -> None:
+    with Visit(browser, home, "now") as visit:
+        visit.shows("#state", "This device runs")
+        address, port = home.address, int(home.address.split(":")[2].partition("/")[0])
+        home.close_page()
+        visit.shows("#state", "The page's server does not answer")
+        home.open_page(port)
+        assert home.address == address, "the token is the same"
+        visit.shows("#state", "This device runs")
+        visit.shows("section[aria-label=Answer]", "Answered by")
+        assert not [each for each in visit.trouble if "ERR_CONNECTION" not in each and "ERR_INCOMPLETE" not in each]

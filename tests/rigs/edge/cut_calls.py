@@ -24,18 +24,29 @@ from isthmus.cloud.store.database import Database
 from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.link.model import Direction, Phase
 from isthmus.link.script import Script
+from isthmus.proto.codec import pack_frame
 from isthmus.proto.convert import prototypes_from_pb
 from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Busy, OutOfOrder, Unauthenticated, Unavailable, WrongState
-from isthmus.proto.messages import Prototypes, UploadMode
+from isthmus.proto.messages import (
+    FeatureFrame,
+    Features,
+    FloatArray,
+    NumberType,
+    Prototypes,
+    StudentManifest,
+    UploadMode,
+    compressed_width,
+)
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.edge.faulty_link import faulty_link
 
 _Result = TypeVar("_Result")
 
-KINDS = ("enrol", "start", "upload", "watch", "describe", "fetch", "forget")
+KINDS = ("enrol", "start", "upload", "watch", "describe", "fetch", "infer", "forget")
 NEVER = 1 << 40
 MOST_TRIES = 6_000
+_CLIPS = 4
 PAUSE_S = 0.02
 """gRPC waits before it connects again; meanwhile each call fails at once."""
 
@@ -202,6 +213,38 @@ def _fetch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
         tally.faults["fetch: other bytes"] += 1
 
 
+def _infer(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
+    """Ask several clips over one stream, which is opened anew when it is cut; each answer must be its own clip's."""
+    _known(direct, through, rng)
+    manifest = manifest_from_bytes(_patiently(lambda: direct.describe_student("")).manifest_bytes)
+    frames = [_frame(manifest, rng) for _ in range(_CLIPS)]
+    expected = _answers(direct, manifest.student_id, frames, [])
+    answers: list[FloatArray] = []
+    _until("infer", tally, lambda: _answers(through, manifest.student_id, frames, answers))
+    if not all(map(np.array_equal, answers, expected)):
+        tally.faults["infer: another clip's answer"] += 1
+
+
+def _answers(link: GrpcLink, student_id: str, frames: list[bytes], answers: list[FloatArray]) -> list[FloatArray]:
+    """Add the answers to the frames that have none yet, and return all. Raises what the link raises."""
+    session = link.open_infer(student_id, timeout_s=60.0)
+    try:
+        for sequence, frame in enumerate(frames[len(answers) :], 1):
+            reply = session.ask(sequence, frame, timeout_s=10.0)
+            assert reply.probabilities_C is not None, reply.error_message
+            answers.append(reply.probabilities_C)
+    finally:
+        session.close()
+    return answers
+
+
+def _frame(manifest: StudentManifest, rng: random.Random) -> bytes:
+    values = np.random.default_rng(rng.getrandbits(32)).random((2, manifest.feature_width)).astype(np.float32)
+    ratio = min(manifest.ratios)
+    width = compressed_width(manifest.feature_width, ratio)
+    return pack_frame(FeatureFrame(Features(values[0, :width], values[1, :width]), ratio, NumberType.FP32))
+
+
 def _forget(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
     device_id, prototypes = _known(direct, through, rng)
     _patiently(lambda: direct.start_personalisation("key", prototypes, rounds=2, seed=1))
@@ -225,6 +268,7 @@ _CALLS: dict[str, _Call] = {
     "watch": _watch,
     "describe": _describe,
     "fetch": _fetch,
+    "infer": _infer,
     "forget": _forget,
 }
 

@@ -94,6 +94,20 @@ class Household:
     tap: Tap
     run: Sequence[object]
     device: "subprocess.Popen[str]" = field(repr=False)
+    page: "subprocess.Popen[str] | None" = field(default=None, repr=False)
+
+    def open_page(self, port: int = 0) -> None:
+        """Start the page's process, and note its address."""
+        log = self.state.parent / "page.log"
+        self.page = started(["edge", "page", "--state", self.state, "--port", port], log)
+        assert self.page.stdout is not None
+        line = self.page.stdout.readline()
+        assert "http://127.0.0.1:" in line, log.read_text()
+        self.address = line.split()[-1]
+
+    def close_page(self) -> None:
+        if self.page is not None:
+            ended(self.page)
 
     def stop_device(self) -> None:
         ended(self.device)
@@ -118,11 +132,8 @@ def household(folder: Path, *, clips_before: int = 6) -> Iterator[Household]:
             assert home.device.poll() is None, (folder / "device.log").read_text()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 home.device.wait(0.1)
-        page = started(["edge", "page", "--state", state, "--port", 0], folder / "page.log")
-        stack.callback(ended, page)
-        assert page.stdout is not None
-        home.address = page.stdout.readline().split()[-1]
-        assert home.address.startswith("http://127.0.0.1:"), (folder / "page.log").read_text()
+        stack.callback(lambda: home.close_page())
+        home.open_page()
         yield home
 
 
