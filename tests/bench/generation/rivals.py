@@ -1,8 +1,8 @@
 """Ours beside transformers and llama.cpp on the same prompts, by processor seconds, one thread each, taking turns.
 
 Ragged conversations: prompts and answers of different lengths, all there at the beginning. transformers pads them to
-static batches, sorted by length, and generates until a batch's longest answer is complete. Ours and llama.cpp's end
-each answer by itself. Tokens that nobody asked for do not count.
+static batches, sorted by length, and generates until a batch's longest answer is complete. Its continuous batching,
+ours and llama.cpp's end each answer by itself. Tokens that nobody asked for do not count.
 
     python -m tests.bench.generation.rivals --model smollm2 --gguf smollm2.gguf --out rivals.json
 
@@ -77,6 +77,26 @@ def static(theirs: Any, work: Sequence[Asked], batch: int) -> None:
         theirs.generate(input_ids=ids, attention_mask=mask, **exactly)
 
 
+def continuous(theirs: Any, work: Sequence[Asked]) -> None:
+    """transformers' continuous batching, with every request there at the beginning."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=256)
+    # As much room as ours has: by default it takes most of the machine's memory, and most of its time.
+    room = ContinuousBatchingConfig(page_size=16, num_blocks=1_024, max_batch_tokens=256)
+    with theirs.continuous_batching_context_manager(
+        generation_config=config, continuous_batching_config=room, warmup=False
+    ) as manager:
+        for each in work:
+            manager.add_request(input_ids=each.prompt, max_new_tokens=each.tokens)
+        left = len(work)
+        while left:
+            found = manager.get_result(timeout=60)
+            if found is None:
+                raise RuntimeError("transformers' continuous batching gave no result within a minute")
+            left -= found.is_finished()
+
+
 def llama_cpp(path: Path) -> Callable[[Sequence[Asked]], None]:
     import xllamacpp
 
@@ -120,6 +140,10 @@ def candidates(asked: argparse.Namespace) -> dict[str, Callable[[Sequence[Asked]
         theirs = AutoModelForCausalLM.from_pretrained(asked.model, dtype=getattr(torch, asked.number_type)).eval()
         for batch in (8, 16):
             found[f"transformers, static {batch}"] = lambda work, batch=batch: static(theirs, work, batch)
+        paged = AutoModelForCausalLM.from_pretrained(
+            asked.model, dtype=getattr(torch, asked.number_type), attn_implementation="paged|sdpa"
+        ).eval()
+        found["transformers, continuous"] = lambda work: continuous(paged, work)
     if asked.gguf is not None:
         found["llama.cpp, 16 slots"] = llama_cpp(asked.gguf)
     return found
