@@ -91,11 +91,18 @@ def tasks_on(labelled: LabelledImages, seed: int, marks: int) -> list[joint.Join
 
 
 def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dict[str, Any]:
-    """Run the missing cells, write ``out/result.json`` and ``.md``, and return the result."""
+    """Run the missing cells, write ``out/result.json`` and ``.md``, and return the result.
+
+    Raises ValueError if ``out`` has cells of another setup, and what reading models and pictures raises.
+    """
     dense, pixels = opened(setup.model, setup.statistics)
+    named = {"model": Path(setup.model).name, "data": setup.data.name, "test": setup.test.name}
+    plain = {**vars(setup), **named}
     cells: list[dict[str, Any]] = []
     for seed in seeds:
-        missing = [name for name in EVERY if not _path(out, seed, name).is_file()]
+        paths = {name: _path(out, seed, name) for name in EVERY}
+        done = {name: _read(path, plain) for name, path in paths.items() if path.is_file()}
+        missing = [name for name in EVERY if name not in done]
         if missing:
             # A seed draws other pictures to learn from and to be tested on.
             learning = tasks_on(pictures_of(setup.data, pixels, setup.learned, seed), seed, setup.marks)
@@ -105,17 +112,25 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
                 began_s = time.process_time()
                 cell = _cell(name, setup, dense, pixels, learning, tested, heads, seed, out)
                 cell |= {"seed": seed, "variant": name, "processor_s": round(time.process_time() - began_s, 1)}
-                write_atomically(_path(out, seed, name), json.dumps(cell, indent=1))
+                write_atomically(paths[name], json.dumps({**cell, "setup": plain}, indent=1))
+                done[name] = _read(paths[name], plain)
                 shown = ", ".join(f"{task} {shares['0']:.1%}" for task, shares in cell["accuracy"].items())
                 report(f"seed {seed}, {name}: {shown}")
-        cells += [json.loads(read_text(_path(out, seed, name))) for name in EVERY]
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(setup).items()}
+        cells += [done[name] for name in EVERY]
     operations = {DENSE: dense.operations(0), "experts": with_experts(dense).operations(0)}
     result = {"what": "experts against dense models", "setup": plain, "seeds": list(seeds), "operations": operations}
     result |= {"torch": torch.__version__, "cells": cells}
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     return result
+
+
+def _read(path: Path, setup: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a cell. Raises ValueError if it belongs to another setup."""
+    cell: dict[str, Any] = json.loads(read_text(path))
+    if cell.pop("setup") != setup:
+        raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
+    return cell
 
 
 def _path(out: Path, seed: int, variant: str) -> Path:

@@ -43,3 +43,5 @@ def test_every_variant_is_learned_kept_and_reported(tmp_path: Path) -> None:
     again = CliRunner().invoke(experiment, ["experts", *args])
     assert again.exit_code == 0 and "seed 0" not in again.output
     assert before == {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    other = CliRunner().invoke(experiment, ["experts", *args, "--epochs=2"])
+    assert other.exit_code == 1 and "other options: name another folder with --out" in other.output
