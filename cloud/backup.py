@@ -5,7 +5,7 @@ of which is whole at any moment. Files that changed meanwhile are newer than the
 what the service is made to resume from.
 
     database.sqlite     all tables, whichever database the server uses
-    artefacts/ID/NAME   students, weights of tasks, and copies of unfinished jobs' files
+    artefacts/ID/NAME   students, weights of tasks, published releases, copies of unfinished jobs' files
     work/JOB/NAME       files of unfinished jobs
     state/NAME          the signing key and the other files of the state folder
     manifest.json       SHA-256 and size of each of them; the last member
@@ -27,6 +27,7 @@ from typing import IO, Any, Final
 import sqlalchemy as sa
 
 from isthmus.cloud.personalise.work_files import owner_of
+from isthmus.cloud.releases.files import owner_of as release_owner
 from isthmus.cloud.store.artefacts import Artefacts, valid_stored_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import metadata
@@ -153,9 +154,12 @@ def _copy_rows(source: sa.Connection, target: Database) -> None:
 
 
 def _artefact_ids(copy: Database) -> list[str]:
-    students, tasks = metadata.tables["students"], metadata.tables["tasks"]
+    students, tasks, releases = (metadata.tables[name] for name in ("students", "tasks", "releases"))
     with copy.reading() as connection:
         owners = {*connection.scalars(sa.select(students.c.id)), *connection.scalars(sa.select(tasks.c.artefact_id))}
+        owners |= {
+            release_owner(each) for each in connection.scalars(sa.select(releases.c.id).where(releases.c.stored))
+        }
     return sorted(owners | {owner_of(job_id) for job_id in _open_jobs(copy)})
 
 

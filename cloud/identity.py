@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
@@ -48,7 +48,7 @@ class Gate:
 def enrol(
     database: Database,
     gate: Gate,
-    offer: Offer,
+    offered: Callable[[str], Offer],
     signing_public_key: bytes,
     *,
     device_name: str,
@@ -59,6 +59,8 @@ def enrol(
     certificate: str | None = None,
 ) -> Enrolment:
     """Enrol a device with the tenant whose key it sends. ``new_secret`` returns a fresh (device id, secret).
+
+    ``offered`` returns what the device of an id is offered.
 
     ``certificate``: identity in the caller's TLS certificate, which the device's later calls must show too.
 
@@ -76,7 +78,7 @@ def enrol(
     if not device_name.isprintable():
         raise InvalidInput("device name: printable characters only")
     device_id, secret = new_secret()
-    token = f"{device_id}.{secret}"
+    token, offer = f"{device_id}.{secret}", offered(device_id)
     device = Device(device_id, device_name, _hash(token), now_s, tenant=tenant, certificate=certificate)
     most = roster.quotas(tenant).most_devices
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from isthmus.cloud.personalise.students import HEADS_FILE, Shelf, reachable
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.codec import unpack_frame
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import BadFrame, Internal, IsthmusError, OutOfOrder, TooLate, WrongState
 from isthmus.proto.messages import FloatArray, InferReply
 
@@ -31,6 +32,15 @@ class Heads(Protocol):
     def ratios(self) -> Sequence[float]: ...
 
     def probabilities(self, audio_W: FloatArray | None, visual_W: FloatArray | None, ratio: float) -> FloatArray: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """The cloud's part of a student. ``feature_width`` and ``release`` are those of its release; see StudentRow."""
+
+    heads: Heads
+    feature_width: int
+    release: str
 
 
 @dataclass
@@ -76,11 +86,11 @@ class HeadCache:
         self._load = load
         self._scratch = scratch
         self._capacity = capacity
-        self._heads: OrderedDict[str, Heads] = OrderedDict()
+        self._heads: OrderedDict[str, Served] = OrderedDict()
         self._loading: dict[str, asyncio.Lock] = {}
 
-    async def heads(self, device_id: str, student_id: str) -> Heads:
-        """Return the heads of a student, loading them if necessary.
+    async def heads(self, device_id: str, student_id: str) -> Served:
+        """Return the heads of a student, of whichever release it is, loading them if necessary.
 
         Raises NotYours for another device's student, WrongState for a student without heads (an interim
         student), Corrupt if the heads are damaged.
@@ -101,9 +111,10 @@ class HeadCache:
             if not lock.locked():
                 self._loading.pop(student_id, None)
 
-    def _read(self, row: StudentRow) -> Heads:
+    def _read(self, row: StudentRow) -> Served:
+        width = manifest_from_bytes(row.signed.manifest_bytes).feature_width
         with self._shelf.artefacts.on_disk(row.student_id, HEADS_FILE, self._scratch, row.heads_sha256) as path:
-            return self._load(path)
+            return Served(self._load(path), width, row.release)
 
 
 def refusal(sequence: int, error: IsthmusError, began_s: float) -> InferReply:

@@ -18,14 +18,16 @@ from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.metrics.elastic import ElasticCollector
 from isthmus.cloud.metrics.generation import GenerationCollector
 from isthmus.cloud.metrics.jobs import JobCollector
+from isthmus.cloud.metrics.releases import ReleaseCollector
 from isthmus.cloud.personalise.supervisor import Supervisor
+from isthmus.cloud.releases import files as release_files
 from isthmus.cloud.rpc.interrupt import OpenCalls
 from isthmus.cloud.rpc.scopes import devices_calling
 from isthmus.cloud.service import ports
 from isthmus.cloud.service.ground import Ground, open_ground
 from isthmus.cloud.service.wiring import Services
 from isthmus.cloud.settings import CloudSettings, joined, split_listen
-from isthmus.cloud.store import devices, release_files
+from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.tenants.roster import READ_EVERY_S, Roster
 from isthmus.data.files import write_atomically
@@ -113,6 +115,7 @@ class Server:
         await self._start_models(ground)
         if ground.release is not None:
             self._metrics.watch(JobCollector(ground.shelf.database))
+            self._metrics.watch(ReleaseCollector(ground.shelf.database))
         answering = None if self.generation is None else self.generation.answering
         services = Services(
             settings, ground, answering, self._stack, self._metrics, self._traces, self._calls, self._tell_worker

@@ -48,7 +48,11 @@ class CloudSettings:
     ] = None
     accept_release: Annotated[
         bool,
-        Option("--accept-release", help="Serve a release that was changed since the last start. Default: refuse it."),
+        Option(
+            "--accept-release",
+            help="Offer --release to every device, though it was changed or is another one than before. Default: "
+            "refuse it. See 'isthmus cloud release' for a change in steps.",
+        ),
     ] = False
     listen: Annotated[
         str, Option(help="HOST:PORT to listen on. Port 0 chooses a free port. Beyond loopback TLS is required.")
@@ -150,6 +154,13 @@ class CloudSettings:
     max_calls_per_device: Annotated[int, Option(min=1, help="Largest number of calls in progress per device.")] = 16
     cached_heads: Annotated[int, Option(min=1, help="Number of students whose heads are kept in memory.")] = 64
     keep_students: Annotated[int, Option(min=1, help="Number of students kept per device, newest first.")] = 3
+    release_copies_bytes: Annotated[
+        int,
+        Option(
+            min=1,
+            help="Bytes that a worker keeps of published releases in --state. The least recently used go first.",
+        ),
+    ] = 32_000_000_000
     awaiting_timeout_s: Annotated[
         float,
         Option(min=0.001, help="Seconds for which a job waits for its device's next prototypes before it fails."),

@@ -111,6 +111,7 @@ def student_manifest_to_pb(manifest: StudentManifest) -> pb.StudentManifest:
         version=manifest.version,
         expires_s=manifest.expires_s,
         device_id=manifest.device_id,
+        release=manifest.release,
     )
 
 
@@ -148,6 +149,7 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
         version=message.version,
         expires_s=message.expires_s,
         device_id=identifier("device id", message.device_id, optional=True),
+        release=identifier("release", message.release, optional=True),
     )
 
 

@@ -211,7 +211,7 @@ class StudentManifest:
     ``centred`` is the student's person model (person.py); None if the public clips do not show how people differ.
     ``version`` increases with every student of a device, and with every base student; 0: signed by version 0.1.
     ``expires_s``: Unix time after which no device fetches by this manifest; 0 for never. ``device_id``: the only device
-    that may use the student, "" for any.
+    that may use the student, "" for any. ``release``: the id of the release that it is of, "" if that is unknown.
     """
 
     student_id: str
@@ -227,6 +227,7 @@ class StudentManifest:
     version: int = 0
     expires_s: float = 0.0
     device_id: str = ""
+    release: str = ""
 
 
 @dataclass(frozen=True)

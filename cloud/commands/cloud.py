@@ -3,31 +3,26 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from isthmus.cloud.commands.load_options import Load
+from isthmus.cloud.commands.releases.commands import app as release_app
+from isthmus.cloud.commands.stores import (
+    ArtefactsOption,
+    DatabaseOption,
+    NeededStateOption,
+    StateOption,
+    artefacts_of,
+    connected,
+    open_database,
+)
 from isthmus.cloud.commands.tenants.options import TenantOptions
 from isthmus.cloud.settings import ENVIRONMENT, CloudSettings
 from isthmus.command_line import App, fail, print_table
 
-if TYPE_CHECKING:
-    from isthmus.cloud.store.artefacts import Artefacts
-    from isthmus.cloud.store.database import Database
-
 app = App("isthmus cloud", help="Run the cloud service: personalise students, answer devices.", extra="cloud")
-
-_State = Annotated[Path | None, typer.Option(envvar=f"{ENVIRONMENT}STATE", help="Folder of the server: its --state.")]
-_Needed = Annotated[Path, typer.Option("--state", envvar=f"{ENVIRONMENT}STATE", help="Folder of the server.")]
-_Artefacts = Annotated[
-    str | None,
-    typer.Option(envvar=f"{ENVIRONMENT}ARTEFACTS", help="The server's --artefacts. Default: a folder in --state."),
-]
-_Database = Annotated[
-    str | None,
-    typer.Option(envvar=f"{ENVIRONMENT}DATABASE", help="The server's --database. Default: an SQLite file in --state."),
-]
 
 
 @app.command(
@@ -124,9 +119,9 @@ def page(
     """,
 )
 def devices(
-    state: _State = None,
-    database: _Database = None,
-    artefacts: _Artefacts = None,
+    state: StateOption = None,
+    database: DatabaseOption = None,
+    artefacts: ArtefactsOption = None,
     revoke: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Shut this device out. It must enrol again to come back. May be repeated."),
@@ -146,14 +141,14 @@ def devices(
     """
     from isthmus.cloud.store import devices as device_rows
 
-    opened = _open(state, database)
+    opened = open_database(state, database)
     if delete is not None:
         from isthmus.cloud.personalise.forgetting import forget_device
         from isthmus.cloud.personalise.students import Shelf
 
         if state is None:
             raise typer.BadParameter("--delete needs the server's --state, where files of its jobs are")
-        if not forget_device(Shelf(opened, _artefacts(artefacts, state)), state / "work", delete):
+        if not forget_device(Shelf(opened, artefacts_of(artefacts, state)), state / "work", delete):
             fail(f"no device {delete}; 'isthmus cloud devices' lists them")
         typer.echo(f"device {delete} is erased")
         return
@@ -191,7 +186,7 @@ def devices(
     isthmus cloud tenants --state state --close acme
     """,
 )
-def tenants(quotas: TenantOptions, state: _State = None, database: _Database = None) -> None:
+def tenants(quotas: TenantOptions, state: StateOption = None, database: DatabaseOption = None) -> None:
     """List the tenants, add or change one, make or remove its keys, or close it. The server may be running.
 
     Needs --state or --database of the server. Devices that enrol with a tenant's key belong to it, and so do image
@@ -200,13 +195,13 @@ def tenants(quotas: TenantOptions, state: _State = None, database: _Database = N
     """
     from isthmus.cloud.commands.tenants.changing import change_tenants
 
-    change_tenants(_open(state, database), quotas)
+    change_tenants(open_database(state, database), quotas)
 
 
 @app.command(example="isthmus cloud audit --state state --tenant acme --since 2026-11-29")
 def audit(
-    state: _State = None,
-    database: _Database = None,
+    state: StateOption = None,
+    database: DatabaseOption = None,
     tenant: Annotated[str | None, typer.Option(help="Only entries of this tenant.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Only entries of this time (UTC) or later.")] = None,
     most: Annotated[int, typer.Option(min=1, max=100_000, help="Number of entries, the newest.")] = 1_000,
@@ -219,7 +214,7 @@ def audit(
     from isthmus.cloud.store import audit as audit_rows
 
     since_s = 0.0 if since is None else since.replace(tzinfo=UTC).timestamp()
-    entries = audit_rows.listing(_open(state, database), tenant=tenant, since_s=since_s, most=most)
+    entries = audit_rows.listing(open_database(state, database), tenant=tenant, since_s=since_s, most=most)
     print_table(
         ("time", "tenant", "by", "what", "of", "detail"),
         [(_when(each.at_s), each.tenant, each.actor, each.action, each.subject, each.detail) for each in entries],
@@ -228,20 +223,20 @@ def audit(
 
 
 @app.command(example="isthmus cloud migrate --database postgresql://HOST/NAME")
-def migrate(state: _State = None, database: _Database = None) -> None:
+def migrate(state: StateOption = None, database: DatabaseOption = None) -> None:
     """Upgrade the tables of a database to this version, or make them. Servers of the version before may be running.
 
     Needs --state or --database of the server. 'isthmus cloud serve' does the same at its start; this command is for
     those who do it once, before they replace many servers. Writes to the database alone.
     """
-    opened = _connected(state, database)
+    opened = connected(state, database)
     opened.connect()
     opened.migrate()
     typer.echo(f"{opened.shown} is of this version")
 
 
 @app.command(example="isthmus cloud jobs --state state")
-def jobs(state: _State = None, database: _Database = None) -> None:
+def jobs(state: StateOption = None, database: DatabaseOption = None) -> None:
     """List the personalisations, oldest first. The server may be running.
 
     Needs --state or --database of the server. If the output is no terminal, each job is a line with tabs between
@@ -262,7 +257,7 @@ def jobs(state: _State = None, database: _Database = None) -> None:
                 _when(job.created_s),
                 job.error,
             )
-            for job in job_rows.listing(_open(state, database))
+            for job in job_rows.listing(open_database(state, database))
         ],
         tabs_in_pipes=True,
     )
@@ -276,12 +271,12 @@ def jobs(state: _State = None, database: _Database = None) -> None:
     """,
 )
 def rotate_key(
-    state: _Needed,
+    state: NeededStateOption,
     signing_key_file: Annotated[
         Path | None,
         typer.Option(envvar=f"{ENVIRONMENT}SIGNING_KEY_FILE", help="The server's --signing-key-file."),
     ] = None,
-    database: _Database = None,
+    database: DatabaseOption = None,
 ) -> None:
     """Replace the key that signs students. Devices go on without enrolling again.
 
@@ -293,7 +288,7 @@ def rotate_key(
     from isthmus.cloud import continuity
     from isthmus.cloud.store import lock
 
-    opened = _open(state, database)
+    opened = open_database(state, database)
     holds = lock.acquire_folder(state, "server"), lock.acquire(opened, "server")
     try:
         path = signing_key_file or state / "signing_key"
@@ -306,10 +301,10 @@ def rotate_key(
 
 @app.command(example="isthmus cloud backup --state state --to isthmus.tar")
 def backup(
-    state: _Needed,
+    state: NeededStateOption,
     to: Annotated[Path, typer.Option(metavar="FILE", help="File to write. It must not exist.")],
-    database: _Database = None,
-    artefacts: _Artefacts = None,
+    database: DatabaseOption = None,
+    artefacts: ArtefactsOption = None,
 ) -> None:
     """Write a backup of a server to one file. The server may be running.
 
@@ -318,16 +313,16 @@ def backup(
     """
     from isthmus.cloud.backup import backup as write
 
-    size = write(_open(state, database), _artefacts(artefacts, state), state, to)
+    size = write(open_database(state, database), artefacts_of(artefacts, state), state, to)
     typer.echo(f"{to}: {size / 1e6:.1f} MB")
 
 
 @app.command(example="isthmus cloud restore --state state --from isthmus.tar")
 def restore(
-    state: _Needed,
+    state: NeededStateOption,
     source: Annotated[Path, typer.Option("--from", metavar="FILE", help="File that 'isthmus cloud backup' wrote.")],
-    database: _Database = None,
-    artefacts: _Artefacts = None,
+    database: DatabaseOption = None,
+    artefacts: ArtefactsOption = None,
 ) -> None:
     """Make a server's folder and database from a backup.
 
@@ -341,31 +336,8 @@ def restore(
     typer.echo(f"{state} is restored")
 
 
-def _artefacts(url: str | None, state: Path) -> "Artefacts":
-    from isthmus.cloud.store.artefacts import Artefacts
-
-    return Artefacts(url if url is not None else str(state.absolute() / "artefacts"))
-
-
-def _open(state: Path | None, database: str | None) -> "Database":
-    """Open the database of a server. Raises IsthmusError, also if this version cannot read its schema."""
-    opened = _connected(state, database)
-    opened.check_schema()
-    return opened
-
-
-def _connected(state: Path | None, database: str | None) -> "Database":
-    from isthmus.cloud.store.database import Database
-
-    if database is None:
-        if state is None:
-            raise typer.BadParameter("give --state DIR or --database URL of the server")
-        file = state.absolute() / "isthmus.db"
-        if not file.is_file():
-            fail(f"{state} holds no database; give the --state folder of 'isthmus cloud serve'")
-        database = f"sqlite:///{file}"
-    return Database(database)
-
-
 def _when(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+app.add(release_app)

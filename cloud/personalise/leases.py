@@ -10,7 +10,7 @@ On PostgreSQL all times of leases are the database's, so machines whose clocks d
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -74,11 +74,14 @@ class Held:
     tenant: str = ""
 
 
-def take(database: Database, worker: str, *, release_hash: str, now_s: float, lease_s: float = LEASE_S) -> Held | None:
+def take(
+    database: Database, worker: str, *, releases: Collection[str], now_s: float, lease_s: float = LEASE_S
+) -> Held | None:
     """Take the job that is due: first a job already begun, else the oldest. Returns None if there is none.
 
-    ``worker``: a UUID of this process. Jobs of other releases are left for ``OTHER_RELEASE_S`` to workers that have
-    them. A job whose lease has ended without being handed back counts as one that killed its worker.
+    ``worker``: a UUID of this process. ``releases``: those that it has or can fetch. Jobs of others are left for
+    ``OTHER_RELEASE_S`` to workers that have them. A job whose lease has ended without being handed back counts as one
+    that killed its worker.
     """
     patience_s = OTHER_RELEASE_S if database.shared else 0.0
     with database.writing() as connection:
@@ -88,7 +91,7 @@ def take(database: Database, worker: str, *, release_hash: str, now_s: float, le
             return None  # A worker of version 0.1 is at work, which knows no leases.
         clock_s = database.clock_s(connection)
         free = sa.or_(jobs.c.worker.in_(("", worker)), jobs.c.lease_until_s <= clock_s)
-        ours = sa.or_(jobs.c.release_hash == release_hash, jobs.c.updated_s <= now_s - patience_s)
+        ours = sa.or_(jobs.c.release_hash.in_(list(releases)), jobs.c.updated_s <= now_s - patience_s)
         query = _due(now_s).where(free, ours).with_for_update(skip_locked=True)
         row = connection.execute(query).first()
         if row is None:

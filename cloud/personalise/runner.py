@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from isthmus.cloud import logs, tracing
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import job_rows, service, students
 from isthmus.cloud.personalise.job import (
     Discard,
@@ -36,6 +36,7 @@ from isthmus.cloud.personalise.learning import Learning, RoundWork
 from isthmus.cloud.personalise.leases import Held, kept
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.work_files import WorkFiles
+from isthmus.cloud.store import releases
 from isthmus.cloud.store.database import disk_is_full
 from isthmus.cloud.tracing import Traces
 from isthmus.data.files import replaced
@@ -104,6 +105,8 @@ class Runner:
     def _outcome(self, held: Held, job: Job, action: Select | Distil | TrainHeads | Export) -> Event:
         if job.release_hash != self.offer.release_hash:
             return Failed("the server has a new release; start again")
+        if releases.is_withdrawn(self.shelf.database, job.release_hash):
+            return Failed("the release of this personalisation was withdrawn; start again")
         try:
             return self._perform(held, job, action)
         except (Busy, Locked, NotYours, Unavailable):

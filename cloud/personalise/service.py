@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.personalise.job import Job, Uploaded
+from isthmus.cloud.releases.catalogue import Catalogue
 from isthmus.cloud.store import tenants
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.tenants import DEFAULT, OverQuota
@@ -21,8 +22,7 @@ _SEED_LIMIT = 2**31
 
 
 def start(
-    database: Database,
-    offer: Offer,
+    catalogue: Catalogue,
     device_id: str,
     *,
     idempotency_key: str,
@@ -36,7 +36,7 @@ def start(
     at_most_a_day: int | None = None,
     trace: str = "",
 ) -> Job:
-    """Start a personalisation, or return the one that was started with the same key.
+    """Start a personalisation on the release that the device is offered, or return the one of the same key.
 
     ``at_most_a_day``: how many its tenant may start per day. ``trace``: context of the call, see proto/trace.py.
 
@@ -44,6 +44,7 @@ def start(
     """
     if not 0 < len(idempotency_key) <= MAX_NAME_CHARS or not idempotency_key.isprintable():
         raise InvalidInput(f"idempotency key: 1 to {MAX_NAME_CHARS} printable characters")
+    database, offer = catalogue.database, catalogue.offered(device_id).offer
     most_rounds = min(MAX_ROUNDS, offer.epochs)
     if not 0 <= rounds <= most_rounds:
         raise InvalidInput(f"rounds: 0 (the server's choice) to {most_rounds}")
@@ -75,14 +76,16 @@ def start(
 
 
 def upload(
-    database: Database, offer: Offer, device_id: str, *, job_id: str, round: int, prototypes: Prototypes, now_s: float
+    catalogue: Catalogue, device_id: str, *, job_id: str, round: int, prototypes: Prototypes, now_s: float
 ) -> Job:
     """Accept the prototypes of a later round. Repeating the last accepted upload changes nothing.
 
-    Raises NotYours, BadPrototypes, OutOfOrder if another round is awaited, and WrongState if none is.
+    Raises NotYours, BadPrototypes, OutOfOrder if another round is awaited, and WrongState if none is or the job's
+    release is gone.
     """
+    database = catalogue.database
     job = get(database, device_id, job_id)
-    check_prototypes(offer, prototypes)
+    check_prototypes(catalogue.of(job.release_hash), prototypes)
     payload = to_payload(prototypes)
     if round == job.round and not job.stage.ended and _has_upload(database, job, payload):
         return job

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.releases.catalogue import Offered
 from isthmus.cloud.store import students
 from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
@@ -117,34 +118,31 @@ def publish(
         version=_next_version(shelf, device_id, now_s),
         expires_s=now_s + VALID_S,
         device_id=device_id or "",
+        release=offer.release_hash,
     )
     signed = _signed(signer, manifest)
     sha256 = None if heads is None else _described(heads).sha256
     try:
-        students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256))
+        students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256, offer.release_hash))
     except (IntegrityError, NotYours) as error:
         shelf.artefacts.remove(student_id)
         raise NotYours("the device was deleted") from error
     return manifest
 
 
-def publish_base(shelf: Shelf, signer: Signer, offer: Offer, now_s: float) -> str:
-    """Publish the release's base student, unless it is published already. Returns its id.
+def publish_base(shelf: Shelf, signer: Signer, offer: Offer, folder: Path, now_s: float) -> str:
+    """Publish the release's base student, unless it is published already. Returns its id. ``folder``: of its files.
 
     Raises InvalidInput if the release has no complete base student.
     """
     student_id = base_student_id(offer)
-    heads = offer.base_dir / HEADS_FILE
-    files = sorted(offer.base_dir.glob("*.onnx"))
+    heads = folder / HEADS_FILE
+    files = sorted(folder.glob("*.onnx"))
     if not heads.is_file() or not files:
         raise InvalidInput("the release has no exported base student; run 'isthmus distill student' on it first")
     known = students.get(shelf.database, student_id)
     if known is not None and known.heads_sha256 is not None:
         _mend(shelf, known, files, heads)
-        if _version(known) < max(map(_version, students.bases(shelf.database))):
-            # The operator went back to this release: devices refuse an older version.
-            anew = replace(_manifest(known), version=_next_version(shelf, None, now_s), expires_s=now_s + VALID_S)
-            students.sign_anew(shelf.database, student_id, _signed(signer, anew))
         return student_id
     publish(
         shelf,
@@ -185,10 +183,15 @@ def _mend(shelf: Shelf, known: StudentRow, files: Sequence[Path], heads: Path) -
 
 
 def prune(shelf: Shelf, device_id: str, *, keep: int) -> None:
-    """Remove all but a device's ``keep`` newest students."""
-    for row in students.of_device(shelf.database, device_id)[keep:]:
-        students.remove(shelf.database, row.student_id)
-        shelf.artefacts.remove(row.student_id)
+    """Remove all but a device's ``keep`` newest students, and its interim students but the newest ones.
+
+    Interim students are counted apart: those of one personalisation never push out a student that a device may use.
+    """
+    rows = students.of_device(shelf.database, device_id)
+    for of_kind in ([row for row in rows if row.kind != "interim"], [row for row in rows if row.kind == "interim"]):
+        for row in of_kind[keep:]:
+            students.remove(shelf.database, row.student_id)
+            shelf.artefacts.remove(row.student_id)
 
 
 def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
@@ -200,29 +203,51 @@ def reachable(shelf: Shelf, device_id: str, student_id: str) -> StudentRow:
     return row
 
 
-def describe(
-    shelf: Shelf, signer: Signer, offer: Offer, device_id: str, student_id: str, now_s: float
-) -> SignedManifest:
-    """Return the signed manifest of a student. Raises NotYours.
+def described_row(shelf: Shelf, offered: Offered, device_id: str, student_id: str, *, base: bool) -> StudentRow:
+    """Return the student that a device asks about. Raises NotYours.
 
-    An empty id means the device's newest student or, if it has none, the base student. A manifest that another key has
-    signed, or that has less than half of its time left, is signed again and stored.
+    An empty id means the device's newest student or, if it has none, the base student of the release that the device is
+    offered. ``base``: that base student in any case.
     """
-    own = [] if student_id else students.of_device(shelf.database, device_id)
-    row = own[0] if own else reachable(shelf, device_id, student_id or base_student_id(offer))
+    own = [] if student_id or base else students.of_device(shelf.database, device_id)
+    if own:
+        return own[0]
+    return reachable(shelf, device_id, base_student_id(offered.offer) if base or not student_id else student_id)
+
+
+def describe(shelf: Shelf, signer: Signer, offered: Offered, row: StudentRow, now_s: float) -> SignedManifest:
+    """Return the signed manifest of a student.
+
+    A manifest is signed anew and stored if another key has signed it, if it has less than half of its time left, if it
+    does not name its release, or if it is of the base student that is offered and a device may know a higher version.
+    """
     manifest = _manifest(row)
     lasts = manifest.expires_s - now_s > VALID_S / 2
-    if manifest.version and lasts and signer.has_signed(row.signed.signature, row.signed.manifest_bytes):
+    least = offered.least_version if row.student_id == base_student_id(offered.offer) else 1
+    named = manifest.release == row.release
+    if (
+        manifest.version >= least
+        and named
+        and lasts
+        and signer.has_signed(row.signed.signature, row.signed.manifest_bytes)
+    ):
         return row.signed
+    version = manifest.version or int(row.created_s)  # 0: signed by version 0.1
     anew = replace(
         manifest,
-        version=manifest.version or int(row.created_s),  # 0: signed by version 0.1
+        version=version if version >= least else max(least, _next_version(shelf, None, now_s)),
         expires_s=now_s + VALID_S,
         device_id=row.device_id or "",
+        release=row.release,
     )
     signed = _signed(signer, anew)
     students.sign_anew(shelf.database, row.student_id, signed)
     return signed
+
+
+def newest_base_version(database: Database) -> int:
+    """Return the highest version that a base student has, of all releases; 0 if there is none."""
+    return max((_version(row) for row in students.bases(database)), default=0)
 
 
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:

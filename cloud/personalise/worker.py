@@ -20,19 +20,20 @@ from typing import Final
 from uuid import uuid4
 
 from isthmus.cloud import logs, tracing
-from isthmus.cloud.offer import offer_of
 from isthmus.cloud.personalise import job_rows, leases, signing
-from isthmus.cloud.personalise.job import Expired
+from isthmus.cloud.personalise.job import Expired, Stalled
 from isthmus.cloud.personalise.leases import LeaseLost
 from isthmus.cloud.personalise.runner import Runner
+from isthmus.cloud.personalise.runners import Opened, Runners
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.personalise.work_files import WorkFiles
+from isthmus.cloud.releases.copies import Copies
 from isthmus.cloud.settings import CloudSettings
-from isthmus.cloud.store import lock, news, release_files
+from isthmus.cloud.store import lock, news, releases
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.extensions import load_extensions
-from isthmus.proto.errors import InvalidInput, IsthmusError, Locked, NotYours, WrongState
+from isthmus.proto.errors import Corrupt, InvalidInput, IsthmusError, Locked, NotYours, StorageFull, WrongState
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +90,18 @@ class Worker:
                 self.files.discard(job_id)
         if not leases.is_due(self.database, now_s):
             return False
-        runner = self.runner
-        held = leases.take(self.database, self.worker, release_hash=runner.offer.release_hash, now_s=now_s)
+        usable = {self.runners.own_id} | releases.stored_ids(self.database)
+        held = leases.take(self.database, self.worker, releases=usable, now_s=now_s)
         if held is None:
             return False
+        with leases.kept(self.database, held.lease):
+            try:
+                runner = self.runners.of(held.job.release_hash)
+            except (Corrupt, StorageFull) as error:
+                # The job waits, and others go first: an operator can mend this.
+                job_rows.apply(self.database, held.job.job_id, Stalled(str(error)), self.database.now_s())
+                log.warning("job %s waits: %s", held.job.job_id, error)
+                return True
         runner.run(held)
         return True
 
@@ -108,31 +117,32 @@ class Worker:
             leases.hand_back(self.database, self.worker)
 
     @cached_property
-    def runner(self) -> Runner:
-        """What runs jobs."""
-        # Imported at the first job, so that a worker without work stays small.
-        import torch
-
-        from isthmus.cloud.personalise.distilling import DistillLearning
-        from isthmus.distill.release import Release
-
+    def runners(self) -> Runners:
+        """What runs jobs, by release."""
         settings = self._settings
-        if settings.worker_threads is not None:
-            torch.set_num_threads(settings.worker_threads)
         if settings.release is None:
             raise InvalidInput("a worker needs a release")
-        release_files.check(self.database, settings.release)
-        release = Release.open(settings.release)
-        return Runner(
-            shelf=Shelf(self.database, self._artefacts),
-            signer=signing.load(settings.signing_key_path),
-            offer=offer_of(release),
-            learning=DistillLearning(release),
-            files=self.files,
-            keep_students=settings.keep_students,
-            now_s=self.database.now_s,
-            traces=self.traces,
-        )
+        shelf, signer = Shelf(self.database, self._artefacts), signing.load(settings.signing_key_path)
+        if settings.worker_threads is not None:
+            # Imported at the first job, so that a worker without work stays small.
+            import torch
+
+            torch.set_num_threads(settings.worker_threads)
+
+        def run_on(opened: Opened) -> Runner:
+            return Runner(
+                shelf=shelf,
+                signer=signer,
+                offer=opened.offer,
+                learning=opened.learning,
+                files=self.files,
+                keep_students=settings.keep_students,
+                now_s=self.database.now_s,
+                traces=self.traces,
+            )
+
+        copies = Copies(settings.state / "releases", self._artefacts, settings.release_copies_bytes)
+        return Runners(self.database, copies, settings.release, run_on)
 
     def sweep(self) -> None:
         """Remove working files of jobs that have ended, here or on another machine, or whose device was deleted."""

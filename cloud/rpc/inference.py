@@ -1,18 +1,21 @@
 """InferenceService on the wire: one student per stream, one answer per frame."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from isthmus.cloud.inference import HeadCache, Session, refusal
 from isthmus.cloud.metrics.calls import Metrics
-from isthmus.cloud.offer import Offer
 from isthmus.cloud.rpc.scopes import caller
+from isthmus.cloud.store import releases
+from isthmus.cloud.store.database import Database
 from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.checks import identifier
 from isthmus.proto.convert import infer_reply_to_pb
-from isthmus.proto.errors import Busy, InvalidInput, TooLate
+from isthmus.proto.errors import Busy, InvalidInput, IsthmusError, TooLate
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
@@ -24,7 +27,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Maps InferenceService to sessions on cached heads."""
 
     cache: HeadCache
-    offer: Offer
+    database: Database
     metrics: Metrics
     roster: Roster
 
@@ -32,8 +35,12 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         named = dict(context.invocation_metadata() or ()).get("isthmus-student")
         if not isinstance(named, str):
             raise InvalidInput("no student is named; set the metadata 'isthmus-student'")
-        heads = await self.cache.heads(caller().device_id, identifier("isthmus-student", named))
-        session = Session(heads, self.offer.feature_width)
+        served = await self.cache.heads(caller().device_id, identifier("isthmus-student", named))
+        if served.release != caller().release:
+            # No reason to refuse a call that only reads: it is recorded at the next stream.
+            with suppress(IsthmusError):
+                await asyncio.to_thread(releases.uses, self.database, caller().device_id, served.release)
+        session = Session(served.heads, served.feature_width)
         async for request in requests:
             # A head is one small matrix product: cheaper to compute here than in another thread.
             began_s = time.perf_counter()

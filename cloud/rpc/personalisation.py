@@ -12,22 +12,24 @@ from typing import Any
 from isthmus.cloud import identity, tracing
 from isthmus.cloud.identity import Gate, WrongKey
 from isthmus.cloud.metrics.calls import Metrics
-from isthmus.cloud.offer import Offer
 from isthmus.cloud.personalise import service, students
 from isthmus.cloud.personalise.forgetting import forget_device
 from isthmus.cloud.personalise.job import Job, status
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.releases.catalogue import Catalogue
 from isthmus.cloud.rpc.job_watch import JobWatch
 from isthmus.cloud.rpc.scopes import caller
 from isthmus.cloud.rpc.transport import identity_of
 from isthmus.cloud.rpc.work import Work
+from isthmus.cloud.store import releases
+from isthmus.cloud.store.devices import Device
 from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.cloud.tenants.roster import Roster
 from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import checks, convert, convert_student
-from isthmus.proto.errors import Unauthenticated
-from isthmus.proto.messages import Chunk, Enrolment, SignedKeyChange
+from isthmus.proto.errors import InvalidInput, Unauthenticated
+from isthmus.proto.messages import Chunk, Enrolment, SignedKeyChange, SignedManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
@@ -43,7 +45,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     """
 
     shelf: Shelf
-    offer: Offer
+    catalogue: Catalogue
     gate: Gate
     roster: Roster
     signer: Signer
@@ -78,7 +80,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
             identity.enrol,
             self.shelf.database,
             self.gate,
-            self.offer,
+            lambda device_id: self.catalogue.offered(device_id).offer,
             self.signer.public_key,
             device_name=request.device_name,
             enrolment_key=request.enrolment_key,
@@ -108,8 +110,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     async def _start(self, request: pb.StartPersonalisationRequest, trace: str) -> Job:
         return await self.work.do(
             service.start,
-            self.shelf.database,
-            self.offer,
+            self.catalogue,
             caller().device_id,
             idempotency_key=request.idempotency_key,
             prototypes=convert.prototypes_from_pb(request.prototypes),
@@ -126,8 +127,7 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
     async def UploadPrototypes(self, request: pb.UploadPrototypesRequest, context: Any) -> pb.UploadPrototypesResponse:
         job = await self.work.do(
             service.upload,
-            self.shelf.database,
-            self.offer,
+            self.catalogue,
             caller().device_id,
             job_id=checks.identifier("job", request.job_id),
             round=request.round,
@@ -145,16 +145,19 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
                 yield pb.WatchJobResponse(job=convert.job_status_to_pb(status(changed)))
 
     async def DescribeStudent(self, request: pb.DescribeStudentRequest, context: Any) -> pb.DescribeStudentResponse:
-        signed = await self.work.do(
-            students.describe,
-            self.shelf,
-            self.signer,
-            self.offer,
-            caller().device_id,
-            request.student_id,
-            self.shelf.database.now_s(),
-        )
+        signed = await self.work.do(self._describe, caller(), request.student_id, request.offered)
         return convert_student.signed_manifest_to_pb(replace(signed, key_changes=self.key_changes))
+
+    def _describe(self, device: Device, student_id: str, base: bool) -> SignedManifest:
+        if student_id and base:
+            raise InvalidInput("name a student, or ask for the base student that is offered")
+        offered = self.catalogue.offered(device.device_id)
+        row = students.described_row(self.shelf, offered, device.device_id, student_id, base=base)
+        signed = students.describe(self.shelf, self.signer, offered, row, self.shelf.database.now_s())
+        # A look at what is offered is no use of it, and an interim student makes prototypes only.
+        if not base and row.kind != "interim" and row.release not in ("", device.release):
+            releases.uses(self.shelf.database, device.device_id, row.release)
+        return signed
 
     async def FetchStudent(
         self, request: pb.FetchStudentRequest, context: Any

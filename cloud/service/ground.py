@@ -8,28 +8,26 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from isthmus.cloud import continuity
+from isthmus.cloud import continuity, own_release
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.identity import Gate
-from isthmus.cloud.offer import Offer, offer_of
-from isthmus.cloud.personalise import students
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
+from isthmus.cloud.releases.catalogue import Catalogue
 from isthmus.cloud.settings import CloudSettings
-from isthmus.cloud.store import lock, release_files
+from isthmus.cloud.store import lock
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.tenants.roster import Roster
-from isthmus.distill.release import Release
 from isthmus.proto.errors import InvalidInput, IsthmusError
 
 
 @dataclass(frozen=True)
 class OpenRelease:
-    """What the services for devices need of a release."""
+    """What the services for devices need."""
 
     signer: Signer
-    offer: Offer
+    catalogue: Catalogue
     gate: Gate
     base_student_id: str
 
@@ -78,15 +76,8 @@ def open_ground(settings: CloudSettings, stack: AsyncExitStack) -> Ground:
 
 def _open_release(settings: CloudSettings, folder: Path, shelf: Shelf, gate: Gate) -> OpenRelease:
     signer = continuity.same_key(shelf.database, settings.signing_key_path)
-    release = Release.open(folder)
-    pinned = release_files.is_pinned(shelf.database) and not settings.accept_release
-    if pinned:
-        release_files.check(shelf.database, folder)
-    offer = offer_of(release)
-    base_student_id = students.publish_base(shelf, signer, offer, time.time())
-    if not pinned:
-        release_files.pin(shelf.database, folder, release.files())
-    return OpenRelease(signer, offer, gate, base_student_id)
+    base_student_id = own_release.open_own(shelf, signer, folder, time.time(), accept=settings.accept_release)
+    return OpenRelease(signer, Catalogue(shelf.database), gate, base_student_id)
 
 
 def _open_elastic(settings: CloudSettings, shelf: Shelf, stack: AsyncExitStack) -> Elastic | None:

@@ -113,7 +113,7 @@ class Services:
         self.stack.push_async_callback(watch.stop)
         personalisation = PersonalisationServicer(
             shelf=shelf,
-            offer=release.offer,
+            catalogue=release.catalogue,
             gate=release.gate,
             roster=ground.roster,
             signer=release.signer,
@@ -128,7 +128,7 @@ class Services:
         )
         cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
-        inference = InferenceServicer(cache, release.offer, self.metrics, ground.roster)
+        inference = InferenceServicer(cache, shelf.database, self.metrics, ground.roster)
         pb_grpc.add_InferenceServiceServicer_to_server(inference, server)
 
     def _inference(self) -> inference_grpc.GRPCInferenceServiceServicer | None:

@@ -27,6 +27,8 @@ class Device:
     tenant: str = DEFAULT
     certificate: str | None = None
     """Identity in the TLS certificate that its calls need, if it enrolled with one."""
+    release: str = ""
+    """The release of the student that it fetched or asked with last; "" if that is unknown."""
 
     def __repr__(self) -> str:
         return f"Device(device_id={self.device_id!r}, name={self.name!r})"
@@ -161,6 +163,7 @@ def _device(row: sa.Row[tuple[object, ...]]) -> Device:
         row.seen_s,
         row.tenant,
         row.certificate,
+        row.release,
     )
 
 

@@ -25,6 +25,8 @@ devices = sa.Table(
     sa.Column("tenant", sa.String(32), nullable=False, server_default="default"),
     # Identity in the TLS certificate with which it enrolled. Its later calls need that certificate too.
     sa.Column("certificate", sa.String(255), nullable=True),
+    # The release of the student that it fetched or asked with last; "" if that is unknown.
+    sa.Column("release", sa.String(64), nullable=False, server_default=""),
 )
 
 # Who shares the service. "default" needs no row: it is the tenant of all that was there before there were others.
@@ -132,6 +134,34 @@ students = sa.Table(
     # NULL: an interim student, which has no heads, or one that was published before this was recorded.
     sa.Column("heads_sha256", sa.LargeBinary(32), nullable=True),
     sa.Column("created_s", sa.Float, nullable=False),
+    # The release that it is of; "" if a version before 0.2 made it and that cannot be found.
+    sa.Column("release", sa.String(64), nullable=False, server_default=""),
+)
+
+# The releases that devices may be offered. A row appears when everything else of its release is in its place.
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    # What a server needs of it, as JSON, see offers/offer.py.
+    sa.Column("offer", sa.Text, nullable=False),
+    # SHA-256 and size of each of its files, see store/releases.py.
+    sa.Column("files", sa.LargeBinary, nullable=False),
+    # Whether the artefacts hold its files, so that every worker can work on its jobs.
+    sa.Column("stored", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_s", sa.Float, nullable=False),
+)
+
+# To which devices a release is offered, see offers/rollout.py. Not in "releases", so that a record can be changed
+# without the files' hashes being written again.
+rollouts = sa.Table(
+    "rollouts",
+    metadata,
+    sa.Column("release", sa.String(64), sa.ForeignKey("releases.id"), primary_key=True),
+    sa.Column("share", sa.Float, nullable=False),
+    sa.Column("devices", sa.JSON, nullable=False),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+    sa.Column("withdrawn_s", sa.Float, nullable=True),
 )
 
 # Used by version 0.1 alone, which may still serve the database while it is replaced. Dropped in a later version.

@@ -22,6 +22,8 @@ class StudentRow:
     created_s: float
     heads_sha256: bytes | None = None
     """SHA-256 of the heads' file, if the student has heads and this was recorded."""
+    release: str = ""
+    """Id of the release that it is of; "" if that is unknown."""
 
 
 def put(database: Database, student: StudentRow) -> None:
@@ -42,6 +44,7 @@ def put(database: Database, student: StudentRow) -> None:
                 signature=student.signed.signature,
                 created_s=student.created_s,
                 heads_sha256=student.heads_sha256,
+                release=student.release,
             )
         )
 
@@ -85,4 +88,4 @@ def remove(database: Database, student_id: str) -> None:
 
 def _student(row: sa.Row[tuple[object, ...]]) -> StudentRow:
     signed = SignedManifest(bytes(row.manifest), bytes(row.signature))
-    return StudentRow(row.id, row.device_id, row.kind, signed, row.created_s, row.heads_sha256)
+    return StudentRow(row.id, row.device_id, row.kind, signed, row.created_s, row.heads_sha256, row.release)

@@ -160,7 +160,7 @@ class DeviceState:
             for name, value in kept.items():
                 if name != "retry_at_s" and type(value) is not type(known[name]):
                     raise TypeError(name)
-                if name.endswith("_id"):
+                if name.endswith("_id") or name == "moved_to":
                     identifier(name, value, optional=True)
                 if isinstance(value, int) and not -1 <= value <= 1 << 31:
                     raise ValueError(name)

@@ -136,6 +136,13 @@ class Runtime:
         self.state = behaviour.personalise_again(self.state)
         self._device.save_agent(self.state)
 
+    def note_moved(self, release: str) -> None:
+        """Remember that the offer of a release was followed, or is what the device uses already."""
+        with self._changing:
+            state = behaviour.moved(self.state, release)
+            self._save(state)
+            self.state = state
+
     def run(self, until: behaviour.Phase = behaviour.Phase.SERVE, *, patient: bool = False) -> behaviour.State:
         """Follow the agent until it reaches ``until`` or serves; return its state.
 

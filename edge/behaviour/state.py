@@ -47,7 +47,7 @@ class State:
     lost or failed. ``attempt`` counts tries since the link last worked, ``refusals`` errors of any other kind since
     the last progress. ``failure``: the last such error, "" after progress. ``verdict``: the result of comparing the
     last final student with the active one. ``refused_id``: that student if it was refused. ``done``: the last
-    personalisation reached its end.
+    personalisation reached its end. ``moved_to``: the offered release that the device followed last, see moving.py.
     """
 
     phase: Phase = Phase.ENROL
@@ -69,6 +69,7 @@ class State:
     verdict: str = ""
     refused_id: str = ""
     done: bool = False
+    moved_to: str = ""
 
 
 def answering(state: State) -> Answering:
@@ -82,7 +83,13 @@ def answering(state: State) -> Answering:
 def personalise_again(state: State) -> State:
     """Return the state in which a finished device starts another personalisation, with its active student."""
     phase = Phase.ENCODE if state.active_id else Phase.ENROL
-    return State(phase=phase, active_id=state.active_id, base_id=state.active_id, repair_id=state.repair_id)
+    return State(
+        phase=phase,
+        active_id=state.active_id,
+        base_id=state.active_id,
+        repair_id=state.repair_id,
+        moved_to=state.moved_to,
+    )
 
 
 def enrol_anew(state: State) -> State:
@@ -101,6 +108,11 @@ def enrol_anew(state: State) -> State:
 def rolled_back(state: State, student_id: str) -> State:
     """Return the state in which the device uses the student before; whatever it was doing goes on."""
     return replace(state, active_id=student_id, repair_id="")
+
+
+def moved(state: State, release: str) -> State:
+    """Return the state in which the device has followed the offer of a release, or uses it already."""
+    return replace(state, moved_to=release)
 
 
 def withdrawn(state: State, student_id: str, substitute_id: str, reason: str) -> State:

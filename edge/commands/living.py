@@ -11,6 +11,7 @@ from isthmus.command_line import print_table
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
 from isthmus.edge.agent.live import LiveAnswers, Worker, working
+from isthmus.edge.agent.release_watch import ReleaseWatch
 from isthmus.edge.agent.runtime import Runtime
 from isthmus.edge.behaviour.own_life import Clips, Task, due
 from isthmus.edge.behaviour.state import Phase
@@ -51,6 +52,7 @@ def keep_living(
         answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
         life.link, life.working = answers.memory, lambda: worker.busy
         _work(runtime, device, store, worker, asked.clips_before, life)
+        watch = ReleaseWatch(runtime, random.random, may_personalise=lambda: len(store.clips()) >= asked.clips_before)
         say = _Sayer(life)
         life.service.ready()
         if not runtime.state.active_id:
@@ -82,6 +84,8 @@ def keep_living(
                         if not store.paused:  # else it was captured after the person had paused
                             _tell(name, captured, ends_s, runtime, device, answers, store, say, life)
                         _work(runtime, device, store, worker, asked.clips_before, life)
+                        if asked.follow_releases:
+                            watch.look(worker)
                 finally:
                     life.view = None
 

@@ -183,6 +183,14 @@ class RunOptions:
             "unlabelled selection clips and stays on this device.",
         ),
     ] = True
+    follow_releases: Annotated[
+        bool,
+        Option(
+            "--follow-releases/--no-follow-releases",
+            help="When the cloud offers another base student, personalise on it without being asked, within the "
+            "privacy budget. The new student is compared with the current one like any other.",
+        ),
+    ] = True
     again: Annotated[bool, Option("--again", help="Personalise again, from the current student.")] = False
     share_state: Annotated[
         bool,

@@ -25,6 +25,7 @@ from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.enrolling import enrol_anew
 from isthmus.edge.agent.life import Life, followed, frames_of
 from isthmus.edge.agent.live import LiveAnswers, Worker, appearing_clips, working
+from isthmus.edge.agent.release_watch import ReleaseWatch
 from isthmus.edge.agent.report import write_report
 from isthmus.edge.agent.run_config import RunConfig
 from isthmus.edge.agent.runtime import Runtime
@@ -284,6 +285,7 @@ def _keep_answering(
     data = clips.data
     assert data is not None
     seen = {ref.name for ref in read_listing(data, clips.layout).refs}
+    watch = ReleaseWatch(runtime, random.random)
     life.service.ready()
     while not runtime.state.active_id:
         pause(0.5)
@@ -311,6 +313,8 @@ def _keep_answering(
             captured = (live.next_clip(f"live-{number}").taken for number in itertools.count(1))
             taken = (each for each in captured if each is not None)
         for each in taken:
+            if asked.follow_releases:
+                watch.look(worker)
             began_s, ended_s, asked_before = runtime.clock(), time.time(), answers.memory.asked
             result = answers.answer(each, random.random())
             life.answered(

@@ -17,6 +17,7 @@ from isthmus.proto.messages import JobStatus
 _STAGES = {
     "enrol": "enrolling",
     "fetch_base": "fetching the base student",
+    "follow_release": "following the cloud to another base student",
     "fetch_interim": "fetching this round's student",
     "fetch_final": "fetching the finished student",
     "make_prototypes": "encoding selection clips",

@@ -83,6 +83,10 @@ class Link(Protocol):
     def describe_student(self, student_id: str) -> SignedManifest:
         """Return the named student's manifest; "" means the newest. The caller verifies its signature."""
 
+    def describe_offered(self) -> SignedManifest:
+        """Return the manifest of the base student that the cloud offers to this device. A cloud of version 0.1 returns
+        that of the newest student. The caller verifies its signature."""
+
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
         """Yield the file's chunks from ``offset_bytes`` on. The CRC-32 of each has been checked."""
 
@@ -103,7 +107,8 @@ class MemoryCloud:
     """A cloud in this process, for tests and dry runs. It holds students, and a script drives the jobs.
 
     ``script`` lists the states of a job after its start. A job stays in a state AWAITING_PROTOTYPES until the
-    prototypes of its round arrive. ``answer`` maps (student id, sequence, frame) to a reply.
+    prototypes of its round arrive. ``offered_id``: the base student that is offered ("": the newest student, as a
+    cloud of version 0.1 understands the question). ``answer`` maps (student id, sequence, frame) to a reply.
     """
 
     enrolment: Enrolment
@@ -113,6 +118,7 @@ class MemoryCloud:
     script: tuple[JobStatus, ...]
     answer: Callable[[str, int, bytes], InferReply]
     enrolment_key: str = ""
+    offered_id: str = ""
     reachable: bool = True
     chunk_bytes: int = CHUNK_BYTES
     uploads: dict[tuple[str, int], Prototypes] = field(default_factory=dict)
@@ -175,6 +181,9 @@ class MemoryLink:
         if signed is None:
             raise NotYours("no such student")
         return signed
+
+    def describe_offered(self) -> SignedManifest:
+        return self.describe_student(self.cloud.offered_id)
 
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
         self._check_known()

@@ -136,6 +136,12 @@ class GrpcLink:
             self._call(self._personalisation.DescribeStudent, request, "student")
         )
 
+    def describe_offered(self) -> SignedManifest:
+        request = pb.DescribeStudentRequest(offered=True)
+        return convert_student.signed_manifest_from_pb(
+            self._call(self._personalisation.DescribeStudent, request, "control")
+        )
+
     def fetch_file(self, student_id: str, file_name: str, offset_bytes: int) -> Iterator[Chunk]:
         request = pb.FetchStudentRequest(student_id=student_id, file_name=file_name, offset_bytes=offset_bytes)
         try:

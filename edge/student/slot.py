@@ -74,18 +74,37 @@ class StudentSlot:
         no room for the rest.
         """
         with self._changing:
-            followed = trust.after_changes(self._trust, signed.key_changes, is_signed)
-            if not is_signed(followed.keys[-1], signed.signature, signed.manifest_bytes):
-                raise Corrupt(
-                    "the student's signature does not match the key pinned at enrolment, or one that followed it. If "
-                    "the cloud's operator lost the key, 'isthmus edge enrol --again' pins the new one"
-                )
-            manifest = manifest_from_bytes(signed.manifest_bytes)
+            followed, manifest = self._verified(signed)
             if expected_id and manifest.student_id != expected_id:
                 raise Corrupt(f"the cloud sent student {manifest.student_id} for {expected_id}")
             self._remember(trust.accepted(followed, manifest, self._clock(), again=again))
         self._staging.open(signed, manifest, self._held())
         return manifest
+
+    def offered_release(self, signed: SignedManifest) -> str:
+        """Return the release of the base student that the cloud offers; "" if the cloud does not say.
+
+        The manifest is accepted as if the student were to be fetched, so an older offer cannot be replayed. Raises
+        Corrupt, Outdated and Refused as ``begin`` does.
+        """
+        with self._changing:
+            followed, manifest = self._verified(signed)
+            if manifest.kind != "base" or not manifest.release:
+                return ""
+            self._remember(trust.accepted(followed, manifest, self._clock()))
+            return manifest.release
+
+    def signed_release(self, signed: SignedManifest, student_id: str) -> str:
+        """Return the release of an installed student by a manifest that was signed since. Raises Corrupt."""
+        _, manifest = self._verified(signed)
+        if manifest.student_id != student_id:
+            raise Corrupt(f"the cloud described student {manifest.student_id} for {student_id}")
+        return manifest.release
+
+    def previous_id(self) -> str:
+        """Return the id of the student to which ``rollback`` would go; "" if there is none."""
+        before = _target(self._previous)
+        return before if before is not None and before != _target(self._current) else ""
 
     def missing(self, manifest: StudentManifest) -> list[tuple[StudentFile, int]]:
         """Return the incomplete files, or their patches, each with the offset in bytes from which to go on."""
@@ -274,6 +293,16 @@ class StudentSlot:
         for folder in gone:
             delete(folder)
         return [*(folder.name for folder in gone), *self._staging.clear()]
+
+    def _verified(self, signed: SignedManifest) -> tuple[Trust, StudentManifest]:
+        """Return the trust after the changes of the key, and the manifest, whose signature is verified."""
+        followed = trust.after_changes(self._trust, signed.key_changes, is_signed)
+        if not is_signed(followed.keys[-1], signed.signature, signed.manifest_bytes):
+            raise Corrupt(
+                "the student's signature does not match the key pinned at enrolment, or one that followed it. If "
+                "the cloud's operator lost the key, 'isthmus edge enrol --again' pins the new one"
+            )
+        return followed, manifest_from_bytes(signed.manifest_bytes)
 
     def _remember(self, after: Trust) -> None:
         with self._changing, disk_errors():

@@ -169,10 +169,12 @@ class JobStatus(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[_Union[JobStatus.Stage, str]] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., progress: _Optional[float] = ..., eta_s: _Optional[float] = ..., student_id: _Optional[str] = ..., selected_per_class: _Optional[_Iterable[int]] = ..., stage_seconds: _Optional[_Mapping[str, float]] = ..., error: _Optional[str] = ..., settled: _Optional[bool] = ...) -> None: ...
 
 class DescribeStudentRequest(_message.Message):
-    __slots__ = ("student_id",)
+    __slots__ = ("student_id", "offered")
     STUDENT_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFERED_FIELD_NUMBER: _ClassVar[int]
     student_id: str
-    def __init__(self, student_id: _Optional[str] = ...) -> None: ...
+    offered: bool
+    def __init__(self, student_id: _Optional[str] = ..., offered: _Optional[bool] = ...) -> None: ...
 
 class StudentFile(_message.Message):
     __slots__ = ("name", "size_bytes", "sha256", "patch")
@@ -233,7 +235,7 @@ class PersonModel(_message.Message):
     def __init__(self, weights: _Optional[bytes] = ..., bias: _Optional[bytes] = ..., centre: _Optional[bytes] = ..., spread: _Optional[bytes] = ..., mean: _Optional[bytes] = ..., between: _Optional[bytes] = ..., within: _Optional[bytes] = ..., fusion: _Optional[float] = ..., people: _Optional[int] = ...) -> None: ...
 
 class StudentManifest(_message.Message):
-    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured", "person", "version", "expires_s", "device_id")
+    __slots__ = ("student_id", "kind", "files", "ratios", "classes", "input_spec_json", "feature_width", "created_s", "measured", "person", "version", "expires_s", "device_id", "release")
     STUDENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +249,7 @@ class StudentManifest(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     student_id: str
     kind: str
     files: _containers.RepeatedCompositeFieldContainer[StudentFile]
@@ -260,7 +263,8 @@ class StudentManifest(_message.Message):
     version: int
     expires_s: float
     device_id: str
-    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ..., person: _Optional[_Union[PersonModel, _Mapping]] = ..., version: _Optional[int] = ..., expires_s: _Optional[float] = ..., device_id: _Optional[str] = ...) -> None: ...
+    release: str
+    def __init__(self, student_id: _Optional[str] = ..., kind: _Optional[str] = ..., files: _Optional[_Iterable[_Union[StudentFile, _Mapping]]] = ..., ratios: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[str]] = ..., input_spec_json: _Optional[str] = ..., feature_width: _Optional[int] = ..., created_s: _Optional[float] = ..., measured: _Optional[_Union[PublicMeasure, _Mapping]] = ..., person: _Optional[_Union[PersonModel, _Mapping]] = ..., version: _Optional[int] = ..., expires_s: _Optional[float] = ..., device_id: _Optional[str] = ..., release: _Optional[str] = ...) -> None: ...
 
 class KeyChange(_message.Message):
     __slots__ = ("previous_key", "next_key", "changed_s")

@@ -125,8 +125,8 @@ def test_a_server_of_the_version_before_goes_on_while_this_one_serves(database: 
         connection.execute(jobs.insert().values({**job_rows.row_of(a_job("old")), "device_id": "dev2"}))
     with database.reading() as old_worker:
         old_worker.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OURS}, {OLD_WORKERS})")
-        assert leases.take(database, "w", release_hash="release", now_s=time.time()) is None, "its worker is at work"
-    assert leases.take(database, "w", release_hash="release", now_s=time.time()) is not None
+        assert leases.take(database, "w", releases=("release",), now_s=time.time()) is None, "its worker is at work"
+    assert leases.take(database, "w", releases=("release",), now_s=time.time()) is not None
 
 
 @pytest.mark.parametrize("skew_s", [600.0, -600.0])
@@ -134,7 +134,7 @@ def test_machines_whose_clocks_differ_by_ten_minutes_agree_on_leases(
     cluster: Cluster, database: Database, monkeypatch: pytest.MonkeyPatch, skew_s: float
 ) -> None:
     job_rows.create(database, a_job("job"), b"", at_most_waiting=9)
-    held = leases.take(database, "first", release_hash="release", now_s=database.now_s())
+    held = leases.take(database, "first", releases=("release",), now_s=database.now_s())
     assert held is not None
     other = Database(database.url.render_as_string(hide_password=False))
     true = time.time
@@ -143,9 +143,9 @@ def test_machines_whose_clocks_differ_by_ten_minutes_agree_on_leases(
         other.connect()
         assert abs(other.now_s() - true()) < 60, "its time is the database's"
         assert not leases.is_due(other, other.now_s())
-        assert leases.take(other, "second", release_hash="release", now_s=other.now_s()) is None
+        assert leases.take(other, "second", releases=("release",), now_s=other.now_s()) is None
         leases.died(other, "first")
-        taken = leases.take(other, "second", release_hash="release", now_s=other.now_s())
+        taken = leases.take(other, "second", releases=("release",), now_s=other.now_s())
         assert taken is not None and taken.lease.fence == held.lease.fence + 1
     with pytest.raises(leases.LeaseLost):
         leases.extend(database, held.lease)
@@ -166,7 +166,7 @@ def test_two_versions_serve_one_database_at_once(database: Database) -> None:
         "old": "default",
         "acme-1": "acme",
     }
-    held = leases.take(database, "w", release_hash="release", now_s=database.now_s())
+    held = leases.take(database, "w", releases=("release",), now_s=database.now_s())
     assert held is not None and (held.tenant, held.trace) == ("default", "")
 
 

@@ -4,14 +4,12 @@ Jobs are taken by one worker at a time, a worker that lost its lease writes noth
 """
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import job_rows, leases, students
 from isthmus.cloud.personalise.job import EpochDone, Failed, Selected
 from isthmus.cloud.personalise.leases import Held, LeaseLost
@@ -20,36 +18,7 @@ from isthmus.cloud.store.schema import jobs
 from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, Unavailable
 from isthmus.proto.messages import Stage
 from tests.rigs.cloud.jobs import Bench, CountedLearning
-from tests.rigs.cloud.postgres import Cluster, running_cluster
-from tests.rigs.cloud.s3 import running_s3
-
-STORES = [(database, files) for database in ("sqlite", "postgresql") for files in ("folder", "s3")]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running_cluster() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with running_s3() as url:
-        yield url
-
-
-@pytest.fixture(params=STORES, ids=["+".join(pair) for pair in STORES])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """A cloud of these stores. S3 is used below a prefix of the test's own."""
-    kind, files = request.param
-    prefix = f"{request.getfixturevalue('s3')}/{uuid4().hex}" if files == "s3" else None
-    if kind == "sqlite":
-        yield Bench(tmp_path, None, prefix)
-        return
-    with request.getfixturevalue("cluster").database() as database:
-        made = Bench(tmp_path, database.url.render_as_string(hide_password=False), prefix)
-        yield made
-        made.database.close()
+from tests.rigs.cloud.postgres import Cluster
 
 
 def taken(bench: Bench, worker: str, lease_s: float = leases.LEASE_S) -> Held:
@@ -64,7 +33,7 @@ def test_a_job_runs_to_its_student(bench: Bench) -> None:
     bench.upload(1)
     ready = bench.run(CountedLearning())
     assert (ready.stage, ready.student_id) == (Stage.READY, "job")
-    student = students.describe(bench.shelf, bench.signer, bench.offer, "dev", "job", 0.0)
+    student = bench.described("job")
     file = students.check_fetch(bench.shelf, "dev", "job", "audio_encoder.onnx", 0)
     assert student == students.reachable(bench.shelf, "dev", "job").signed
     assert b"".join(chunk.data for chunk in students.chunks(bench.shelf, "job", file, 0)) == bench.student("job")

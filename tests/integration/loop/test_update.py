@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from isthmus.cloud.offer import offer_of
+from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise import job_rows, signing, students
 from isthmus.cloud.personalise.job import Distilled, Exported, HeadsTrained, Selected, Taken
 from isthmus.cloud.server import Server

@@ -5,20 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from isthmus.cloud.offer import Offer
-from isthmus.cloud.personalise import leases, service, signing
+from isthmus.cloud.offers.offer import Offer
+from isthmus.cloud.personalise import leases, service, signing, students
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
 from isthmus.cloud.personalise.leases import Held
 from isthmus.cloud.personalise.runner import Runner
+from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.students import Shelf
 from isthmus.cloud.personalise.work_files import WorkFiles
-from isthmus.cloud.store import devices
+from isthmus.cloud.releases.catalogue import Catalogue, offer_to
+from isthmus.cloud.store import devices, releases
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
+from isthmus.cloud.store.releases import ReleaseRow
 from isthmus.distill.selection import Selection
-from isthmus.proto.messages import Prototypes, UploadMode
+from isthmus.proto.messages import Prototypes, SignedManifest, UploadMode
 
 EPOCHS = 4
 
@@ -73,10 +76,13 @@ class Bench:
         self.clock_s = 100.0
         self.folder = folder
         self._artefacts_url = artefacts_url or str(folder / "artefacts")
-        self.offer = Offer("release", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, folder)
+        self.offer = Offer("release", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3)
         self.database = Database(database_url or f"sqlite:///{folder / 'isthmus.db'}")
         self.database.migrate()
         self.shelf = Shelf(self.database, Artefacts(self._artefacts_url))
+        self.catalogue = Catalogue(self.database)
+        if not releases.records(self.database):
+            self.publish(self.offer)
         self.signer = signing.load_or_create(folder / "key")
         self.work_dir = folder / "work"
         self.files = WorkFiles(self.work_dir, self.shelf.artefacts if self.database.shared else None)
@@ -90,6 +96,18 @@ class Bench:
         other.clock_s = self.clock_s
         return other
 
+    def publish(self, offer: Offer) -> None:
+        """Publish a release without files, and offer it to everyone."""
+        releases.put(self.database, ReleaseRow(offer, {}, stored=False, created_s=self.now_s()))
+        above = students.newest_base_version(self.database)
+        offer_to(self.database, offer.release_hash, 1.0, (), self.now_s(), above=above)
+
+    def described(self, student_id: str = "", now_s: float = 0.0, signer: Signer | None = None) -> SignedManifest:
+        """Return the manifest of a student, as the device "dev" is told it."""
+        offered = self.catalogue.offered("dev")
+        row = students.described_row(self.shelf, offered, "dev", student_id, base=False)
+        return students.describe(self.shelf, signer or self.signer, offered, row, now_s)
+
     def enrol(self, device_id: str) -> None:
         devices.add(self.database, Device(device_id, "kiosk", bytes(32), 1.0), at_most=9_999)
 
@@ -97,7 +115,7 @@ class Bench:
         return Runner(self.shelf, self.signer, offer or self.offer, learning, self.files, 3, self.now_s)
 
     def take(self, worker: str = "worker", release: str = "release", lease_s: float = leases.LEASE_S) -> Held | None:
-        return leases.take(self.database, worker, release_hash=release, now_s=self.now_s(), lease_s=lease_s)
+        return leases.take(self.database, worker, releases=(release,), now_s=self.now_s(), lease_s=lease_s)
 
     def run(self, learning: CountedLearning, offer: Offer | None = None) -> Job:
         """Take the job that is due, as a worker that knows that the one before has ended, and run it."""
@@ -110,12 +128,11 @@ class Bench:
         self.clock_s += 1.0
         return self.clock_s
 
-    def start(self, rounds: int = 1, device_id: str = "dev", job_id: str = "job") -> Job:
+    def start(self, rounds: int = 1, device_id: str = "dev", job_id: str = "job", key: str = "k") -> Job:
         return service.start(
-            self.database,
-            self.offer,
+            self.catalogue,
             device_id,
-            idempotency_key="k",
+            idempotency_key=key,
             prototypes=prototypes(),
             rounds=rounds,
             seed=1,
@@ -126,7 +143,7 @@ class Bench:
 
     def upload(self, round: int) -> Job:
         return service.upload(
-            self.database, self.offer, "dev", job_id="job", round=round, prototypes=prototypes(3), now_s=self.now_s()
+            self.catalogue, "dev", job_id="job", round=round, prototypes=prototypes(3), now_s=self.now_s()
         )
 
     def student(self, student_id: str) -> bytes:

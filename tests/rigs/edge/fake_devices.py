@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.student.slot import StudentSlot
-from isthmus.proto.convert import manifest_to_bytes
+from isthmus.proto.convert_student import manifest_to_bytes
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, SignedManifest, StudentFile, StudentManifest
 from tests.bench.untrained import CLASSES, encoders_release, export_base

@@ -14,8 +14,17 @@ from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.codec import pack_frame
+from isthmus.proto.convert_student import manifest_to_bytes
 from isthmus.proto.errors import NotYours, WrongState
-from isthmus.proto.messages import FeatureFrame, Features, FloatArray, NumberType, SignedManifest
+from isthmus.proto.messages import (
+    FeatureFrame,
+    Features,
+    FloatArray,
+    NumberType,
+    SignedManifest,
+    StudentFile,
+    StudentManifest,
+)
 
 
 class FixedHeads:
@@ -31,6 +40,7 @@ class FixedHeads:
 
 
 FRAME = pack_frame(FeatureFrame(Features(np.ones(8, np.float32), np.ones(8, np.float32)), 1.0, NumberType.FP16))
+WIDTHS = {"mine": 16}
 HALF = np.array([0.5, 0.5], np.float32)
 
 
@@ -65,7 +75,11 @@ def shelf(tmp_path: Path) -> Shelf:
         ("half", "me", "interim"),
     ):
         sha256 = shelf.artefacts.put(student_id, HEADS_FILE, tmp_path / HEADS_FILE)
-        students.put(database, StudentRow(student_id, owner, kind, SignedManifest(b"m", b"s"), 1.0, sha256))
+        width = WIDTHS.get(student_id, 8)
+        file = StudentFile("audio_encoder.onnx", 1, bytes(32))
+        manifest = StudentManifest(student_id, kind, (file,), (1.0,), ("a", "b"), "{}", width, 1.0)
+        signed = SignedManifest(manifest_to_bytes(manifest), b"s")
+        students.put(database, StudentRow(student_id, owner, kind, signed, 1.0, sha256, f"of {student_id}"))
     return shelf
 
 
@@ -80,12 +94,15 @@ def test_heads_are_loaded_once_and_the_least_used_are_dropped(shelf: Shelf, tmp_
         cache = HeadCache(shelf, load, scratch=tmp_path, capacity=1)
         one, two = await asyncio.gather(cache.heads("me", "base"), cache.heads("you", "base"))
         assert one is two
+        assert (one.feature_width, one.release) == (8, "of base")
         await cache.heads("me", "mine")
         await cache.heads("me", "mine")
         await cache.heads("me", "base")
+        other = await cache.heads("me", "mine")
+        assert (other.feature_width, other.release) == (16, "of mine"), "each student as its own release has it"
 
     asyncio.run(scenario())
-    assert loaded == ["base", "mine", "base"]
+    assert loaded == ["base", "mine", "base", "mine"]
 
 
 def test_heads_of_another_device_and_of_interim_students_are_refused(shelf: Shelf, tmp_path: Path) -> None:
@@ -95,4 +112,4 @@ def test_heads_of_another_device_and_of_interim_students_are_refused(shelf: Shel
             asyncio.run(cache.heads("me", student_id))
     with pytest.raises(WrongState, match="interim"):
         asyncio.run(cache.heads("me", "half"))
-    assert asyncio.run(cache.heads("you", "yours")).ratios == (1.0,)
+    assert asyncio.run(cache.heads("you", "yours")).heads.ratios == (1.0,)

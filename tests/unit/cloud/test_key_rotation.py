@@ -8,6 +8,7 @@ import pytest
 from isthmus.cloud import continuity
 from isthmus.cloud.personalise import signing, students
 from isthmus.cloud.personalise.signing import Signer
+from isthmus.cloud.releases.catalogue import withdraw
 from isthmus.cloud.store import pins
 from isthmus.cloud.store import students as rows
 from isthmus.cloud.store.database import Unusable
@@ -46,8 +47,7 @@ def publish(bench: Bench, student_id: str, now_s: float, device_id: str | None =
 
 
 def described(bench: Bench, student_id: str, now_s: float, signer: Signer | None = None) -> SignedManifest:
-    signed = students.describe(bench.shelf, signer or bench.signer, bench.offer, "dev", student_id, now_s)
-    return replace(signed, key_changes=continuity.key_changes(bench.database))
+    return replace(bench.described(student_id, now_s, signer), key_changes=continuity.key_changes(bench.database))
 
 
 def device(folder: Path, key: bytes, now_s: float) -> StudentSlot:
@@ -146,19 +146,28 @@ def test_a_student_that_version_0_1_has_signed_gets_version_expiry_and_device(be
     assert (now.version, now.device_id, now.expires_s) == (1_000, "dev", 3_000.0 + students.VALID_S)
 
 
-def test_a_release_that_is_served_again_gets_a_new_version(bench: Bench, tmp_path: Path) -> None:
+def test_a_release_that_is_offered_again_gets_a_new_version(bench: Bench, tmp_path: Path) -> None:
+    """A device goes from the first release to the second and back: each time the base student's version is higher."""
     slot = device(tmp_path, bench.signer.public_key, 1_000.0)
-    base_id = students.base_student_id(bench.offer)
-    for name in ("audio_encoder.onnx", students.HEADS_FILE):
-        (bench.folder / name).write_text("of the first release")
-    students.publish_base(bench.shelf, bench.signer, bench.offer, 1_000.0)
-    slot.begin(described(bench, base_id, 1_000.0))
-    (bench.folder / "audio_encoder.onnx").write_text("of the second release")
-    second = replace(bench.offer, release_hash="second")
-    students.publish_base(bench.shelf, bench.signer, second, 2_000.0)
-    slot.begin(described(bench, students.base_student_id(second), 2_000.0))
+    first, second = bench.offer, replace(bench.offer, release_hash="second")
+    for offer in (first, second):
+        folder = tmp_path / offer.release_hash
+        folder.mkdir()
+        for name in ("audio_encoder.onnx", students.HEADS_FILE):
+            (folder / name).write_text(f"of {offer.release_hash}")
+        students.publish_base(bench.shelf, bench.signer, offer, folder, 1_000.0)
+
+    def looked(now_s: float) -> tuple[str, int]:
+        manifest = slot.begin(described(bench, "", now_s))
+        return manifest.release, manifest.version
+
+    versions = [looked(1_000.0)]
+    bench.publish(second)
+    versions.append(looked(1_000.0))
+    above = students.newest_base_version(bench.database)
+    withdraw(bench.database, "second", 1_000.0, above=above)
+    versions += [looked(1_000.0), looked(1_000.0)]
+    assert [release for release, _ in versions] == ["release", "second", "release", "release"]
+    assert versions[0][1] < versions[1][1] < versions[2][1] == versions[3][1]
     with pytest.raises(Outdated):
-        slot.begin(described(bench, base_id, 2_500.0))
-    (bench.folder / "audio_encoder.onnx").write_text("of the first release")
-    students.publish_base(bench.shelf, bench.signer, bench.offer, 3_000.0)
-    assert slot.begin(described(bench, base_id, 3_000.0)).version == 3_000
+        slot.begin(described(bench, students.base_student_id(second), 1_000.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isthmus.cloud.offer import Offer
+from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import leases, students
 from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.learning import OnEpoch, RoundWork
@@ -34,16 +34,12 @@ def test_two_rounds_with_an_interim_student_between_them(bench: Bench) -> None:
     bench.start(rounds=2)
     awaiting = bench.run(CountedLearning())
     assert (awaiting.stage, awaiting.round, awaiting.student_id) == (Stage.AWAITING_PROTOTYPES, 1, "job-r0")
-    interim = manifest_from_bytes(
-        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
-    )
+    interim = manifest_from_bytes(bench.described().manifest_bytes)
     assert (interim.student_id, interim.kind, interim.ratios) == ("job-r0", "interim", ())
     bench.upload(1)
     ready = bench.run(CountedLearning())
     assert (ready.stage, ready.student_id, ready.selected_per_class) == (Stage.READY, "job", (4, 0))
-    final = manifest_from_bytes(
-        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
-    )
+    final = manifest_from_bytes(bench.described().manifest_bytes)
     assert (final.student_id, final.kind, final.ratios) == ("job", "final", (1.0,))
     assert bench.student("job").count(b"\n") == EPOCHS - 1
     assert not list(bench.work_dir.iterdir())
@@ -66,13 +62,11 @@ def test_the_person_model_is_signed_with_the_student(bench: Bench) -> None:
     bench.start(rounds=2)
     content = centred_to_bytes(person_model(2, bench.offer.feature_width))
     bench.run(KnowsPeople(content))
-    described = students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0)
+    described = bench.described()
     assert manifest_from_bytes(described.manifest_bytes).centred is None, "an interim student has no heads"
     bench.upload(1)
     assert bench.run(KnowsPeople(content)).stage is Stage.READY
-    centred = manifest_from_bytes(
-        students.describe(bench.shelf, bench.signer, bench.offer, "dev", "", 0.0).manifest_bytes
-    ).centred
+    centred = manifest_from_bytes(bench.described().manifest_bytes).centred
     assert centred is not None and centred_to_bytes(centred) == content
 
 
@@ -173,7 +167,7 @@ def test_a_full_disk_keeps_the_work_and_the_job_goes_on_later(bench: Bench, wrap
 
 def test_a_job_of_an_older_release_fails_with_advice_to_start_again(bench: Bench) -> None:
     bench.start()
-    newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3, bench.offer.base_dir)
+    newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, EPOCHS, 3)
     job = bench.run(CountedLearning(), newer)
     assert (job.stage, job.error) == (Stage.FAILED, "the server has a new release; start again")
 

@@ -17,7 +17,7 @@ from isthmus.cloud.store.database import Database
 from tests.rigs.project.system import missing
 
 VERSIONS = Path(tenants.__file__).parent / "migrations" / "versions"
-CHECKED = ("m0007_tenants",)
+CHECKED = ("m0007_tenants", "m0008_releases")
 STYLE = "prefer-text-field,prefer-bigint-over-int,prefer-identity"
 
 

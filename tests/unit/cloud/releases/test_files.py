@@ -4,9 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from isthmus.cloud.store import pins, release_files
+from isthmus.cloud.offers.offer import Offer
+from isthmus.cloud.releases import files
+from isthmus.cloud.store import releases
 from isthmus.cloud.store.database import Database, Unusable
+from isthmus.cloud.store.releases import ReleaseRow
 
 
 @pytest.fixture
@@ -25,8 +29,9 @@ def release(tmp_path: Path) -> Path:
     return tmp_path / "release"
 
 
-def files(release: Path) -> list[Path]:
-    return sorted(path for path in release.rglob("*") if path.is_file())
+def register(database: Database, root: Path, release_id: str = "r1") -> None:
+    found = files.described(root, sorted(path for path in root.rglob("*") if path.is_file()))
+    releases.put(database, ReleaseRow(Offer(release_id, ("a",), "{}", 8, (1.0,), 1, 1, 3), found, False, 1.0))
 
 
 def flip(path: Path) -> None:
@@ -40,37 +45,39 @@ def replace_by_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink, replace_by_folder])
 def test_a_changed_file_is_named(database: Database, release: Path, damage: Callable[[Path], None]) -> None:
-    release_files.check(database, release)  # nothing is pinned yet
-    assert not release_files.is_pinned(database)
-    release_files.pin(database, release, files(release))
-    assert release_files.is_pinned(database)
+    assert files.check(database, release) is None, "no release is known yet"
+    register(database, release)
     for name in ("recipe.json", "base/encoder.onnx", "teacher/teacher.safetensors"):
         content = (release / name).read_bytes()
         damage(release / name)
         with pytest.raises(Unusable, match="--accept-release") as refused:
-            release_files.check(database, release)
+            files.check(database, release)
         assert f"{release / name} was changed" in str(refused.value)
         if (release / name).is_dir():
             (release / name).rmdir()
         (release / name).write_bytes(content)
-        release_files.check(database, release)
+        assert files.check(database, release) == "r1"
 
 
-def test_what_is_pinned_anew_is_the_new_truth(database: Database, release: Path) -> None:
-    release_files.pin(database, release, files(release))
+def test_each_release_that_is_known_is_recognised(database: Database, release: Path, tmp_path: Path) -> None:
+    register(database, release)
     flip(release / "recipe.json")
     (release / "base" / "more.onnx").write_bytes(b"more")
-    (release / "teacher" / "history.json").write_bytes(b"not read by the server")
     with pytest.raises(Unusable, match=r"recipe\.json and 1 more files were changed"):
-        release_files.check(database, release)
-    release_files.pin(database, release, files(release))
-    release_files.check(database, release)
+        files.check(database, release)
+    register(database, release, "r2")
+    (release / "teacher" / "history.json").write_bytes(b"not read by the server")
+    assert files.check(database, release) == "r2"
+    flip(release / "recipe.json")
+    (release / "base" / "more.onnx").unlink()
+    assert files.check(database, release) == "r1"
 
 
-def test_a_damaged_pin_is_the_databases_fault(database: Database, release: Path) -> None:
-    release_files.pin(database, release, files(release))
-    pinned = pins.get(database, "release_files")
-    assert pinned is not None
-    pins.put(database, "release_files", pinned.replace(b"recipe", b"sacipe"))
+def test_a_damaged_row_is_the_databases_fault(database: Database, release: Path) -> None:
+    register(database, release)
+    with database.writing() as connection:
+        (content,) = connection.scalars(sa.text("SELECT files FROM releases"))
+        changed = bytes(content).replace(b"recipe", b"sacipe")
+        connection.execute(sa.text("UPDATE releases SET files = :changed"), {"changed": changed})
     with pytest.raises(Unusable, match=r"isthmus\.db is damaged"):
-        release_files.check(database, release)
+        files.check(database, release)

@@ -1,0 +1,1 @@
+"""PURE. What a release offers to devices, and which release a device is offered."""

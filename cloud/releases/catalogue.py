@@ -1,0 +1,72 @@
+"""Which release a device is offered, and what the release of a job offers: asked of the database at each call.
+
+So several servers agree at once, and a change needs no signal. What a release offers never changes, so that is kept.
+"""
+
+from dataclasses import dataclass, field
+
+from isthmus.cloud.offers import rollout
+from isthmus.cloud.offers.offer import Offer
+from isthmus.cloud.offers.rollout import Record
+from isthmus.cloud.store import releases
+from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import Unavailable, WrongState
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What a device is offered. ``least_version``: the version that the release's base student must have by now."""
+
+    offer: Offer
+    least_version: int
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The releases of a database. Safe to use from several threads."""
+
+    database: Database
+    _offers: dict[str, Offer] = field(default_factory=dict, repr=False, compare=False)
+
+    def offered(self, device_id: str) -> Offered:
+        """Return what the device is offered. Raises Unavailable if nothing is, which a sound database never has."""
+        record = rollout.offered(device_id, releases.records(self.database))
+        offer = None if record is None else self._of(record.release_id)
+        if record is None or offer is None:
+            raise Unavailable("this cloud offers no release at the moment; try again later")
+        return Offered(offer, record.serial)
+
+    def of(self, release_id: str) -> Offer:
+        """Return what the release of a job offers. Raises WrongState if it is gone."""
+        offer = self._of(release_id)
+        if offer is None:
+            raise WrongState("the cloud no longer has the release of this job; start again")
+        return offer
+
+    def _of(self, release_id: str) -> Offer | None:
+        known = self._offers.get(release_id)
+        if known is None:
+            row = releases.get(self.database, release_id)
+            if row is None:
+                return None
+            known = self._offers[release_id] = row.offer
+        return known
+
+
+def offer_to(
+    database: Database, release_id: str, share: float, devices: tuple[str, ...], now_s: float, *, above: int
+) -> list[Record]:
+    """Offer a release to a share of the devices and to named ones. ``above``: see ``rollout.changed``.
+
+    Raises InvalidInput if there is no such release, and as ``rollout.changed``.
+    """
+    return releases.change(
+        database, release_id, now_s, lambda known: rollout.changed(known, release_id, share, devices, above=above)
+    )
+
+
+def withdraw(database: Database, release_id: str, now_s: float, *, above: int) -> list[Record]:
+    """Withdraw a release. Raises InvalidInput as ``rollout.withdrawn``, and if there is no such release."""
+    return releases.change(
+        database, release_id, now_s, lambda known: rollout.withdrawn(known, release_id, now_s, above=above)
+    )
