@@ -130,6 +130,32 @@ def authenticate(database: Database, token: str, now_s: float, certificate: str 
     return known
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Who asks models, which have no devices: a tenant. ``known``: it has proved so with a key."""
+
+    tenant: str
+    known: bool
+
+
+def asking(roster: Roster, key: str | None, token: str) -> Asking:
+    """Return whose call of a model it is, by the key that was sent; "" if none was.
+
+    ``key``: that of the tenant "default". If there is no key at all, everyone is served as "default". Raises
+    Unauthenticated for a key that fits nothing.
+    """
+    owner = roster.of_key(token, "query") if token else None
+    if owner is None and key is None and not (token and roster.has_keys("query")):
+        return Asking(DEFAULT, known=False)
+    if owner is None and (key is None or not same_secret(token, key)):
+        raise Unauthenticated(
+            "the key is wrong; ask the operator for it"
+            if token
+            else "no token: ask the operator for the key, then send 'authorization: Bearer <token>'"
+        )
+    return Asking(owner or DEFAULT, known=True)
+
+
 def _hash(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 

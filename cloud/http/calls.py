@@ -6,13 +6,17 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from isthmus.cloud.identity import same_secret
+from isthmus.cloud import logs
+from isthmus.cloud.identity import asking, same_secret
+from isthmus.cloud.store.tenants import DEFAULT
+from isthmus.cloud.tenants.roster import Roster
 from isthmus.proto.errors import (
     Busy,
     Internal,
@@ -46,8 +50,45 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def guarded(handler: Handler, key: str | None, refusal: Callable[[IsthmusError], Response] | None = None) -> Handler:
-    """Returns a handler that checks the key first, and answers errors of ours with their status.
+@dataclass(frozen=True)
+class Door:
+    """Who may ask over HTTP. With ``key``, clients send it as "Authorization: Bearer KEY".
+
+    With ``roster``, the keys of tenants fit too. A call then counts to its tenant, and so do the bytes of its body.
+    """
+
+    key: str | None = None
+    roster: Roster | None = None
+
+    def enter(self, request: Request) -> None:
+        """Find out whose call it is. Raises Unauthenticated, and Busy beyond the tenant's quota."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given if scheme.lower() == "bearer" else ""
+        if self.roster is not None:
+            tenant = asking(self.roster, self.key, given).tenant
+            self.roster.admit(tenant)
+            logs.TENANT.set(tenant)
+        elif self.key is not None and not same_secret(given, self.key):
+            raise Unauthenticated("the API key is missing or wrong; ask the operator for it")
+
+    def admit(self, amount: int) -> None:
+        """Count what the call has beyond one query, such as further images. Raises Busy."""
+        if self.roster is not None:
+            self.roster.admit(tenant(), amount)
+
+    def spend(self, count: int) -> None:
+        """Count bytes of the call's body. Raises Busy."""
+        if self.roster is not None:
+            self.roster.spend(tenant(), count)
+
+
+def tenant() -> str:
+    """Return the tenant of the present call."""
+    return logs.TENANT.get() or DEFAULT
+
+
+def guarded(handler: Handler, door: Door | None, refusal: Callable[[IsthmusError], Response] | None = None) -> Handler:
+    """Returns a handler that first asks who calls (None: anybody may), and answers errors of ours with their status.
 
     ``refusal`` writes an error as the clients of the handler expect it; None: as OpenAI's do.
     """
@@ -55,10 +96,8 @@ def guarded(handler: Handler, key: str | None, refusal: Callable[[IsthmusError],
 
     async def call(request: Request) -> Response:
         try:
-            if key is not None:
-                scheme, _, given = request.headers.get("authorization", "").partition(" ")
-                if scheme.lower() != "bearer" or not same_secret(given, key):
-                    raise Unauthenticated("the API key is missing or wrong; ask the operator for it")
+            if door is not None:
+                door.enter(request)
             return await handler(request)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
@@ -94,16 +133,18 @@ def wire_error(error: IsthmusError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": param, "code": type(error).__name__}}
 
 
-async def body_of(request: Request) -> Any:
-    """Returns the JSON of the body. Raises TooLarge, TooLate or InvalidInput, before memory is taken."""
-    return parsed(await bytes_of(request, MAX_BODY_BYTES))
+async def body_of(request: Request, door: Door) -> Any:
+    """Returns the JSON of the body. Raises TooLarge, Busy, TooLate or InvalidInput, before memory is taken."""
+    return parsed(await bytes_of(request, MAX_BODY_BYTES, door))
 
 
-async def bytes_of(request: Request, limit_bytes: int) -> bytearray:
-    """Returns the body. Raises TooLarge before memory is taken, and TooLate."""
+async def bytes_of(request: Request, limit_bytes: int, door: Door) -> bytearray:
+    """Returns the body, whose bytes count to the caller's tenant. Raises TooLarge and Busy before memory is taken, and
+    TooLate."""
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > limit_bytes:
         raise TooLarge(f"the body may have at most {limit_bytes} bytes")
+    door.spend(int(length))
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
@@ -111,6 +152,8 @@ async def bytes_of(request: Request, limit_bytes: int) -> bytearray:
                 body += chunk
                 if len(body) > limit_bytes:
                     raise TooLarge(f"the body may have at most {limit_bytes} bytes")
+        if len(body) > int(length):  # A client that did not say how many will come.
+            door.spend(len(body) - int(length))
     except TimeoutError as error:
         raise TooLate(f"the body did not arrive within {BODY_S:g} s") from error
     return body

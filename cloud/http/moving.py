@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from isthmus.cloud.generation.serve.moving import Moves
-from isthmus.cloud.http.calls import bytes_of, guarded
+from isthmus.cloud.http.calls import Door, bytes_of, guarded
 from isthmus.proto.errors import InvalidInput
 
 MAX_NAME_CHARS = 64
@@ -20,6 +20,7 @@ Streamed = Callable[[Request, Any, str], Awaitable[Response]]
 
 def move_routes(moves: Moves, key: str, streamed: Streamed) -> list[Route]:
     """Returns the routes. ``streamed`` answers with the events of a reply, as a chat or as a text."""
+    door = Door(key)
 
     async def costs(request: Request) -> Response:
         return JSONResponse(moves.costs())
@@ -39,24 +40,24 @@ def move_routes(moves: Moves, key: str, streamed: Streamed) -> list[Route]:
         return Response(status_code=204)
 
     async def keep(request: Request) -> Response:
-        await moves.keep_part(_name(request), await bytes_of(request, moves.most_bytes))
+        await moves.keep_part(_name(request), await bytes_of(request, moves.most_bytes, door))
         return Response(status_code=204)
 
     async def arrive(request: Request) -> Response:
         form = request.query_params.get("form")
         if form not in ("chat", "text"):
             raise InvalidInput("form: must be chat or text")
-        reply = await moves.arrive(_name(request), await bytes_of(request, moves.most_bytes))
+        reply = await moves.arrive(_name(request), await bytes_of(request, moves.most_bytes, door))
         return await streamed(request, reply, form)
 
     prefix = "/isthmus/moves"
     return [
-        Route(f"{prefix}/costs", guarded(costs, key)),
-        Route(f"{prefix}/requests/{{name}}/part", guarded(part, key)),
-        Route(f"{prefix}/requests/{{name}}/leave", guarded(leave, key), methods=["POST"]),
-        Route(f"{prefix}/requests/{{name}}/stay", guarded(stay, key), methods=["POST"]),
-        Route(f"{prefix}/parts/{{name}}", guarded(keep, key), methods=["PUT"]),
-        Route(f"{prefix}/arrivals/{{name}}", guarded(arrive, key), methods=["POST"]),
+        Route(f"{prefix}/costs", guarded(costs, door)),
+        Route(f"{prefix}/requests/{{name}}/part", guarded(part, door)),
+        Route(f"{prefix}/requests/{{name}}/leave", guarded(leave, door), methods=["POST"]),
+        Route(f"{prefix}/requests/{{name}}/stay", guarded(stay, door), methods=["POST"]),
+        Route(f"{prefix}/parts/{{name}}", guarded(keep, door), methods=["PUT"]),
+        Route(f"{prefix}/arrivals/{{name}}", guarded(arrive, door), methods=["POST"]),
     ]
 
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from isthmus.cloud.elastic.serve.infer_tensors import texts_of
 from isthmus.cloud.elastic.serve.open_inference import OpenInference, server_metadata
 from isthmus.cloud.elastic.serve.serving import Elastic
-from isthmus.cloud.http.calls import bytes_of, guarded, parsed, status_of, with_disconnect
+from isthmus.cloud.http.calls import Door, bytes_of, guarded, parsed, status_of, tenant, with_disconnect
 from isthmus.proto.errors import InvalidInput, IsthmusError, NotYours, TooLarge
 from isthmus.proto.limits import MAX_IMAGE_MESSAGE_BYTES
 from isthmus.proto.open_inference import inference_pb2 as pb
@@ -40,15 +40,15 @@ _MAX_PARAMETERS: Final = 64
 _INT64: Final = 1 << 63
 
 
-def inference_app(elastic: Elastic, key: str | None = None) -> Starlette:
-    """Returns the application. With ``key``, clients send it as "Authorization: Bearer KEY".
+def inference_app(elastic: Elastic, door: Door) -> Starlette:
+    """Returns the application. Each tenant sees its own models.
 
     As over gRPC, anyone may ask without a key whether the server is there and ready.
     """
-    models = OpenInference(elastic)
+    models = OpenInference(elastic, tenant, door.admit)
 
     def route(path: str, handler: Any, *methods: str, open: bool = False) -> Route:
-        return Route(path, guarded(handler, None if open else key, refusal), methods=list(methods) or ["GET"])
+        return Route(path, guarded(handler, None if open else door, refusal), methods=list(methods) or ["GET"])
 
     async def live(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -82,7 +82,7 @@ def inference_app(elastic: Elastic, key: str | None = None) -> Starlette:
             raise InvalidInput(f"Content-Encoding {encoding[:16]!r}: compressed bodies are not accepted")
         length = request.headers.get("content-length", "")
         with elastic.room.of(min(int(length), MAX_BODY_BYTES) if length.isdecimal() else MAX_BODY_BYTES):
-            body = bytes(await bytes_of(request, MAX_BODY_BYTES))
+            body = bytes(await bytes_of(request, MAX_BODY_BYTES, door))
             name, version = _model(request)
             header = request.headers.get(HEADER_LENGTH)
             if len(body) > _IN_A_THREAD_BYTES:

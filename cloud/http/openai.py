@@ -20,7 +20,7 @@ from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import TEMPLATE, Emotion
 from isthmus.cloud.generation.serve.live import Done, Piece
 from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
-from isthmus.cloud.http.calls import EventStream, body_of, guarded, wire_error, with_disconnect
+from isthmus.cloud.http.calls import Door, EventStream, body_of, guarded, wire_error, with_disconnect
 from isthmus.proto.errors import InvalidInput, IsthmusError, NotYours
 
 if TYPE_CHECKING:  # it imports torch
@@ -86,15 +86,15 @@ _TEXT_FORM: Final = _Form(
 
 
 def openai_app(
-    generation: Answering, key: str | None = None, *, moves: "Moves | None" = None, move_key: str | None = None
+    generation: Answering, door: Door, *, moves: "Moves | None" = None, move_key: str | None = None
 ) -> Starlette:
-    """Returns the application. With ``key``, clients must send it as their API key.
+    """Returns the application. Clients send a key of ``door`` as their API key.
 
     With ``moves`` and ``move_key``, a front that has the latter may move requests to other replicas (``moving.py``).
     """
 
     async def chat(request: Request) -> Response:
-        asked = _fields(await body_of(request), _CHAT)
+        asked = _fields(await body_of(request, door), _CHAT)
         _check_model(generation, asked)
         if asked.get("max_tokens") is not None and asked.get("max_completion_tokens") is not None:
             raise InvalidInput("max_tokens: give it or max_completion_tokens, not both")
@@ -105,7 +105,7 @@ def openai_app(
         return await _answer(request, generation, reply, asked, _CHAT_FORM, wishes.emotion, moves)
 
     async def complete(request: Request) -> Response:
-        asked = _fields(await body_of(request), _TEXT)
+        asked = _fields(await body_of(request, door), _TEXT)
         _check_model(generation, asked)
         prompt = asked.get("prompt")
         if isinstance(prompt, list) and len(prompt) == 1:
@@ -142,12 +142,12 @@ def openai_app(
     return Starlette(
         routes=[
             *between,
-            Route("/v1/chat/completions", guarded(chat, key), methods=["POST"]),
-            Route("/v1/completions", guarded(complete, key), methods=["POST"]),
-            Route("/v1/models", guarded(models, key)),
-            Route("/v1/models/{name:path}", guarded(model, key)),
+            Route("/v1/chat/completions", guarded(chat, door), methods=["POST"]),
+            Route("/v1/completions", guarded(complete, door), methods=["POST"]),
+            Route("/v1/models", guarded(models, door)),
+            Route("/v1/models/{name:path}", guarded(model, door)),
             Route("/health", health),
-            Route("/{rest:path}", guarded(nothing_here, key), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+            Route("/{rest:path}", guarded(nothing_here, door), methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
         ]
     )
 

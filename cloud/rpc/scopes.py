@@ -104,20 +104,12 @@ def identity_scope(database: Database, work: Work, roster: Roster, elastic_key: 
         scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
         token = token if scheme.lower() == "bearer" else ""
         if method.startswith(ELASTIC):
-            owner = roster.of_key(token, "query") if token else None
-            if owner is None and elastic_key is None and not (token and roster.has_keys("query")):
-                # Everyone is served, and counts as the tenant "default".
-                roster.admit(DEFAULT)
+            asking = identity.asking(roster, elastic_key, token)
+            roster.admit(asking.tenant)
+            if not asking.known:
                 yield
                 return
-            if owner is None and (elastic_key is None or not identity.same_secret(token, elastic_key)):
-                raise Unauthenticated(
-                    "the key is wrong; ask the operator for it"
-                    if token
-                    else "no token: ask the operator for the key, then send 'authorization: Bearer <token>'"
-                )
-            logs.TENANT.set(owner or DEFAULT)
-            roster.admit(owner or DEFAULT)
+            logs.TENANT.set(asking.tenant)
         else:
             if not token and identity_of(context) is None:
                 raise Unauthenticated("no token: enrol first, then send 'authorization: Bearer <token>'")

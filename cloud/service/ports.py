@@ -42,17 +42,18 @@ async def serve_http(
     listen: str, settings: CloudSettings, ground: Ground, answering: "Answering | None", stack: AsyncExitStack
 ) -> int:
     """Serve images, and text if ``answering`` is something, over HTTP until ``stack`` closes; return the port."""
+    from isthmus.cloud.http.calls import Door
     from isthmus.cloud.http.server import HttpServer, under_prefix
 
     openai = inference = None
     if answering is not None:
         from isthmus.cloud.http.openai import openai_app
 
-        openai = openai_app(answering, settings.generate_key())
+        openai = openai_app(answering, Door(settings.generate_key(), ground.roster))
     if ground.elastic is not None:
         from isthmus.cloud.http.open_inference import inference_app
 
-        inference = inference_app(ground.elastic, settings.elastic_key())
+        inference = inference_app(ground.elastic, Door(settings.elastic_key(), ground.roster))
     app = under_prefix("/v2", inference, openai)
     host, port = split_listen(listen)
     server = HttpServer(app, host, port, tls_cert=settings.tls_cert, tls_key=settings.tls_key)

@@ -6,6 +6,7 @@ import signal
 from isthmus.cloud import logs
 from isthmus.cloud.commands.generation.options import GenerateServeOptions
 from isthmus.cloud.generation.serve.opening import opened
+from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
 from isthmus.cloud.settings import is_loopback, joined, split_listen
@@ -37,7 +38,7 @@ async def _serve(asked: GenerateServeOptions, key: str | None) -> None:
     host, port = split_listen(asked.http)
     async with opened(asked) as found:
         loop.add_signal_handler(signal.SIGHUP, found.read_drained)
-        app = openai_app(found.answering, key, moves=found.moves, move_key=found.move_key)
+        app = openai_app(found.answering, Door(key), moves=found.moves, move_key=found.move_key)
         server = HttpServer(app, host, port, tls_cert=asked.tls_cert, tls_key=asked.tls_key)
         try:
             port = await server.start()

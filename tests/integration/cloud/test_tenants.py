@@ -1,7 +1,10 @@
 """Tenants on a real server: nothing of one is reached by another, by any RPC, and each keeps to its quotas."""
 
 import asyncio
+import base64
 import hashlib
+import http.client
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -334,3 +337,50 @@ def test_tenants_are_made_changed_and_closed_by_the_command(tiny_release: Path, 
     actions = [entry.action for entry in audit.listing(database, tenant="acme")]
     assert actions == ["added", "changed", "made key", "closed"]
     database.close()
+
+
+def test_http_serves_each_tenant_its_own_and_counts_to_its_quotas(tiny_release: Path, tmp_path: Path) -> None:
+    def call(port: int, path: str, key: str, body: bytes | None = None) -> tuple[int, Any, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            connection.request("GET" if body is None else "POST", path, body, headers)
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read() or b"{}"), reply.getheader("retry-after", "")
+        finally:
+            connection.close()
+
+    def image(count: int) -> bytes:
+        data = [base64.b64encode(png(pixels(number))).decode() for number in range(count)]
+        given = {"name": "image", "datatype": "BYTES", "shape": [count, 1], "data": data}
+        return json.dumps({"inputs": [{**given, "parameters": {"content_type": "base64"}}]}).encode()
+
+    async def scenario() -> None:
+        quotas = {"a": Quotas(queries_per_s=4.0), "b": Quotas(bytes_per_day=2_000)}
+        async with shared(tmp_path, tiny_release, quotas, http="127.0.0.1:0") as on:
+            await on.elastic.RegisterTask(THREE[0].messages(), metadata=on.key("a"))
+            port, roster, task = on.server.http_port, on.server.roster, THREE[0].spec.name
+            assert port is not None
+
+            async def ask(path: str, key: str, body: bytes | None = None) -> tuple[int, Any, str]:
+                roster._buckets.clear()
+                return await asyncio.to_thread(call, port, path, key, body)
+
+            infer = f"/v2/models/{task}/infer"
+            assert (await ask(f"/v2/models/{task}", "a-query"))[0] == 200
+            assert (await ask(f"/v2/models/{task}", "b-query"))[0] == 404, "it is another tenant's"
+            assert (await ask(f"/v2/models/{task}", ""))[0] == 404, "without a key it is asked of the tenant default"
+            assert [(await ask(f"/v2/models/{task}", key))[0] for key in ("a-enrol", "nobody's")] == [401] * 2
+            before = roster.counted()[0]["a"]
+            assert (await ask(infer, "a-query", image(3)))[0] == 200
+            assert roster.counted()[0]["a"] == before + 3, "each image counts"
+            status, said, retry = await ask(infer, "a-query", image(9))
+            assert status == 429 and "quota of queries per second is used up" in said["error"] and retry
+            status, said, _ = await ask(infer, "b-query", b"x" * 4_000)
+            assert status == 429 and "quota of bytes per day is used up" in said["error"]
+            assert {("a", "queries"), ("b", "bytes")} <= roster.counted()[1].keys()
+            tenants.put(on.database, Tenant("a", 1.0, closed_s=2.0))
+            await asyncio.to_thread(roster.refresh)
+            assert (await ask(infer, "a-query", image(1)))[0] == 401, "it was closed"
+
+    asyncio.run(scenario())

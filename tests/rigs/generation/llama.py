@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.weights import expected_shapes
 from isthmus.cloud.generation.serve.serving import Generation
+from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
 
@@ -138,7 +139,8 @@ def serving_http(generation: Generation, key: str | None = None, *, move_key: st
     stop = asyncio.Event()
 
     async def serve() -> None:
-        server = HttpServer(openai_app(generation, key, moves=generation.moves, move_key=move_key), "127.0.0.1", 0)
+        app = openai_app(generation, Door(key), moves=generation.moves, move_key=move_key)
+        server = HttpServer(app, "127.0.0.1", 0)
         generation.live.start()
         try:
             port = await server.start()

@@ -18,6 +18,7 @@ from isthmus.cloud.generation.policies.by_name import make_order
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.serve.relay import Relay
 from isthmus.cloud.generation.serve.upstream import Upstream
+from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
 
@@ -76,7 +77,7 @@ def serving_relay(
 
     async def start(relay: Relay) -> str:
         await relay.start()
-        servers.append(HttpServer(openai_app(relay), "127.0.0.1", 0))
+        servers.append(HttpServer(openai_app(relay, Door()), "127.0.0.1", 0))
         return f"http://127.0.0.1:{await servers[0].start()}"
 
     async def stop(relay: Relay) -> None:
