@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from isthmus.cloud.commands.load_options import Load
+from isthmus.cloud.commands.load.options import Load
 from isthmus.cloud.commands.releases.commands import app as release_app
 from isthmus.cloud.commands.stores import (
     ArtefactsOption,
@@ -84,7 +84,7 @@ def load(
     time at which a call was due. "lag" is how late this program itself was: if it is not small, the figures are those
     of this program's machine.
     """
-    from isthmus.cloud.commands.loading import load as run
+    from isthmus.cloud.commands.load.running import load as run
 
     run(load, out)
 

@@ -16,8 +16,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from isthmus.cloud.commands.load_options import Load
-from isthmus.cloud.commands.loading import load
+from isthmus.cloud.commands.load.options import Load
+from isthmus.cloud.commands.load.running import load
 from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.rpc.elastic_client import ElasticClient
 from isthmus.demo.processes import Family

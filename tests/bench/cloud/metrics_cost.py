@@ -18,8 +18,8 @@ import psutil
 import typer
 from prometheus_client import generate_latest
 
-from isthmus.cloud.commands.load_options import Load
-from isthmus.cloud.commands.loading import load
+from isthmus.cloud.commands.load.options import Load
+from isthmus.cloud.commands.load.running import load
 from isthmus.cloud.elastic.scheduling.query import Outcome
 from isthmus.cloud.elastic.serve.statistics import TaskStatistics
 from isthmus.cloud.histogram import Histogram

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from isthmus.cloud.commands.load_options import Load
-from isthmus.cloud.commands.loading import load
+from isthmus.cloud.commands.load.options import Load
+from isthmus.cloud.commands.load.running import load
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import InvalidInput, IsthmusError

@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from isthmus.cloud.commands.load_options import Load
-from isthmus.cloud.commands.loading import load
+from isthmus.cloud.commands.load.options import Load
+from isthmus.cloud.commands.load.running import load
 from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.data.images import LabelledImages, write_images
 from isthmus.proto.errors import TooLate

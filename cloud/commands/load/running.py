@@ -23,7 +23,7 @@ from isthmus.data.traces import read_trace
 from isthmus.proto.errors import InvalidInput, from_status
 
 if TYPE_CHECKING:
-    from isthmus.cloud.commands.load_options import Load
+    from isthmus.cloud.commands.load.options import Load
 
 _OPEN_S = 60.0
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
