@@ -161,11 +161,13 @@ dist: $(RELEASE_INSTALLED)
 	$(RELEASE_VENV)/bin/check-wheel-contents dist/*.whl
 	cd dist && sha256sum *
 
-# Of the whole development environment, which contains every extra. (CycloneDX 1.6.)
+# Of the whole development environment, which contains every extra. (CycloneDX 1.6.) The version is not in pyproject.toml.
 sbom: $(INSTALLED) $(RELEASE_INSTALLED)
 	mkdir -p dist
 	$(RELEASE_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json \
 		$(BIN)/python
+	$(BIN)/python -c 'import json, sys; bom = json.load(open(sys.argv[1])); bom["metadata"]["component"]["version"] = sys.argv[2]; \
+		json.dump(bom, open(sys.argv[1], "w"), indent=2)' dist/sbom.json $(VERSION)
 
 # The tag that is being released (v1.2.3, in TAG) must be the version in the code and have its section in CHANGELOG.md.
 release-check: export TAG ?=
