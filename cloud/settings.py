@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
+from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.command_line import check_fields, from_plain, key_in, to_plain
 
@@ -214,10 +215,11 @@ class CloudSettings:
         ),
     ] = 1
     executor: Annotated[
-        Literal["thread", "process"],
+        str,
         Option(
-            help="Where batches of images run: 'thread' in the server's process, 'process' in processes of their own. "
-            "A process that dies is started again, and its batch runs on another one if there is time."
+            help="Where batches of images run: 'thread' in the server's process, 'process' in processes of their own, "
+            "'ray' on a Ray cluster that the server starts on this machine, 'ray://HOST:PORT' on one that runs. An "
+            "executor that dies is started again, and its batch runs on another one if there is time."
         ),
     ] = "thread"
     elastic_number_type: Annotated[
@@ -279,6 +281,7 @@ class CloudSettings:
             raise ValueError("gRPC reaches both models: give --elastic-key-file and --generate-key-file, or neither")
         if self.workers > 1 and self.database_url.startswith("sqlite"):
             raise ValueError("several workers need --database postgresql://...; on SQLite there is one")
+        cluster.check_name(self.executor)
         host, port = split_listen(self.listen)
         http_host, http_port = split_listen(self.http) if self.http is not None else (host, port)
         metrics_host, metrics_port = split_listen(self.metrics_listen or "127.0.0.1:0")

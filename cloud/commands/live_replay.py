@@ -4,18 +4,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from isthmus.cloud.elastic.executors.opening import Opening, opened
+from isthmus.cloud.elastic.executors.process import ProcessExecutor
 from isthmus.cloud.elastic.model.executor import Executor, Item, ModelExecutor
-from isthmus.cloud.elastic.model.runner import ElasticRunner
-from isthmus.cloud.elastic.model.vit import ElasticViT
-from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.prepare.inputs import pictures_of
 from isthmus.cloud.elastic.prepare.precision import named
 from isthmus.cloud.elastic.prepare.profiler import machine_key
 from isthmus.cloud.elastic.scheduling.engine import Work
 from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Query
 from isthmus.cloud.elastic.scheduling.simulate import TICK_S
 from isthmus.cloud.elastic.tasks.files import load_tasks
 from isthmus.cloud.elastic.tasks.task import Task
@@ -36,7 +37,8 @@ class LiveTask:
 class LiveWorld:
     """The world of ``simulate.serve`` with a real clock and a real executor.
 
-    Query i asks about picture i of its task, modulo the number of pictures.
+    Query i asks about picture i of its task, modulo the number of pictures. With ``others`` it has several executors,
+    and ``traced.serve_at_once`` serves in it.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class LiveWorld:
         executor: Executor,
         tasks: Mapping[str, LiveTask],
         *,
+        others: Sequence[Executor] = (),
         warm: WarmModels | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._executor = executor
+        self.executors = (executor, *others)
         self._tasks = tasks
         self.warm = warm
         self._clock = clock
@@ -64,7 +68,8 @@ class LiveWorld:
             for size in WARM_UP_SIZES:
                 items = [Item(asked.labelled.pictures_NHWC[at % len(asked.labelled)], asked.task) for at in range(size)]
                 for gamma in gammas:
-                    self._executor.run(items, gamma)
+                    for executor in self.executors:
+                        executor.run(items, gamma)
         self._began_s = self._clock()
 
     def now_s(self) -> float:
@@ -73,14 +78,19 @@ class LiveWorld:
     def wait(self, until_s: float) -> None:
         self._sleep(max(TICK_S, until_s - self.now_s()))  # rounding may leave less than the clock's smallest step
 
+    def asked(self, query: Query) -> tuple[Item, int]:
+        """Returns what a query asks about, and the right label."""
+        asked = self._tasks[query.task]
+        place = query.id % len(asked.labelled)
+        return Item(asked.labelled.pictures_NHWC[place], asked.task), int(asked.labelled.labels_N[place])
+
     def run(self, work: Work) -> list[bool | None]:
         items: list[Item] = []
         labels: list[int] = []
         for query in work.batch.queries:
-            asked = self._tasks[query.task]
-            place = query.id % len(asked.labelled)
-            items.append(Item(asked.labelled.pictures_NHWC[place], asked.task))
-            labels.append(int(asked.labelled.labels_N[place]))
+            item, label = self.asked(query)
+            items.append(item)
+            labels.append(label)
         logits = self._executor.run(items, work.gamma)
         return [bool(logits_C.argmax() == label) for logits_C, label in zip(logits, labels, strict=True)]
 
@@ -98,10 +108,13 @@ def open_live(
     warm: Path | None = None,
     warm_bytes: int | None = None,
     columns: Columns = USUAL_COLUMNS,
+    executors: int = 1,
+    kind: Literal["thread", "process"] = "thread",
 ) -> tuple[LiveWorld, Profile, tuple[str, ...]]:
     """Returns the world, the profile with only the tasks of the folder, and the differences from the profiled machine.
 
-    Torch gets the number of threads that the profile was measured with. Pictures are chosen at random.
+    Torch gets the number of threads that the profile was measured with. Pictures are chosen at random. Several
+    executors run in threads or processes (``kind``).
     Raises ValueError if the profile has none of the tasks or an unknown number type, and the ValueError and OSError of
     loading model, tasks and pictures.
     """
@@ -110,14 +123,22 @@ def open_live(
         raise ValueError(f"the profile was measured in number type {profile.key.number_type!r}, which is unknown here")
     if profile.key.device == "cpu" and profile.key.threads > 0:
         torch.set_num_threads(profile.key.threads)
-    vit = load_vit(model)
-    elastic = ElasticViT(vit, profile.schedules, merge_order=profile.merge_order)
-    pixel = pixel_spec(vit, model, pixels)
-    runner = ElasticRunner(elastic, pixel, device=device, number_type=number_type, packed=warm is None)
+    opening = Opening(
+        source=model,
+        pixels=pixels,
+        device=device,
+        number_type=number_type,
+        packed=warm is None,
+        threads=max(1, profile.key.threads),
+        schedules=profile.schedules,
+        merge_order=profile.merge_order,
+    )
+    runner = opened(opening)
+    pixel, shape = runner.pixels, runner.model.shape
     labelled = pictures_of(data, pixel, limit, seed, columns)
     found = {
         one.spec.name: LiveTask(Task(one.spec, one.weights), one.recipe.apply(labelled))
-        for one in load_tasks(tasks, elastic.shape)
+        for one in load_tasks(tasks, shape)
         if one.spec.name in profile.accuracy
     }
     if not found:
@@ -126,7 +147,16 @@ def open_live(
         )
     for task in profile.accuracy.keys() - found.keys():
         profile = profile.without_task(task)
+    differences = profile.key.differences(machine_key(runner))
+    if kind == "process":
+        processes = [ProcessExecutor(opening, pixel) for _ in range(executors)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.restore()
+        return LiveWorld(processes[0], found, others=processes[1:]), profile, differences
     base = ModelExecutor(runner, pixel)
     warmed = None if warm is None else WarmModels(warm, runner, limit_bytes=warm_bytes)
     executor = base if warmed is None else WarmExecutor(base, warmed, profile.gammas)
-    return LiveWorld(executor, found, warm=warmed), profile, profile.key.differences(machine_key(runner))
+    others = [ModelExecutor(opened(opening), pixel) for _ in range(executors - 1)]
+    return LiveWorld(executor, found, others=others, warm=warmed), profile, differences

@@ -217,8 +217,12 @@ class ReplayOptions:
     ] = 60.0
     out: Annotated[Path | None, typer.Option(help="JSON file to write every batch and the totals to.")] = None
     executors: Annotated[
-        int, typer.Option(help="Simulated replay: batches that run at once. The load grows with them.", min=1, max=64)
+        int, typer.Option(help="Batches that run at once. The load grows with them.", min=1, max=64)
     ] = 1
+    executor: Annotated[
+        Literal["thread", "process"],
+        typer.Option(help="Live: run batches in threads, or in processes of their own as 'isthmus cloud serve' does."),
+    ] = "thread"
     margin: Annotated[
         float | None,
         typer.Option(

@@ -4,6 +4,7 @@ A simulated replay needs no torch: what needs it is imported for a live one.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import typer
 
 from isthmus.cloud.commands.options import ReplayOptions
+from isthmus.cloud.elastic.model.executor import Supervised
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.policies.infaas import memory_named, simulated
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
@@ -18,7 +20,7 @@ from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.levels import said
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
-from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
@@ -72,7 +74,7 @@ def replay(asked: ReplayOptions) -> None:
         )
         if world is not None:
             world.begin(engine.policy.gammas)
-            run = serve(engine, queries, world)
+            run = _served(engine, queries, world)
         else:
             run = simulate(
                 engine, queries, luck_N, lambda work: asked.pace * measured.batch_time_s(work.gamma, len(work.batch))
@@ -125,8 +127,8 @@ def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Pr
     from isthmus.data.images import Columns
     from isthmus.distill.training.loop import pick_device
 
-    if asked.executors > 1:
-        raise ValueError("--executors is for a simulated replay: leave it out with --live")
+    if asked.warm is not None and (asked.executors > 1 or asked.executor != "thread"):
+        raise ValueError("--warm places its models for one executor in a thread: leave out --executors and --executor")
     if asked.pace != 1:
         raise ValueError("--pace is for a simulated replay: leave it out with --live")
     if asked.model is None or asked.tasks is None or asked.data is None or asked.profile is None:
@@ -143,10 +145,24 @@ def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Pr
         warm=asked.warm,
         warm_bytes=asked.warm_bytes,
         columns=Columns(asked.image_column, asked.label_column),
+        executors=asked.executors,
+        kind=asked.executor,
     )
     for difference in differences:
         typer.echo(f"the profile was measured on another machine or model: {difference}", err=True)
     return world, measured
+
+
+def _served(engine: Engine, queries: Sequence[Query], world: "LiveWorld") -> Run:
+    """Serve in real time: one executor on this thread, several by the engine that also serves clients."""
+    if len(world.executors) == 1 and not isinstance(world.executors[0], Supervised):
+        return serve(engine, queries, world)
+    import torch
+
+    from isthmus.cloud.elastic.serve.traced import serve_at_once
+
+    threads = torch.get_num_threads()
+    return serve_at_once(engine, queries, world.executors, world.asked, on_start=lambda: torch.set_num_threads(threads))
 
 
 def _warmed(world: "LiveWorld") -> dict[str, Any]:

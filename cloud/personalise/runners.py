@@ -24,8 +24,9 @@ MOST_OPEN_BYTES: Final = 2 << 30
 
 @dataclass(frozen=True)
 class Opened:
-    """A release that is open: what it offers, and the learning on it."""
+    """A release that is open: its folder, what it offers, and the learning on it."""
 
+    folder: Path
     offer: Offer
     learning: Learning
 
@@ -93,4 +94,4 @@ class Runners:
         from isthmus.distill.release import Release
 
         release = Release.open(folder)
-        return self._run_on(Opened(offer_of(release), DistillLearning(release)))
+        return self._run_on(Opened(folder, offer_of(release), DistillLearning(release)))

@@ -20,8 +20,10 @@ from typing import Final
 from uuid import uuid4
 
 from isthmus.cloud import logs, tracing
+from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Expired, Stalled
+from isthmus.cloud.personalise.learning import Learning
 from isthmus.cloud.personalise.leases import LeaseLost
 from isthmus.cloud.personalise.runner import Runner
 from isthmus.cloud.personalise.runners import Opened, Runners
@@ -134,7 +136,7 @@ class Worker:
                 shelf=shelf,
                 signer=signer,
                 offer=opened.offer,
-                learning=opened.learning,
+                learning=self._placed(opened),
                 files=self.files,
                 keep_students=settings.keep_students,
                 now_s=self.database.now_s,
@@ -143,6 +145,20 @@ class Worker:
 
         copies = Copies(settings.state / "releases", self._artefacts, settings.release_copies_bytes)
         return Runners(self.database, copies, settings.release, run_on)
+
+    def _placed(self, opened: Opened) -> Learning:
+        """Returns the learning on a release: here, or on the Ray cluster that the settings name."""
+        if not cluster.is_ray(self._settings.executor):
+            return opened.learning
+        from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning
+
+        return RayLearning(
+            opened.learning,
+            opened.folder,
+            opened.offer.release_hash,
+            address=self._settings.executor,
+            threads=self._settings.worker_threads,
+        )
 
     def sweep(self) -> None:
         """Remove working files of jobs that have ended, here or on another machine, or whose device was deleted."""

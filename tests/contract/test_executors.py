@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item, ModelExecutor, Supervised
@@ -21,7 +23,8 @@ from tests.rigs.elastic.server import DEPTH, THREE, WIDTH, Made, pixels, save_ti
 GAMMAS = (-4, 0, 2)
 WAIT_S = 120.0
 
-Kind = ModelExecutor | ProcessExecutor
+Kind = ModelExecutor | ProcessExecutor | RayExecutor
+Outside = ProcessExecutor | RayExecutor
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +40,19 @@ def runner(opening: Opening) -> ElasticRunner:
 
 
 @pytest.fixture(scope="module")
-def of_kind(opening: Opening, runner: ElasticRunner) -> Iterator[Callable[[str], Any]]:
+def of_kind(request: pytest.FixtureRequest, opening: Opening, runner: ElasticRunner) -> Iterator[Callable[[str], Any]]:
     """Starts an executor of a kind when the first test wants it, and ends all of them."""
     made: dict[str, Any] = {}
 
     def started(kind: str) -> Any:
         if kind not in made:
-            made[kind] = ModelExecutor(opened(opening), runner.pixels)
-            if kind == "process":
-                made[kind] = ProcessExecutor(opening, runner.pixels)
+            if kind == "thread":
+                made[kind] = ModelExecutor(opened(opening), runner.pixels)
+            else:
+                if kind == "ray":
+                    request.getfixturevalue("ray_cluster")
+                outside = ProcessExecutor if kind == "process" else RayExecutor
+                made[kind] = outside(opening, runner.pixels)
                 made[kind].restore()
         return made[kind]
 
@@ -55,16 +62,16 @@ def of_kind(opening: Opening, runner: ElasticRunner) -> Iterator[Callable[[str],
             executor.close()
 
 
-@pytest.fixture(params=["thread", "process"])
+@pytest.fixture(params=["thread", "process", "ray"])
 def executor(request: pytest.FixtureRequest, of_kind: Callable[[str], Any]) -> Kind:
     kind: Kind = of_kind(request.param)
     return kind
 
 
-@pytest.fixture(params=["process"])
-def outside(request: pytest.FixtureRequest, of_kind: Callable[[str], Any]) -> ProcessExecutor:
+@pytest.fixture(params=["process", "ray"])
+def outside(request: pytest.FixtureRequest, of_kind: Callable[[str], Any]) -> Outside:
     """An executor that can be lost."""
-    kind: ProcessExecutor = of_kind(request.param)
+    kind: Outside = of_kind(request.param)
     return kind
 
 
@@ -146,13 +153,13 @@ def test_many_threads_take_turns(executor: Kind, runner: ElasticRunner) -> None:
         same(found[place], [wanted[place]] * 5)
 
 
-def kill(outside: ProcessExecutor) -> None:
+def kill(outside: Outside) -> None:
     assert outside.pid is not None
     os.kill(outside.pid, signal.SIGKILL)
 
 
 def test_a_killed_one_is_noticed_while_idle_and_runs_again_with_its_tasks(
-    outside: ProcessExecutor, runner: ElasticRunner
+    outside: Outside, runner: ElasticRunner
 ) -> None:
     items = mixed(3)
     outside.run(items, 0)
@@ -169,7 +176,7 @@ def test_a_killed_one_is_noticed_while_idle_and_runs_again_with_its_tasks(
     same(outside.run(items, 0), direct(runner, items, 0))
 
 
-def test_it_is_killed_in_the_middle_of_its_batches(outside: ProcessExecutor, runner: ElasticRunner) -> None:
+def test_it_is_killed_in_the_middle_of_its_batches(outside: Outside, runner: ElasticRunner) -> None:
     items = mixed(60)
     began = threading.Event()
     lost: list[str] = []
@@ -241,3 +248,43 @@ def test_what_cannot_be_opened_is_said(opening: Opening, runner: ElasticRunner, 
 def test_an_opening_is_the_same_after_its_json_form() -> None:
     opening = Opening("vit", "half", "cpu", "bfloat16", None, True, 2, {-4: (-4, 0, -8)}, "published", "ab")
     assert Opening.from_json(opening.to_json()) == opening
+
+
+def test_a_cluster_of_ones_own_listens_on_loopback_alone_and_wants_a_token(of_kind: Callable[[str], Any]) -> None:
+    of_kind("ray")
+    listening = {
+        each.laddr.ip.removeprefix("::ffff:")
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]
+        if process.is_running() and "ray" in " ".join(process.cmdline())
+        for each in process.net_connections(kind="inet")
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_model_that_the_cluster_does_not_have_is_said(
+    of_kind: Callable[[str], Any], runner: ElasticRunner, tmp_path: Path
+) -> None:
+    of_kind("ray")
+    made = RayExecutor(Opening(str(tmp_path / "none.safetensors"), "cifar10"), runner.pixels)
+    with pytest.raises(ExecutorLost, match="there is no file"):
+        made.restore()
+    assert made.lost
+    made.close()
+    with pytest.raises(ExecutorLost, match="stopping"):
+        made.restore()
+
+
+def test_an_actor_that_hangs_is_killed(of_kind: Callable[[str], Any], opening: Opening, runner: ElasticRunner) -> None:
+    outside = of_kind("ray")
+    outside.close()  # the cluster has room for one
+    made = RayExecutor(opening, runner.pixels, patience_s=0.5)
+    made.restore()
+    assert made.pid is not None
+    os.kill(made.pid, signal.SIGSTOP)
+    with pytest.raises(ExecutorLost, match=r"no answer for 0\.5 s and was killed"):
+        made.run(mixed(1), 0)
+    assert made.lost
+    made.close()

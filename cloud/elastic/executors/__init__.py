@@ -1,1 +1,1 @@
-"""Where batches run: in threads of the server, or in processes of their own."""
+"""Where batches run: in threads of the server, in processes of their own, or in actors on a Ray cluster."""

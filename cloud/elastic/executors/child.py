@@ -9,13 +9,10 @@ import threading
 import traceback
 from typing import Any, BinaryIO, Final
 
-import torch
-
 from isthmus.cloud.elastic.executors.memory import BatchMemory
-from isthmus.cloud.elastic.executors.opening import Opening, check, opened
-from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
+from isthmus.cloud.elastic.executors.opening import Opening
+from isthmus.cloud.elastic.executors.replica import Replica
 from isthmus.cloud.elastic.model.weights import ModelError
-from isthmus.cloud.elastic.tasks.task import TaskWeights
 
 MAX_TEXT_CHARS: Final = 8_000
 
@@ -44,48 +41,31 @@ def serve(heard: "queue.SimpleQueue[_Message]", replies: BinaryIO, fd: int) -> N
     hello = heard.get()
     try:
         opening = Opening.from_json(json.dumps(hello["open"]))
-        torch.set_num_threads(opening.threads)
-        runner = opened(opening)
-        check(runner)
+        replica = Replica(opening)
         memory = BatchMemory.inherited(fd, hello["image_px"])
     except (ModelError, ValueError, RuntimeError, OSError) as error:
         say({"failed": str(error)[:MAX_TEXT_CHARS]})
         return
     say({"ready": True})
-    work = _Work(runner, memory)
     while True:
         message = heard.get()
         try:
-            work.perform(message)
+            perform(replica, memory, message)
         except Exception:
             say({"failed": traceback.format_exc()[-MAX_TEXT_CHARS:]})
         else:
             say({"done": True})
 
 
-class _Work:
-    def __init__(self, runner: ElasticRunner, memory: BatchMemory) -> None:
-        self._runner = runner
-        self._memory = memory
-        self._shape = runner.model.shape
-        self._tasks: dict[int, ServedTask] = {}
-
-    def perform(self, message: _Message) -> None:
-        if "task" in message:
-            data = self._memory.weights(message["bytes"]).tobytes()
-            weights = TaskWeights.from_bytes(data, classes=message["classes"], model=self._shape)
-            self._tasks[message["task"]] = self._runner.prepare(weights, message["mode"])
-            return
-        for number in message["drop"]:
-            self._tasks.pop(number, None)
-        pictures = self._memory.pixels(tuple(message["shape"]), message["dtype"])
-        tasks = [self._tasks[number] for number in message["tasks"]]
-        logits = self._runner.answer(pictures, message["run"], tasks)
-        answers = self._memory.answers(sum(map(len, logits)))
-        at = 0
-        for logits_C in logits:
-            answers[at : at + len(logits_C)] = logits_C
-            at += len(logits_C)
+def perform(replica: Replica, memory: BatchMemory, message: _Message) -> None:
+    """Does what one message asks for. Answers are in ``memory`` then."""
+    if "task" in message:
+        weights = memory.weights(message["bytes"]).tobytes()
+        replica.prepare(message["task"], weights, message["classes"], message["mode"])
+        return
+    pictures = memory.pixels(tuple(message["shape"]), message["dtype"])
+    logits = replica.run(pictures, message["run"], message["tasks"], message["drop"])
+    memory.answers(len(logits))[...] = logits
 
 
 def _listen(stdin: BinaryIO, heard: "queue.SimpleQueue[_Message]") -> None:

@@ -11,16 +11,14 @@ import queue
 import subprocess
 import sys
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from isthmus.cloud.elastic.executors.memory import BatchMemory
+from isthmus.cloud.elastic.executors.numbers import TaskNumbers, split
 from isthmus.cloud.elastic.executors.opening import Opening
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item, alike
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task
@@ -55,9 +53,7 @@ class ProcessExecutor:
         self._changed: Callable[[], None] = lambda: None
         self._child: _Child | None = None
         self._closed = False
-        self._numbers: WeakKeyDictionary[Task, int] = WeakKeyDictionary()
-        self._given = 0
-        self._dropped: deque[int] = deque()
+        self._numbers = TaskNumbers()
 
     @property
     def pid(self) -> int | None:
@@ -112,14 +108,12 @@ class ProcessExecutor:
             shape = (len(images), *images[0].shape)
             dtype = images[0].dtype.name
             np.stack(images, out=child.memory.pixels(shape, dtype))  # type: ignore[arg-type]
-            numbers = [self._numbers[item.task] for item in items]
-            dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]
+            numbers = [self._numbers.of(item.task) for item in items]
+            dropped = self._numbers.dropped()
             child.known.difference_update(dropped)
             child.say({"run": gamma, "tasks": numbers, "shape": shape, "dtype": dtype, "drop": dropped})
             child.hear(self._patience_s)
-            counts = [len(item.task.spec.classes) for item in items]
-            ends = np.cumsum(counts)
-            return np.split(child.memory.answers(int(ends[-1])).copy(), ends[:-1])
+            return split(child.memory.answers(sum(len(item.task.spec.classes) for item in items)).copy(), items)
 
     def close(self) -> None:
         with self._changing:
@@ -129,12 +123,7 @@ class ProcessExecutor:
             child.end()
 
     def _give(self, child: "_Child", task: Task) -> None:
-        number = self._numbers.get(task)
-        if number is None:
-            self._given += 1
-            number = self._numbers[task] = self._given
-            # The process forgets the task before the next batch after it is gone here.
-            weakref.finalize(task, self._dropped.append, number)
+        number = self._numbers.of(task)
         if number not in child.known:
             weights = np.frombuffer(task.weights.to_bytes(), np.uint8)
             child.memory.weights(len(weights))[...] = weights

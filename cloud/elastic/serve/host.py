@@ -2,12 +2,16 @@
 
 import logging
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Image, ModelExecutor
@@ -49,10 +53,18 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     path = settings.profile_path
     first = settings.profile is None and not path.exists()
     before = None if first or (settings.measure and not path.is_file()) else read_profile(path)
-    settings = replace(settings, device=device_of(settings, before))
+    device = device_of(settings, before)
+    # The model of a cluster elsewhere is opened here for its shape alone.
+    elsewhere = settings.executor.startswith(cluster.REMOTE)
+    if elsewhere and (before is None or settings.measure):
+        raise InvalidInput(
+            "--executor ray://... needs --elastic-profile, measured on a machine of the cluster with 'isthmus elastic "
+            "profile'; this machine's times say nothing about it"
+        )
+    settings = replace(settings, device="cpu" if elsewhere else device)
     runner = _runner(settings, before)
     profile = _measured(runner, path, before) if settings.measure or before is None else before
-    for line in profile.key.differences(machine_key(runner)):
+    for line in () if elsewhere else profile.key.differences(machine_key(runner)):
         log.warning("the profile belongs to another machine (%s); '--elastic-measure' measures this one", line)
     try:
         policy = make_policy(settings.policy, profile)
@@ -68,13 +80,13 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     warm = _warm(settings, runner)
     shape = runner.model.shape
     pixels = runner.pixels
-    opening = _opening(settings, profile, runner)
-    executors: list[WarmExecutor] | list[ModelExecutor] | list[ProcessExecutor]
-    measuring: ModelExecutor | ProcessExecutor
-    if settings.executor == "process":
-        del runner  # each process has a copy of its own
-        executors = _processes(opening, pixels, settings.executors)
-        measuring = executors[0]
+    opening = _opening(settings, profile, runner, device)
+    executors: Sequence[WarmExecutor | ModelExecutor | ProcessExecutor | RayExecutor]
+    measuring: ModelExecutor | ProcessExecutor | RayExecutor
+    if settings.executor != "thread":
+        del runner  # each executor has a copy of its own
+        executors = outside = _outside(settings, opening, pixels)
+        measuring = outside[0]
     else:
         # A runner serves one thread at a time, so each executor has one of its own.
         runners = [runner, *(opened(opening) for _ in range(settings.executors - 1))]
@@ -100,35 +112,43 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     return Elastic(registry, live, decoder, shape, warm, measurer=measurer)
 
 
-def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner) -> Opening:
-    """Returns how other executors open the model that ``runner`` has opened."""
+def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner, device: str) -> Opening:
+    """Returns how other executors open the model that ``runner`` has opened, on ``device``."""
     return Opening(
         source=settings.model,
         pixels=settings.pixels,
-        device=settings.device,
+        device=device,
         number_type=runner.number_type,
         compiler=settings.compiler,
         packed=_packed(settings),
         threads=settings.threads,
         schedules={gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0},
         merge_order=profile.merge_order,
-        model_hash=machine_key(runner).model_hash,
         expert_bytes=settings.expert_bytes,
+        # Weights that are packed for a processor have another form on a GPU.
+        model_hash="" if device != settings.device else machine_key(runner).model_hash,
     )
 
 
-def _processes(opening: Opening, pixels: PixelSpec, count: int) -> list[ProcessExecutor]:
-    """Starts executors, all at once. Raises InvalidInput if one of them cannot open the model."""
-    executors = [ProcessExecutor(opening, pixels) for _ in range(count)]
+def _outside(
+    settings: ElasticSettings, opening: Opening, pixels: PixelSpec
+) -> list[ProcessExecutor] | list[RayExecutor]:
+    """Starts executors outside this process, all at once. Raises InvalidInput if one of them cannot open the model."""
+    executors: list[ProcessExecutor] | list[RayExecutor]
+    if settings.executor == "process":
+        executors = [ProcessExecutor(opening, pixels) for _ in range(settings.executors)]
+    else:
+        cpus = settings.executors * settings.threads
+        executors = [
+            RayExecutor(opening, pixels, address=settings.executor, cpus=cpus) for _ in range(settings.executors)
+        ]
     try:
-        for executor in executors:
-            executor.start()
-        for executor in executors:
-            executor.restore()
+        with ThreadPoolExecutor(len(executors)) as pool:
+            list(pool.map(lambda executor: executor.restore(), executors))
     except ExecutorLost as error:
         for executor in executors:
             executor.close()
-        raise InvalidInput(f"--executor process: {error}") from error
+        raise InvalidInput(f"--executor {settings.executor}: {error}") from error
     return executors
 
 
@@ -158,6 +178,8 @@ def device_of(settings: ElasticSettings, profile: Profile | None) -> str:
     """Returns the device that is asked for. "auto" keeps to the profile, as its times would be wrong elsewhere."""
     if settings.device != "auto":
         return settings.device
+    if settings.executor.startswith(cluster.REMOTE):
+        return "cpu" if profile is None or profile.key.device == "cpu" else "cuda"
     keeps_to_cpu = profile is not None and not settings.measure and profile.key.device == "cpu"
     return "cuda" if torch.cuda.is_available() and not keeps_to_cpu else "cpu"
 

@@ -9,8 +9,6 @@ from isthmus.cloud.elastic.policies.by_name import DEFAULT_POLICY
 NumberTypeChoice = Literal["auto", "float32", "bfloat16", "int8"]
 """``auto``: the profile's number type. When the machine is measured: the fastest one that keeps the answers."""
 
-ExecutorKind = Literal["thread", "process"]
-
 PROFILE_FILE: Final = "elastic_profile.json"
 """Name of the profile in the state folder, if no profile is named."""
 
@@ -41,8 +39,8 @@ class ElasticSettings:
     """Images that may wait for a batch. Further images are refused."""
     executors: int = 1
     """Batches that run at once, each on a copy of the model with ``threads``."""
-    executor: ExecutorKind = "thread"
-    """Where they run: in threads of the server, or in processes of their own."""
+    executor: str = "thread"
+    """Where they run: "thread" of the server, "process" of their own, "ray", or "ray://HOST:PORT" (``cluster.py``)."""
     warm: Path | None = None
     """Folder of warmed models (``isthmus elastic warmup``): each batch of their task runs on the best for its gamma."""
     warm_bytes: int | None = None

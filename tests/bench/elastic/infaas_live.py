@@ -3,12 +3,14 @@
 All models have the CIFAR-10 ViT's form with other widths, and random weights, because no trained models of these sizes
 exist for these tasks. Times are real, loading included. Correctness of an answer is drawn as in the simulator, with the
 accuracies of ``--profile`` and, for the small and the large size, the simulator's assumption (elastic/infaas.py).
-Every size is timed first in the same run, so that simulated and live figures are of the same machine.
+Every size is timed first in the same run, so that simulated and live figures are of the same machine. With several
+executors, each of INFaaS's has memory of its own, and a batch takes a free one that holds its model.
 """
 
 import gc
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ import numpy.typing as npt
 import torch
 import typer
 
+from isthmus.cloud.elastic.model.executor import Executor, Item
 from isthmus.cloud.elastic.model.runner import ElasticRunner, ServedTask
 from isthmus.cloud.elastic.model.timm_import import VisionTransformer
 from isthmus.cloud.elastic.model.vit import ElasticViT
@@ -30,6 +33,7 @@ from isthmus.cloud.elastic.policies.infaas import (
     Infaas,
     ModelsInMemory,
     ModelSize,
+    freest,
     loading_executor,
     sizes_profile,
 )
@@ -40,6 +44,8 @@ from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import TICK_S, Run, draws, serve, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
+from isthmus.cloud.elastic.serve.traced import serve_at_once
+from isthmus.cloud.elastic.tasks.task import Task, TaskSpec, TaskWeights
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS
 from tests.bench.harness import Report
@@ -48,6 +54,7 @@ from tests.rigs.elastic.vit import save_vit
 SIDE_PX: Final = 32
 WIDTHS: Final = (96, 192, 384)
 """Widths of the small, base and large model; the base is the CIFAR-10 ViT."""
+NO_WEIGHTS: Final = TaskWeights(np.zeros((2, 1), np.float32), np.zeros(2, np.float32), {})
 LOADS: Final = 5
 """Loads per timing."""
 PIXELS: Final = PixelSpec(SIDE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -80,16 +87,55 @@ class Swapping:
         self._models: dict[tuple[str, int], tuple[ElasticRunner, ServedTask]] = {}
         self.loads = 0
 
+    def holds(self, task: str, level: int) -> bool:
+        return self._order.holds(task, self._sizes[level])
+
     def run(self, work: Work) -> None:
-        model = (work.batch.queries[0].task, work.gamma)
-        load, left = self._order.use(model[0], self._sizes[work.gamma])
+        self.answer(work.batch.queries[0].task, work.gamma, len(work.batch))
+
+    def answer(self, name: str, level: int, count: int) -> None:
+        model = (name, level)
+        load, left = self._order.use(name, self._sizes[level])
         for each in left:
             del self._models[each]
         if load:
             self._models[model] = opened(self._files[model])
             self.loads += 1
         runner, task = self._models[model]
-        runner.answer(pictures(len(work.batch)), 0, [task] * len(work.batch))
+        runner.answer(pictures(count), 0, [task] * count)
+
+
+class Machines:
+    """Machines with memory of their own. A batch takes a free one that holds its model, else that idle for longest."""
+
+    def __init__(self, machines: Sequence[Swapping]) -> None:
+        self.machines = machines
+        self._turn = threading.Lock()
+        self._free_since_s: dict[int, float] = dict.fromkeys(range(len(machines)), 0.0)
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[npt.NDArray[np.float32]]:
+        name = items[0].task.name
+        with self._turn:
+            since_s = [self._free_since_s.get(place, 0.0) for place in range(len(self.machines))]
+            place = freest(list(self._free_since_s), since_s, [each.holds(name, gamma) for each in self.machines])
+            del self._free_since_s[place]
+        try:
+            self.machines[place].answer(name, gamma, len(items))
+        finally:
+            with self._turn:
+                self._free_since_s[place] = time.monotonic()
+        return [np.zeros(1, np.float32)] * len(items)
+
+
+class Blank:
+    """An executor of the elastic model, which answers with zeros: who is right is not asked with several executors."""
+
+    def __init__(self, runner: ElasticRunner, task: ServedTask) -> None:
+        self._runner, self._task = runner, task
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[npt.NDArray[np.float32]]:
+        self._runner.answer(pictures(len(items)), gamma, [self._task] * len(items))
+        return [np.zeros(1, np.float32)] * len(items)
 
 
 def opened(file: Path) -> tuple[ElasticRunner, ServedTask]:
@@ -139,6 +185,7 @@ def both(
     seed: int,
     run: Callable[[Work], None],
     takes_s: Callable[[Work], float] | None,
+    executors: Sequence[Executor],
 ) -> tuple[Run, Run]:
     """Run a policy simulated and live, with the same random draws."""
     luck_N = draws(np.random.default_rng([seed, 1]), len(queries))
@@ -146,6 +193,16 @@ def both(
     simulated = simulate(engine, queries, luck_N, takes_s)
     engine = engines()
     gc.collect()
+    if len(executors) > 1:
+        tasks = {name: Task(TaskSpec(name, ("no", "yes")), NO_WEIGHTS) for name in engine.profile.accuracy}
+
+        def asked(query: Query) -> tuple[Item, int]:
+            return Item(pictures(1)[0], tasks[query.task]), 0
+
+        def threads() -> None:
+            torch.set_num_threads(THREADS)
+
+        return simulated, serve_at_once(engine, queries, executors, asked, on_start=threads)
     return simulated, serve(engine, queries, TimedWorld(engine.profile, luck_N, run))
 
 
@@ -158,6 +215,7 @@ def main(
     policies: Annotated[str, typer.Option(help="Policies beside infaas, separated by commas.")] = "priced,fixed:0,pets",
     depth: Annotated[int, typer.Option(help="Layers of all models.")] = 6,
     duration_s: float = 30.0,
+    executors: Annotated[int, typer.Option(help="Executors of every policy. The load grows with them.")] = 1,
     repeats: Annotated[int, typer.Option(help="Of each timing.")] = 7,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
@@ -166,7 +224,9 @@ def main(
     torch.set_num_threads(THREADS)
     given = paper_profile() if profile is None else Profile.from_json(profile.read_text(encoding="utf-8"))
     report = Report(
-        "infaas_live", {"loads": loads, "depth": depth, "duration_s": duration_s, "seed": seed}, ("torch", "timm")
+        "infaas_live",
+        {"loads": loads, "depth": depth, "duration_s": duration_s, "executors": executors, "seed": seed},
+        ("torch", "timm"),
     )
     with tempfile.TemporaryDirectory() as folder:
         files = written(Path(folder), tuple(given.accuracy), depth)
@@ -186,26 +246,32 @@ def main(
         def answer(work: Work) -> None:
             runner.answer(pictures(len(work.batch)), work.gamma, [task] * len(work.batch))
 
+        blanks = [Blank(runner, task)]
+        for _ in range(executors - 1):
+            copy = ElasticRunner(ElasticViT(load_vit(files[next(iter(given.accuracy)), 0])), PIXELS)
+            blanks.append(Blank(copy, copy.prepare(blank_weights(copy.model, given.gammas))))
         for load in (float(value) for value in loads.split(",")):
             rng = np.random.default_rng(seed)
-            queries = queries_at_load(rng, wandering_rates(rng, duration_s), load, base)
-            swapping = Swapping(files, sizes, memory_bytes)
+            queries = queries_at_load(rng, wandering_rates(rng, duration_s), load * executors, base)
+            machines = [Swapping(files, sizes, memory_bytes) for _ in range(executors)]
             runs = {
                 "infaas": both(
-                    lambda: Engine(of_sizes, Infaas(tuple(sizes)), adapts=False),
+                    lambda: Engine(of_sizes, Infaas(tuple(sizes)), adapts=False, executors=executors),
                     queries,
                     seed,
-                    swapping.run,
-                    loading_executor(tuple(sizes), memory_bytes),
+                    machines[0].run,
+                    loading_executor(tuple(sizes), memory_bytes, executors=executors),
+                    [Machines(machines)] * executors,
                 )
             }
             for name in policies.split(","):
                 runs[name] = both(
-                    lambda name=name: Engine(base, make_policy(name, base)),  # type: ignore[misc]
+                    lambda name=name: Engine(base, make_policy(name, base), executors=executors),  # type: ignore[misc]
                     queries,
                     seed,
                     answer,
                     None,
+                    blanks,
                 )
             rival = runs["infaas"]
             for name, (simulated, live) in runs.items():
@@ -217,7 +283,7 @@ def main(
                         "simulated": simulated.expected_utility,
                         "live": live.expected_utility,
                         "late": live.share(Outcome.LATE),
-                        "loads": swapping.loads if name == "infaas" else 0,
+                        "loads": sum(each.loads for each in machines) if name == "infaas" else 0,
                         "over_infaas": [
                             mine.expected_utility / theirs.expected_utility if theirs.expected_utility else None
                             for mine, theirs in zip((simulated, live), rival, strict=True)

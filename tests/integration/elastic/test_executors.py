@@ -1,9 +1,10 @@
-"""A server whose batches run in processes: the model's answers, and every query ends when one of them is killed."""
+"""A server with executors in processes and on Ray: the model's answers, and no query is lost when one is killed."""
 
 import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy as np
 import psutil
 import pytest
 
+from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.elastic.executors.on_ray import RayExecutor
+from isthmus.cloud.elastic.executors.process import ProcessExecutor
+from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
 
 WAIT_S = 300.0
+CHILD = "isthmus.cloud.elastic.executors.child"
 
 
 @pytest.fixture
@@ -30,14 +36,21 @@ def query(number: int, latency_s: float = WAIT_S) -> pb.MakeQueryRequest:
     return pb.MakeQueryRequest(task=made.spec.name, encoded=png(pixels(number % 30)), latency_s=latency_s)
 
 
-def children() -> list[int]:
-    of_mine = psutil.Process().children()
-    return [each.pid for each in of_mine if "isthmus.cloud.elastic.executors.child" in " ".join(each.cmdline())]
+def executors(live: LiveEngine) -> list[int]:
+    """Returns the executors' process ids."""
+    return [each.pid for each in live._executors if isinstance(each, ProcessExecutor | RayExecutor) and each.pid]
 
 
-def test_a_killed_process_costs_no_query_and_comes_back(rig: ElasticRig) -> None:
+@pytest.fixture(params=["process", "ray"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield str(request.param)
+    if request.param == "ray":
+        cluster.leave()
+
+
+def test_a_killed_executor_costs_no_query_and_comes_back(rig: ElasticRig, kind: str) -> None:
     async def scenario() -> tuple[list[Any], int]:
-        async with rig.running(*THREE, executor="process", elastic_executors=2) as (server, channel):
+        async with rig.running(*THREE, executor=kind, elastic_executors=2) as (server, channel):
             stub = pb_grpc.ElasticServiceStub(channel)
             assert server.elastic is not None
             live = server.elastic.live
@@ -49,7 +62,7 @@ def test_a_killed_process_costs_no_query_and_comes_back(rig: ElasticRig) -> None
 
             for number in range(30):
                 asked.append(asyncio.create_task(ask(number)))
-            before = children()
+            before = executors(live)
             assert len(before) == 2
             os.kill(before[0], signal.SIGKILL)
             number, until_s = 30, time.monotonic() + WAIT_S
@@ -59,7 +72,7 @@ def test_a_killed_process_costs_no_query_and_comes_back(rig: ElasticRig) -> None
                 number += 1
                 await asyncio.sleep(0.05)
             await asyncio.gather(*asked)
-            after = children()
+            after = executors(live)
             assert before[0] not in after and before[1] in after and len(after) == 2
             return answers, number
 
@@ -68,14 +81,15 @@ def test_a_killed_process_costs_no_query_and_comes_back(rig: ElasticRig) -> None
     for number, reply in answers:
         expected = rig.direct(THREE[number % 3], pixels(number % 30), reply.gamma)
         np.testing.assert_allclose(reply.logits, expected, atol=1e-4)
-    assert children() == []
+    assert not [each for each in psutil.Process().children() if CHILD in " ".join(each.cmdline())]
 
 
 def test_with_the_only_process_killed_queries_end_in_time(rig: ElasticRig) -> None:
     async def scenario() -> None:
-        async with rig.running(*THREE, executor="process") as (_, channel):
+        async with rig.running(*THREE, executor="process") as (server, channel):
             stub = pb_grpc.ElasticServiceStub(channel)
-            os.kill(children()[0], signal.SIGKILL)
+            assert server.elastic is not None
+            os.kill(executors(server.elastic.live)[0], signal.SIGKILL)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 while True:  # the kernel may take a moment
                     await stub.MakeQuery(query(0, latency_s=0.2))
@@ -83,7 +97,6 @@ def test_with_the_only_process_killed_queries_end_in_time(rig: ElasticRig) -> No
             assert (await stub.MakeQuery(query(1))).class_name
 
     asyncio.run(scenario())
-    assert children() == []
 
 
 def test_warmed_models_are_for_a_thread(rig: ElasticRig) -> None:
@@ -92,4 +105,13 @@ def test_warmed_models_are_for_a_thread(rig: ElasticRig) -> None:
             pass
 
     with pytest.raises(InvalidInput, match="for one executor in a thread"):
+        asyncio.run(scenario())
+
+
+def test_a_cluster_elsewhere_needs_a_profile_of_its_own(rig: ElasticRig) -> None:
+    async def scenario() -> None:
+        async with rig.running(executor="ray://127.0.0.1:9", elastic_profile=None):
+            pass
+
+    with pytest.raises(InvalidInput, match="needs --elastic-profile, measured on a machine of the cluster"):
         asyncio.run(scenario())

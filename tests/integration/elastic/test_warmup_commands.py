@@ -95,6 +95,15 @@ def test_from_pictures_to_a_server_and_an_experiment(folder: Path, tmp_path: Pat
     told = json.loads((tmp_path / "live.json").read_text())
     assert told["warmed"]["missed"] == 0 and len(told["latencies_s"]) > 0
 
+    several = [each for each in live if not each.startswith("--warm")] + ["--executors=2", "--executor=process"]
+    done = CliRunner().invoke(app, ["replay", *several, f"--out={tmp_path / 'several.json'}"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "several.json").read_text())
+    assert told["executors"] == 2 and sum(told["outcomes"].values()) == pytest.approx(1)
+    assert len(told["latencies_s"]) == sum(size for _, _, _, size, _, _ in told["each"]) > 0
+    done = CliRunner().invoke(app, ["replay", *live, "--executors=2"])
+    assert done.exit_code == 1 and "for one executor in a thread" in done.output
+
 
 def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> None:
     code, said = warmup(folder, "run", out=tmp_path / "out")

@@ -66,3 +66,10 @@ def test_elastic_experts(tmp_path: Path) -> None:
     assert [row["engine"] for row in rows] == [*kinds, *kinds, "experts, token by token"]
     assert [row["k"] for row in rows if row["batch"] == 1] == [0, 1, 2, 3, 4, 4, 4]
     assert all(row["cpu_s"]["median"] > 0 and row["times_floor"] > 0 and row["over_dense"] > 0 for row in rows)
+
+
+def test_infaas_live_on_two_executors(tmp_path: Path) -> None:
+    options = ("--loads", "0.5", "--depth", "1", "--duration-s", "1", "--executors", "2", "--repeats", "1")
+    rows = measured(tmp_path, "elastic.infaas_live", *options, "--policies", "priced")["rows"]
+    assert [row["policy"] for row in rows] == ["infaas", "priced"]
+    assert all(row["queries"] > 0 and row["simulated"] > 0 for row in rows)

@@ -17,6 +17,7 @@ from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import serve
+from isthmus.cloud.elastic.serve.traced import serve_at_once
 from isthmus.cloud.elastic.tasks.task import Task, TaskSpec, TaskWeights
 from isthmus.data.images import LabelledImages
 
@@ -122,3 +123,47 @@ def test_a_simulated_replay_at_a_live_pace_tells_it_again(tmp_path: Path) -> Non
     assert sums["1.5"]["expected_utility"] < 0.9 * sums["1"]["expected_utility"]
     refused = CliRunner().invoke(app, ["replay", "synthetic", "--live", "--pace", "1.5"])
     assert refused.exit_code == 1 and "--pace" in refused.output
+
+
+class Bright:
+    """Answers at once, by brightness. ``breaks``: fails its first batch."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        self.breaks = breaks
+        self.sizes: list[int] = []
+
+    def run(self, items: Sequence[Item], gamma: int) -> list[np.ndarray]:
+        if self.breaks:
+            self.breaks = False
+            raise MemoryError
+        self.sizes.append(len(items))
+        return [np.array([0.5, float(item.image.mean() > 100)], np.float32) for item in items]
+
+
+def test_several_executors_serve_the_same_trace_in_real_time() -> None:
+    clock = Clock()
+    of = world(clock, RuleExecutor(clock))
+    executors = [Bright(), Bright(breaks=True)]
+    asked = [replace(query, deadline_s=query.arrival_s + 60.0) for query in queries(60, 0.002)]
+    engine = Engine(PROFILE, make_policy("priced", PROFILE), executors=2, adapts=False)
+    run = serve_at_once(engine, asked, executors, of.asked)
+    right, wrong = Outcome.CORRECT_IN_TIME, Outcome.WRONG_IN_TIME
+    assert run.outcomes == [right, right, wrong] * 20 and run.utility == 40
+    assert (
+        sum(batch.size for batch in run.batches)
+        == 60
+        == len(run.waits_s)
+        == sum(map(sum, (e.sizes for e in executors)))
+    )
+    assert sorted(batch.size for batch in run.batches) == sorted(size for each in executors for size in each.sizes)
+    best = max(PROFILE.accuracy["CIFAR10"].values())
+    assert 0 < run.expected_utility <= 60 * best + 1e-9
+    assert engine.outcomes[Outcome.FAILED] == 0
+
+
+def test_queries_that_come_too_late_for_several_executors_are_evicted() -> None:
+    clock = Clock()
+    asked = [replace(query, deadline_s=query.arrival_s + 1e-4) for query in queries(5, 0.01)]
+    engine = Engine(PROFILE, make_policy("priced", PROFILE), executors=2)
+    run = serve_at_once(engine, asked, [Bright(), Bright()], world(clock, RuleExecutor(clock)).asked)
+    assert run.outcomes == [Outcome.EVICTED] * 5 and not run.batches and run.utility == 0

@@ -1,0 +1,1 @@
+"""Learning steps of a job on other machines: on a Ray cluster."""

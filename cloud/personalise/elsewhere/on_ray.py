@@ -1,0 +1,229 @@
+"""The learning steps of a job on a Ray cluster: each step is an actor of its own, on a machine that has room.
+
+Ray only executes. The job's row stays the truth, and its working files stay with the worker: they go along with each
+step and come back from it, the checkpoint after every epoch. So a machine or a cluster that is lost costs the epoch
+under way. The worker then takes the job again and goes on from its checkpoint.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from isthmus import __version__
+from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.offers.offer import offer_of
+from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork
+from isthmus.cloud.personalise.students import HEADS_FILE
+from isthmus.data.files import write_atomically
+from isthmus.distill.selection import Selection
+from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable
+from isthmus.proto.messages import Prototypes
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.5
+"""How often to ask a step for its progress."""
+PATIENCE_S: Final = 60.0
+"""Longest time for an answer to that question."""
+END_S: Final = 5.0
+START_S: Final = 600.0
+"""Longest time until a cluster has room for a step and the release is read."""
+_CHECKPOINT: Final = "checkpoint.safetensors"
+
+_Files = dict[str, bytes]
+
+
+class StepActor:
+    """What runs on the cluster. Raises RuntimeError if the machine has another version of Isthmus, or another release.
+
+    The release must be at the same path as on the worker's machine.
+    """
+
+    def __init__(self, release: str, release_hash: str, version: str, threads: int | None) -> None:
+        if version != __version__:
+            raise RuntimeError(f"the cluster has isthmus {__version__}, the worker {version}: install one version")
+        # Imported on the cluster's machine, so that a worker without work stays small.
+        import torch
+
+        from isthmus.cloud.personalise.distilling import DistillLearning
+        from isthmus.distill.release import Release
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        opened = Release.open(Path(release))
+        if offer_of(opened).release_hash != release_hash:
+            raise RuntimeError(f"{release} is another release on the cluster than at the worker: copy it there")
+        self._learning: Learning = DistillLearning(opened)
+        self._changing = threading.Lock()
+        self._epochs: list[tuple[int, int]] = []
+        self._checkpoint: bytes | None = None
+
+    def pid(self) -> int:
+        """Returns the actor's process id."""
+        return os.getpid()
+
+    def progress(self, seen: int) -> tuple[list[tuple[int, int]], bytes | None]:
+        """Returns the (epochs done, total epochs) beyond the first ``seen``, and the last one's checkpoint."""
+        with self._changing:
+            return self._epochs[seen:], self._checkpoint if len(self._epochs) > seen else None
+
+    def select(self, prototypes: Prototypes, round: int, seed: int) -> Selection:
+        return self._learning.select(prototypes, round=round, seed=seed)
+
+    def perform(
+        self, step: str, selection: Selection, round: int, rounds: int, seed: int, files: Mapping[str, bytes]
+    ) -> _Files:
+        """Performs ``distil``, ``train_heads`` or ``export`` on the job's files. Returns the files that it made."""
+        with tempfile.TemporaryDirectory(prefix="isthmus-step-") as name:
+            folder = Path(name)
+            for file, data in files.items():
+                (folder / file).write_bytes(data)
+            work = RoundWork(selection, round, rounds, seed, folder / _CHECKPOINT)
+
+            def on_epoch(epoch: int, epochs: int) -> None:
+                checkpoint = work.checkpoint.read_bytes() if work.checkpoint.exists() else None
+                with self._changing:
+                    self._epochs.append((epoch, epochs))
+                    self._checkpoint = checkpoint
+
+            heads = folder / HEADS_FILE
+            if step == "distil":
+                self._learning.distil(work, on_epoch)
+            elif step == "train_heads":
+                self._learning.train_heads(work, heads, on_epoch)
+            else:
+                made = self._learning.export(work, heads if HEADS_FILE in files else None, folder / "out")
+                return {path.name: path.read_bytes() for path in made}
+            return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class RayLearning:
+    """Performs learning steps on the cluster at ``address``.
+
+    Raises what the step raises, and Unavailable if the cluster, the machine or the actor is lost: the step is then to
+    be repeated. An ``on_epoch`` that raises ends the step.
+    """
+
+    def __init__(
+        self, local: Learning, release: Path, release_hash: str, *, address: str, threads: int | None = None
+    ) -> None:
+        """``local`` does what is too little for a cluster. ``threads``: of each step; None: chosen by torch."""
+        self._local = local
+        self._release = str(release.absolute())
+        self._release_hash = release_hash
+        self._address = address
+        self._threads = threads
+
+    def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
+        selection: Selection = self._run(lambda actor: actor.select.remote(prototypes, round, seed))
+        return selection
+
+    def per_class(self, selection: Selection) -> tuple[int, ...]:
+        return self._local.per_class(selection)
+
+    def distil(self, work: RoundWork, on_epoch: OnEpoch) -> None:
+        files = _files(work.checkpoint)
+        made = self._perform("distil", work, files, on_epoch)
+        write_atomically(work.checkpoint, made[_CHECKPOINT])
+
+    def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
+        made = self._perform("train_heads", work, _files(work.checkpoint), on_epoch)
+        # The heads come last: what belongs to them must be there before they appear.
+        for name in sorted(made.keys() - {_CHECKPOINT}, key=lambda name: name == HEADS_FILE):
+            write_atomically(heads.with_name(name), made[name])
+
+    def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
+        files = _files(work.checkpoint)
+        if heads is not None:
+            files[HEADS_FILE] = heads.read_bytes()
+        made = self._perform("export", work, files, lambda epoch, epochs: None)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, data in made.items():
+            write_atomically(out_dir / name, data)
+        return [out_dir / name for name in made]
+
+    def _perform(self, step: str, work: RoundWork, files: _Files, on_epoch: OnEpoch) -> _Files:
+        def begin(actor: Any) -> Any:
+            return actor.perform.remote(step, work.selection, work.round, work.rounds, work.seed, files)
+
+        def note(epochs: list[tuple[int, int]], checkpoint: bytes | None) -> None:
+            if checkpoint is not None and step == "distil":
+                write_atomically(work.checkpoint, checkpoint)
+            for epoch, of in epochs:
+                on_epoch(epoch, of)
+
+        made: _Files = self._run(begin, note)
+        return made
+
+    def _run(
+        self,
+        begin: Callable[[Any], Any],
+        note: Callable[[list[tuple[int, int]], bytes | None], None] = lambda epochs, checkpoint: None,
+    ) -> Any:
+        """Starts an actor, begins the step with it, notes its progress until it is done, and returns the result."""
+        try:
+            cluster.connect(self._address, self._threads or os.cpu_count() or 1)
+        except InvalidInput as error:
+            raise Unavailable(str(error)) from error
+        import ray
+        from ray.exceptions import RayTaskError
+
+        actor: Any = None
+        try:
+            made = cluster.actor(StepActor, cpus=self._threads or 1, gpus=int(cluster.has_gpu()))
+            actor = made.remote(self._release, self._release_hash, __version__, self._threads)
+            pid = cluster.first_answer(actor.pid.remote(), START_S)
+            log.info("a step runs on Ray, process %d", pid)
+            result, seen, done = begin(actor), 0, False
+            while not done:
+                done = bool(cluster.bounded(lambda: ray.wait([result], timeout=POLL_S)[0], PATIENCE_S))
+                epochs, checkpoint = _answer(actor.progress, seen)
+                seen += len(epochs)
+                with _Callers():
+                    note(epochs, checkpoint)
+            return cluster.bounded(lambda: ray.get(result), PATIENCE_S)
+        except _CallersError as error:
+            raise error.cause from None
+        except RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except IsthmusError:
+            raise
+        except Exception as error:  # no room, no machine, no cluster, no connection
+            raise Unavailable(f"Ray has lost a step: {cluster.last_words(error)}") from error
+        finally:
+            if actor is not None:
+                with suppress(Exception):
+                    cluster.bounded(lambda: ray.kill(actor), END_S)
+
+
+def _answer(method: Any, *arguments: Any) -> Any:
+    import ray
+
+    return cluster.bounded(lambda: ray.get(method.remote(*arguments)), PATIENCE_S)
+
+
+class _CallersError(Exception):
+    """An error of the caller's own functions, which is no error of Ray."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Callers:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            raise _CallersError(error)
+
+
+def _files(checkpoint: Path) -> _Files:
+    return {checkpoint.name: checkpoint.read_bytes()} if checkpoint.exists() else {}
