@@ -58,3 +58,10 @@ def test_readme_has_no_undefined_reference() -> None:
     used = set(re.findall(r"\[([\w -]+)\](?![(:\[])", text))
     defined = set(re.findall(r"^\[([^\]]+)\]:", text, flags=re.MULTILINE))
     assert used == defined
+
+
+def test_a_decision_has_a_number_of_its_own_and_says_it_first() -> None:
+    records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    numbers = [record.name[:4] for record in records]
+    assert records and len(set(numbers)) == len(numbers)
+    assert [record.read_text().split(":")[0] for record in records] == [f"# {number}" for number in numbers]
