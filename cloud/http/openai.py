@@ -20,7 +20,8 @@ from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import TEMPLATE, Emotion
 from isthmus.cloud.generation.serve.live import Done, Piece
 from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
-from isthmus.cloud.http.calls import Door, EventStream, body_of, guarded, wire_error, with_disconnect
+from isthmus.cloud.http.calls import Door, EventStream, body_of, guarded, tenant, wire_error, with_disconnect
+from isthmus.cloud.tenants.names import owner
 from isthmus.proto.errors import InvalidInput, IsthmusError, NotYours
 
 if TYPE_CHECKING:  # it imports torch
@@ -222,6 +223,7 @@ def _wishes(asked: Mapping[str, Any]) -> Wishes:
         user=names["user"],
         kind=names["kind"],
         salt=names["cache_salt"],
+        tenant=owner(tenant()),
         ttft_s=_number(asked, "ttft_s", None),
         tpot_s=_number(asked, "tpot_s", None),
         latency_s=_number(asked, "latency_s", None),

@@ -16,7 +16,8 @@ from isthmus.cloud.generation.scheduling.request import Outcome, Sampling
 from isthmus.cloud.generation.serve.live import Done, Piece
 from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 from isthmus.cloud.rpc.open_inference import EXTENSIONS, OpenInferenceServicer, number_of
-from isthmus.cloud.rpc.scopes import for_caller
+from isthmus.cloud.rpc.scopes import for_caller, tenant
+from isthmus.cloud.tenants.names import owner
 from isthmus.proto.errors import InvalidInput, NotYours
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
@@ -267,6 +268,7 @@ def _wishes(request: pb.ModelInferRequest) -> Wishes:
         kind=kind,
         user=user,
         salt=salt,
+        tenant=owner(tenant()),
         ttft_s=given.get("ttft_s"),
         tpot_s=given.get("tpot_s"),
         latency_s=given.get("latency_s"),

@@ -96,7 +96,7 @@ class CachedAnswers:
         self, text: str, scope: tuple[str, ...], wishes: Wishes, ask: Callable[[], Awaitable[Answer]]
     ) -> Answer:
         said = "" if wishes.emotion is None else wishes.emotion.said
-        settings = (self.name, said, str(wishes.max_tokens), *wishes.stops)
+        settings = (self.name, wishes.tenant, said, str(wishes.max_tokens), *wishes.stops)
         question = Question(wishes.kind, wishes.user, (*settings, "", *scope), text)
         if not self.cache.serves(question) or wishes.sampling.temperature != 0 or not 0 < len(text) <= MOST_TEXT:
             return await ask()

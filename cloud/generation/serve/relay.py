@@ -222,7 +222,7 @@ class Relay:
             context=self.context,
             limit=self.max_tokens,
             sampling=wishes.sampling,
-            user=wishes.user,
+            user=wishes.own_user,
             kind=wishes.kind,
             stops=wishes.stops,
             ttft_s=wishes.first_token_s,
@@ -239,7 +239,7 @@ class Relay:
             # Other servers' seeds have 32 bits.
             "seed": sampling.seed % (1 << 31),
             **({"stop": list(wishes.stops)} if wishes.stops else {}),
-            **({"cache_salt": wishes.salt} if wishes.salt else {}),
+            **({"cache_salt": salt} if (salt := wishes.own_salt) else {}),
         }
         relayed = Relayed(Life(request), path, body)
         relayed.cancel = lambda: self._end(relayed, None)

@@ -1,6 +1,7 @@
 """Generation as the service sees it: one model under its name, and what a client asks of it as plain values."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ ROLES: Final = ("system", "user", "assistant")
 class Wishes:
     """What a client asks of an answer. The times are in seconds from the request's arrival; None: no wish.
 
-    Requests of one ``salt`` share what they compute for prompts that begin alike (``Request.salt``).
+    Requests of one ``salt`` share what they compute for prompts that begin alike (``Request.salt``). A ``user`` and a
+    ``salt`` belong to a ``tenant``; "" is the operator's own one. Another tenant's are different, whatever it sends.
     ``emotion`` is how the client's user feels. It enters the prompt of a conversation (``emotion.py``).
     """
 
@@ -43,6 +45,23 @@ class Wishes:
     utility: float = 1.0
     emotion: Emotion | None = None
     salt: str = ""
+    tenant: str = ""
+
+    @property
+    def own_user(self) -> str:
+        """The user, different from every user of another tenant."""
+        return self._own(self.user)
+
+    @property
+    def own_salt(self) -> str:
+        """The salt, different from every salt of another tenant."""
+        return self._own(self.salt)
+
+    def _own(self, text: str) -> str:
+        if not self.tenant and not text:
+            return ""
+        # No tenant's name holds "/", so each (tenant, text) is hashed differently. The length suits other servers, too.
+        return hashlib.sha256(f"{self.tenant}/{text}".encode(errors="surrogatepass")).hexdigest()
 
     @property
     def first_token_s(self) -> float | None:
@@ -150,13 +169,13 @@ class Generation:
             limit=self.max_tokens,
             sampling=wishes.sampling,
             stops=wishes.stops,
-            user=wishes.user,
+            user=wishes.own_user,
             kind=wishes.kind,
             ttft_s=wishes.first_token_s,
             tpot_s=wishes.tpot_s,
             latency_s=wishes.latency_s,
             utility=wishes.utility,
-            salt=wishes.salt,
+            salt=wishes.own_salt,
         )
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from isthmus.cloud import server as server_module
 from isthmus.cloud.commands.cloud import app
+from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.cloud.server import Server
 from isthmus.cloud.store import audit, devices, students, tenants
 from isthmus.cloud.store.database import Database
@@ -32,6 +33,7 @@ from isthmus.proto.v1 import elastic_pb2, elastic_pb2_grpc
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.service import Client, Rig
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.generation.replicas import Script, scripted
 
 NOT_FOUND, EXHAUSTED = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
@@ -384,3 +386,60 @@ def test_http_serves_each_tenant_its_own_and_counts_to_its_quotas(tiny_release: 
             assert (await ask(infer, "a-query", image(1)))[0] == 401, "it was closed"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("shared_class", [True, False])
+def test_no_tenant_finds_what_was_kept_or_computed_for_another(
+    shared_class: bool, tiny_release: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rules.json").write_text(json.dumps({"faq": {"shared": shared_class}}))
+    asked = {
+        "model": "words",
+        "prompt": "what is it?",
+        "max_tokens": 5,
+        "temperature": 0,
+        "kind": "faq",
+        "user": "ada",
+        "cache_salt": "",
+    }
+
+    def call(port: int, key: str, **changes: Any) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            connection.request("POST", "/v1/completions", json.dumps({**asked, **changes}), headers)
+            return str(json.loads(connection.getresponse().read())["isthmus"]["outcome"])
+        finally:
+            connection.close()
+
+    def infer() -> oip.ModelInferRequest:
+        tensor = oip.ModelInferRequest.InferInputTensor(name="text_input", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(b"what is it?")
+        request = oip.ModelInferRequest(model_name="words", inputs=[tensor])
+        for name in ("kind", "user"):
+            request.parameters[name].string_param = str(asked[name])
+        request.parameters["max_tokens"].int64_param = 5
+        request.parameters["temperature"].double_param = 0.0
+        return request
+
+    async def scenario(url: str) -> None:
+        generate = GenerationSettings(upstream=[url], name="words", cache=tmp_path / "rules.json")
+        async with shared(tmp_path, tiny_release, http="127.0.0.1:0", generate=generate) as on:
+            port = on.server.http_port
+            assert port is not None
+            for key in ("a-query", "b-query", ""):
+                assert await asyncio.to_thread(call, port, key) == "finished"
+                assert await asyncio.to_thread(call, port, key) == "cached"
+            for tenant in ("a", "b"):
+                found = await on.inference.ModelInfer(infer(), metadata=on.key(tenant))
+                assert found.parameters["outcome"].string_param == "cached", "its own, over both protocols"
+            salts = [each.get("cache_salt") for each in script.seen]
+            assert len({*salts}) == 3 and salts[2] is None, "without tenants, other servers get no field of ours"
+            # Who knows another tenant's salt is no nearer to what was computed for it.
+            for key in ("b-query", ""):
+                await asyncio.to_thread(call, port, key, kind="", cache_salt=salts[0])
+                assert script.seen[-1]["cache_salt"] not in salts
+
+    script = Script(pieces=["it."])
+    with scripted(script) as url:
+        asyncio.run(scenario(url))
