@@ -133,7 +133,7 @@ class Server:
             self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if settings.http is not None:
-            self.http_port = await ports.serve_http(settings.http, settings, ground, answering, self._stack)
+            self.http_port = await ports.serve_http(settings.http, settings, ground, self.generation, self._stack)
         for supervisor in self._supervisors:
             await supervisor.start()
         if settings.health_listen is not None:

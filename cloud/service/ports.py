@@ -15,7 +15,7 @@ from isthmus.cloud.settings import CloudSettings, is_loopback, joined, split_lis
 from isthmus.proto.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from isthmus.cloud.generation.serve.serving import Answering
+    from isthmus.cloud.generation.serve.opening import Opened
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +39,18 @@ def bind(server: grpc.aio.Server, settings: CloudSettings, metrics: Metrics) -> 
 
 
 async def serve_http(
-    listen: str, settings: CloudSettings, ground: Ground, answering: "Answering | None", stack: AsyncExitStack
+    listen: str, settings: CloudSettings, ground: Ground, generation: "Opened | None", stack: AsyncExitStack
 ) -> int:
-    """Serve images, and text if ``answering`` is something, over HTTP until ``stack`` closes; return the port."""
+    """Serve images, and text if ``generation`` is something, over HTTP until ``stack`` closes; return the port."""
     from isthmus.cloud.http.calls import Door
     from isthmus.cloud.http.server import HttpServer, under_prefix
 
     openai = inference = None
-    if answering is not None:
+    if generation is not None:
         from isthmus.cloud.http.openai import openai_app
 
-        openai = openai_app(answering, Door(settings.generate_key(), ground.roster))
+        door = Door(settings.generate_key(), ground.roster)
+        openai = openai_app(generation.answering, door, moves=generation.moves, move_key=generation.move_key)
     if ground.elastic is not None:
         from isthmus.cloud.http.open_inference import inference_app
 

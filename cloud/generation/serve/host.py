@@ -60,7 +60,8 @@ def open_generation(settings: GenerationSettings) -> Generation:
         swap_blocks=swap_blocks,
         prefix_blocks=settings.prefix_tokens // BLOCK_TOKENS,
     )
-    engine = Engine(_profile(settings, model), policy, limits, max_requests=settings.max_waiting)
+    profile, weights = _profile(settings, model)
+    engine = Engine(profile, policy, limits, max_requests=settings.max_waiting)
     pool = SwapPool(swap_blocks * BLOCK_TOKENS, folder=settings.swap_folder) if swap_blocks else None
     cache = make_cache(settings.layout, model, limits)
     executor = ModelExecutor(model, cache, pool)
@@ -71,20 +72,24 @@ def open_generation(settings: GenerationSettings) -> Generation:
         cache,
         kv_shape(model),
         lambda stops: AnswerText(tokenizer.stream(), stops, config.end_ids),
-        model=f"{config} {settings.number_type}",
+        model=f"{config} {settings.number_type} {weights}",
         context=config.context,
+        vocabulary=config.vocabulary,
     )
     return Generation(name, config, tokenizer, live, settings.max_tokens, time.time(), moves)
 
 
-def _profile(settings: GenerationSettings, model: Llama) -> GenerationProfile:
+def _profile(settings: GenerationSettings, model: Llama) -> tuple[GenerationProfile, str]:
+    """Returns the profile, and the hash of the model's weights."""
     if settings.profile is None:
         log.info("measuring this machine; 'isthmus generate profile' measures more exactly, for --profile")
-        return measure(model, layout=settings.layout, rows=(1, 4), contexts=(16, 48), chunks=(8, 16, 32), repeats=1)
+        made = measure(model, layout=settings.layout, rows=(1, 4), contexts=(16, 48), chunks=(8, 16, 32), repeats=1)
+        return made, made.key.model_hash
     try:
         found = GenerationProfile.from_json(read_text(settings.profile, limit_bytes=MAX_PROFILE_CHARS))
     except (OSError, BadProfile, ValueError) as error:
         raise InvalidInput(f"profile {settings.profile.name}: {error}") from error
-    for difference in found.key.differences(machine_key(model)):
+    here = machine_key(model)
+    for difference in found.key.differences(here):
         log.warning("the profile was measured on another machine or model: %s", difference)
-    return found
+    return found, here.model_hash

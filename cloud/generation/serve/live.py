@@ -211,10 +211,19 @@ class LiveGeneration:
         del self._open[id]
 
     def take_back(self, life: Life, reply: "Reply") -> None:
-        """Goes on with a request that was taken out, unless its caller has left. Call it between steps."""
-        if not reply.over:
+        """Goes on with a request that was taken out, unless its caller has left. Call it between steps.
+
+        If there is no room for it any more, it ends with Overloaded.
+        """
+        if reply.over:
+            return
+        try:
             self._engine.adopt(life, self._clock())
-            self._open[life.id] = reply
+        except ValueError:
+            self._engine.outcomes[Outcome.FAILED] += 1
+            self._deliver([(reply, Overloaded("the server took other requests meanwhile; try again later"))])
+            return
+        self._open[life.id] = reply
 
     def take_in(self, life: Life, text: AnswerText, said: str) -> "tuple[Reply, tuple[int, ...]]":
         """Goes on with a request of another replica, and returns its reply and its blocks here.

@@ -14,9 +14,9 @@ Axes: L layers, K key-value heads, P tokens, D values per head.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,13 +88,14 @@ class Moves:
         *,
         model: str,
         context: int,
+        vocabulary: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.arrived = 0
         self.left = 0
         self._live, self._cache, self._shape, self._text = live, cache, shape, text
-        self._context = context
+        self._context, self._vocabulary = context, vocabulary
         self._clock = clock
         self._names: dict[str, int] = {}
         self._parked: dict[str, _Parked] = {}
@@ -165,19 +166,23 @@ class Moves:
         return body
 
     async def stay(self, name: str) -> None:
-        """Goes on with a request that left and arrived nowhere. Raises NotYours if it did not leave."""
+        """Goes on with a request that left and arrived nowhere. Raises NotYours if it did not leave.
+
+        It ends with Overloaded if others have taken its place, and with Unavailable if the server is stopping.
+        """
         parked = self._parked.pop(name, None)
         if parked is None:
             raise NotYours("no such request has left")
-        await self._live.between_steps(lambda: self._back(parked))
+        self._go_on(parked)
 
     async def keep_part(self, handle: str, body: bytes | bytearray) -> None:
         """Keeps what was computed of a request that will arrive. Raises InvalidInput."""
         _, kept = unpack(body, self._shape)
-        if kept is None or kept[0].shape[2] > self._live.limits.kv_tokens:
-            raise InvalidInput("a part holds keys and values that fit here")
-        if len(self._parts) >= self._live.limits.rows:
-            raise InvalidInput("too many requests are arriving")
+        if kept is None:
+            raise InvalidInput("a part holds keys and values")
+        arriving = sum(keys.shape[2] for keys, _ in self._parts.values()) + kept[0].shape[2]
+        if arriving > self._live.limits.kv_tokens or len(self._parts) >= self._live.limits.rows:
+            raise InvalidInput("the requests that are arriving do not fit here; try again later")
         self._parts[handle] = kept
         asyncio.get_running_loop().call_later(PARTS_S, self._parts.pop, handle, None)
 
@@ -191,9 +196,9 @@ class Moves:
         if state.get("model") != self.model:
             raise InvalidInput("the request comes from a replica with another model or number type")
         kept = _joined(part, rest, state.get("first"))
-        if kept is not None and kept[0].shape[2] != state["computed"]:
+        if kept is not None and (not self._cache.movable or kept[0].shape[2] != state.get("computed")):
             kept = None
-        life = self._life(state, 0 if kept is None else int(state["computed"]))
+        life = self._life(state, 0 if kept is None else kept[0].shape[2])
         text = self._text(life.request.stops)
         said = "".join(text.add(token)[0] for token in life.tokens)
 
@@ -253,15 +258,25 @@ class Moves:
             )
             after_s = state["first_token_after_s"]
             first_s = None if after_s is None else arrival_s + float(after_s)
-        except (KeyError, TypeError, ValueError) as error:
+            # What is wrong here would fail a step later, and with it the requests of others.
+            if not all(isinstance(each, str) for each in (request.user, request.kind, request.salt)):
+                raise TypeError("a name is no text")
+            if not math.isfinite(arrival_s) or not math.isfinite(first_s or 0.0) or type(request.max_tokens) is not int:
+                raise ValueError("a number is not finite, or not whole")
+            if not abs(request.sampling.seed) < 1 << 63:
+                raise ValueError("the seed is too large")
+            if not all(0 <= token < self._vocabulary for token in (*request.prompt, *tokens)):
+                raise ValueError("a token is not in the vocabulary")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"not a request that is moved: {type(error).__name__}") from error
-        if len(tokens) >= request.max_tokens or not 0 <= computed <= len(request.prompt) + len(tokens):
+        if len(tokens) >= request.max_tokens or not 0 <= computed < len(request.prompt) + len(tokens):
             raise InvalidInput("not a request that is moved: it has ended")
         life = Life(request, tokens, computed, begun_s=arrival_s, first_token_s=first_s, last_token_s=first_s)
         life.recomputed = 0 if computed or not tokens else len(request.prompt) + len(tokens) - 1
         return life
 
     def _back(self, parked: _Parked) -> None:
+        """Goes on here; if others have taken the room meanwhile, the client is told so."""
         parked.life.recomputed += parked.life.computed
         parked.life.computed = 0
         self._live.take_back(parked.life, parked.reply)
@@ -271,8 +286,13 @@ class Moves:
         if self._parked.get(name) is parked:
             del self._parked[name]
             log.warning("a request that left has arrived nowhere, and goes on here")
-            with suppress(Unavailable):
-                self._live.soon(lambda: self._back(parked))
+            self._go_on(parked)
+
+    def _go_on(self, parked: _Parked) -> None:
+        try:
+            self._live.soon(lambda: self._back(parked))
+        except Unavailable as error:
+            parked.reply.put(error)
 
 
 def _joined(part: KeysValues | None, rest: KeysValues | None, first: Any) -> KeysValues | None:

@@ -61,13 +61,14 @@ class Mover:
         body = await source.leave(name, first)
         events = target.arrive(handle, body, form)
         try:
+            by_blocks = bool(unframed(body)[0].get("computed"))
             event = await asyncio.wait_for(anext(events), ARRIVES_S)
         except (IsthmusError, TimeoutError, StopAsyncIteration) as error:
             await events.aclose()
             with suppress(IsthmusError):
                 await source.stay(name)
             raise Lost(f"{target.url}: a request did not arrive") from error
-        return Arrived(event, events, bool(unframed(body)[0].get("computed")), self.clock() - began_s)
+        return Arrived(event, events, by_blocks, self.clock() - began_s)
 
     async def _copy(self, source: Upstream, target: Upstream, name: str, handle: str) -> int | None:
         """Copies what is computed by now while the request goes on, and returns how many tokens that are, if any."""
@@ -90,6 +91,6 @@ class Mover:
             try:
                 numbers = [float(raw[name]) for name in ("step_fixed_s", "prompt_s", "pair_s", "kv_bytes_per_token")]
                 self._costs[upstream.url] = str(raw["model"]), MoveCosts(*numbers), bool(raw["takes_blocks"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise Lost(f"{upstream.url} does not say what a move costs") from error
         return self._costs[upstream.url]

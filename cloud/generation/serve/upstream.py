@@ -1,6 +1,7 @@
 """A replica that is somebody else's server: any server with OpenAI's interface, over HTTP.
 
-Where its fields differ from ours, the difference ends here. What such a server sends is bounded before it is kept.
+Where its fields differ from ours, the difference ends here. What such a server sends is bounded before it is kept, and
+it cannot send a client's text on to an address that the operator did not name: redirects are not followed.
 """
 
 import json
@@ -58,7 +59,7 @@ class Upstream:
         """Returns the name of the server's model. Raises Lost, or InvalidInput if it lists several."""
         if self._model is None:
             try:
-                async with self._opened().get(f"{self.url}/v1/models") as response:
+                async with self._opened().get(f"{self.url}/v1/models", allow_redirects=False) as response:
                     body = await _body(response)
                 names = [str(each["id"]) for each in json.loads(body)["data"]]
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -83,7 +84,7 @@ class Upstream:
 
     async def _streamed(self, path: str, **sent: Any) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
         try:
-            async with self._opened().post(f"{self.url}{path}", **sent) as response:
+            async with self._opened().post(f"{self.url}{path}", allow_redirects=False, **sent) as response:
                 if response.status != 200:
                     raise _refusal(self.url, response.status, await _body(response))
                 async for event in _events(response):
@@ -102,7 +103,10 @@ class Upstream:
 
     async def costs(self) -> Mapping[str, Any]:
         """Returns what a move to this replica costs. Raises Lost."""
-        found = json.loads(await self._moved("GET", "/costs"))
+        try:
+            found = json.loads(await self._moved("GET", "/costs"))
+        except (ValueError, RecursionError) as error:
+            raise Lost(f"{self.url} does not say what a move costs") from error
         if not isinstance(found, dict):
             raise Lost(f"{self.url} does not say what a move costs")
         return found
@@ -135,7 +139,7 @@ class Upstream:
         url, timeout = f"{self.url}{MOVES}{path}", aiohttp.ClientTimeout(total=MOVE_S)
         try:
             async with self._opened().request(
-                method, url, data=body, headers=self._move_headers, timeout=timeout
+                method, url, data=body, headers=self._move_headers, timeout=timeout, allow_redirects=False
             ) as response:
                 found = await _body(response, MAX_MOVED_BYTES)
                 if response.status not in (200, 204):

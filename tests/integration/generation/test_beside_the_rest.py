@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.cloud.generation.serve.upstream import Lost, Upstream
 from isthmus.cloud.metrics.generation import GenerationCollector
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings
@@ -107,3 +108,22 @@ def test_answers_are_kept_and_a_drained_server_gets_nothing(tmp_path: Path) -> N
         )
         asyncio.run(served(tmp_path, settings, ask))
     assert (len(first.seen), len(second.seen)) == (1, 1)
+
+
+def test_the_cloud_moves_requests_of_its_model_for_who_has_the_key_for_moves(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "tiny")
+    (tmp_path / "move-key").write_text("sesame")
+
+    async def ask(server: Server, client: openai.AsyncOpenAI, address: str) -> None:
+        url = f"http://127.0.0.1:{server.http_port}"
+        upstream, stranger = Upstream(url, move_key="sesame"), Upstream(url, move_key="guessed")
+        try:
+            assert (await upstream.costs())["takes_blocks"]
+            with pytest.raises(Lost, match="status 401"):
+                await stranger.costs()
+        finally:
+            await upstream.close()
+            await stranger.close()
+
+    settings = GenerationSettings(tmp_path / "tiny", max_tokens=200, move_key_file=tmp_path / "move-key")
+    asyncio.run(served(tmp_path, settings, ask))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from isthmus.cloud.generation.model.kv import KVShape
+from isthmus.cloud.generation.scheduling.request import Outcome
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.moving import Moves, pack, unpack
 from isthmus.cloud.generation.serve.relay import Relay
@@ -249,6 +250,97 @@ def test_what_is_no_request_does_not_arrive(folder: Path, body: bytes, said: str
     moves = open_generation(GenerationSettings(folder)).moves
     with pytest.raises(InvalidInput, match=said):
         asyncio.run(moves.arrive("handle", body))
+
+
+STATE: Any = {
+    "prompt": [5, 6],
+    "tokens": [7],
+    "first": 0,
+    "sampling": [0.0, 1.0, 3],
+    "stops": [],
+    "waited_s": 1.0,
+    "first_token_after_s": 0.5,
+    "latency_s": None,
+    "max_tokens": 9,
+    "user": "",
+    "kind": "",
+    "ttft_s": None,
+    "tpot_s": None,
+    "utility": 1.0,
+    "salt": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"waited_s": float("nan")}, "ValueError"),
+        ({"first_token_after_s": float("inf")}, "ValueError"),
+        ({"tokens": [320]}, "ValueError"),
+        ({"prompt": [-1]}, "ValueError"),
+        ({"tokens": [float("inf")]}, "OverflowError"),
+        ({"sampling": [0.0, 1.0, 1 << 80]}, "ValueError"),
+        ({"max_tokens": 8.5}, "ValueError"),
+        ({"max_tokens": 1}, "it has ended"),
+        ({"salt": ["a list"]}, "TypeError"),
+        ({"computed": 3}, "it has ended"),  # its last token was not computed, or there would be a further one
+        ({"salt": None}, "TypeError"),
+    ],
+)
+def test_what_would_fail_the_steps_of_others_does_not_arrive(folder: Path, changes: Any, said: str) -> None:
+    moves = open_generation(GenerationSettings(folder)).moves
+    kept = (torch.zeros(3, 2, 3, 4), torch.zeros(3, 2, 3, 4))
+    body = pack({**STATE, "model": moves.model, **changes}, kept if "computed" in changes else None)
+    with pytest.raises(InvalidInput, match=said):
+        asyncio.run(moves.arrive("handle", body))
+
+
+def test_a_request_does_not_go_on_with_other_weights_of_the_same_form(folder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "other", seed=1, eos_token_id=[])
+    ours, others = (open_generation(GenerationSettings(each)).moves for each in (folder, tmp_path / "other"))
+    assert ours.model == open_generation(GenerationSettings(folder)).moves.model != others.model
+    with pytest.raises(InvalidInput, match="another model"):
+        asyncio.run(others.arrive("handle", pack({**STATE, "model": ours.model})))
+
+
+def test_what_arrives_holds_no_more_than_the_cache(folder: Path) -> None:
+    moves = open_generation(GenerationSettings(folder, kv_tokens=64)).moves
+    part = pack({}, (torch.zeros(3, 2, 40, 4), torch.zeros(3, 2, 40, 4)))
+
+    async def scenario() -> None:
+        await moves.keep_part("first", part)
+        with pytest.raises(InvalidInput, match="do not fit here; try again later"):
+            await moves.keep_part("second", part)
+
+    asyncio.run(scenario())
+
+
+def test_who_lost_the_place_during_a_move_is_told_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front then asks another replica, at once."""
+
+    async def full(self: Moves, handle: str, body: bytes) -> Any:
+        raise InvalidInput("no room")
+
+    def adopt(life: Any, now_s: float) -> Any:
+        raise ValueError("others have come")
+
+    expected = whole(rig)
+    monkeypatch.setattr(Moves, "arrive", full)
+    monkeypatch.setattr(rig.replicas[0].live.engine, "adopt", adopt)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+    source = rig.replicas[0].live.numbers()
+    assert source.outcomes[Outcome.FAILED] == 1 and source.under_way == 0
+    assert rig.replicas[1].live.numbers().outcomes[Outcome.FINISHED] == 2
+
+
+def test_a_replica_that_says_nonsense_of_its_costs_moves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nonsense(self: Upstream, method: str, path: str, body: bytes | None = None) -> bytes:
+        return b"not JSON"
+
+    expected = whole(rig)
+    monkeypatch.setattr(Upstream, "_moved", nonsense)
+    assert rig.stream(lambda at: rig.drain(0) if at == 20 else None) == expected
+    assert rig.relay.numbers().moves == {"failed": 1}
 
 
 def test_keys_and_values_come_out_as_they_went_in() -> None:

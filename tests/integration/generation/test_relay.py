@@ -20,10 +20,10 @@ from isthmus.cloud.generation.serve.live import Piece
 from isthmus.cloud.generation.serve.opening import opened
 from isthmus.cloud.generation.serve.serving import Wishes
 from isthmus.cloud.generation.serve.settings import GenerationSettings
-from isthmus.cloud.generation.serve.upstream import Upstream
+from isthmus.cloud.generation.serve.upstream import Lost, Upstream
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
-from tests.rigs.generation.replicas import Script, scripted, serving_relay
+from tests.rigs.generation.replicas import Script, redirecting, scripted, serving_relay
 
 MESSAGES: Any = [{"role": "user", "content": "Come back!"}]
 GREEDY: Any = {"model": "words", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
@@ -242,3 +242,21 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < ends_s
         time.sleep(0.01)
+
+
+def test_no_text_follows_a_redirect_to_an_address_that_nobody_named() -> None:
+    elsewhere = Script(pieces=["elsewhere."])
+    with scripted(elsewhere) as theirs, redirecting(theirs) as one:
+
+        async def scenario() -> None:
+            upstream = Upstream(one, model="words", move_key="sesame")
+            try:
+                with pytest.raises(Lost, match="status 307"):
+                    await anext(upstream.stream("/v1/completions", {"prompt": "what is it?"}))
+                with pytest.raises(Lost, match="status 307"):
+                    await upstream.keep_part("handle", b"keys and values")
+            finally:
+                await upstream.close()
+
+        asyncio.run(scenario())
+    assert not elsewhere.seen

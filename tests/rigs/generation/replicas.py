@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from isthmus.cloud.generation.policies.by_name import make_order
@@ -128,6 +128,21 @@ def scripted(script: Script) -> Iterator[str]:
         return await server.start()
 
     with on_loop(make, start, lambda server: server.stop()) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def redirecting(target: str) -> Iterator[str]:
+    """Serves on an address that it yields, and sends every request on to the same path at ``target``."""
+
+    async def elsewhere(request: Request) -> Response:
+        return RedirectResponse(f"{target}{request.url.path}", 307)
+
+    def make() -> HttpServer:
+        routes = [Route("/{rest:path}", elsewhere, methods=["GET", "POST", "PUT"])]
+        return HttpServer(Starlette(routes=routes), "127.0.0.1", 0)
+
+    with on_loop(make, lambda server: server.start(), lambda server: server.stop()) as (_, port):
         yield f"http://127.0.0.1:{port}"
 
 
