@@ -39,8 +39,7 @@ def open_own(shelf: Shelf, signer: Signer, folder: Path, now_s: float, *, accept
     newest = max(records, key=lambda each: each.serial, default=None)
     everyones = newest is not None and newest.release_id == offer.release_hash and newest.share >= EVERYONE
     if not records or (accept and not everyones):
-        above = students.newest_base_version(shelf.database)
-        catalogue.offer_to(shelf.database, offer.release_hash, EVERYONE, (), now_s, above=above)
+        catalogue.offer_to(shelf.database, offer.release_hash, EVERYONE, (), now_s)
     return base_student_id
 
 

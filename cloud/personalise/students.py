@@ -14,15 +14,16 @@ from pathlib import Path
 from sqlalchemy.exc import IntegrityError
 
 from isthmus.cloud.offers.offer import Offer
+from isthmus.cloud.offers.rollout import Record
 from isthmus.cloud.personalise.signing import Signer
-from isthmus.cloud.releases.catalogue import Offered
-from isthmus.cloud.store import students
+from isthmus.cloud.releases.catalogue import Offered, newest_version
+from isthmus.cloud.store import releases, students
 from isthmus.cloud.store.artefacts import Artefacts, valid_name
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.convert_person import centred_from_bytes
 from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
-from isthmus.proto.errors import Corrupt, Internal, InvalidInput, NotYours, TooLarge
+from isthmus.proto.errors import Busy, Corrupt, Internal, InvalidInput, NotYours, TooLarge
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import (
     Chunk,
@@ -104,6 +105,8 @@ def publish(
     """
     for path in (*files, *([heads] if heads is not None else [])):
         shelf.artefacts.put(student_id, path.name, path)
+    database = shelf.database
+    before = students.bases(database) if device_id is None else students.of_device(database, device_id)
     manifest = StudentManifest(
         student_id=student_id,
         kind=kind,
@@ -115,7 +118,7 @@ def publish(
         created_s=now_s,
         measured=_measured(heads),
         centred=_person_model(heads, offer),
-        version=_next_version(shelf, device_id, now_s),
+        version=_next_version(before, now_s),
         expires_s=now_s + VALID_S,
         device_id=device_id or "",
         release=offer.release_hash,
@@ -123,8 +126,10 @@ def publish(
     signed = _signed(signer, manifest)
     sha256 = None if heads is None else _described(heads).sha256
     try:
-        students.put(shelf.database, StudentRow(student_id, device_id, kind, signed, now_s, sha256, offer.release_hash))
+        students.put(database, StudentRow(student_id, device_id, kind, signed, now_s, sha256, offer.release_hash))
     except (IntegrityError, NotYours) as error:
+        if device_id is None:
+            raise  # Another server publishes the same base student at this moment. These files are its files, too.
         shelf.artefacts.remove(student_id)
         raise NotYours("the device was deleted") from error
     return manifest
@@ -141,20 +146,25 @@ def publish_base(shelf: Shelf, signer: Signer, offer: Offer, folder: Path, now_s
     if not heads.is_file() or not files:
         raise InvalidInput("the release has no exported base student; run 'isthmus distill student' on it first")
     known = students.get(shelf.database, student_id)
-    if known is not None and known.heads_sha256 is not None:
-        _mend(shelf, known, files, heads)
-        return student_id
-    publish(
-        shelf,
-        signer,
-        offer,
-        student_id=student_id,
-        device_id=None,
-        kind="base",
-        files=files,
-        heads=heads,
-        now_s=now_s,
-    )
+    if known is None or known.heads_sha256 is None:
+        try:
+            publish(
+                shelf,
+                signer,
+                offer,
+                student_id=student_id,
+                device_id=None,
+                kind="base",
+                files=files,
+                heads=heads,
+                now_s=now_s,
+            )
+            return student_id
+        except IntegrityError:  # Another server was faster.
+            known = students.get(shelf.database, student_id)
+            if known is None:
+                raise
+    _mend(shelf, known, files, heads)
     return student_id
 
 
@@ -220,34 +230,47 @@ def describe(shelf: Shelf, signer: Signer, offered: Offered, row: StudentRow, no
 
     A manifest is signed anew and stored if another key has signed it, if it has less than half of its time left, if it
     does not name its release, or if it is of the base student that is offered and a device may know a higher version.
+
+    Raises NotYours if the student was removed meanwhile, and Busy if the offer was changed.
     """
-    manifest = _manifest(row)
-    lasts = manifest.expires_s - now_s > VALID_S / 2
     least = offered.least_version if row.student_id == base_student_id(offered.offer) else 1
-    named = manifest.release == row.release
-    if (
-        manifest.version >= least
-        and named
-        and lasts
-        and signer.has_signed(row.signed.signature, row.signed.manifest_bytes)
-    ):
+
+    def sign(row: StudentRow, bases: Sequence[StudentRow], records: Sequence[Record]) -> SignedManifest:
+        if least > 1 and all(each.serial != least for each in records):
+            raise Busy("the release that this device is offered has just changed; try again", retry_after_s=0.1)
+        if _is_current(signer, row, least, now_s):
+            return row.signed  # Another call was faster.
+        manifest = _manifest(row)
+        version = manifest.version or int(row.created_s)  # 0: signed by version 0.1
+        anew = replace(
+            manifest,
+            version=version if version >= least else max(least, _next_version(bases, now_s)),
+            expires_s=now_s + VALID_S,
+            device_id=row.device_id or "",
+            release=row.release,
+        )
+        return _signed(signer, anew)
+
+    if _is_current(signer, row, least, now_s):
         return row.signed
-    version = manifest.version or int(row.created_s)  # 0: signed by version 0.1
-    anew = replace(
-        manifest,
-        version=version if version >= least else max(least, _next_version(shelf, None, now_s)),
-        expires_s=now_s + VALID_S,
-        device_id=row.device_id or "",
-        release=row.release,
-    )
-    signed = _signed(signer, anew)
+    if row.device_id is None:
+        signed = releases.sign_base(shelf.database, row.student_id, sign)
+        if signed is None:
+            raise NotYours("no such student")
+        return signed
+    signed = sign(row, (), ())
     students.sign_anew(shelf.database, row.student_id, signed)
     return signed
 
 
-def newest_base_version(database: Database) -> int:
-    """Return the highest version that a base student has, of all releases; 0 if there is none."""
-    return max((_version(row) for row in students.bases(database)), default=0)
+def _is_current(signer: Signer, row: StudentRow, least_version: int, now_s: float) -> bool:
+    manifest = _manifest(row)
+    return (
+        manifest.version >= least_version
+        and manifest.release == row.release
+        and manifest.expires_s - now_s > VALID_S / 2
+        and signer.has_signed(row.signed.signature, row.signed.manifest_bytes)
+    )
 
 
 def check_fetch(shelf: Shelf, device_id: str, student_id: str, file_name: str, offset_bytes: int) -> StudentFile:
@@ -289,18 +312,12 @@ def _manifest(row: StudentRow) -> StudentManifest:
     return manifest_from_bytes(row.signed.manifest_bytes)
 
 
-def _version(row: StudentRow) -> int:
-    return _manifest(row).version or int(row.created_s)
-
-
-def _next_version(shelf: Shelf, device_id: str | None, now_s: float) -> int:
-    """Return a version above all of the device's students, or of all base students.
+def _next_version(rows: Sequence[StudentRow], now_s: float) -> int:
+    """Return a version above those of ``rows``: all students of a device, or all base students.
 
     It is the Unix time if that is higher, so that it increases although the database was restored from a backup.
     """
-    database = shelf.database
-    rows = students.bases(database) if device_id is None else students.of_device(database, device_id)
-    return max(int(now_s), 1 + max((_version(row) for row in rows), default=0))
+    return max(int(now_s), 1 + newest_version(rows))
 
 
 def _measured(heads: Path | None) -> PublicMeasure | None:

@@ -3,6 +3,7 @@
 So several servers agree at once, and a change needs no signal. What a release offers never changes, so that is kept.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from isthmus.cloud.offers import rollout
@@ -10,6 +11,8 @@ from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.offers.rollout import Record
 from isthmus.cloud.store import releases
 from isthmus.cloud.store.database import Database
+from isthmus.cloud.store.students import StudentRow
+from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import Unavailable, WrongState
 
 
@@ -53,20 +56,30 @@ class Catalogue:
         return known
 
 
-def offer_to(
-    database: Database, release_id: str, share: float, devices: tuple[str, ...], now_s: float, *, above: int
-) -> list[Record]:
-    """Offer a release to a share of the devices and to named ones. ``above``: see ``rollout.changed``.
+def offer_to(database: Database, release_id: str, share: float, devices: tuple[str, ...], now_s: float) -> list[Record]:
+    """Offer a release to a share of the devices and to named ones.
 
     Raises InvalidInput if there is no such release, and as ``rollout.changed``.
     """
-    return releases.change(
-        database, release_id, now_s, lambda known: rollout.changed(known, release_id, share, devices, above=above)
-    )
+
+    def decide(known: Sequence[Record], bases: Sequence[StudentRow]) -> Sequence[Record]:
+        return rollout.changed(known, release_id, share, devices, above=newest_version(bases))
+
+    return releases.change(database, release_id, now_s, decide)
 
 
-def withdraw(database: Database, release_id: str, now_s: float, *, above: int) -> list[Record]:
+def withdraw(database: Database, release_id: str, now_s: float) -> list[Record]:
     """Withdraw a release. Raises InvalidInput as ``rollout.withdrawn``, and if there is no such release."""
-    return releases.change(
-        database, release_id, now_s, lambda known: rollout.withdrawn(known, release_id, now_s, above=above)
+
+    def decide(known: Sequence[Record], bases: Sequence[StudentRow]) -> Sequence[Record]:
+        return rollout.withdrawn(known, release_id, now_s, above=newest_version(bases))
+
+    return releases.change(database, release_id, now_s, decide)
+
+
+def newest_version(rows: Iterable[StudentRow]) -> int:
+    """Return the highest version among students; 0 if there are none."""
+    # Version 0.1 signed no version: then it is the time of signing.
+    return max(
+        (manifest_from_bytes(row.signed.manifest_bytes).version or int(row.created_s) for row in rows), default=0
     )

@@ -1,7 +1,8 @@
 """Rows of the tables ``releases`` and ``rollouts``.
 
 A release's row is written when everything else of it is in its place, so a release that was half published is nowhere
-to be seen. Its records say to which devices it is offered; they change all at once, in one transaction.
+to be seen. Its records say to which devices it is offered; they change all at once, in one transaction. Base students
+are signed again under the same lock, because the records' numbers and the students' versions form one order.
 """
 
 import hashlib
@@ -18,9 +19,10 @@ from isthmus.cloud.store import audit
 from isthmus.cloud.store.audit import Entry
 from isthmus.cloud.store.database import OURS, Database, Unusable
 from isthmus.cloud.store.schema import devices, jobs, releases, rollouts, students
+from isthmus.cloud.store.students import StudentRow, bases_in
 from isthmus.cloud.store.tenants import DEFAULT
 from isthmus.proto.errors import InvalidInput
-from isthmus.proto.messages import Stage
+from isthmus.proto.messages import SignedManifest, Stage
 
 _ROLLING: Final = 4
 """Second half of the key of the lock of those who change the rollout, on PostgreSQL."""
@@ -118,9 +120,14 @@ def is_withdrawn(database: Database, release_id: str) -> bool:
 
 
 def change(
-    database: Database, release_id: str, now_s: float, decide: Callable[[Sequence[Record]], Sequence[Record]]
+    database: Database,
+    release_id: str,
+    now_s: float,
+    decide: Callable[[Sequence[Record], Sequence[StudentRow]], Sequence[Record]],
 ) -> list[Record]:
     """Replace the records by what ``decide`` makes of them. Two changes at once wait for each other.
+
+    ``decide`` also gets the base students of all releases. None of them is signed again meanwhile.
 
     Returns the records. Raises InvalidInput if there is no such release, and what ``decide`` raises; then nothing is
     changed.
@@ -134,7 +141,7 @@ def change(
                 "one"
             )
         before = _records(connection)
-        after = decide(before)
+        after = decide(before, bases_in(connection))
         connection.execute(rollouts.delete())
         for each in after:
             connection.execute(
@@ -150,6 +157,29 @@ def change(
         action = "offered release" if now.withdrawn_s is None else "withdrew release"
         _note(connection, now_s, action, release_id, "" if now.withdrawn_s is not None else f"to {now.shown}")
     return list(after)
+
+
+def sign_base(
+    database: Database,
+    student_id: str,
+    sign: Callable[[StudentRow, Sequence[StudentRow], Sequence[Record]], SignedManifest],
+) -> SignedManifest | None:
+    """Replace the manifest of a base student by what ``sign`` makes of its row, of all base students and the records.
+
+    Whoever signs base students or changes the records at the same time waits. So versions never go back, although two
+    servers sign the same student at once. Returns the manifest; None if there is no such student. Raises what ``sign``
+    raises; then nothing is changed.
+    """
+    with database.writing() as connection:
+        _alone(connection)
+        bases = bases_in(connection)
+        row = next((each for each in bases if each.student_id == student_id), None)
+        if row is None:
+            return None
+        signed = sign(row, bases, _records(connection))
+        changed = {"manifest": signed.manifest_bytes, "signature": signed.signature}
+        connection.execute(students.update().where(students.c.id == student_id).values(**changed))
+    return signed
 
 
 def remove(database: Database, release_id: str, now_s: float) -> None:

@@ -70,7 +70,12 @@ def of_device(database: Database, device_id: str) -> list[StudentRow]:
 def bases(database: Database) -> list[StudentRow]:
     """Return the base students of all releases."""
     with database.reading() as connection:
-        return [_student(row) for row in connection.execute(sa.select(students).where(students.c.device_id.is_(None)))]
+        return bases_in(connection)
+
+
+def bases_in(connection: sa.Connection) -> list[StudentRow]:
+    """Return the base students of all releases, as a transaction sees them."""
+    return [_student(row) for row in connection.execute(sa.select(students).where(students.c.device_id.is_(None)))]
 
 
 def sign_anew(database: Database, student_id: str, signed: SignedManifest) -> None:

@@ -65,15 +65,13 @@ def offer(
         if found is None or found.revoked_s is not None:
             raise InvalidInput(f"no enrolled device {device_id}; 'isthmus cloud devices' lists them")
     share = EVERYONE if everyone else (percent or 0.0) / 100
-    above = students.newest_base_version(database)
-    catalogue.offer_to(database, release_id, share, tuple(devices), now_of(database), above=above)
+    catalogue.offer_to(database, release_id, share, tuple(devices), now_of(database))
     typer.echo(f"release {release_id} is offered to: {_whom(database, release_id)}")
 
 
 def withdraw(database: Database, release_id: str) -> None:
     """Withdraw a release. Raises InvalidInput."""
-    above = students.newest_base_version(database)
-    catalogue.withdraw(database, release_id, now_of(database), above=above)
+    catalogue.withdraw(database, release_id, now_of(database))
     users = releases.users(database).get(release_id, 0)
     typer.echo(
         f"release {release_id} is withdrawn. {users} devices use a student of it: they go back by themselves when they "

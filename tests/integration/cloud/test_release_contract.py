@@ -41,17 +41,17 @@ def test_a_few_devices_first_then_the_others_and_back(bench: Bench) -> None:
 
     steps = []
     for share, named in ((0.0, DEVICES[:1]), (0.1, DEVICES[:1]), (0.5, ()), (1.0, ())):
-        offer_to(bench.database, "second", share, named, 6.0, above=0)
+        offer_to(bench.database, "second", share, named, 6.0)
         steps.append(offered(bench.catalogue))
         assert other is None or offered(other) == steps[-1], "another server agrees at once"
     assert steps[0] == {DEVICES[0]}
     assert 5 < len(steps[1]) < 40 < len(steps[2]) < len(steps[3]) == len(DEVICES)
     assert steps[1] - {DEVICES[0]} < steps[2]
-    withdraw(bench.database, "second", 7.0, above=0)
+    withdraw(bench.database, "second", 7.0)
     assert offered(bench.catalogue) == set() and releases.is_withdrawn(bench.database, "second")
-    offer_to(bench.database, "second", 1.0, (), 8.0, above=0)
+    offer_to(bench.database, "second", 1.0, (), 8.0)
     assert len(offered(bench.catalogue)) == len(DEVICES) and not releases.is_withdrawn(bench.database, "second")
-    offer_to(bench.database, "release", 1.0, (), 9.0, above=0)
+    offer_to(bench.database, "release", 1.0, (), 9.0)
     assert offered(bench.catalogue) == set(), "the former one is offered again"
     said = [
         (each.action, each.subject, each.detail) for each in audit.listing(bench.database) if each.subject == "second"
@@ -70,13 +70,13 @@ def test_a_few_devices_first_then_the_others_and_back(bench: Bench) -> None:
 def test_what_is_not_published_is_not_offered(bench: Bench) -> None:
     before = releases.records(bench.database)
     with pytest.raises(InvalidInput, match="no release third is published; these are: release"):
-        offer_to(bench.database, "third", 1.0, (), 6.0, above=0)
+        offer_to(bench.database, "third", 1.0, (), 6.0)
     with pytest.raises(InvalidInput, match="no release third"):
-        withdraw(bench.database, "third", 6.0, above=0)
+        withdraw(bench.database, "third", 6.0)
     with pytest.raises(InvalidInput, match="no release third"):
         releases.remove(bench.database, "third", 6.0)
     with pytest.raises(InvalidInput, match="--everyone"):
-        withdraw(bench.database, "release", 6.0, above=0)
+        withdraw(bench.database, "release", 6.0)
     assert releases.records(bench.database) == before
     with pytest.raises(WrongState, match="start again"):
         bench.catalogue.of("third")
@@ -98,7 +98,7 @@ def test_changes_at_once_lose_none_of_each_other(bench: Bench) -> None:
             files.store(machine.shelf.artefacts, name, folder, found)
             offer = replace(bench.offer, release_hash=name)
             releases.put(machine.database, ReleaseRow(offer, found, True, 5.0))
-            offer_to(machine.database, name, 0.25, (), 6.0, above=0)
+            offer_to(machine.database, name, 0.25, (), 6.0)
         except BaseException as error:
             failed.append(error)
 
@@ -130,7 +130,7 @@ def test_a_half_published_release_is_nowhere_to_be_seen_and_is_continued(bench: 
     assert len(bench.shelf.artefacts.names("release-second")) == 1
     assert [row.release_id for row in releases.listing(bench.database)] == ["release"]
     with pytest.raises(InvalidInput, match="no release second"):
-        offer_to(bench.database, "second", 1.0, (), 6.0, above=0)
+        offer_to(bench.database, "second", 1.0, (), 6.0)
     add(bench, "second", folder)
     row = releases.get(bench.database, "second")
     assert row is not None and releases.stored_ids(bench.database) == {"second"}
@@ -143,12 +143,12 @@ def test_a_release_that_is_used_is_not_removed(bench: Bench, tmp_path: Path) -> 
     folder.mkdir()
     (folder / "a.bin").write_text("a")
     second = add(bench, "second", folder)
-    offer_to(bench.database, "second", 1.0, (), 6.0, above=0)
+    offer_to(bench.database, "second", 1.0, (), 6.0)
     with pytest.raises(InvalidInput, match="is offered to everyone: withdraw it first"):
         releases.remove(bench.database, "second", 7.0)
     job = bench.start()
     assert job.release_hash == "second"
-    withdraw(bench.database, "second", 7.0, above=0)
+    withdraw(bench.database, "second", 7.0)
     with pytest.raises(InvalidInput, match="1 personalisations on release second have not ended"):
         releases.remove(bench.database, "second", 8.0)
     job_rows.apply(bench.database, "job", Failed("ends"), 8.0)
@@ -165,10 +165,10 @@ def test_a_release_that_is_used_is_not_removed(bench: Bench, tmp_path: Path) -> 
 
 def test_a_job_of_a_withdrawn_release_fails_with_advice_and_the_next_is_of_the_one_before(bench: Bench) -> None:
     second = add(bench, "second")
-    offer_to(bench.database, "second", 1.0, (), 6.0, above=0)
+    offer_to(bench.database, "second", 1.0, (), 6.0)
     assert bench.start(rounds=2).release_hash == "second"
     assert bench.run(CountedLearning(), second).stage is Stage.AWAITING_PROTOTYPES
-    withdraw(bench.database, "second", 7.0, above=0)
+    withdraw(bench.database, "second", 7.0)
     assert bench.upload(1).stage is Stage.SELECTING
     failed = bench.run(CountedLearning(), second)
     assert (failed.stage, failed.error) == (

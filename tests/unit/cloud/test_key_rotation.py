@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from isthmus.cloud import continuity
 from isthmus.cloud.personalise import signing, students
@@ -15,7 +17,7 @@ from isthmus.cloud.store.database import Unusable
 from isthmus.edge.student.slot import StudentSlot
 from isthmus.edge.student.trust import Outdated
 from isthmus.proto.convert_student import manifest_from_bytes
-from isthmus.proto.errors import Corrupt, InvalidInput
+from isthmus.proto.errors import Busy, Corrupt, InvalidInput, NotYours
 from isthmus.proto.limits import MAX_KEY_CHANGES
 from isthmus.proto.messages import SignedManifest, StudentManifest
 from tests.rigs.cloud.jobs import Bench
@@ -164,10 +166,57 @@ def test_a_release_that_is_offered_again_gets_a_new_version(bench: Bench, tmp_pa
     versions = [looked(1_000.0)]
     bench.publish(second)
     versions.append(looked(1_000.0))
-    above = students.newest_base_version(bench.database)
-    withdraw(bench.database, "second", 1_000.0, above=above)
+    withdraw(bench.database, "second", 1_000.0)
     versions += [looked(1_000.0), looked(1_000.0)]
     assert [release for release, _ in versions] == ["release", "second", "release", "release"]
     assert versions[0][1] < versions[1][1] < versions[2][1] == versions[3][1]
     with pytest.raises(Outdated):
         slot.begin(described(bench, students.base_student_id(second), 1_000.0))
+
+
+def test_calls_at_once_sign_a_base_student_once(bench: Bench, tmp_path: Path) -> None:
+    """A call that read the row before another call signed it returns what that one signed: no version goes back."""
+    publish(bench, "base-release", 1_000.0, None)
+    bench.publish(bench.offer)
+    offered, read_before = bench.catalogue.offered("dev"), rows.get(bench.database, "base-release")
+    assert read_before is not None
+    faster = described(bench, "", 3_000.0)
+    assert manifest_from_bytes(faster.manifest_bytes).version == 3_000
+    assert students.describe(bench.shelf, bench.signer, offered, read_before, 2_000.0) == faster
+    stored = rows.get(bench.database, "base-release")
+    assert stored is not None and stored.signed == faster
+
+
+def test_an_offer_that_changed_meanwhile_signs_nothing(bench: Bench) -> None:
+    publish(bench, "base-release", 1_000.0, None)
+    bench.publish(bench.offer)
+    offered, before = bench.catalogue.offered("dev"), rows.get(bench.database, "base-release")
+    assert before is not None
+    bench.publish(bench.offer)
+    with pytest.raises(Busy, match="has just changed; try again"):
+        students.describe(bench.shelf, bench.signer, offered, before, 2_000.0)
+    assert rows.get(bench.database, "base-release") == before
+    rows.remove(bench.database, "base-release")
+    with pytest.raises(NotYours):
+        students.describe(bench.shelf, bench.signer, offered, before, 2_000.0)
+
+
+def test_two_servers_that_publish_one_base_student_at_once_keep_its_files(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("audio_encoder.onnx", students.HEADS_FILE):
+        (folder / name).write_text(name)
+    put = rows.put
+
+    def after_another(*args: Any) -> None:
+        put(*args)
+        raise IntegrityError("INSERT", {}, Exception("the other server's row is there"))
+
+    monkeypatch.setattr(rows, "put", after_another)
+    student_id = students.publish_base(bench.shelf, bench.signer, bench.offer, folder, 1_000.0)
+    known = rows.get(bench.database, student_id)
+    assert known is not None and known.heads_sha256 is not None
+    bench.shelf.check(student_id, students.HEADS_FILE, known.heads_sha256)
+    assert students.check_fetch(bench.shelf, "dev", student_id, "audio_encoder.onnx", 0).size_bytes
