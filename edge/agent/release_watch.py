@@ -68,17 +68,17 @@ def follow(runtime: Runtime, *, may_personalise: bool = True) -> Move:
             runtime.observer.on_stage("follow_release")
             runtime.rollback()
             runtime.note_moved(offered)
+        if wanted is Move.AGAIN:
+            if not (may_personalise and runtime.affordable):
+                return Move.STAY
+            runtime.observer.on_stage("follow_release")
+            runtime.personalise_again(following=offered)
     except IsthmusError as error:
         log.info("the offered release is not followed now: %s", error)
         return Move.STAY
     if wanted is Move.STAY and offered and offered == active != runtime.state.moved_to:
         runtime.note_moved(offered)
     if wanted is Move.AGAIN:
-        if not (may_personalise and runtime.affordable):
-            return Move.STAY
-        runtime.observer.on_stage("follow_release")
-        runtime.note_moved(offered)
-        runtime.personalise_again()
         runtime.run(patient=True)
     return wanted
 

@@ -130,11 +130,18 @@ class Runtime:
         """Whether the person's privacy budget allows one more upload."""
         return self._uploads.affordable
 
-    def personalise_again(self) -> None:
-        """Forget a finished personalisation, so that ``run`` starts another with the active student."""
+    def personalise_again(self, *, following: str = "") -> None:
+        """Forget a finished personalisation, so that ``run`` starts another with the active student.
+
+        ``following``: the offered release that the device follows so; see ``note_moved``. Raises StorageFull.
+        """
         self._uploads.clear()
-        self.state = behaviour.personalise_again(self.state)
-        self._device.save_agent(self.state)
+        with self._changing:
+            state = behaviour.personalise_again(self.state)
+            if following:
+                state = behaviour.moved(state, following)
+            self._device.save_agent(state)
+            self.state = state
 
     def note_moved(self, release: str) -> None:
         """Remember that the offer of a release was followed, or is what the device uses already."""

@@ -13,10 +13,11 @@ from isthmus.edge.agent.live import Worker
 from isthmus.edge.agent.release_watch import ReleaseWatch, follow
 from isthmus.edge.agent.runtime import RunConfig, Runtime
 from isthmus.edge.behaviour.moving import Move
-from isthmus.edge.behaviour.state import Phase
+from isthmus.edge.behaviour.state import Phase, State
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.link.interface import MemoryCloud
 from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
+from isthmus.proto.errors import StorageFull
 from isthmus.proto.messages import JobStatus, SignedManifest, Stage
 from tests.rigs.edge.device import Clock, device
 
@@ -106,6 +107,33 @@ def test_a_student_that_is_refused_leaves_the_one_in_use_and_is_not_tried_again(
         assert follow(runtime) is Move.AGAIN
         assert (runtime.state.active_id, runtime.state.refused_id) == ("final-a", "final-b")
         assert follow(runtime) is Move.STAY and len(state.ledger()) == 2
+
+
+def test_a_device_that_could_not_begin_to_follow_an_offer_tries_again(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The offer and the begun personalisation are written together: killed anywhere, the device follows."""
+    cloud = Cloud(students)
+    with served(tmp_path, cloud, plan) as (runtime, state, _):
+        cloud.offer("b")
+        save, written = DeviceState.save_agent, [state.agent()]
+
+        def full(self: DeviceState, agent: State) -> None:
+            raise StorageFull("the device's disk is full")
+
+        def noted(self: DeviceState, agent: State) -> None:
+            written.append(agent)
+            save(self, agent)
+
+        monkeypatch.setattr(DeviceState, "save_agent", full)
+        assert follow(runtime) is Move.STAY
+        assert (runtime.state.phase, runtime.state.moved_to) == (Phase.SERVE, "")
+        monkeypatch.setattr(DeviceState, "save_agent", noted)
+        assert follow(runtime) is Move.AGAIN
+        assert runtime.state.active_id == "final-b"
+        assert not [
+            each for each in written if (each.moved_to, each.phase, each.active_id) == ("b", Phase.SERVE, "final-a")
+        ]
 
 
 def test_nothing_is_sent_without_clips_or_beyond_the_persons_budget(
