@@ -107,6 +107,10 @@ class Copies:
         )
 
     def _make_room(self, wanted_bytes: int, name: str) -> None:
+        for part in self.root.glob("*.part"):  # of those who were killed while they fetched
+            with self._alone(part.name.removesuffix(".part"), wait=False) as mine:
+                if mine:
+                    shutil.rmtree(part, ignore_errors=True)
         copies = {
             path: sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
             for path in self.root.iterdir()

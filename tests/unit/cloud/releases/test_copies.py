@@ -132,3 +132,17 @@ def test_a_file_that_changes_while_it_is_published_is_refused(artefacts: Artefac
         files.store(artefacts, "r1", tmp_path / "r1", row.files)
     with pytest.raises(InvalidInput, match="a name that cannot be stored"):
         files.store(artefacts, "r1", tmp_path / "r1", {"base/a name": ReleaseFile("00" * 32, 1)})
+
+
+def test_what_a_killed_worker_had_fetched_makes_room(artefacts: Artefacts, tmp_path: Path) -> None:
+    rows = [published(artefacts, tmp_path, f"r{number}") for number in range(2)]
+    left, fetching = (tmp_path / "copies" / f"{name}.part" for name in ("killed", "alive"))
+    for part in (left, fetching):
+        part.mkdir(parents=True)
+        (part / "w.safetensors").write_bytes(bytes(SIZE))
+    copies = Copies(tmp_path / "copies", artefacts, 10 * SIZE)
+    with copies._alone("alive"):
+        copies.folder(rows[0])
+        assert not left.exists() and fetching.exists(), "another worker is fetching it at this moment"
+    copies.folder(rows[1])
+    assert not fetching.exists()
