@@ -15,6 +15,7 @@ from isthmus.cloud.releases import files
 from isthmus.cloud.releases.copies import Copies
 from isthmus.cloud.store import releases
 from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import Corrupt
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Runners:
     def of(self, release_id: str) -> Runner:
         """Return the runner of a release; that of the worker's own one if nobody has this release any more.
 
-        Raises Corrupt if a file of the release is damaged or gone, StorageFull, and Unavailable.
+        Raises Corrupt if a file of the release is damaged or gone, or if this version cannot open it, StorageFull, and
+        Unavailable.
         """
         if release_id == self.own_id:
             return self._own
@@ -71,7 +73,7 @@ class Runners:
             if row is None or not row.stored:
                 return self._own
             log.info("release %s is fetched, %d bytes", release_id, row.size_bytes)
-            runner = self._open(self._copies.folder(row))
+            runner = self._open_fetched(release_id, self._copies.folder(row))
             weights = sum(file.size_bytes for path, file in row.files.items() if path.endswith(".safetensors"))
             known = self._fetched[release_id] = (runner, weights)
             self._let_go()
@@ -87,6 +89,15 @@ class Runners:
         while len(self._fetched) > 1 and sum(weights for _, weights in self._fetched.values()) > self._most_bytes:
             release_id, _ = self._fetched.popitem(last=False)
             self._copies.let_go(release_id)
+
+    def _open_fetched(self, release_id: str, folder: Path) -> Runner:
+        from isthmus.distill.release import ReleaseError
+
+        try:
+            return self._open(folder)
+        except ReleaseError as error:
+            self._copies.let_go(release_id)
+            raise Corrupt(f"this worker cannot open release {release_id}: {error}") from error
 
     def _open(self, folder: Path) -> Runner:
         # Imported at the first job, so that a worker without work stays small.

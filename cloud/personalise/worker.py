@@ -147,8 +147,14 @@ class Worker:
         return Runners(self.database, copies, settings.release, run_on)
 
     def _placed(self, opened: Opened) -> Learning:
-        """Returns the learning on a release: here, or on the Ray cluster that the settings name."""
+        """Returns the learning on a release: here, or on the Ray cluster that the settings name.
+
+        Machines of a cluster elsewhere have the worker's own release, and none that the worker has fetched.
+        """
         if not cluster.is_ray(self._settings.executor):
+            return opened.learning
+        if self._settings.executor != cluster.LOCAL and opened.folder != self._settings.release:
+            log.info("steps on release %s run here: the cluster has no copy of it", opened.offer.release_hash)
             return opened.learning
         from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning
 

@@ -15,13 +15,19 @@ from typer.testing import CliRunner
 from isthmus.cloud.backup import backup, restore
 from isthmus.cloud.commands.cloud import app
 from isthmus.cloud.metrics.releases import ReleaseCollector
+from isthmus.cloud.offers.offer import Offer
+from isthmus.cloud.personalise import job_rows
+from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning
+from isthmus.cloud.personalise.runners import Opened
+from isthmus.cloud.personalise.worker import Worker
 from isthmus.cloud.releases.copies import Copies
 from isthmus.cloud.store import releases
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database, Unusable
-from isthmus.distill.release import Release
-from isthmus.proto.errors import InvalidInput
+from isthmus.distill.release import Release, ReleaseError
+from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
+from tests.rigs.cloud.jobs import CountedLearning
 
 
 @pytest.fixture(scope="module")
@@ -212,11 +218,10 @@ def test_a_backup_holds_published_releases(rig: Any, better: Path, tmp_path: Pat
     again.close()
 
 
-def test_jobs_on_a_release_whose_files_are_damaged_wait_and_others_go_first(rig: Any, better: Path) -> None:
+def test_jobs_on_a_release_whose_files_are_damaged_wait_and_others_go_first(
+    rig: Any, better: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker was started with the first release and fetches the other; here from artefacts that were damaged."""
-    from isthmus.cloud.personalise import job_rows
-    from isthmus.cloud.personalise.worker import Worker
-
     state = ("--state", str(rig.state))
 
     async def scenario() -> str:
@@ -239,9 +244,28 @@ def test_jobs_on_a_release_whose_files_are_damaged_wait_and_others_go_first(rig:
     assert "teacher.safetensors of release" in waiting.error and "publish the release again" in waiting.error
     assert waiting.not_before_s > waiting.created_s and not waiting.stage.ended
     published(rig.state, better)
+
+    def newer(root: Path) -> Release:
+        raise ReleaseError("made by a later version")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Release, "open", staticmethod(newer))
+        with pytest.raises(Corrupt, match=f"cannot open release {second}: made by a later version"):
+            worker.runners.of(second)
     assert worker.runners.of(second).offer.release_hash == second
     worker.stop()
     worker.database.close()
+
+
+def test_a_cluster_elsewhere_learns_on_the_workers_own_release_alone(rig: Any) -> None:
+    offer, learning = Offer("release", ("a",), "{}", 8, (1.0,), 2, 2, 3), CountedLearning()
+    for executor, own, fetched in (("thread", False, False), ("ray", True, True), ("ray://127.0.0.1:9", True, False)):
+        settings = rig.settings(executor=executor)
+        worker = Worker(settings)
+        for folder, remote in ((settings.release, own), (settings.state / "releases" / "release", fetched)):
+            placed = worker._placed(Opened(folder, offer, learning))
+            assert isinstance(placed, RayLearning) if remote else placed is learning
+        worker.database.close()
 
 
 def test_the_list_in_a_pipe_has_a_line_per_release(rig: Any) -> None:
