@@ -14,7 +14,7 @@ from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
-from isthmus.cloud.elastic.model.executor import ExecutorLost, Image, ModelExecutor
+from isthmus.cloud.elastic.model.executor import ExecutorLost, Image, ModelExecutor, Supervised
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
@@ -106,7 +106,13 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     # Tasks of warmed models have the accuracies that were measured when these were tuned.
     measurer = Measurer(measuring, profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
     registry = Registry(database, artefacts, shape, changed, measurer.ask)
-    registry.load()
+    try:
+        registry.load()
+    except BaseException:
+        for executor in executors:
+            if isinstance(executor, Supervised):
+                executor.close()
+        raise
     log.info("elastic serving of %s at gamma %s", settings.model, profile.gammas)
     decoder = Decoder(lambda data: decoded(data, pixels))
     return Elastic(registry, live, decoder, shape, warm, measurer=measurer)

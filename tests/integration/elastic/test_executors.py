@@ -17,7 +17,8 @@ from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
 from isthmus.cloud.elastic.serve.live import LiveEngine
-from isthmus.proto.errors import InvalidInput
+from isthmus.cloud.elastic.serve.registry import Registry
+from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
@@ -97,6 +98,20 @@ def test_with_the_only_process_killed_queries_end_in_time(rig: ElasticRig) -> No
             assert (await stub.MakeQuery(query(1))).class_name
 
     asyncio.run(scenario())
+
+
+def test_no_process_outlives_a_server_that_could_not_start(rig: ElasticRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(registry: Registry) -> None:
+        raise Corrupt("a task's weights are damaged")
+
+    async def scenario() -> None:
+        async with rig.running(executor="process"):
+            pass
+
+    monkeypatch.setattr(Registry, "load", damaged)
+    with pytest.raises(Corrupt, match="weights are damaged"):
+        asyncio.run(scenario())
+    assert not [each for each in psutil.Process().children() if CHILD in " ".join(each.cmdline())]
 
 
 def test_warmed_models_are_for_a_thread(rig: ElasticRig) -> None:
