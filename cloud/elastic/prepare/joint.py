@@ -184,7 +184,7 @@ class Joint(nn.Module):
 
 
 class Mixed(SeededDataset[Sequence[Tensor]]):
-    """``pictures`` of each task, drawn anew in each epoch: picture, label, task, random key."""
+    """``pictures`` of each task, drawn again in each epoch: picture, label, task, random key."""
 
     def __init__(self, tasks: Sequence[JointTask], pixels: PixelSpec, pictures: int, *, augment: bool, seed: int):
         super().__init__(len(tasks) * pictures, seed)

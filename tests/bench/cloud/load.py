@@ -21,8 +21,8 @@ from isthmus.cloud.commands.load.running import load
 from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.rpc.elastic_client import ElasticClient
 from isthmus.demo.processes import Family
-from tests.bench.elastic.vit32 import SIDE, head_only, save_vit
 from tests.bench.harness import Report
+from tests.bench.vit32 import SIDE, head_only, save_vit
 
 START_TIMEOUT_S = 600.0
 TASK = "task"

@@ -25,8 +25,8 @@ from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.tasks.task import Task, TaskSpec
 from isthmus.data.images import STATISTICS, PixelSpec
 from tests.bench import THREADS
-from tests.bench.elastic.vit32 import CLASSES, SIDE, head_only, profile_of_nothing, save_vit
 from tests.bench.harness import Report, Spread, shown
+from tests.bench.vit32 import CLASSES, SIDE, head_only, profile_of_nothing, save_vit
 
 IN_FLIGHT_BATCHES = 3
 

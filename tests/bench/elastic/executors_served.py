@@ -27,8 +27,8 @@ from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.tasks.task import Task, TaskSpec
 from isthmus.proto.errors import IsthmusError
 from tests.bench import THREADS
-from tests.bench.elastic.vit32 import CLASSES, SIDE, head_only, profile_of_nothing, save_vit
 from tests.bench.harness import Report
+from tests.bench.vit32 import CLASSES, SIDE, head_only, profile_of_nothing, save_vit
 
 IN_FLIGHT_BATCHES = 3
 LATENCY_S = 600.0

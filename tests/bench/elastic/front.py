@@ -35,8 +35,8 @@ from isthmus.proto.open_inference import inference_pb2_grpc as oip_grpc
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.bench.cloud.stream import ECHO, START_TIMEOUT_S, percentiles
-from tests.bench.elastic.vit32 import GAMMAS, SIDE, head_only, profile_of_nothing, save_vit
 from tests.bench.harness import Report, Spread, shown
+from tests.bench.vit32 import GAMMAS, SIDE, head_only, profile_of_nothing, save_vit
 
 TASK = "task"
 
