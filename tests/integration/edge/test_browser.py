@@ -286,6 +286,36 @@ def test_a_browser_that_joins_no_microphone_to_another_rate_resamples(place: Pla
         assert not visit.page.locator("section[aria-label=Sound] canvas").evaluate(BLANK)
 
 
+def test_after_stop_and_start_the_sound_is_the_new_microphones_alone(place: Place) -> None:
+    counting = """
+    const Node = AudioWorkletNode;
+    window.sent = [];
+    window.AudioWorkletNode = class extends Node {
+      constructor(...given) {
+        super(...given);
+        const place = window.sent.push(0) - 1;
+        this.port.addEventListener("message", () => window.sent[place]++);
+      }
+    };
+    """
+    with Visit(place, allowed=("microphone",), before=counting) as visit:
+        for starts in (1, 2):
+            visit.page.get_by_role("button", name="Start").click()
+            before = sent(visit, starts, 1)
+            after = sent(visit, starts, before[-1] + 20)
+            assert after[:-1] == before[:-1], "the microphone that was closed goes on"
+            visit.shows("section[aria-label=Answer]", "from sound,")
+            visit.page.get_by_role("button", name="Stop").click()
+        assert not visit.trouble
+
+
+def sent(visit: Visit, recorders: int, least: int) -> list[int]:
+    """Return how many blocks each of so many recorders has sent, once the last one has sent at least ``least``."""
+    while len(counts := visit.page.evaluate("sent")) < recorders or counts[-1] < least:
+        visit.page.wait_for_timeout(50)
+    return list(counts)
+
+
 def test_it_fits_a_desk_and_a_phone(place: Place) -> None:
     try:
         from axe_playwright_python.sync_playwright import Axe

@@ -10,6 +10,12 @@ const BLOCK = 1024;
 class Recorder extends AudioWorkletProcessor {
   private block = new Float32Array(BLOCK);
   private filled = 0;
+  private ended = false;
+
+  constructor() {
+    super();
+    this.port.onmessage = () => (this.ended = true);
+  }
 
   process(inputs: Float32Array[][]): boolean {
     const channels = inputs[0] ?? [];
@@ -24,7 +30,7 @@ class Recorder extends AudioWorkletProcessor {
         this.filled = 0;
       }
     }
-    return true;
+    return !this.ended;
   }
 }
 

@@ -20,6 +20,7 @@ export class Listener {
 
   private blocks: Float32Array[] = [];
   private used: AudioContext | undefined;
+  private end: () => void = () => undefined;
 
   /** Load the recorder into two contexts: one of the wanted rate, and one of the sound card's. */
   static async ready(rate: number, samples: number): Promise<Listener> {
@@ -47,12 +48,19 @@ export class Listener {
       };
       source.connect(recorder);
       this.used = context;
+      // A microphone that was closed gives silence for ever, unless its recorder ends.
+      this.end = () => {
+        source.disconnect();
+        recorder.port.onmessage = null;
+        recorder.port.postMessage("end");
+      };
       return;
     }
     throw new Error("This browser gives no samples of the microphone.");
   }
 
   stop(): void {
+    this.end();
     this.blocks = [];
     void this.used?.suspend();
   }
