@@ -54,16 +54,17 @@ class ReleaseWatch:
 def follow(runtime: Runtime, *, may_personalise: bool = True) -> Move:
     """Ask which release the cloud offers, and follow it, see moving.py. Returns what was done.
 
-    The device goes back to its student before if that is of the offered release; nothing is sent then. Else it
-    personalises anew, if it has the clips (``may_personalise``) and the person's privacy budget allows it, and judges
-    the new student like any other. What cannot be done now is left for the next look; nothing is raised for it.
+    The device goes back to its student before if that is sound and of the offered release; nothing is sent then. Else
+    it personalises again, if it has the clips (``may_personalise``) and the person's privacy budget allows it, and
+    judges the new student like any other. What cannot be done now is left for the next look; nothing is raised for it.
     """
     try:
         offered = runtime.slot.offered_release(runtime.link.describe_offered())
         active = _release_of(runtime, runtime.state.active_id)
-        wanted = move(
-            runtime.state, offered=offered, active=active, previous=_release_of(runtime, runtime.slot.previous_id())
-        )
+        before = "" if offered == active else runtime.slot.previous_id()
+        # A damaged student is none to go back to, and must not keep the device from following for good.
+        previous = _release_of(runtime, before) if runtime.slot.is_sound(before) else ""
+        wanted = move(runtime.state, offered=offered, active=active, previous=previous)
         if wanted is Move.BACK:
             runtime.observer.on_stage("follow_release")
             runtime.rollback()

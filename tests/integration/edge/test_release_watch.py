@@ -136,6 +136,21 @@ def test_a_device_that_could_not_begin_to_follow_an_offer_tries_again(
         ]
 
 
+@pytest.mark.parametrize("damaged", ["manifest.pb", "audio_encoder.onnx"])
+def test_a_damaged_student_before_is_made_again(students: Any, plan: ClipPlan, tmp_path: Path, damaged: str) -> None:
+    cloud = Cloud(students)
+    with served(tmp_path, cloud, plan) as (runtime, state, _):
+        cloud.offer("b")
+        assert follow(runtime) is Move.AGAIN
+        file = runtime.slot.installed("final-a").folder / damaged
+        file.chmod(0o600)
+        file.write_bytes(b"damaged")
+        cloud.offer("a")
+        assert follow(runtime) is Move.AGAIN
+        assert (runtime.state.active_id, len(state.ledger())) == ("final-a", 3)
+        assert runtime.slot.is_sound("final-a")
+
+
 def test_nothing_is_sent_without_clips_or_beyond_the_persons_budget(
     students: Any, plan: ClipPlan, tmp_path: Path
 ) -> None:
