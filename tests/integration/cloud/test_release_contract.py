@@ -13,9 +13,10 @@ from isthmus.cloud.releases import files
 from isthmus.cloud.releases.catalogue import Catalogue, offer_to, withdraw
 from isthmus.cloud.releases.copies import Copies
 from isthmus.cloud.store import audit, devices, releases
+from isthmus.cloud.store import students as student_rows
 from isthmus.cloud.store.releases import ReleaseRow
 from isthmus.proto.errors import InvalidInput, Unavailable, WrongState
-from isthmus.proto.messages import Stage
+from isthmus.proto.messages import SignedManifest, Stage
 from tests.rigs.cloud.jobs import Bench, CountedLearning
 
 DEVICES = tuple(f"{number:016x}" for number in range(200))
@@ -113,6 +114,46 @@ def test_changes_at_once_lose_none_of_each_other(bench: Bench) -> None:
     assert len({each.serial for each in records}) == len(records)
     published = [each.subject for each in audit.listing(bench.database) if each.action == "published release"]
     assert sorted(published) == [*names, "release"], "published twice at once, it is published once"
+
+
+def test_servers_at_once_publish_one_base_student_and_sign_it_once(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("audio_encoder.onnx", students.HEADS_FILE):
+        (folder / name).write_text(name)
+    signer, student_id = bench.signer, students.base_student_id(bench.offer)
+    machines = [bench.on_another_machine(bench.folder / f"m{number}") for number in range(4 * bench.database.shared)]
+    machines = machines or [bench] * 4
+    failed: list[BaseException] = []
+    manifests: list[SignedManifest] = []
+    together = threading.Barrier(len(machines))
+
+    def start(machine: Bench, now_s: float) -> None:
+        try:
+            together.wait(60)
+            students.publish_base(machine.shelf, signer, machine.offer, folder, now_s)
+            together.wait(60)
+            if machine is machines[0]:
+                offer_to(machine.database, "release", 1.0, (), 6.0)
+            together.wait(60)
+            manifests.append(machine.described("", now_s + 100.0, signer))
+        except BaseException as error:
+            together.abort()
+            failed.append(error)
+
+    threads = [
+        threading.Thread(target=start, args=(machine, 1_000.0 - 10 * number)) for number, machine in enumerate(machines)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(manifests) == 4 and len(set(manifests)) == 1, "no device sees a version that goes back"
+    row = student_rows.get(bench.database, student_id)
+    assert row is not None and row.signed == manifests[0] and row.heads_sha256 is not None
+    bench.shelf.check(student_id, students.HEADS_FILE, row.heads_sha256)
+    assert students.check_fetch(bench.shelf, "dev", student_id, "audio_encoder.onnx", 0).size_bytes
 
 
 def test_a_half_published_release_is_nowhere_to_be_seen_and_is_continued(bench: Bench, tmp_path: Path) -> None:
