@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.cloud.tenants.roster import Roster
 from isthmus.cloud.wrong_keys import WrongKeys
 from isthmus.proto import checks, convert, convert_student
-from isthmus.proto.errors import InvalidInput, Unauthenticated
+from isthmus.proto.errors import InvalidInput, IsthmusError, Unauthenticated
 from isthmus.proto.messages import Chunk, Enrolment, SignedKeyChange, SignedManifest
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
@@ -156,7 +156,9 @@ class PersonalisationServicer(pb_grpc.PersonalisationServiceServicer):
         signed = students.describe(self.shelf, self.signer, offered, row, self.shelf.database.now_s())
         # A look at what is offered is no use of it, and an interim student makes prototypes only.
         if not base and row.kind != "interim" and row.release not in ("", device.release):
-            releases.uses(self.shelf.database, device.device_id, row.release)
+            # No reason to refuse a call that only reads: it is recorded when the student answers.
+            with suppress(IsthmusError):
+                releases.uses(self.shelf.database, device.device_id, row.release)
         return signed
 
     async def FetchStudent(

@@ -5,7 +5,11 @@ import zlib
 from typing import Any
 
 import grpc
+import pytest
 
+from isthmus.cloud.store import releases
+from isthmus.cloud.store.database import Database
+from isthmus.proto.errors import StorageFull
 from isthmus.proto.limits import CHUNK_BYTES, MAX_MESSAGE_BYTES
 from isthmus.proto.v1 import isthmus_pb2 as pb
 
@@ -89,3 +93,22 @@ def test_messages_over_the_bound_are_refused_and_the_server_goes_on(rig: Any) ->
             return code
 
     assert asyncio.run(scenario()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_student_is_described_although_its_use_cannot_be_recorded(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise StorageFull("the server's disk is full; try again later")
+
+    async def scenario() -> None:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel)
+            database = Database(rig.settings().database_url)
+            with monkeypatch.context() as patched:
+                patched.setattr(releases, "uses", full)
+                student_id = (await device.describe()).student_id
+                assert student_id.startswith("base-") and set(releases.users(database)) == {""}
+            await device.describe()
+            assert set(releases.users(database)) == {student_id.removeprefix("base-")}
+            database.close()
+
+    asyncio.run(scenario())
