@@ -97,7 +97,12 @@ class Runners:
             return self._open(folder)
         except ReleaseError as error:
             self._copies.let_go(release_id)
-            raise Corrupt(f"this worker cannot open release {release_id}: {error}") from error
+            # Devices are told the reason why their jobs wait, and need not see this machine's paths.
+            log.error("release %s cannot be opened: %s", release_id, error)
+            raise Corrupt(
+                f"a worker of another version cannot open release {release_id}: the server's operator must start "
+                "workers of the version that made it"
+            ) from error
 
     def _open(self, folder: Path) -> Runner:
         # Imported at the first job, so that a worker without work stays small.

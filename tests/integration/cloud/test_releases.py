@@ -246,12 +246,13 @@ def test_jobs_on_a_release_whose_files_are_damaged_wait_and_others_go_first(
     published(rig.state, better)
 
     def newer(root: Path) -> Release:
-        raise ReleaseError("made by a later version")
+        raise ReleaseError(f"{root}/recipe.json: made by a later version")
 
     with monkeypatch.context() as patched:
         patched.setattr(Release, "open", staticmethod(newer))
-        with pytest.raises(Corrupt, match=f"cannot open release {second}: made by a later version"):
+        with pytest.raises(Corrupt, match=f"cannot open release {second}: .* of the version that made it") as refused:
             worker.runners.of(second)
+        assert str(rig.state) not in str(refused.value), "devices are told the reason"
     assert worker.runners.of(second).offer.release_hash == second
     worker.stop()
     worker.database.close()
