@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -94,6 +94,8 @@ class Copies:
             ):
                 while block := reader.read(_BLOCK_BYTES):
                     digest.update(block)
+                    if writer.tell() + len(block) > file.size_bytes:  # the disk was asked for so much room
+                        raise Corrupt(self._damaged(release_id, path, "damaged in"))
                     writer.write(block)
         except NotYours as error:
             raise Corrupt(self._damaged(release_id, path, "gone from")) from error
@@ -112,11 +114,11 @@ class Copies:
                 if mine:
                     shutil.rmtree(part, ignore_errors=True)
         copies = {
-            path: sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+            path: _size_bytes(path)
             for path in self.root.iterdir()
             if path.is_dir() and path.name != name and not path.name.endswith(".part")
         }
-        for path in sorted(copies, key=lambda path: path.stat().st_mtime):
+        for path in sorted(copies, key=_used_s):
             if sum(copies.values()) + wanted_bytes <= self.most_bytes:
                 return
             with self._alone(path.name, wait=False) as mine:
@@ -142,3 +144,21 @@ class Copies:
 
     def _lock_file(self, name: str) -> IO[bytes]:
         return (self.root / f"{name}.lock").open("ab")
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return the bytes of a copy, less those that another process removes at this moment."""
+    found = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += os.stat(os.path.join(parent, name)).st_size
+    return found
+
+
+def _used_s(folder: Path) -> float:
+    """Return when a copy was last used, in Unix seconds; 0 if another process has removed it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

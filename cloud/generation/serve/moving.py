@@ -76,6 +76,7 @@ class Moves:
     """The moves of one replica. ``text`` makes the decoder of an answer with these stop strings.
 
     Called from the event loop; what touches the engine and the cache runs on the engine's thread, between two steps.
+    Megabytes are packed and unpacked on other threads, so neither steps nor other clients wait for that.
     ``model`` names the weights: requests arrive only from replicas of the same.
     """
 
@@ -133,14 +134,14 @@ class Moves:
         """Returns what is computed of a request by now, which goes on. Raises NotYours if it has ended or left."""
         id = self._id(name)
 
-        def read() -> bytes:
+        def read() -> KeysValues | None:
             life = self._live.engine.lives.get(id)
             if life is None:
                 raise NotYours("no such request is under way")
-            kept = self._read(life, 0)
-            return pack({"tokens": 0 if kept is None else life.computed}, kept)
+            return self._read(life, 0)
 
-        return await self._live.between_steps(read)
+        kept = await self._live.between_steps(read)
+        return await asyncio.to_thread(pack, {"tokens": 0 if kept is None else kept[0].shape[2]}, kept)
 
     async def leave(self, name: str, first: int | None) -> bytes:
         """Stops a request and returns its state, with the keys and values from token ``first`` on (None: without).
@@ -149,21 +150,21 @@ class Moves:
         """
         id = self._id(name)
 
-        def stop() -> tuple[bytes, _Parked]:
+        def stop() -> tuple[dict[str, Any], KeysValues | None, _Parked]:
             life, reply = self._live.engine.lives.get(id), self._live.reply_of(id)
             if life is None or reply is None:
                 raise NotYours("no such request is under way")
             kept = None if first is None else self._read(life, first)
-            body = pack(self._state(life, kept, first), kept)
+            state = self._state(life, kept, first)
             self._live.take_out(id)
-            return body, _Parked(life, reply)
+            return state, kept, _Parked(life, reply)
 
-        body, parked = await self._live.between_steps(stop)
+        state, kept, parked = await self._live.between_steps(stop)
         if parked.reply.over:  # its client left meanwhile
             raise NotYours("no such request is under way")
         self._parked[name] = parked
         asyncio.get_running_loop().call_later(PARKED_S, self._overdue, name, parked)
-        return body
+        return await asyncio.to_thread(pack, state, kept)
 
     async def stay(self, name: str) -> None:
         """Goes on with a request that left and arrived nowhere. Raises NotYours if it did not leave.
@@ -177,7 +178,7 @@ class Moves:
 
     async def keep_part(self, handle: str, body: bytes | bytearray) -> None:
         """Keeps what was computed of a request that will arrive. Raises InvalidInput."""
-        _, kept = unpack(body, self._shape)
+        _, kept = await asyncio.to_thread(unpack, body, self._shape)
         if kept is None:
             raise InvalidInput("a part holds keys and values")
         arriving = sum(keys.shape[2] for keys, _ in self._parts.values()) + kept[0].shape[2]
@@ -191,11 +192,11 @@ class Moves:
 
         Raises InvalidInput for what is no request or of another model, and Overloaded if there is no room for it.
         """
-        state, rest = unpack(body, self._shape)
+        state, rest = await asyncio.to_thread(unpack, body, self._shape)
         part = self._parts.pop(handle, None)
         if state.get("model") != self.model:
             raise InvalidInput("the request comes from a replica with another model or number type")
-        kept = _joined(part, rest, state.get("first"))
+        kept = await asyncio.to_thread(_joined, part, rest, state.get("first"))
         if kept is not None and (not self._cache.movable or kept[0].shape[2] != state.get("computed")):
             kept = None
         life = self._life(state, 0 if kept is None else kept[0].shape[2])

@@ -1,8 +1,12 @@
 """A worker's copies of releases: whole or not there, few at a time, and never taken from one who uses them."""
 
 import hashlib
+import os
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,13 +93,15 @@ def test_several_that_need_the_same_copy_at_once_make_it_once(artefacts: Artefac
     assert len(opened) == len(row.files)
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "remove", "lengthen"])
 def test_a_damaged_or_lost_file_is_named_and_publishing_again_mends_it(
     artefacts: Artefacts, tmp_path: Path, damage: str
 ) -> None:
     row = published(artefacts, tmp_path, "r1")
     stored = sorted((tmp_path / "artefacts" / files.owner_of("r1")).iterdir())[0]
-    if damage == "flip":
+    if damage == "lengthen":
+        stored.write_bytes(stored.read_bytes() + bytes(1))
+    elif damage == "flip":
         stored.write_bytes(bytes([stored.read_bytes()[0] ^ 1]) + stored.read_bytes()[1:])
     else:
         stored.unlink()
@@ -146,3 +152,22 @@ def test_what_a_killed_worker_had_fetched_makes_room(artefacts: Artefacts, tmp_p
         assert not left.exists() and fetching.exists(), "another worker is fetching it at this moment"
     copies.folder(rows[1])
     assert not fetching.exists()
+
+
+def test_copies_that_another_process_removes_meanwhile_are_no_failure(
+    artefacts: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [published(artefacts, tmp_path, f"r{number}") for number in range(3)]
+    copies = Copies(tmp_path / "copies", artefacts, 9 * SIZE)
+    for row in rows[:2]:
+        copies.folder(row)
+        copies.let_go(row.release_id)
+    walk = os.walk
+
+    def removed(folder: Path) -> Iterator[Any]:
+        for found in walk(folder):
+            shutil.rmtree(tmp_path / "copies" / "r0", ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr("isthmus.cloud.releases.copies.os.walk", removed)
+    assert copies.folder(rows[2]).is_dir()
