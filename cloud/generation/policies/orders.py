@@ -137,9 +137,12 @@ class Fair(FirstCome):
 
     PROMPT: Final = 1.0
     GENERATED: Final = 2.0
+    KNOWN: Final = 256
+    """Counters before those are dropped that no longer matter."""
 
     def __init__(self) -> None:
         self.counters: defaultdict[str, float] = defaultdict(float)
+        self._most = self.KNOWN
         self._here: Counter[str] = Counter()
         self._charged: dict[int, int] = {}
 
@@ -158,6 +161,15 @@ class Fair(FirstCome):
             del self._here[life.request.user]
             if not self._here:
                 self.counters.clear()
+            elif len(self.counters) > self._most:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Drops the counters of users who are away and would be lifted above them: the least one here only grows."""
+        least = min(self.counters[user] for user in self._here)
+        for user in [each for each, count in self.counters.items() if count <= least and each not in self._here]:
+            del self.counters[user]
+        self._most = max(self.KNOWN, 2 * len(self.counters))
 
     def admitted(self, life: Life) -> None:
         if life.id not in self._charged:

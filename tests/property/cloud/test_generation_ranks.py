@@ -1,5 +1,6 @@
 """The ranks of all waiting requests at once are the ranks of each alone, whatever came, went and lost its place."""
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -124,3 +125,28 @@ def test_a_queue_has_room_for_all_and_forgets_the_classes_that_nobody_uses() -> 
         waiting.kinds[kind] == life.request.kind for life, kind in zip(waiting.lives, waiting.kind_N, strict=True)
     )
     assert len(waiting.kinds) <= 2_048
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_counters_that_are_dropped_change_no_rank(seed: int) -> None:
+    """Clients choose the names of users, and there may be always somebody here; so counters must not pile up."""
+    random = Random(seed)
+    small, whole = Fair(), Fair()
+    small._most = small.KNOWN = 8  # type: ignore[misc]
+    whole._most = 1 << 60
+    here: list[Life] = []
+    for id in range(1_500):
+        if len(here) < 4 or random.random() < 0.5:
+            prompt = range(random.randint(1, 9))
+            here.append(Life(Request(id, prompt, 9, arrival_s=float(id), user=f"user {random.choice((id, id % 20))}")))
+            for fair in (small, whole):
+                fair.arrived(here[-1])
+                fair.admitted(here[-1])
+        else:
+            least = min(range(len(here)), key=lambda at: whole.rank(here[at]))
+            here[least].tokens += [1] * random.randint(1, 9)
+            gone = here.pop(least)
+            for fair in (small, whole):
+                fair.left(gone)
+        assert [small.rank(life) for life in here] == [whole.rank(life) for life in here]
+    assert len(small.counters) < 150 < 300 < len(whole.counters)
