@@ -167,14 +167,17 @@ def test_the_loop_in_ave_s_layout_goes_on_without_a_person_model(tmp_path: Path)
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name.split("-")[1])
 def released(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
-    """An earlier version and an interpreter that has it, with the libraries of the device's environment."""
+    """An earlier version and an interpreter that has it, with the libraries that are here.
+
+    Not those of the device's environment, because earlier devices needed more: 0.1.0 needs SciPy.
+    """
     wheel: Path = request.param
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     python = tmp_path / "python"
     # Neither the checkout in the working folder nor an editable installation comes before the wheel.
-    python.write_text(f'#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={site} exec {default_edge_python()} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={site} exec {sys.executable} "$@"\n')
     python.chmod(0o700)
     return wheel.name.split("-")[1], python
 

@@ -101,7 +101,8 @@ def remove(
 ) -> None:
     """Remove a release that is withdrawn, or was never offered, and that no device uses.
 
-    Needs --state, or --database and --artefacts of the servers. Removes its files and its base student.
+    Needs --state, or --database and --artefacts of the servers. Removes its files and its base student, and prints its
+    identity.
     """
     from isthmus.cloud.commands.releases.changing import remove
 

@@ -25,6 +25,13 @@ class GenerationSettings:
     """A language model of ours, or other servers as its replicas, and how they are served.
 
     Raises ValueError for settings that do not go together, and for a policy that only serves comparisons.
+
+    >>> GenerationSettings(model=Path("model"), cache=Path("rules.json")).layout
+    'slots'
+    >>> GenerationSettings(upstream_key_file=Path("key"))
+    Traceback (most recent call last):
+        ...
+    ValueError: ...
     """
 
     model: Annotated[

@@ -17,6 +17,7 @@ from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item
 from isthmus.cloud.elastic.tasks.task import Task
+from isthmus.proto.errors import InvalidInput
 from tests.rigs.elastic.server import THREE, pixels, save_tiny_vit
 
 WAIT_S = 180.0
@@ -53,13 +54,16 @@ def head(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
             stderr=log,
         )
     until_s = time.monotonic() + WAIT_S
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
+    address = f"ray://127.0.0.1:{port}"
+    while True:  # its port listens before it answers
         assert process.poll() is None and time.monotonic() < until_s, (tmp_path / "ray.log").read_text()
-        time.sleep(0.1)
-    yield f"ray://127.0.0.1:{port}", process
+        try:
+            cluster.connect(address, 1)
+        except InvalidInput:
+            time.sleep(0.1)
+        else:
+            break
+    yield address, process
     cluster.leave()
     process.terminate()
     process.wait(WAIT_S)
