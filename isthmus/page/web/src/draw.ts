@@ -22,10 +22,13 @@ export function lines(of: Line[], most: number, label: string, unit: (value: num
   const x = (value: number) => left + ((value - from) / (to - from)) * (width - left - 8);
   const y = (value: number) => height - bottom - (Math.min(value, most) / most) * (height - bottom - 12);
   const svg = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const share of [0, 0.5, 1]) {
-    const at = y(share * most);
+  const written = new Set<string>();
+  for (const share of [0, 1, 0.5]) {
+    const at = y(share * most), words = unit(share * most);
+    if (written.has(words)) continue; // half of 1 is rounded, and would be a second 1
+    written.add(words);
     svg.append(drawn("line", { x1: left, x2: width - 8, y1: at, y2: at, stroke: "currentColor", "stroke-opacity": 0.25 }));
-    svg.append(drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, unit(share * most)));
+    svg.append(drawn("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, words));
   }
   of.forEach((line, place) => {
     const kept = line.points.filter((point): point is [number, number] => point[1] !== null);
