@@ -208,6 +208,9 @@ def _csv_names(listing: Listing, path: Path) -> tuple[str, ...]:
         for number, row in enumerate(csv.reader(chain([first], file), delimiter=delimiter), start=1):
             if not row or not row[0].strip():
                 continue
+            whole = delimiter.join(row).strip()
+            if whole in known:  # names of AVE hold a class's name, which may hold a comma
+                row = [whole]
             given = row[0].strip()
             name = given if given in known else Path(given).stem
             label = row[1].strip() if len(row) > 1 else ""

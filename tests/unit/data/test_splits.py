@@ -97,6 +97,22 @@ def test_by_class_takes_given_names_and_groups() -> None:
         stratified(listing.refs, share=1.0, seed=0)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    ["{}\n{}\n", '"{}"\n{}\n', '"{}","Race car, auto racing"\n{},Bark\n', "clip,label\n{}\n{},Bark\n"],
+    ids=["names alone", "one in quotes", "in quotes, with labels", "one with its label"],
+)
+def test_a_name_that_holds_a_comma_is_one_name(tmp_path: Path, lines: str) -> None:
+    """AVE names a recording of two events by its class, too, and classes such as this one hold commas."""
+    names = ("1hCzhknzCTU#Race car, auto racing", "BqvWHkzCtu", "c4dOzamcDxJ", "s00kz_qCmZW")
+    labels = (1, 0, 0, 1)
+    refs = tuple(ClipRef(name, None, None, label, "") for name, label in zip(names, labels, strict=True))
+    private = tmp_path / "private.csv"
+    private.write_text(lines.format(*names[:2]))
+    split = published(Listing("ave", ("Bark", "Race car, auto racing"), refs, ()), private)
+    assert split.clients == {"client_1": names[1:2], "client_2": names[:1]}
+
+
 def test_published_csv_with_header_and_file_endings(tmp_path: Path) -> None:
     listing = _listing((2, 2, 2, 2, 2, 2), actors=2)
     private = tmp_path / "test.csv"
