@@ -97,9 +97,11 @@ $(RELEASE_INSTALLED): | pyproject.toml
 demo: $(INSTALLED) $(EDGE_INSTALLED)
 	$(BIN)/isthmus demo --edge-python $(EDGE_VENV)/bin/python $(DEMO_ARGS)
 
-# A process of tests for each core; one file's tests stay together, and share what their fixtures made.
+# One file's tests stay together, and share what their fixtures made. Long files come first in this order. Many tests wait
+# for servers, so there is a process more than there are cores.
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
 test: $(INSTALLED) $(EDGE_INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # The same environment with the tests' own needs, once for each version of Python. (A comma would end an argument.)
 EDGE_AND_TEST := -e '.[edge,test]'
