@@ -1,6 +1,6 @@
 """The connection of this process to Ray: a cluster that it starts on loopback, or one that runs elsewhere.
 
-Ray pickles what it sends, and runs whatever it is sent: whoever reaches a cluster's ports runs code on its machines.
+Ray pickles what it sends, and runs whatever it is sent: anyone who reaches a cluster's ports runs code on its machines.
 So the cluster of ``--executor ray`` listens on loopback alone and wants a token that is new at each start. Nothing that
 a client sends to Isthmus is unpickled: images and weights are arrays that were checked before.
 """
@@ -109,7 +109,7 @@ def connect(executor: str, cpus: int) -> None:
 def actor(kind: type, *, cpus: int, gpus: int) -> Any:
     """Returns what makes actors of ``kind`` with ``.remote(...)``, which answer two calls at once.
 
-    Ray restarts and repeats nothing: whoever uses an actor knows what it was doing.
+    Ray restarts and repeats nothing: the code that uses an actor knows what it was doing.
     """
     import ray
 

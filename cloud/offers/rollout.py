@@ -73,7 +73,7 @@ def changed(
 
     ``above``: no base student has a higher version. All serial numbers become higher than that, because a device
     refuses versions that are lower than those it knows: whichever release it gets after this change, the base student
-    must be signed anew with a higher version first. Raises InvalidInput for a share outside 0 to 1, for too many
+    must be signed again with a higher version first. Raises InvalidInput for a share outside 0 to 1, for too many
     devices, and for an offer to nobody.
     """
     named = tuple(sorted(set(devices)))

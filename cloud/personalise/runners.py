@@ -97,7 +97,7 @@ class Runners:
             return self._open(folder)
         except ReleaseError as error:
             self._copies.let_go(release_id)
-            # Devices are told the reason why their jobs wait, and need not see this machine's paths.
+            # Devices see the reason why their jobs wait, and need not see this machine's paths.
             log.error("release %s cannot be opened: %s", release_id, error)
             raise Corrupt(
                 f"a worker of another version cannot open release {release_id}: the server's operator must start "

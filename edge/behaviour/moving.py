@@ -6,7 +6,7 @@ from isthmus.edge.behaviour.state import Phase, State
 
 
 class Move(Enum):
-    """``STAY``: nothing. ``BACK``: use the student before, which is of that release. ``AGAIN``: personalise anew."""
+    """``STAY``: nothing. ``BACK``: use the student before, which is of that release. ``AGAIN``: personalise again."""
 
     STAY = "stay"
     BACK = "back"

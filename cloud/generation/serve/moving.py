@@ -5,7 +5,7 @@ rest (``leave``). It goes on where all of this arrives (``arrive``); if it arriv
 A request that left and whose client goes away was moved: nothing of it remains here (Sun et al. 2024, "Llumnix",
 sec. 4.2).
 
-Text that the client has already is made again from the tokens, so whoever reads both streams can tell what is new.
+Text that the client has already is made again from the tokens, so the reader of both streams knows what is new.
 
 Where we differ: a request that stays after all has its tokens computed again.
 
@@ -277,7 +277,7 @@ class Moves:
         return life
 
     def _back(self, parked: _Parked) -> None:
-        """Goes on here; if others have taken the room meanwhile, the client is told so."""
+        """Goes on here; if others have taken the room meanwhile, the client gets an error."""
         parked.life.recomputed += parked.life.computed
         parked.life.computed = 0
         self._live.take_back(parked.life, parked.reply)

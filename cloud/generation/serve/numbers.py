@@ -1,4 +1,4 @@
-"""What is counted while requests for text are answered, whoever computes: outcomes, tokens and times."""
+"""What is counted while requests for text are answered, by a model of ours or by others: outcomes, tokens and times."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace

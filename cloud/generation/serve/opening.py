@@ -98,7 +98,7 @@ async def _relay(settings: GenerationSettings) -> AsyncIterator[Opened]:
         try:
             drain()
         except (OSError, ValueError) as error:
-            log.warning("nothing is drained anew: %s", error)
+            log.warning("no other replica is drained: %s", error)
 
     drain()
     try:

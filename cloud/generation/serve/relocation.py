@@ -1,8 +1,8 @@
 """Moves a running request from one replica of ours to another, as the front does it: copy, stop, arrive, or stay.
 
-Nothing is lost whoever fails: until the request has arrived, its old replica can go on; from then on the front reads
-the new one, and closes the stream of the old one, which thereby forgets it. The new replica tells the whole text again,
-and the front passes on what its client does not have.
+Nothing is lost if either side fails: until the request has arrived, its old replica can go on; from then on the front
+reads the new one, and closes the stream of the old one, which thereby forgets it. The new replica sends the whole text
+again, and the front passes on what its client does not have.
 """
 
 import asyncio
