@@ -248,7 +248,7 @@ def test_a_release_and_its_decoded_clips(old: Old) -> None:
     """Every network has the same accuracy as before, and the selection file trains heads.
 
     A teacher that is trained again resumes from its finished checkpoints: its encoders stay, bit for bit. Its head is
-    fitted again on their features, whose last bits depend on the processor.
+    fitted again on their features, whose last bits differ from machine to machine.
     """
     release = Release.open(Path("release"))
     assert f"base-{release.release_hash}" in {row.split("/")[0] for row in old.expected["students"]}

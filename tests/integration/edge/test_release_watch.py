@@ -41,7 +41,7 @@ class Cloud:
         self.offer("a")
 
     def sign(self, name: str, *, version: int | None = None, expires_s: float = 0.0) -> None:
-        """Sign a student's manifest anew, by default with a higher version."""
+        """Sign a student's manifest again, by default with a higher version."""
         kind, release = name.split("-")
         self._version += 1
         manifest = replace(

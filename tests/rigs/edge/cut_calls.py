@@ -214,7 +214,7 @@ def _fetch(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
 
 
 def _infer(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.Random, tally: Tally) -> None:
-    """Ask several clips over one stream, which is opened anew when it is cut; each answer must be its own clip's."""
+    """Ask several clips over one stream, which is opened again when it is cut; each answer must be its own clip's."""
     _known(direct, through, rng)
     manifest = manifest_from_bytes(_patiently(lambda: direct.describe_student("")).manifest_bytes)
     frames = [_frame(manifest, rng) for _ in range(_CLIPS)]
