@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from isthmus.edge.behaviour.state import Phase, Purpose, State
+from isthmus.edge.behaviour.state import Phase, Purpose, State, waits_to_begin
 
 AGAIN_AFTER_S: Final = 86_400.0
 """A device personalises again at most once in this time."""
@@ -41,7 +41,7 @@ def due(state: State, clips: Clips, wanted: int) -> Task | None:
     if not state.active_id or (state.purpose is Purpose.BASE and state.phase in _BEFORE_CLIPS):
         return Task.PREPARE
     enough = clips.stored >= wanted
-    if state.phase is Phase.ENCODE and state.purpose is not Purpose.INTERIM and state.round == 0:
+    if waits_to_begin(state):
         return Task.PERSONALISE if enough and clips.affordable else None
     if state.phase is not Phase.SERVE:
         return Task.PERSONALISE

@@ -72,12 +72,21 @@ class State:
     moved_to: str = ""
 
 
-def answering(state: State) -> Answering:
-    """Return how a clip that arrives now is answered: through the cloud only by a finished student with a link."""
+def waits_to_begin(state: State) -> bool:
+    """Return whether a personalisation waits for clips, or for a privacy budget: nothing of it has been sent."""
+    return state.phase is Phase.ENCODE and state.purpose is not Purpose.INTERIM and state.round == 0
+
+
+def answering(state: State, *, finished: bool = False) -> Answering:
+    """Return how a clip that arrives now is answered: through the cloud only by a finished student with a link.
+
+    ``finished``: the active student is the outcome of an earlier personalisation. The cloud then answers while the next
+    one waits to begin, however long that is.
+    """
     if not state.active_id:
         return Answering.NOT_YET
-    finished = state.link_up and state.phase is Phase.SERVE and not state.repair_id
-    return Answering.CLOUD if finished else Answering.LOCAL
+    serves = state.phase is Phase.SERVE or (finished and waits_to_begin(state))
+    return Answering.CLOUD if serves and state.link_up and not state.repair_id else Answering.LOCAL
 
 
 def personalise_again(state: State) -> State:

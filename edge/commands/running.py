@@ -98,7 +98,9 @@ def run(
         runtime = Runtime(config, device, link, selection, observer=observer)
         life.sent.frames = frames_of(runtime)
         stack.enter_context(contextlib.closing(runtime))
-        if asked.again:
+        if asked.again and plan is None and not runtime.affordable:
+            errors.print("--again: the privacy budget is spent, so the student in use stays", markup=False)
+        elif asked.again:
             runtime.personalise_again()
         try:
             stack.enter_context(answered(Device(device, runtime, life)))

@@ -139,6 +139,27 @@ def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
         assert len(device.ledger()) == len({each.idempotency_key for each in device.ledger()})
 
 
+def test_the_cloud_answers_while_the_next_personalisation_waits_for_clips(
+    students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud = students.cloud()
+    with living_device(tmp_path / "device", cloud) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=16)
+        monkeypatch.setattr(living, "Capture", studio)
+        lived(runtime, device, store, studio)
+        assert runtime.state.active_id == "final"
+        runtime.personalise_again()
+        store.delete_all()
+    capsys.readouterr()
+    with living_device(tmp_path / "device", cloud) as (runtime, device, store):
+        studio = Studio(plan, runtime, most=PERSON_COMES + 4)
+        monkeypatch.setattr(living, "Capture", studio)
+        lived(runtime, device, store, studio)
+        assert runtime.state.phase is Phase.ENCODE, "four clips are too few"
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 4 and all("(through the cloud, ratio" in line for line in lines), lines
+
+
 def test_a_full_disk_stores_nothing_and_every_clip_is_answered(
     students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

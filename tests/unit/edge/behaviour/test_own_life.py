@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from isthmus.edge.behaviour.own_life import AGAIN_AFTER_S, Clips, Task, due
-from isthmus.edge.behaviour.state import Phase, Purpose, State
+from isthmus.edge.behaviour.state import Answering, Phase, Purpose, State, answering, personalise_again
 
 BASE = State(phase=Phase.ENCODE, active_id="base", base_id="base")
 SERVING = State(phase=Phase.SERVE, active_id="final", base_id="base", done=True)
@@ -37,3 +37,14 @@ def test_a_personal_device_begins_anew_only_with_new_clips_after_a_day_and_withi
     assert due(SERVING, replace(ready, since_s=-86_400.0), 24) is None, "the clock was set back"
     assert due(SERVING, replace(ready, affordable=False), 24) is None
     assert due(BASE, replace(ready, affordable=False), 24) is None
+
+
+def test_a_personal_student_asks_the_cloud_while_the_next_personalisation_waits_to_begin() -> None:
+    again = personalise_again(replace(SERVING, link_up=True))
+    waiting = replace(again, link_up=True)
+    assert due(waiting, replace(PLENTY, affordable=False), 24) is None
+    assert answering(waiting, finished=True) is Answering.CLOUD
+    assert answering(waiting) is Answering.LOCAL, "a base student's user has not chosen that yet"
+    assert answering(replace(waiting, link_up=False), finished=True) is Answering.LOCAL
+    for begun in (replace(waiting, round=1), replace(waiting, phase=Phase.UPLOAD), replace(waiting, repair_id="x")):
+        assert answering(begun, finished=True) is Answering.LOCAL
