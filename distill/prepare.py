@@ -57,9 +57,10 @@ def recipe_for(
     trunks: tuple[PretrainedTrunk, PretrainedTrunk] | None = None,
     modality_dropout: float | None = None,
     student_trunk: str | None = None,
+    student_precision: Literal["fp32", "int8"] = "fp32",
 ) -> Recipe:
     """Return the preset, with ``held_out``, ``balance``, ``modality_dropout`` and the trunks of the teacher replaced if
-    they are given.
+    they are given, and with the number type of exported students.
 
     With ``trunks`` the student shares the teacher's encoders, unless ``student_trunk`` names a ResNet of its own.
     Raises ValueError for an unknown preset, layout or balance, a share outside [0, 1), a dropout outside [0, 0.5], and
@@ -73,6 +74,7 @@ def recipe_for(
     if listing.layout not in ("crema-d", "ave"):
         raise ValueError(f"no recipe for layout {listing.layout!r}")
     recipe = PRESETS[preset](cast(Literal["crema-d", "ave"], listing.layout), listing.classes)
+    recipe = dataclasses.replace(recipe, student_precision=student_precision)
     changes: dict[str, Any] = {"held_out": held_out, "balance": balance}
     changed = {name: value for name, value in changes.items() if value is not None}
     recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, **changed))

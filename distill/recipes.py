@@ -141,8 +141,12 @@ class Recipe:
 
     frames_distilled: int | None = None
     """Frames of a clip in one step of distillation, drawn from the stored ones; None: as many as in evaluation."""
+    student_precision: Literal["fp32", "int8"] = "fp32"
+    """Number type of the exported encoders. int8 is used for each student that it costs little (student/int8.py)."""
 
     def __post_init__(self) -> None:
+        if self.student_precision not in ("fp32", "int8"):
+            raise ValueError(f"a student's precision {self.student_precision!r} is unknown; known: fp32, int8")
         if (self.sound_trunk is None) != (self.picture_trunk is None):
             raise ValueError("a recipe has pretrained trunks for sound and picture, or for neither")
         if not 0 <= self.modality_dropout <= 0.5:
@@ -168,6 +172,8 @@ class Recipe:
         for key in ("sound_trunk", "picture_trunk", "frames_distilled"):
             if raw[key] is None:
                 del raw[key]
+        if self.student_precision == "fp32":
+            del raw["student_precision"]
         return json.dumps(raw, sort_keys=True, indent=1)
 
     @staticmethod

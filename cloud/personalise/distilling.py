@@ -1,9 +1,11 @@
 """The learning steps of a job, performed by ``isthmus.distill``. Importing this module imports torch."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +20,14 @@ from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.student import personalise
 from isthmus.distill.student.export import export_student
+from isthmus.distill.student.int8 import quantise_student
 from isthmus.distill.student.measure import measure_public
 from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.teacher_cache import encode_clips
 from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
+
+log = logging.getLogger(__name__)
 
 
 class DistillLearning:
@@ -30,6 +35,7 @@ class DistillLearning:
 
     def __init__(self, release: Release) -> None:
         self._release = release
+        self._in_int8 = release.recipe.student_precision == "int8"
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
         wanted = Wanted(prototypes.values_KC, prototypes.sizes_K, prototypes.features_KE)
@@ -58,6 +64,11 @@ class DistillLearning:
         if person is not None:
             write_atomically(heads.with_name(PERSON_FILE), person)
         measured = measure_public(self._release, student, bank, work.selection, device, encoded)
+        if self._in_int8:
+            # 'export' comes to the same result again: it may happen later, and elsewhere.
+            with TemporaryDirectory() as folder:
+                export_student(self._release, student, bank, Path(folder))
+                measured = quantise_student(self._release, Path(folder), bank, work.selection)[1] or measured
         write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)))
         with replaced(heads) as part:
             bank.save(part)
@@ -65,6 +76,11 @@ class DistillLearning:
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         bank = HeadBank.load(heads) if heads is not None else None
         files = export_student(self._release, self._student(work), bank, out_dir)
+        if self._in_int8:
+            made, _ = quantise_student(self._release, out_dir, bank, work.selection)
+            log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
+            if made.used:
+                return files  # Patches are of float32 weights; these files are as small without.
 
         @torch.inference_mode()
         def classify(name: str, outputs: Sequence[FloatArray]) -> npt.NDArray[np.int64]:

@@ -20,7 +20,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from isthmus.data.cache.read import ClipArrays
-from isthmus.data.transforms import evaluation_frames
+from isthmus.distill.student.export import ENCODERS, encoder_inputs
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import FloatArray, NumberType, patch_name
 from isthmus.proto.patch import Span, apply_patch, make_patch
@@ -35,8 +35,6 @@ MOST_CLIPS: Final = 128
 """More clips would add little, and each personalisation waits for this comparison."""
 LEAST_VALUES: Final = 64
 """Smaller tensors are sent unchanged."""
-
-ENCODERS: Final = ("audio_encoder.onnx", "visual_encoder.onnx")
 
 _BATCH_CLIPS: Final = 16
 
@@ -178,17 +176,10 @@ class _World:
     def _encode(self, name: str, content: bytes) -> FloatArray:
         key = hashlib.sha256(content).digest()
         if key not in self._encoded:
-            clips, session = self._clips, _session(content)
+            session = _session(content)
             (node,) = session.get_inputs()
-            outputs = []
-            for start in range(0, len(clips.names), _BATCH_CLIPS):
-                rows = range(start, min(start + _BATCH_CLIPS, len(clips.names)))
-                if name == ENCODERS[0]:
-                    batch = np.stack([np.asarray(clips.spectrograms_NFT[row], np.float32) for row in rows])
-                else:
-                    batch = np.stack([evaluation_frames(clips.frames_NKHWC[row], clips.spec) for row in rows])
-                outputs.append(session.run(None, {node.name: batch})[0])
-            self._encoded[key] = np.concatenate(outputs)
+            batches = encoder_inputs(name, self._clips, _BATCH_CLIPS)
+            self._encoded[key] = np.concatenate([session.run(None, {node.name: batch})[0] for batch in batches])
         return self._encoded[key]
 
 

@@ -1,6 +1,7 @@
 """AllDistill students of a release, and the base student that every new device gets."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release, save_weights
 from isthmus.distill.selection import Selection
 from isthmus.distill.student.export import export_student
+from isthmus.distill.student.int8 import quantise_student, write_measure
 from isthmus.distill.student.measure import measure_public
 from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.student.personalise import all_distill, train_heads
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs
 from isthmus.distill.training.teacher_cache import encode_clips
+
+log = logging.getLogger(__name__)
 
 
 def make_student(
@@ -75,5 +79,10 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     if person is not None:
         (part / "person.pb").write_bytes(person)
     measured = measure_public(release, student, heads, everything, device, encoded)
+    if release.recipe.student_precision == "int8":
+        made, in_int8 = quantise_student(release, part, heads, everything)
+        log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
+        write_measure(made, part)
+        measured = in_int8 or measured
     (part / "measured.json").write_text(json.dumps(asdict(measured)))
     part.replace(release.base_dir)

@@ -1,19 +1,24 @@
 """A student as ONNX files for the device, each compared with torch before it is accepted (names: StudentManifest)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.files import replaced
+from isthmus.data.transforms import evaluation_frames
 from isthmus.distill.models.heads import FusionHead, HeadBank, RatioHead
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
 from isthmus.proto.messages import ratio_name
+
+AUDIO_ENCODER, VISUAL_ENCODER = ENCODERS = ("audio_encoder.onnx", "visual_encoder.onnx")
 
 OPSET = 18
 TOLERANCE = 1e-3
@@ -86,11 +91,9 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
             (spectrogram,),
             ("spectrogram_BFT",),
             ("features_BD",),
-            out_dir / "audio_encoder.onnx",
+            out_dir / AUDIO_ENCODER,
         ),
-        _export(
-            _VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / "visual_encoder.onnx"
-        ),
+        _export(_VisualEncoder(student), (frames,), ("frames_BKCHW",), ("features_BD",), out_dir / VISUAL_ENCODER),
         _export(_Probabilities(teacher_head), masked, head_names, ("probabilities_BC",), out_dir / "teacher_head.onnx"),
     ]
     if heads is not None:
@@ -102,6 +105,17 @@ def export_student(release: Release, student: EncoderPair, heads: HeadBank | Non
             files.append(_export(_Compressor(heads[ratio]), pair, names, ("audio_BW", "visual_BW"), path))
         heads.save(out_dir / "heads.safetensors")
     return sorted(files)
+
+
+def encoder_inputs(name: str, clips: ClipArrays, batch: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the input of an encoder file for every clip, prepared as on the device, in batches."""
+    count = len(clips.names)
+    for start in range(0, count, batch):
+        rows = range(start, min(start + batch, count))
+        if name == AUDIO_ENCODER:
+            yield np.stack([np.asarray(clips.spectrograms_NFT[row], np.float32) for row in rows])
+        else:
+            yield np.stack([evaluation_frames(clips.frames_NKHWC[row], clips.spec) for row in rows])
 
 
 def _export(

@@ -8,7 +8,7 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
-from isthmus.distill.student.evaluate import accuracy, bank_probabilities, outputs_of, student_outputs
+from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, outputs_of, student_outputs
 from isthmus.distill.student.personalise import clips_of_heads
 from isthmus.distill.training.teacher_cache import Encoded
 from isthmus.proto.messages import PublicMeasure
@@ -79,6 +79,14 @@ def measure_public(
         outputs = student_outputs(student, teacher_head, clips, device)
     else:
         outputs = outputs_of((encoded[0][rows], encoded[1][rows]), teacher_head, clips)
+    return measure_outputs(release, heads, selection, rows, outputs)
+
+
+def measure_outputs(
+    release: Release, heads: HeadBank, selection: Selection, rows: npt.NDArray[np.int64], outputs: StudentOutputs
+) -> PublicMeasure:
+    """Return what ``measure_public`` does, from a student's outputs on the public clips ``rows``."""
+    labels_N = release.labels()
     of_ratio = {ratio: bank_probabilities(heads, outputs, ratio) for ratio in heads.ratios}
     probabilities_NC = of_ratio[heads.local_ratio]
     right_N = probabilities_NC.argmax(axis=1) == labels_N[rows]

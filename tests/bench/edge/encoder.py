@@ -6,7 +6,7 @@ and accuracy is not measured.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,16 +15,10 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 import typer
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quant_pre_process,
-    quantize_static,
-)
 from torch import Tensor, nn
 
 from isthmus.data.transforms import InputSpec
+from isthmus.distill.student.int8 import quantise_encoder
 from isthmus.edge.student.encoder import AUDIO_ENCODER, VISUAL_ENCODER
 from tests.bench import THREADS, machine
 from tests.bench.harness import Report, interleaved, shown
@@ -43,33 +37,6 @@ def one_clip(file: str, spec: InputSpec, rng: np.random.Generator) -> Float32s:
         else (1, spec.frames_used, 3, spec.frame_px, spec.frame_px)
     )
     return rng.standard_normal(shape, np.float32)
-
-
-def quantise_encoder(path: Path, out_path: Path, calibration: Iterable[Float32s]) -> Path:
-    """Quantise an encoder file to static int8 (QDQ, per channel). ``calibration`` yields batches of its one input."""
-    name = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
-        def __init__(self) -> None:
-            self._batches = iter(calibration)
-
-        def get_next(self) -> dict[str, Float32s] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {name: batch}
-
-    prepared = out_path.with_name(out_path.name + ".prepared")
-    quant_pre_process(path, prepared)
-    quantize_static(
-        prepared,
-        out_path,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        activation_type=QuantType.QUInt8,
-    )
-    prepared.unlink()
-    return out_path
 
 
 def on_onnx_runtime(path: Path, clip: Float32s) -> Callable[[], object]:
@@ -147,10 +114,7 @@ def measure_preset(report: Report, root: Path, preset: str, repeats: int, rate: 
             return (one_clip(name, spec, rng) for _ in range(CALIBRATION_BATCHES))
 
         clip = one_clip(file, spec, rng)
-        # Simplified first: ONNX Runtime's symbolic shape inference fails on the exported visual encoder's Reshape.
-        simplified = root / f"simplified_{file}"
-        quant_pre_process(base / file, simplified, skip_symbolic_shape=True)
-        int8 = quantise_encoder(simplified, root / f"int8_{file}", calibration())
+        int8 = quantise_encoder(base / file, root / f"int8_{file}", calibration())
         candidates = {
             "torch eager": on_torch(encode, clip),
             "ONNX Runtime float32": on_onnx_runtime(base / file, clip),

@@ -14,6 +14,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import tomllib
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -28,6 +30,9 @@ from tests.rigs.edge.scene import write_empty_room, write_scene
 
 TORCH = ("torch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec", "typing_extensions")
 """torch and its requirements without numpy, which both environments need."""
+
+BOARD = tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (17, 27, 28, 34))
+"""Raspberry Pi OS 12 has glibc 2.36."""
 
 ON_THE_DEVICE = """
 import json, sys
@@ -170,6 +175,25 @@ def folder_sizes(python: Path) -> dict[str, int]:
     return sizes
 
 
+def board_sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes that the wheels of ``.[edge]`` for a 64-bit ARM board unpack to, by first folder.
+
+    pip compiles no Python files of another machine's wheels; on the board that adds what ``--no-compile`` would spare.
+    """
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), "."], cwd=machine.ROOT, check=True)
+    project = tomllib.loads((machine.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["edge"]]
+    command = [*pip, "download", "--only-binary", ":all:", "--python-version", "3.11", "--dest", str(folder)]
+    command += [word for platform in BOARD for word in ("--platform", platform)]
+    subprocess.run([*command, "-c", "constraints.txt", *wanted], cwd=machine.ROOT, check=True)
+    sizes: dict[str, int] = {}
+    for path in folder.glob("*.whl"):
+        with zipfile.ZipFile(path) as wheel:
+            sizes[path.name.partition("-")[0]] = sum(each.file_size for each in wheel.infolist())
+    return sizes
+
+
 def distribution_bytes(found: Distribution) -> int:
     paths = [Path(str(found.locate_file(file))) for file in found.files or ()]
     return sum(path.stat().st_size for path in paths if path.is_file())
@@ -190,6 +214,9 @@ def main(
     / ".venv-edge/bin/python",
     clips: Annotated[int, typer.Option(help="Clips that the live device answers.")] = 3,
     idle_s: Annotated[float, typer.Option(help="Seconds of an empty room; 0 leaves it out.")] = 20.0,
+    board: Annotated[
+        bool, typer.Option(help="Also download the wheels of a 64-bit ARM board, for their size.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Measure resident memory and installed size of the device, against torch."""
@@ -202,6 +229,11 @@ def main(
         torch_bytes = sum(distribution_bytes(distribution(each)) for each in TORCH)
         edge_bytes = sum(sizes.values())
         report.rows.append({"what": "install, .[edge]", "bytes": edge_bytes, "of": largest})
+        if board:
+            (folder / "board").mkdir()
+            parts = dict(sorted(board_sizes(folder / "board").items(), key=lambda item: -item[1]))
+            of = dict([*parts.items()][:10])
+            report.rows.append({"what": "wheels of .[edge] for aarch64", "bytes": sum(parts.values()), "of": of})
         report.rows.append({"what": "install, torch and what it requires, CPU build", "bytes": torch_bytes})
         for name, size in printed_json(python, IMPORTS).items():
             report.rows.append({"what": f"memory, import of {name} after the ones above", "bytes": size})

@@ -10,6 +10,8 @@ import pytest
 from isthmus.data.transforms import (
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
+    LOG_FLOOR,
+    MEL_LOUDNESS,
     InputSpec,
     all_frames,
     evaluation_frames,
@@ -19,6 +21,7 @@ from isthmus.data.transforms import (
     spectrogram,
     stored_frame,
     training_frames,
+    tukey,
 )
 
 CREMA_D = InputSpec()
@@ -176,6 +179,35 @@ def test_mel_bands_are_slaneys() -> None:
     librosa = pytest.importorskip("librosa")
     expected = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=40)
     np.testing.assert_allclose(mel_bands(40, 400, 16_000), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_mel_energies_are_librosas() -> None:
+    librosa = pytest.importorskip("librosa")
+    spec, waveform = _mel_spec(), _noise(48_000)
+    level = waveform * np.float32(MEL_LOUDNESS / np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+    expected = librosa.feature.melspectrogram(
+        y=level, sr=16_000, n_fft=400, hop_length=160, center=False, n_mels=40, power=2.0
+    )
+    np.testing.assert_allclose(spectrogram(waveform, spec), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_the_spectrogram_is_librosas_of_windows_without_their_mean() -> None:
+    """librosa keeps a window's mean and scales otherwise, so it gets windows without one, side by side."""
+    librosa = pytest.importorskip("librosa")
+    spec, waveform = InputSpec(), _noise(48_000) + np.float32(0.1)
+    windows_TW = librosa.util.frame(waveform, frame_length=spec.window, hop_length=spec.hop, axis=0)
+    centred = (windows_TW - windows_TW.mean(axis=1, keepdims=True)).ravel()
+    taper_W = tukey(spec.window)
+    spectra_FT = librosa.stft(centred, n_fft=spec.window, hop_length=spec.window, center=False, window=taper_W)
+    power_FT = np.abs(spectra_FT) ** 2 / (spec.sample_rate_hz * np.square(taper_W).sum())
+    power_FT[1:-1] *= 2
+    log_FT = np.log(power_FT + LOG_FLOOR)
+    expected_FT = (log_FT - log_FT.mean()) / log_FT.std()
+    found_FT = spectrogram(waveform, spec)
+    assert found_FT.shape == expected_FT.shape == (257, 299)
+    # The logarithm magnifies rounding where there is next to no energy: in the bins beside zero.
+    assert np.abs(found_FT - expected_FT).mean() < 5e-4
+    assert np.quantile(np.abs(found_FT - expected_FT), 0.99) < 0.005
 
 
 def test_mel_energies_do_not_depend_on_loudness() -> None:

@@ -11,7 +11,9 @@ from isthmus.data.cache.read import ClipArrays
 from isthmus.distill.models.trunk import PretrainedEncoder
 from isthmus.distill.recipes import Recipe, on_trunks
 from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
 from isthmus.distill.student.export import export_student
+from isthmus.distill.student.int8 import quantise_student
 from isthmus.distill.student.personalise import all_distill
 from isthmus.distill.teacher.on_trunks import principal_neck
 from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
@@ -88,6 +90,11 @@ def test_a_release_on_trunks(tmp_path: Path) -> None:
     torch.testing.assert_close(student.audio(sound), release.teacher.encoders.audio(sound))
     written = export_student(release, student, None, tmp_path / "student")
     assert [path.name for path in written] == ["audio_encoder.onnx", "teacher_head.onnx", "visual_encoder.onnx"]
+    # An LSTM has no int8 form; the rest of the encoders is smaller, or the student stays as it was.
+    made, _ = quantise_student(release, tmp_path / "student", None, Selection.whole(18))
+    assert made.int8_bytes < made.fp32_bytes
+    sizes = sum(path.stat().st_size for path in written if path.name != "teacher_head.onnx")
+    assert sizes == (made.int8_bytes if made.used else made.fp32_bytes)
 
 
 def test_a_student_of_its_own_has_features_of_both_signs(tmp_path: Path) -> None:

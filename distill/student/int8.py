@@ -1,0 +1,172 @@
+"""A student's encoders in int8, compared with float32 on public clips and kept only if they answer as well.
+
+Weights are int8 per output channel, activations uint8, with ranges from public clips (static quantisation, QDQ format;
+Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Heads and compressors are small
+and stay float32. Heads are trained on float32 features, and are judged here on the features that the device will have.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
+
+from isthmus.data.cache.read import ClipArrays
+from isthmus.data.files import write_atomically
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
+from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities
+from isthmus.distill.student.export import AUDIO_ENCODER, ENCODERS, VISUAL_ENCODER, encoder_inputs
+from isthmus.distill.student.measure import FEWEST_CLIPS, measure_outputs, measured_rows
+from isthmus.distill.training.teacher_cache import head_probabilities
+from isthmus.proto.messages import PublicMeasure
+
+INT8_FILE: Final = "int8.json"
+"""In the base student's folder, if the recipe asks for int8: what it costs (Int8Measure)."""
+CALIBRATION_CLIPS: Final = 128
+"""Clips whose activations give the ranges. They are shown one after the other, so each must fit into memory alone."""
+MOST_LOSS: Final = 0.01
+"""Accuracy that int8 may cost on public clips, in the mean over the student's heads; one clip may be lost anyway."""
+LEAST_AGREEMENT: Final = 0.95
+"""Share of public clips for which int8 and float32 must give the same class, at every head."""
+
+_BATCH_CLIPS: Final = 8
+
+
+@dataclass(frozen=True)
+class Int8Measure:
+    """What int8 costs on ``clips`` public clips. ``used``: whether it was little enough.
+
+    Accuracies are means over the heads, ``agreement`` is the least over the heads; sizes are those of both encoders.
+    """
+
+    used: bool
+    clips: int
+    fp32_accuracy: float
+    int8_accuracy: float
+    agreement: float
+    fp32_bytes: int
+    int8_bytes: int
+
+    def __str__(self) -> str:
+        sizes = f"{self.int8_bytes / 1e6:.1f} MB in place of {self.fp32_bytes / 1e6:.1f}"
+        told = (
+            f"accuracy {self.int8_accuracy:.1%} in place of {self.fp32_accuracy:.1%}, the same class for "
+            f"{self.agreement:.1%} of {self.clips} public clips, {sizes}"
+        )
+        if self.used:
+            return f"encoders in int8: {told}"
+        return (
+            f"encoders stay float32, because int8 loses too much: {told} (allowed: {MOST_LOSS:.1%} of accuracy, "
+            f"{LEAST_AGREEMENT:.0%} the same class)"
+        )
+
+
+def quantise_student(
+    release: Release, folder: Path, heads: HeadBank | None, selection: Selection
+) -> tuple[Int8Measure, PublicMeasure | None]:
+    """Replace the exported encoders in ``folder`` by int8 ones, if these answer public clips as well.
+
+    ``heads`` None: an interim student, which is judged by the teacher's head. ``selection``: the clips that the student
+    was distilled on; it is calibrated on these, and judged on others as far as there are enough. The second result is
+    what the manifest tells of the student in int8; None if it stays float32, or has no heads. Raises ValueError if no
+    public clip has a label.
+    """
+    public, labels_N = release.public, release.labels()
+    chosen = np.sort(selection.indices_S)
+    calibration = np.unique(chosen[np.linspace(0, len(chosen) - 1, CALIBRATION_CLIPS).astype(np.int64)])
+    rows = measured_rows(labels_N, selection.indices_S)
+    others = np.setdiff1d(rows, calibration)
+    rows = others if len(others) >= FEWEST_CLIPS else rows
+    small = {name: folder / f"int8.{name}" for name in ENCODERS}
+    for name, path in small.items():
+        quantise_encoder(folder / name, path, encoder_inputs(name, public.subset(calibration), 1))
+    clips, sizes = public.subset(rows), []
+    told: list[dict[float, npt.NDArray[np.float32]]] = []
+    outputs = None
+    for files in ({name: folder / name for name in ENCODERS}, small):
+        outputs = encoded_by(files[AUDIO_ENCODER], files[VISUAL_ENCODER], release, clips)
+        told.append(_answers(heads, outputs))
+        sizes.append(sum(path.stat().st_size for path in files.values()))
+    assert outputs is not None
+    exact, rounded = ([accuracy(each_NC, labels_N[rows]) for each_NC in answers.values()] for answers in told)
+    agreement = min(float((told[0][key].argmax(axis=1) == told[1][key].argmax(axis=1)).mean()) for key in told[0])
+    fp32_accuracy, int8_accuracy = float(np.mean(exact)), float(np.mean(rounded))
+    lost = fp32_accuracy - int8_accuracy
+    used = lost <= max(MOST_LOSS, 1 / len(rows)) + 1e-9 and agreement >= LEAST_AGREEMENT
+    for name, path in small.items():
+        if used:
+            path.replace(folder / name)
+        else:
+            path.unlink()
+    made = Int8Measure(used, len(rows), fp32_accuracy, int8_accuracy, agreement, *sizes)
+    return made, measure_outputs(release, heads, selection, rows, outputs) if used and heads is not None else None
+
+
+def write_measure(made: Int8Measure, folder: Path) -> None:
+    write_atomically(folder / INT8_FILE, json.dumps(asdict(made), indent=1) + "\n")
+
+
+def read_measure(folder: Path) -> Int8Measure | None:
+    """Return what ``write_measure`` has written; None if the student was never to be int8."""
+    path = folder / INT8_FILE
+    return Int8Measure(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def _answers(heads: HeadBank | None, outputs: StudentOutputs) -> dict[float, npt.NDArray[np.float32]]:
+    if heads is None:
+        return {0.0: outputs.probabilities_NC}
+    return {ratio: bank_probabilities(heads, outputs, ratio) for ratio in heads.ratios}
+
+
+def quantise_encoder(path: Path, out_path: Path, calibration: Iterator[npt.NDArray[np.float32]]) -> Path:
+    """Quantise an encoder file to static int8. ``calibration`` yields batches of its one input."""
+    name = _session(path).get_inputs()[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
+        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+            batch = next(calibration, None)
+            return None if batch is None else {name: batch}
+
+    prepared = out_path.with_name(out_path.name + ".prepared")
+    try:
+        # ONNX Runtime's symbolic shape inference fails on the exported visual encoder's Reshape.
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            out_path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+        )
+    finally:
+        prepared.unlink(missing_ok=True)
+    return out_path
+
+
+def encoded_by(audio: Path, visual: Path, release: Release, clips: ClipArrays) -> StudentOutputs:
+    """Return what a device with these encoder files computes of clips."""
+    features: list[npt.NDArray[np.float32]] = []
+    for name, path in ((AUDIO_ENCODER, audio), (VISUAL_ENCODER, visual)):
+        session = _session(path)
+        (node,) = session.get_inputs()
+        batches: Sequence[Any] = [
+            session.run(None, {node.name: batch})[0] for batch in encoder_inputs(name, clips, _BATCH_CLIPS)
+        ]
+        features.append(np.concatenate(batches))
+    audio_ND, visual_ND = features
+    return StudentOutputs(audio_ND, visual_ND, head_probabilities(release.teacher_head, audio_ND, visual_ND))
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

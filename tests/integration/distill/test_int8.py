@@ -1,0 +1,140 @@
+"""Students in int8: smaller, answering as before, accepted by a device, and not used where they lose too much."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from isthmus.cloud.personalise.distilling import DistillLearning
+from isthmus.cloud.personalise.learning import RoundWork
+from isthmus.cloud.personalise.students import HEADS_FILE, MEASURED_FILE
+from isthmus.data.transforms import evaluation_frames
+from isthmus.distill.cli import app
+from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.recipes import PRESETS, Recipe
+from isthmus.distill.release import Release
+from isthmus.distill.selection import Selection
+from isthmus.distill.student import int8
+from isthmus.distill.student.base import make_base
+from isthmus.distill.student.evaluate import accuracy, bank_probabilities
+from isthmus.distill.student.export import ENCODERS, export_student
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.edge.student.onnx_file import check_model_file
+from isthmus.proto.messages import PublicMeasure
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def in_int8(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """Return the tiny release with int8 students, before it has its base student."""
+    root = tmp_path_factory.mktemp("int8") / "release"
+    shutil.copytree(tiny_release, root)
+    shutil.rmtree(root / "base")
+    recipe = dataclasses.replace(Release.open(tiny_release).recipe, student_precision="int8")
+    (root / "recipe.json").write_text(recipe.to_json())
+    return Release.open(root)
+
+
+def of_int8(path: Path) -> bool:
+    return any(node.op_type == "DequantizeLinear" for node in onnx.load_model(path).graph.node)
+
+
+def work(release: Release, folder: Path) -> RoundWork:
+    whole = Selection.whole(len(release.public.names))
+    return RoundWork(whole, 0, 1, 3, folder / "checkpoint.safetensors")
+
+
+def test_the_base_student_is_a_third_and_answers_on_a_device_as_the_float32_one(
+    in_int8: Release, tmp_path: Path
+) -> None:
+    make_base(in_int8, CPU)
+    heads = HeadBank.load(in_int8.base_dir / HEADS_FILE)
+    export_student(in_int8, in_int8.student(0), heads, tmp_path)
+    for name in ENCODERS:
+        assert of_int8(in_int8.base_dir / name)
+        assert (in_int8.base_dir / name).stat().st_size < 0.34 * (tmp_path / name).stat().st_size
+        check_model_file(in_int8.base_dir / name)
+    small, exact = StudentEncoder(in_int8.base_dir), StudentEncoder(tmp_path)
+    public, spec = in_int8.public, in_int8.recipe.input
+    for row in range(4):
+        clip = np.asarray(public.spectrograms_NFT[row]), evaluation_frames(public.frames_NKHWC[row], spec)
+        np.testing.assert_allclose(
+            small.local_probabilities(small.features(*clip)), exact.local_probabilities(exact.features(*clip)), atol=0.1
+        )
+
+
+def test_the_manifests_measure_is_of_the_int8_student(in_int8: Release) -> None:
+    make_base(in_int8, CPU)
+    heads = HeadBank.load(in_int8.base_dir / HEADS_FILE)
+    outputs = int8.encoded_by(*(in_int8.base_dir / name for name in ENCODERS), in_int8, in_int8.public)
+    measured = PublicMeasure(**json.loads((in_int8.base_dir / MEASURED_FILE).read_text()))
+    labels_N = in_int8.labels()
+    assert measured.clips == len(labels_N)  # So small a set is measured on all its clips.
+    of_ratio = [accuracy(bank_probabilities(heads, outputs, ratio), labels_N) for ratio in heads.ratios]
+    assert measured.ratio_accuracies == pytest.approx(of_ratio)
+    made = int8.read_measure(in_int8.base_dir)
+    assert made is not None
+    assert made.used
+    assert made.int8_accuracy == pytest.approx(np.mean(of_ratio))
+    assert made.fp32_accuracy - made.int8_accuracy <= 1 / made.clips + 1e-9
+    assert f"{made.int8_accuracy:.1%} in place of {made.fp32_accuracy:.1%}" in str(made)
+
+
+def test_a_student_that_int8_changes_too_much_stays_float32(
+    in_int8: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = HeadBank.load(in_int8.heads_path(0))
+    whole = Selection.whole(len(in_int8.public.names))
+    export_student(in_int8, in_int8.student(0), heads, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 1.01)
+    made, measured = int8.quantise_student(in_int8, tmp_path, heads, whole)
+    assert (made.used, measured) == (False, None)
+    assert "encoders stay float32, because int8 loses too much" in str(made)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_job_publishes_int8_and_tells_its_measure(in_int8: Release, tmp_path: Path, final: bool) -> None:
+    make_base(in_int8, CPU)
+    learning, asked, heads = DistillLearning(in_int8), work(in_int8, tmp_path), tmp_path / HEADS_FILE
+    learning.distil(asked, lambda epoch, epochs: None)
+    learning.train_heads(asked, heads, lambda epoch, epochs: None)
+    files = learning.export(asked, heads if final else None, tmp_path / "out")
+    assert [path.name for path in files if path.suffix == ".patch"] == []
+    assert all(of_int8(path) for path in files if path.name in ENCODERS)
+    if final:
+        bank = HeadBank.load(heads)
+        outputs = int8.encoded_by(*(tmp_path / "out" / name for name in ENCODERS), in_int8, in_int8.public)
+        measured = json.loads((tmp_path / MEASURED_FILE).read_text())
+        expected = accuracy(bank_probabilities(bank, outputs, bank.local_ratio), in_int8.labels())
+        assert measured["accuracy"] == pytest.approx(expected)
+
+
+def test_export_by_hand_follows_the_release(in_int8: Release, tmp_path: Path) -> None:
+    words = ["export", "--release", in_int8.root, "--student", in_int8.student_path(0)]
+    words += ["--heads", in_int8.heads_path(0), "--out", tmp_path]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert "encoders in int8: accuracy" in done.output
+    assert of_int8(tmp_path / "audio_encoder.onnx")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_recipes_of_float32_have_the_json_of_earlier_versions(preset: str) -> None:
+    made: Callable[..., Recipe] = PRESETS[preset]
+    recipe = made("crema-d", ("a", "b"))
+    assert "student_precision" not in json.loads(recipe.to_json())
+    other = dataclasses.replace(recipe, student_precision="int8")
+    assert json.loads(other.to_json())["student_precision"] == "int8"
+    assert Recipe.from_json(other.to_json()) == other
+    with pytest.raises(ValueError, match=r"precision 'int4' is unknown; known: fp32, int8"):
+        Recipe.from_json(other.to_json().replace('"int8"', '"int4"'))
