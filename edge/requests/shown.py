@@ -87,11 +87,11 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[dict[st
 def mine(state: DeviceState, person: Person, active_id: str, base_id: str) -> dict[str, Any]:
     """Return what the device knows of its user, and what that has changed."""
     classes = person.classes(active_id)
-    reading, unsaid, window = person.reading(active_id), person.unsaid(active_id), state.window(active_id)
+    reading, window, said = person.reading(active_id), state.window(active_id), person.said().corrections
+    unsaid = person.unsaid(active_id) if said else reading  # The estimate takes most of the time of a page's request.
     facts = None if reading is None else person_facts(reading, classes)
     with_labels = {} if reading is None or window is None else answers(reading, window, classes)
     without = {} if unsaid is None or window is None else answers(unsaid, window, classes)
-    said = person.said().corrections
     return {
         "classes": list(classes),
         "sentences": [] if facts is None else list(facts.sentences),
@@ -106,7 +106,7 @@ def mine(state: DeviceState, person: Person, active_id: str, base_id: str) -> di
         "changed": changes(without, with_labels),
         "remembered": len(with_labels),
         "answers": [{"clip": name, "label": label} for name, label in reversed(with_labels.items())],
-        "labelled": _labelled(person, state, active_id, base_id, said),
+        "labelled": _labelled(classes, window, state.window(base_id) if said and base_id else None, unsaid, said),
     }
 
 
@@ -126,7 +126,11 @@ def verdict(stored: StoredVerdict | None) -> dict[str, Any] | None:
 
 
 def _labelled(
-    person: Person, state: DeviceState, active_id: str, base_id: str, said: Sequence[Correction]
+    classes: Sequence[str],
+    active: Window | None,
+    base: Window | None,
+    unsaid: Personal | None,
+    said: Sequence[Correction],
 ) -> dict[str, Any] | None:
     """Return how many of the corrected clips the base student and the one in use answer as the person said.
 
@@ -134,10 +138,8 @@ def _labelled(
     it would only repeat what the person said.
     """
     labels = {each.clip: each.label for each in said}
-    base, active, unsaid = state.window(base_id) if base_id else None, state.window(active_id), person.unsaid(active_id)
     if not labels or active is None or unsaid is None:
         return None
-    classes = person.classes(active_id)
     after = answers(unsaid, active, classes)
     first = base or active
     before = {

@@ -103,6 +103,7 @@ def cuts(
     out: _Out,
     cuts: Annotated[int, typer.Option(min=1, help="Connections to cut, of each kind of call.")] = 1000,
     kinds: Annotated[str, typer.Option(help="Kinds of call, with commas. Default: all.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the bytes at which connections are cut: pieces of a long run.")] = 0,
 ) -> None:
     """Cut connections of every kind of call at random bytes, against a real server."""
     from tests.rigs.cloud.service import make_tiny_release
@@ -112,7 +113,7 @@ def cuts(
     with tempfile.TemporaryDirectory() as folder:
         make_tiny_release(Path(folder) / "release")
         chosen = tuple(kinds.split(",")) if kinds else KINDS
-        tally = cut_calls(Path(folder) / "release", Path(folder) / "state", cuts=cuts, kinds=chosen)
+        tally = cut_calls(Path(folder) / "release", Path(folder) / "state", cuts=cuts, seed=seed, kinds=chosen)
     result = {"what": "calls whose connection was cut at a random byte, each tried again until it succeeded"}
     counts = {name: dict(count) for name, count in vars(tally).items()}  # asdict cannot copy a Counter
     _end(out, {**result, **counts, "cpu_s": time.process_time() - began_s}, bad=bool(tally.faults))
