@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from isthmus.edge.student.onnx_file import check_model_file
 from isthmus.proto.messages import PublicMeasure
 
 CPU = torch.device("cpu")
+RELEASES = sorted((Path(__file__).resolve().parents[2] / "golden" / "releases").glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,38 @@ def test_the_base_student_is_a_third_and_answers_on_a_device_as_the_float32_one(
         np.testing.assert_allclose(
             small.local_probabilities(small.features(*clip)), exact.local_probabilities(exact.features(*clip)), atol=0.1
         )
+
+
+_OLD_DEVICE = """
+import sys
+from pathlib import Path
+import numpy as np
+from isthmus.edge.student.encoder import StudentEncoder
+from isthmus.edge.student.onnx_file import check_model_file
+folder, given, answer = map(Path, sys.argv[1:])
+for path in folder.glob("*.onnx"):
+    check_model_file(path)
+clip, encoder = np.load(given), StudentEncoder(folder)
+np.save(answer, encoder.local_probabilities(encoder.features(clip["spectrogram"], clip["frames"])))
+"""
+
+
+@pytest.mark.parametrize("wheel", RELEASES, ids=lambda path: path.name.split("-")[1])
+def test_a_device_of_an_earlier_release_runs_it(in_int8: Release, wheel: Path, tmp_path: Path) -> None:
+    make_base(in_int8, CPU)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "old")
+    public, given, answer = in_int8.public, tmp_path / "clip.npz", tmp_path / "answer.npy"
+    clip = np.asarray(public.spectrograms_NFT[0]), evaluation_frames(public.frames_NKHWC[0], in_int8.recipe.input)
+    np.savez(given, spectrogram=clip[0], frames=clip[1])
+    subprocess.run(
+        [sys.executable, "-P", "-c", _OLD_DEVICE, in_int8.base_dir, given, answer],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "old")},
+        check=True,
+        timeout=120,
+    )
+    present = StudentEncoder(in_int8.base_dir)
+    np.testing.assert_allclose(np.load(answer), present.local_probabilities(present.features(*clip)), atol=1e-6)
 
 
 def test_the_manifests_measure_is_of_the_int8_student(in_int8: Release) -> None:
