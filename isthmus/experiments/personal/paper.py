@@ -7,6 +7,7 @@ from typing import Any
 from isthmus.experiments.personal.cells.cells import SCENARIOS, Asked, Cell
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.findings import figures, tables
+from isthmus.experiments.personal.findings.answers import answers_table
 from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.knee import knee
@@ -80,6 +81,7 @@ def sections(
                         f"Paired differences by the teacher's head, {named}",
                         tables.teacher_head,
                     ),
+                    answers_table(own, outputs, f"Recall and calibration, {named}"),
                     tables.by_mask(own, f"Clips that lack one modality, {named}"),
                     tables.cost(own, f"Selection and time, {named}"),
                 ),

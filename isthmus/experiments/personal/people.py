@@ -6,6 +6,7 @@ from typing import Any
 from isthmus.data.clip import Listing
 from isthmus.experiments.personal.cells.cells import Asked, Cell
 from isthmus.experiments.personal.findings import figures, tables
+from isthmus.experiments.personal.findings.answers import answers_table
 from isthmus.experiments.personal.findings.guarding import guard_part
 from isthmus.experiments.personal.findings.habits import habits_part
 from isthmus.experiments.personal.findings.report import Section, picture_name
@@ -35,12 +36,12 @@ def sections(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str
     for count in dict.fromkeys(cell.asked.classes for cell in cells):
         own = tables.pick(cells, classes=count)
         who = f", users of {count} {'class' if count == 1 else 'classes'}" if count else ""
-        found += [_of_users(own, methods, who), *premise_part(own, who), *offset_part(own, who)]
+        found += [_of_users(own, methods, outputs, who), *premise_part(own, who), *offset_part(own, who)]
         found += [*guard_part(own, outputs, who), *habits_part(own, outputs, who)]
     return found
 
 
-def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Section:
+def _of_users(cells: Sequence[Cell], methods: Sequence[str], outputs: Mapping[str, Any], who: str) -> Section:
     baseline = "all" if "all" in methods else methods[0]
     text = "Each person is the only client of a release: teacher, students and public clips are made without them."
     if who:
@@ -51,6 +52,7 @@ def _of_users(cells: Sequence[Cell], methods: Sequence[str], who: str) -> Sectio
             tables.by_person(cells, baseline, methods, f"Accuracy on each person, % at ratio 1 in fp32{who}"),
             tables.both_heads(cells, ("all", "random"), f"By either head{who}"),
             tables.differences(cells, "sensitive", ("all", "random", "cluster"), f"Paired over persons and seeds{who}"),
+            answers_table(cells, outputs, f"Recall and calibration{who}"),
             tables.by_mask(cells, f"Clips that lack one modality{who}"),
             tables.cost(cells, f"Selection and time{who}"),
         ),

@@ -38,7 +38,7 @@ from isthmus.experiments.personal.cells.cells import SCENARIOS, Asked, Cell
 from isthmus.experiments.personal.cells.methods import METHODS, named
 from isthmus.experiments.personal.cells.pool import cores
 from isthmus.experiments.personal.cells.study import Part
-from isthmus.experiments.personal.findings import report
+from isthmus.experiments.personal.findings import answers, report
 from isthmus.experiments.personal.findings.report import Section
 from isthmus.experiments.personal.findings.wire import bytes_per_clip
 from isthmus.experiments.personal.ladder import run as ladder
@@ -69,10 +69,18 @@ def compare_methods(asked: PaperOptions) -> None:
     )
     parts = _teachers(opened, root, paper.asked(choices), study.decoded(opened, listing, clients), asked.own_teachers)
     made = _run(parts, asked)
-    sizes = bytes_per_clip(opened.recipe.feature_width, opened.recipe.ratios)
-    found = paper.sections(made, opened.recipe.classes, sizes, _outputs(asked.out, made))
-    releases = [part.release for part in parts]
-    _write(asked.out, "Personalisation by method, client and seed", releases, listing, made, found, asked.workers)
+    sizes, outputs = bytes_per_clip(opened.recipe.feature_width, opened.recipe.ratios), _outputs(asked.out, made)
+    found = paper.sections(made, opened.recipe.classes, sizes, outputs)
+    _write(
+        asked.out,
+        "Personalisation by method, client and seed",
+        [part.release for part in parts],
+        listing,
+        made,
+        found,
+        asked.workers,
+        scores=answers.by_cell(outputs),
+    )
 
 
 def _teachers(
@@ -108,7 +116,7 @@ def leave_people_out(asked: PeopleOptions) -> None:
         measured = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
         recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
         found = [*ladder_sections(measured.rows), cloud_section(measured.cloud), membership(measured.suspects)]
-        _write_people(asked, recipe, [], listing, [], found, measured.rows)
+        _write_people(asked, recipe, [], listing, [], found, measured.rows, {})
         return
     parts = []
     for left_out in folds:
@@ -120,7 +128,8 @@ def leave_people_out(asked: PeopleOptions) -> None:
         )
         parts.append(Part(opened, folders, cells_asked))
     made = _run(parts, asked, None if trunks is None else trunks[1])
-    found = people.sections(made, chosen, _outputs(asked.out, made))
+    outputs = _outputs(asked.out, made)
+    found = people.sections(made, chosen, outputs)
     releases = [part.release for part in parts]
     rows = []
     try:
@@ -128,7 +137,7 @@ def leave_people_out(asked: PeopleOptions) -> None:
         found += ladder_sections(rows)
     except CannotCentre as error:
         _say(f"what helps on the device is not measured: {error}")
-    _write_people(asked, releases[0].recipe, releases, listing, made, found, rows)
+    _write_people(asked, releases[0].recipe, releases, listing, made, found, rows, answers.by_cell(outputs))
 
 
 def measure_cost(asked: CostOptions) -> None:
@@ -243,6 +252,7 @@ def _write_people(
     made: Sequence[Cell],
     found: Sequence[Section],
     rows: Sequence[Row],
+    scores: Mapping[str, Any],
 ) -> None:
     facts = {"folds": f"{asked.together} people left out together", "seeds": str(asked.seeds)}
     if recipe.pretrained_trunks is not None:
@@ -258,6 +268,7 @@ def _write_people(
         recipe=recipe,
         more_facts=facts,
         people=ladder.by_person(rows),
+        scores=scores,
     )
 
 
@@ -273,7 +284,9 @@ def _write(
     recipe: Recipe | None = None,
     more_facts: Mapping[str, str] = MappingProxyType({}),
     people: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
+    """Write the result. ``scores``: name of the cell -> head -> score -> value. ``people``: scores by person."""
     recipe = recipe or releases[0].recipe
     facts = {
         "data": f"{listing.layout} layout, {len(listing.refs)} clips, {len(listing.damaged)} damaged",
@@ -290,6 +303,7 @@ def _write(
         "facts": facts,
         "recipe": json.loads(recipe.to_json()),
         "cells": [asdict(cell) for cell in made],
+        "scores": dict(scores),
         **({} if people is None else {"people": people}),
     }
     write_atomically(out / "result.json", json.dumps(result, indent=1))

@@ -17,12 +17,12 @@ from isthmus.edge.agent.runtime import Stopped
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.sources import replay
 from isthmus.edge.commands.edge import app
-from isthmus.edge.link.interface import MemoryCloud
+from isthmus.edge.link.interface import MemoryCloud, MemoryInferSession, MemoryLink
 from isthmus.edge.own_clips.personal import Personal
 from isthmus.edge.requests.device import Device
 from isthmus.edge.requests.requests import answered, ask
 from isthmus.proto.errors import Corrupt, InvalidInput, WrongState
-from isthmus.proto.messages import PublicMeasure, SignedManifest
+from isthmus.proto.messages import InferReply, JobStatus, Prototypes, PublicMeasure, SignedManifest
 from tests.rigs.distill.people import person_model
 from tests.rigs.edge.device import device
 
@@ -36,6 +36,34 @@ def with_person_models(students: Any) -> MemoryCloud:
             centred = person_model(3, 12, seed)
             cloud.students[kind] = students.signed(kind, kind, students.files(kind, seed), measured, centred)
     return cloud
+
+
+class Overheard(MemoryLink):
+    """A link that notes every byte of content that goes up, in order."""
+
+    def __init__(self, cloud: MemoryCloud) -> None:
+        super().__init__(cloud)
+        self.sent: list[bytes] = []
+
+    def start_personalisation(
+        self, idempotency_key: str, prototypes: Prototypes, *, rounds: int, seed: int
+    ) -> JobStatus:
+        self.sent += [b"start", prototypes.values_KC.tobytes(), prototypes.sizes_K.tobytes()]
+        return super().start_personalisation(idempotency_key, prototypes, rounds=rounds, seed=seed)
+
+    def upload_prototypes(self, job_id: str, round: int, prototypes: Prototypes) -> JobStatus:
+        self.sent += [b"round", prototypes.values_KC.tobytes(), prototypes.sizes_K.tobytes()]
+        return super().upload_prototypes(job_id, round, prototypes)
+
+    def open_infer(self, student_id: str, *, timeout_s: float) -> MemoryInferSession:
+        session, sent = super().open_infer(student_id, timeout_s=timeout_s), self.sent
+
+        class Noted(MemoryInferSession):
+            def ask(self, sequence: int, frame: bytes, *, timeout_s: float) -> InferReply:
+                sent.append(frame)
+                return session.ask(sequence, frame, timeout_s=timeout_s)
+
+        return Noted(self, student_id)
 
 
 def command(*words: str) -> str:
@@ -74,6 +102,29 @@ def test_without_habits_nothing_is_learned_of_the_user(students: Any, plan: Clip
     report: Any = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0,)), cloud="memory").execute()
     assert report["person"] is None and report["habits"] is None and not (tmp_path / "windows").exists()
     assert [one["local"] for one in report["predictions"]] == [one["plain"] for one in report["predictions"]]
+
+
+def test_nothing_that_is_learned_of_the_user_is_sent(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
+    """Two devices with the same clips: one learns its user and is corrected, the other may learn nothing."""
+    overheard = []
+    for learns in (True, False):
+        folder, link = tmp_path / str(learns), Overheard(with_person_models(students))
+        config = RunConfig("kiosk", seed=1, habits=learns)
+        runtime, state, _ = device(folder, link.cloud, plan, link=link, config=config)
+        run = DeviceRun(runtime, state, plan, InferConfig(ratios=(1.0, 1.5)), cloud="memory")
+        first: Any = run.execute()
+        assert (first["person"] is not None) == learns
+        if learns:
+            for ref, label in zip(plan.selection[:4], ("SAD", "NEU", "SAD", "HAP"), strict=True):
+                runtime.clips.person.correct(runtime.state.active_id, ref.name, label, 1.0)
+        runtime.personalise_again()
+        second: Any = run.execute()
+        assert (second["accuracy"]["with_corrections"] is not None) == learns
+        runtime.close()
+        overheard.append(link.sent)
+    learned, unlearned = overheard
+    assert learned.count(b"start") == 2 and len(learned) > 2 * len(plan.test)
+    assert learned == unlearned
 
 
 def test_a_student_without_a_person_model_goes_on_with_habits(students: Any, plan: ClipPlan, tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> 
     user = user_of(base, [base], load_outputs(folder, base.asked))
     assert user is not None
     assert base.masks_read["both"] == pytest.approx(user.right(user.habits()))
+    scores = json.loads((tmp_path / "result.json").read_text())["scores"]
+    assert scores.keys() == made.keys()
+    assert scores[cluster.asked.name]["own head"]["accuracy"] == pytest.approx(cluster.plain, abs=1e-4)
+    assert scores[cluster.asked.name]["teacher's head"]["accuracy"] == pytest.approx(cluster.teacher_head, abs=1e-4)
     page = (tmp_path / "report.html").read_text()
     assert (
         "Tables 5.2 and 5.4" in page
@@ -165,6 +169,7 @@ def test_every_person_is_left_out_once(data: Path, release: Path, tmp_path: Path
     result = json.loads((tmp_path / "result.json").read_text())
     assert sorted({cell["asked"]["client"] for cell in result["cells"]}) == ["1001", "1002", "1003"]
     assert "Leave one person out, users of 4 classes" in output and "The guarded update" in output
+    assert "Recall and calibration, users of 4 classes" in output and "worse than all by over 2 points" in output
     for cell in result["cells"]:
         few = cell["asked"]["classes"]
         _, on_test = load_outputs(tmp_path / "cells", Asked(**cell["asked"]))

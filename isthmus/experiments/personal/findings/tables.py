@@ -116,8 +116,19 @@ def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], titl
                 *("" if m == other else points(difference(means[m], means[other])) for m in methods),
             )
         )
+    rows.append(
+        (
+            f"worse than {baseline} by over 2 points",
+            "",
+            *("" if m == baseline else f"{_made_worse(means[m], means[baseline])} of {len(people)}" for m in methods),
+        )
+    )
     note = f"{len(people)} people; differences: mean ± standard error over people, bold beyond two of them."
     return Table(title, ("person left out", "clips", *methods), tuple(rows), note)
+
+
+def _made_worse(values: Mapping[str, float], baseline: Mapping[str, float]) -> int:
+    return sum(value < baseline[person] - 0.02 for person, value in values.items())
 
 
 def teacher_head(cell: Cell) -> float:

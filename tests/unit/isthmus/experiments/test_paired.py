@@ -105,7 +105,8 @@ def test_tables_compare_the_same_client_and_seed() -> None:
     assert paired.rows[1][:3] == ("cluster", "**+11.0 ± 0.6**", "3 / 0")
     people = tables.by_person(cells, "all", ("all", "cluster"), "t")
     assert people.rows[0] == ("a", "20", "50.0", "61.0")
-    assert people.rows[-1][0] == "less all"
+    assert people.rows[-2][0] == "less all"
+    assert people.rows[-1] == ("worse than all by over 2 points", "", "", "0 of 1")
     assert "| all |" in first.markdown()
     assert tables.cost(cells, "t").rows[0][1] == "30"
     assert tables.by_compression(cells, "cluster", SIZES, "t").rows[0][:3] == ("fp32", "1", "100")
