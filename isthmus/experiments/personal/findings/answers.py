@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 
 from isthmus.experiments.personal.cells.cells import Cell, Outputs
+from isthmus.experiments.personal.findings.scores import Scores, scores
 from isthmus.experiments.personal.findings.tables import Table, in_order, pick
-from isthmus.experiments.personal.ladder.scores import Scores, scores
 
 HEADS: Final = ("own head", "teacher's head")
 """The student's own head, and the teacher's head on the student's features, with which the paper predicts."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from isthmus.edge.own_clips import guard
 from isthmus.edge.own_clips.offset import Offset, answer
+from isthmus.experiments.personal.findings.scores import Scores, agreement, scores
 from isthmus.experiments.personal.ladder.methods import (
     ASKED,
     LADDER,
@@ -26,7 +27,6 @@ from isthmus.experiments.personal.ladder.methods import (
     present,
 )
 from isthmus.experiments.personal.ladder.person import Integers, Person, Task, tasks
-from isthmus.experiments.personal.ladder.scores import Scores, agreement, scores
 from isthmus.proto.messages import Captured, FloatArray
 
 CHOSEN: Final = "offset, constants chosen on public people"

@@ -18,13 +18,13 @@ from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import decode, recipe_for
 from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre, fit_centred
+from isthmus.experiments.personal.findings.scores import Scores
 from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.bases import Base
 from isthmus.experiments.personal.ladder.measure import Row, device_rows, measured
 from isthmus.experiments.personal.ladder.membership import Suspect, suspect
 from isthmus.experiments.personal.ladder.methods import Constants, Known
 from isthmus.experiments.personal.ladder.person import Integers, Person
-from isthmus.experiments.personal.ladder.scores import Scores
 from isthmus.proto.person import Centred
 
 FEWEST_PEOPLE: Final = 5

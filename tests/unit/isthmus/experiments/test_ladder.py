@@ -9,13 +9,13 @@ from isthmus.data.cache.read import ClipArrays
 from isthmus.data.groups import Groups
 from isthmus.data.transforms import InputSpec
 from isthmus.distill.student.centred import fit_centred
+from isthmus.experiments.personal.findings.scores import Scores, agreement, calibration_error, scores
 from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, device_rows, measured, over_people
 from isthmus.experiments.personal.ladder.membership import separation, suspect
 from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
 from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
 from isthmus.experiments.personal.ladder.run import by_person
-from isthmus.experiments.personal.ladder.scores import Scores, agreement, calibration_error, scores
 from isthmus.experiments.personal.ladder.tables import cloud_section, membership, sections
 from isthmus.proto.messages import Captured
 
