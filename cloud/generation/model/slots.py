@@ -81,15 +81,15 @@ class SlotCache(KVCache):
         out_THD = torch.empty_like(queries_THD)
         for span, mask, blocks in self._chunks:
             rows = slice(span.start, span.start + span.count)
-            at = torch.arange(span.first, span.end, device=blocks.device)
-            places = (blocks[at // BLOCK], slice(None), at % BLOCK)
+            columns = torch.arange(span.first, span.end, device=blocks.device)
+            places = (blocks[columns // BLOCK], slice(None), columns % BLOCK)
             keys_NKBD[places], values_NKBD[places] = keys_TKD[rows], values_TKD[rows]
             if span.first == 0:
                 keys_KCD, values_KCD = keys_TKD[rows].transpose(0, 1), values_TKD[rows].transpose(0, 1)
             else:
                 keys_KCD, values_KCD = (_in_order(each[blocks], span.end) for each in (keys_NKBD, values_NKBD))
             out_THD[rows] = attend_one(queries_THD[rows], keys_KCD, values_KCD, mask)
-        if decodes is not None:
+        if decodes is not None and decodes.rows_T is not None:
             at = decodes.rows_T
             out_THD[at] = decodes.attend(queries_THD[at], keys_TKD[at], values_TKD[at], keys_NKBD, values_NKBD)
         return out_THD

@@ -6,8 +6,10 @@ G(B):
 
     WMA(p, B) = G(p) (L(B) - L(p)) + sum over g from G(p) to G(B) - 1 of (g + L(B))
 
-Where we differ: serving times come from the profile, not from nearest neighbours among earlier batches; and a batch
-that outgrows the KV cache preempts its second half, which becomes a batch of its own.
+Where we differ: waste is bounded as a share of the accesses that a request as long as the batch's maxima makes itself,
+G(B) (L(B) + G(B) / 2), since the same number of accesses is much for a short answer and little for a long one. Serving
+times come from the profile, not from nearest neighbours among earlier batches; and a batch that outgrows the KV cache
+preempts its second half, which becomes a batch of its own.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +20,9 @@ from isthmus.cloud.generation.policies.orders import pressure
 from isthmus.cloud.generation.scheduling.policy import Budget, Choice, Life, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load, reference_profile
 
-MOST_WASTE: Final = 50_000.0
-"""A request joins a batch only if the largest waste in it stays below this (phi in the paper)."""
+MOST_WASTE: Final = 0.7
+"""A request joins a batch only if the largest waste in it stays below this (phi in the paper), as a share of the
+accesses of its longest request."""
 
 
 @dataclass
@@ -108,14 +111,15 @@ class Magnus:
             best[1].predicted[life.id] = predicted
 
     def _waste(self, batch: _Batch, life: Life, predicted: float) -> float:
-        """Returns the largest waste of a request of the batch with ``life`` in it."""
+        """Returns the largest waste of a request of the batch with ``life`` in it, by the longest one's accesses."""
         lengths = [(len(each.request.prompt), batch.predicted[each.id]) for each in batch.members]
         lengths.append((len(life.request.prompt), predicted))
         prompt, answer = (max(each[at] for each in lengths) for at in (0, 1))
-        return max(
+        most = max(
             own_answer * (prompt - own_prompt) + (answer - own_answer) * ((own_answer + answer - 1) / 2 + prompt)
             for own_prompt, own_answer in lengths
         )
+        return most / (answer * (prompt + answer / 2))
 
     def _urgency(self, batch: _Batch, now_s: float) -> float:
         rows = len(batch.members)

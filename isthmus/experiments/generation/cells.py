@@ -36,7 +36,7 @@ WARM_REQUESTS: Final = 500
 PREDICTORS: Final = ("least squares", "least squares, conditional", "nearest")
 SHRINK: Final = 8.0
 
-Kind = Literal["policy", "bound", "fairness", "prediction", "fleet", "placement", "prefix"]
+Kind = Literal["policy", "bound", "fairness", "prediction", "fleet", "placement", "prefix", "swap"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "fleet": _fleet,
         "placement": _placement,
         "prefix": _prefix,
+        "swap": _swap,
     }
     return {**asdict(cell), **work[cell.kind](cell, reference_profile())}
 
@@ -111,16 +112,30 @@ def _policy(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     return report(_served(made, profile, cell.name, lengths))
 
 
-def _served(made: Workload, profile: GenerationProfile, policy: str, lengths: LengthPredictor) -> Any:
+def _served(
+    made: Workload, profile: GenerationProfile, policy: str, lengths: LengthPredictor, limits: Limits = LIMITS
+) -> Any:
     engine = Engine(
         profile,
         make_policy(policy, lengths),
-        LIMITS,
+        limits,
         max_requests=len(made.requests),
         expires=False,
         adapts=False,
     )
     return serve(engine, made.requests, VirtualWorld(profile, made.lengths))
+
+
+SWAPS: Final = {"computed again": 0, "swapped": LIMITS.blocks}
+"""Blocks of the pool beside the KV cache, where preempted requests may wait with what they have computed."""
+SWAP_POLICY: Final = "jitserve"
+"""The policy that preempts most."""
+
+
+def _swap(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
+    made = _workload(cell, profile)
+    lengths = _lengths(cell, profile, made, learning_lengths(SWAP_POLICY))
+    return report(_served(made, profile, SWAP_POLICY, lengths, replace(LIMITS, swap_blocks=SWAPS[cell.name])))
 
 
 def _bound(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:

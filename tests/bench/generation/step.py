@@ -1,21 +1,32 @@
 """A step of the model against its floor, and a prompt of 256 tokens against the processor's peak.
 
 The floor of a step that decodes is the packed products alone, in the same run: the five products of each layer and the
-head, on as many rows. The peak is that of one large product in the same number type.
+head, on as many rows. The peak is that of one large product in the same number type. A note per number of rows says
+what the parts of such a step take, in further steps of the same run.
 
     python -m tests.bench.generation.step --model smollm2 --number-type float32 --out step.json
 """
 
 import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.nn import functional
 
+from isthmus.cloud.elastic.model.packed import PackedLinear
+from isthmus.cloud.generation.model import llama
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import make_cache
 from isthmus.cloud.generation.model.kv import Span
 from isthmus.cloud.generation.model.llama import Llama
+from isthmus.cloud.generation.model.slots import SlotCache
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.prepare.profiler import _fill, _step
 from isthmus.cloud.generation.scheduling.policy import Limits
@@ -48,6 +59,39 @@ class Decode:
     def __call__(self) -> None:
         _step(self._model, self._cache, [Span(id, id, self._end, 1) for id in range(self._rows)])
         self._end += 1
+
+
+def parts(step: Decode, repeats: int) -> dict[str, float]:
+    """Returns the median processor seconds of each part of a step, and of the whole step while they are timed."""
+    took_s: dict[str, list[float]] = defaultdict(list)
+    spent_s: dict[str, float] = {}
+
+    def timed(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            began_s = time.process_time()
+            found = run(*given, **named)
+            spent_s[name] = spent_s.get(name, 0.0) + time.process_time() - began_s
+            return found
+
+        return call
+
+    with ExitStack() as stack:
+        for name, owner, what in (
+            ("products", PackedLinear, "forward"),
+            ("attention", SlotCache, "attend"),
+            ("tables of blocks", SlotCache, "begin"),
+            ("norms", functional, "rms_norm"),
+            ("rotary", llama, "rotated"),
+            ("SiLU", functional, "silu"),
+        ):
+            stack.enter_context(mock.patch.object(owner, what, timed(name, getattr(owner, what))))
+        whole = timed("step", step)
+        for _ in range(repeats):
+            spent_s.clear()
+            whole()
+            for name, seconds in spent_s.items():
+                took_s[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in took_s.items()}
 
 
 def prefill(model: Llama) -> None:
@@ -93,6 +137,11 @@ def main() -> None:
                 "figure": ratio,
             }
         )
+    for rows in ROWS:
+        found = parts(candidates[f"step {rows}"], asked.repeats)
+        report.rows[ROWS.index(rows)]["parts_s"] = found
+        said = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in found.items())
+        report.notes.append(f"{rows} rows, CPU ms of each part: {said}")
     reached = operations(config, PROMPT) / timed["prefill"].cpu_s.median / peak
     report.rows.append(
         {"what": f"prompt of {PROMPT}", "cpu_s": timed["prefill"].cpu_s.to_json(), "floor_s": None, "figure": reached}

@@ -26,6 +26,7 @@ def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path
         "80 % of the requests",
         "Predictors",
         "Prompts that begin with 200 tokens",
+        "Preempted requests",
         "Four replicas",
         "Two",
     ):
