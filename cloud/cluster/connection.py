@@ -168,6 +168,14 @@ def has_gpu() -> bool:
     return bool(found.cluster_resources().get("GPU", 0) >= 1)
 
 
+def cpus() -> int:
+    """Returns the number of CPUs of the cluster, at least 1."""
+    import ray
+
+    found: Any = ray
+    return max(1, int(bounded(found.cluster_resources, _END_S).get("CPU", 0)))
+
+
 def last_words(error: Exception) -> str:
     """Returns the last line of an error of Ray, which brings whole pages with it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from isthmus.distill.selection.controls import class_oracle, everything, random
 from isthmus.distill.selection.density import density_ratio
 from isthmus.distill.selection.interface import FeatureRows, Public, Selection, Strategy, Wanted
 from isthmus.distill.selection.quota import quota
+from isthmus.distill.selection.sharded import Search, Shards, ShardsHere, select_cosine_in_shards
 from isthmus.distill.selection.transport import transport
 from isthmus.distill.selection.turns import cosine, round_robin, select_cosine
 
@@ -51,7 +52,10 @@ __all__ = [
     "STRATEGIES",
     "FeatureRows",
     "Public",
+    "Search",
     "Selection",
+    "Shards",
+    "ShardsHere",
     "Strategy",
     "Wanted",
     "add_strategy",
@@ -63,5 +67,6 @@ __all__ = [
     "random",
     "round_robin",
     "select_cosine",
+    "select_cosine_in_shards",
     "transport",
 ]

@@ -1,11 +1,13 @@
 """The nearest public samples of each row, exactly: one pass over a set of any size; equal samples in order of index.
 
+A set that is spread over several machines is searched shard by shard, and the results are merged (``merge_nearest``).
+
 Axes: K rows, N public samples, V width of the vectors compared, B one block of public samples, M candidates.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,21 @@ every position and in every order of addition, so the block size changes neither
 
 _DENSE: Final = 64
 """If more than one pair in this many passes the float32 sieve, a float64 product of all is cheaper."""
+
+
+Nearest = tuple[Float64s, Indices]
+"""Similarities and indices of a row's nearest samples, best first, ties to the lower index."""
+
+
+class Samples(Protocol):
+    """Samples that rows choose from: a ``Pool``, or one in shards. Only ``taken_N`` changes."""
+
+    @property
+    def taken_N(self) -> npt.NDArray[np.bool_]:
+        """Which samples are taken."""
+
+    def best(self, queries_KV: Float64s, keep_K: Indices) -> list[Nearest]:
+        """Return per row its ``keep`` best free samples; fewer if fewer are free."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +73,45 @@ class Pool:
                 whole = len(index_B) == len(free_B)
                 yield index_B, self.vectors(slice(start, start + self.block_rows) if whole else index_B)
 
+    def best(self, queries_KV: Float64s, keep_K: Indices) -> list[Nearest]:
+        return best(queries_KV, self, keep_K)
 
-def best(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> list[tuple[Float64s, Indices]]:
+
+def best(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s | None = None) -> list[Nearest]:
     """Return per row the similarities and indices of its ``keep`` best free samples, best first, ties to the lower
     index.
 
-    There are fewer if fewer are free. At most ``GROUP_ROWS`` x ``pool.block_rows`` similarities exist at a time, in
-    addition to those kept.
+    There are fewer if fewer are free. If ``floor_K`` is given, only samples above their row's floor matter, and a row
+    may get fewer still. At most ``GROUP_ROWS`` x ``pool.block_rows`` similarities exist at a time, in addition to those
+    kept.
     """
     keep_K = np.minimum(keep_K, pool.free)
     if pool.free == 0:
         return [(np.empty(0), np.empty(0, np.int64))] * len(queries_KV)
-    found: list[tuple[Float64s, Indices]] = []
+    floor_K = np.full(len(queries_KV), -np.inf) if floor_K is None else floor_K
+    found: list[Nearest] = []
     for start in range(0, len(queries_KV), GROUP_ROWS):
         group = slice(start, start + GROUP_ROWS)
-        found += _best_of_group(queries_KV[group], pool, keep_K[group])
+        found += _best_of_group(queries_KV[group], pool, keep_K[group], floor_K[group])
     return found
 
 
-def _best_of_group(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> list[tuple[Float64s, Indices]]:
-    found = _sweep(queries_KV, pool, keep_K, _likely_floors(queries_KV, pool, keep_K))
-    short = np.flatnonzero([len(kept[1]) < keep for kept, keep in zip(found, keep_K, strict=True)])
+def merge_nearest(one: Nearest, other: Nearest, keep: int) -> Nearest:
+    """Return the ``keep`` best of two searches of one row over different samples, whichever was made first."""
+    similarity = np.concatenate([one[0], other[0]])
+    index = np.concatenate([one[1], other[1]])
+    order = np.lexsort((index, -similarity))[:keep]
+    return similarity[order], index[order]
+
+
+def _best_of_group(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s) -> list[Nearest]:
+    guess_K = np.maximum(_likely_floors(queries_KV, pool, keep_K), floor_K)
+    found = _sweep(queries_KV, pool, keep_K, guess_K)
+    few = [len(kept[1]) < keep for kept, keep in zip(found, keep_K, strict=True)]
+    short = np.flatnonzero(few & (guess_K > floor_K))
     if len(short):
         # A guess was too high. These rows are searched again without one.
-        again = _sweep(queries_KV[short], pool, keep_K[short], np.full(len(short), -np.inf))
+        again = _sweep(queries_KV[short], pool, keep_K[short], floor_K[short])
         for row, kept in zip(short, again, strict=True):
             found[row] = kept
     return found
@@ -107,7 +139,7 @@ def _likely_floors(queries_KV: Float64s, pool: Pool, keep_K: Indices) -> Float64
     return np.array(floors)
 
 
-def _sweep(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s) -> list[tuple[Float64s, Indices]]:
+def _sweep(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s) -> list[Nearest]:
     """Make one pass: return per row its ``keep`` best above its floor, best first, ties to the lower index; fewer if
     there are.
 
@@ -117,7 +149,7 @@ def _sweep(queries_KV: Float64s, pool: Pool, keep_K: Indices, floor_K: Float64s)
     """
     rows = len(queries_KV)
     sieve = _Sieve(queries_KV, pool.longest)
-    kept: list[tuple[Float64s, Indices]] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
+    kept: list[Nearest] = [(np.empty(0), np.empty(0, np.int64)) for _ in range(rows)]
     waiting: list[tuple[Indices, Indices, Float64s]] = []
     floor_K = floor_K.copy()
     room = 2 * int(keep_K.sum())
@@ -204,10 +236,10 @@ class _Sieve:
 
 
 def _merge(
-    kept: list[tuple[Float64s, Indices]],
+    kept: list[Nearest],
     waiting: list[tuple[Indices, Indices, Float64s]],
     keep_K: npt.NDArray[np.int64],
-) -> list[tuple[Float64s, Indices]]:
+) -> list[Nearest]:
     """Return per row the ``keep`` best of the kept and the waiting candidates.
 
     Stable sorts break ties to the lower index: kept candidates are from earlier blocks, and waiting ones are in order

@@ -44,7 +44,8 @@ def quota(wanted: Wanted, public: Public, samples_per_row: int, rng: np.random.G
         if count:
             shares_K = behind_K if behind_K.sum() > 0 else wanted.shares_K
             within = space.within(members_M)
-            picked.append(members_M[take_in_turn(within, largest_remainder(shares_K, int(count)), within.pool())])
+            counts_K = largest_remainder(shares_K, int(count))
+            picked.append(members_M[take_in_turn(within.queries_KV, counts_K, within.pool())])
     short = np.flatnonzero(capacity_C < asked_C)
     notes = tuple(
         f"class {c}: {asked_C[c]} samples were wanted, the public set has {capacity_C[c]}; others take their place"

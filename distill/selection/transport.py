@@ -81,7 +81,7 @@ def transport(wanted: Wanted, public: Public, samples_per_row: int, rng: np.rand
     lacking_K = counts_K - np.array([len(picks) for picks in taken])
     picked = np.array([index for picks in taken for index in picks], dtype=np.int64)
     pool.taken_N[picked] = True
-    return Selection.of(np.concatenate([picked, take_in_turn(space, lacking_K, pool)]))
+    return Selection.of(np.concatenate([picked, take_in_turn(space.queries_KV, lacking_K, pool)]))
 
 
 def sinkhorn(

@@ -14,7 +14,7 @@ from isthmus.distill.selection.interface import (
     check,
     wanted_count,
 )
-from isthmus.distill.selection.nearest import BLOCK_ROWS, GROUP_ROWS, Pool, best
+from isthmus.distill.selection.nearest import BLOCK_ROWS, GROUP_ROWS, Samples
 from isthmus.distill.selection.space import Space, by_both, by_probability
 
 CANDIDATES: Final = 4_000_000
@@ -43,10 +43,10 @@ def select_cosine(
     public = Public(probabilities_NC, np.full(len(probabilities_NC), -1, np.int64))
     check(wanted, public, samples_per_row)
     space = by_probability(wanted, public)
-    return take_in_turn(space, np.full(len(prototypes_KC), samples_per_row), space.pool(block_rows))
+    return take_in_turn(space.queries_KV, np.full(len(prototypes_KC), samples_per_row), space.pool(block_rows))
 
 
-def take_in_turn(space: Space, counts_K: Indices, pool: Pool) -> Indices:
+def take_in_turn(queries_KV: Float64s, counts_K: Indices, pool: Samples) -> Indices:
     """Let each row in turn take its count of the most similar free samples, and mark them as taken in ``pool``.
 
     A row can lose at most as many samples as the rows before it in its group take. So that many of its best, plus its
@@ -57,7 +57,7 @@ def take_in_turn(space: Space, counts_K: Indices, pool: Pool) -> Indices:
     rows = np.flatnonzero(counts_K)
     for start in range(0, len(rows), GROUP_ROWS):
         group = rows[start : start + GROUP_ROWS]
-        candidates = best(space.queries_KV[group], pool, np.cumsum(counts_K[group]))
+        candidates = pool.best(queries_KV[group], np.cumsum(counts_K[group]))
         for row, (_, index_M) in zip(group, candidates, strict=True):
             free = index_M[~pool.taken_N[index_M]][: counts_K[row]]
             pool.taken_N[free] = True
@@ -81,7 +81,7 @@ def round_robin(wanted: Wanted, public: Public, samples_per_row: int, rng: np.ra
     return Selection.of(_take_by_turns(space, classes, total, space.pool()))
 
 
-def _take_by_turns(space: Space, classes: int, total: int, pool: Pool) -> Indices:
+def _take_by_turns(space: Space, classes: int, total: int, pool: Samples) -> Indices:
     """Take turns. A row whose candidates run out, or soon will, searches the free samples again; no nearer one was
     passed over.
     """
@@ -94,7 +94,7 @@ def _take_by_turns(space: Space, classes: int, total: int, pool: Pool) -> Indice
     def look_again() -> None:
         left_K = np.array([len(listed) for listed in candidates]) - seen_K
         poor = np.flatnonzero(left_K <= keep // 4)
-        found = best(space.queries_KV[poor], pool, np.full(len(poor), keep))
+        found = pool.best(space.queries_KV[poor], np.full(len(poor), keep))
         for row, (similarity_M, index_M) in zip(poor, found, strict=True):
             candidates[row] = _by_product(space, int(row), classes, similarity_M, index_M).tolist()
             seen_K[row] = 0

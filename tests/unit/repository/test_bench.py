@@ -31,6 +31,14 @@ def test_selection(tmp_path: Path) -> None:
     assert all(row["same_as_ours"] > 0.95 for row in smooth), "all three select the same if there are no ties"
 
 
+def test_sharded_selection(tmp_path: Path) -> None:
+    few = ("--samples", "9000", "--shard-samples", "2000", "--prototypes", "6", "--alone", "2", "--cpus", "1")
+    found = measured(tmp_path, "distill.sharded_selection", "--folder", str(tmp_path / "set"), *few)
+    whats = [row["what"] for row in found["rows"]]
+    assert whats[:2] == ["shard 0 alone", "shard 4 alone"] and len(whats) == 6
+    assert found["config"]["shards"] == 5 and "picks are equal" in found["notes"][0]
+
+
 def test_teacher_cache(tmp_path: Path) -> None:
     rows = measured(tmp_path, "distill.teacher_cache", "--presets", "tiny", "--clips", "18", "--repeats", "1")["rows"]
     assert [row["what"] for row in rows] == ["bare forward", "cache"]
