@@ -139,7 +139,7 @@ docs: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs build/docs
 
 bench: $(INSTALLED) $(EDGE_INSTALLED)
-	for name in distill.selection edge.encoder distill.teacher_cache distill.training cloud.stream cloud.crowds edge.connection edge.footprint edge.person elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.executors elastic.vit elastic.experts elastic.warmup generation.decision cloud.workers cloud.load cloud.metrics_cost cloud.noisy; do $(BIN)/python -m tests.bench.$$name || exit 1; done
+	for name in distill.selection edge.encoder distill.teacher_cache distill.training cloud.stream cloud.crowds edge.connection edge.footprint edge.person elastic.planning elastic.drift elastic.model_sizes elastic.infaas_live elastic.front elastic.engine elastic.executors elastic.scaling elastic.vit elastic.experts elastic.warmup generation.decision cloud.workers cloud.load cloud.metrics_cost cloud.noisy; do $(BIN)/python -m tests.bench.$$name || exit 1; done
 
 page:
 	cd isthmus/page/web && npm ci --no-audit --no-fund --ignore-scripts && npm run build

@@ -149,9 +149,9 @@ class Server:
         self.roster = ground.roster
         self.elastic = ground.elastic
         if self.elastic is not None:
-            self.elastic.live.start()
+            self.elastic.start()
             self._metrics.watch(ElasticCollector(self.elastic.live))
-            self._stack.push_async_callback(asyncio.to_thread, self.elastic.live.stop)
+            self._stack.push_async_callback(asyncio.to_thread, self.elastic.stop)
             if self.elastic.measurer is not None:
                 self.elastic.measurer.start(self.elastic.registry)
                 self._stack.push_async_callback(asyncio.to_thread, self.elastic.measurer.stop)

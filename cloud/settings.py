@@ -214,6 +214,15 @@ class CloudSettings:
             "and threads together should not exceed the machine's cores.",
         ),
     ] = 1
+    elastic_most_executors: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=64,
+            help="Start more executors while the load needs them, up to this number, and end them ten minutes after it "
+            "no longer does. --elastic-executors is then the least. Needs --executor process or ray.",
+        ),
+    ] = None
     executor: Annotated[
         str,
         Option(

@@ -91,6 +91,9 @@ class ElasticCollector(Collector):
         )
         yield GaugeMetricFamily("isthmus_elastic_queue_length", "Images waiting for a batch.", value=seen.waiting)
         yield GaugeMetricFamily("isthmus_elastic_executors", "Batches that can run at once.", value=seen.executors)
+        yield GaugeMetricFamily(
+            "isthmus_elastic_executors_wanted", "Executors that the load asks for.", value=seen.wanted
+        )
         yield CounterMetricFamily(
             "isthmus_elastic_executor_restarts", "Executors that were lost and started again.", value=seen.restarts
         )

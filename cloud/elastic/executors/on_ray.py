@@ -139,6 +139,12 @@ class RayExecutor:
             pictures = np.stack(alike(items, self._pixels))
             return split(self._answer(self._actor.run, pictures, gamma, numbers, dropped), items)
 
+    def suspend(self) -> None:
+        with self._turn:
+            actor, self._actor = self._actor, None
+            self._lost, self.pid = True, None
+            self._kill(actor)
+
     def close(self) -> None:
         self._closed = True
         actor = self._actor

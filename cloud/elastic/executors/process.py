@@ -115,6 +115,13 @@ class ProcessExecutor:
             child.hear(self._patience_s)
             return split(child.memory.answers(sum(len(item.task.spec.classes) for item in items)).copy(), items)
 
+    def suspend(self) -> None:
+        with self._turn, self._changing:
+            child, self._child = self._child, None
+        if child is not None:
+            child.asked_to_end = True
+            child.end()
+
     def close(self) -> None:
         with self._changing:
             self._closed = True
@@ -133,7 +140,7 @@ class ProcessExecutor:
             child.known.add(number)
 
     def _lost_one(self, child: "_Child") -> None:
-        if child.ready and not self._closed:
+        if child.ready and not self._closed and not child.asked_to_end:
             log.error("the process %d of an executor ended with %s", child.process.pid, child.process.returncode)
         self._changed()
 
@@ -145,6 +152,7 @@ class _Child:
         self.memory = BatchMemory.create(image_px)
         self.known: set[int] = set()
         self.ready = False
+        self.asked_to_end = False
         self.gone = threading.Event()
         self._on_gone = on_gone
         self._heard: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()

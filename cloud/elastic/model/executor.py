@@ -49,6 +49,9 @@ class Supervised(Protocol):
     def restore(self) -> None:
         """Starts it, and waits until it can run. Does nothing if it can. Raises ExecutorLost."""
 
+    def suspend(self) -> None:
+        """Ends it until the next ``restore``, and gives its memory back. Not called while a batch runs."""
+
     def close(self) -> None:
         """Ends it for good. A ``restore`` under way raises ExecutorLost."""
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
+from isthmus.cloud.elastic.scheduling.scaling import Scaler
 
 ExecutorModel = Callable[[Work], float]
 """Returns the seconds that a batch takes."""
@@ -84,6 +85,41 @@ def draws(rng: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
     return rng.random(count)
 
 
+@dataclass
+class Growing:
+    """Executors whose number follows the load: ``scaler`` is asked every ``every_s``, and a new one takes ``start_s``.
+
+    ``changes`` lists (time, executors wanted) of the run.
+    """
+
+    scaler: Scaler
+    every_s: float = 1.0
+    start_s: float = 0.0
+    changes: list[tuple[float, int]] = field(default_factory=list)
+    _next_s: float = 0.0
+    _starting: list[float] = field(default_factory=list)
+
+    def events_s(self) -> list[float]:
+        """Returns the times at which ``at`` must be called."""
+        return [self._next_s, *self._starting]
+
+    def at(self, engine: Engine, arrived: int, now_s: float) -> None:
+        """Lets started executors work, and asks the scaler if it is time. A removed one ends its batch."""
+        ready = engine.executors + sum(at_s <= now_s for at_s in self._starting)
+        self._starting = [at_s for at_s in self._starting if at_s > now_s]
+        if now_s >= self._next_s:
+            self._next_s = now_s + self.every_s
+            before = self.scaler.wanted
+            wanted = self.scaler.look(arrived, engine.waiting, now_s, engine.pace)
+            if wanted != before:
+                self.changes.append((now_s, wanted))
+            missing = wanted - ready - len(self._starting)
+            self._starting = sorted([*self._starting, *[now_s + self.start_s] * missing])[: max(0, wanted - ready)]
+            ready = min(ready, wanted)
+        if ready != engine.executors:
+            engine.resize(ready)
+
+
 class VirtualWorld:
     """A world with a virtual clock: time passes only by ``wait`` and ``run``."""
 
@@ -113,10 +149,11 @@ def simulate(
     queries: Sequence[Query],
     draws_N: npt.NDArray[np.float64],
     executor: ExecutorModel | None = None,
+    growing: Growing | None = None,
 ) -> Run:
     """Serves the queries with a virtual clock. ``draws_N`` holds one draw per query (see ``draws``).
 
-    If the engine has several executors, batches run at the same time.
+    If the engine has several executors, or their number is ``growing``, batches run at the same time.
 
     >>> queries = [Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), Query(1, "CIFAR10", 0.1, 1.1, utility=0.5)]
     >>> engine = Engine(paper_profile(), make_policy("priced", paper_profile()))
@@ -124,18 +161,26 @@ def simulate(
     >>> run.utility
     0.5
     """
-    if engine.executors > 1:
-        return _serve_at_once(engine, queries, draws_N.tolist(), executor)
+    if engine.executors > 1 or growing is not None:
+        return _serve_at_once(engine, queries, draws_N.tolist(), executor, growing)
     return serve(engine, queries, VirtualWorld(engine.profile, draws_N, executor))
 
 
-def _serve_at_once(engine: Engine, queries: Sequence[Query], luck: list[float], executor: ExecutorModel | None) -> Run:
+def _serve_at_once(
+    engine: Engine,
+    queries: Sequence[Query],
+    luck: list[float],
+    executor: ExecutorModel | None,
+    growing: Growing | None,
+) -> Run:
     """Serves with several executors: time goes from one event (an arrival, the end of a batch) to the next."""
     run = Run([None] * len(queries), [])
     running: list[tuple[float, int, Work]] = []
     coming, now_s = 0, 0.0
     while True:
         coming = _submit(engine, queries, coming, now_s)
+        if growing is not None:
+            growing.at(engine, coming, now_s)
         decision = engine.next_work(now_s)
         for query in decision.evicted:
             run.outcomes[query.id] = Outcome.EVICTED
@@ -153,6 +198,8 @@ def _serve_at_once(engine: Engine, queries: Sequence[Query], luck: list[float], 
         if not times_s:
             run.end_s = now_s
             return run
+        if growing is not None:
+            times_s += growing.events_s()
         now_s = max(now_s, min(times_s))
         coming = _submit(engine, queries, coming, now_s)
         while running and running[0][0] <= now_s:

@@ -23,7 +23,9 @@ from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES, choose, named,
 from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure_briefly
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MAX_PROFILE_CHARS, BadProfile, Profile
+from isthmus.cloud.elastic.scheduling.scaling import Scaler, ScaleRule
 from isthmus.cloud.elastic.serve.decoding import Decoder
+from isthmus.cloud.elastic.serve.growth import Growth
 from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.serve.measuring import Measurer
 from isthmus.cloud.elastic.serve.registry import Registry
@@ -48,6 +50,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     The machine is measured if the settings ask for it, or if no profile is named and none was kept before.
     Raises InvalidInput, with the way out, if model, profile or policy are not available or do not belong together.
     """
+    most = _most(settings)
     # The number of threads belongs to the calling thread; heads on the event loop keep theirs.
     torch.set_num_threads(settings.threads)
     path = settings.profile_path
@@ -75,7 +78,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
         policy,
         max_waiting=settings.max_waiting,
         memory_limit_bytes=settings.memory_bytes,
-        executors=settings.executors,
+        executors=most,
     )
     warm = _warm(settings, runner)
     shape = runner.model.shape
@@ -94,6 +97,10 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
         executors = bases if warm is None else [WarmExecutor(bases[0], warm, profile.gammas)]
         measuring = bases[0]
     live = LiveEngine(engine, *executors, on_start=lambda: torch.set_num_threads(settings.threads))
+    growth = None
+    if settings.most_executors is not None:
+        rule = ScaleRule(settings.executors, settings.most_executors)
+        growth = Growth(live, Scaler(rule, profile, time.monotonic()))
 
     def changed(name: str, task: Task | None) -> None:
         if task is None:
@@ -115,7 +122,23 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
         raise
     log.info("elastic serving of %s at gamma %s", settings.model, profile.gammas)
     decoder = Decoder(lambda data: decoded(data, pixels))
-    return Elastic(registry, live, decoder, shape, warm, measurer=measurer)
+    return Elastic(registry, live, decoder, shape, warm, measurer=measurer, growth=growth)
+
+
+def _most(settings: ElasticSettings) -> int:
+    """Returns the largest number of executors. Raises InvalidInput for one that cannot be."""
+    if settings.most_executors is None:
+        return settings.executors
+    if settings.executor == "thread":
+        raise InvalidInput(
+            "--elastic-most-executors: a thread of the server keeps its copy of the model, so nothing would be saved; "
+            "add --executor process"
+        )
+    if settings.most_executors < settings.executors:
+        raise InvalidInput(
+            f"--elastic-most-executors {settings.most_executors} is below --elastic-executors {settings.executors}"
+        )
+    return settings.most_executors
 
 
 def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner, device: str) -> Opening:
@@ -139,18 +162,19 @@ def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner,
 def _outside(
     settings: ElasticSettings, opening: Opening, pixels: PixelSpec
 ) -> list[ProcessExecutor] | list[RayExecutor]:
-    """Starts executors outside this process, all at once. Raises InvalidInput if one of them cannot open the model."""
+    """Makes executors outside this process, and starts all that are always there at once.
+
+    Raises InvalidInput if one of them cannot open the model.
+    """
     executors: list[ProcessExecutor] | list[RayExecutor]
     if settings.executor == "process":
-        executors = [ProcessExecutor(opening, pixels) for _ in range(settings.executors)]
+        executors = [ProcessExecutor(opening, pixels) for _ in range(_most(settings))]
     else:
-        cpus = settings.executors * settings.threads
-        executors = [
-            RayExecutor(opening, pixels, address=settings.executor, cpus=cpus) for _ in range(settings.executors)
-        ]
+        cpus = _most(settings) * settings.threads
+        executors = [RayExecutor(opening, pixels, address=settings.executor, cpus=cpus) for _ in range(_most(settings))]
     try:
-        with ThreadPoolExecutor(len(executors)) as pool:
-            list(pool.map(lambda executor: executor.restore(), executors))
+        with ThreadPoolExecutor(settings.executors) as pool:
+            list(pool.map(lambda executor: executor.restore(), executors[: settings.executors]))
     except ExecutorLost as error:
         for executor in executors:
             executor.close()

@@ -3,7 +3,8 @@
 Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
 leaves, or it expires), the threads of the executors (each gets work and reports results), and the code that changes the
 tasks. If one of several executors fails on a batch, the queries that can still be in time run once more. An executor
-outside this process that is lost is started again, and the plans do without it meanwhile.
+outside this process that is lost is started again, and the plans do without it meanwhile. Executors that are not wanted
+now are suspended (``want``).
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from isthmus.cloud.elastic.model.executor import Executor, ExecutorLost, Image, 
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded, Work
 from isthmus.cloud.elastic.scheduling.levels import fewer_of, gamma_of
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query, permitted
+from isthmus.cloud.elastic.serve.crew import Crew, is_lost
 from isthmus.cloud.elastic.serve.statistics import BATCH_SIZES, Snapshot, TaskStatistics
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, expected_accuracy
 from isthmus.cloud.histogram import Histogram
@@ -99,12 +101,11 @@ class LiveEngine:
         self._batch_images, self._batch_s = Histogram(BATCH_SIZES), Histogram()
         self._ids = itertools.count(1)
         self._warned_slow = False
-        self._out: set[Executor] = set()
-        """The executors that are lost."""
-        self._restarts = 0
+        self._refused = 0
+        """Queries that were refused because too many waited."""
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._executors = executors
+        self._crew = Crew(executors)
         self._threads = [
             threading.Thread(target=self._run, args=(executor,), name=f"elastic-executor-{number}", daemon=True)
             for number, executor in enumerate(executors)
@@ -113,7 +114,7 @@ class LiveEngine:
     @property
     def ready(self) -> bool:
         """Whether queries are accepted, and an executor is there to run them."""
-        return self._stopped is None and len(self._out) < len(self._executors)
+        return self._stopped is None and self._crew.able > 0
 
     @property
     def gammas(self) -> tuple[int, ...]:
@@ -124,9 +125,8 @@ class LiveEngine:
         """Starts the executors' threads and accepts queries from now on."""
         self._loop = asyncio.get_running_loop()
         self._stopped = None
-        for executor in self._executors:
-            if isinstance(executor, Supervised):
-                executor.watch(self._noticed)
+        for executor in self._crew.supervised:
+            executor.watch(self._noticed)
         for thread in self._threads:
             thread.start()
 
@@ -135,15 +135,29 @@ class LiveEngine:
         with self._wake:
             self._stopped = _STOPPING
             self._wake.notify_all()
-        supervised = [executor for executor in self._executors if isinstance(executor, Supervised)]
-        for executor in supervised:
+        for executor in self._crew.supervised:
             if executor.lost:  # otherwise its thread would wait until it has started
                 executor.close()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        for executor in supervised:
+        for executor in self._crew.supervised:
             executor.close()
+
+    def want(self, executors: int) -> None:
+        """Runs batches on the first ``executors`` from now on. The others end their batch and are suspended.
+
+        Raises ValueError as ``Crew.want``.
+        """
+        with self._wake:
+            self._crew.want(executors)
+            self._wake.notify_all()
+
+    def pressure(self) -> tuple[int, int, float]:
+        """Returns (images that arrived so far, images that wait, time of a batch as a multiple of the profile's)."""
+        with self._wake:
+            arrived = self._engine.outcomes.total() + len(self._pending) + self._refused
+            return arrived, self._engine.waiting, self._engine.pace
 
     def permitted(self, task: Task, gamma: int | None, min_accuracy: float | None) -> frozenset[int] | None:
         """Returns the gammas that a caller's wishes permit (``query.permitted``). Raises InvalidInput."""
@@ -180,6 +194,7 @@ class LiveEngine:
             try:
                 self._engine.submit(query, self._clock())
             except Overloaded:
+                self._refused += 1
                 self._of(task.name).overloaded += 1
                 self._of(task.name).offered += self._worth(task.name, utility, gammas)
                 raise
@@ -241,8 +256,9 @@ class LiveEngine:
                 batch_s=self._batch_s.copy(),
                 waiting=self._engine.waiting,
                 running=self._engine.running,
-                executors=len(self._executors) - len(self._out),
-                restarts=self._restarts,
+                executors=self._crew.able,
+                wanted=self._crew.wanted,
+                restarts=self._crew.restarts,
                 pace=self._engine.pace,
             )
 
@@ -261,7 +277,10 @@ class LiveEngine:
             self._on_start()
             failures = 0
             while self._stopped is None:
-                if _is_lost(executor):
+                if self._crew.surplus(executor):
+                    self._suspend(executor)
+                    failures = 0
+                elif is_lost(executor):
                     self._restore(executor, failures)
                     failures += 1
                 elif (found := self._next_work(executor)) is not None:
@@ -275,9 +294,12 @@ class LiveEngine:
             self._refuse_all(_STOPPING)
 
     def _next_work(self, executor: Executor) -> tuple[Work, list[Item]] | None:
-        """Waits until there is a batch to run. Returns None if the engine is to stop, or the executor is lost."""
+        """Waits until there is a batch to run.
+
+        Returns None if the engine is to stop, or the executor is lost or not wanted.
+        """
         with self._wake:
-            while self._stopped is None and not _is_lost(executor):
+            while self._stopped is None and not is_lost(executor) and not self._crew.surplus(executor):
                 decision = self._engine.next_work(self._clock())
                 self._evict(decision.evicted)
                 if decision.work is not None:
@@ -291,10 +313,25 @@ class LiveEngine:
         with self._wake:
             self._wake.notify_all()
 
+    def _suspend(self, executor: Executor) -> None:
+        """Ends an executor that is not wanted, and waits until it is."""
+        assert isinstance(executor, Supervised), "only these can be suspended"
+        with self._wake:
+            self._crew.note_out(executor, suspended=True)
+            self._plan_for_able()
+        executor.suspend()
+        with self._wake:
+            while self._stopped is None and self._crew.surplus(executor):
+                self._wake.wait()
+
     def _restore(self, executor: Executor, failures: int) -> None:
-        """Plans without a lost executor, and starts it again after a rest."""
-        self._note_out(executor, True)
-        self._rest(failures)
+        """Plans without a lost executor, and starts it again: after a rest, unless it was suspended."""
+        with self._wake:
+            self._crew.note_out(executor)
+            self._plan_for_able()
+            suspended = self._crew.was_suspended(executor)
+        if failures or not suspended:
+            self._rest(failures)
         if self._stopped is not None:
             return
         assert isinstance(executor, Supervised), "only these are lost"
@@ -302,20 +339,16 @@ class LiveEngine:
             executor.restore()
         except (ExecutorLost, RuntimeError, OSError) as error:
             if self._stopped is None:
-                log.error("an executor could not be started again: %s", error)
+                log.error("an executor could not be started: %s", error)
             return
-        self._note_out(executor, False)
-        log.info("a lost executor runs again")
-
-    def _note_out(self, executor: Executor, out: bool) -> None:
         with self._wake:
-            if out:
-                self._out.add(executor)
-            else:
-                self._out.discard(executor)
-                self._restarts += 1
-            # Without any executor the plans stay those for one. Queries then expire.
-            self._engine.resize(max(1, len(self._executors) - len(self._out)))
+            self._crew.note_back(executor)
+            self._plan_for_able()
+        log.info("an executor that was %s runs again", "suspended" if suspended else "lost")
+
+    def _plan_for_able(self) -> None:
+        # Without any executor the plans stay those for one. Queries then expire.
+        self._engine.resize(max(1, self._crew.able))
 
     def _rest(self, failures: int) -> None:
         """Leaves the work to the other executors for a while."""
@@ -334,7 +367,7 @@ class LiveEngine:
                 raise RuntimeError(f"the executor returned {len(logits_BC)} answers for {len(items)} images")
         except Exception as error:
             logits_BC = None
-            gone = _is_lost(executor)
+            gone = is_lost(executor)
             why = "its executor is lost" if gone else "it raised"
             log.error("a batch of %d images at gamma %d failed: %s", len(items), work.gamma, why, exc_info=error)
         now_s = self._clock()
@@ -344,7 +377,7 @@ class LiveEngine:
             usual = self._engine.profile.experts
             experts = usual - fewer_of(work.gamma) if usual else 0
             if logits_BC is None:
-                again = (gone or len(self._executors) > 1) and self._stopped is None
+                again = (gone or len(self._crew.all) > 1) and self._stopped is None
                 ends = self._engine.lost(work, now_s) if again else self._engine.failed(work, now_s)
                 self._wake.notify_all()
             else:
@@ -439,10 +472,6 @@ class LiveEngine:
             # The loop may have ended already; then nobody waits for these answers.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, settled)
-
-
-def _is_lost(executor: Executor) -> bool:
-    return isinstance(executor, Supervised) and executor.lost
 
 
 def _resolve(settled: _Settled) -> None:

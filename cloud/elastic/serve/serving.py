@@ -13,6 +13,7 @@ from isthmus.cloud import tracing
 from isthmus.cloud.elastic.model.executor import Image
 from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.cloud.elastic.serve.decoding import Decoder
+from isthmus.cloud.elastic.serve.growth import Growth
 from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
@@ -92,7 +93,20 @@ class Elastic:
     warm: "WarmModels | None" = None
     room: Room = field(default_factory=Room)
     measurer: "Measurer | None" = None
+    growth: Growth | None = None
     clock: Callable[[], float] = time.monotonic
+
+    def start(self) -> None:
+        """Accepts queries from now on. Call it once, from the event loop that asks."""
+        self.live.start()
+        if self.growth is not None:
+            self.growth.start()
+
+    def stop(self) -> None:
+        """Waits for the running batches, then refuses all waiting queries. It blocks: call it off the event loop."""
+        if self.growth is not None:
+            self.growth.stop()
+        self.live.stop()
 
     async def ask(self, task: Task, image: bytes | Image, terms: Terms) -> Answer:
         """Returns the answer to one image: the bytes of a JPEG or PNG file, or an array (see ``executor.Image``).

@@ -39,6 +39,8 @@ class ElasticSettings:
     """Images that may wait for a batch. Further images are refused."""
     executors: int = 1
     """Batches that run at once, each on a copy of the model with ``threads``."""
+    most_executors: int | None = None
+    """If the load asks for more executors than ``executors``, up to this many are started. None: never."""
     executor: str = "thread"
     """Where they run: "thread" of the server, "process" of their own, "ray", or "ray://HOST:PORT" (``cluster.py``)."""
     warm: Path | None = None

@@ -60,8 +60,8 @@ class Snapshot:
 
     ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``experts``: the same by
     experts per token, empty if the model has none; ``waiting``: images in the queue; ``running``: batches under way, of
-    at most ``executors``; ``restarts``: executors that were lost and started again; ``pace``: see
-    ``scheduling/pace.py``.
+    at most ``executors``; ``wanted``: executors that are not suspended; ``restarts``: executors that were lost and
+    started again; ``pace``: see ``scheduling/pace.py``.
     """
 
     tasks: dict[str, TaskStatistics]
@@ -73,5 +73,6 @@ class Snapshot:
     waiting: int
     running: int
     executors: int
+    wanted: int
     restarts: int
     pace: float

@@ -16,12 +16,13 @@ import pytest
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
+from isthmus.cloud.elastic.scheduling.scaling import full_image_s
 from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png, tiny_profile
 
 WAIT_S = 300.0
 CHILD = "isthmus.cloud.elastic.executors.child"
@@ -39,7 +40,7 @@ def query(number: int, latency_s: float = WAIT_S) -> pb.MakeQueryRequest:
 
 def executors(live: LiveEngine) -> list[int]:
     """Returns the executors' process ids."""
-    return [each.pid for each in live._executors if isinstance(each, ProcessExecutor | RayExecutor) and each.pid]
+    return [each.pid for each in live._crew.all if isinstance(each, ProcessExecutor | RayExecutor) and each.pid]
 
 
 @pytest.fixture(params=["process", "ray"])
@@ -130,3 +131,43 @@ def test_a_cluster_elsewhere_needs_a_profile_of_its_own(rig: ElasticRig) -> None
 
     with pytest.raises(InvalidInput, match="needs --elastic-profile, measured on a machine of the cluster"):
         asyncio.run(scenario())
+
+
+def test_executors_are_started_for_a_load_and_no_query_is_lost(rig: ElasticRig, kind: str) -> None:
+    """One executor at first. By its profile one image takes 0.1 s, so the load needs more than one executor."""
+    (rig.folder / "profile.json").write_text(tiny_profile().slowed(0.1 / full_image_s(tiny_profile())).to_json())
+
+    async def scenario() -> tuple[list[Any], int]:
+        options = {"executor": kind, "elastic_executors": 1, "elastic_most_executors": 2}
+        async with rig.running(*THREE, **options) as (server, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            assert server.elastic is not None
+            live = server.elastic.live
+            until_s = time.monotonic() + WAIT_S
+            assert live.snapshot().wanted == 1 and len(executors(live)) == 1
+            answers: list[Any] = []
+
+            async def ask_on() -> None:
+                while live.snapshot().executors < 2:
+                    assert time.monotonic() < until_s
+                    answers.append(await stub.MakeQuery(query(len(answers))))
+
+            await asyncio.gather(*(ask_on() for _ in range(32)))
+            answers.append(await stub.MakeQuery(query(0)))
+            assert live.snapshot().restarts == 0
+            return answers, len(executors(live))
+
+    answers, count = asyncio.run(scenario())
+    assert count == 2 and all(answer.in_time for answer in answers)
+
+
+def test_settings_of_growth_that_cannot_work_are_refused(rig: ElasticRig) -> None:
+    async def refused(**options: Any) -> str:
+        with pytest.raises(InvalidInput) as error:
+            async with rig.running(*THREE, **options):
+                pass
+        return str(error.value)
+
+    assert "add --executor process" in asyncio.run(refused(elastic_most_executors=2))
+    below = asyncio.run(refused(executor="process", elastic_executors=3, elastic_most_executors=2))
+    assert "--elastic-most-executors 2 is below --elastic-executors 3" in below

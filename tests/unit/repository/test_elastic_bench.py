@@ -68,6 +68,13 @@ def test_elastic_experts(tmp_path: Path) -> None:
     assert all(row["cpu_s"]["median"] > 0 and row["times_floor"] > 0 and row["over_dense"] > 0 for row in rows)
 
 
+def test_scaling(tmp_path: Path) -> None:
+    few = ("--seconds", "330", "--seeds", "1", "--slower", "100", "--scenarios", "step x 4,day")
+    step, day = measured(tmp_path, "elastic.scaling", *few)["rows"]
+    assert 0 < step["asked_after_s"] <= 10 and day["asked_after_s"] is None
+    assert all(row["most_turns_in_10_min"] <= 1 for row in (step, day))
+
+
 def test_infaas_live_on_two_executors(tmp_path: Path) -> None:
     options = ("--loads", "0.5", "--depth", "1", "--duration-s", "1", "--executors", "2", "--repeats", "1")
     rows = measured(tmp_path, "elastic.infaas_live", *options, "--policies", "priced")["rows"]

@@ -350,6 +350,7 @@ class OutsideExecutor(HeldExecutor):
     lost: bool = False
     back: threading.Event = field(default_factory=threading.Event)
     tried: int = 0
+    suspended: int = 0
     closed: bool = False
     changed: Callable[[], None] = lambda: None
 
@@ -361,6 +362,10 @@ class OutsideExecutor(HeldExecutor):
         if not self.back.is_set():
             raise ExecutorLost("the machine is gone")
         self.lost = False
+
+    def suspend(self) -> None:
+        self.suspended += 1
+        self.lost = True
 
     def close(self) -> None:
         self.closed = True
