@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.project.system import missing
+
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "cloud").glob("*.service"))
+MOST_EXPOSURE = 2.0
 FLAGS = json.loads((ROOT / "tests/golden/cli_flags.json").read_text())
 
 
@@ -73,3 +76,19 @@ def test_the_private_authority_makes_certificates_for_names_and_addresses(tmp_pa
     for wrong in ([], ["a,DNS:b"], ["a b"]):
         refused = subprocess.run([script, str(folder), *wrong], check=False, capture_output=True, text=True)
         assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_can_read_a_unit_and_finds_it_shut_in(unit: Path, tmp_path: Path) -> None:
+    """``verify`` looks for the program too, so the copy names one that exists. A template is read as an instance."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        missing("systemd-analyze is not installed: make system")
+    copy = tmp_path / unit.name.replace("@.", "@1.")
+    copy.write_text(unit.read_text().replace("/opt/isthmus/bin/isthmus", "/bin/true"))
+    done = subprocess.run([program, "verify", copy], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if copy.name in line] == [], "no warning is about this unit"
+    command = [program, "security", "--offline=true", f"--threshold={round(10 * MOST_EXPOSURE)}", "--no-pager", unit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr

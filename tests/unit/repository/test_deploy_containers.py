@@ -58,6 +58,17 @@ def test_container_files_are_clean_and_run_as_nobody() -> None:
     checked(tool("hadolint"), *map(str, CONTAINERS))
 
 
+def test_a_build_gets_the_listed_files_and_no_secret() -> None:
+    """compose-secrets.sh writes to deploy/secrets, which is inside the folder that images are built from."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    given = {line[1:] for line in lines if line.startswith("!")}
+    assert lines[0] == "*", "nothing that is not listed"
+    assert all((ROOT / name).exists() for name in given)
+    assert not given & {"deploy", ".git", "tests", "docs"} and not any(name.startswith(".venv") for name in given)
+    rooms = {"cloud", "data", "distill", "edge", "isthmus", "proto"}
+    assert rooms | {"pyproject.toml", "setup.py", "constraints.txt", "README.md", "LICENSE"} <= given
+
+
 def test_the_compose_file_fits_its_schema_and_starts_what_exists() -> None:
     checked(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml"))
     for name in ("cloud", "worker"):
@@ -103,10 +114,24 @@ def rendered(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for text in files.values() for each in yaml.safe_load_all(text) if each]
 
 
+RAY: dict[str, Any] = {"ray": {"enabled": True, "autoscaling": {"enabled": True}, "executors": {"maxReplicas": 3}}}
+RAY_FIELDS = {
+    "": {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"},
+    "head": {"serviceType", "rayStartParams", "template"},
+    "group": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+    "scaling": {"idleTimeoutSeconds", "upscalingMode", "resources", "env", "securityContext"},
+}
+"""The fields of KubeRay's RayCluster (ray.io/v1) that the chart may use."""
+
+
 def pods(manifests: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     for manifest in manifests:
         if manifest["kind"] in ("Deployment", "Job"):
             yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+        if manifest["kind"] == "RayCluster":
+            spec = manifest["spec"]
+            for name, group in (("head", spec["headGroupSpec"]), ("executors", spec["workerGroupSpecs"][0])):
+                yield f"ray-{name}", group["template"]["spec"]
 
 
 MORE: dict[str, Any] = {
@@ -117,18 +142,23 @@ MORE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("values", [{}, MORE], ids=["defaults", "all"])
+@pytest.mark.parametrize("values", [{}, MORE, RAY], ids=["defaults", "all", "ray"])
 def test_the_chart_renders_to_sound_manifests_without_rights_and_secrets(values: dict[str, Any]) -> None:
     validate: Any = pytest.importorskip("kubernetes_validate")
     manifests = rendered(values)
     for manifest in manifests:
-        validate.validate(manifest, "1.33", strict=True)
+        if manifest["kind"] != "RayCluster":  # a custom resource, see below
+            validate.validate(manifest, "1.33", strict=True)
         assert manifest["kind"] != "Secret" and manifest["metadata"]["namespace"] == "clouds"
     kinds = [manifest["kind"] for manifest in manifests]
-    assert kinds.count("PodDisruptionBudget") == 2 and kinds.count("NetworkPolicy") == 3 and "Job" in kinds
-    assert ("HorizontalPodAutoscaler" in kinds) == bool(values)
+    assert kinds.count("PodDisruptionBudget") == 2 and "Job" in kinds
+    assert kinds.count("NetworkPolicy") == (4 if values is RAY else 3)
+    assert ("HorizontalPodAutoscaler" in kinds) == (values is MORE), "off unless asked for"
+    assert ("RayCluster" in kinds) == (values is RAY), "off unless asked for"
     for name, pod in pods(manifests):
-        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"], name
+        # The operator gives the head an account of its own, to add and remove pods.
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert name == "ray-head" or not pod["automountServiceAccountToken"], name
         for container in (*pod["containers"], *pod.get("initContainers", ())):
             security = container["securityContext"]
             assert security["readOnlyRootFilesystem"] and security["capabilities"] == {"drop": ["ALL"]}
@@ -136,8 +166,9 @@ def test_the_chart_renders_to_sound_manifests_without_rights_and_secrets(values:
             if "args" in container:
                 assert f"isthmus {' '.join(container['args'])}" in FLAGS
             for variable in container.get("env", ()):
-                assert variable["name"] in SETTINGS or variable["name"].startswith("AWS_"), variable
-                if variable["name"] in ("ISTHMUS_CLOUD_DATABASE", "AWS_SECRET_ACCESS_KEY"):
+                known = ("AWS_", "RAY_", "HOME", "TMPDIR")
+                assert variable["name"] in SETTINGS or variable["name"].startswith(known), variable
+                if variable["name"] in ("ISTHMUS_CLOUD_DATABASE", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
                     assert "secretKeyRef" in variable["valueFrom"] and "value" not in variable
     front = dict(pods(manifests))["isthmus-front"]["containers"][0]
     assert front["readinessProbe"]["grpc"]["port"] == 50052
@@ -156,6 +187,40 @@ def test_the_chart_renders_to_sound_manifests_without_rights_and_secrets(values:
             for name, value in given.items()
         }
     )
+
+
+def test_the_ray_cluster_is_one_that_operator_and_autoscaler_read() -> None:
+    """Kubernetes's own schemas know no RayCluster. Its pods are checked as pods, and the rest by Ray's own reader."""
+    validate: Any = pytest.importorskip("kubernetes_validate")
+    manifests = rendered(RAY)
+    (cluster,) = [manifest for manifest in manifests if manifest["kind"] == "RayCluster"]
+    assert cluster["apiVersion"] == "ray.io/v1"
+    spec, (group,) = cluster["spec"], cluster["spec"]["workerGroupSpecs"]
+    assert spec.keys() == RAY_FIELDS[""] and spec["headGroupSpec"].keys() == RAY_FIELDS["head"]
+    assert group.keys() == RAY_FIELDS["group"] and spec["autoscalerOptions"].keys() <= RAY_FIELDS["scaling"]
+    for part in (spec["headGroupSpec"], group):
+        template = part["template"]
+        metadata = {"name": "pod", **template["metadata"]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+        validate.validate(pod, "1.33", strict=True)
+        assert all(isinstance(value, str) for value in part["rayStartParams"].values())
+    assert spec["headGroupSpec"]["rayStartParams"]["include-dashboard"] == "false"
+    # Ray's autoscaler reads the cluster as it is in Kubernetes.
+    reader: Any = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
+    read = reader._derive_autoscaling_config_from_ray_cr(cluster)
+    kinds = read["available_node_types"]
+    head, executors = kinds[read["head_node_type"]], kinds["executors"]
+    assert (executors["min_workers"], executors["max_workers"], read["max_workers"]) == (1, 3, 3)
+    assert executors["resources"]["CPU"] == 2 and head["resources"]["CPU"] == 0, "the head runs no work"
+    assert read["idle_timeout_minutes"] == 1
+    # What connects has the token, and the port is the one of Ray Client.
+    for name in ("isthmus-front", "isthmus-worker"):
+        environment = {each["name"]: each for each in dict(pods(manifests))[name]["containers"][0]["env"]}
+        assert environment["ISTHMUS_CLOUD_EXECUTOR"]["value"] == "ray://isthmus-ray-head-svc:10001"
+        assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "isthmus-ray", "key": "token"}
+    import ray
+
+    assert spec["rayVersion"] == ray.__version__, "the version that was tested"
 
 
 def test_the_chart_is_clean_and_refuses_values_that_cannot_work() -> None:

@@ -34,9 +34,13 @@ securityContext:
 image: {{ include "isthmus.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
+  {{- include "isthmus.security" . | nindent 2 }}
+{{- end }}
+
+{{- define "isthmus.security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- /* The signing key is copied by an init container: Secret volumes cannot have mode 0600 for another user. */}}
@@ -75,6 +79,21 @@ securityContext:
 - name: AWS_SECRET_ACCESS_KEY
   valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}
 {{- end }}
+{{- end }}
+
+{{- /* Fronts and workers that compute on the Ray cluster of this release. */}}
+{{- define "isthmus.onray" -}}
+{{- if .Values.ray.enabled }}
+- name: ISTHMUS_CLOUD_EXECUTOR
+  value: ray://{{ .Release.Name }}-ray-head-svc:10001
+{{ include "isthmus.raytoken" . }}
+{{- end }}
+{{- end }}
+
+{{- define "isthmus.raytoken" -}}
+- {name: RAY_AUTH_MODE, value: token}
+- name: RAY_AUTH_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ .Values.secrets.ray }}, key: token}}
 {{- end }}
 
 {{- define "isthmus.settings" -}}
