@@ -92,7 +92,7 @@ def test_the_source_archive_holds_what_is_needed_to_build_and_test(archive: Path
     wanted = {
         name
         for name in tracked.stdout.splitlines()
-        if not name.startswith((".typing/", ".ci/", ".github/", ".gitignore", ".pre-commit", ".containerignore"))
+        if not name.startswith((".typing/", ".ci/", ".github/", ".gitignore", ".pre-commit", ".dockerignore"))
         and (ROOT / name).exists()
     }
     assert sorted(wanted - held) == []

@@ -28,6 +28,8 @@ from isthmus.distill.release import Release, ReleaseError
 from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.jobs import CountedLearning
+from tests.rigs.cloud.service import make_tiny_release
+from tests.rigs.distill.release import tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,36 @@ def test_a_release_of_another_class_list_is_refused_by_name(rig: Any, better: Pa
         with pytest.raises(InvalidInput, match="has other classes"):
             async with type(rig)(other, rig.state).running(accept_release=True):
                 pass
+
+    asyncio.run(scenario())
+
+
+def test_a_release_of_another_feature_width_is_refused_and_nothing_stops(
+    rig: Any, better: Path, tmp_path: Path
+) -> None:
+    """Devices keep the width of their enrolment, so such a release needs a cloud of its own."""
+    recipe = tiny_recipe()
+    make_tiny_release(tmp_path / "wide", dataclasses.replace(recipe, feature_width=2 * recipe.feature_width))
+    wide, state = str(tmp_path / "wide"), ("--state", str(rig.state))
+
+    async def scenario() -> None:
+        async with rig.running() as (_, channel):
+            device = await rig.enrol(channel)
+            before = await offered(device)
+            listed = await asyncio.to_thread(command, "list", *state)
+            hint = await asyncio.to_thread(refused, "publish", "--release", wide, *state)
+            widths = f"({2 * recipe.feature_width}) than the devices that enrolled here ({recipe.feature_width})"
+            assert f"has another width of features {widths}" in hint and "Serve it by a cloud of its own" in hint
+            assert await asyncio.to_thread(command, "list", *state) == listed, "nothing of it is to be seen"
+            assert await offered(device) == before
+            second = await asyncio.to_thread(published, rig.state, better)
+            await asyncio.to_thread(command, "offer", second, "--everyone", *state)
+            assert (await offered(device)).release == second, "and another release is published as before"
+        with pytest.raises(InvalidInput, match="has another width of features"):
+            async with type(rig)(tmp_path / "wide", rig.state).running(accept_release=True):
+                pass
+        async with rig.running() as (_, channel):
+            assert (await offered(await rig.enrol(channel))).release == second
 
     asyncio.run(scenario())
 

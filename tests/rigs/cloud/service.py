@@ -29,9 +29,9 @@ CLIPS = 24
 BASE_FILE_BYTES = 1_300_000
 
 
-def make_tiny_release(root: Path) -> None:
+def make_tiny_release(root: Path, recipe: Recipe | None = None) -> None:
     """Write an untrained release: real networks, random weights. Its base student's files are no ONNX, only bytes."""
-    recipe = tiny_recipe()
+    recipe = recipe or tiny_recipe()
     release = Release.create(root, recipe)
     write_clips(release.public_dir / "clips", recipe.input, CLASSES, CLIPS)
     (root / "public.json").write_text(json.dumps({"folder": "clips"}))
