@@ -35,5 +35,7 @@ if [ "$(id -u)" = 0 ]; then
     # These are read by other users in their containers, and nobody else can enter the folder.
     chmod 644 postgres.password s3.user s3.password grafana.password
     chmod 711 .
+    # Who called sudo starts Compose, which reads this file itself.
+    [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID" cloud.env
 fi
 echo "$1 holds the secrets; keep signing.key, every device trusts it"

@@ -45,6 +45,7 @@ EXTRA_OF = {
     "cloud/commands/paging.py": "generate",
     "cloud/page/": "generate",
     "cloud/personalise/elsewhere/on_ray.py": "ray",
+    "cloud/personalise/elsewhere/shards_on_ray.py": "ray",
     "cloud/tracing.py": "otel",
     "isthmus/": "demo",
     "isthmus/link/": "link",

@@ -69,7 +69,9 @@ def test_a_batch_that_runs_ends_before_its_executor_is_suspended() -> None:
             executor.free.clear()
         live.start()
         try:
-            asked = [asyncio.create_task(ask(live, value)) for value in range(20)]
+            asked = [asyncio.create_task(ask(live, 0))]
+            await until(lambda: any(executor.running.is_set() for executor in executors))
+            asked += [asyncio.create_task(ask(live, value)) for value in range(1, 20)]
             await until(lambda: all(executor.running.is_set() for executor in executors))
             live.want(1)
             await asyncio.sleep(0.05)
