@@ -29,7 +29,7 @@ from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.jobs import CountedLearning
 from tests.rigs.cloud.service import make_tiny_release
-from tests.rigs.distill.release import tiny_recipe
+from tests.rigs.distill.release import wide_recipe
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,7 @@ def test_a_release_of_another_feature_width_is_refused_and_nothing_stops(
     rig: Any, better: Path, tmp_path: Path
 ) -> None:
     """Devices keep the width of their enrolment, so such a release needs a cloud of its own."""
-    recipe = tiny_recipe()
-    make_tiny_release(tmp_path / "wide", dataclasses.replace(recipe, feature_width=2 * recipe.feature_width))
+    make_tiny_release(tmp_path / "wide", wide_recipe())
     wide, state = str(tmp_path / "wide"), ("--state", str(rig.state))
 
     async def scenario() -> None:
@@ -144,7 +143,7 @@ def test_a_release_of_another_feature_width_is_refused_and_nothing_stops(
             before = await offered(device)
             listed = await asyncio.to_thread(command, "list", *state)
             hint = await asyncio.to_thread(refused, "publish", "--release", wide, *state)
-            widths = f"({2 * recipe.feature_width}) than the devices that enrolled here ({recipe.feature_width})"
+            widths = "(512) than the devices that enrolled here (128)"
             assert f"has another width of features {widths}" in hint and "Serve it by a cloud of its own" in hint
             assert await asyncio.to_thread(command, "list", *state) == listed, "nothing of it is to be seen"
             assert await offered(device) == before

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +17,8 @@ from isthmus.cloud.personalise import job_rows
 from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from tests.rigs.cloud.postgres import Cluster, running_cluster
-from tests.rigs.cloud.service import Client
+from tests.rigs.cloud.service import Client, Rig, make_tiny_release
+from tests.rigs.distill.release import wide_recipe
 
 RELEASES = sorted((Path(__file__).parents[2] / "golden" / "releases").glob("*.whl"))
 WAIT_S = 200.0
@@ -54,12 +54,12 @@ def former(wheel: Path, folder: Path, *options: object) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("wheel", RELEASES, ids=lambda wheel: wheel.name.split("-")[1])
-def test_the_last_release_and_this_version_serve_one_database(
-    wheel: Path, cluster: Cluster, rig: Any, tmp_path: Path
-) -> None:
+def test_the_last_release_and_this_version_serve_one_database(wheel: Path, cluster: Cluster, tmp_path: Path) -> None:
     """The former server made the database, and goes on while this version upgrades it and serves beside it."""
     state = tmp_path / "former"
     state.mkdir()
+    make_tiny_release(tmp_path / "release", wide_recipe())
+    rig = Rig(tmp_path / "release", tmp_path / "state")
 
     async def known(client: Client, channel: grpc.aio.Channel) -> bool:
         """Whether a server knows a device that enrolled at another one."""

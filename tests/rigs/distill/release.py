@@ -8,6 +8,11 @@ from isthmus.distill.recipes import Recipe, TrainConfig, smoke
 CLASSES = ("NEU", "HAP", "SAD")
 
 
+def wide_recipe() -> Recipe:
+    """Return the tiny recipe with whole ResNet18s, as every version knows them, and features of their width."""
+    return dataclasses.replace(tiny_recipe(), teacher_trunk="resnet18", student_trunk="resnet18", feature_width=512)
+
+
 def tiny_recipe(classes: tuple[str, ...] = CLASSES) -> Recipe:
     """Return the smoke recipe with smaller sizes and fewer epochs."""
     base = smoke("crema-d", classes)
