@@ -13,7 +13,7 @@ from typing import Final
 
 from isthmus.cloud.personalise import signing
 from isthmus.cloud.personalise.signing import Signer
-from isthmus.cloud.store import pins
+from isthmus.cloud.store import pins, students
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database, Unusable
 from isthmus.data.files import move, write_atomically
@@ -74,11 +74,17 @@ def check_joining(database: Database, signing_key: Path, artefacts: Artefacts) -
     own = pins.get(database, _ID_PIN)
     if own is None:
         raise Unusable(f"no server has used the database {database.shown} yet: start 'isthmus cloud serve' on it first")
-    if _marked(artefacts) != own:
+    marked = _marked(artefacts)
+    if marked != own and not (marked is None and _hold_its_students(artefacts, database)):
         raise Unusable(
             f"other servers use the database {database.shown}, and their students are not in this server's artefacts: "
             "give all of them the same --artefacts, a bucket or a shared folder"
         )
+
+
+def _hold_its_students(artefacts: Artefacts, database: Database) -> bool:
+    """Return whether base students of the database are in the artefacts. Version 0.1 left no mark there."""
+    return any(artefacts.names(row.student_id) for row in students.bases(database))
 
 
 def _marked(artefacts: Artefacts) -> bytes | None:

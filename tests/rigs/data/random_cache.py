@@ -1,6 +1,5 @@
 """Random clips as a finished folder of the decoded cache."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,5 +19,5 @@ def write_clips(folder: Path, spec: InputSpec, classes: Sequence[str], clips: in
     listed = [
         {"name": f"clip{i:02}", "label": i % len(classes), "actor": "1001", "key": f"{i:064x}"} for i in range(clips)
     ]
-    index = {"format": FORMAT, "spec": dataclasses.asdict(spec), "classes": classes, "clips": listed, "skipped": []}
+    index = {"format": FORMAT, "spec": json.loads(spec.to_json()), "classes": classes, "clips": listed, "skipped": []}
     (folder / INDEX).write_text(json.dumps(index))
