@@ -59,7 +59,7 @@ class OpenCVCamera:
         seen, picture_HWC = self._device.read()
         if not seen:
             raise CaptureUnavailable(f"camera {self._number} gives no pictures any more: is it still plugged in?")
-        return _narrowed(picture_HWC[:, :, ::-1])
+        return _red_first(_narrowed(picture_HWC))
 
     def close(self) -> None:
         self._device.release()
@@ -93,7 +93,7 @@ class FilmCamera:
             raise CaptureUnavailable(f"the film {self._path} cannot be read any more")
         self._due_s = max(self._due_s + self._every_s, time.monotonic() - 1.0)
         time.sleep(max(0.0, self._due_s - time.monotonic()))
-        return _narrowed(picture_HWC[:, :, ::-1])
+        return _red_first(_narrowed(picture_HWC))
 
     def close(self) -> None:
         if self._device is not None:
@@ -133,6 +133,13 @@ class PiCamera:
     def close(self) -> None:
         self._device.stop()
         self._device.close()
+
+
+def _red_first(picture_HWC: Picture) -> Picture:
+    """Return a picture of OpenCV's, whose channels are blue, green and red, as RGB."""
+    import cv2
+
+    return np.asarray(cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _narrowed(picture_HWC: npt.NDArray[Any]) -> Picture:

@@ -206,10 +206,10 @@ class Capture:
                 self._notes[source] = text
             case StampedPicture(_, picture_HWC):
                 self._pictures.append(record)
-                self._came(Source.CAMERA, now_s, zlib.crc32(picture_HWC.tobytes()) | 1)
+                self._came(Source.CAMERA, now_s, zlib.crc32(picture_HWC.data) | 1)
             case Block(_, _, samples_T):
                 self._blocks.append(record)
-                self._came(Source.MICROPHONE, now_s, zlib.crc32(samples_T.tobytes()) | 1 if samples_T.any() else 0)
+                self._came(Source.MICROPHONE, now_s, zlib.crc32(samples_T.data) | 1 if samples_T.any() else 0)
         oldest_s = now_s - self._spec.duration_s - _KEEP_S
         for kept in (self._pictures, self._blocks):
             while kept and kept[0].at_s < oldest_s:

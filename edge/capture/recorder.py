@@ -5,13 +5,14 @@ process of their own that the device can kill. A source that is missing is repor
 """
 
 import contextlib
+import fcntl
 import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import IO, Final
 
 from isthmus.edge.capture.assembly import Block, StampedPicture
 from isthmus.edge.capture.cameras import PICTURES_PER_S, open_camera
@@ -20,6 +21,8 @@ from isthmus.edge.capture.records import Note, Record, Source, packed
 from isthmus.edge.capture.sources import CaptureUnavailable
 
 AGAIN_S: Final = 2.0
+PIPE_BYTES: Final = 1 << 20
+"""A picture then fits into the pipe whole, and wakes its reader once and not eight times."""
 NO_CAMERA: Final = "none"
 
 
@@ -28,6 +31,7 @@ def main(camera: str, microphone: str, rate_hz: int) -> None:
     # Libraries print to the standard output, too; the records need it for themselves.
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _widen(pipe)
     waiting: queue.Queue[Record] = queue.Queue(maxsize=64)
 
     def tell(record: Record) -> None:
@@ -42,6 +46,12 @@ def main(camera: str, microphone: str, rate_hz: int) -> None:
         while True:
             pipe.write(packed(waiting.get()))
             pipe.flush()
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    # Not every system can, and a user may have too many large pipes already: a narrow one does as well.
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _film(which: str, tell: Callable[[Record], None]) -> None:

@@ -69,6 +69,42 @@ def test_nobody_is_in_an_empty_or_a_dark_room() -> None:
     assert gate.find(dark) is None
 
 
+def test_an_empty_room_is_searched_once_and_somebody_who_comes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, searched = FaceGate(), 0
+    one = face(seed_with_a_face(gate))
+    rng = np.random.default_rng(0)
+    room = rng.integers(100, 140, (360, 480, 3)).astype(np.uint8)
+    find = gate.faces
+
+    def counted(picture: np.ndarray) -> list[tuple[int, int, int, int]]:
+        nonlocal searched
+        searched += 1
+        return find(picture)
+
+    monkeypatch.setattr(gate, "faces", counted)
+    for _ in range(5):  # the sensor's noise is another one in each picture
+        noisy = [(room + rng.integers(0, 4, room.shape)).astype(np.uint8) for _ in range(4)]
+        assert gate.find(noisy) is None
+    assert searched == 1
+    pictures = [np.array(room) for _ in one]
+    for picture, each in zip(pictures, one, strict=True):
+        picture[100 : 100 + each.shape[0], 200 : 200 + each.shape[1]] = each
+    assert gate.find(pictures) is not None
+
+
+def test_the_box_is_in_pixels_of_the_picture_however_large() -> None:
+    import cv2
+
+    gate = FaceGate()
+    pictures = in_a_room(face(seed_with_a_face(gate)), 200, 100)
+    box = gate.find(pictures)
+    assert box is not None
+    doubled = [cv2.resize(each, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR) for each in pictures]
+    large = gate.find(doubled)
+    assert large is not None
+    np.testing.assert_allclose(large, [2 * each for each in box], atol=24)
+
+
 def test_of_several_faces_the_largest_counts() -> None:
     import cv2
 
