@@ -8,6 +8,7 @@ import numpy.typing as npt
 from isthmus.data.media.encode import write_mp4, write_wav
 from isthmus.data.synthetic.face import FPS, PX, Face, film
 from isthmus.data.synthetic.voice import RATE_HZ, Voice, speak
+from isthmus.edge.capture.cameras import WIDEST_PX
 from isthmus.edge.capture.gates import FaceGate
 
 ROOM: tuple[int, int] = (240, 320)
@@ -55,11 +56,15 @@ def write_scene(folder: Path, seconds: float = 20.0) -> tuple[Path, Path]:
 
 
 def write_empty_room(folder: Path, seconds: float = 20.0) -> tuple[Path, Path]:
-    """Write a film and a sound file of a room without anybody, in which a fan runs; return their paths."""
+    """Write a film and a sound file of a room without anybody, in which a fan runs; return their paths.
+
+    The film has the size at which a device takes the pictures of a camera.
+    """
     picture, sound = folder / "empty.mp4", folder / "empty.wav"
     rng = np.random.default_rng(0)
     fan_T = rng.normal(0, 0.002, round(seconds * RATE_HZ)).astype(np.float32)
     write_wav(sound, fan_T, RATE_HZ)
-    room = rng.normal(120, 1, (round(seconds * FPS), *ROOM, 3)).clip(0, 255).astype(np.uint8)
-    write_mp4(picture, room, FPS, fan_T, RATE_HZ)
+    walls_HWC = rng.normal(120, 10, (3 * WIDEST_PX // 4, WIDEST_PX, 3))
+    frames = [rng.normal(walls_HWC, 1).clip(0, 255).astype(np.uint8) for _ in range(round(seconds * FPS))]
+    write_mp4(picture, np.stack(frames), FPS, fan_T, RATE_HZ)
     return picture, sound
