@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -10,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-import numpy as np
-
 from isthmus.cloud.personalise.students import HEADS_FILE, Shelf, reachable
 from isthmus.cloud.store.students import StudentRow
-from isthmus.proto.codec import unpack_frame
+from isthmus.proto.codec import check_values, unpack_values
 from isthmus.proto.convert_student import manifest_from_bytes
 from isthmus.proto.errors import BadFrame, Internal, IsthmusError, OutOfOrder, TooLate, WrongState
-from isthmus.proto.messages import FloatArray, InferReply
+from isthmus.proto.messages import Captured, FloatArray, InferReply
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +25,12 @@ _ANSWER_S: Final = 0.001
 
 
 class Heads(Protocol):
-    """The part of ``isthmus.distill.models.heads.HeadBank`` that answering needs."""
+    """What answering needs of ``isthmus.distill.models.heads.FrozenHeads``."""
 
     @property
     def ratios(self) -> Sequence[float]: ...
 
-    def probabilities(self, audio_W: FloatArray | None, visual_W: FloatArray | None, ratio: float) -> FloatArray: ...
+    def probabilities(self, values_F: FloatArray, captured: Captured, ratio: float) -> FloatArray: ...
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class Session:
             if sequence <= self.last_sequence:
                 raise OutOfOrder(f"sequence {sequence} does not follow {self.last_sequence}")
             self.last_sequence = sequence
-            unpacked = unpack_frame(frame, feature_width=self.feature_width, ratios=self.heads.ratios)
-            features = unpacked.features
-            probabilities_C = self.heads.probabilities(features.audio_D, features.visual_D, unpacked.ratio)
-            if not np.isfinite(probabilities_C).all():
+            unpacked = unpack_values(frame, feature_width=self.feature_width, ratios=self.heads.ratios)
+            probabilities_C = self.heads.probabilities(unpacked.values_F, unpacked.captured, unpacked.ratio)
+            if math.isnan(probabilities_C[0]):
+                check_values(unpacked.values_F)
                 raise BadFrame("the features are too large: the student's heads overflow on them")
         except IsthmusError as error:
             return refusal(sequence, error, began_s)

@@ -23,14 +23,16 @@ import math
 import struct
 import zlib
 from collections.abc import Collection
-from typing import Final
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from isthmus.proto.errors import BadFrame
 from isthmus.proto.limits import MAX_FEATURE_WIDTH
-from isthmus.proto.messages import FeatureFrame, Features, FloatArray, NumberType, compressed_width
+from isthmus.proto.messages import Captured, FeatureFrame, Features, FloatArray, NumberType, compressed_width
 
 MAGIC: Final = b"ISTF"
 VERSION: Final = 2
@@ -38,10 +40,12 @@ _HEADER: Final = struct.Struct("<4sBBHHBB")
 _SCALE: Final = struct.Struct("<f")
 _AUDIO: Final = 1
 _VISUAL: Final = 2
+_CAPTURED: Final = {_AUDIO: Captured.SOUND, _VISUAL: Captured.PICTURE, _AUDIO | _VISUAL: Captured.BOTH}
 _CHECKSUM: Final = struct.Struct("<I")
 _RATIO_UNIT: Final = 1_000
 _INT8_LIMIT: Final = 127
 _FLOAT32_LARGEST: Final = float(np.finfo(np.float32).max)
+_LARGEST_SAFE_SCALE: Final = _FLOAT32_LARGEST / 256
 _CODES: Final = {NumberType.FP32: 0, NumberType.FP16: 1, NumberType.INT8: 2}
 _NUMBER_TYPES: Final = {code: number_type for number_type, code in _CODES.items()}
 _DTYPES: Final[dict[NumberType, npt.DTypeLike]] = {
@@ -87,16 +91,65 @@ def pack_frame(frame: FeatureFrame) -> bytes:
     return body + _CHECKSUM.pack(zlib.crc32(body))
 
 
+class Values(NamedTuple):
+    """What a frame holds: the vectors of its modalities one after the other, sound first, and how they were sent."""
+
+    values_F: FloatArray
+    captured: Captured
+    ratio: float
+    number_type: NumberType
+
+
 def unpack_frame(data: bytes, *, feature_width: int, ratios: Collection[float]) -> FeatureFrame:
     """Return the frame in ``data``, with float32 features and the ratio as the member of ``ratios``.
 
+    Raises BadFrame as ``unpack_values`` does, and for NaN or infinity.
+    """
+    values_F, captured, ratio, number_type = unpack_values(data, feature_width=feature_width, ratios=ratios)
+    check_values(values_F)
+    width = compressed_width(feature_width, ratio)
+    audio_D = None if captured is Captured.PICTURE else values_F[:width]
+    visual_D = None if captured is Captured.SOUND else values_F[-width:]
+    return FeatureFrame(Features(audio_D, visual_D), ratio, number_type)
+
+
+def unpack_values(data: bytes, *, feature_width: int, ratios: Collection[float]) -> Values:
+    """Return what the frame in ``data`` holds, as float32, with the ratio as the member of ``ratios``.
+
+    The values may be NaN or infinite: use ``check_values``, or check what you compute of them.
+
     Raises BadFrame for anything but exactly one sound frame: wrong magic, version, number type or checksum, a ratio
     outside ``ratios``, a width other than ``compressed_width(feature_width, ratio)``, no modality or an unknown one,
-    missing or trailing bytes, NaN or infinity. Allocates at most four times the size of ``data`` (int8 to float32).
+    missing or trailing bytes. Allocates at most four times the size of ``data`` (int8 to float32).
     """
     if len(data) < _HEADER.size + _CHECKSUM.size:
         raise BadFrame(f"frame of {len(data)} bytes is too short")
-    magic, version, code, ratio_fixed, given_width, present, zero = _HEADER.unpack_from(data)
+    number_type, ratio, width, captured, vectors, size = _layout(data[: _HEADER.size], feature_width, tuple(ratios))
+    if len(data) != size:
+        raise BadFrame(f"frame of {len(data)} bytes; its header says {size}")
+    if zlib.crc32(memoryview(data)[: -_CHECKSUM.size]) != _CHECKSUM.unpack_from(data, size - _CHECKSUM.size)[0]:
+        raise BadFrame("checksum does not match")
+    if number_type is NumberType.INT8:
+        return Values(_scaled(data, width, vectors), captured, ratio, number_type)
+    values_F = np.frombuffer(data, _DTYPES[number_type], vectors * width, _HEADER.size).astype(np.float32)
+    return Values(values_F, captured, ratio, number_type)
+
+
+def check_values(values_F: FloatArray) -> None:
+    """Raise BadFrame for NaN or infinity."""
+    if not np.isfinite(values_F).all():
+        raise BadFrame("feature holds NaN or infinity")
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    header: bytes, feature_width: int, ratios: tuple[float, ...]
+) -> tuple[NumberType, float, int, Captured, int, int]:
+    """Return number type, ratio, width, modalities, number of vectors and size of a frame. Raises BadFrame.
+
+    The frames of a stream have few different headers, so most calls find theirs in the cache.
+    """
+    magic, version, code, ratio_fixed, given_width, present, zero = _HEADER.unpack(header)
     if magic != MAGIC:
         raise BadFrame("not a feature frame")
     if version != VERSION:
@@ -114,14 +167,11 @@ def unpack_frame(data: bytes, *, feature_width: int, ratios: Collection[float]) 
         raise BadFrame(f"width {given_width} is wrong; ratio {ratio:g} gives {width}")
     if present == 0:
         raise BadFrame("the frame has neither sound nor picture: there is nothing to answer")
-    if present > _AUDIO | _VISUAL or zero != 0:
+    captured = _CAPTURED.get(present)
+    if captured is None or zero != 0:
         raise BadFrame(f"presence {present:#x} or the byte after it ({zero:#x}) is unknown")
-    expected = _frame_bytes(width, present.bit_count(), number_type)
-    if len(data) != expected:
-        raise BadFrame(f"frame of {len(data)} bytes; its header says {expected}")
-    if zlib.crc32(data[: -_CHECKSUM.size]) != _CHECKSUM.unpack_from(data, len(data) - _CHECKSUM.size)[0]:
-        raise BadFrame("checksum does not match")
-    return FeatureFrame(_features(data, number_type, width, present), ratio, number_type)
+    vectors = present.bit_count()
+    return number_type, ratio, width, captured, vectors, _frame_bytes(width, vectors, number_type)
 
 
 def _frame_bytes(width: int, vectors: int, number_type: NumberType) -> int:
@@ -167,23 +217,14 @@ def _quantised(values_W: FloatArray) -> tuple[float, bytes]:
     return float(scale), quotients_W.astype(np.int8).tobytes()
 
 
-def _features(data: bytes, number_type: NumberType, width: int, present: int) -> Features:
-    offset, count = _HEADER.size, present.bit_count()
-    scales_M = np.ones(count, np.float32)
-    if number_type is NumberType.INT8:
-        scales_M = np.frombuffer(data, "<f4", count, offset).astype(np.float32)
-        offset += count * _SCALE.size
-        if not (np.isfinite(scales_M).all() and (scales_M >= 0).all()):
+def _scaled(data: bytes, width: int, vectors: int) -> FloatArray:
+    """Return the values of an int8 frame, each vector times its scale. Raises BadFrame for a scale that is none."""
+    offset = _HEADER.size + vectors * _SCALE.size
+    values_F = np.frombuffer(data, np.int8, vectors * width, offset).astype(np.float32)
+    for vector in range(vectors):
+        (scale,) = _SCALE.unpack_from(data, _HEADER.size + _SCALE.size * vector)
+        if not 0 <= scale < math.inf:
             raise BadFrame("scale is not a finite, positive number")
-    values_MW = (
-        np.frombuffer(data, _DTYPES[number_type], count * width, offset).astype(np.float32).reshape(count, width)
-    )
-    if number_type is NumberType.INT8:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values_MW = values_MW * scales_M[:, np.newaxis]
-    if not np.isfinite(values_MW).all():
-        raise BadFrame("feature holds NaN or infinity")
-    return Features(
-        audio_D=values_MW[0] if present & _AUDIO else None,
-        visual_D=values_MW[-1] if present & _VISUAL else None,
-    )
+        with np.errstate(over="ignore") if scale > _LARGEST_SAFE_SCALE else nullcontext():
+            values_F[vector * width : (vector + 1) * width] *= scale
+    return values_F

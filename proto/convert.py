@@ -215,13 +215,13 @@ def job_status_from_pb(message: pb.JobStatus) -> JobStatus:
 
 
 def infer_reply_to_pb(reply: InferReply) -> pb.InferResponse:
-    message = pb.InferResponse(sequence=reply.sequence, server_ms=reply.server_ms)
     if reply.probabilities_C is not None:
-        message.probabilities.extend(float(value) for value in reply.probabilities_C)
-    else:
-        message.error.code = reply.error_code
-        message.error.message = reply.error_message[:MAX_TEXT_CHARS]
-        message.error.retryable = reply.retryable
+        probabilities = reply.probabilities_C.tolist()
+        return pb.InferResponse(sequence=reply.sequence, server_ms=reply.server_ms, probabilities=probabilities)
+    message = pb.InferResponse(sequence=reply.sequence, server_ms=reply.server_ms)
+    message.error.code = reply.error_code
+    message.error.message = reply.error_message[:MAX_TEXT_CHARS]
+    message.error.retryable = reply.retryable
     return message
 
 

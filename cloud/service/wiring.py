@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -28,7 +29,7 @@ from isthmus.cloud.rpc.work import Work
 from isthmus.cloud.service.ground import Ground, OpenRelease
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.tracing import Traces
-from isthmus.distill.models.heads import HeadBank
+from isthmus.distill.models.heads import FrozenHeads, HeadBank
 from isthmus.proto.open_inference import inference_pb2 as inference_pb
 from isthmus.proto.open_inference import inference_pb2_grpc as inference_grpc
 from isthmus.proto.v1 import elastic_pb2 as elastic_pb
@@ -126,7 +127,7 @@ class Services:
             watch=watch,
             work_dir=settings.work_dir,
         )
-        cache = HeadCache(shelf, HeadBank.load, scratch=settings.state / "scratch", capacity=settings.cached_heads)
+        cache = HeadCache(shelf, _heads, scratch=settings.state / "scratch", capacity=settings.cached_heads)
         pb_grpc.add_PersonalisationServiceServicer_to_server(personalisation, server)
         inference = InferenceServicer(cache, shelf.database, self.metrics, ground.roster)
         pb_grpc.add_InferenceServiceServicer_to_server(inference, server)
@@ -140,3 +141,7 @@ class Services:
         from isthmus.cloud.rpc.generation import GenerationServicer
 
         return GenerationServicer(self.answering, tasks)
+
+
+def _heads(path: Path) -> FrozenHeads:
+    return HeadBank.load(path).frozen()

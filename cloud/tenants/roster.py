@@ -30,6 +30,7 @@ _TELL_EVERY_S: Final = 60.0
 _BURST_S: Final = 1.0
 """A tenant may use the queries of one second at once."""
 _LONGEST_RETRY_S: Final = 3_600.0
+_UNLIMITED: Final = Quotas()
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Roster:
     def quotas(self, tenant: str) -> Quotas:
         """Return the quotas of a tenant; one without a row has none."""
         known = self._view.tenants.get(tenant)
-        return Quotas() if known is None else known.quotas
+        return _UNLIMITED if known is None else known.quotas
 
     def of_key(self, secret: str, purpose: Purpose) -> str | None:
         """Return the tenant to which a key belongs, or None. Closed tenants have no keys."""
@@ -118,16 +119,19 @@ class Roster:
         """
         with self._lock:
             self.calls[tenant] += amount
-            if self.is_closed(tenant):
+            known = self._view.tenants.get(tenant)
+            if known is None:
+                return
+            if known.closed_s is not None:
                 self.refused[tenant, "closed"] += amount
                 raise Unauthenticated("this tenant was closed; ask the operator")
-            rate = self.quotas(tenant).queries_per_s
+            rate = known.quotas.queries_per_s
             if rate is None:
                 return
-            known = self._buckets.get(tenant)
-            if known is None or known[0] != rate:
-                known = self._buckets[tenant] = rate, Bucket(rate, max(1.0, rate * _BURST_S))
-            wait_s = known[1].take(self._clock(), amount)
+            limit = self._buckets.get(tenant)
+            if limit is None or limit[0] != rate:
+                limit = self._buckets[tenant] = rate, Bucket(rate, max(1.0, rate * _BURST_S))
+            wait_s = limit[1].take(self._clock(), amount)
             if wait_s > 0:
                 self.refused[tenant, "queries"] += amount
                 raise _beyond("queries per second", wait_s)
@@ -136,11 +140,12 @@ class Roster:
         """Count bytes of a tenant. Raises Busy beyond its quota."""
         with self._lock:
             limit = self.quotas(tenant).bytes_per_day
-            today = self._view.used_bytes.get(tenant, 0) + self._spent[tenant]
-            # An empty message costs nothing, but once all is used up nothing passes.
-            if limit is not None and today + max(1, count) > limit:
-                self.refused[tenant, "bytes"] += 1
-                raise _beyond("bytes per day", until_tomorrow_s(self._database.now_s()))
+            if limit is not None:
+                today = self._view.used_bytes.get(tenant, 0) + self._spent[tenant]
+                # An empty message costs nothing, but once all is used up nothing passes.
+                if today + max(1, count) > limit:
+                    self.refused[tenant, "bytes"] += 1
+                    raise _beyond("bytes per day", until_tomorrow_s(self._database.now_s()))
             self._spent[tenant] += count
 
     def refuse(self, tenant: str, quota: str) -> None:

@@ -1,6 +1,8 @@
 """Classifier heads over a pair of features: the teacher's fusion head, and per ratio a compressor with its head."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from isthmus.proto.messages import Captured, Features, compressed_width, ratio_name
+from isthmus.proto.messages import Captured, compressed_width, ratio_name
 
+Float32s = npt.NDArray[np.float32]
 Fusion = Literal["concat", "sum", "film", "gated"]
 
 
@@ -172,19 +175,16 @@ class HeadBank(nn.Module):
                 return head
         raise KeyError(f"no head for ratio {ratio:g}; there are {', '.join(map(ratio_name, self.ratios))}")
 
-    @torch.inference_mode()
-    def probabilities(
-        self, audio_W: npt.NDArray[np.float32] | None, visual_W: npt.NDArray[np.float32] | None, ratio: float
-    ) -> npt.NDArray[np.float32]:
-        """Return the class probabilities (C,) of one clip's compressed pair; None stands for an absent modality.
-
-        Raises KeyError for an unknown ratio, ValueError if both are absent.
-        """
-        head = self[ratio]
-        audio_W, visual_W = Features(audio_W, visual_W).filled()
-        pair = torch.from_numpy(np.concatenate([audio_W, visual_W]).astype(np.float32))
-        probabilities: npt.NDArray[np.float32] = torch.softmax(head.classifier(pair), dim=0).numpy()
-        return probabilities
+    @torch.no_grad()
+    def frozen(self) -> "FrozenHeads":
+        """Return a copy of the classifiers that answers single clips. Later training does not change it."""
+        linears = {ratio: self[ratio].classifier for ratio in self.ratios}
+        return FrozenHeads(
+            {
+                ratio: (linear.weight.cpu().numpy().copy(), linear.bias.cpu().numpy().copy())
+                for ratio, linear in linears.items()
+            }
+        )
 
     def save(self, path: Path) -> None:
         metadata = {
@@ -211,3 +211,37 @@ class HeadBank(nn.Module):
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path.name} is not a head bank: {error}") from error
         return bank.eval()
+
+
+@dataclass(frozen=True)
+class FrozenHeads:
+    """The classifiers of a ``HeadBank`` as plain arrays. One clip takes a few microseconds: a tenth of torch's time.
+
+    ``weights`` holds (W_CF, bias_C) per ratio; F = 2 W, sound then picture. The compressors are the device's part.
+    """
+
+    weights: Mapping[float, tuple[Float32s, Float32s]]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(self.weights)
+
+    def probabilities(self, values_F: Float32s, captured: Captured, ratio: float) -> Float32s:
+        """Return the class probabilities (C,) of one clip. All are NaN if a value or a logit is not finite.
+
+        ``values_F`` holds the compressed vectors of the modalities that were captured, sound first. Raises KeyError for
+        an unknown ratio, and ValueError for a wrong number of values.
+        """
+        known = self.weights.get(ratio)
+        if known is None:
+            raise KeyError(f"no head for ratio {ratio:g}; there are {', '.join(map(ratio_name, self.ratios))}")
+        weight_CF, bias_C = known
+        if captured is not Captured.BOTH:
+            width = weight_CF.shape[1] // 2
+            weight_CF = weight_CF[:, :width] if captured is Captured.SOUND else weight_CF[:, width:]
+        # For a few classes, numbers of Python take half the time of five calls of numpy.
+        logits = (weight_CF.dot(values_F) + bias_C).tolist()
+        largest = max(logits)
+        scores = [math.exp(logit - largest) for logit in logits]
+        total = sum(scores)
+        return np.array([score / total for score in scores], np.float32)

@@ -278,7 +278,9 @@ def test_exported_files_answer_as_torch_does(taught: Release, tmp_path: Path) ->
         np.testing.assert_allclose(teacher_NC, expected_NC, atol=1e-4)
     audio_NW, visual_NW = run["compressor_r2"](None, pair)
     np.testing.assert_allclose(
-        bank.probabilities(audio_NW[0], visual_NW[0], 2.0), bank_probabilities(bank, outputs, 2.0)[0], atol=1e-4
+        bank.frozen().probabilities(np.concatenate([audio_NW[0], visual_NW[0]]), Captured.BOTH, 2.0),
+        bank_probabilities(bank, outputs, 2.0)[0],
+        atol=1e-4,
     )
 
 

@@ -17,6 +17,7 @@ from isthmus.proto.codec import pack_frame
 from isthmus.proto.convert_student import manifest_to_bytes
 from isthmus.proto.errors import NotYours, WrongState
 from isthmus.proto.messages import (
+    Captured,
     FeatureFrame,
     Features,
     FloatArray,
@@ -33,7 +34,7 @@ class FixedHeads:
     def __init__(self, answer: FloatArray | Exception) -> None:
         self.answer = answer
 
-    def probabilities(self, audio_W: FloatArray, visual_W: FloatArray, ratio: float) -> FloatArray:
+    def probabilities(self, values_F: FloatArray, captured: Captured, ratio: float) -> FloatArray:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer

@@ -12,7 +12,7 @@ from isthmus.distill.student.discrepancy import proxy_a_distance
 from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.edge.own_clips.habits import Habits
 from isthmus.experiments.personal.cells.offline import Trace
-from isthmus.proto.codec import pack_frame, unpack_frame
+from isthmus.proto.codec import pack_frame, unpack_values
 from isthmus.proto.messages import Captured, FeatureFrame, Features, NumberType
 
 Floats = npt.NDArray[np.float32]
@@ -38,11 +38,11 @@ def accuracy_on_the_wire(
 
 
 def _answers(bank: HeadBank, audio_NW: Floats, visual_NW: Floats, ratio: float, number_type: NumberType) -> Floats:
-    rows = []
+    rows, heads = [], bank.frozen()
     for audio_W, visual_W in zip(audio_NW, visual_NW, strict=True):
         packed = pack_frame(FeatureFrame(Features(audio_W, visual_W), ratio, number_type))
-        got = unpack_frame(packed, feature_width=bank.feature_width, ratios=bank.ratios).features
-        rows.append(bank.probabilities(got.audio_D, got.visual_D, ratio))
+        got = unpack_values(packed, feature_width=bank.feature_width, ratios=bank.ratios)
+        rows.append(heads.probabilities(got.values_F, got.captured, ratio))
     return np.stack(rows)
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from isthmus.distill.models.heads import FusionHead, HeadBank
+from isthmus.distill.models.heads import FrozenHeads, FusionHead, HeadBank, present
 from isthmus.distill.models.trunk import Encoder, EncoderPair, weights_file
 from isthmus.distill.training.losses import classification_loss, feature_distillation_loss
-from isthmus.proto.messages import compressed_width
+from isthmus.proto.messages import Captured, compressed_width
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film", "gated"])
@@ -47,18 +47,42 @@ def test_a_bank_has_floor_d_over_ratio_wide_compressors_and_survives_its_file(tm
     bank = HeadBank(512, 6, (1.0, 1.5, 2.0, 3.0))
     assert [bank[ratio].compress_audio.out_features for ratio in bank.ratios] == [512, 341, 256, 170]
     bank.save(tmp_path / "heads.safetensors")
-    again = HeadBank.load(tmp_path / "heads.safetensors")
+    again = HeadBank.load(tmp_path / "heads.safetensors").frozen()
     features_D = np.random.default_rng(0).random((2, 512), dtype=np.float32)
     for ratio in bank.ratios:
         with torch.inference_mode():
             audio_BW, visual_BW = bank[ratio].compress(*torch.from_numpy(features_D).split(1))
             expected_C = torch.softmax(bank[ratio].classify(audio_BW, visual_BW), dim=1)[0]
-        answered_C = again.probabilities(audio_BW[0].numpy(), visual_BW[0].numpy(), ratio)
+        pair_F = torch.cat([audio_BW[0], visual_BW[0]]).numpy()
+        answered_C = again.probabilities(pair_F, Captured.BOTH, ratio)
         assert len(audio_BW[0]) == compressed_width(512, ratio)
         np.testing.assert_allclose(answered_C, expected_C.numpy(), rtol=1e-4)
         assert answered_C.sum() == pytest.approx(1.0, abs=1e-5)
+        for captured, one_BW in ((Captured.SOUND, audio_BW), (Captured.PICTURE, visual_BW)):
+            with torch.inference_mode():
+                logits_BC = bank[ratio].classify(audio_BW, visual_BW, present(captured, 1))
+            alone_C = again.probabilities(one_BW[0].numpy(), captured, ratio)
+            np.testing.assert_allclose(alone_C, torch.softmax(logits_BC, dim=1)[0].numpy(), rtol=1e-4)
     with pytest.raises(KeyError, match="no head for ratio 4"):
-        again.probabilities(features_D[0], features_D[1], 4.0)
+        again.probabilities(features_D.reshape(-1), Captured.BOTH, 4.0)
+    with pytest.raises(ValueError, match="not aligned"):
+        again.probabilities(features_D[0], Captured.BOTH, 1.0)
+
+
+def test_answers_whose_logits_overflow_are_nan() -> None:
+    heads = FrozenHeads({1.0: (np.ones((3, 16), np.float32), np.zeros(3, np.float32))})
+    with np.errstate(over="ignore"):
+        assert np.isnan(heads.probabilities(np.full(16, 3e38, np.float32), Captured.BOTH, 1.0)).all()
+
+
+def test_frozen_heads_stay_when_the_bank_is_trained_on() -> None:
+    bank = HeadBank(8, 3, (1.0,))
+    frozen, values_F = bank.frozen(), np.ones(16, np.float32)
+    before_C = frozen.probabilities(values_F, Captured.BOTH, 1.0)
+    with torch.no_grad():
+        bank[1.0].classifier.bias += torch.arange(3.0)
+    np.testing.assert_array_equal(frozen.probabilities(values_F, Captured.BOTH, 1.0), before_C)
+    assert not np.allclose(bank.frozen().probabilities(values_F, Captured.BOTH, 1.0), before_C)
 
 
 def test_a_file_that_is_no_bank_is_named(tmp_path):
