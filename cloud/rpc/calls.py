@@ -15,6 +15,7 @@ room of those that have both.
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ KNOWN_S: Final = 20.0
 STREAM_S: Final = 60.0
 _ARRIVING: Final = 64
 """Calls of unknown callers whose first message is being received. Each may hold one message in memory."""
+_AHEAD_BYTES: Final = 32 << 10
+"""Bytes of a stream that are read before they are asked for. The read stops at the message that reaches them."""
 _STAYING: Final = 64
 """Health watches and reflection streams that stay open."""
 
@@ -153,9 +156,70 @@ def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], 
 async def _messages(first: bytes | None, raw: Any, decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     if first is None:
         return
-    yield decode(first)
-    async for message in raw:
-        yield decode(message)
+    ahead = Ahead(raw)
+    try:
+        yield decode(first)
+        while (message := await ahead.message()) is not None:
+            yield decode(message)
+    finally:
+        ahead.close()
+
+
+class Ahead:
+    """Reads a stream's messages ahead of whoever takes them, at most ``_AHEAD_BYTES`` and one message.
+
+    A read and a write each take a turn through gRPC's own thread. Read ahead, a message is there when the answer to the
+    one before has been written, and both turns pass at once.
+    """
+
+    def __init__(self, raw: AsyncIterator[bytes]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[bytes] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._arrived: asyncio.Future[None] | None = None
+        self._taken: asyncio.Future[None] | None = None
+        self._reading = asyncio.ensure_future(self._read(raw))
+        _reads.add(self._reading)
+        self._reading.add_done_callback(_ended)
+
+    async def message(self) -> bytes | None:
+        """Wait for the next message; None at the stream's end. Raises what reading raised."""
+        while not self._messages:
+            if self._reading.done():
+                self._reading.result()
+                return None
+            self._arrived = self._loop.create_future()
+            await self._arrived
+        message = self._messages.popleft()
+        self._bytes -= len(message)
+        _wake(self._taken)
+        return message
+
+    def close(self) -> None:
+        """Read no more. A read in progress ends by itself, with its call."""
+        self._closed = True
+        _wake(self._taken)
+
+    async def _read(self, raw: AsyncIterator[bytes]) -> None:
+        try:
+            async for message in raw:
+                self._messages.append(message)
+                self._bytes += len(message)
+                _wake(self._arrived)
+                while self._bytes >= _AHEAD_BYTES and not self._closed:
+                    self._taken = self._loop.create_future()
+                    await self._taken
+                if self._closed:
+                    return
+        finally:
+            # After this task is done, so that whoever waits sees its result.
+            self._loop.call_soon(_wake, self._arrived)
+
+
+def _wake(waiting: "asyncio.Future[None] | None") -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
 
 
 def _decoder(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
