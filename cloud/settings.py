@@ -194,7 +194,8 @@ class CloudSettings:
     elastic_policy: Annotated[
         str,
         Option(
-            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, or fixed:G for gamma G always."
+            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, or "
+            "dynamic:SIZES:MS for Triton's dynamic batcher (dynamic:16+32:5: preferred sizes, largest delay in ms)."
         ),
     ] = "priced"
     elastic_device: Annotated[

@@ -198,7 +198,8 @@ class ReplayOptions:
     policy: Annotated[
         str,
         typer.Option(
-            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, or "
+            help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, "
+            "dynamic:SIZES:MS for Triton's dynamic batcher (dynamic:16+32:5: preferred sizes, largest delay in ms), or "
             "infaas:GB for INFaaS with so much memory for its models (only simulated; 16 by default)."
         ),
     ] = "priced"

@@ -1,4 +1,4 @@
-"""A server that answers every message of a stream with its own bytes. It shows gRPC's own speed on this machine.
+"""Answers every message, streamed or alone, with its own bytes. It shows gRPC's own speed on this machine.
 
 python tests/bench/echo.py PORT_FILE
 """
@@ -12,15 +12,22 @@ from typing import Any
 
 import grpc
 
+from isthmus.cloud.load.callers import ECHO_UNARY
 from isthmus.data.files import write_atomically
 from isthmus.proto import keepalive
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Handles any method as a stream of bytes in both directions."""
+    """Handles the load generator's unary method, and any other as a stream of bytes in both directions."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method == ECHO_UNARY:
+            return grpc.unary_unary_rpc_method_handler(_echo_one)
         return grpc.stream_stream_rpc_method_handler(_echo)
+
+
+async def _echo_one(request: bytes, context: object) -> bytes:
+    return request
 
 
 async def _echo(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ They do not adapt the number of tokens. They differ only in the order of queries
 """
 
 import math
+from itertools import islice
 from typing import Final
 
 from isthmus.cloud.elastic.policies.batching import BatchingRule, BatchQueue
@@ -76,6 +77,48 @@ class Clipper(Fifo):
             self.largest = max(1, math.floor(self.SHRUNK * size))
         elif size >= self.largest:
             self.largest = min(self._most, self.largest + self.GROWTH)
+
+
+class DynamicBatching(Fifo):
+    """Decides first come, first served at gamma 0, by the documented rule of Triton's dynamic batcher.
+
+    If one of the ``preferred`` sizes can be filled, the largest of them runs at once. Otherwise the batch waits for
+    more queries until its oldest one has waited for ``delay_s``, and then runs as it is, with at most ``most`` queries.
+    Without preferred sizes and delay, every batch is as large as possible and nothing waits: Triton's defaults. Its
+    options for priorities, time limits and the order of answers are off by default, and are not here. Source:
+    docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html.
+    """
+
+    def __init__(self, preferred: tuple[int, ...] = (), delay_s: float = 0.0, most: int = EPSILON) -> None:
+        """Raises ValueError for a size that is not between 1 and ``most``, or a delay that is no time."""
+        if not all(1 <= size <= most for size in preferred) or not 0 <= delay_s < math.inf:
+            raise ValueError(f"preferred sizes are between 1 and {most}, and the delay is at least 0 ms")
+        super().__init__(0, most)
+        self._most, self._preferred, self._delay_s = most, sorted(preferred), delay_s
+
+    @classmethod
+    def named(cls, settings: str) -> "DynamicBatching":
+        """Make the policy from "SIZES:MS", such as "16+32:5": preferred sizes, and the delay in milliseconds.
+
+        Both may be empty. Raises ValueError.
+        """
+        sizes, _, delay_ms = settings.partition(":")
+        try:
+            preferred = tuple(int(size) for size in sizes.split("+") if sizes)
+            return cls(preferred, float(delay_ms or 0) / 1e3)
+        except ValueError as error:
+            way_out = f"dynamic:SIZES:MS needs sizes from 1 to {EPSILON} and milliseconds, such as dynamic:16+32:5"
+            raise ValueError(f"{way_out}, not {settings!r}") from error
+
+    def choose(self, now_s: float) -> Choice:
+        count = min(len(self._waiting), self._most)
+        if not count:
+            return Choice()
+        filled = [size for size in self._preferred if size <= count]
+        due_s = next(iter(self._waiting.values())).arrival_s + self._delay_s
+        if not filled and count < self._most and now_s < due_s:
+            return Choice(wait_until_s=due_s)
+        return Choice(tuple(islice(self._waiting.values(), filled[-1] if filled else count)))
 
 
 class FixedGamma:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from isthmus.cloud.elastic.policies.baselines import Clipper, Fifo, FixedGamma
+from isthmus.cloud.elastic.policies.baselines import Clipper, DynamicBatching, Fifo, FixedGamma
 from isthmus.cloud.elastic.policies.otas import Otas, Planner
 from isthmus.cloud.elastic.policies.priced import Priced
 from isthmus.cloud.elastic.policies.throughput import ThroughputRule
@@ -28,6 +28,7 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 - ``pets`` and ``clipper``: the batch only; gamma is always 0.
 - ``throughput``: batches by Alg. 1; the gamma removes as few tokens as the arrival rate allows (Prodigy's scheduler).
 - ``fixed:G``: batches by Alg. 1; gamma is always G (ToMe, VPT).
+- ``dynamic:SIZES:MS``: Triton's dynamic batcher with preferred sizes (``16+32``) and a largest delay; gamma is 0.
 
 >>> sorted(POLICIES)
 ['clipper', 'exact', 'otas', 'pets', 'priced', 'throughput']
@@ -66,9 +67,11 @@ def make_policy(name: str, profile: Profile) -> Policy:
         except ValueError as error:
             raise ValueError(f"fixed:G needs a whole number, not {name!r}") from error
         policy = FixedGamma(gamma)
+    elif name.startswith("dynamic:"):
+        policy = DynamicBatching.named(name.removeprefix("dynamic:"))
     elif name in POLICIES:
         policy = POLICIES[name]()
     else:
-        raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)} and fixed:G")
+        raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)}, fixed:G and dynamic:SIZES:MS")
     policy.use(profile)
     return policy

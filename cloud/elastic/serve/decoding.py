@@ -44,15 +44,20 @@ class Decoder:
         self.pending += 1
         self.pending_bytes += len(data)
         loop = asyncio.get_running_loop()
+        image: asyncio.Future[Image] = loop.create_future()
         job = self._pool.submit(self._in_time, data, deadline_s)
 
-        def left(_: Future[Image]) -> None:
+        def ended(job: Future[Image]) -> None:
             # The room is free only after the work has ended, not when its caller leaves.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._left, len(data))
+                loop.call_soon_threadsafe(self._ended, len(data), job, image)
 
-        job.add_done_callback(left)
-        return await asyncio.wrap_future(job)
+        job.add_done_callback(ended)
+        try:
+            return await image
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
 
     def close(self) -> None:
         """Stops the threads and drops files that no thread has started. Blocks."""
@@ -63,6 +68,14 @@ class Decoder:
             raise TooLate("could not be answered within its latency, so it was not computed")
         return self._decode(data)
 
-    def _left(self, size_bytes: int) -> None:
+    def _ended(self, size_bytes: int, job: Future[Image], image: asyncio.Future[Image]) -> None:
         self.pending -= 1
         self.pending_bytes -= size_bytes
+        if image.done():
+            return
+        if job.cancelled():
+            image.cancel()
+        elif (error := job.exception()) is not None:
+            image.set_exception(error)
+        else:
+            image.set_result(job.result())

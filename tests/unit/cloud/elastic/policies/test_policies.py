@@ -20,7 +20,7 @@ from isthmus.cloud.elastic.policies.infaas import (
 )
 from isthmus.cloud.elastic.policies.priced import DEARER, LONGEST, Priced
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
-from isthmus.cloud.elastic.scheduling.policy import EPSILON
+from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
@@ -211,6 +211,41 @@ def test_clipper_grows_by_one_until_a_batch_is_too_slow_and_then_shrinks_by_a_te
         clipper.choose(0.0)
         clipper.ran(clipper.largest, 9.0)
     assert clipper.largest == 1
+
+
+def test_dynamic_batching_fills_a_preferred_size_or_waits_for_the_delay() -> None:
+    policy = make_policy("dynamic:4+8:5", PROFILE)
+    assert policy.gammas == (0,)
+    assert policy.choose(0.0) == Choice()
+    for query in queries(3):
+        policy.arrived(query)
+    first_s = min(query.arrival_s for query in queries(3))
+    assert policy.choose(first_s) == Choice(wait_until_s=first_s + 0.005)
+    assert [query.id for query in policy.choose(first_s + 0.005).queries] == [0, 1, 2], "as it is, after the delay"
+    for query in queries(11)[3:]:
+        policy.arrived(query)
+    filled = policy.choose(first_s).queries
+    assert [query.id for query in filled] == list(range(8)), "the largest size that is filled, at once"
+    for query in filled:
+        policy.left(query)
+    assert policy.choose(first_s).queries == (), "3 wait for a fourth"
+
+
+def test_dynamic_batching_without_settings_takes_what_waits() -> None:
+    policy = make_policy("dynamic:", PROFILE)
+    for query in queries(70):
+        policy.arrived(query)
+    assert [query.id for query in policy.choose(0.0).queries] == list(range(64))
+    waiting = make_policy("dynamic::5", PROFILE)
+    for query in queries(64):
+        waiting.arrived(query)
+    assert len(waiting.choose(0.0).queries) == 64, "a batch that cannot grow does not wait"
+
+
+@pytest.mark.parametrize("settings", ["many", "0", "65", "8:soon", "8:-1", "8:inf", "8:nan", "8,16:1"])
+def test_impossible_settings_of_dynamic_batching_are_refused(settings: str) -> None:
+    with pytest.raises(ValueError, match=r"such as dynamic:16\+32:5"):
+        make_policy(f"dynamic:{settings}", PROFILE)
 
 
 def test_under_overload_clippers_batches_meet_the_goal_and_those_of_pets_do_not() -> None:
