@@ -3,6 +3,7 @@
 Starts a PostgreSQL cluster, several worker processes on it, and kills one of them (SIGKILL) at each interval; another
 takes its place. A learning step takes milliseconds; state machine, leases, database and artefacts are the real ones.
 At the end one worker is paused (SIGSTOP) in mid-job for longer than its lease, and its late writes must be refused.
+Another is killed in mid-job while nobody else is there, and the time is taken until a new worker takes the job.
 """
 
 import os
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import uuid4
@@ -116,6 +118,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
         assert len(published) == n_jobs and set(published.values()) == {1}, "one student per job"
         assert max(ready.values()) == 1, "no two workers finish one job"
         late = _paused(bench, start)
+        again_s = _taken_again(bench, start)
     return {
         "jobs": n_jobs,
         "workers": n_workers,
@@ -127,6 +130,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
         "most_takes_of_one_job": max(fences),
         "refused_writes": said["refused"],
         "paused_worker": late,
+        "taken_again_after_s": again_s,
     }
 
 
@@ -136,11 +140,10 @@ def _left(bench: Bench) -> int:
         return int(connection.scalar(sa.select(sa.func.count()).where(jobs.c.stage.not_in(ended))) or 0)
 
 
-def _paused(bench: Bench, start: object) -> dict[str, object]:
+def _paused(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -> dict[str, object]:
     """Pause a worker in mid-job until another has finished the job; wake it and see what it says."""
     bench.enrol("paused")
     bench.start(device_id="paused", job_id="paused")
-    assert callable(start)
     process = start()
     while (held := job_rows.get(bench.database, "paused")) is None or held.stage is Stage.QUEUED:
         time.sleep(0.0005)
@@ -162,6 +165,36 @@ def _paused(bench: Bench, start: object) -> dict[str, object]:
     process.wait()
     assert done.stage is Stage.READY and _row(bench) == before, "a late write changed the job"
     return {"stopped_while": stopped.stage.value, "row_unchanged": True}
+
+
+def _taken_again(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -> float:
+    """Kill the only worker in mid-job and start another; return the seconds from the kill until it has the job."""
+    while True:
+        job_id = f"killed{uuid4().hex[:8]}"
+        bench.enrol(job_id)
+        bench.start(device_id=job_id, job_id=job_id)
+        process = start()
+        while (held := job_rows.get(bench.database, job_id)) is None or held.stage is Stage.QUEUED:
+            time.sleep(0.0005)
+        process.kill()
+        killed_s = time.monotonic()
+        process.wait()
+        held = job_rows.get(bench.database, job_id)
+        if held is not None and not held.stage.ended:
+            break
+    fence = _fence(bench, job_id)
+    process = start()
+    while _fence(bench, job_id) == fence:
+        time.sleep(0.01)
+    again_s = time.monotonic() - killed_s
+    process.kill()
+    process.wait()
+    return round(again_s, 1)
+
+
+def _fence(bench: Bench, job_id: str) -> int:
+    with bench.database.reading() as connection:
+        return int(connection.scalar(sa.select(jobs.c.fence).where(jobs.c.id == job_id)) or 0)
 
 
 def _row(bench: Bench) -> tuple[object, ...]:

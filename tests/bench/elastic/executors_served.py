@@ -2,12 +2,14 @@
 
 Each row serves images with so many executors, each on one compute thread, enough in flight that a full batch always
 waits. With ``--kill-s`` a process of the last number of executors is killed after so many seconds. Then every query
-must still end, and the row says when as many executors ran as before.
+must still end, and the row says when as many executors ran as before, and how many images per second were answered
+before, meanwhile and afterwards. Every answer has the same utility, so these rates are utilities too.
 """
 
 import asyncio
 import os
 import signal
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,11 +57,12 @@ async def served(executors: Executors, items: list[Item], batch: int, seconds: f
     live = LiveEngine(engine, *executors, on_start=lambda: torch.set_num_threads(THREADS))
     live.plan_for(items[0].task)
     live.start()
-    sent, answered, refused = 0, 0, 0
+    sent, refused = 0, 0
+    answered_s: list[float] = []
     began_s = time.monotonic()
 
     async def caller(first: int) -> None:
-        nonlocal sent, answered, refused
+        nonlocal sent, refused
         while time.monotonic() < began_s + seconds:
             item = items[(first + sent) % len(items)]
             sent += 1
@@ -68,12 +71,12 @@ async def served(executors: Executors, items: list[Item], batch: int, seconds: f
             except IsthmusError:
                 refused += 1
             else:
-                answered += 1
+                answered_s.append(time.monotonic())
 
-    away_s = 0.0
+    killed_s = back_s = 0.0
 
     async def killer() -> None:
-        nonlocal away_s
+        nonlocal killed_s, back_s
         await asyncio.sleep(kill_s)
         pid = executors[0].pid if isinstance(executors[0], ProcessExecutor) else None
         assert pid is not None, "only processes are killed"
@@ -81,21 +84,29 @@ async def served(executors: Executors, items: list[Item], batch: int, seconds: f
         killed_s = time.monotonic()
         while live.snapshot().restarts == 0:
             await asyncio.sleep(0.01)
-        away_s = time.monotonic() - killed_s
+        back_s = time.monotonic()
 
     callers = [caller(number) for number in range(IN_FLIGHT_BATCHES * batch * len(executors))]
     await asyncio.gather(*callers, *([killer()] if kill_s else []))
-    took_s = time.monotonic() - began_s
+    ended_s = time.monotonic()
     await asyncio.to_thread(live.stop)
-    unanswered = sent - answered - refused
-    return {
+
+    def rate(from_s: float, to_s: float) -> float | None:
+        return sum(from_s <= each < to_s for each in answered_s) / (to_s - from_s) if to_s > from_s else None
+
+    row: dict[str, Any] = {
         "sent": sent,
-        "answered": answered,
+        "answered": len(answered_s),
         "refused": refused,
-        "unanswered": unanswered,
-        "images_per_s": answered / took_s,
-        "back_after_s": away_s,
+        "unanswered": sent - len(answered_s) - refused,
+        "images_per_s": rate(began_s, killed_s or ended_s),
     }
+    if killed_s:
+        row["back_after_s"] = back_s - killed_s
+        row["images_per_s_meanwhile"] = rate(killed_s, back_s)
+        # The last queries are answered by fewer than all executors, so the end of a run is left out.
+        row["images_per_s_afterwards"] = rate(back_s, began_s + seconds)
+    return row
 
 
 def main(
@@ -135,8 +146,20 @@ def main(
         "sent": lambda row: str(row["sent"]),
         "refused": lambda row: str(row["refused"]),
         "without an end": lambda row: str(row["unanswered"]),
-        "back after s": lambda row: f"{row['back_after_s']:.1f}" if row["back_after_s"] else "",
+        "back after s": lambda row: f"{row['back_after_s']:.1f}" if "back_after_s" in row else "",
+        "meanwhile": lambda row: f"{row['images_per_s_meanwhile']:.0f}" if "back_after_s" in row else "",
+        "afterwards": lambda row: f"{row.get('images_per_s_afterwards') or 0:.0f}" if "back_after_s" in row else "",
     }
+    for kind in kinds.split(","):
+        rates = {
+            count: statistics.median(
+                row["images_per_s"] for row in report.rows if (row["kind"], row["executors"]) == (kind, count)
+            )
+            for count in counts
+        }
+        for count in counts[1:]:
+            share = rates[count] / rates[counts[0]] * counts[0] / count
+            report.floors[f"{kind}: {count} executors over {count} times one, medians"] = share
     report.finish(columns, out)
 
 

@@ -77,6 +77,15 @@ def test_stream(tmp_path: Path) -> None:
     assert all(row["reply_bytes"] == row["request_bytes"] for row in rows if row["server"] == "echo")
 
 
+def test_load(tmp_path: Path) -> None:
+    options = ("--in-flight", "1,8", "--duration-s", "0.2", "--repeats", "1", "--connections", "2", "--tune", "4")
+    found = measured(tmp_path, "cloud.load", *options, "--dynamic", "dynamic:4:5", "--others", "fixed:0")
+    policies = {"ours": "priced", "dynamic batching": "dynamic:4:5", "fixed:0": "fixed:0", "echo": "echo"}
+    assert {row["target"]: row["policy"] for row in found["rows"]} == policies
+    assert len(found["rows"]) == 8 and all(row["answered_per_s"]["median"] > 0 for row in found["rows"])
+    assert list(found["config"]["tried"]) == ["ours", "dynamic batching"]
+
+
 def test_connection(tmp_path: Path) -> None:
     options = ("--quiet-s", "0.1", "--repeats", "0", "--reconnects", "2", "--cuts", "1")
     rows = {row["what"]: row for row in measured(tmp_path, "edge.connection", *options)["rows"]}
@@ -151,6 +160,19 @@ def test_workers(tmp_path: Path) -> None:
     options = ("--jobs", "20", "--workers", "2", "--kill-every-s", "3", "--lease-s", "2")
     (row,) = measured(tmp_path, "cloud.workers", *options)["rows"]
     assert (row["jobs"], row["done_once"], row["paused_worker"]["row_unchanged"]) == (20, 20, True)
+    assert row["taken_again_after_s"] > 0
+
+
+def test_devices(tmp_path: Path) -> None:
+    options = ("--devices", "8", "--connected", "4", "--jobs-per-s", "2", "--asks-per-s", "5", "--duration-s", "2")
+    rows = measured(tmp_path, "cloud.devices", *options)["rows"]
+    assert [row["call"] for row in rows] == ["StartPersonalisation", "DescribeStudent"]
+    assert all(row["sent"] > 0 and row["errors"] == {} for row in rows)
+
+
+def test_rolling(tmp_path: Path) -> None:
+    (row,) = measured(tmp_path, "cloud.rolling", "--callers", "2", "--rounds", "1")["rows"]
+    assert row["replaced"] == 2 and row["answered"] > 0 and (row["failed"], row["errors"]) == (0, {})
 
 
 def test_executors(tmp_path: Path) -> None:
