@@ -53,6 +53,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 reply = refusal(request.sequence, error, time.perf_counter())
             else:
                 reply = session.reply(request.sequence, request.frame, context.time_remaining())
-            self.metrics.frame_seconds.observe(reply.server_ms / 1e3)
-            self.metrics.frames[_OUTCOMES.get(reply.error_code, "refused")].inc()
-            yield infer_reply_to_pb(reply)
+            try:
+                yield infer_reply_to_pb(reply)
+            finally:
+                # After the answer has left, and also if nobody waits for it any more.
+                self.metrics.frame_seconds.observe(reply.server_ms / 1e3)
+                self.metrics.frames[_OUTCOMES.get(reply.error_code, "refused")].inc()
