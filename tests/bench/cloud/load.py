@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -99,15 +100,23 @@ async def best(
 
 
 async def measure(
-    sending: Sending, targets: Mapping[str, Target], in_flights: Sequence[int], repeats: int
+    sending: Sending, targets: Mapping[str, Target], in_flights: Sequence[int], repeats: int, limit_s: float
 ) -> list[dict[str, Any]]:
-    """Send every number in flight to all targets in turn, ``repeats`` times after a warm-up; return a row for each."""
+    """Send every number in flight to all targets in turn, ``repeats`` times after a warm-up; return a row for each.
+
+    A repeat that would end after ``limit_s`` is left out, but never the first one.
+    """
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     async with sending.to(list(targets.values())) as connected:
         for target in targets.values():
             await sending.send(target, connected[target], max(in_flights))
-        for _, in_flight, (name, target) in itertools.product(range(repeats), in_flights, targets.items()):
-            found.setdefault((in_flight, name), []).append(await sending.send(target, connected[target], in_flight))
+        began_s = time.monotonic()
+        for repeat in range(repeats):
+            passed_s = time.monotonic() - began_s
+            if repeat and passed_s * (repeat + 1) / repeat > limit_s:
+                break
+            for in_flight, (name, target) in itertools.product(in_flights, targets.items()):
+                found.setdefault((in_flight, name), []).append(await sending.send(target, connected[target], in_flight))
     return [
         {
             "target": name,
@@ -140,6 +149,7 @@ def main(
     ] = "dynamic:,dynamic::5,dynamic:16+32+64:2,dynamic:64:10",
     others: Annotated[str, typer.Option(help="Policies that are measured besides, with commas.")] = "fixed:0",
     tune: Annotated[str, typer.Option(help="Numbers in flight at which settings are tried.")] = "4,32,256",
+    limit_s: Annotated[float, typer.Option(help="Leave out repeats that would end after so many seconds.")] = 600.0,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Measure answers per second and latency by the number of queries in flight."""
@@ -181,7 +191,7 @@ def main(
         targets[ECHO] = ready(ECHO, echo, folder / "echo")
         report.config["tried"] = rates
         report.notes += [f"{kind}: {targets[kind].policy}, the best of {found}" for kind, found in rates.items()]
-        report.rows += asyncio.run(measure(sending, targets, _numbers(in_flight), repeats))
+        report.rows += asyncio.run(measure(sending, targets, _numbers(in_flight), repeats, limit_s))
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "in flight": lambda row: str(row["in_flight"]),
         "target": lambda row: str(row["target"]),
