@@ -40,9 +40,10 @@ def cells_of(
     found: list[Cell] = []
     for seed in seeds:
         for load in loads:
-            found.append(Cell("bound", "lmaas", load, seed, "bound", requests))
-            found += [Cell("policy", "lmaas", load, seed, policy, requests) for policy in policies]
-            found += [Cell("policy", "lmaas", load, seed, each, requests, "known") for each in ("paced", "magnus")]
+            for workload in ("lmaas", "chat"):
+                found.append(Cell("bound", workload, load, seed, "bound", requests))
+                found += [Cell("policy", workload, load, seed, policy, requests) for policy in policies]
+                found += [Cell("policy", workload, load, seed, each, requests, "known") for each in ("paced", "magnus")]
             found += [Cell("prefix", "lmaas", load, seed, each, requests) for each in PREFIXES]
             found += [Cell("swap", "lmaas", load, seed, each, requests) for each in SWAPS]
         found += [

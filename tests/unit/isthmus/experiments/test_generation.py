@@ -22,6 +22,7 @@ def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path
     page = (tmp_path / "out" / "result.md").read_text()
     for heading in (
         "`lmaas`, load 2",
+        "`chat`, load 2",
         "`trace`, load 0.7",
         "80 % of the requests",
         "Predictors",
