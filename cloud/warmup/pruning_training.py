@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from isthmus.cloud.elastic.model.attention import project
 from isthmus.cloud.elastic.model.pruning import KEEP, Pruning
-from isthmus.cloud.elastic.model.vit import ElasticViT, project
+from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare.prompts import Pictures
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import SeededDataset

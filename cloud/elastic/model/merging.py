@@ -5,7 +5,8 @@ written from the paper. All functions are differentiable in tokens. The shapes o
 arguments, so they compile and can be captured as graphs.
 
 Axes: B batch, N tokens, D width, E tokens that may receive others, O tokens that may be merged into those, R tokens
-that are merged, K tokens of O that stay. The first ``protected`` tokens (class token, register tokens) take no part.
+that are merged, K tokens of O that stay, M tokens that are left in all. The first ``protected`` tokens (class token,
+register tokens) take no part.
 
 A layer hands its tokens on in one of two orders. The order decides which tokens can meet at the next layer, because
 every second token may receive.
@@ -80,32 +81,40 @@ def merge(tokens_BND: Tensor, sizes_BN: Tensor | None, matching: Matching) -> tu
     The paper's code scatters. Here a small matrix product adds to the receiving tokens: it is faster on processors,
     gives the same sums on every run, and fuses if compiled.
     """
-    protected = matching.protected
-    receiving, others = protected + matching.first, protected + 1 - matching.first
-    batch = len(tokens_BND)
+    protected, count = matching.protected, matching.merged_BR.shape[1]
+    first_receiving, first_other = protected + matching.first, protected + 1 - matching.first
+    batch, tokens, _ = tokens_BND.shape
     if sizes_BN is None:
-        sizes_BN = tokens_BND.new_ones(tokens_BND.shape[:2], dtype=torch.float32)
-    samples_B1 = torch.arange(batch, device=tokens_BND.device)[:, None]
-    count = matching.merged_BR.shape[1]
-    moved_BO = torch.cat((matching.merged_BR, matching.staying_BK), dim=1)
+        sizes_BN = tokens_BND.new_ones((batch, tokens), dtype=torch.float32)
+    all_N = torch.arange(tokens, device=tokens_BND.device)
+    receiving_BE = all_N[first_receiving::2].expand(batch, -1)
+    unmerged_BK = 2 * matching.staying_BK + first_other
+    first, then = (receiving_BE, unmerged_BK) if matching.order == "receiving-first" else (unmerged_BK, receiving_BE)
+    kept_BM = torch.cat((all_N[:protected].expand(batch, -1), first, then), dim=1)
+    start = protected if first is receiving_BE else protected + unmerged_BK.shape[1]
+    receiving = slice(start, start + receiving_BE.shape[1])
 
-    receiving_BED, others_BOD = tokens_BND[:, receiving::2], tokens_BND[:, others::2][samples_B1, moved_BO]
-    receiving_BE, others_BO = sizes_BN[:, receiving::2], sizes_BN[:, others::2].gather(1, moved_BO)
-
-    slots_E1 = torch.arange(receiving_BE.shape[1], device=tokens_BND.device)[:, None]
-    gained_BER = (matching.into_BR[:, None] == slots_E1) * others_BO[:, None, :count]
-    total_BE = receiving_BE + gained_BER.sum(dim=-1)
-    own_share_BE1 = (receiving_BE / total_BE)[..., None].to(tokens_BND.dtype)
-    share_BER = (gained_BER / total_BE[..., None]).to(tokens_BND.dtype)
-    merged_BED = torch.baddbmm(receiving_BED * own_share_BE1, share_BER, others_BOD[:, :count])
-    tokens = (merged_BED, others_BOD[:, count:])
-    sizes = (total_BE, others_BO[:, count:])
-    if matching.order == "published":
-        tokens, sizes = tokens[::-1], sizes[::-1]
-    return (
-        torch.cat((tokens_BND[:, :protected], *tokens), dim=1),
-        torch.cat((sizes_BN[:, :protected], *sizes), dim=1),
+    merged_BR = 2 * matching.merged_BR + first_other
+    kept_BMD, merged_BRD = rows(tokens_BND, kept_BM), rows(tokens_BND, merged_BR)
+    sizes_BM, gained_BR = sizes_BN.gather(1, kept_BM), sizes_BN.gather(1, merged_BR)
+    own_BE = sizes_BM[:, receiving]
+    total_BE = own_BE.scatter_add(1, matching.into_BR, gained_BR)
+    gained_share_BR = (gained_BR / total_BE.gather(1, matching.into_BR)).to(tokens_BND.dtype)
+    share_BER = tokens_BND.new_zeros((batch, own_BE.shape[1], count)).scatter(
+        1, matching.into_BR[:, None], gained_share_BR[:, None]
     )
+    # The receiving tokens change in place: a third less is written than by joining parts.
+    kept_BMD[:, receiving].mul_((own_BE / total_BE)[..., None].to(tokens_BND.dtype)).baddbmm_(share_BER, merged_BRD)
+    sizes_BM[:, receiving] = total_BE
+    return kept_BMD, sizes_BM
+
+
+def rows(tokens_BND: Tensor, positions_BM: Tensor) -> Tensor:
+    """Returns each sample's tokens at ``positions_BM``, (B, M, D). It is several times as fast as indexing twice."""
+    batch, tokens, width = tokens_BND.shape
+    firsts_B1 = torch.arange(batch, device=tokens_BND.device)[:, None] * tokens
+    chosen_MD = tokens_BND.reshape(batch * tokens, width).index_select(0, (positions_BM + firsts_B1).flatten())
+    return chosen_MD.view(batch, -1, width)
 
 
 def proportional_mask(sizes_BN: Tensor, dtype: torch.dtype) -> Tensor:

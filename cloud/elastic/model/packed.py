@@ -2,10 +2,10 @@
 
 The usual product reorders its weights at every call, and writes the bias before the product. With few rows, as after
 merging, this is a large part of the time. With weights packed once, the products of a block of ViT-B in float32 take
-half of the usual time at 8 rows, and 0.95 of it at 256 rows. With more rows the usual product is as fast or faster. So
-both forms are kept, and the weights of the blocks take twice the memory. In bfloat16, where the product itself is
-several times faster, packed products take 0.53 to 0.95 of the usual time
-(docs/results/elastic_vit_xeon-amx-2core_2026-11-29).
+half of the usual time at 8 rows. With thousands of rows they take 0.86 to 0.88 of it on AMD, where the usual product is
+MKL's, and 0.93 to 1 on Intel with AVX-512. In bfloat16 they take 0.53 to 0.95 of the usual time
+(docs/results/elastic_vit_epyc-zen4-2core_2026-11-30.md, docs/results/elastic_vit_xeon-amx-2core_2026-11-29.md). The
+packed weights are a second copy, so the weights of the blocks take twice the memory.
 """
 
 from typing import Final
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROWS: Final = range(2, 513)
-"""Numbers of rows for which the packed product is faster in float32 (768 x 768 to 768 x 3,072, one thread, on Intel
-with AVX-512; on AMD with AVX2 it is faster up to 197 rows)."""
+FEWEST_ROWS: Final = 2
+"""In float32 a single row is multiplied with the weights as they are."""
 HINT: Final = 256
 """Number of rows that weights are packed for. With other numbers the product takes a few per cent longer than with
 weights packed for them."""
@@ -80,5 +79,5 @@ class PackedLinear(nn.Linear):
         rows = inputs.numel() // self.in_features
         if self.weight.dtype == torch.bfloat16:
             # One row too: the usual product of one row reads the weights at half of the packed one's speed.
-            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return self.weight.dtype == torch.float32 and rows in ROWS
+            return rows > 0 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return self.weight.dtype == torch.float32 and rows >= FEWEST_ROWS

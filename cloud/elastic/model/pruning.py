@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isthmus.cloud.elastic.model.merging import rows
 from isthmus.cloud.elastic.model.timm_import import VisionTransformer
 
 MAX_PERCENT: Final = 70
@@ -85,8 +86,7 @@ class Pruning(nn.Module):
         free_BND = tokens_BND[:, self._protected :]
         kept_BN = self.predictors[self.stages.index(layer)](free_BND)[..., KEEP]
         staying_BK = kept_BN.topk(free_BND.shape[1] - count, dim=1).indices.sort(dim=1).values
-        samples_B1 = torch.arange(len(free_BND), device=free_BND.device)[:, None]
-        return torch.cat((tokens_BND[:, : self._protected], free_BND[samples_B1, staying_BK]), dim=1), None
+        return torch.cat((tokens_BND[:, : self._protected], rows(free_BND, staying_BK)), dim=1), None
 
     def operations(self, layer: int, tokens: int, count: int) -> int:
         weights = sum(linear.weight.numel() for linear in self.predictors[0].modules() if isinstance(linear, nn.Linear))

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from isthmus.cloud.elastic.experts.layer import Routing
 from isthmus.cloud.elastic.experts.shelf import Shelf
+from isthmus.cloud.elastic.model.attention import fastest_mixing
 from isthmus.cloud.elastic.model.int8 import Int8Linear
 from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.elastic.model.vit import ElasticViT
@@ -78,7 +79,8 @@ class ElasticRunner:
     ``compiler`` names a backend of torch.compile ("inductor"). It compiles code for each (gamma, bucket) at its first
     batch, which takes up to a minute. On a GPU each of them is captured as a CUDA graph, unless ``graphs`` is False.
     With ``packed``, float32 and bfloat16 weights are also kept in packed form on processors, which doubles their memory
-    (packed.py); the weights must not change afterwards. A model with experts takes levels in the place of gammas
+    (packed.py); the weights must not change afterwards. In bfloat16 the faster way of attention is measured as well
+    (attention.py). A model with experts takes levels in the place of gammas
     (scheduling/levels.py). It skips experts whose weight is under ``least_weight``. It runs eagerly, since the sizes of
     its products depend on the pictures.
 
@@ -111,6 +113,9 @@ class ElasticRunner:
             self.model.remake_linears(Int8Linear)
         elif packed and runs_onednn(device, compiler):
             self.model.remake_linears(PackedLinear)
+            if number_type == "bfloat16":
+                head_width = model.width // model.heads
+                self.model.mixing = fastest_mixing(model.heads, head_width, model.tokens, self.dtype)
         self.pixels = pixels
         deviation_C = torch.tensor(pixels.deviation, device=self.device)
         self._scale_C = 1 / (255 * deviation_C)

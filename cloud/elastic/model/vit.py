@@ -24,10 +24,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from isthmus.cloud.elastic.experts.layer import ExpertsMlp, Routing
-from isthmus.cloud.elastic.model.merging import proportional_mask
+from isthmus.cloud.elastic.model.attention import Mixing, attend, project
 from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.elastic.model.pooling import POOLINGS, pooled, reads_patches
 from isthmus.cloud.elastic.model.pruning import Pruning
@@ -104,6 +103,7 @@ class ElasticViT(nn.Module):
         self.reducer: Reducer = merging if pruning is None else pruning
         self.expert_layers: list[ExpertsMlp] = [each.mlp for each in self.blocks if type(each.mlp) is ExpertsMlp]
         self.experts: ExpertsShape = self.expert_layers[0].shape if self.expert_layers else NONE
+        self.mixing: Mixing = "fused"
         self.identity: str | None = getattr(vit, "identity", None)
         """The model's identity in a profile, if it is not that of its weights in memory."""
 
@@ -193,7 +193,9 @@ class ElasticViT(nn.Module):
             keys_values = None if prompts_BLAHGd is None else prompts_BLAHGd[:, layer].expand(batch, -1, -1, -1, -1)
             short = layer == self.depth - 1 and not self._reads_patches
             asking = self.protected if short else tokens_BND.shape[1]
-            attended_BND, keys_BHNd = _attend(block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values)
+            attended_BND, keys_BHNd = attend(
+                block.attn, block.norm1(tokens_BND), asking, sizes_BN, keys_values, self.mixing
+            )
             if on_layer is not None:
                 on_layer(tokens_BND, keys_BHNd)
             tokens_BND = tokens_BND[:, :asking] + block.ls1(attended_BND)
@@ -287,48 +289,6 @@ class ElasticViT(nn.Module):
                 raise ValueError(
                     f"prompts of shape {tuple(prompts.shape)} at gamma {gamma}; the model needs (B, {rest})"
                 )
-
-
-def project(attention: Any, normed_BND: Tensor, asking: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the queries of the first ``asking`` tokens, and the keys and values of all tokens: each (B, H, N, d)."""
-    batch, tokens, width = normed_BND.shape
-    heads = attention.num_heads
-    if asking == tokens:
-        qkv = attention.qkv(normed_BND).view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys, values = qkv.unbind(0)
-    else:
-        keys_values = _channels(attention.qkv, normed_BND, width, 3 * width).view(batch, tokens, 2, heads, -1)
-        keys, values = keys_values.permute(2, 0, 3, 1, 4).unbind(0)
-        queries = _channels(attention.qkv, normed_BND[:, :asking], 0, width)
-        queries = queries.view(batch, asking, heads, width // heads).transpose(1, 2)
-    return attention.q_norm(queries), attention.k_norm(keys), values
-
-
-def _channels(linear: Any, inputs: Tensor, first: int, last: int) -> Tensor:
-    """Computes only the outputs ``first`` to ``last`` - 1 of a linear layer."""
-    if type(linear) is nn.Linear:
-        bias: Tensor | None = linear.bias
-        return functional.linear(inputs, linear.weight[first:last], bias if bias is None else bias[first:last])
-    some: Tensor = linear.channels(inputs, first, last)
-    return some
-
-
-def _attend(
-    attention: Any, normed_BND: Tensor, asking: int, sizes_BN: Tensor | None, prompts_BAHGd: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns the output for the first ``asking`` tokens (B, asking, D), and the keys of all tokens (B, H, N, d).
-
-    The keys of the prompts are not included.
-    """
-    queries, keys, values = project(attention, normed_BND, asking)
-    mask = None if sizes_BN is None else proportional_mask(sizes_BN, queries.dtype)
-    seen_keys = keys
-    if prompts_BAHGd is not None:
-        seen_keys = torch.cat((keys, prompts_BAHGd[:, 0]), dim=2)
-        values = torch.cat((values, prompts_BAHGd[:, 1]), dim=2)
-    attended_BHNd = functional.scaled_dot_product_attention(queries, seen_keys, values, attn_mask=mask)
-    attended_BND: Tensor = attention.proj(attention.norm(attended_BHNd.transpose(1, 2).flatten(2)))
-    return attended_BND, keys
 
 
 def _operations(mlp: Any, k: int | None) -> int:

@@ -92,6 +92,22 @@ def test_from_pictures_to_a_profile(folder: Path) -> None:
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_users_distilled_deit_learns_a_task_and_its_accuracy_is_measured(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    deit = create_model("deit_tiny_distilled_patch16_224", img_size=16, patch_size=4, depth=2, num_classes=2)
+    save_vit(deit, tmp_path / "deit.safetensors")
+    own: dict[str, object] = {"model": tmp_path / "deit.safetensors", "data": folder / "pictures.parquet"}
+    learning: dict[str, object] = {"task": folder / "bright-dark.json", "gammas": "1", "measured": "-4,0", "epochs": 1}
+    code, said = run(folder, "prompts", out=tmp_path / "tasks", **own, **learning)
+    assert code == 0, said
+    out = tmp_path / "profile.json"
+    measuring: dict[str, object] = {"gammas": "-4,0,1", "sizes": "1,3", "repeats": 1, "number_type": "float32"}
+    code, said = run(folder, "profile", tasks=tmp_path / "tasks", out=out, **own, **measuring)
+    assert code == 0, said
+    profile = Profile.from_json(out.read_text(encoding="utf-8"))
+    assert profile.gammas == (-4, 0, 1) and profile.accuracy["bright-dark"][0] == 1.0
+
+
 def test_errors_are_one_line(folder: Path, tmp_path: Path) -> None:
     data, out = folder / "pictures.parquet", tmp_path / "out.json"
     (tmp_path / "empty").mkdir()
