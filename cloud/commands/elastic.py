@@ -104,13 +104,15 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     isthmus elastic replay --policy priced --load 1.5
     isthmus elastic replay trace.csv --live --profile profile.json --model vit.safetensors --tasks tasks \\
         --data test.parquet
+    isthmus elastic replay trace.csv --server 127.0.0.1:50051 --profile profile.json --tasks tasks --data test.parquet
     """,
 )
 def replay(asked: ReplayOptions) -> None:
     """Serve the queries of a trace, and report how they ended, beside the most that any policy could earn.
 
-    Needs nothing for a simulation of the synthetic trace. With --live it needs --profile, --model, --tasks and --data.
-    Writes --out if it is given.
+    Needs nothing for a simulation of the synthetic trace. With --live it runs the model in this process, and
+    needs --profile, --model, --tasks and --data. With --server it asks a running server, and needs --profile, --tasks
+    and --data. Writes --out if it is given.
     """
     from isthmus.cloud.commands.replaying import replay
 

@@ -246,9 +246,31 @@ class ReplayOptions:
             "--live/--simulate", help="Run the model in real time, or simulate with the profile and a virtual clock."
         ),
     ] = False
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Send the queries to a running 'isthmus cloud serve --elastic-model ...' (HOST:PORT), in real time, "
+            "and simulate the same queries beside it. Name the server's profile and policy."
+        ),
+    ] = None
+    key_file: Annotated[Path | None, typer.Option(help="Server: file with the key that it asks its clients for.")] = (
+        None
+    )
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Server: PEM certificate to trust. Without one nothing is encrypted.")
+    ] = None
+    connections: Annotated[int, typer.Option(help="Server: number of connections.", min=1, max=4_096)] = 8
     model: Annotated[str | None, typer.Option(help="Live: the model's safetensors file, or its name in timm.")] = None
-    tasks: Annotated[Path | None, typer.Option(help="Live: folder of tasks of 'isthmus elastic prompts'.")] = None
-    data: Annotated[Path | None, typer.Option(help="Live: labelled pictures to ask about, a Parquet file.")] = None
+    tasks: Annotated[
+        Path | None, typer.Option(help="Live or server: folder of tasks of 'isthmus elastic prompts'.")
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Live or server: labelled pictures to ask about (Parquet). Take pictures on which no profile was "
+            "measured."
+        ),
+    ] = None
     warm: WarmFolder = None
     warm_bytes: Annotated[
         int | None, typer.Option(help="Live: bytes of memory for warmed models. Default: enough for all.")

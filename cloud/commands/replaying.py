@@ -51,16 +51,13 @@ def replay(asked: ReplayOptions) -> None:
         _check_infaas(asked)
     else:
         make_policy(asked.policy, measured)  # an unknown policy is refused before a model is loaded
+    if asked.server is not None:
+        _on_server(asked, measured)
+        return
     world: LiveWorld | None = None
     if asked.live:
         world, measured = _live_world(asked, measured)
-    rng = np.random.default_rng(asked.seed)
-    rates_T = (
-        wandering_rates(rng, asked.duration_s)
-        if asked.trace == SYNTHETIC
-        else rates_of_counts(read_trace(Path(asked.trace)), asked.window_s)
-    )
-    queries = queries_at_load(rng, rates_T, asked.load * asked.executors, measured)
+    queries = queries_asked(asked, measured)
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
     if infaas_bytes is not None:
@@ -111,6 +108,33 @@ def replay(asked: ReplayOptions) -> None:
         batches = [[b.start_s, b.end_s, b.gamma, b.size, b.accuracy, b.utility] for b in run.batches]
         write_atomically(asked.out, json.dumps({**sums, "each": batches, "latencies_s": run.latencies_s}) + "\n")
         typer.echo(f"written: {asked.out}")
+
+
+def _on_server(asked: ReplayOptions, measured: Profile) -> None:
+    """Replay through a running server."""
+    from isthmus.cloud.commands.load import server_replay
+    from isthmus.data.images import Columns
+
+    server_replay.check(asked)
+    assert asked.tasks is not None and asked.data is not None
+    columns = Columns(asked.image_column, asked.label_column)
+    pictures = server_replay.pictures_of(
+        asked.tasks, asked.data, asked.limit, asked.seed, columns, set(measured.accuracy)
+    )
+    for task in measured.accuracy.keys() - pictures.keys():
+        measured = measured.without_task(task)
+    server_replay.replay_on_server(asked, measured, queries_asked(asked, measured), pictures)
+
+
+def queries_asked(asked: ReplayOptions, measured: Profile) -> list[Query]:
+    """Return the queries of the trace, at the load that is asked for."""
+    rng = np.random.default_rng(asked.seed)
+    rates_T = (
+        wandering_rates(rng, asked.duration_s)
+        if asked.trace == SYNTHETIC
+        else rates_of_counts(read_trace(Path(asked.trace)), asked.window_s)
+    )
+    return queries_at_load(rng, rates_T, asked.load * asked.executors, measured)
 
 
 def _check_infaas(asked: ReplayOptions) -> None:

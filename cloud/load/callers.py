@@ -22,12 +22,25 @@ from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 
 ECHO_UNARY: Final = "/isthmus.load.Echo/Unary"
 ECHO_STREAM: Final = "/isthmus.load.Echo/Stream"
-_QUERY: Final = "/isthmus.v1.ElasticService/MakeQuery"
+MAKE_QUERY: Final = "/isthmus.v1.ElasticService/MakeQuery"
 _DESCRIBE: Final = "/isthmus.v1.PersonalisationService/DescribeStudent"
 _INFER: Final = "/isthmus.v1.InferenceService/Infer"
 _SETUP_S: Final = 30.0
 
+_LOCAL: Final = ("127.0.0.1", "localhost", "[::1]")
+
 Metadata = tuple[tuple[str, str], ...]
+
+
+def channel_to(address: str, certificate: bytes | None = None) -> grpc.aio.Channel:
+    """Return a channel with a connection of its own. Without a certificate to trust it is not encrypted."""
+    # Channels with equal options share a connection unless an option forbids it.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if certificate is not None:
+        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificate), options)
+    if address.rpartition(":")[0] in _LOCAL:
+        options.append(("grpc.enable_http_proxy", 0))
+    return grpc.aio.insecure_channel(address, options)
 
 
 class Refused(Exception):
@@ -197,7 +210,7 @@ def random_frame(feature_width: int, ratio: float) -> bytes:
 
 def query(channel: grpc.aio.Channel, task: str, encoded: bytes, latency_s: float, key: str | None) -> Unary:
     """Return a caller that asks for the class of one image (a JPEG or PNG file)."""
-    return Unary(channel, _QUERY, _question(task, encoded, latency_s), _with_key(key))
+    return Unary(channel, MAKE_QUERY, _question(task, encoded, latency_s), with_key(key))
 
 
 def labelled_queries(
@@ -210,14 +223,14 @@ def labelled_queries(
 ) -> Pictures:
     """Return a caller that asks for the classes of pictures in turn. Each is a file and the index of its class."""
     requests = [(_question(task, encoded, latency_s), label) for encoded, label in pictures]
-    return Pictures(channel, _QUERY, requests[0][0], _with_key(key), requests, turn)
+    return Pictures(channel, MAKE_QUERY, requests[0][0], with_key(key), requests, turn)
 
 
 def _question(task: str, encoded: bytes, latency_s: float) -> bytes:
     return elastic_pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=latency_s).SerializeToString()
 
 
-def _with_key(key: str | None) -> Metadata:
+def with_key(key: str | None) -> Metadata:
     return () if key is None else (("authorization", f"Bearer {key}"),)
 
 

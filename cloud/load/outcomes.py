@@ -42,9 +42,9 @@ def figures(sent: Sequence[Sent], duration_s: float, deadline_s: float) -> dict[
         "answered_per_s": round(len(good_s) / duration_s, 2),
         "goodput_per_s": round(in_time / duration_s, 2),
         "in_time_share": round(in_time / len(sent), 4) if sent else 0.0,
-        "latency_ms": _percentiles(good_s),
+        "latency_ms": percentiles_ms(good_s),
         "errors": dict(sorted(errors.items())),
-        "generator_lag_ms": _percentiles(np.array([each.lag_s for each in sent])),
+        "generator_lag_ms": percentiles_ms(np.array([each.lag_s for each in sent])),
     }
 
 
@@ -59,7 +59,8 @@ def _rightness(sent: Sequence[Sent], deadline_s: float) -> dict[str, float]:
     }
 
 
-def _percentiles(seconds_N: Any) -> dict[str, float] | None:
+def percentiles_ms(seconds_N: Any) -> dict[str, float] | None:
+    """Return percentiles of times, in milliseconds; None if there are none."""
     if not len(seconds_N):
         return None
     found = np.percentile(seconds_N, [50, 90, 99, 99.9]) * 1e3

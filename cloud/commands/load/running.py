@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from isthmus.cloud.commands.load.options import Load
 
 _OPEN_S = 60.0
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 def load(options: "Load", out: Path | None) -> None:
@@ -115,7 +114,7 @@ def _labelled(options: "Load") -> list[tuple[bytes, int]]:
 
 
 def _caller(options: "Load", labelled: _Labelled) -> Caller:
-    channel = _channel(options.server, options.tls_cert)
+    channel = callers.channel_to(options.server, _certificate(options))
     match options.what:
         case "query":
             if options.task is None or (options.image is None) == (options.data is None):
@@ -140,7 +139,7 @@ async def _like_the_servers(options: "Load", labelled: _Labelled) -> bytes:
         assert isinstance(caller, callers.Unary)
         await caller.close()
         return caller.request
-    channel = _channel(options.server, options.tls_cert)
+    channel = callers.channel_to(options.server, _certificate(options))
     try:
         _, manifest = await callers.enrolled(channel, key_in(options.key_file) or "")
     finally:
@@ -149,20 +148,14 @@ async def _like_the_servers(options: "Load", labelled: _Labelled) -> bytes:
 
 
 def _echo_caller(options: "Load", address: str, sent: bytes) -> Caller:
-    channel = _channel(address, None)
+    channel = callers.channel_to(address)
     if options.what == "frames":
         return callers.echo_stream(channel, sent)
     return callers.Unary(channel, callers.ECHO_UNARY, sent)
 
 
-def _channel(address: str, tls_cert: Path | None) -> grpc.aio.Channel:
-    # Channels with equal options share a connection unless an option forbids it.
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    if tls_cert is not None:
-        return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(tls_cert.read_bytes()), options)
-    if address.rpartition(":")[0] in _LOCAL:
-        options.append(("grpc.enable_http_proxy", 0))
-    return grpc.aio.insecure_channel(address, options)
+def _certificate(options: "Load") -> bytes | None:
+    return None if options.tls_cert is None else options.tls_cert.read_bytes()
 
 
 @contextmanager

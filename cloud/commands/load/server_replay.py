@@ -1,0 +1,148 @@
+"""The work of ``isthmus elastic replay --server``: send the queries of a trace to a running server, and simulate them.
+
+It sends from a process of its own, by gRPC. It needs no torch.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import typer
+
+from isthmus.cloud.commands.options import ReplayOptions
+from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
+from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.policy import EPSILON
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
+from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, read_recipe
+from isthmus.cloud.load.callers import channel_to, with_key
+from isthmus.cloud.load.replay import Ended, Pictures, figures, replay, warm_up
+from isthmus.command_line import key_in
+from isthmus.data.files import write_atomically
+from isthmus.data.images import Columns, read_encoded
+from isthmus.proto.errors import from_status
+
+OPEN_S: Final = 60.0
+SETTLE_S: Final = 2.0
+"""Seconds between warming up and the first query: the server's arrival rate must forget the former."""
+DRAWS: Final = 20
+"""Draws of which answers are right, over which the simulated utility is averaged."""
+
+
+def pictures_of(tasks: Path, data: Path, limit: int | None, seed: int, columns: Columns, names: set[str]) -> Pictures:
+    """Return the labelled pictures of every task of the folder that is among ``names``, in a random order.
+
+    Raises ValueError if there is none, or if a recipe does not fit the labels.
+    """
+    found = read_encoded(data, columns=columns)
+    order_N = np.random.default_rng(seed).permutation(len(found))[:limit].tolist()
+    made: dict[str, list[tuple[bytes, int]]] = {}
+    for path in sorted(tasks.glob("*.recipe.json")):
+        recipe = read_recipe(str(path))
+        if recipe.name not in names:
+            continue
+        classes = recipe.class_of_label
+        if max(label for _, label in found) >= len(classes):
+            raise ValueError(f"task {recipe.name!r} lists {len(classes)} labels; {data.name} has higher ones")
+        chosen = [(found[place][0], classes[found[place][1]]) for place in order_N]
+        made[recipe.name] = [(encoded, label) for encoded, label in chosen if label != LEFT_OUT]
+        if not made[recipe.name]:
+            raise ValueError(f"task {recipe.name!r} has no pictures in {data.name}")
+    if not made:
+        raise ValueError(f"{tasks.name} holds none of the profile's tasks: {', '.join(sorted(names)) or 'it has none'}")
+    return made
+
+
+def check(asked: ReplayOptions) -> None:
+    """Raise ValueError for options that do not go with --server."""
+    if asked.profile is None or asked.tasks is None or asked.data is None:
+        raise ValueError("--server needs --profile (the server's), --tasks and --data")
+    if asked.live or asked.warm is not None or asked.margin is not None or asked.policy.startswith("infaas"):
+        raise ValueError("--server serves as it was started: leave out --live, --warm, --margin and --policy infaas")
+
+
+def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], pictures: Pictures) -> None:
+    """Send the queries, simulate them, print both, and write the figures to ``asked.out`` if it is given.
+
+    Raises IsthmusError if the server does not answer or a task is not registered.
+    """
+    try:
+        ended = asyncio.run(_sent(asked, measured, queries, pictures))
+    except grpc.aio.AioRpcError as error:
+        raise from_status(error.code().value[0], error.details() or "") from error
+    found = figures(ended, measured)
+    simulated = _simulated(asked, measured, queries, found["took"])
+    bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
+    typer.echo(f"{asked.policy} on {asked.trace}, by the server, load {asked.load:g}, seed {asked.seed}:")
+    typer.echo(
+        f"{len(queries)} queries; utility of right answers {found['utility']:.1f} (expected "
+        f"{found['expected_utility']:.1f}; no policy passes {bound:.1f})"
+    )
+    for name, each in simulated.items():
+        right = found["utility"] / each["utility"] - 1
+        expected = found["expected_utility"] / each["expected_utility"] - 1
+        typer.echo(
+            f"{name}: utility {each['utility']:.1f}, expected {each['expected_utility']:.1f}; on the server right "
+            f"answers earn {right:+.2%}, expected ones {expected:+.2%}"
+        )
+    for outcome, share in found["outcomes"].items():
+        if share:
+            typer.echo(f"  {outcome.replace('_', ' ')}: {share:.2%}")
+    typer.echo(
+        f"{found['batches']} batches, mean size {found['mean_batch_size']:.1f}. They took {found['took']:.3f} times as "
+        "long as the profile says."
+    )
+    if asked.out is not None:
+        sums = {"policy": asked.policy, "load": asked.load, "seed": asked.seed, "bound": bound, **found}
+        write_atomically(asked.out, json.dumps({**sums, "simulated": simulated}, indent=1) + "\n")
+        typer.echo(f"written: {asked.out}")
+
+
+async def _sent(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], pictures: Pictures) -> list[Ended]:
+    assert asked.server is not None
+    certificate = None if asked.tls_cert is None else asked.tls_cert.read_bytes()
+    channels = [channel_to(asked.server, certificate) for _ in range(asked.connections)]
+    metadata = with_key(key_in(asked.key_file))
+    try:
+        await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), OPEN_S)
+        able = {task: [gamma for gamma in measured.gammas if measured.accuracy[task][gamma] > 0] for task in pictures}
+        for task, gammas in able.items():
+            await warm_up(channels[0], {task: pictures[task]}, gammas, metadata)
+        await asyncio.sleep(SETTLE_S)
+        return await replay(channels, queries, pictures, metadata)
+    except TimeoutError:
+        raise ValueError(f"{asked.server}: not all connections were open within {OPEN_S:g} s") from None
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+def _simulated(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], took: float) -> dict[str, Any]:
+    """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had."""
+    found = {}
+    for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
+        runs = []
+        for draw in range(DRAWS):
+            engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
+            luck_N = draws(np.random.default_rng([asked.seed, 1 + draw]), len(queries))
+            run = simulate(
+                engine,
+                queries,
+                luck_N,
+                lambda work, pace=pace: pace * measured.batch_time_s(work.gamma, len(work.batch)),  # type: ignore[misc]
+            )
+            runs.append(run)
+        found[name] = {
+            "utility": float(np.mean([run.utility for run in runs])),
+            "utility_of_draws": [run.utility for run in runs],
+            "expected_utility": runs[0].expected_utility,
+            "outcomes": {outcome.value: float(np.mean([run.share(outcome) for run in runs])) for outcome in Outcome},
+        }
+    return found

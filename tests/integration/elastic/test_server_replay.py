@@ -1,0 +1,101 @@
+"""`isthmus elastic replay --server`: a trace's queries through gRPC to a running server, beside the same simulated."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.elastic.scheduling.profile import paper_profile
+from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
+from isthmus.cloud.load.replay import Ended, figures
+from isthmus.data.images import LabelledImages, write_images
+from tests.rigs.elastic.server import ElasticRig, Made, pixels, tiny_profile
+
+TEN = Made.random("ten", 10, gammas=(), seed=1)
+PICTURES = [pixels(seed) for seed in range(12)]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> ElasticRig:
+    rig = ElasticRig(tmp_path)
+    profile = tiny_profile(5e-3).with_task("ten", {-4: 0.7, 0: 1.0, 2: 0.0})
+    (tmp_path / "profile.json").write_text(profile.to_json(), encoding="utf-8")
+    labels = [int(rig.direct(TEN, picture, 0).argmax()) for picture in PICTURES]
+    write_images(tmp_path / "pictures.parquet", LabelledImages(np.stack(PICTURES), np.array(labels)))
+    (tmp_path / "tasks").mkdir()
+    recipe = TaskRecipe("ten", TEN.spec.classes, tuple(range(10)))
+    (tmp_path / "tasks" / "ten.recipe.json").write_text(json.dumps(asdict(recipe)), encoding="utf-8")
+    return rig
+
+
+def run(rig: ElasticRig, address: str, **changes: object) -> tuple[int, str]:
+    options = {
+        "server": address,
+        "profile": rig.folder / "profile.json",
+        "tasks": rig.folder / "tasks",
+        "data": rig.folder / "pictures.parquet",
+        "policy": "fixed:0",
+        "load": 0.01,
+        "duration_s": 2,
+        "connections": 2,
+        "out": rig.folder / "out.json",
+        **changes,
+    }
+    args = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    done = CliRunner().invoke(app, ["replay", *args])
+    return done.exit_code, done.output
+
+
+def test_the_models_own_answers_are_right_and_in_time(rig: ElasticRig) -> None:
+    with rig.serving(TEN, elastic_policy="fixed:0") as address:
+        code, said = run(rig, address)
+    assert code == 0, said
+    found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
+    assert found["queries"] > 0 and found["outcomes"][Outcome.WRONG_IN_TIME.value] == 0
+    assert found["gammas"] == {"-4": 0, "0": found["queries"], "2": 0}
+    in_time = found["outcomes"][Outcome.CORRECT_IN_TIME.value]
+    assert in_time + found["outcomes"][Outcome.LATE.value] == pytest.approx(1.0)
+    assert in_time > 0 and found["utility"] == pytest.approx(found["expected_utility"])
+    simulated = found["simulated"]["simulated"]
+    assert found["utility"] <= simulated["utility"] + 1e-9 == pytest.approx(found["bound"])
+    assert "on the server right answers earn" in said
+
+
+def test_what_does_not_go_together_is_one_line(rig: ElasticRig) -> None:
+    for changes, told in (
+        ({"data": None}, "--server needs --profile"),
+        ({"policy": "infaas"}, "leave out"),
+        ({"profile": None}, "--server needs --profile"),
+    ):
+        code, said = run(rig, "127.0.0.1:1", **changes)
+        assert code == 1 and told in said.replace("\n", " "), said
+    with rig.serving() as address:  # the task is not registered
+        code, said = run(rig, address)
+    assert code == 1 and "ten" in said and "Traceback" not in said
+    (rig.folder / "tasks" / "ten.recipe.json").unlink()
+    code, said = run(rig, "127.0.0.1:1")
+    assert code == 1 and "holds none of the profile's tasks: ten" in said.replace("\n", " ")
+
+
+def test_figures_of_outcomes() -> None:
+    profile = paper_profile()
+    query = Query(0, "CIFAR10", 0.0, 0.6, 0.5)
+    ended = [
+        Ended(query, Outcome.CORRECT_IN_TIME, 0.0, 0.1, 0, 0.02),
+        Ended(replace(query, id=1), Outcome.WRONG_IN_TIME, 0.0, 0.1, 0, 0.02),
+        Ended(replace(query, id=2), Outcome.LATE, 0.0, 0.7, -20, 0.01),
+        Ended(replace(query, id=3), Outcome.EVICTED, 0.0, 0.2),
+        Ended(replace(query, id=4), None, 0.0, 0.2),
+    ]
+    found = figures(ended, profile)
+    assert found["utility"] == 0.5 and found["expected_utility"] == pytest.approx(2 * 0.5 * 0.965)
+    assert (found["batches"], found["mean_batch_size"], found["refused"]) == (2, 1.5, 1)
+    assert found["gammas"]["0"] == 2 and found["gammas"]["-20"] == 1
+    profiled_s = profile.batch_time_s(0, 2) + profile.batch_time_s(-20, 1)
+    assert found["took"] == pytest.approx(0.03 / profiled_s)
+    assert found["latency_ms"] is not None and np.isclose(found["latency_ms"]["p50"], 100.0)
