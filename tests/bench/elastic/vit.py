@@ -3,12 +3,18 @@
 Floor: the operations of all matrix products, divided by the measured rate of a square float32 product. The table also
 shows the achieved share of the expected speed-up: the ratio of times at gamma 0 and at gamma, divided by the ratio of
 operations. Weights of a timm name are random: speed does not depend on them, and accuracy is not measured.
+
+With ``--parts``, a second table shows in the same run which part of our model takes the time.
 """
 
 import tempfile
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +23,19 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from isthmus.cloud.elastic.model import attention as attention_module
+from isthmus.cloud.elastic.model import reducer as reducer_module
+from isthmus.cloud.elastic.model import vit as vit_module
 from isthmus.cloud.elastic.model.int8 import Int8Linear
 from isthmus.cloud.elastic.model.runner import DTYPES, ElasticRunner, NumberType
+from isthmus.cloud.elastic.model.timm_import import PatchEmbed
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit
 from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES
 from isthmus.cloud.elastic.prepare.profiler import blank_weights
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS, machine
-from tests.bench.harness import Report, interleaved, shown
+from tests.bench.harness import Report, Spread, interleaved, shown
 
 SIDE = 1_024
 RIVALS = ("timm eager", "timm compiled", "ONNX Runtime")
@@ -45,6 +55,7 @@ def main(
         str, typer.Option(help="Some of timm eager, timm compiled, ONNX Runtime, separated by commas.")
     ] = ",".join(RIVALS),
     compiled: Annotated[bool, typer.Option(help="Also measure our model compiled; compiling takes minutes.")] = False,
+    parts: Annotated[bool, typer.Option(help="Also show which part of our model takes the time.")] = False,
     repeats: int = 7,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
@@ -72,7 +83,7 @@ def main(
     report = Report("elastic_vit", config, ("torch", "timm", "onnxruntime"))
     report.floors = {f"{name} product, operations/s": rate for name, rate in rates.items()}
     for batch in _numbers(batches):
-        _measure(report, model, batch, _numbers(gammas), types, chosen, compiled, repeats, rates)
+        _measure(report, model, batch, _numbers(gammas), types, chosen, compiled, repeats, rates, parts)
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "batch": lambda row: str(row["batch"]),
         "on": lambda row: str(row["engine"]),
@@ -84,6 +95,11 @@ def main(
         "of the promised speed-up": lambda row: "" if row["of_promised"] is None else f"{row['of_promised']:.3f}",
         "times the best rival": lambda row: "" if row["over_rival"] is None else f"{row['over_rival']:.2f}",
     }
+    if parts:
+        for row in report.rows:
+            if row.get("parts_s"):
+                shares = ", ".join(f"{name} {1e3 * took['median']:.3g}" for name, took in row["parts_s"].items())
+                report.notes.append(f"{row['engine']}, batch {row['batch']}, gamma {row['gamma']}, CPU ms: {shares}")
     report.finish(columns, out)
 
 
@@ -97,6 +113,7 @@ def _measure(
     compiled: bool,
     repeats: int,
     rates: dict[str, float],
+    parts: bool,
 ) -> None:
     """One batch size."""
     runs: dict[str, Callable[[], object]] = {}
@@ -106,15 +123,18 @@ def _measure(
     for name in number_types:
         for compiler in (None, "inductor") if compiled and name != "int8" else (None,):
             engine = f"ours, {name}" + (", compiled" if compiler else "")
+            runner = _ours(source, name, compiler)
+            report.notes.append(f"{engine}, batch {batch}: attention {runner.model.mixing}")
             for gamma in gammas:
                 key = f"{engine}, {gamma}"
-                runs[key] = _ours(source, name, compiler, gamma, images_BCHW)
+                runs[key] = _run(runner, gamma, images_BCHW.to(DTYPES[name]))
                 meant[key] = (engine, gamma, name)
     with tempfile.TemporaryDirectory() as folder:
         for rival in rivals:
             runs[rival] = _rival(rival, load_vit(source, random=True), images_BCHW, Path(folder))
             meant[rival] = (rival, None, "float32")
         timings = interleaved(runs, repeats=repeats, warmups=2)
+    parts_s = _parts({key: run for key, run in runs.items() if key not in rivals}, repeats) if parts else {}
     took_s = {key: timing.cpu_s.median for key, timing in timings.items()}
     best_rival_s = min((took_s[rival] for rival in rivals), default=None)
     for key, (engine, gamma, name) in meant.items():
@@ -128,6 +148,7 @@ def _measure(
                 "engine": engine,
                 "gamma": "" if gamma is None else gamma,
                 **timings[key].to_json(),
+                "parts_s": {name: spread.to_json() for name, spread in parts_s.get(key, {}).items()},
                 "operations": operations,
                 "times_floor": took_s[key] / (operations / rates[name]),
                 "of_promised": None if promised is None or gained is None else gained / promised,
@@ -136,18 +157,72 @@ def _measure(
         )
 
 
-def _ours(
-    source: str, number_type: NumberType, compiler: str | None, gamma: int, images_BCHW: Tensor
-) -> Callable[[], object]:
-    """Return features at ``gamma``, with prompts if it is above 0."""
+def _ours(source: str, number_type: NumberType, compiler: str | None) -> ElasticRunner:
+    """Return our model, as it is served."""
     model = ElasticViT(load_vit(source, random=True))
     pixels = PixelSpec(model.image_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    runner = ElasticRunner(model, pixels, number_type=number_type, compiler=compiler, packed=True)
-    images = images_BCHW.to(DTYPES[number_type])
+    return ElasticRunner(model, pixels, number_type=number_type, compiler=compiler, packed=True)
+
+
+def _run(runner: ElasticRunner, gamma: int, images_BCHW: Tensor) -> Callable[[], object]:
+    """Return features at ``gamma``, with prompts if it is above 0."""
     prompts = None
     if gamma > 0:
-        prompts = runner.prepare(blank_weights(model, [gamma])).prompts[gamma][None]
-    return lambda: runner.features(images, gamma, prompts, "append" if gamma > 0 else None)
+        prompts = runner.prepare(blank_weights(runner.model, [gamma])).prompts[gamma][None]
+    return lambda: runner.features(images_BCHW, gamma, prompts, "append" if gamma > 0 else None)
+
+
+def _parts(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, Spread]]:
+    """Return CPU seconds by part of the model for each of ``runs``, which take turns."""
+    took_s: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in runs}
+    for _ in range(repeats):
+        for key, run in runs.items():
+            with _watched() as parts_s:
+                began_s = time.process_time()
+                run()
+                whole_s = time.process_time() - began_s
+            for name, part_s in {**parts_s, "all else": whole_s - sum(parts_s.values())}.items():
+                took_s[key][name].append(part_s)
+    return {key: {name: Spread.of(each) for name, each in parts.items()} for key, parts in took_s.items()}
+
+
+@contextmanager
+def _watched() -> Iterator[dict[str, float]]:
+    """Add up the CPU seconds of the parts of every model that runs inside. A part inside another counts once."""
+    taken_s: dict[str, float] = defaultdict(float)
+    inside_s = [0.0]
+
+    def timed(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            inside_s.append(0.0)
+            began_s = time.process_time()
+            try:
+                return run(*given, **named)
+            finally:
+                whole_s = time.process_time() - began_s
+                taken_s[name] += whole_s - inside_s.pop()
+                inside_s[-1] += whole_s
+
+        return call
+
+    watched = (
+        (vit_module, "attend", "output projection"),
+        (attention_module, "project", "queries, keys and values"),
+        (attention_module, "mixed", "attention"),
+        (vit_module, "_feed_forward", "MLP"),
+        (reducer_module, "match", "matching"),
+        (reducer_module, "merge", "merging"),
+        (nn.LayerNorm, "forward", "norms"),
+        (PatchEmbed, "forward", "patches"),
+    )
+    patches = [mock.patch.object(at, name, timed(part, getattr(at, name))) for at, name, part in watched]
+    for patch in patches:
+        patch.start()
+    try:
+        yield taken_s
+    finally:
+        for patch in patches:
+            patch.stop()
 
 
 def _rival(name: str, vit: nn.Module, images_BCHW: Tensor, folder: Path) -> Callable[[], object]:
