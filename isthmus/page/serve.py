@@ -83,7 +83,8 @@ def token_in(folder: Path) -> str:
 
 def serve(app: Any, token: str, port: int, say: Callable[[str], None]) -> None:
     """Serve ``app`` behind the gate on loopback and ``say`` its address. Raises InvalidInput if the port is taken."""
-    with socket.socket(socket.AF_INET) as listening:
+    # With its protocol named, asyncio sends small parts of an answer at once (TCP_NODELAY).
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
