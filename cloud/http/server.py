@@ -49,7 +49,7 @@ class HttpServer:
     async def start(self) -> int:
         """Starts to listen and returns the port. Raises InvalidInput if the address cannot be used."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        # asyncio sends small parts of an answer at once (TCP_NODELAY) only if the socket names its protocol. Otherwise a
+        # asyncio sends small parts of an answer at once (TCP_NODELAY) only if the socket names its protocol. Else a
         # kept connection waits 40 ms per answer for the client's acknowledgement.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
