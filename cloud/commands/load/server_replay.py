@@ -16,7 +16,7 @@ import typer
 from isthmus.cloud.commands.options import ReplayOptions
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
-from isthmus.cloud.elastic.scheduling.engine import Engine
+from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
@@ -32,8 +32,6 @@ from isthmus.proto.errors import from_status
 OPEN_S: Final = 60.0
 SETTLE_S: Final = 2.0
 """Seconds between warming up and the first query: the server's arrival rate must forget the former."""
-DRAWS: Final = 20
-"""Draws of which answers are right, over which the simulated utility is averaged."""
 
 
 def pictures_of(tasks: Path, data: Path, limit: int | None, seed: int, columns: Columns, names: set[str]) -> Pictures:
@@ -86,11 +84,10 @@ def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[
         f"{found['expected_utility']:.1f}; no policy passes {bound:.1f})"
     )
     for name, each in simulated.items():
-        right = found["utility"] / each["utility"] - 1
-        expected = found["expected_utility"] / each["expected_utility"] - 1
+        right, expected = (found[of] / each["expected_utility"] - 1 for of in ("utility", "expected_utility"))
         typer.echo(
-            f"{name}: utility {each['utility']:.1f}, expected {each['expected_utility']:.1f}; on the server right "
-            f"answers earn {right:+.2%}, expected ones {expected:+.2%}"
+            f"{name}: expected utility {each['expected_utility']:.1f}; on the server right answers earn {right:+.2%}, "
+            f"expected ones {expected:+.2%}"
         )
     for outcome, share in found["outcomes"].items():
         if share:
@@ -125,24 +122,22 @@ async def _sent(asked: ReplayOptions, measured: Profile, queries: Sequence[Query
 
 
 def _simulated(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], took: float) -> dict[str, Any]:
-    """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had."""
+    """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had.
+
+    ``expected_utility`` is the mean of the utility over all draws of which answers are right.
+    """
     found = {}
     for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
-        runs = []
-        for draw in range(DRAWS):
-            engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
-            luck_N = draws(np.random.default_rng([asked.seed, 1 + draw]), len(queries))
-            run = simulate(
-                engine,
-                queries,
-                luck_N,
-                lambda work, pace=pace: pace * measured.batch_time_s(work.gamma, len(work.batch)),  # type: ignore[misc]
-            )
-            runs.append(run)
+
+        def batch_s(work: Work, pace: float = pace) -> float:
+            return pace * measured.batch_time_s(work.gamma, len(work.batch))
+
+        engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
+        luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
+        run = simulate(engine, queries, luck_N, batch_s)
         found[name] = {
-            "utility": float(np.mean([run.utility for run in runs])),
-            "utility_of_draws": [run.utility for run in runs],
-            "expected_utility": runs[0].expected_utility,
-            "outcomes": {outcome.value: float(np.mean([run.share(outcome) for run in runs])) for outcome in Outcome},
+            "utility": run.utility,
+            "expected_utility": run.expected_utility,
+            "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
         }
     return found
