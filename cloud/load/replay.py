@@ -122,10 +122,11 @@ def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:
     accuracy times the utility. Answers of the same batch have the same run time.
     """
     in_time = [each for each in ended if each.outcome in IN_TIME and each.gamma is not None]
-    batches = Counter((each.gamma, each.run_s) for each in ended if each.gamma is not None)
-    gammas = Counter(each.gamma for each in ended if each.gamma is not None)
-    profiled_s = sum(profile.batch_time_s(gamma, size) for (gamma, _), size in batches.items() if gamma is not None)
-    ran_s = sum(run_s for _, run_s in batches if run_s is not None)
+    answered = [(each.gamma, each.run_s) for each in ended if each.gamma is not None and each.run_s is not None]
+    batches = Counter(answered)
+    gammas = Counter(gamma for gamma, _ in answered)
+    profiled_s = sum(profile.batch_time_s(gamma, size) for (gamma, _), size in batches.items())
+    ran_s = sum(run_s for _, run_s in batches)
     accuracy = profile.accuracy
     return {
         "queries": len(ended),
