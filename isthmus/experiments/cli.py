@@ -4,6 +4,7 @@ import logging
 
 from isthmus.command_line import App
 from isthmus.experiments.elastic.cli import add_commands as add_elastic
+from isthmus.experiments.elastic.papers_cli import add_commands as add_papers
 from isthmus.experiments.generation.cli import add_commands as add_generation
 from isthmus.experiments.link_cli import add_commands as add_link
 from isthmus.experiments.personal.cli import add_commands as add_personal
@@ -17,5 +18,6 @@ app = App(
 )
 add_personal(app)
 add_elastic(app)
+add_papers(app)
 add_generation(app)
 add_link(app)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from isthmus.cloud.elastic.policies.baselines import Clipper, DynamicBatching, Fifo, FixedGamma
+from isthmus.cloud.elastic.policies.infaas import NAME as INFAAS
 from isthmus.cloud.elastic.policies.otas import Otas, Planner
 from isthmus.cloud.elastic.policies.priced import Priced
 from isthmus.cloud.elastic.policies.throughput import ThroughputRule
@@ -71,6 +72,11 @@ def make_policy(name: str, profile: Profile) -> Policy:
         policy = DynamicBatching.named(name.removeprefix("dynamic:"))
     elif name in POLICIES:
         policy = POLICIES[name]()
+    elif name.partition(":")[0] == INFAAS:
+        raise ValueError(
+            "infaas swaps three models per task, and this engine has one model: compare it with 'isthmus elastic "
+            "replay' or 'isthmus experiment elastic', which simulate it"
+        )
     else:
         raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)}, fixed:G and dynamic:SIZES:MS")
     policy.use(profile)

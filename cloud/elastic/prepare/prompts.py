@@ -74,31 +74,66 @@ def learn_task(
         raise ValueError(f"labels from {labelled.labels_N.min()} to {labelled.labels_N.max()} for {classes} classes")
     model = model.to(device).eval().requires_grad_(False)
     key = digest([state_hash([model]), repr(config), repr(pixels), labelled.digest(), str(classes)])[:16]
-    head = _learned_head(model, pixels, labelled, classes, config, folder / "head.safetensors", key, device, on_epoch)
+    head = learn_head(
+        model,
+        pixels,
+        labelled,
+        classes,
+        config,
+        checkpoint=folder / "head.safetensors",
+        key=key,
+        device=device,
+        on_epoch=on_epoch,
+    )
     learned: dict[int, npt.NDArray[np.float32]] = {}
     before_LGD: Tensor | None = None
     tokens_LND = mean_tokens(model, pixels, labelled, device)
     for gamma in config.gammas:
         prompted = PromptedTask(model, head, first_prompts(tokens_LND, gamma, before_LGD), config.mode)
-        what = f"prompts {gamma}"
-
-        def loss(batch: Sequence[Tensor], task: PromptedTask = prompted) -> Tensor:
-            return functional.cross_entropy(task(batch[0]), batch[1], label_smoothing=config.prompts.label_smoothing)
-
-        fit(
+        learn_prompts(
             prompted,
-            Pictures(labelled, pixels, augment=config.prompts.augment, seed=config.seed),
-            loss,
-            config.prompts,
-            seed=config.seed,
-            run=f"{what} {key}",
+            pixels,
+            labelled,
+            config,
             checkpoint=folder / f"prompts-{gamma}.safetensors",
+            key=key,
             device=device,
-            on_epoch=_named(what, on_epoch),
+            on_epoch=on_epoch,
         )
         before_LGD = prompted.prompts_LGD.detach()
         learned[gamma] = before_LGD.cpu().numpy().copy()
     return TaskWeights(head.weight.detach().cpu().numpy().copy(), head.bias.detach().cpu().numpy().copy(), learned)
+
+
+def learn_prompts(
+    prompted: "PromptedTask",
+    pixels: PixelSpec,
+    labelled: LabelledImages,
+    config: PromptConfig,
+    *,
+    checkpoint: Path | None,
+    key: str,
+    device: torch.device,
+    on_epoch: OnEpoch = lambda _what, _report: None,
+) -> None:
+    """Learns the prompts of ``prompted`` from where they are. ``key`` names model, configuration and pictures.
+
+    Raises TrainingDiverged, DiskFull, and CheckpointError if the checkpoint belongs to another run.
+    """
+    what = f"prompts {prompted.prompts_LGD.shape[1]}"
+    fit(
+        prompted,
+        Pictures(labelled, pixels, augment=config.prompts.augment, seed=config.seed),
+        lambda batch: functional.cross_entropy(
+            prompted(batch[0]), batch[1], label_smoothing=config.prompts.label_smoothing
+        ),
+        config.prompts,
+        seed=config.seed,
+        run=f"{what} {key}",
+        checkpoint=checkpoint,
+        device=device,
+        on_epoch=_named(what, on_epoch),
+    )
 
 
 def first_prompts(tokens_LND: Tensor, gamma: int, before_LGD: Tensor | None) -> Tensor:
@@ -187,18 +222,19 @@ def all_features(model: ElasticViT, pixels: PixelSpec, labelled: LabelledImages,
     return torch.cat(batches)
 
 
-def _learned_head(
+def learn_head(
     model: ElasticViT,
     pixels: PixelSpec,
     labelled: LabelledImages,
     classes: int,
     config: PromptConfig,
-    checkpoint: Path,
+    *,
+    checkpoint: Path | None,
     key: str,
     device: torch.device,
-    on_epoch: OnEpoch,
+    on_epoch: OnEpoch = lambda _what, _report: None,
 ) -> nn.Linear:
-    """Learns one linear layer on features at gamma 0, which are computed once."""
+    """Learns one linear layer on features at gamma 0, which are computed once. Raises as ``learn_prompts``."""
     head = nn.Linear(model.width, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
