@@ -76,7 +76,8 @@ def between(rates_T: Floats, low: float, high: float) -> Floats:
         raise ValueError(
             "the recorded trace has the same rate in every second: name a longer one, or another --window-s"
         )
-    return low + (high - low) * (rates_T - rates_T.min()) / np.ptp(rates_T)
+    stretched_T: Floats = low + (high - low) * (rates_T - rates_T.min()) / np.ptp(rates_T)
+    return stretched_T
 
 
 def accuracies(warmed: Mapping[str, Any], method: str) -> dict[int, float]:

@@ -142,8 +142,9 @@ def unlearned(model: ElasticViT, classes: int, seed: int, patch_px: int | None =
                 model.image_px, patch_px, embed_dim=model.width, depth=model.depth, num_heads=model.heads
             )
         for module in vit.modules():
-            if module is not vit and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset: Any = getattr(module, "reset_parameters", None)
+            if module is not vit and reset is not None:
+                reset()
         vit.init_weights("")
     fresh = with_head(ElasticViT(vit, merge_order=model.merge_order), classes, seed)
     return fresh.requires_grad_(True)
@@ -158,7 +159,7 @@ def halves(seed: int, known: int) -> tuple[TaskRecipe, TaskRecipe]:
         names = tuple(CIFAR10_CLASSES[label] for label in places)
         return TaskRecipe(name, names, tuple(places.get(label, LEFT_OUT) for label in range(LABELS)))
 
-    return of("known", order[:known]), of("unseen", order[known:])
+    return of("known", order[:known].tolist()), of("unseen", order[known:].tolist())
 
 
 def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dict[str, Any]:
@@ -232,7 +233,8 @@ def _cell(setup: Setup, given: ElasticViT, pixels: PixelSpec, seed: int, out: Pa
         before = None if variant.start is None else learned[variant.start]
         start = prompts.first_prompts(tokens_LND, variant.gamma, before)
         task = WithHead(model, head, start) if variant.own_head else prompts.PromptedTask(model, head, start, "append")
-        curve, losses = [], []
+        curve: list[float] = []
+        losses: list[float] = []
 
         def weights_of(task: prompts.PromptedTask = task, gamma: int = variant.gamma) -> TaskWeights:
             own = task.head if isinstance(task, WithHead) else head

@@ -220,7 +220,9 @@ def similarity(runner: ElasticRunner, labelled: LabelledImages) -> list[dict[str
 
 def best(cell: Mapping[str, Any], gamma: int) -> str:
     """Returns the schedule of a gamma that is best on the choosing pictures; the first one wins a tie."""
-    found = {key: of["choosing"] for key, of in cell["schedules"].items() if key.startswith(f"{gamma}: ")}
+    found: dict[str, float] = {
+        key: of["choosing"] for key, of in cell["schedules"].items() if key.startswith(f"{gamma}: ")
+    }
     return max(found, key=lambda key: found[key])
 
 
