@@ -5,7 +5,7 @@ There are two ways to mix, which differ by rounding alone:
 - "fused": torch's fused attention.
 - "products": two batched matrix products with a softmax between them. The logits are rounded to the number type.
 
-In bfloat16 on a processor, torch's fused kernel takes 1.5 times as long as the products on AMD Zen 4
+In bfloat16 on AMD Zen 4, torch's fused kernel takes longer than the products
 (docs/results/elastic_vit_epyc-zen4-2core_2026-11-30.md). Other processors differ, so ``fastest_mixing`` measures both.
 
 Axes: B batch, N tokens, D width, H heads, Q asking tokens, G prompts, A = 2 (key, value), d width of a head.

@@ -2,8 +2,8 @@
 
 The usual product reorders its weights at every call, and writes the bias before the product. With few rows, as after
 merging, this is a large part of the time. With weights packed once, the products of a block of ViT-B in float32 take
-half of the usual time at 8 rows. With thousands of rows they take 0.86 to 0.88 of it on AMD, where the usual product is
-MKL's, and 0.93 to 1 on Intel with AVX-512. In bfloat16 they take 0.53 to 0.95 of the usual time
+half of the usual time at 8 rows. With hundreds of rows and more they take 0.93 to 1 of it on Intel with AVX-512, and
+less on AMD, where all of ViT-B takes 0.91 of its time at batch 8. In bfloat16 they take 0.53 to 0.95 of the usual time
 (docs/results/elastic_vit_epyc-zen4-2core_2026-11-30.md, docs/results/elastic_vit_xeon-amx-2core_2026-11-29.md). The
 packed weights are a second copy, so the weights of the blocks take twice the memory.
 """
