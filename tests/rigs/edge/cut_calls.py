@@ -218,7 +218,7 @@ def _infer(direct: GrpcLink, through: GrpcLink, database: Database, rng: random.
     _known(direct, through, rng)
     manifest = manifest_from_bytes(_patiently(lambda: direct.describe_student("")).manifest_bytes)
     frames = [_frame(manifest, rng) for _ in range(_CLIPS)]
-    expected = _answers(direct, manifest.student_id, frames, [])
+    expected = _patiently(lambda: _answers(direct, manifest.student_id, frames, []))
     answers: list[FloatArray] = []
     _until("infer", tally, lambda: _answers(through, manifest.student_id, frames, answers))
     if not all(map(np.array_equal, answers, expected)):
