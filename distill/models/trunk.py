@@ -16,7 +16,8 @@ from isthmus.distill.torchvision_import import ResNet, resnet
 
 log = logging.getLogger(__name__)
 
-WIDTHS: Final = {"resnet18-quarter": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
+NARROW: Final = "resnet18-quarter"
+WIDTHS: Final = {NARROW: 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048}
 
 
 class QuarterResNet18(ResNet):  # type: ignore[misc]
@@ -34,7 +35,7 @@ class QuarterResNet18(ResNet):  # type: ignore[misc]
 
 
 def _untrained(name: str, *, zero_init_residual: bool) -> ResNet:
-    if name == "resnet18-quarter":
+    if name == NARROW:
         return QuarterResNet18(zero_init_residual=zero_init_residual)
     return getattr(resnet, name)(weights=None, zero_init_residual=zero_init_residual)
 
@@ -43,15 +44,15 @@ def resnet_trunk(name: str, in_channels: int, weights: Path | None = None) -> nn
     """Return a torchvision ResNet, or a narrower one, without its classifier.
 
     ``weights`` is a file of ImageNet weights in torchvision's names: safetensors, or torchvision's own .pth. If
-    ``in_channels`` is 1, ``conv1`` is averaged over RGB. Without a file the trunk starts from random weights with the
-    last batch normalisation of every block at zero, which a deep trunk needs to learn from little data; the log says
-    so.
+    ``in_channels`` is 1, ``conv1`` is averaged over RGB. Without a file the trunk starts from random weights, and the
+    log says so. The last batch normalisation of every block is then at zero, which a deep trunk needs to learn from
+    little data, except in the narrow trunk: that one would stay at chance for many epochs (docs/log.md).
 
     Raises ValueError for an unknown name, or for weights that do not fit.
     """
     if name not in WIDTHS:
         raise ValueError(f"unknown trunk {name!r}; known: {', '.join(WIDTHS)}")
-    trunk = _untrained(name, zero_init_residual=weights is None)
+    trunk = _untrained(name, zero_init_residual=weights is None and name != NARROW)
     trunk.fc = nn.Identity()
     if in_channels != 3:
         trunk.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)

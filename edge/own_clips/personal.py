@@ -25,7 +25,7 @@ _WORTH_TELLING: Final = 0.25
 """A shift of a logit that can turn an undecided answer."""
 
 _OFTEN: Final = 1.3
-"""So many times the even share is worth a sentence; the prior is half uniform."""
+"""So many times the even share is worth a sentence."""
 
 
 class Reading(Protocol):
@@ -161,9 +161,10 @@ def _sentences(reading: Personal, classes: tuple[str, ...]) -> tuple[str, ...]:
             sentences.append(
                 f"Your {what} {way} like {classes[most]} in every clip than other people's; this is taken out."
             )
-    usual = int(np.argmax(prior_C))
-    if prior_C[usual] * len(prior_C) >= _OFTEN:
-        sentences.append(f"{classes[usual]} is frequent in your clips, so an undecided answer leans towards it.")
+    usual = [name for name, share in zip(classes, prior_C, strict=True) if share * len(classes) >= _OFTEN]
+    if usual:
+        what, are = (usual[0], "is") if len(usual) == 1 else (f"{', '.join(usual[:-1])} and {usual[-1]}", "are")
+        sentences.append(f"{what} {are} frequent in your clips, so an undecided answer leans towards what is frequent.")
     if reading.agreement is not None:
         before, now = reading.agreement
         change = "more" if now >= before else "less"

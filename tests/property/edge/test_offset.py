@@ -9,10 +9,23 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import digamma, gammaln
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 
-from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, log_gamma, mixed, scores
-from isthmus.edge.own_clips.offset import digamma as own_digamma
+from isthmus.edge.own_clips.offset import (
+    _FLATTEST,
+    _RIDGE,
+    BASE_SHARE,
+    OWN_WAY,
+    STILL,
+    TELLING_CLIPS,
+    Offset,
+    answer,
+    corrected,
+    estimate,
+    mixed,
+    scores,
+)
 from isthmus.edge.own_clips.offset import softmax as shares_of
 from isthmus.proto.person import PersonModel
 
@@ -58,62 +71,188 @@ def softmax(scores_C: Float64s) -> Float64s:
     return shares_C
 
 
-def prior_by_hand(counts: Float64s) -> Float64s:
-    """Return the class prior for these sums of answers, evenness by evenness and class by class."""
-    classes, clips = len(counts), float(sum(counts))
-    evidence, logs = [], []
-    for a in (0.3, 1.0, 3.0, 10.0, 30.0):
-        terms = [math.lgamma(a + count) - math.lgamma(a) for count in counts]
-        evidence.append(math.lgamma(classes * a) - math.lgamma(classes * a + clips) + sum(terms))
-        logs.append(np.array([digamma(a + count) - digamma(classes * a + clips) for count in counts]))
-    weights = softmax(np.array(evidence))
-    mean_log = sum((weight * log for weight, log in zip(weights, logs, strict=True)), np.zeros(classes))
-    return 0.9 * softmax(mean_log) + 0.1 / classes
+def metric_by_hand(mean_CC: Float64s) -> Float64s:
+    """Return G^-1: of M without its means of rows and columns, on the differences of logits alone."""
+    differences = np.linalg.qr(np.column_stack([np.ones(len(mean_CC)), np.eye(len(mean_CC))[:, 1:]]))[0][:, 1:]
+    inner = differences.T @ (mean_CC + mean_CC.T) / 2 @ differences
+    values, vectors = np.linalg.eigh(inner)
+    if values.max() <= 0:
+        return np.zeros_like(mean_CC)
+    inverse: Float64s = differences @ vectors @ np.diag(1 / np.maximum(values, _FLATTEST * values.max())) @ vectors.T
+    return inverse @ differences.T
 
 
-def by_hand(person: Person) -> tuple[list[Float64s], Float64s]:
-    """Return offsets and prior by the formulas, clip by clip."""
-    model, classes = person.model, person.raw_NC.shape[1]
-    clips = range(len(person.raw_NC))
-    answers = [row.copy() for row in person.raw_NC]
-    offsets = [np.zeros(classes), np.zeros(classes)]
-    prior = np.full(classes, 1 / classes)
-    for _ in range(40):
+class Turns:
+    """The turns under given class shares by the formulas, clip by clip and class by class."""
+
+    def __init__(self, person: Person, prior: Float64s) -> None:
+        self._person = person
+        self._model = person.model
+        self.classes = person.raw_NC.shape[1]
+        self.prior = prior
+        self._clips = range(len(person.raw_NC))
+        self.answers = [row * prior / (row * prior).sum() for row in person.raw_NC]
+        self._metric = [metric_by_hand(np.asarray(mean_CC, np.float64)) for mean_CC in person.model.mean_MCC]
+        for _ in range(40):
+            self._learn()
+            moved = [
+                softmax(
+                    0.7 * self.scores(person.logits_MNC[:, n], person.present_NM[n])
+                    + 0.3 * np.log(np.maximum(person.raw_NC[n], 1e-9))
+                )
+                for n in self._clips
+            ]
+            still = max(float(np.abs(a - b).max()) for a, b in zip(moved, self.answers, strict=True)) < STILL
+            self.answers = moved
+            if still:
+                break
+
+    def _learn(self) -> None:
+        self.offsets = [np.zeros(self.classes), np.zeros(self.classes)]
+        self.ways: list[list[Float64s]] = []
+        self.counted, self.spreads = [], []
         for m in (0, 1):
-            here = [n for n in clips if person.present_NM[n, m]]
+            mean, within = self._model.mean_MCC[m], self._model.within_MCC[m]
+            here = [n for n in self._clips if self._person.present_NM[n, m]]
+            counts = [sum(float(self.answers[n][c]) for n in here) for c in range(self.classes)]
+            spreads = [OWN_WAY * count + 1 - OWN_WAY for count in counts]
+            distances = [
+                sum(
+                    (self.answers[n][c] * (self._person.logits_MNC[m, n] - mean[c]) for n in here),
+                    np.zeros(self.classes),
+                )
+                for c in range(self.classes)
+            ]
+            counted = sum(count / spread for count, spread in zip(counts, spreads, strict=True))
             if here:
-                mean_logits = sum((person.logits_MNC[m, n] for n in here), np.zeros(classes)) / len(here)
-                mean_answers = sum((answers[n] for n in here), np.zeros(classes)) / len(here)
-                variance = model.between_MCC[m] + model.within_MCC[m] / len(here)
-                gain = np.linalg.inv(variance) @ model.between_MCC[m]
-                offsets[m] = (mean_logits - mean_answers @ model.mean_MCC[m]) @ gain
-        prior = prior_by_hand(sum(answers, np.zeros(classes)))
-        moved = []
-        for n in clips:
-            shifted = [person.logits_MNC[m, n] - offsets[m] for m in (0, 1) if person.present_NM[n, m]]
-            factor = model.fusion if len(shifted) == 2 else 1.0
-            found = factor * sum(shifted, np.zeros(classes)) + np.log(classes * prior)
-            moved.append(softmax(0.7 * found + 0.3 * np.log(np.maximum(person.raw_NC[n], 1e-9))))
-        still = max(float(np.abs(a - b).max()) for a, b in zip(moved, answers, strict=True)) < 1e-4
-        answers = moved
-        if still:
-            break
-    return offsets, prior
+                gain = np.linalg.inv(self._model.between_MCC[m] + within / counted) @ self._model.between_MCC[m]
+                total = sum((d / e for d, e in zip(distances, spreads, strict=True)), np.zeros(self.classes))
+                self.offsets[m] = total / counted @ gain
+            self.ways.append(
+                [
+                    OWN_WAY * (d - count * self.offsets[m]) / spread
+                    for d, count, spread in zip(distances, counts, spreads, strict=True)
+                ]
+            )
+            self.counted.append(counted)
+            self.spreads.append(spreads)
+
+    def scores(self, logits_MC: Float64s, present_M: Float64s) -> Float64s:
+        found = np.zeros(self.classes)
+        for m in (0, 1):
+            if present_M[m]:
+                shifted = logits_MC[m] - self.offsets[m]
+                lost = OWN_WAY * (1 - OWN_WAY) * float(np.trace(self._metric[m] @ self._model.within_MCC[m])) / 2
+                for c, way in enumerate(self.ways[m]):
+                    around = shifted - self._model.mean_MCC[m, c] - way / 2
+                    found[c] += shifted[c] + around @ self._metric[m] @ way - lost / self.spreads[m][c]
+        factor = self._model.fusion if present_M.sum() == 2 else 1.0
+        return factor * found + np.log(self.classes * self.prior)
+
+    def evidence(self) -> float:
+        """Return l_j, with densities of scipy in coordinates of differences, up to a constant of the clips."""
+        total, dimensions = 0.0, self.classes - 1
+        basis = np.linalg.qr(np.column_stack([np.ones(self.classes), np.eye(self.classes)[:, 1:]]))[0][:, 1:]
+        of_clip = [np.log(self.prior) for _ in self._clips]
+        for m in (0, 1):
+            if not self._person.present_NM[:, m].any():
+                continue
+            between, within = (
+                part + _RIDGE * np.trace(part) / dimensions * np.eye(dimensions)
+                for part in (basis.T @ each[m] @ basis for each in (self._model.between_MCC, self._model.within_MCC))
+            )
+            total += multivariate_normal(np.zeros(dimensions), between).logpdf(self.offsets[m] @ basis)
+            precise = np.linalg.inv(within)
+            total -= np.linalg.slogdet(np.linalg.inv(between) + self.counted[m] * precise)[1] / 2
+            for way, spread in zip(self.ways[m], self.spreads[m], strict=True):
+                total += multivariate_normal(np.zeros(dimensions), OWN_WAY * within).logpdf(way @ basis)
+                total -= np.linalg.slogdet(precise * spread / (OWN_WAY * (1 - OWN_WAY)))[1] / 2
+            noise = multivariate_normal(np.zeros(dimensions), (1 - OWN_WAY) * within)
+            for n in self._clips:
+                if self._person.present_NM[n, m]:
+                    factor = self._model.fusion if self._person.present_NM[n].all() else 1.0
+                    for c in range(self.classes):
+                        centre = self._model.mean_MCC[m, c] + self.offsets[m] + self.ways[m][c]
+                        away = (self._person.logits_MNC[m, n] - centre) @ basis
+                        of_clip[n] = of_clip[n] + factor * noise.logpdf(away) * np.eye(self.classes)[c]
+        return total + sum(float(logsumexp(row)) for row in of_clip)
+
+
+def by_hand(person: Person) -> Turns:
+    """Return the turns under the shares that the evidence of the hypotheses gives."""
+    classes = person.raw_NC.shape[1]
+    sums = sum(Turns(person, np.full(classes, 1 / classes)).answers, np.zeros(classes))
+    ranked = sorted(range(classes), key=lambda c: -sums[c])
+    priors, logs, clips = [], [], len(person.raw_NC)
+    for size in range(1, classes + 1):
+        prior = np.full(classes, 0.1 / classes)
+        prior[ranked[:size]] += 0.9 / size
+        priors.append(prior)
+        logs.append(
+            Turns(person, prior).evidence() * TELLING_CLIPS / (TELLING_CLIPS + clips)
+            - math.log(math.comb(classes, size))
+        )
+    weights = softmax(np.array(logs))
+    return Turns(person, sum((w * prior for w, prior in zip(weights, priors, strict=True)), np.zeros(classes)))
 
 
 @SOME
 @given(people)
 def test_the_estimate_is_that_of_the_formulas(person: Person) -> None:
-    made = person.estimate()
-    offsets, prior_C = by_hand(person)
-    np.testing.assert_allclose(made.offset_MC, offsets, rtol=1e-2, atol=1e-3)
-    np.testing.assert_allclose(made.prior_C, prior_C, atol=1e-3)
+    made, wanted = person.estimate(), by_hand(person)
+    np.testing.assert_allclose(made.offset_MC, wanted.offsets, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(made.prior_C, wanted.prior, atol=2e-3)
     answers_NC = answer(person.logits_MNC, person.present_NM, made)
     for n, row_C in enumerate(answers_NC):
-        shifted = [person.logits_MNC[m, n] - made.offset_MC[m] for m in (0, 1) if person.present_NM[n, m]]
-        factor = person.model.fusion if len(shifted) == 2 else 1.0
-        prior = np.log(len(row_C) * made.prior_C)
-        np.testing.assert_allclose(row_C, softmax(factor * sum(shifted, np.zeros(len(row_C))) + prior), atol=1e-6)
+        by_hand_C = softmax(wanted.scores(person.logits_MNC[:, n], person.present_NM[n]))
+        np.testing.assert_allclose(row_C, by_hand_C, atol=0.01)
+
+
+@SOME
+@given(st.integers(0, 2**32), st.integers(2, 5))
+def test_an_own_way_moves_the_mean_of_a_gaussian(seed: int, classes: int) -> None:
+    """If the heads are right about Gaussian clips, the scores are the log-likelihoods around the person's own means."""
+    rng = np.random.default_rng(seed)
+    root_CC = rng.standard_normal((classes, classes)) / 4
+    covariance_CC = root_CC @ root_CC.T + np.eye(classes)  # no eigenvalue below the floor of G
+    mean_CC = covariance_CC - np.diag(covariance_CC) / 2  # logits for which log p(L | c) is L_c and what all share
+    model = PersonModel(
+        *(
+            np.stack([part_CC, part_CC]).astype(np.float64)
+            for part_CC in (mean_CC, 1e-9 * np.eye(classes), covariance_CC)
+        )
+    )
+    label_N = np.arange(20 * classes) % classes
+    said_NC = np.eye(classes)[label_N]
+    own_CC = 0.5 * rng.standard_normal((classes, classes))
+    logits_NC = (mean_CC + own_CC)[label_N]
+    sound_alone = np.tile([1.0, 0.0], (len(label_N), 1))
+    made = estimate(np.stack([logits_NC, logits_NC]), sound_alone, said_NC, model, said_NC)
+    spread = OWN_WAY * 20 + 1 - OWN_WAY
+    learnt_CC = mean_CC + OWN_WAY * 20 / spread * own_CC
+    clips_KC = rng.standard_normal((7, classes)) @ root_CC.T + mean_CC[rng.integers(classes, size=7)]
+    found_KC = scores(np.stack([clips_KC, clips_KC]), sound_alone[:7], made)
+    difference_CC = np.eye(classes) - 1 / classes
+    inverse_CC = np.linalg.pinv(difference_CC @ covariance_CC @ difference_CC)
+    around_KCC = clips_KC[:, np.newaxis] - learnt_CC
+    likelihood_KC = -np.einsum("kcd,de,kce->kc", around_KCC, inverse_CC, around_KCC) / 2
+    np.testing.assert_allclose(found_KC - found_KC[:, :1], likelihood_KC - likelihood_KC[:, :1], atol=1e-3)
+
+
+@SOME
+@given(people)
+def test_without_own_ways_every_clip_counts_alike(person: Person) -> None:
+    made = person.estimate(own_way=0.0)
+    assert made.ways is None
+    said_NC = np.eye(person.raw_NC.shape[1])[np.zeros(len(person.raw_NC), int)]
+    known = person.estimate(own_way=0.0, known_NC=said_NC)
+    for m in (0, 1):
+        here_N = person.present_NM[:, m] > 0
+        if here_N.any():
+            total_CC = person.model.between_MCC[m] + person.model.within_MCC[m] / here_N.sum()
+            gain_CC = np.linalg.solve(total_CC, person.model.between_MCC[m])
+            observed_C = person.logits_MNC[m, here_N].mean(axis=0) - person.model.mean_MCC[m, 0]
+            np.testing.assert_allclose(known.offset_MC[m], observed_C @ gain_CC, rtol=1e-2, atol=1e-2)
 
 
 @SOME
@@ -182,7 +321,7 @@ def test_both_modalities_share_their_answers(person: Person) -> None:
     certain_MNC[1] = 0
     certain_MNC[1, :, 0] = 1e3
     flat = replace(model, between_MCC=model.between_MCC * np.array([1, 0])[:, np.newaxis, np.newaxis])
-    moved = person.estimate(logits_MNC=certain_MNC, model=flat)
+    moved = person.estimate(logits_MNC=certain_MNC, model=flat, own_way=0.0)
     gain_CC = np.linalg.solve(model.between_MCC[0] + model.within_MCC[0] / len(person.raw_NC), model.between_MCC[0])
     of_class_0 = (person.logits_MNC[0].mean(axis=0) - model.mean_MCC[0, 0]) @ gain_CC
     np.testing.assert_allclose(moved.offset_MC[0], of_class_0, rtol=1e-2, atol=1e-2)
@@ -218,7 +357,6 @@ def test_what_a_person_said_replaces_the_answer(person: Person) -> None:
     classes = person.raw_NC.shape[1]
     known_NC = np.eye(classes)[np.arange(len(person.raw_NC)) % classes]
     made = person.estimate(known_NC=known_NC)
-    np.testing.assert_allclose(made.prior_C, prior_by_hand(known_NC.sum(axis=0)))
     flat_NC = np.full_like(person.raw_NC, 1 / classes)
     np.testing.assert_array_equal(made.offset_MC, person.estimate(known_NC=known_NC, raw_NC=flat_NC).offset_MC)
     nothing_known = person.estimate(known_NC=np.zeros_like(known_NC))
@@ -238,7 +376,7 @@ def test_clips_that_are_all_alike(seed: int, classes: int, clips: int) -> None:
 @SOME
 @given(whole_people)
 def test_another_head_gets_the_same_correction(person: Person) -> None:
-    made = person.estimate()
+    made = replace(person.estimate(), ways=None)
     sums_NC = person.model.fusion * person.logits_MNC.sum(axis=0)
     plain_NC = np.stack([softmax(row_C) for row_C in np.maximum(sums_NC, sums_NC.max(axis=1, keepdims=True) - 15)])
     clipped_MNC = np.stack([np.log(plain_NC) / person.model.fusion, np.zeros_like(plain_NC)])
@@ -269,8 +407,8 @@ def test_the_prior_is_narrow_for_few_classes_and_even_for_all(classes: int, clip
         np.eye(classes)[label_N] for label_N in (np.zeros(clips * classes, int), np.arange(clips * classes) % classes)
     )
     of_one, of_all = (person.estimate(known_NC=known_NC).prior_C for known_NC in (one_NC, all_NC))
-    assert of_one[0] > 0.85 and of_one.argmax() == 0
-    np.testing.assert_allclose(of_all, 1 / classes, atol=1e-9)
+    assert of_one[0] > 0.8 and of_one.argmax() == 0
+    np.testing.assert_allclose(of_all, 1 / classes, atol=0.05)
 
 
 def test_what_is_refused() -> None:
@@ -308,8 +446,26 @@ def test_nothing_seen_changes_nothing() -> None:
     np.testing.assert_allclose(answer(person.logits_MNC, person.present_NM, made), plain_NC, atol=1e-6)
 
 
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20))
-def test_the_gamma_functions_are_scipys(values: list[float]) -> None:
-    given_A = np.array(values)
-    assert np.allclose(own_digamma(given_A), digamma(given_A), rtol=1e-12, atol=1e-12)
-    assert np.allclose(log_gamma(given_A), gammaln(given_A), rtol=1e-13, atol=1e-12)
+def test_which_classes_a_person_shows_is_found_and_helps() -> None:
+    """People drawn from the model itself, whose shift looks like a class: their few classes must not be mistaken."""
+    own_mass, gains = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        root_MCC = rng.standard_normal((2, 6, 6)) / 2
+        within_MCC = root_MCC @ root_MCC.transpose(0, 2, 1) + 0.5 * np.eye(6)
+        mean_MCC = within_MCC - np.diagonal(within_MCC, axis1=1, axis2=2)[:, np.newaxis] / 2
+        model = PersonModel(mean_MCC, within_MCC / 2, within_MCC, 1.0, 20)
+        few = int(rng.integers(2, 7))
+        shown = rng.permutation(6)[:few]
+        label_N = np.repeat(shown, 40 // few)
+        shift_MC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC) for part_CC in model.between_MCC])
+        noise_MNC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC, len(label_N)) for part_CC in within_MCC])
+        logits_MNC = mean_MCC[:, label_N] + shift_MC[:, np.newaxis] + noise_MNC
+        raw_NC = shares_of(logits_MNC.sum(axis=0))
+        both_NM = np.ones((len(label_N), 2))
+        made = estimate(logits_MNC, both_NM, raw_NC, model)
+        after_NC = shares_of(mixed(scores(logits_MNC, both_NM, made), raw_NC))
+        own_mass.append(float(made.prior_C[shown].sum()) - few / 6)
+        gains.append(float((after_NC.argmax(axis=1) == label_N).mean() - (raw_NC.argmax(axis=1) == label_N).mean()))
+    assert np.mean(own_mass) > 0.1, "the prior gathers on the classes that are shown"
+    assert np.mean(gains) > 0.05 and np.mean(np.array(gains) < -0.05) < 0.2
