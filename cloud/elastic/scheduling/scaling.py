@@ -20,21 +20,25 @@ MOST_PATIENCE: Final = 8.0
 class ScaleRule:
     """Between ``least`` and ``most`` executors, each busy for at most ``target`` of the time.
 
-    Images that wait are to be answered within ``drain_s``. An executor is removed if none of the last ``window_s``
-    needed it. Raises ValueError for numbers that make no sense.
+    Images that wait are to be answered within ``drain_s``. An executor is removed if at no time of the last
+    ``window_s`` the others would have been busy for more than ``target_after`` of the time: less than ``target``, so
+    that arrivals that vary by chance do not bring it back. Raises ValueError for numbers that make no sense.
     """
 
     least: int = 1
     most: int = 1
     target: float = 0.8
+    target_after: float = 0.6
     drain_s: float = 5.0
     window_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise ValueError(f"from {self.least} to {self.most} executors: least is at least 1, and most not below it")
-        if not (0 < self.target <= 1 and self.drain_s > 0 and self.window_s >= 0):
-            raise ValueError(f"target {self.target}, drain_s {self.drain_s}, window_s {self.window_s}: out of range")
+        if not 0 < self.target_after <= self.target <= 1:
+            raise ValueError(f"target {self.target}, target_after {self.target_after}: shares, the second not above")
+        if not (self.drain_s > 0 and self.window_s >= 0):
+            raise ValueError(f"drain_s {self.drain_s}, window_s {self.window_s}: out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Scale:
     offered: float = 0.0
     """Executors that would be busy all the time with what arrives; smoothed."""
     needs: tuple[tuple[float, int], ...] = field(default=(), repr=False)
-    """(time, executors needed) of the window: the ones that no later one exceeds, so the first is the maximum."""
+    """(time, executors to keep) of the window: the ones that no later one exceeds, so the first is the maximum."""
     removed_s: float = -math.inf
     """Time of the last removal."""
     patience: float = 1.0
@@ -85,17 +89,19 @@ def scaled(rule: ScaleRule, state: Scale, load: Load, now_s: float) -> Scale:
         return state
     kept = math.exp(-past_s / SMOOTHED_S)
     offered = kept * state.offered + (1 - kept) * load.arrived_s / past_s
+    busy = offered + load.waits_s / rule.drain_s
     # Rounding must not make one executor of none.
-    needed = math.ceil((offered + load.waits_s / rule.drain_s) / rule.target - 1e-9)
-    needed = min(rule.most, max(rule.least, needed))
-    seen = replace(state, at_s=now_s, offered=offered, needs=_noted(state, needed, now_s, rule.window_s))
+    needed, kept_on = (
+        min(rule.most, max(rule.least, math.ceil(busy / target - 1e-9))) for target in (rule.target, rule.target_after)
+    )
+    seen = replace(state, at_s=now_s, offered=offered, needs=_noted(state, kept_on, now_s, rule.window_s))
     if needed > state.executors:
         wrong = now_s - state.removed_s <= rule.window_s
         patience = min(MOST_PATIENCE, 2 * state.patience) if wrong else max(1.0, state.patience / 2)
         return replace(seen, executors=needed, patience=patience)
-    most_needed = seen.needs[0][1]
-    if most_needed < state.executors:
-        return replace(seen, executors=most_needed, removed_s=now_s)
+    most_kept = seen.needs[0][1]
+    if most_kept < state.executors:
+        return replace(seen, executors=most_kept, removed_s=now_s)
     return seen
 
 
