@@ -188,15 +188,15 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
         asked.model, picturing.pixels, found, random=asked.random, merge_order=picturing.merge_order
     )
     where = str(pick_device(picturing.device))
-    of_levels = wanted_levels(asked.gammas, asked.experts, elastic)
+    store = None if asked.warm is None else WarmStore(asked.warm)
+    reduced = elastic if store is None else timed_model(store, elastic)
+    of_levels = wanted_levels(asked.gammas, asked.experts, reduced)  # a pruning model knows other numbers
     labelled = (
         {}
         if asked.tasks is None or asked.data is None
         else _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     )
-    store = None if asked.warm is None else WarmStore(asked.warm)
     chosen = _number_type(asked.number_type, elastic, pixel, labelled, where, asked.compiler, packed=store is None)
-    reduced = elastic if store is None else timed_model(store, elastic)
     if reduced is not elastic and labelled:
         raise ValueError("a pruning model answers the warmed task alone: leave out --tasks and --data")
     runner = ElasticRunner(

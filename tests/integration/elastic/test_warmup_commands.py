@@ -128,6 +128,40 @@ def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> No
     assert asyncio.run(scenario()) in ("dark", "bright")
 
 
+def test_token_pruning_from_pictures_to_the_answers_of_a_server(folder: Path, tmp_path: Path) -> None:
+    """DynamicViT end to end: predictors are learned, the machine is profiled, and a server prunes as it is asked."""
+    out, profile = tmp_path / "out", tmp_path / "pruned.json"
+    code, said = warmup(folder, "run", reducer="pruning", numbers="0,40,70", middle=40, out=out)
+    assert code == 0, said
+    model = folder / "model.safetensors"
+    asked = [f"--model={model}", "--pixels=half", "--device=cpu", f"--warm={out / 'models'}", "--gammas=-70,-40,0"]
+    asked += ["--sizes=1,4", "--repeats=1", "--number-type=float32", "--threads=1", f"--out={profile}"]
+    done = CliRunner().invoke(app, ["profile", *asked])
+    assert done.exit_code == 0, done.output
+    measured = Profile.from_json(profile.read_text())
+    assert set(measured.accuracy["bright-dark"]) == {-70, -40, 0}
+    (task,) = load_tasks(out / "task", ModelShape(3, 64, 16))
+    rig, made = ElasticRig(tmp_path), Made(replace(task.spec, default_latency_s=60.0), task.weights)
+    served: dict[str, object] = {"elastic_model": str(model), "elastic_pixels": "half", "elastic_profile": profile}
+
+    async def scenario() -> list[pb.MakeQueryResponse]:
+        async with rig.running(made, elastic_warm=out / "models", **served) as (server, channel):
+            assert server.elastic is not None and server.elastic.warm is not None
+            stub, answers = pb_grpc.ElasticServiceStub(channel), []
+            encoded = png(bright_or_dark(1).pictures_NHWC[0])
+            for gamma in (-70, -40, 0):
+                await stub.MakeQuery(pb.MakeQueryRequest(task="bright-dark", encoded=encoded, gamma=gamma))
+                assert await asyncio.to_thread(server.elastic.warm.wait, 30)
+                request = pb.MakeQueryRequest(task="bright-dark", encoded=encoded, gamma=gamma)
+                answers.append(await stub.MakeQuery(request))
+            return answers
+
+    answers = asyncio.run(scenario())
+    assert [each.gamma for each in answers] == [-70, -40, 0]
+    assert all(np.isfinite(each.logits).all() for each in answers)
+    assert not np.allclose(answers[0].logits, answers[2].logits)
+
+
 def test_an_evaluation_is_a_grid_with_pictures(folder: Path, tmp_path: Path) -> None:
     options = {"test": folder / "test.parquet", "out": tmp_path, "seeds": "0", "time_share": 50.0}
     code, said = warmup(folder, "evaluate", profiling=folder / "unseen.parquet", **options)
