@@ -223,6 +223,13 @@ def test_the_ray_cluster_is_one_that_operator_and_autoscaler_read() -> None:
     assert spec["rayVersion"] == ray.__version__, "the version that was tested"
 
 
+def test_a_new_front_serves_for_a_while_before_the_next_old_one_goes() -> None:
+    for given, seconds in (({}, 15), ({"fronts": {"minReadySeconds": 40}}, 40)):
+        specs = {each["metadata"]["name"]: each["spec"] for each in rendered(given) if each["kind"] == "Deployment"}
+        assert specs["isthmus-front"]["minReadySeconds"] == seconds
+        assert specs["isthmus-front"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
 def test_the_chart_is_clean_and_refuses_values_that_cannot_work() -> None:
     helm: Any = pytest.importorskip("helm_python")
     assert not helm.lint(str(CHART))["errors"]
