@@ -3,6 +3,7 @@
 Weights are int8 per output channel, activations uint8, with ranges from public clips (static quantisation, QDQ format;
 Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Heads and compressors are small
 and stay float32. Heads are trained on float32 features, and are judged here on the features that the device will have.
+The person model is fitted on float32 features, too, and is not judged here.
 """
 
 import json

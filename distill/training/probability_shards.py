@@ -47,14 +47,16 @@ class ShardFiles:
         Raises ShardsError if the file is missing, damaged or another one.
         """
         path = self.folder / _name(number)
+        another = ShardsError(f"{path} is damaged, or of another set: copy it to this machine again")
         try:
-            shard: Probabilities = np.load(path, mmap_mode="r", allow_pickle=False)
             status = path.stat()
-            hashed = _hash(path, status.st_size, status.st_mtime_ns)
+            if _hash(path, status.st_size, status.st_mtime_ns) != self.hashes[number]:
+                raise another  # numpy never sees a file that was not written as a shard.
+            shard: Probabilities = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ShardsError(f"{path} cannot be read ({error}): copy it to this machine again") from error
-        if hashed != self.hashes[number] or shard.shape != (self.sizes[number], self.classes):
-            raise ShardsError(f"{path} is damaged, or of another set: copy it to this machine again")
+        if shard.shape != (self.sizes[number], self.classes):
+            raise another
         return shard
 
 

@@ -32,6 +32,8 @@ SEARCHED_PX: Final = 240
 """Larger pictures are searched at this height: the smallest face is 29 of these pixels, and the detector's is 24."""
 STILL_LEVELS: Final = 6
 """A picture is that of the empty room as long as no part of it has changed by more (of 256 levels)."""
+SEARCHED_AGAIN: Final = 60
+"""After so many such pictures one is searched anyway: somebody who keeps still may have been missed the first time."""
 _PARTS: Final = (32, 24)
 _SILERO_HZ: Final = 16_000
 _SILERO_SAMPLES, _SILERO_CONTEXT = 512, 64
@@ -106,6 +108,7 @@ class FaceGate:
         data: Any = cv2.data  # type: ignore[attr-defined]
         self._cascade = cv2.CascadeClassifier(str(Path(data.haarcascades) / "haarcascade_frontalface_default.xml"))
         self._empty: npt.NDArray[np.uint8] | None = None
+        self._passed_over = 0
 
     def faces(self, picture_HWC: Picture) -> list[Box]:
         """Return the faces of an RGB picture, the largest first."""
@@ -126,18 +129,24 @@ class FaceGate:
         """Return the box of the largest face in the middle picture, or else in one at a quarter or three quarters.
 
         None if there is no face in any of them. The search takes most of an idle device's processor time, so a room
-        that was empty is searched again only if something in it has changed.
+        that was empty is searched again only if something in it has changed, or after ``SEARCHED_AGAIN`` pictures.
         """
         count = len(pictures)
         for place in dict.fromkeys((count // 2, count // 4, 3 * count // 4)):
             parts = _parts(pictures[place])
-            if self._empty is not None and int(np.abs(parts.astype(np.int16) - self._empty).max()) <= STILL_LEVELS:
+            if self._is_empty(parts) and self._passed_over < SEARCHED_AGAIN:
+                self._passed_over += 1
                 continue
+            self._passed_over = 0
             faces = self.faces(pictures[place])
             if faces:
                 return faces[0]
             self._empty = parts
         return None
+
+    def _is_empty(self, parts: npt.NDArray[np.uint8]) -> bool:
+        empty = self._empty
+        return empty is not None and int(np.abs(parts.astype(np.int16) - empty).max()) <= STILL_LEVELS
 
 
 def _parts(picture_HWC: Picture) -> npt.NDArray[np.uint8]:

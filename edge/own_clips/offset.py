@@ -35,9 +35,10 @@ shows the first j of them, all alike often. Its evidence, after turns under it, 
     l_j = sum_n log sum_c pi_c prod_m N(L_n; M_c + b + w_c, (1 - k) S)^f
           + sum_m log N(b; 0, B) - log|B^-1 + W S^-1| / 2 + sum_c log N(w_c; 0, k S) - log|S^-1 e_c / (k (1 - k))| / 2
 
-and pi is the mean of the hypotheses' shares with weights proportional to exp(T l_j) / (C over j), T = t / (t + n) for n
-clips and t = ``TELLING_CLIPS``: what is wrong in the model is wrong in all clips of a person, so many of them tell less
-than they claim. The estimate stays on the device.
+for the differences of logits, since what all logits share tells nothing of a class. pi is the mean of the hypotheses'
+shares with weights proportional to exp(T l_j) / (C over j), T = t / (t + n) for n clips and t = ``TELLING_CLIPS``: what
+is wrong in the model is wrong in all clips of a person, so many of them tell less than they claim. If there are more
+than ``MOST_HYPOTHESES`` classes, only so many values of j are compared. The estimate stays on the device.
 
 Axes: M modalities (sound, picture), N clips, C classes, H hypotheses, K = C - 1 differences of logits.
 """
@@ -64,6 +65,9 @@ STILL: Final = 1e-3
 
 TELLING_CLIPS: Final = 24
 """However many clips a person has, they speak for a hypothesis about classes as at most so many independent ones."""
+
+MOST_HYPOTHESES: Final = 32
+"""A device's time and memory grow with them. With more classes, the values of j are in geometric progression."""
 
 UNIFORM_SHARE: Final = 0.1
 """Share of the uniform distribution in the class prior. A class that has not occurred yet is still possible."""
@@ -144,9 +148,10 @@ def estimate(
     if not own.clips:
         return Offset(np.zeros((len(kept_MNC), classes)), even_C, 0, model.fusion)
     rank_C = np.argsort(-own.settled(even_C[np.newaxis]).answers_HNC[0].sum(axis=0), kind="stable")
-    first_HC = np.tri(classes)[:, np.argsort(rank_C)]  # Hypothesis j: the first j + 1 classes by rank.
+    size_H = _hypotheses(classes)
+    first_HC = np.tri(classes)[size_H - 1][:, np.argsort(rank_C)]  # The first classes by rank.
     prior_HC = (1 - UNIFORM_SHARE) * first_HC / first_HC.sum(axis=1, keepdims=True) + UNIFORM_SHARE / classes
-    sets_H = np.array([math.log(math.comb(classes, size + 1)) for size in range(classes)])
+    sets_H = np.array([math.log(math.comb(classes, int(size))) for size in size_H])
     weight_1H = softmax((own.trust * own.evidence(own.settled(prior_HC)) - sets_H)[np.newaxis])
     found = own.settled(weight_1H @ prior_HC)
     ways = Ways(found.slope_MHCC[:, 0], found.level_MHC[:, 0]) if own_way else None
@@ -256,9 +261,14 @@ class _People:
         )
         shared_KK, precise_KK = np.linalg.inv(between_KK), np.linalg.inv(within_KK)
         offset_HK, way_HCK = person.offset_HC @ basis_CK, person.way_HCC @ basis_CK
-        centre_HCK = self.mean_CC @ basis_CK + way_HCK + offset_HK[:, np.newaxis]
-        away_HNCK = (logits_NC @ basis_CK)[:, np.newaxis] - centre_HCK[:, np.newaxis]
-        clip_HNC = -((away_HNCK @ precise_KK) * away_HNCK).sum(axis=3) / (2 * (1 - k))
+        # Distances by squares and products: an array of all differences would not fit into a device's memory.
+        middle_K = logits_NC.mean(axis=0) @ basis_CK
+        clip_NK = logits_NC @ basis_CK - middle_K
+        centre_HCK = self.mean_CC @ basis_CK + way_HCK + (offset_HK - middle_K)[:, np.newaxis]
+        precise_HCK = centre_HCK @ precise_KK
+        square_N1 = ((clip_NK @ precise_KK) * clip_NK).sum(axis=1, keepdims=True)
+        square_H1C = (precise_HCK * centre_HCK).sum(axis=2)[:, np.newaxis]
+        clip_HNC = (clip_NK @ precise_HCK.transpose(0, 2, 1) - (square_N1 + square_H1C) / 2) / (1 - k)
         posterior_HKK = shared_KK + person.counted_H[:, np.newaxis, np.newaxis] * precise_KK
         log_HX = [
             ((offset_HK @ shared_KK) * offset_HK).sum(axis=1),
@@ -362,6 +372,13 @@ class _Own:
         if self.known_NC is None:
             return answers_XNC
         return np.where(self.known_NC.sum(axis=1, keepdims=True) > 0, self.known_NC, answers_XNC)
+
+
+def _hypotheses(classes: int) -> npt.NDArray[np.int64]:
+    """Return how many classes each hypothesis has, rising from one to all."""
+    if classes <= MOST_HYPOTHESES:
+        return np.arange(1, classes + 1)
+    return np.unique(np.rint(np.geomspace(1, classes, MOST_HYPOTHESES)).astype(np.int64))
 
 
 def _differences(classes: int) -> Float64s:

@@ -1,6 +1,7 @@
 """The offset against its formulas in plain loops, and what must hold for every person."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from isthmus.edge.own_clips.offset import (
     _FLATTEST,
     _RIDGE,
     BASE_SHARE,
+    MOST_HYPOTHESES,
     OWN_WAY,
     STILL,
     TELLING_CLIPS,
@@ -444,6 +446,21 @@ def test_nothing_seen_changes_nothing() -> None:
     assert made.clips == 0 and not made.offset_MC.any()
     plain_NC = np.stack([softmax(row_C) for row_C in person.logits_MNC.sum(axis=0)])
     np.testing.assert_allclose(answer(person.logits_MNC, person.present_NM, made), plain_NC, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [MOST_HYPOTHESES + 1, 100])
+def test_many_classes_fit_into_a_devices_memory(classes: int) -> None:
+    """A person of four classes is told from all others, with a full window and every pair of clip and hypothesis."""
+    person = Person(0, 200, classes, both=True)
+    shown = np.array([3, 5, 8, 13])
+    said_NC = np.eye(classes)[shown[np.arange(200) % 4]]
+    person.estimate(known_NC=said_NC)  # What numpy loads at its first call is not counted.
+    tracemalloc.start()
+    made = person.estimate(known_NC=said_NC)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert made.prior_C[shown].sum() > 0.6 and set(np.argsort(-made.prior_C)[:4]) == set(shown)
+    assert most_bytes < 64e6
 
 
 def test_which_classes_a_person_shows_is_found_and_helps() -> None:

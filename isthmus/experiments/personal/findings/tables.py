@@ -128,7 +128,7 @@ def by_person(cells: Sequence[Cell], baseline: str, methods: Sequence[str], titl
 
 
 def _made_worse(values: Mapping[str, float], baseline: Mapping[str, float]) -> int:
-    return sum(value < baseline[person] - 0.02 for person, value in values.items())
+    return sum(value < baseline[person] - 0.02 - 1e-9 for person, value in values.items())
 
 
 def teacher_head(cell: Cell) -> float:

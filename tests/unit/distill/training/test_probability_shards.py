@@ -63,12 +63,23 @@ def test_a_folder_that_holds_none_and_damaged_lists_are_refused(tmp_path: Path) 
             open_shards(tmp_path)
 
 
-def test_missing_damaged_and_pickled_files_are_refused(tmp_path: Path) -> None:
+def test_a_shard_of_another_width_than_the_list_says_is_refused(tmp_path: Path) -> None:
     write_shards(tmp_path, shards())
+    listed = json.loads((tmp_path / MANIFEST).read_text()) | {"classes": 5}
+    (tmp_path / MANIFEST).write_text(json.dumps(listed))
+    with pytest.raises(ShardsError, match="of another set"):
+        open_shards(tmp_path).shard(0)
+
+
+def test_missing_damaged_and_pickled_files_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, [*shards(), *shards()])
     (tmp_path / "00000.npy").unlink()
     (tmp_path / "00001.npy").write_bytes(b"\x93NUMPY")
     np.save(tmp_path / "00002.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "00003.npy").write_bytes(b"")  # a copy that was cut off
+    (tmp_path / "00004.npy").write_bytes(b"PK\x03\x04 is how an archive begins")
+    np.save(tmp_path / "00005.npy", np.full((8, 5), 0.2, np.float16))
     opened = open_shards(tmp_path)
-    for number in range(3):
+    for number in range(6):
         with pytest.raises(ShardsError, match="copy it to this machine again"):
             opened.shard(number)

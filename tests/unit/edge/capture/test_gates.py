@@ -10,7 +10,14 @@ import pytest
 from isthmus.data.synthetic.face import Face, film
 from isthmus.data.synthetic.voice import RATE_HZ, Voice, speak
 from isthmus.edge.capture import gates
-from isthmus.edge.capture.gates import FaceGate, find_voice_gate, framed, resampled, voice_by_energy
+from isthmus.edge.capture.gates import (
+    SEARCHED_AGAIN,
+    FaceGate,
+    find_voice_gate,
+    framed,
+    resampled,
+    voice_by_energy,
+)
 from tests.rigs.edge.scene import faces
 
 CUES = np.zeros(6)
@@ -90,6 +97,15 @@ def test_an_empty_room_is_searched_once_and_somebody_who_comes_is_found(monkeypa
     for picture, each in zip(pictures, one, strict=True):
         picture[100 : 100 + each.shape[0], 200 : 200 + each.shape[1]] = each
     assert gate.find(pictures) is not None
+
+
+def test_a_still_room_is_searched_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who keeps still, and whose face was missed, is found later."""
+    gate, told = FaceGate(), [[], [(10, 20, 40, 40)]]
+    monkeypatch.setattr(gate, "faces", lambda picture: told.pop(0))
+    still = [np.full((240, 320, 3), 90, np.uint8)]
+    assert [gate.find(still) for _ in range(SEARCHED_AGAIN + 1)] == [None] * (SEARCHED_AGAIN + 1)
+    assert gate.find(still) == (10, 20, 40, 40)
 
 
 def test_the_box_is_in_pixels_of_the_picture_however_large() -> None:
