@@ -40,6 +40,9 @@ shares with weights proportional to exp(T l_j) / (C over j), T = t / (t + n) for
 is wrong in the model is wrong in all clips of a person, so many of them tell less than they claim. If there are more
 than ``MOST_HYPOTHESES`` classes, only so many values of j are compared. The estimate stays on the device.
 
+Fewer clips than ``EVIDENCE_CLIPS`` say too little of both, of which classes there are and of ways of their own: k is 0
+then, the turns start with r = p, and pi is learned in them (``shares.class_prior``).
+
 Axes: M modalities (sound, picture), N clips, C classes, H hypotheses, K = C - 1 differences of logits.
 """
 
@@ -51,6 +54,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.edge.own_clips.shares import UNIFORM_SHARE, class_prior, softmax
 from isthmus.proto.messages import FloatArray
 from isthmus.proto.person import PersonModel
 
@@ -69,8 +73,9 @@ TELLING_CLIPS: Final = 24
 MOST_HYPOTHESES: Final = 32
 """A device's time and memory grow with them. With more classes, the values of j are in geometric progression."""
 
-UNIFORM_SHARE: Final = 0.1
-"""Share of the uniform distribution in the class prior. A class that has not occurred yet is still possible."""
+EVIDENCE_CLIPS: Final = 10
+"""From so many clips on the classes of a person are told by evidence. RavFace's public people gain by it with 12 and
+24 clips, and lose with 8 and 4 (docs/results/few-classes)."""
 
 BASE_SHARE: Final = 0.3
 """Share of the ordinary head's answer in every answer: while the offset is estimated, and in what the user sees. Where
@@ -142,11 +147,15 @@ def estimate(
     kept_MNC, here_NM = _checked(logits_MNC, present_NM, classes)
     base_NC = _distributions(raw_NC, kept_MNC.shape[1], classes, "the raw answers")
     sure_NC = None if known_NC is None else _known(known_NC, kept_MNC.shape[1], classes)
-    people = [_People.of(model, modality, own_way) for modality in range(len(kept_MNC))]
+    few = len(base_NC) < EVIDENCE_CLIPS
+    people = [_People.of(model, modality, 0.0 if few else own_way) for modality in range(len(kept_MNC))]
     own = _Own(kept_MNC, here_NM, base_NC, sure_NC, people, model.fusion, base_share)
     even_C = np.full(classes, 1 / classes)
     if not own.clips:
         return Offset(np.zeros((len(kept_MNC), classes)), even_C, 0, model.fusion)
+    if few:
+        found = own.settled(None)
+        return Offset(found.offset_MHC[:, 0], found.prior_HC[0], own.clips, model.fusion)
     rank_C = np.argsort(-own.settled(even_C[np.newaxis]).answers_HNC[0].sum(axis=0), kind="stable")
     size_H = _hypotheses(classes)
     first_HC = np.tri(classes)[size_H - 1][:, np.argsort(rank_C)]  # The first classes by rank.
@@ -200,13 +209,6 @@ def corrected(probabilities_NC: Reals, present_NM: Reals, offset: Offset) -> Flo
     no_logits_MNC = np.zeros((present_NM.shape[1], len(present_NM), classes))
     shifted_NC = np.log(np.maximum(rows_NC, 1e-9)) + scores(no_logits_MNC, present_NM, replace(offset, ways=None))
     return softmax(shifted_NC).astype(np.float32)
-
-
-def softmax(scores_NC: Float64s) -> Float64s:
-    """Return the softmax over the last axis."""
-    powers_NC = np.exp(scores_NC - scores_NC.max(axis=-1, keepdims=True))
-    answers_NC: Float64s = powers_NC / powers_NC.sum(axis=-1, keepdims=True)
-    return answers_NC
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,11 +327,12 @@ class _Own:
         """T of the formulas above."""
         return TELLING_CLIPS / (TELLING_CLIPS + self.clips)
 
-    def settled(self, prior_HC: Float64s) -> _Settled:
-        """Run the turns with these shares of the classes."""
-        answers_HNC = self.base_NC * prior_HC[:, np.newaxis]
+    def settled(self, given_HC: Float64s | None) -> _Settled:
+        """Run the turns with these shares of the classes; None: with one hypothesis, whose shares the turns learn."""
+        answers_HNC = self.base_NC[np.newaxis] if given_HC is None else self.base_NC * given_HC[:, np.newaxis]
         answers_HNC = self._clamped(answers_HNC / np.maximum(answers_HNC.sum(axis=2, keepdims=True), 1e-300))
         for _ in range(MOST_TURNS):
+            prior_HC = class_prior(answers_HNC[0].sum(axis=0))[np.newaxis] if given_HC is None else given_HC
             each_M = [
                 people.person(logits_NC, answers_HNC * here_N[:, np.newaxis])
                 for people, logits_NC, here_N in zip(self.people, self.logits_MNC, self.present_NM.T, strict=True)

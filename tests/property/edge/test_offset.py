@@ -17,6 +17,7 @@ from isthmus.edge.own_clips.offset import (
     _FLATTEST,
     _RIDGE,
     BASE_SHARE,
+    EVIDENCE_CLIPS,
     MOST_HYPOTHESES,
     OWN_WAY,
     STILL,
@@ -28,7 +29,8 @@ from isthmus.edge.own_clips.offset import (
     mixed,
     scores,
 )
-from isthmus.edge.own_clips.offset import softmax as shares_of
+from isthmus.edge.own_clips.shares import class_prior
+from isthmus.edge.own_clips.shares import softmax as shares_of
 from isthmus.proto.person import PersonModel
 
 Float64s = npt.NDArray[np.float64]
@@ -63,8 +65,8 @@ class Person:
         return estimate(**{**given_here, **changed})  # type: ignore[arg-type]
 
 
-people = st.builds(Person, st.integers(0, 2**32), st.integers(1, 12), st.integers(2, 5))
-whole_people = st.builds(Person, st.integers(0, 2**32), st.integers(1, 12), st.integers(2, 5), both=st.just(True))
+people = st.builds(Person, st.integers(0, 2**32), st.integers(1, 18), st.integers(2, 5))
+whole_people = st.builds(Person, st.integers(0, 2**32), st.integers(1, 18), st.integers(2, 5), both=st.just(True))
 
 
 def softmax(scores_C: Float64s) -> Float64s:
@@ -85,17 +87,20 @@ def metric_by_hand(mean_CC: Float64s) -> Float64s:
 
 
 class Turns:
-    """The turns under given class shares by the formulas, clip by clip and class by class."""
+    """The turns under given class shares by the formulas, clip by clip and class by class; None: they are learned."""
 
-    def __init__(self, person: Person, prior: Float64s) -> None:
+    def __init__(self, person: Person, given: Float64s | None, own_way: float = OWN_WAY) -> None:
         self._person = person
         self._model = person.model
+        self._own_way = own_way
         self.classes = person.raw_NC.shape[1]
-        self.prior = prior
+        self.prior = np.ones(self.classes) if given is None else given
         self._clips = range(len(person.raw_NC))
-        self.answers = [row * prior / (row * prior).sum() for row in person.raw_NC]
+        self.answers = [row * self.prior / (row * self.prior).sum() for row in person.raw_NC]
         self._metric = [metric_by_hand(np.asarray(mean_CC, np.float64)) for mean_CC in person.model.mean_MCC]
         for _ in range(40):
+            if given is None:
+                self.prior = class_prior(sum(self.answers, np.zeros(self.classes)))
             self._learn()
             moved = [
                 softmax(
@@ -117,7 +122,7 @@ class Turns:
             mean, within = self._model.mean_MCC[m], self._model.within_MCC[m]
             here = [n for n in self._clips if self._person.present_NM[n, m]]
             counts = [sum(float(self.answers[n][c]) for n in here) for c in range(self.classes)]
-            spreads = [OWN_WAY * count + 1 - OWN_WAY for count in counts]
+            spreads = [self._own_way * count + 1 - self._own_way for count in counts]
             distances = [
                 sum(
                     (self.answers[n][c] * (self._person.logits_MNC[m, n] - mean[c]) for n in here),
@@ -132,7 +137,7 @@ class Turns:
                 self.offsets[m] = total / counted @ gain
             self.ways.append(
                 [
-                    OWN_WAY * (d - count * self.offsets[m]) / spread
+                    self._own_way * (d - count * self.offsets[m]) / spread
                     for d, count, spread in zip(distances, counts, spreads, strict=True)
                 ]
             )
@@ -144,7 +149,12 @@ class Turns:
         for m in (0, 1):
             if present_M[m]:
                 shifted = logits_MC[m] - self.offsets[m]
-                lost = OWN_WAY * (1 - OWN_WAY) * float(np.trace(self._metric[m] @ self._model.within_MCC[m])) / 2
+                lost = (
+                    self._own_way
+                    * (1 - self._own_way)
+                    * float(np.trace(self._metric[m] @ self._model.within_MCC[m]))
+                    / 2
+                )
                 for c, way in enumerate(self.ways[m]):
                     around = shifted - self._model.mean_MCC[m, c] - way / 2
                     found[c] += shifted[c] + around @ self._metric[m] @ way - lost / self.spreads[m][c]
@@ -181,8 +191,10 @@ class Turns:
 
 
 def by_hand(person: Person) -> Turns:
-    """Return the turns under the shares that the evidence of the hypotheses gives."""
+    """Return the turns under the shares that the evidence of the hypotheses gives; few clips: that the turns learn."""
     classes = person.raw_NC.shape[1]
+    if len(person.raw_NC) < EVIDENCE_CLIPS:
+        return Turns(person, None, own_way=0.0)
     sums = sum(Turns(person, np.full(classes, 1 / classes)).answers, np.zeros(classes))
     ranked = sorted(range(classes), key=lambda c: -sums[c])
     priors, logs, clips = [], [], len(person.raw_NC)
