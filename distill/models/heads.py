@@ -227,7 +227,8 @@ class FrozenHeads:
         return tuple(self.weights)
 
     def probabilities(self, values_F: Float32s, captured: Captured, ratio: float) -> Float32s:
-        """Return the class probabilities (C,) of one clip. All are NaN if a value or a logit is not finite.
+        """Return the class probabilities (C,) of one clip. All are NaN if a value is not finite, or if a logit is
+        NaN or plus infinity.
 
         ``values_F`` holds the compressed vectors of the modalities that were captured, sound first. Raises KeyError for
         an unknown ratio, and ValueError for a wrong number of values.

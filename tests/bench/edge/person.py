@@ -1,7 +1,7 @@
 """Cost of learning one user on the device: the estimate from a full window, and what it adds to an answer.
 
-The person model is random: speed does not depend on its numbers. An answer by habits stands beside the one by the
-offset, since the offset takes its place.
+The person model is random, so the turns of the estimate may end sooner for real people. An answer by habits stands
+beside the one by the offset, since the offset takes its place.
 """
 
 from pathlib import Path
