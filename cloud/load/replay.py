@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 
+from isthmus.cloud.elastic.scheduling.levels import gamma_of, level_of, said
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
 from isthmus.cloud.load.callers import MAKE_QUERY, Metadata
@@ -34,6 +35,7 @@ class Ended:
 
     ``outcome`` is None if the server refused it because too many were waiting. Without an answer, ``gamma`` and
     ``run_s`` are None. ``lag_s``: how late it was sent. ``latency_s``: from when it was due until it ended.
+    ``experts``: how many each token used; 0 if the model has none.
     """
 
     query: Query
@@ -42,10 +44,18 @@ class Ended:
     latency_s: float
     gamma: int | None = None
     run_s: float | None = None
+    experts: int = 0
+
+    def level(self, profile: Profile) -> int | None:
+        """Returns the level at which it ran, as the profile names it (``levels.py``), or None without an answer."""
+        if self.gamma is None:
+            return None
+        fewer = profile.experts - self.experts
+        return level_of(self.gamma, fewer) if self.experts and fewer > 0 else self.gamma
 
 
 async def warm_up(
-    channel: grpc.aio.Channel, pictures: Pictures, gammas: Sequence[int], metadata: Metadata = ()
+    channel: grpc.aio.Channel, pictures: Pictures, levels: Sequence[int], metadata: Metadata = ()
 ) -> None:
     """Asks for one and for many pictures of every task at every gamma, so that no query of the replay is the first.
 
@@ -59,7 +69,7 @@ async def warm_up(
         await asyncio.gather(*(call(data, timeout=2 * WARM_UP_LATENCY_S, metadata=metadata) for _ in range(count)))
 
     for task, labelled in pictures.items():
-        for gamma in gammas:
+        for gamma in sorted({gamma_of(level) for level in levels}):
             request = pb.MakeQueryRequest(task=task, encoded=labelled[0][0], latency_s=WARM_UP_LATENCY_S, gamma=gamma)
             try:
                 await ask(request, WARM_UP_SIZES[0])
@@ -112,27 +122,34 @@ async def _one(call: Any, query: Query, picture: tuple[bytes, int], began_s: flo
     answer = pb.MakeQueryResponse.FromString(data)
     right = answer.class_index == label
     in_time = Outcome.CORRECT_IN_TIME if right else Outcome.WRONG_IN_TIME
-    return Ended(query, in_time if took_s <= allowed_s else Outcome.LATE, lag_s, took_s, answer.gamma, answer.run_s)
+    outcome = in_time if took_s <= allowed_s else Outcome.LATE
+    return Ended(query, outcome, lag_s, took_s, answer.gamma, answer.run_s, answer.experts)
 
 
 def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:
     """Returns the sums of a replay, named as those of 'isthmus elastic replay'.
 
     ``utility`` adds up right answers in time. ``expected_utility`` adds up, for all answers in time, the profile's
-    accuracy times the utility. Answers of the same batch have the same run time.
+    accuracy times the utility. Answers of the same batch have the same run time. If the model has experts, ``gammas``
+    counts levels. Raises ValueError for an answer at a gamma that the profile lacks.
     """
-    in_time = [each for each in ended if each.outcome in IN_TIME and each.gamma is not None]
-    answered = [(each.gamma, each.run_s) for each in ended if each.gamma is not None and each.run_s is not None]
-    batches = Counter(answered)
-    gammas = Counter(gamma for gamma, _ in answered)
-    profiled_s = sum(profile.batch_time_s(gamma, size) for (gamma, _), size in batches.items())
+    levels = [each.level(profile) for each in ended]
+    if unknown := sorted({level for level in levels if level is not None} - {*profile.gammas}):
+        raise ValueError(
+            f"the server answered at {', '.join(said(level, profile.experts) for level in unknown)}, which the profile "
+            "lacks: --profile must be the server's"
+        )
+    placed = [(each, level) for each, level in zip(ended, levels, strict=True) if level is not None]
+    batches = Counter((level, each.run_s) for each, level in placed if each.run_s is not None)
+    gammas = Counter(level for _, level in placed)
+    profiled_s = sum(profile.batch_time_s(level, size) for (level, _), size in batches.items())
     ran_s = sum(run_s for _, run_s in batches)
     accuracy = profile.accuracy
     return {
         "queries": len(ended),
         "utility": sum(each.query.utility for each in ended if each.outcome is Outcome.CORRECT_IN_TIME),
         "expected_utility": sum(
-            each.query.utility * accuracy[each.query.task][each.gamma] for each in in_time if each.gamma is not None
+            each.query.utility * accuracy[each.query.task][level] for each, level in placed if each.outcome in IN_TIME
         ),
         "outcomes": {
             outcome.value: sum(each.outcome is outcome for each in ended) / max(1, len(ended)) for outcome in Outcome

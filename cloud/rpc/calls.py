@@ -34,6 +34,8 @@ _ARRIVING: Final = 64
 """Calls of unknown callers whose first message is being received. Each may hold one message in memory."""
 _AHEAD_BYTES: Final = 32 << 10
 """Bytes of a stream that are read before they are asked for. The read stops at the message that reaches them."""
+_MESSAGE_BYTES: Final = 64
+"""Bytes that count for each message beside its own, so that many empty messages are bounded too."""
 _STAYING: Final = 64
 """Health watches and reflection streams that stay open."""
 
@@ -192,7 +194,7 @@ class Ahead:
             self._arrived = self._loop.create_future()
             await self._arrived
         message = self._messages.popleft()
-        self._bytes -= len(message)
+        self._bytes -= len(message) + _MESSAGE_BYTES
         _wake(self._taken)
         return message
 
@@ -205,7 +207,7 @@ class Ahead:
         try:
             async for message in raw:
                 self._messages.append(message)
-                self._bytes += len(message)
+                self._bytes += len(message) + _MESSAGE_BYTES
                 _wake(self._arrived)
                 while self._bytes >= _AHEAD_BYTES and not self._closed:
                     self._taken = self._loop.create_future()

@@ -42,8 +42,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             # No reason to refuse a call that only reads: it is recorded at the next stream.
             with suppress(IsthmusError):
                 await asyncio.to_thread(releases.uses, self.database, caller().device_id, served.release)
-        # Of this call alone: an overflow is found in the answer, and refused.
-        np.seterr(over="ignore")
+        # Of this call alone: an overflow, infinity or NaN is found in the answer, and refused.
+        np.seterr(over="ignore", invalid="ignore")
         session, tenant = Session(served.heads, served.feature_width), caller().tenant
         async for request in requests:
             # A head is one small matrix product: cheaper to compute here than in another thread.

@@ -242,6 +242,8 @@ class FrozenHeads:
             weight_CF = weight_CF[:, :width] if captured is Captured.SOUND else weight_CF[:, width:]
         # For a few classes, numbers of Python take half the time of five calls of numpy.
         logits = (weight_CF.dot(values_F) + bias_C).tolist()
+        if not math.isfinite(sum(logits)):
+            return np.full(len(logits), np.nan, np.float32)
         largest = max(logits)
         scores = [math.exp(logit - largest) for logit in logits]
         total = sum(scores)

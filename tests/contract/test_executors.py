@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 import psutil
 import pytest
 
+from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
+from isthmus.cloud.elastic.model import runner as runners
+from isthmus.cloud.elastic.model.attention import Mixing
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item, ModelExecutor, Supervised
 from isthmus.cloud.elastic.model.runner import ElasticRunner
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task
@@ -248,8 +252,43 @@ def test_what_cannot_be_opened_is_said(opening: Opening, runner: ElasticRunner, 
 
 
 def test_an_opening_is_the_same_after_its_json_form() -> None:
-    opening = Opening("vit", "half", "cpu", "bfloat16", None, True, 2, {-4: (-4, 0, -8)}, "published", "ab")
+    opening = Opening(
+        "vit", "half", "cpu", "bfloat16", None, True, 2, {-4: (-4, 0, -8)}, "published", "ab", mixing="products"
+    )
     assert Opening.from_json(opening.to_json()) == opening
+
+
+def test_the_way_of_attention_that_was_measured_first_is_kept(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Mixing] = ["products"]
+    monkeypatch.setattr(runners, "fastest_mixing", lambda *arguments: asked.pop())
+    half = replace(opening, number_type="bfloat16", packed=True)
+    assert opened(half).model.mixing == "products"
+    for mixing in ("fused", "products"):
+        assert opened(replace(half, mixing=mixing)).model.mixing == mixing, "nothing is measured again"
+
+
+def test_an_actor_that_is_made_while_the_server_stops_is_not_waited_for(
+    opening: Opening, runner: ElasticRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RayExecutor(opening, runner.pixels)
+    killed: list[object] = []
+
+    class Waits:
+        """An actor for which the cluster has no room yet."""
+
+        @staticmethod
+        def remote(*arguments: object) -> "Waits":
+            return Waits()
+
+    monkeypatch.setattr(cluster, "connect", lambda address, cpus: made.close())
+    monkeypatch.setattr(cluster, "actor", lambda kind, cpus, gpus: Waits)
+    monkeypatch.setattr(cluster, "first_answer", lambda call, within_s: pytest.fail("it was waited for"))
+    monkeypatch.setattr(RayExecutor, "_kill", lambda self, actor: killed.append(actor))
+    with pytest.raises(ExecutorLost, match="the server is stopping"):
+        made.restore()
+    assert made.lost and isinstance(killed[-1], Waits)
 
 
 def test_a_cluster_of_ones_own_listens_on_loopback_alone_and_wants_a_token(of_kind: Callable[[str], Any]) -> None:

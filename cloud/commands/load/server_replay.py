@@ -69,7 +69,8 @@ def check(asked: ReplayOptions) -> None:
 def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], pictures: Pictures) -> None:
     """Send the queries, simulate them, print both, and write the figures to ``asked.out`` if it is given.
 
-    Raises IsthmusError if the server does not answer or a task is not registered.
+    Raises IsthmusError if the server does not answer or a task is not registered, and ValueError if the profile is not
+    the server's.
     """
     try:
         ended = asyncio.run(_sent(asked, measured, queries, pictures))
@@ -84,9 +85,13 @@ def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[
         f"{found['expected_utility']:.1f}; no policy passes {bound:.1f})"
     )
     for name, each in simulated.items():
-        right, expected = (found[of] / each["expected_utility"] - 1 for of in ("utility", "expected_utility"))
+        could = each["expected_utility"]
+        if not could:  # no query could be in time
+            typer.echo(f"{name}: expected utility 0")
+            continue
+        right, expected = (found[of] / could - 1 for of in ("utility", "expected_utility"))
         typer.echo(
-            f"{name}: expected utility {each['expected_utility']:.1f}; on the server right answers earn {right:+.2%}, "
+            f"{name}: expected utility {could:.1f}; on the server right answers earn {right:+.2%}, "
             f"expected ones {expected:+.2%}"
         )
     for outcome, share in found["outcomes"].items():

@@ -110,6 +110,8 @@ class RayExecutor:
                 made = cluster.actor(Actor, cpus=self._opening.threads, gpus=gpus)
                 actor = made.remote(self._opening.to_json(), __version__)
                 self._actor = actor
+                if self._closed:  # while it was made: "close" has not seen it
+                    raise ExecutorLost("the server is stopping")
                 self.pid = cluster.first_answer(actor.pid.remote(), START_S)
                 vigil = actor.vigil.remote()
             except Exception as error:  # many types: no room, no machine, no model

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
+from isthmus.cloud.elastic.model.attention import Mixing
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
@@ -22,7 +23,11 @@ class OtherModel(ValueError):
 
 @dataclass(frozen=True)
 class Opening:
-    """How a model is opened. ``model_hash``: the hash of the model that was opened first; "" accepts any."""
+    """How a model is opened.
+
+    ``model_hash``: the hash of the model that was opened first; "" accepts any. ``mixing``: the way of attention that
+    was measured then, so that all executors answer alike; None: each measures it itself.
+    """
 
     source: str
     pixels: str | None = None
@@ -35,6 +40,7 @@ class Opening:
     merge_order: MergeOrder = DEFAULT_ORDER
     model_hash: str = ""
     expert_bytes: int | None = None
+    mixing: Mixing | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,6 +67,7 @@ def opened(opening: Opening) -> ElasticRunner:
         number_type=opening.number_type,
         compiler=opening.compiler,
         packed=opening.packed,
+        mixing=opening.mixing,
     )
     if opening.model_hash and (model.identity or state_hash([runner.model])) != opening.model_hash:
         raise OtherModel(f"{opening.source} holds another model than when the server started: restart the server")

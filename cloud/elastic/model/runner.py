@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from isthmus.cloud.elastic.experts.layer import Routing
 from isthmus.cloud.elastic.experts.shelf import Shelf
-from isthmus.cloud.elastic.model.attention import fastest_mixing
+from isthmus.cloud.elastic.model.attention import Mixing, fastest_mixing
 from isthmus.cloud.elastic.model.int8 import Int8Linear
 from isthmus.cloud.elastic.model.packed import PackedLinear
 from isthmus.cloud.elastic.model.vit import ElasticViT
@@ -80,7 +80,7 @@ class ElasticRunner:
     batch, which takes up to a minute. On a GPU each of them is captured as a CUDA graph, unless ``graphs`` is False.
     With ``packed``, float32 and bfloat16 weights are also kept in packed form on processors, which doubles their memory
     (packed.py); the weights must not change afterwards. In bfloat16 the faster way of attention is measured as well
-    (attention.py). A model with experts takes levels in the place of gammas
+    (attention.py), unless ``mixing`` names it. A model with experts takes levels in the place of gammas
     (scheduling/levels.py). It skips experts whose weight is under ``least_weight``. It runs eagerly, since the sizes of
     its products depend on the pictures.
 
@@ -97,6 +97,7 @@ class ElasticRunner:
         compiler: str | None = None,
         graphs: bool = True,
         packed: bool = False,
+        mixing: Mixing | None = None,
         least_weight: float = 0.0,
     ):
         self.device = torch.device(device)
@@ -114,8 +115,9 @@ class ElasticRunner:
         elif packed and runs_onednn(device, compiler):
             self.model.remake_linears(PackedLinear)
             if number_type == "bfloat16":
-                head_width = model.width // model.heads
-                self.model.mixing = fastest_mixing(model.heads, head_width, model.tokens, self.dtype)
+                self.model.mixing = mixing or fastest_mixing(
+                    model.heads, model.width // model.heads, model.tokens, self.dtype
+                )
         self.pixels = pixels
         deviation_C = torch.tensor(pixels.deviation, device=self.device)
         self._scale_C = 1 / (255 * deviation_C)

@@ -156,6 +156,8 @@ def _opening(settings: ElasticSettings, profile: Profile, runner: ElasticRunner,
         expert_bytes=settings.expert_bytes,
         # Weights that are packed for a processor have another form on a GPU.
         model_hash="" if device != settings.device else machine_key(runner).model_hash,
+        # An executor that starts under load would measure the load. Machines of a cluster measure themselves.
+        mixing=None if settings.executor.startswith(cluster.REMOTE) else runner.model.mixing,
     )
 
 

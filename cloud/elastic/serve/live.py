@@ -285,7 +285,7 @@ class LiveEngine:
                     failures += 1
                 elif (found := self._next_work(executor)) is not None:
                     failures = 0 if self._execute(executor, *found) else failures + 1
-                    if failures and len(self._threads) > 1:
+                    if failures and self._crew.able > 1:
                         self._rest(failures)
         except Exception:
             log.exception("the engine failed; every query is refused from now on")
@@ -352,7 +352,7 @@ class LiveEngine:
 
     def _rest(self, failures: int) -> None:
         """Leaves the work to the other executors for a while."""
-        until_s = time.monotonic() + min(LONGEST_REST_S, REST_S * 2.0**failures)
+        until_s = time.monotonic() + rest_s(failures)
         with self._wake:
             while self._stopped is None and (left_s := until_s - time.monotonic()) > 0:
                 self._wake.wait(left_s)
@@ -472,6 +472,12 @@ class LiveEngine:
             # The loop may have ended already; then nobody waits for these answers.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_resolve, settled)
+
+
+def rest_s(failures: int) -> float:
+    """Returns how long an executor rests after so many failures in a row."""
+    # The exponent is bounded: an executor may fail for days, and a float ends at 2 ** 1024.
+    return min(LONGEST_REST_S, REST_S * 2.0 ** min(failures, 16))
 
 
 def _resolve(settled: _Settled) -> None:

@@ -33,7 +33,8 @@ class _Slot:
 class SlotCache(KVCache):
     """A pool that doubles when it is full, and halves when three quarters of it are free.
 
-    Columns that no request has stored yet are numbers all the same: attention multiplies them by zero.
+    Columns that no request has stored yet are zeros: attention multiplies them by zero, and what a request has left
+    there could be infinite.
     """
 
     movable = True
@@ -160,6 +161,8 @@ class SlotCache(KVCache):
                     stored[:, block] = stored[:, last]
                 self._owners[block] = (id, at)
                 self._slots[id].blocks[at] = block
+            for stored in (self._keys_LNKBD, self._values_LNKBD):
+                stored[:, last] = 0
             self._owners.pop()
         if len(self._owners) <= self._keys_LNKBD.shape[1] // 4:
             self._resize(self._keys_LNKBD.shape[1] // 2)

@@ -119,7 +119,7 @@ class Front:
         """Notes that a replica failed: nothing is sent to it for a while. ``refuses``: it is alive, and full."""
         replica = self._replicas[at]
         replica.losses = 1 if refuses else replica.losses + 1
-        replica.lost_until_s = now_s + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** (replica.losses - 1))
+        replica.lost_until_s = now_s + min(MOST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(replica.losses - 1, 16))
 
     def wait_again(self, id: int) -> None:
         """Takes a request back from its replica. It keeps its rank."""

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.elastic.scheduling.levels import level_of
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
@@ -100,3 +101,30 @@ def test_figures_of_outcomes() -> None:
     profiled_s = profile.batch_time_s(0, 2) + profile.batch_time_s(-20, 1)
     assert found["took"] == pytest.approx(0.03 / profiled_s)
     assert found["latency_ms"] is not None and np.isclose(found["latency_ms"]["p50"], 100.0)
+
+
+def test_answers_of_fewer_experts_are_counted_at_their_level() -> None:
+    paper = paper_profile()
+    usual, fewer = level_of(0), level_of(0, 1)
+    profile = replace(
+        paper,
+        gammas=(fewer, usual),
+        accuracy={"CIFAR10": {fewer: 0.5, usual: 0.9}},
+        latency_s={fewer: paper.latency_s[-20], usual: paper.latency_s[0]},
+        experts=2,
+    )
+    query = Query(0, "CIFAR10", 0.0, 0.6, 1.0)
+    ended = [
+        Ended(query, Outcome.CORRECT_IN_TIME, 0.0, 0.1, 0, 0.02, experts=2),
+        Ended(replace(query, id=1), Outcome.WRONG_IN_TIME, 0.0, 0.1, 0, 0.01, experts=1),
+    ]
+    found = figures(ended, profile)
+    assert found["gammas"] == {str(fewer): 1, str(usual): 1}
+    assert found["expected_utility"] == pytest.approx(0.9 + 0.5)
+    assert found["took"] == pytest.approx(0.03 / (profile.batch_time_s(usual, 1) + profile.batch_time_s(fewer, 1)))
+
+
+def test_an_answer_at_a_gamma_that_the_profile_lacks_is_said() -> None:
+    ended = [Ended(Query(0, "CIFAR10", 0.0, 0.6, 0.5), Outcome.CORRECT_IN_TIME, 0.0, 0.1, -3, 0.02)]
+    with pytest.raises(ValueError, match="answered at -3, which the profile lacks: --profile must be the server's"):
+        figures(ended, paper_profile())

@@ -85,3 +85,17 @@ def test_every_row_attends_to_its_own_tokens_alone(acts: list[tuple[str, int]], 
     largest = cache.bytes
     cache.drop(list(stored))
     assert cache.bytes <= largest // 2
+
+
+def test_what_a_request_leaves_behind_reaches_nobody_else() -> None:
+    rng = np.random.default_rng(0)
+    cache = SlotCache(KVShape(LAYERS, KV_HEADS, DIM))
+    stored: Stored = {}
+    step(cache, stored, {0: BLOCK, 1: 3}, rng)
+    endless = torch.full((LAYERS, KV_HEADS, 3 * BLOCK, DIM), torch.inf)
+    cache.place(9, (), endless, -endless)
+    cache.drop([9])
+    # Rows of one and two blocks decode together, so a block of nobody is read too.
+    for _ in range(2):
+        step(cache, stored, {0: 1, 1: 1}, rng)
+    step(cache, stored, {2: 2, 0: 1, 1: 1}, rng)

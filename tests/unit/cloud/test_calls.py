@@ -58,6 +58,20 @@ def test_what_nobody_takes_is_bounded_in_bytes() -> None:
     asyncio.run(scenario())
 
 
+def test_many_empty_messages_that_nobody_takes_are_bounded() -> None:
+    async def scenario() -> None:
+        raw = Raw(*(b"" for _ in range(5_000)))
+        ahead = Ahead(aiter(raw))
+        for _ in range(100):
+            await settle()
+        read = raw.read
+        assert 0 < read < 1_000
+        taken = [await ahead.message() for _ in range(5_001)]
+        assert taken == [b""] * 5_000 + [None], "and none is lost"
+
+    asyncio.run(scenario())
+
+
 def test_what_reading_raises_is_raised_after_what_was_read() -> None:
     async def scenario() -> None:
         ahead = Ahead(aiter(Raw(b"a", RuntimeError("broken"))))

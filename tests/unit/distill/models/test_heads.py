@@ -75,6 +75,14 @@ def test_answers_whose_logits_overflow_are_nan() -> None:
         assert np.isnan(heads.probabilities(np.full(16, 3e38, np.float32), Captured.BOTH, 1.0)).all()
 
 
+def test_answers_with_one_logit_or_value_that_is_not_finite_are_nan() -> None:
+    weight_CF = np.array([[-10, 1e-9], [1, 1e-9]], np.float32)
+    heads = FrozenHeads({1.0: (weight_CF, np.zeros(2, np.float32))})
+    with np.errstate(over="ignore", invalid="ignore"):
+        for value in (1e38, np.inf, -np.inf, np.nan):  # 1e38: the first class alone overflows, to minus infinity
+            assert np.isnan(heads.probabilities(np.array([value, 1], np.float32), Captured.BOTH, 1.0)).all()
+
+
 def test_frozen_heads_stay_when_the_bank_is_trained_on() -> None:
     bank = HeadBank(8, 3, (1.0,))
     frozen, values_F = bank.frozen(), np.ones(16, np.float32)

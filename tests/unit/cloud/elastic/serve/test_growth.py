@@ -10,6 +10,7 @@ from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.scaling import Scaler, ScaleRule
 from isthmus.cloud.elastic.serve.growth import Growth
 from isthmus.cloud.elastic.serve.live import LiveEngine
+from isthmus.proto.errors import Internal
 from tests.unit.cloud.elastic.serve.test_live import PROFILE, TASK, WAIT_S, HeldExecutor, OutsideExecutor, clock, image
 
 
@@ -99,6 +100,32 @@ def test_an_executor_that_cannot_be_started_again_is_tried_again() -> None:
             assert live.snapshot().executors == 1 and await ask(live, 7) == 7
             executors[1].back.set()
             await until(lambda: live.snapshot().executors == 2)
+        finally:
+            await asyncio.to_thread(live.stop)
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_executor_leaves_work_to_others_only_if_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested: list[int] = []
+    monkeypatch.setattr(LiveEngine, "_rest", lambda self, failures: rested.append(failures))
+
+    def broken() -> None:
+        raise RuntimeError("no memory left")
+
+    async def scenario() -> None:
+        live, executors = outside(2)
+        live.want(1)
+        live.start()
+        try:
+            await until(lambda: live.snapshot().executors == 1)
+            executors[0].breaks = broken
+            for value in range(3):
+                with pytest.raises(Internal):
+                    await ask(live, value)
+            assert rested == [], "the other one is suspended, so nobody could take the work"
+            executors[0].breaks = lambda: None
+            assert await ask(live, 7) == 7
         finally:
             await asyncio.to_thread(live.stop)
 

@@ -15,7 +15,7 @@ from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
 from isthmus.cloud.elastic.scheduling.query import Outcome
-from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
+from isthmus.cloud.elastic.serve.live import LONGEST_REST_S, REST_S, Answer, LiveEngine, rest_s
 from isthmus.cloud.elastic.tasks.task import FloatArray, Task, TaskSpec, TaskWeights
 from isthmus.proto.errors import Internal, InvalidInput, TooLate, Unavailable
 
@@ -469,6 +469,12 @@ def test_a_query_that_kills_executors_kills_two_at_most() -> None:
             return len(only.sizes)
 
     assert asyncio.run(scenario()) == 2
+
+
+def test_an_executor_that_fails_for_days_is_tried_every_half_minute() -> None:
+    rests_s = [rest_s(failures) for failures in range(5_000)]
+    assert rests_s[:3] == [REST_S, 2 * REST_S, 4 * REST_S]
+    assert set(rests_s[10:]) == {LONGEST_REST_S}
 
 
 def test_stopping_does_not_wait_for_a_lost_executor() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isthmus.cloud.generation.policies.front import FIRST_PAUSE_S, Front
+from isthmus.cloud.generation.policies.front import FIRST_PAUSE_S, MOST_PAUSE_S, Front
 from isthmus.cloud.generation.policies.orders import Fair
 from isthmus.cloud.generation.scheduling.engine import Overloaded
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
@@ -31,6 +31,15 @@ def test_while_all_are_full_the_order_decides_who_is_next() -> None:
     assert front.send(0.0) == [(0, 0)]
     front.ended(0)
     assert front.send(0.0) == [(2, 0)], "the user who was served less is before an earlier request"
+
+
+def test_a_replica_that_fails_for_days_is_tried_again_after_the_longest_pause() -> None:
+    front = Front([Limits(rows=1, blocks=16)])
+    for _ in range(2_000):
+        front.lost(0, 5.0)
+    front.submit(life(0))
+    assert front.send(5.0) == [] and front.next_try_s(5.0) == 5.0 + MOST_PAUSE_S
+    assert front.send(5.0 + MOST_PAUSE_S) == [(0, 0)]
 
 
 def test_a_request_that_lost_its_replica_waits_with_its_old_rank_and_not_for_the_lost_one() -> None:
