@@ -75,7 +75,7 @@ MOST_HYPOTHESES: Final = 32
 
 EVIDENCE_CLIPS: Final = 10
 """From so many clips on the classes of a person are told by evidence. RavFace's public people gain by it with 12 and
-24 clips, and lose with 8 and 4 (docs/results/few-classes)."""
+24 clips, of 3 and all classes, and lose with 8 and 4, of 2 and 1 (docs/results/few-classes)."""
 
 BASE_SHARE: Final = 0.3
 """Share of the ordinary head's answer in every answer: while the offset is estimated, and in what the user sees. Where
