@@ -41,7 +41,7 @@ is wrong in the model is wrong in all clips of a person, so many of them tell le
 than ``MOST_HYPOTHESES`` classes, only so many values of j are compared. The estimate stays on the device.
 
 Fewer clips than ``EVIDENCE_CLIPS`` say too little of both, of which classes there are and of ways of their own: k is 0
-then, the turns start with r = p, and pi is learned in them (``shares.class_prior``).
+then, the turns start with r = p, and pi is learned in them (``data.class_shares``).
 
 Axes: M modalities (sound, picture), N clips, C classes, H hypotheses, K = C - 1 differences of logits.
 """
@@ -54,7 +54,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from isthmus.edge.own_clips.shares import UNIFORM_SHARE, class_prior, softmax
+from isthmus.data.class_shares import UNIFORM_SHARE, class_prior, softmax
 from isthmus.proto.messages import FloatArray
 from isthmus.proto.person import PersonModel
 

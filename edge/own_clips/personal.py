@@ -13,9 +13,9 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.data.class_shares import softmax
 from isthmus.edge.own_clips.corrections import MOST_USED, Correction, learned, said
 from isthmus.edge.own_clips.offset import Offset, answer, estimate, mixed, scores
-from isthmus.edge.own_clips.shares import softmax
 from isthmus.edge.own_clips.window import Window
 from isthmus.proto.messages import Features, FloatArray
 from isthmus.proto.person import Centred

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
+from isthmus.data.class_shares import class_prior
+from isthmus.data.class_shares import softmax as shares_of
 from isthmus.edge.own_clips.offset import (
     _FLATTEST,
     _RIDGE,
@@ -29,8 +31,6 @@ from isthmus.edge.own_clips.offset import (
     mixed,
     scores,
 )
-from isthmus.edge.own_clips.shares import class_prior
-from isthmus.edge.own_clips.shares import softmax as shares_of
 from isthmus.proto.person import PersonModel
 
 Float64s = npt.NDArray[np.float64]

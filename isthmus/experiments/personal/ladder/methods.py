@@ -10,11 +10,11 @@ from typing import Final
 
 import numpy as np
 
+from isthmus.data.class_shares import softmax
 from isthmus.edge.own_clips import habits
 from isthmus.edge.own_clips.corrections import Correction, least_certain
 from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
 from isthmus.edge.own_clips.personal import understand
-from isthmus.edge.own_clips.shares import softmax
 from isthmus.edge.own_clips.window import Window
 from isthmus.experiments.personal.ladder.person import HEADS, Integers, Person, Task
 from isthmus.proto.messages import Captured, FloatArray

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.special import digamma, gammaln
 from scipy.special import softmax as softmax_of_scipy
 
-from isthmus.edge.own_clips.shares import class_prior, log_gamma, softmax
-from isthmus.edge.own_clips.shares import digamma as own_digamma
+from isthmus.data.class_shares import class_prior, log_gamma, softmax
+from isthmus.data.class_shares import digamma as own_digamma
 
 Float64s = npt.NDArray[np.float64]
 
