@@ -22,6 +22,7 @@ from isthmus.cloud.warmup.tuning import Subject, TuneConfig, start, tensors_of_m
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages
 from isthmus.distill.figures import png
+from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
 SHARES: Final = tuple(tenth / 10 for tenth in range(11))
@@ -122,12 +123,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {label} | {' | '.join(f'{100 * mean:.2f}' for mean in means)} |")
     half = min(shares[1:-1], key=lambda share: abs(float(share) - 0.5), default=None)
     if half is not None:
-        row = [_spread(_over_ends(cells, half, shares, number)) for number in numbers]
+        row = [in_points(_over_ends(cells, half, shares, number)) for number in numbers]
         lines.append(f"| {half}, over the better end, points | {' | '.join(row)} |")
         row = []
         for number in numbers:
             place = max(shares[1:-1], key=lambda share: _mean(cells, share, number))
-            row.append(f"{place}: {_spread(_over_ends(cells, place, shares, number))}")
+            row.append(f"{place}: {in_points(_over_ends(cells, place, shares, number))}")
         lines.append(f"| best mixture in hindsight, the same | {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
@@ -137,15 +138,9 @@ def _mean(cells: Sequence[Mapping[str, Any]], share: str, number: str) -> float:
 
 
 def _over_ends(cells: Sequence[Mapping[str, Any]], share: str, shares: Sequence[str], number: str) -> list[float]:
-    """Returns, for each seed, points of a mixture over the end that is better on the mean of all seeds."""
+    """Returns, for each seed, the gain of a mixture over the end that is better on the mean of all seeds."""
     end = max((shares[0], shares[-1]), key=lambda one: _mean(cells, one, number))
-    return [100 * (cell["accuracy"][share][number] - cell["accuracy"][end][number]) for cell in cells]
-
-
-def _spread(points: Sequence[float]) -> str:
-    if len(points) < 2:
-        return f"{points[0]:+.2f}"
-    return f"{statistics.fmean(points):+.2f} ± {statistics.stdev(points) / len(points) ** 0.5:.2f}"
+    return [cell["accuracy"][share][number] - cell["accuracy"][end][number] for cell in cells]
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

@@ -38,6 +38,7 @@ from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.data.synthetic.details import detail_classes, with_details
+from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
 
@@ -323,14 +324,6 @@ def _mean_at(level: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda cell: _mean(cell, level)
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Return mean and standard error in points; without an error for one seed."""
-    mean = 100 * statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:+.2f}"
-    return f"{mean:+.2f} ± {100 * statistics.stdev(values) / len(values) ** 0.5:.2f}"
-
-
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the tables of a result."""
     cells = result["cells"]
@@ -341,7 +334,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for variant in EVERY:
         of = [_over(cells, variant, _share(name)) for name in names]
         means = _over(cells, variant, _mean)
-        less = "" if variant == DENSE else _spread([one - other for one, other in zip(means, shared, strict=True)])
+        less = "" if variant == DENSE else in_points([one - other for one, other in zip(means, shared, strict=True)])
         shown = " | ".join(f"{100 * statistics.fmean(each):.2f}" for each in of)
         lines.append(f"| {variant} | {shown} | {100 * statistics.fmean(means):.2f} | {less} |")
     lines += ["", "Each task less its own dense model, points (mean ± standard error over seeds, paired):", ""]
@@ -350,7 +343,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         each = []
         for name in names:
             mine, own = (_over(cells, one, _share(name)) for one in (variant, DENSE_EACH))
-            each.append(_spread([here - there for here, there in zip(mine, own, strict=True)]))
+            each.append(in_points([here - there for here, there in zip(mine, own, strict=True)]))
         lines.append(f"| {variant} | " + " | ".join(each) + " |")
     levels = sorted({int(level) for cell in cells for shares in cell["accuracy"].values() for level in shares})
     lines += ["", "Mean accuracy by experts per token, %:", ""]

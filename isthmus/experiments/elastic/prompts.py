@@ -41,6 +41,7 @@ from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.figures import png
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import EpochReport, fit
+from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
 TaskKind = Literal["unseen", "details"]
@@ -342,13 +343,6 @@ def _backbone(
     return model, shares
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = 100 * statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:+.2f}"
-    return f"{mean:+.2f} ± {100 * statistics.stdev(values) / len(values) ** 0.5:.2f}"
-
-
 def markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables of a result: accuracy by seed, and differences in pairs, in points with standard errors."""
     cells = result["cells"]
@@ -357,7 +351,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
     def row(name: str, values: Sequence[float], less: Sequence[float] | None) -> None:
         shown = " | ".join(f"{100 * value:.2f}" for value in values)
-        gained = "" if less is None else _spread([one - other for one, other in zip(values, less, strict=True)])
+        gained = "" if less is None else in_points([one - other for one, other in zip(values, less, strict=True)])
         lines.append(f"| {name} | {shown} | {100 * statistics.fmean(values):.2f} | {gained} |")
 
     if "backbone" in cells[0]:
@@ -376,7 +370,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             for other in (f"{gamma}, from scratch", f"{gamma}, from scratch, twice as long"):
                 if other in of:
                     pairs = [one - two for one, two in zip(values, of[other], strict=True)]
-                    lines.append(f"| {name}, less {other} | {_spread(pairs)} |")
+                    lines.append(f"| {name}, less {other} | {in_points(pairs)} |")
     return "\n".join(lines) + "\n"
 
 

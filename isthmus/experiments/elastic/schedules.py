@@ -30,6 +30,7 @@ from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.figures import png
+from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
 SIMILAR_PICTURES: Final = 64
@@ -244,7 +245,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         for key in keys:
             tested = [cell["schedules"][key]["test"] for cell in cells]
             share = result["operations"][key] / result["operations"][keys[0]]
-            over = "" if key == keys[0] else _spread(tested, uniform)
+            over = (
+                "" if key == keys[0] else in_points([one - other for one, other in zip(tested, uniform, strict=True)])
+            )
             lines.append(
                 f"| {gamma} | {key.partition(': ')[2]} | {100 * statistics.fmean(tested):.2f} | {over} | {share:.2f} |"
                 + rate(key)
@@ -252,7 +255,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         chosen = [cell["schedules"][best(cell, gamma)]["test"] for cell in cells]
         lines.append(
             f"| {gamma} | chosen on other pictures | {100 * statistics.fmean(chosen):.2f} | "
-            f"{_spread(chosen, uniform)} | |" + (" |" if rates else "")
+            f"{in_points([one - other for one, other in zip(chosen, uniform, strict=True)])} | |"
+            + (" |" if rates else "")
         )
     layers = result["similarity"]
     lines += ["", "| cosine of two tokens' keys, layer | " + " | ".join(map(str, range(len(layers)))) + " |"]
@@ -263,13 +267,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         shown = " | ".join(f"{layer['percentiles'][place]:.2f}" for layer in layers)
         lines.append(f"| {percent} % below | {shown} |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float], less: Sequence[float]) -> str:
-    points = [100 * (one - other) for one, other in zip(values, less, strict=True)]
-    if len(points) < 2:
-        return f"{points[0]:+.2f}"
-    return f"{statistics.fmean(points):+.2f} ± {statistics.stdev(points) / len(points) ** 0.5:.2f}"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
