@@ -136,6 +136,14 @@ class CloudSettings:
     worker_threads: Annotated[
         int | None, Option(min=1, help="CPU threads of the worker that personalises. Default: chosen by torch.")
     ] = None
+    selection_shard_samples: Annotated[
+        int,
+        Option(
+            min=1,
+            help="On Ray, the public samples of a release are searched in shards of this size, on as many machines as "
+            "there are. Its picks do not depend on it. Without Ray, one process searches them at once.",
+        ),
+    ] = 1_000_000
     max_devices: Annotated[int, Option(min=1, help="Largest number of enrolled devices.")] = 10_000
     max_enrolments_per_hour: Annotated[
         int, Option(min=1, help="Largest number of devices that may enrol within an hour.")

@@ -144,9 +144,8 @@ class Release:
 
     @cached_property
     def teacher_outputs(self) -> TeacherOutputs:
-        folder = self.root / "teacher_outputs" / self.outputs_key()
         try:
-            outputs = open_outputs(folder)
+            outputs = open_outputs(self.outputs_dir)
         except FileNotFoundError as error:
             raise ReleaseError(f"{self.root} has no teacher outputs: run 'isthmus distill teacher' again.") from error
         if len(outputs.probabilities_NC) != len(self.public.names):
@@ -172,6 +171,11 @@ class Release:
         vars(other).update(public=self.public, teacher_outputs=self.teacher_outputs, teacher=self.teacher)
         return other
 
+    @property
+    def outputs_dir(self) -> Path:
+        """The folder of ``teacher_outputs``."""
+        return self.root / "teacher_outputs" / self.outputs_key()
+
     def outputs_key(self) -> str:
         """Return the hash of the teacher's weights and of the public data."""
         return f"{state_hash([self.teacher])}-{self.public.content_hash[:16]}"
@@ -183,7 +187,7 @@ class Release:
 
     def files(self) -> list[Path]:
         """Return every file that personalising and serving read. Raises ReleaseError if public clips are missing."""
-        folders = [self.public.folder, self.root / "teacher_outputs" / self.outputs_key(), self.base_dir]
+        folders = [self.public.folder, self.outputs_dir, self.base_dir]
         single = [self.root / "recipe.json", self.root / "public.json", self.teacher_path, self.student_path(0)]
         return sorted([*single, *(path for folder in folders for path in folder.glob("*") if path.is_file())])
 

@@ -30,6 +30,11 @@ from isthmus.proto.messages import FloatArray, Prototypes, ratio_name
 log = logging.getLogger(__name__)
 
 
+def wanted_by(prototypes: Prototypes) -> Wanted:
+    """Return an upload as what selection takes."""
+    return Wanted(prototypes.values_KC, prototypes.sizes_K, prototypes.features_KE)
+
+
 class DistillLearning:
     """Learning on a release. Each step reads the student from the checkpoint and shares no memory with another."""
 
@@ -38,8 +43,7 @@ class DistillLearning:
         self._in_int8 = release.recipe.student_precision == "int8"
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
-        wanted = Wanted(prototypes.values_KC, prototypes.sizes_K, prototypes.features_KE)
-        return personalise.select_round(self._release, wanted, round=round, seed=seed)
+        return personalise.select_round(self._release, wanted_by(prototypes), round=round, seed=seed)
 
     def per_class(self, selection: Selection) -> tuple[int, ...]:
         labels_S = self._release.public.labels_N[selection.indices_S]

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from isthmus.distill.selection import Selection
+from isthmus.proto.errors import Unavailable
 from isthmus.proto.messages import Prototypes
 
 OnEpoch = Callable[[int, int], None]
 """Called with (epochs done, total epochs) after each epoch. It may raise to stop the work."""
+
+
+class StepDied(Unavailable):
+    """The process that performed a step elsewhere has died, and its machine has not: the step may have killed it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,10 @@ class RoundWork:
 
 
 class Learning(Protocol):
-    """The learning steps of a job. Each is deterministic in its arguments and may be repeated after a crash."""
+    """The learning steps of a job. Each is deterministic in its arguments and may be repeated after a crash.
+
+    Steps that run elsewhere raise Unavailable if they are lost, and StepDied.
+    """
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
         """Select public clips; returns them in order, with a weight for each."""

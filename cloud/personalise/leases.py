@@ -140,6 +140,14 @@ def died(database: Database, worker: str) -> None:
         announce(connection)
 
 
+def step_died(database: Database, lease: Lease) -> None:
+    """Give a job back whose step has killed the process that performed it elsewhere. It counts as a worker's death."""
+    mine = (jobs.c.id == lease.job_id) & (jobs.c.worker == lease.worker) & (jobs.c.fence == lease.fence)
+    with database.writing() as connection:
+        connection.execute(jobs.update().where(mine).values(worker=STEP, lease_until_s=0.0))
+        announce(connection)
+
+
 @contextmanager
 def kept(database: Database, lease: Lease, heartbeat_s: float = HEARTBEAT_S) -> Iterator[None]:
     """Extend the lease and let ``database`` write only under it, for the duration of the block."""
@@ -167,6 +175,8 @@ def kept(database: Database, lease: Lease, heartbeat_s: float = HEARTBEAT_S) -> 
         database.guard = None
 
 
+STEP: Final = "a step elsewhere"
+"""In the place of a worker's UUID: a step of the job has died."""
 FREE: Final[Mapping[str, object]] = {"worker": "", "lease_until_s": 0.0}
 
 

@@ -23,7 +23,7 @@ from isthmus.cloud import logs, tracing
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Expired, Stalled
-from isthmus.cloud.personalise.learning import Learning
+from isthmus.cloud.personalise.learning import Learning, StepDied
 from isthmus.cloud.personalise.leases import LeaseLost
 from isthmus.cloud.personalise.runner import Runner
 from isthmus.cloud.personalise.runners import Opened, Runners
@@ -104,7 +104,11 @@ class Worker:
                 job_rows.apply(self.database, held.job.job_id, Stalled(str(error)), self.database.now_s())
                 log.warning("job %s waits: %s", held.job.job_id, error)
                 return True
-        runner.run(held)
+        try:
+            runner.run(held)
+        except StepDied as error:
+            log.warning("job %s: %s", held.job.job_id, error)
+            leases.step_died(self.database, held.lease)
         return True
 
     def stop(self) -> None:
@@ -164,6 +168,7 @@ class Worker:
             opened.offer.release_hash,
             address=self._settings.executor,
             threads=self._settings.worker_threads,
+            shard_samples=self._settings.selection_shard_samples,
         )
 
     def sweep(self) -> None:

@@ -17,9 +17,18 @@ from torch import Tensor
 
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.models.trunk import EncoderPair
-from isthmus.distill.recipes import TrainConfig
+from isthmus.distill.recipes import Recipe, TrainConfig
 from isthmus.distill.release import Release
-from isthmus.distill.selection import STRATEGIES, Public, Selection, Strategy, Wanted
+from isthmus.distill.selection import (
+    STRATEGIES,
+    Public,
+    Selection,
+    Shards,
+    Strategy,
+    Wanted,
+    cosine,
+    select_cosine_in_shards,
+)
 from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.datasets import DistillationClips, LabelledFeatures
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs, pick_device
@@ -115,10 +124,13 @@ def select_round(
     seed: int,
     strategy: str | Strategy | None = None,
     samples_per_row: int | None = None,
+    shards: Shards | None = None,
 ) -> Selection:
     """Run SelectData of one round with the recipe's strategy or another: a name, or for experiments a function.
 
-    Raises ValueError for an unknown name, and for what the strategy refuses.
+    ``shards``: the same public set in shards, to be searched instead (see ``runs_in_shards``). Raises ValueError for an
+    unknown name, for what the strategy refuses, and for shards of another size than the public set, or of a strategy
+    that cannot use them.
 
     >>> prototypes = make_prototypes(np.full((6, 3), 1 / 3, np.float32), seed=0)
     >>> wanted = Wanted(prototypes.values_KC, prototypes.sizes_K)
@@ -131,9 +143,19 @@ def select_round(
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
         strategy = STRATEGIES[strategy]
+    samples_per_row = samples_per_row or config.samples_per_row
+    if shards is not None:
+        if strategy is not cosine or sum(shards.sizes) != len(release.public):
+            raise ValueError("shards are for the paper's strategy, and hold the samples of the public set")
+        return Selection.of(select_cosine_in_shards(wanted.prototypes_KC, shards, samples_per_row))
     outputs = release.teacher_outputs
     public = Public(outputs.probabilities_NC, release.labels(), TeacherFeatures(outputs, release.public.spec))
-    return strategy(wanted, public, samples_per_row or config.samples_per_row, np.random.default_rng((seed, round)))
+    return strategy(wanted, public, samples_per_row, np.random.default_rng((seed, round)))
+
+
+def runs_in_shards(recipe: Recipe) -> bool:
+    """Return whether the recipe's selection can search a public set in shards: the paper's strategy can."""
+    return STRATEGIES[recipe.personalise.strategy] is cosine
 
 
 def distil_round(

@@ -20,6 +20,9 @@ from isthmus.proto.messages import Captured
 
 BATCH_CLIPS = 16
 
+PROBABILITIES_FILE = "probabilities_NC.npy"
+"""The file of ``TeacherOutputs.probabilities_NC`` in the folder that ``save_outputs`` writes."""
+
 Encoded = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """What ``encode_clips`` returns: audio_ND and visual_NKD."""
 

@@ -1,8 +1,9 @@
 """The learning steps of a job, in the worker and on Ray: the same selection, the same files, and no step half done."""
 
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.distilling import DistillLearning
 from isthmus.cloud.personalise.elsewhere import on_ray
 from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning
-from isthmus.cloud.personalise.learning import Learning, RoundWork
+from isthmus.cloud.personalise.elsewhere.shards_on_ray import ShardsOnRay
+from isthmus.cloud.personalise.learning import Learning, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE, MEASURED_FILE
 from isthmus.distill.release import Release
-from isthmus.distill.selection import Selection
+from isthmus.distill.selection import Search, Selection
+from isthmus.distill.selection.nearest import Nearest
 from isthmus.proto.errors import InvalidInput, Unavailable
 from isthmus.proto.messages import Prototypes, UploadMode
 from tests.rigs.cloud.service import make_tiny_release
@@ -83,6 +86,43 @@ def test_the_same_clips_are_selected(learning: Learning, selection: Selection) -
     assert sum(learning.per_class(found)) <= len(found.indices_S)
 
 
+def test_a_large_public_set_is_searched_in_shards_for_the_same_clips(
+    local: DistillLearning, release: Path, selection: Selection, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    search = ShardsOnRay.search
+
+    def counted(self: ShardsOnRay, asked: Callable[[int], Search]) -> Iterator[tuple[int, list[Nearest]]]:
+        for number, found in search(self, asked):
+            searched.append(number)
+            yield number, found
+
+    monkeypatch.setattr(ShardsOnRay, "search", counted)
+    opened = Release.open(release)
+    for samples, shards in ((len(opened.public), []), (len(opened.public) - 1, [0, 1]), (5, list(range(5)))):
+        searched.clear()
+        hashed = offer_of(opened).release_hash
+        learning = RayLearning(local, release, hashed, address="ray", threads=1, shard_samples=samples)
+        found = learning.select(prototypes(), round=0, seed=3)
+        np.testing.assert_array_equal(found.indices_S, selection.indices_S)
+        np.testing.assert_array_equal(found.weights_S, selection.weights_S)
+        assert sorted(searched) == shards
+
+
+def test_shards_that_a_cluster_cannot_read_are_tried_again(
+    local: DistillLearning, release: Path, ray_cluster: None, tmp_path: Path
+) -> None:
+    copy = tmp_path / "release"
+    shutil.copytree(release, copy)
+    hashed = offer_of(Release.open(copy)).release_hash
+    learning = RayLearning(local, copy, hashed, address="ray", threads=1, shard_samples=5)
+    assert len(learning.select(prototypes(), round=0, seed=3))
+    (probabilities,) = copy.glob("teacher_outputs/*/probabilities_NC.npy")
+    probabilities.unlink()
+    with pytest.raises(Unavailable, match="copy it to this machine again"):
+        learning.select(prototypes(), round=0, seed=3)
+
+
 def test_both_make_the_same_student(
     local: DistillLearning, remote: RayLearning, selection: Selection, tmp_path: Path
 ) -> None:
@@ -133,7 +173,7 @@ def test_a_killed_step_is_lost_and_goes_on_from_its_checkpoint(
             return super()._run(begin_and_die, note)
 
     learning = Killing(remote._local, Path(remote._release), remote._release_hash, address="ray", threads=1)
-    with pytest.raises(Unavailable, match="Ray has lost a step"):
+    with pytest.raises(StepDied, match="Ray has lost a step"):
         learning.distil(of, lambda epoch, epochs: None)
     learning.distil(of, lambda epoch, epochs: None)
     assert of.checkpoint.exists()

@@ -10,10 +10,17 @@ import pytest
 
 from isthmus.cloud.personalise.elsewhere import shards_on_ray
 from isthmus.cloud.personalise.elsewhere.shards_on_ray import ShardsOnRay
+from isthmus.cloud.personalise.learning import StepDied
 from isthmus.distill.selection import Search, Shards, ShardsHere, select_cosine, select_cosine_in_shards
 from isthmus.distill.selection.nearest import Nearest
-from isthmus.distill.training.probability_shards import MANIFEST, ShardsError, open_shards, write_shards
-from isthmus.proto.errors import Unavailable
+from isthmus.distill.training.probability_shards import (
+    MANIFEST,
+    CutArray,
+    Shard,
+    ShardsError,
+    open_shards,
+    write_shards,
+)
 
 SIZES = (700, 1, 4_000, 300, 2_999)
 CLASSES = 6
@@ -37,9 +44,9 @@ def folder(tmp_path: Path, probabilities_NC: np.ndarray) -> Path:
 def shards(request: pytest.FixtureRequest, folder: Path) -> Shards:
     if request.param == "here":
         files = open_shards(folder)
-        return ShardsHere([files.shard(number) for number in range(len(files.sizes))])
+        return ShardsHere([files.shard(number).read() for number in range(len(files.sizes))])
     request.getfixturevalue("ray_cluster")
-    return ShardsOnRay(folder, cpus=2)
+    return ShardsOnRay(open_shards(folder), cpus=2)
 
 
 def prototypes() -> np.ndarray:
@@ -85,14 +92,14 @@ def test_ray_repeats_a_search_whose_process_was_killed(
 ) -> None:
     died, search_on_machine = tmp_path / "died", shards_on_ray.search_on_machine
 
-    def search_and_die(folder: str, digest: str, version: str, number: int, search: Search) -> list[Nearest]:
-        if number == 2 and not died.exists():
+    def search_and_die(shard: Shard, version: str, search: Search) -> list[Nearest]:
+        if shard.path.name == "00002.npy" and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return search_on_machine(folder, digest, version, number, search)
+        return search_on_machine(shard, version, search)
 
     monkeypatch.setattr(shards_on_ray, "search_on_machine", search_and_die)
-    found = select_cosine_in_shards(prototypes(), ShardsOnRay(folder, cpus=2), 12)
+    found = select_cosine_in_shards(prototypes(), ShardsOnRay(open_shards(folder), cpus=2), 12)
     np.testing.assert_array_equal(found, select_cosine(prototypes(), probabilities_NC, 12))
     assert died.exists()
 
@@ -106,20 +113,29 @@ def test_a_search_that_kills_its_process_every_time_ends(
 
     monkeypatch.setattr(shards_on_ray, "search_on_machine", die)
     monkeypatch.setattr(shards_on_ray, "RETRIES", 1)
-    with pytest.raises(Unavailable, match="Ray has lost a search"):
-        select_cosine_in_shards(prototypes(), ShardsOnRay(folder, cpus=2), 12)
+    with pytest.raises(StepDied, match="Ray has lost a search 2 times"):
+        select_cosine_in_shards(prototypes(), ShardsOnRay(open_shards(folder), cpus=2), 12)
 
 
 def test_another_set_or_version_on_the_cluster_is_said(folder: Path, ray_cluster: None) -> None:
     search = Search(np.ones((1, CLASSES)), np.ones(1, np.int64), np.array([-np.inf]), np.empty(0, np.int64))
-    files = open_shards(folder)
-    with pytest.raises(RuntimeError, match="install one version"):
-        shards_on_ray.search_on_machine(str(folder), files.digest, "0.0.0", 0, search)
-    shards = ShardsOnRay(folder, cpus=2)
+    with pytest.raises(ShardsError, match="install one version"):
+        shards_on_ray.search_on_machine(open_shards(folder).shard(0), "0.0.0", search)
+    shards = ShardsOnRay(open_shards(folder), cpus=2)
     (folder / MANIFEST).unlink()
-    write_shards(folder, [np.full((3, CLASSES), 1 / CLASSES, np.float32)])
-    with pytest.raises(RuntimeError, match="another set on the cluster"):
+    write_shards(folder, [np.full((SIZES[0], CLASSES), 1 / CLASSES, np.float16)])
+    with pytest.raises(ShardsError, match=r"on a machine of the cluster: .* is damaged, or of another set"):
         list(shards.search(lambda number: search))
+
+
+def test_an_array_cut_into_shards_makes_the_same_picks(
+    probabilities_NC: np.ndarray, tmp_path: Path, ray_cluster: None
+) -> None:
+    np.save(tmp_path / "all.npy", probabilities_NC)
+    cut = CutArray.open(tmp_path / "all.npy", 3_000)
+    assert tuple(cut.sizes) == (3_000, 3_000, 2_000)
+    found = select_cosine_in_shards(prototypes(), ShardsOnRay(cut, cpus=2), 12)
+    np.testing.assert_array_equal(found, select_cosine(prototypes(), probabilities_NC, 12))
 
 
 def test_damaged_shards_are_said(shards: Shards, folder: Path, opened: Callable[[], Iterator[object]]) -> None:
@@ -137,4 +153,4 @@ def opened(request: pytest.FixtureRequest, shards: Shards, folder: Path) -> Call
         search = Search(np.ones((1, CLASSES)), np.ones(1, np.int64), np.array([-np.inf]), np.empty(0, np.int64))
         return lambda: shards.search(lambda number: search)
     files = open_shards(folder)
-    return lambda: (files.shard(number) for number in range(len(files.sizes)))
+    return lambda: (files.shard(number).read() for number in range(len(files.sizes)))

@@ -3,26 +3,35 @@
 Ray only executes. The job's row stays the truth, and its working files stay with the worker: they go along with each
 step and come back from it, the checkpoint after every epoch. So a machine or a cluster that is lost costs the epoch
 under way. The worker then takes the job again and goes on from its checkpoint.
+
+A large public set is searched in shards (decision 0043): the searches are tasks all over the cluster, and the worker
+merges what they find.
 """
 
 import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.offers.offer import offer_of
-from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork
+from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE
 from isthmus.data.files import write_atomically
 from isthmus.distill.selection import Selection
 from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable
 from isthmus.proto.messages import Prototypes
+
+if TYPE_CHECKING:
+    from isthmus.distill.release import Release
+    from isthmus.distill.training.probability_shards import CutArray
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,8 @@ END_S: Final = 5.0
 START_S: Final = 600.0
 """Longest time until a cluster has room for a step and the release is read."""
 _CHECKPOINT: Final = "checkpoint.safetensors"
+_NODE_DIED: Final = "node has died"
+"""In Ray's message of an actor that was lost with its machine."""
 
 _Files = dict[str, bytes]
 
@@ -105,23 +116,75 @@ class StepActor:
 class RayLearning:
     """Performs learning steps on the cluster at ``address``.
 
-    Raises what the step raises, and Unavailable if the cluster, the machine or the actor is lost: the step is then to
-    be repeated. An ``on_epoch`` that raises ends the step.
+    Raises what the step raises, StepDied if the actor's process dies, and Unavailable if the machine or the cluster is
+    lost: the step is then to be repeated. An ``on_epoch`` that raises ends the step.
     """
 
     def __init__(
-        self, local: Learning, release: Path, release_hash: str, *, address: str, threads: int | None = None
+        self,
+        local: Learning,
+        release: Path,
+        release_hash: str,
+        *,
+        address: str,
+        threads: int | None = None,
+        shard_samples: int | None = None,
     ) -> None:
-        """``local`` does what is too little for a cluster. ``threads``: of each step; None: chosen by torch."""
+        """``local`` does what is too little for a cluster. ``threads``: of each step; None: chosen by torch.
+
+        ``shard_samples``: a public set of more samples is searched in shards of so many, all over the cluster, if its
+        release selects by the paper's strategy; None: never.
+        """
         self._local = local
+        self._shard_samples = shard_samples
         self._release = str(release.absolute())
         self._release_hash = release_hash
         self._address = address
         self._threads = threads
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
+        if self._in_shards is not None:
+            return self._select_in_shards(*self._in_shards, prototypes, round, seed)
         selection: Selection = self._run(lambda actor: actor.select.remote(prototypes, round, seed))
         return selection
+
+    @cached_property
+    def _in_shards(self) -> "tuple[Release, CutArray] | None":
+        """The release and its public set in shards, if that is larger than one shard and can be searched so."""
+        if self._shard_samples is None:
+            return None
+        from isthmus.distill.release import Release
+        from isthmus.distill.student.personalise import runs_in_shards
+        from isthmus.distill.training.probability_shards import CutArray
+        from isthmus.distill.training.teacher_cache import PROBABILITIES_FILE
+
+        release = Release.open(Path(self._release))
+        if not runs_in_shards(release.recipe) or len(release.public) <= self._shard_samples:
+            return None
+        return release, CutArray.open(release.outputs_dir / PROBABILITIES_FILE, self._shard_samples)
+
+    def _select_in_shards(
+        self, release: "Release", cut: "CutArray", prototypes: Prototypes, round: int, seed: int
+    ) -> Selection:
+        from isthmus.cloud.personalise.distilling import wanted_by
+        from isthmus.cloud.personalise.elsewhere.shards_on_ray import ShardsOnRay
+        from isthmus.distill.student.personalise import select_round
+        from isthmus.distill.training.probability_shards import ShardsError
+
+        began_s = time.monotonic()
+        shards = ShardsOnRay(cut, address=self._address, cpus=self._cpus)
+        try:
+            selection = select_round(release, wanted_by(prototypes), round=round, seed=seed, shards=shards)
+        except ShardsError as error:
+            raise Unavailable(str(error)) from error
+        took_s = time.monotonic() - began_s
+        log.info("selected from %d samples in %d shards on Ray, %.1f s", cut.samples, len(cut.sizes), took_s)
+        return selection
+
+    @property
+    def _cpus(self) -> int:
+        """CPUs of a cluster that this process starts."""
+        return self._threads or os.cpu_count() or 1
 
     def per_class(self, selection: Selection) -> tuple[int, ...]:
         return self._local.per_class(selection)
@@ -167,18 +230,20 @@ class RayLearning:
     ) -> Any:
         """Starts an actor, begins the step with it, notes its progress until it is done, and returns the result."""
         try:
-            cluster.connect(self._address, self._threads or os.cpu_count() or 1)
+            cluster.connect(self._address, self._cpus)
         except InvalidInput as error:
             raise Unavailable(str(error)) from error
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import ActorDiedError, RayTaskError
 
         actor: Any = None
+        begun = False
         try:
             made = cluster.actor(StepActor, cpus=self._threads or 1, gpus=int(cluster.has_gpu()))
             actor = made.remote(self._release, self._release_hash, __version__, self._threads)
             pid = cluster.first_answer(actor.pid.remote(), START_S)
             log.info("a step runs on Ray, process %d", pid)
+            begun = True
             result, seen, done = begin(actor), 0, False
             while not done:
                 done = bool(cluster.bounded(lambda: ray.wait([result], timeout=POLL_S)[0], PATIENCE_S))
@@ -196,6 +261,8 @@ class RayLearning:
         except IsthmusError:
             raise
         except Exception as error:  # no room, no machine, no cluster, no connection
+            if begun and isinstance(error, ActorDiedError) and _NODE_DIED not in str(error):
+                raise StepDied(f"Ray has lost a step: its process has died. {cluster.last_words(error)}") from error
             raise Unavailable(f"Ray has lost a step: {cluster.last_words(error)}") from error
         finally:
             if actor is not None:

@@ -6,14 +6,14 @@ A search changes nothing, so Ray repeats it by itself if its process or its mach
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.personalise.learning import StepDied
 from isthmus.distill.selection.nearest import Nearest
 from isthmus.distill.selection.sharded import Search
-from isthmus.distill.training.probability_shards import ShardFiles, open_shards
+from isthmus.distill.training.probability_shards import Shard, ShardsError, ShardsOfFiles
 from isthmus.proto.errors import InvalidInput, Unavailable
 
 PATIENCE_S: Final = 600.0
@@ -23,29 +23,30 @@ RETRIES: Final = 3
 """How often Ray repeats a search whose process or machine was lost."""
 
 
-def search_on_machine(folder: str, digest: str, version: str, number: int, search: Search) -> list[Nearest]:
+def search_on_machine(shard: Shard, version: str, search: Search) -> list[Nearest]:
     """Search one shard; this runs on the cluster.
 
-    Raises RuntimeError if the machine has another version of Isthmus or another set, and ShardsError for a damaged one.
+    Raises ShardsError if the machine has another version of Isthmus, or not these samples at this path.
     """
     if version != __version__:
-        raise RuntimeError(f"the cluster has isthmus {__version__}, this machine {version}: install one version")
-    files = open_shards(Path(folder))
-    if files.digest != digest:
-        raise RuntimeError(f"{folder} holds another set on the cluster than here: copy it there")
-    return search.of(files.shard(number))
+        raise ShardsError(f"the cluster has isthmus {__version__}, this machine {version}: install one version")
+    try:
+        return search.of(shard.read())
+    except ShardsError as error:
+        raise ShardsError(f"on a machine of the cluster: {error}") from error
 
 
 class ShardsOnRay:
-    """Shards that a cluster's machines can read, at the same path as this one reads their manifest.
+    """Shards that a cluster's machines can read, at the same paths as this one.
 
     At most one search per CPU of the cluster waits or runs, so that a search begins with what the ones before it have
-    found. ``search`` raises Unavailable if the cluster, or a search for more than ``RETRIES`` times, is lost.
+    found. ``search`` raises ShardsError if a machine cannot read them, StepDied if a search has killed its process more
+    than ``RETRIES`` times, and Unavailable if the cluster is lost.
     """
 
-    def __init__(self, folder: Path, *, address: str = cluster.LOCAL, cpus: int = 1) -> None:
-        """``cpus``: those of a cluster that this process starts. Raises ShardsError if the folder holds no shards."""
-        self._files: ShardFiles = open_shards(folder.absolute())
+    def __init__(self, files: ShardsOfFiles, *, address: str = cluster.LOCAL, cpus: int = 1) -> None:
+        """``cpus``: those of a cluster that this process starts."""
+        self._files = files
         self._address = address
         self._cpus = cpus
 
@@ -63,18 +64,17 @@ class ShardsOnRay:
         except InvalidInput as error:
             raise Unavailable(str(error)) from error
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import RayTaskError, WorkerCrashedError
 
         remote: Any = ray.remote  # its types know no options of tasks
         task = remote(num_cpus=1, max_retries=RETRIES)(search_on_machine)
-        given = (str(self._files.folder), self._files.digest, __version__)
         running: dict[Any, int] = {}
         coming = iter(range(len(self.sizes)))
         try:
             room = cluster.cpus()
             while True:
                 while len(running) < room and (number := next(coming, None)) is not None:
-                    running[task.remote(*given, number, asked(number))] = number
+                    running[task.remote(self._files.shard(number), __version__, asked(number))] = number
                 if not running:
                     return
                 wait = partial(ray.wait, list(running), timeout=PATIENCE_S)
@@ -87,6 +87,10 @@ class ShardsOnRay:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
+        except ShardsError:
+            raise
+        except WorkerCrashedError as error:
+            raise StepDied(f"Ray has lost a search {RETRIES + 1} times: {cluster.last_words(error)}") from error
         except Exception as error:  # no machine, no cluster, no connection
             raise Unavailable(f"Ray has lost a search: {cluster.last_words(error)}") from error
         finally:

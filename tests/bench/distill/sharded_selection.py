@@ -83,7 +83,7 @@ def main(
         return
     began_s = time.perf_counter()
     files = open_shards(folder)
-    shards = [files.shard(number) for number in range(len(files.sizes))]
+    shards = [files.shard(number).read() for number in range(len(files.sizes))]
     opened_s = time.perf_counter() - began_s
     samples = sum(files.sizes)
     config = {"samples": samples, "shards": len(shards), "dtype": shards[0].dtype.name, "prototypes": prototypes}
@@ -116,7 +116,7 @@ def main(
     cluster.connect(cluster.LOCAL, cpus)
     report.floors["start of the Ray cluster, s"] = time.perf_counter() - began_s
     try:
-        on_ray = ShardsOnRay(folder, cpus=cpus)
+        on_ray = ShardsOnRay(open_shards(folder.absolute()), cpus=cpus)
         for turn in ("first", "second"):
             timed(f"shards, Ray, {turn} time", samples, cpus, sharded(on_ray))
     finally:

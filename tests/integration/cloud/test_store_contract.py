@@ -3,15 +3,17 @@
 Jobs are taken by one worker at a time, a worker that lost its lease writes nothing, and files are what was written.
 """
 
+import os
 import threading
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import sqlalchemy as sa
 
 from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import job_rows, leases, students
-from isthmus.cloud.personalise.job import EpochDone, Failed, Selected
+from isthmus.cloud.personalise.job import MAX_ATTEMPTS, EpochDone, Failed, Selected
 from isthmus.cloud.personalise.leases import Held, LeaseLost
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.schema import jobs
@@ -136,6 +138,24 @@ def test_a_job_that_kills_every_worker_fails_and_holds_nobody_up(bench: Bench) -
     assert taken(bench, "last").job.job_id == "innocent"
 
 
+def test_a_job_whose_steps_die_elsewhere_fails_and_holds_nobody_up(bench: Bench) -> None:
+    bench.start()
+    bench.enrol("dev2")
+    bench.start(device_id="dev2", job_id="innocent")
+    first = taken(bench, "worker").lease
+    leases.step_died(bench.database, first)
+    died = 1
+    while (held := taken(bench, "worker")).job.job_id == "job" and held.job.stage is not Stage.FAILED:
+        leases.step_died(bench.database, first)
+        leases.extend(bench.database, held.lease)  # raises if who has lost the lease could end another's
+        leases.step_died(bench.database, held.lease)
+        died += 1
+    assert died == MAX_ATTEMPTS
+    ended = job_rows.get(bench.database, "job")
+    assert ended is not None and f"crashed {MAX_ATTEMPTS} times while selecting" in ended.error
+    assert taken(bench, "worker").job.job_id == "innocent"
+
+
 def test_a_job_of_another_release_is_left_to_its_workers_for_a_while(bench: Bench) -> None:
     bench.start()
     newer = Offer("newer", ("a", "b"), "{}", 8, (1.0,), 2, 4, 3, bench.folder)
@@ -227,6 +247,20 @@ def test_artefacts_that_cannot_be_used_are_refused_with_the_way_out(s3: str, tmp
         nowhere.put("student", "x.onnx", tmp_path / "file")
     with pytest.raises(InvalidInput, match="give a folder or s3://"):
         Artefacts("nonsense://x")
+
+
+def test_a_bucket_without_rights_is_refused_with_the_way_out(s3: str) -> None:
+    def check_rights(after: str) -> None:
+        """Let the service check credentials after so many more calls. It knows no user, so it then refuses all."""
+        urlopen(Request(f"{os.environ['AWS_ENDPOINT_URL_S3']}/moto-api/reset-auth", after.encode()), timeout=60).close()
+
+    check_rights("0")
+    try:
+        with pytest.raises(InvalidInput, match=r"no right to write, read or delete in .*; correct the credentials"):
+            Artefacts(f"{s3}/prefix").check()
+    finally:
+        check_rights("inf")
+    Artefacts(f"{s3}/prefix").check()
 
 
 def test_a_database_that_cannot_be_used_is_refused_with_the_way_out(cluster: Cluster) -> None:
