@@ -45,16 +45,14 @@ def create(
     with database.writing() as connection:
         # Two calls of one device wait for each other here (on SQLite the whole transaction has this effect).
         connection.execute(sa.select(devices.c.id).where(devices.c.id == job.device_id).with_for_update())
-        mine = sa.select(*COLUMNS).where(jobs.c.device_id == job.device_id)
-        known = connection.execute(mine.where(jobs.c.idempotency_key == job.idempotency_key)).first()
-        if known is not None:
-            return job_of(known), False
-        if connection.execute(mine.where(jobs.c.stage.not_in(_ENDED))).first() is not None:
+        known, going = jobs.c.idempotency_key == job.idempotency_key, jobs.c.stage.not_in(_ENDED)
+        mine = connection.execute(sa.select(*COLUMNS).where(jobs.c.device_id == job.device_id, known | going)).all()
+        if same := next((row for row in mine if row.idempotency_key == job.idempotency_key), None):
+            return job_of(same), False
+        if mine:
             raise WrongState("this device has a personalisation under way; wait for it to end")
-        waiting = connection.scalar(
-            sa.select(sa.func.count()).select_from(jobs).where(jobs.c.stage == Stage.QUEUED.value)
-        )
-        if (waiting or 0) >= at_most_waiting:
+        queued = sa.select(jobs.c.id).where(jobs.c.stage == Stage.QUEUED.value).limit(at_most_waiting).subquery()
+        if (connection.scalar(sa.select(sa.func.count()).select_from(queued)) or 0) >= at_most_waiting:
             raise Busy("too many personalisations are waiting; try again later", retry_after_s=60.0)
         admit(connection)
         connection.execute(jobs.insert().values(row_of(job) | {"trace": trace}))
@@ -105,20 +103,16 @@ def announce(connection: sa.Connection) -> None:
 
 def get(database: Database, job_id: str) -> Job | None:
     """Return the job, or None if there is none of this id."""
-    with database.reading() as connection:
-        row = connection.execute(sa.select(*COLUMNS).where(jobs.c.id == job_id)).first()
-    return None if row is None else job_of(row)
+    rows = database.read(sa.select(*COLUMNS).where(jobs.c.id == job_id))
+    return job_of(rows[0]) if rows else None
 
 
 def payload(database: Database, job_id: str, round: int) -> bytes:
     """Return the upload of a round. Raises NotYours if there is none."""
-    with database.reading() as connection:
-        found = connection.scalar(
-            sa.select(uploads.c.payload).where(uploads.c.job_id == job_id, uploads.c.round == round)
-        )
-    if found is None:
+    rows = database.read(sa.select(uploads.c.payload).where(uploads.c.job_id == job_id, uploads.c.round == round))
+    if not rows:
         raise NotYours("no such upload")
-    return bytes(found)
+    return bytes(rows[0].payload)
 
 
 def awaiting_since(database: Database, before_s: float) -> list[str]:

@@ -102,16 +102,14 @@ def remove(database: Database, device_id: str) -> bool:
 
 def get(database: Database, device_id: str) -> Device | None:
     """Return the device, or None if there is none of this id."""
-    with database.reading() as connection:
-        row = connection.execute(sa.select(devices).where(devices.c.id == device_id)).first()
-    return None if row is None else _device(row)
+    rows = database.read(sa.select(devices).where(devices.c.id == device_id))
+    return _device(rows[0]) if rows else None
 
 
 def of_certificate(database: Database, certificate: str) -> Device | None:
     """Return the device that enrolled with a certificate of this identity; None if none or several did."""
     query = sa.select(devices).where(devices.c.certificate == certificate, devices.c.revoked_s.is_(None)).limit(2)
-    with database.reading() as connection:
-        rows = connection.execute(query).all()
+    rows = database.read(query)
     return _device(rows[0]) if len(rows) == 1 else None
 
 

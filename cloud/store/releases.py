@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -95,28 +95,24 @@ def listing(database: Database) -> list[ReleaseRow]:
 
 def get(database: Database, release_id: str) -> ReleaseRow | None:
     """Return the release, or None if there is none of this id. Raises Unusable if its row is damaged."""
-    with database.reading() as connection:
-        row = connection.execute(sa.select(releases).where(releases.c.id == release_id)).first()
-    return None if row is None else _release(database, row)
+    rows = database.read(sa.select(releases).where(releases.c.id == release_id))
+    return _release(database, rows[0]) if rows else None
 
 
 def stored_ids(database: Database) -> set[str]:
     """Return the ids of the releases whose files the artefacts hold."""
-    with database.reading() as connection:
-        return set(connection.scalars(sa.select(releases.c.id).where(releases.c.stored)))
+    return {row.id for row in database.read(sa.select(releases.c.id).where(releases.c.stored))}
 
 
 def records(database: Database) -> list[Record]:
     """Return the records of the rollout, in no order."""
-    with database.reading() as connection:
-        return _records(connection)
+    return _recorded(database.read(sa.select(rollouts)))
 
 
 def is_withdrawn(database: Database, release_id: str) -> bool:
     """Return whether the release was withdrawn."""
-    query = sa.select(rollouts.c.withdrawn_s).where(rollouts.c.release == release_id)
-    with database.reading() as connection:
-        return connection.scalar(query) is not None
+    rows = database.read(sa.select(rollouts.c.withdrawn_s).where(rollouts.c.release == release_id))
+    return any(row.withdrawn_s is not None for row in rows)
 
 
 def change(
@@ -229,7 +225,10 @@ def _alone(connection: sa.Connection) -> None:
 
 
 def _records(connection: sa.Connection) -> list[Record]:
-    rows = connection.execute(sa.select(rollouts)).all()
+    return _recorded(connection.execute(sa.select(rollouts)).all())
+
+
+def _recorded(rows: Sequence[Any]) -> list[Record]:
     return [Record(row.release, row.share, tuple(row.devices), row.serial, row.withdrawn_s) for row in rows]
 
 

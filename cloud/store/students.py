@@ -51,9 +51,8 @@ def put(database: Database, student: StudentRow) -> None:
 
 def get(database: Database, student_id: str) -> StudentRow | None:
     """Return the student, or None if there is none of this id."""
-    with database.reading() as connection:
-        row = connection.execute(sa.select(students).where(students.c.id == student_id)).first()
-    return None if row is None else _student(row)
+    rows = database.read(sa.select(students).where(students.c.id == student_id))
+    return _student(rows[0]) if rows else None
 
 
 def of_device(database: Database, device_id: str) -> list[StudentRow]:
@@ -63,8 +62,7 @@ def of_device(database: Database, device_id: str) -> list[StudentRow]:
         .where(students.c.device_id == device_id)
         .order_by(students.c.created_s.desc(), students.c.id.desc())
     )
-    with database.reading() as connection:
-        return [_student(row) for row in connection.execute(query)]
+    return [_student(row) for row in database.read(query)]
 
 
 def bases(database: Database) -> list[StudentRow]:
