@@ -3,8 +3,13 @@
 Every device is enrolled in a PostgreSQL database. As many as ``--connected`` have a connection of their own and ask at
 random times (open loop): new personalisations at ``--jobs-per-s``, each by a device without one, and descriptions of
 students at ``--asks-per-s`` by everybody. No worker runs, so the queue grows all the time. Latency counts from the time
-at which a call was due. Client, server and database share the machine. The devices are calls without a device's own
-logic; ``tests/bench/edge`` measures that.
+at which a call was due.
+
+Then ``--more-calls`` are made as fast as they are answered, both kinds in turn, and the server's memory is read after
+each 20th of them. A tenth of the calls is left out of the slope: what is kept once is kept by then.
+
+Client, server and database share the machine. The devices are calls without a device's own logic; ``tests/bench/edge``
+measures that.
 """
 
 import asyncio
@@ -35,6 +40,8 @@ START_TIMEOUT_S = 600.0
 TIMEOUT_S = 20.0
 ENROLLING = 16
 """Enrolments at a time."""
+AT_ONCE = 24
+"""Calls at a time of those that are made as fast as they are answered."""
 
 Metadata = tuple[tuple[str, str], ...]
 Call = Callable[[int], Any]
@@ -74,10 +81,44 @@ async def sent(call: Call, rate_per_s: float, duration_s: float, seed: int) -> l
     return list(await asyncio.gather(*tasks))
 
 
+async def memory_over(call: Call, calls: int, server: psutil.Process) -> dict[str, Any]:
+    """Make so many calls as fast as they are answered; return the server's memory after each 20th, and its slope."""
+    began_s = time.perf_counter()
+    numbers, rss_bytes, failed = iter(range(calls)), [server.memory_info().rss], 0
+
+    async def lane() -> None:
+        nonlocal failed
+        for number in numbers:
+            try:
+                await call(number)
+            except grpc.aio.AioRpcError:
+                failed += 1
+            if (number + 1) % (calls // 20) == 0:
+                rss_bytes.append(server.memory_info().rss)
+
+    await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
+    later = rss_bytes[2:]
+    slope = float(np.polyfit(np.arange(len(later)) * (calls // 20), later, 1)[0])
+    return {
+        "calls": calls,
+        "failed": failed,
+        "calls_per_s": round(calls / (time.perf_counter() - began_s), 1),
+        "rss_bytes": rss_bytes,
+        "bytes_per_call": round(slope, 2),
+    }
+
+
 async def measure(
-    address: str, server: psutil.Process, devices: int, connected: int, jobs_per_s: float, asks_per_s: float, s: float
-) -> list[dict[str, Any]]:
-    """Enrol, then ask for ``s`` seconds; return a row per kind of call."""
+    address: str,
+    server: psutil.Process,
+    devices: int,
+    connected: int,
+    jobs_per_s: float,
+    asks_per_s: float,
+    s: float,
+    more_calls: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Enrol, then ask for ``s`` seconds. Return a row per kind of call, and the memory over ``more_calls`` of them."""
     own = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(address, own) for _ in range(connected)]
     rng = np.random.default_rng(0)
@@ -104,9 +145,14 @@ async def measure(
         kinds = ("StartPersonalisation", start, jobs_per_s), ("DescribeStudent", describe, asks_per_s)
         found = await asyncio.gather(*(sent(call, rate, s, 1) for _, call, rate in kinds))
         grown = server.memory_info().rss - before
+
+        def either(number: int) -> Any:
+            return start(number // 2) if number % 2 else describe(number // 2)
+
+        memory = await memory_over(either, more_calls, server) if more_calls else None
     finally:
         await asyncio.gather(*(channel.close() for channel in channels))
-    return [
+    rows = [
         {
             "call": name,
             "rate_per_s": rate,
@@ -117,6 +163,7 @@ async def measure(
         }
         for (name, _, rate), outcomes in zip(kinds, found, strict=True)
     ]
+    return rows, memory
 
 
 def main(
@@ -125,11 +172,15 @@ def main(
     jobs_per_s: Annotated[float, typer.Option(help="New personalisations per second.")] = 50.0,
     asks_per_s: Annotated[float, typer.Option(help="Other control calls per second.")] = 50.0,
     duration_s: float = 60.0,
+    more_calls: Annotated[
+        int, typer.Option(help="Calls over which the server's memory is watched; 180,000 are an hour at 50 per second.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Measure control calls of many devices while personalisations are queued."""
     config = {"devices": devices, "connected": connected, "jobs_per_s": jobs_per_s, "asks_per_s": asks_per_s}
-    report = Report("devices", config | {"duration_s": duration_s}, ("grpcio", "psycopg"))
+    config |= {"duration_s": duration_s, "more_calls": more_calls}
+    report = Report("devices", config, ("grpcio", "psycopg"))
     with (
         running_cluster() as cluster,
         cluster.database() as database,
@@ -146,7 +197,17 @@ def main(
         child = family.start("cloud", [*serve, "--port-file", str(folder / "port")])
         address = family.wait_for_address(child, folder / "port", START_TIMEOUT_S)
         server = psutil.Process(child.process.pid)
-        report.rows += asyncio.run(measure(address, server, devices, connected, jobs_per_s, asks_per_s, duration_s))
+        asked = (devices, connected, jobs_per_s, asks_per_s, duration_s, more_calls)
+        report.rows, memory = asyncio.run(measure(address, server, *asked))
+    if memory is not None:
+        for row in report.rows:
+            row["memory"] = memory
+        mb = [each / 1e6 for each in memory["rss_bytes"]]
+        report.notes.append(
+            f"Memory over {memory['calls']:,} more calls ({memory['calls_per_s']:g} per second, {memory['failed']} "
+            f"failed): {mb[0]:.0f} MB before, {mb[2]:.0f} after a tenth, {mb[-1]:.0f} at the end; "
+            f"{memory['bytes_per_call']:g} bytes per call."
+        )
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "call": lambda row: str(row["call"]),
         "per s": lambda row: f"{row['sent_per_s']:.0f}",
