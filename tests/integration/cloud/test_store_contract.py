@@ -252,7 +252,8 @@ def test_artefacts_that_cannot_be_used_are_refused_with_the_way_out(s3: str, tmp
 def test_a_bucket_without_rights_is_refused_with_the_way_out(s3: str) -> None:
     def check_rights(after: str) -> None:
         """Let the service check credentials after so many more calls. It knows no user, so it then refuses all."""
-        urlopen(Request(f"{os.environ['AWS_ENDPOINT_URL_S3']}/moto-api/reset-auth", after.encode()), timeout=60).close()
+        url = f"{os.environ['AWS_ENDPOINT_URL_S3']}/moto-api/reset-auth"
+        urlopen(Request(url, after.encode(), {"Content-Type": "text/plain"}), timeout=60).close()
 
     check_rights("0")
     try:
