@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from isthmus.cloud.elastic.executors.replica import Replica
 
 MAX_TEXT_CHARS: Final = 8_000
-GENTLE: Final = 10
+GENTLE: Final = 5
 """Niceness added while the model is opened. The executors that serve go first: a process starts when one is lost."""
 
 _Message = dict[str, Any]
