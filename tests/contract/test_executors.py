@@ -4,9 +4,7 @@ import gc
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import psutil
 import pytest
 
 from isthmus.cloud.cluster import connection as cluster
-from isthmus.cloud.elastic.executors import child
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
@@ -331,28 +328,4 @@ def test_an_actor_that_hangs_is_killed(of_kind: Callable[[str], Any], opening: O
     with pytest.raises(ExecutorLost, match=r"no answer for 0\.5 s and was killed"):
         made.run(mixed(1), 0)
     assert made.lost
-    made.close()
-
-
-def test_a_process_that_starts_leaves_the_processor_to_those_that_serve(
-    opening: Opening, runner: ElasticRunner
-) -> None:
-    """Its batches run at the server's own priority."""
-    made = ProcessExecutor(opening, runner.pixels)
-    made.start()
-    assert made.pid is not None
-    seen: set[int] = set()
-    starting = threading.Thread(target=made.restore)
-    starting.start()
-    while starting.is_alive():
-        for thread in Path(f"/proc/{made.pid}/task").iterdir():
-            with suppress(OSError):
-                seen.add(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
-        time.sleep(0.005)
-    own = os.getpriority(os.PRIO_PROCESS, 0)
-    assert seen == {own, min(own + child.GENTLE, 19)}
-    assert os.getpriority(os.PRIO_PROCESS, made.pid) == own
-    assert {os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in Path(f"/proc/{made.pid}/task").iterdir()} == {
-        own
-    }
     made.close()

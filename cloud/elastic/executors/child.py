@@ -7,18 +7,14 @@ import signal
 import sys
 import threading
 import traceback
-from concurrent.futures import Future
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from isthmus.cloud.elastic.executors.memory import BatchMemory
-
-if TYPE_CHECKING:
-    from isthmus.cloud.elastic.executors.replica import Replica
+from isthmus.cloud.elastic.executors.opening import Opening
+from isthmus.cloud.elastic.executors.replica import Replica
+from isthmus.cloud.elastic.model.weights import ModelError
 
 MAX_TEXT_CHARS: Final = 8_000
-GENTLE: Final = 5
-"""Niceness added while the model is opened. The executors that serve go first: a process starts when one is lost."""
 
 _Message = dict[str, Any]
 
@@ -44,9 +40,10 @@ def serve(heard: "queue.SimpleQueue[_Message]", replies: BinaryIO, fd: int) -> N
 
     hello = heard.get()
     try:
-        replica = _opened_gently(json.dumps(hello["open"]))
+        opening = Opening.from_json(json.dumps(hello["open"]))
+        replica = Replica(opening)
         memory = BatchMemory.inherited(fd, hello["image_px"])
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ModelError, ValueError, RuntimeError, OSError) as error:
         say({"failed": str(error)[:MAX_TEXT_CHARS]})
         return
     say({"ready": True})
@@ -60,28 +57,7 @@ def serve(heard: "queue.SimpleQueue[_Message]", replies: BinaryIO, fd: int) -> N
             say({"done": True})
 
 
-def _opened_gently(opening: str) -> "Replica":
-    """Imports torch and opens the model on a thread that leaves the processor to others; batches run on this one."""
-    made: Future[Replica] = Future()
-
-    def open_it() -> None:
-        with suppress(OSError):  # on Linux niceness is a thread's own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + GENTLE)
-        try:
-            from isthmus.cloud.elastic.executors.opening import Opening
-            from isthmus.cloud.elastic.executors.replica import Replica
-
-            made.set_result(Replica(Opening.from_json(opening)))
-        except BaseException as error:
-            made.set_exception(error)
-
-    opener = threading.Thread(target=open_it, name="opening")
-    opener.start()
-    opener.join()
-    return made.result()
-
-
-def perform(replica: "Replica", memory: BatchMemory, message: _Message) -> None:
+def perform(replica: Replica, memory: BatchMemory, message: _Message) -> None:
     """Does what one message asks for. Answers are in ``memory`` then."""
     if "task" in message:
         weights = memory.weights(message["bytes"]).tobytes()
