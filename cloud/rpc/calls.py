@@ -36,7 +36,7 @@ _STAYING: Final = 64
 """Health watches and reflection streams that stay open."""
 
 _reads: set[asyncio.Future[Any]] = set()
-"""Reads in progress. A read cannot be cancelled while gRPC writes to its buffer, so it is left to end by itself."""
+"""Reads that nobody awaits. One cannot be cancelled while gRPC writes to its buffer, so it is left to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,15 @@ _Enter = Callable[[AsyncExitStack, str, bool, Any, Any], Awaitable[bytes | None]
 
 async def first_message(raw: AsyncIterator[bytes], within_s: float | None) -> bytes | None:
     """Return the first message of a call, or None if the caller sends none. Raises TooLate."""
-    read = asyncio.ensure_future(_next(raw))
-    _reads.add(read)
-    read.add_done_callback(_ended)
-    done, _ = await asyncio.wait({read}, timeout=within_s)
-    if not done:
-        raise TooLate(f"no message arrived within {within_s:g} s")
-    return read.result()
+    read = Begun(_next(raw))
+    try:
+        async with asyncio.timeout(within_s) as limit:
+            return await read
+    except BaseException as error:
+        _leave(read)
+        if isinstance(error, TimeoutError) and limit.expired():
+            raise TooLate(f"no message arrived within {within_s:g} s") from None
+        raise
 
 
 async def _next(raw: AsyncIterator[bytes]) -> bytes | None:
@@ -193,9 +195,7 @@ class Ahead:
         """Read no more. A read in progress ends by itself, with its call."""
         read, self._read = self._read, None
         if read is not None:
-            left = asyncio.ensure_future(_ending(read))
-            _reads.add(left)
-            left.add_done_callback(_ended)
+            _leave(read)
 
 
 class Begun:
@@ -259,8 +259,15 @@ class _Uncancelled:
         return True
 
 
-async def _ending(read: Begun) -> None:
-    await read
+def _leave(read: Begun) -> None:
+    """Let a read end by itself, for nobody."""
+
+    async def end() -> None:
+        await read
+
+    left = asyncio.ensure_future(end())
+    _reads.add(left)
+    left.add_done_callback(_ended)
 
 
 def _decoder(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from isthmus.cloud.rpc.calls import Ahead
+from isthmus.cloud.rpc.calls import Ahead, first_message
+from isthmus.proto.errors import TooLate
 
 
 class Raw:
@@ -48,6 +49,27 @@ def test_one_message_at_most_is_read_ahead() -> None:
             await settle()
             assert raw.read <= number + 2
         assert await ahead.message() is None
+
+    asyncio.run(scenario())
+
+
+def test_a_first_message_is_awaited_for_a_bounded_time_and_its_read_goes_on() -> None:
+    async def scenario() -> None:
+        assert await first_message(aiter(Raw(b"a")), 60.0) == b"a"
+        assert await first_message(aiter(Raw()), None) is None
+        with pytest.raises(RuntimeError, match="broken"):
+            await first_message(aiter(Raw(RuntimeError("broken"))), 60.0)
+        raw = Gated()
+        with pytest.raises(TooLate, match=r"no message arrived within 0\.01 s"):
+            await first_message(aiter(raw), 0.01)
+        assert not raw.gates[0].cancelled()
+        raw.gates[0].set_result(b"a")
+        await settle()
+        taker = asyncio.ensure_future(first_message(aiter(Gated()), None))
+        await settle()
+        taker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taker
 
     asyncio.run(scenario())
 
