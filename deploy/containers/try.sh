@@ -11,8 +11,12 @@ release=$(realpath "$1")
 container=$(buildah from "${2:-isthmus-cloud}")
 root=$(buildah mount "$container")
 state=$(mktemp -d)
-# shellcheck disable=SC2064
-trap "rm -rf '$state'; buildah umount '$container' >/dev/null; buildah rm '$container' >/dev/null" EXIT
+end() {
+    rm -rf "$state" "$state.run"
+    buildah umount "$container" >/dev/null
+    buildah rm "$container" >/dev/null
+}
+trap end EXIT
 chown 10001:10001 "$state"
 
 # The mounts are gone with the namespace. exec keeps every step the same process, so the server becomes process 1.
@@ -35,7 +39,6 @@ exec chroot "$ROOT" setpriv --reuid=10001 --regid=10001 --clear-groups --no-new-
     env -i PATH=/opt/isthmus/bin:/usr/bin:/bin HOME=/state TMPDIR=/state OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
     sh -c "$COMMAND"
 INSIDE
-trap "rm -rf '$state' '$state.run'; buildah umount '$container' >/dev/null; buildah rm '$container' >/dev/null" EXIT
 
 inside() {
     ROOT=$root STATE=$state RELEASE=$release COMMAND=$1 \
@@ -52,13 +55,16 @@ inside 'exec isthmus cloud serve --release /release --state /state --port-file /
 outside=$!
 seconds=0
 until [ -s "$state/port" ]; do
-    kill -0 "$outside" || { echo "the server ended before it was ready"; exit 1; }
+    kill -0 "$outside" 2>/dev/null || { echo "the server ended before it was ready"; exit 1; }
     sleep 1
     seconds=$((seconds + 1))
 done
-echo "ready after $seconds s at $(cat "$state/port"), as process $(awk '/^NSpid/ {print $NF}' \
-    "/proc/$(cat "/proc/$outside/task/$outside/children" | cut -d ' ' -f 1)/status") of its own"
-read -r server _ <"/proc/$outside/task/$outside/children"
+server=$outside
+while [ "$(awk '/^NSpid/ {print NF}' "/proc/$server/status")" -lt 3 ]; do
+    read -r server _ <"/proc/$server/task/$server/children"
+done
+echo "ready after $seconds s at $(cat "$state/port"), as process" \
+    "$(awk '/^NSpid/ {print $NF}' "/proc/$server/status") of its own"
 kill -TERM "$server"
 status=0
 wait "$outside" || status=$?

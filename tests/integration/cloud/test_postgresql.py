@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from isthmus.cloud.commands.working import work
 from isthmus.cloud.personalise import job_rows, leases, signing
 from isthmus.cloud.personalise.job import Job, Selected, Taken, Uploaded
+from isthmus.cloud.store import database as database_module
 from isthmus.cloud.store import devices, news, pins
 from isthmus.cloud.store.database import OLD_WORKERS, OURS, Database
 from isthmus.cloud.store.devices import Device
@@ -205,6 +206,28 @@ def test_a_restarted_database_is_served_again(cluster: Cluster, database: Databa
                     await asyncio.sleep(0.2)
 
     asyncio.run(scenario())
+
+
+def test_connections_that_were_idle_while_the_database_restarted_are_replaced(
+    cluster: Cluster, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_IDLE_S", 0.0)
+    with database.reading(), database.reading():
+        pass  # two connections are kept
+    cluster.stop()
+    with pytest.raises(Unavailable):
+        devices.get(database, "dev")
+    cluster.start()
+    found = devices.get(database, "dev")
+    assert found is not None
+    with database.writing() as connection, database.reading():
+        connection.execute(jobs.delete())
+    monkeypatch.setattr(database_module, "_IDLE_S", 3600.0)
+    cluster.stop()
+    cluster.start()
+    with pytest.raises(Unavailable, match="try again later"):
+        devices.get(database, "dev")
+    assert devices.get(database, "dev") == found, "one call that fails replaces them all"
 
 
 def test_a_worker_of_its_own_needs_what_it_shares_with_the_servers(database: Database, rig: Any) -> None:
