@@ -157,7 +157,7 @@ class Server:
                 self._stack.push_async_callback(asyncio.to_thread, self.elastic.measurer.stop)
         if self._settings.generate.served:
             # Only a server of a language model needs the libraries of the extra "generate".
-            from isthmus.cloud.generation.serve.opening import opened
+            from isthmus.cloud.replicas.opening import opened
 
             self.generation = await self._stack.enter_async_context(opened(self._settings.generate))
             self._metrics.watch(GenerationCollector(self.generation.answering))

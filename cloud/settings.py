@@ -300,6 +300,13 @@ class CloudSettings:
         if self.workers > 1 and self.database_url.startswith("sqlite"):
             raise ValueError("several workers need --database postgresql://...; on SQLite there is one")
         cluster.check_name(self.executor)
+        clusters = {name for name in (self.executor, self.generate.executor) if cluster.is_ray(name)}
+        both = cluster.is_ray(self.executor) and cluster.is_ray(self.generate.executor)
+        if both and self.elastic_model is not None and (len(clusters) > 1 or cluster.LOCAL in clusters):
+            raise ValueError(
+                "a server is on one Ray cluster: start one with 'ray start --head', and give its ray://HOST:PORT to "
+                "--executor and --generate-executor"
+            )
         host, port = split_listen(self.listen)
         http_host, http_port = split_listen(self.http) if self.http is not None else (host, port)
         metrics_host, metrics_port = split_listen(self.metrics_listen or "127.0.0.1:0")

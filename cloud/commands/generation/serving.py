@@ -5,10 +5,10 @@ import signal
 
 from isthmus.cloud import logs
 from isthmus.cloud.commands.generation.options import GenerateServeOptions
-from isthmus.cloud.generation.serve.opening import opened
 from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
+from isthmus.cloud.replicas.opening import opened
 from isthmus.cloud.settings import is_loopback, joined, split_listen
 from isthmus.command_line import key_in
 from isthmus.data.files import write_atomically

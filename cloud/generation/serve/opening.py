@@ -1,5 +1,7 @@
 """Opens what answers requests for text: a model of ours or other servers, with answers that are kept in front.
 
+Replicas that this server runs itself are opened by ``cloud/replicas/opening.py``.
+
 The libraries that a model needs are imported only if one is opened.
 """
 
@@ -9,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
@@ -18,8 +21,9 @@ from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.command_line import key_in
 from isthmus.data.files import read_text
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # torch and aiohttp are imported by these
     from isthmus.cloud.generation.serve.moving import Moves
+    from isthmus.cloud.generation.serve.relay import Relay
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +52,10 @@ async def opened(settings: GenerationSettings) -> AsyncIterator[Opened]:
     """
     if settings.model is not None:
         move_key = key_in(settings.move_key_file)
-        async with _model(settings) as generation, _kept(settings, generation) as front:
+        async with _model(settings) as generation, kept_answers(settings, generation) as front:
             yield Opened(front, moves=generation.moves, move_key=move_key)
         return
-    async with _relay(settings) as found, _kept(settings, found.answering) as front:
+    async with _relay(settings) as found, kept_answers(settings, found.answering) as front:
         yield Opened(front, found.read_drained)
 
 
@@ -75,23 +79,36 @@ async def _relay(settings: GenerationSettings) -> AsyncIterator[Opened]:
     from isthmus.cloud.generation.serve.upstream import Upstream
 
     key, move_key = (key_in(each) for each in (settings.upstream_key_file, settings.upstream_move_key_file))
-    urls = settings.upstream or []
     relay = Relay(
         settings.name or settings.upstream_model or "upstream",
-        [Upstream(url, key=key, model=settings.upstream_model, move_key=move_key) for url in urls],
+        [Upstream(url, key=key, model=settings.upstream_model, move_key=move_key) for url in settings.upstream or []],
         Limits(rows=settings.rows, blocks=max(1, settings.kv_tokens // BLOCK_TOKENS)),
         make_order(settings.policy),
         context=settings.kv_tokens,
         max_tokens=settings.max_tokens,
         max_waiting=settings.max_waiting,
     )
+    async with relaying(relay, settings.drained) as found:
+        yield found
+
+
+@asynccontextmanager
+async def relaying(relay: "Relay", drained: Path | None) -> AsyncIterator[Opened]:
+    """Starts and stops a relay. ``drained`` names the replicas that get no new requests.
+
+    Raises ValueError if it names one that there is not.
+    """
 
     def drain() -> None:
-        lines = [] if settings.drained is None else read_text(settings.drained, limit_bytes=MAX_DRAINED_BYTES).split()
+        lines = [] if drained is None else read_text(drained, limit_bytes=MAX_DRAINED_BYTES).split()
+        lines = [line.rstrip("/").removesuffix("/v1") for line in lines]
         for line in lines:
-            if line not in urls:
-                raise ValueError(f"{settings.drained} names {line[:128]!r}, which is none of the upstream servers")
-        for url in urls:
+            if line not in relay.urls:
+                raise ValueError(
+                    f"{drained} names {line[:128]!r}, which is none of the upstream servers or replicas: "
+                    f"{', '.join(relay.urls)[:512]}"
+                )
+        for url in relay.urls:
             relay.drain(url, draining=url in lines)
 
     def drain_again() -> None:
@@ -109,7 +126,7 @@ async def _relay(settings: GenerationSettings) -> AsyncIterator[Opened]:
 
 
 @asynccontextmanager
-async def _kept(settings: GenerationSettings, behind: Answering) -> AsyncIterator[Answering]:
+async def kept_answers(settings: GenerationSettings, behind: Answering) -> AsyncIterator[Answering]:
     """Keeps answers of the classes that the cache's rules name, in front of what answers."""
     if settings.cache is None:
         yield behind

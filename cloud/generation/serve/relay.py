@@ -1,5 +1,7 @@
 """Serves servers with OpenAI's interface as replicas of one model: admission, order, dispatch and retries are ours.
 
+They are other servers, or replicas that this server runs itself, which are sent the wishes of our own, too.
+
 One event loop owns everything here. A request waits in the front (``policies/front.py``) until a replica has room. If
 its replica fails, it is sent to another one from the start, and what the client has already is left out: the second
 answer must begin with the same text. Requests carry a seed, so replicas of one kind repeat each other's draws.
@@ -19,20 +21,21 @@ from isthmus.cloud.generation.policies.orders import Order
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
 from isthmus.cloud.generation.scheduling.replicas import Standing
 from isthmus.cloud.generation.scheduling.request import Outcome, Request
+from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.emotion import with_emotion
 from isthmus.cloud.generation.serve.live import Done, Item, Piece
 from isthmus.cloud.generation.serve.numbers import Numbers
 from isthmus.cloud.generation.serve.relocation import Arrived, Events, Mover
-from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Wishes, check_messages, check_text
-from isthmus.cloud.generation.serve.upstream import Lost, Upstream, reason_of
+from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Counts, Estimate, Wishes, check_messages, check_text
+from isthmus.cloud.generation.serve.upstream import Upstream, reason_of
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
 
-BYTES_PER_TOKEN: Final = 4
-"""Bytes of text that are counted as one token, since only the replica knows its tokenizer."""
 PATIENCE_S: Final = 60.0
 """A request without a deadline waits so long for a replica to come back, then it is refused."""
+_LEAST_S: Final = 0.001
+"""What is left of a wish that is overdue, for a replica."""
 MOST_SENDS: Final = 4
 """Replicas that one request is sent to, one after the other."""
 
@@ -47,6 +50,8 @@ class Relayed:
     life: Life
     path: str
     body: Mapping[str, Any]
+    own: Mapping[str, Any]
+    """What replicas of ours are sent, too."""
     cancel: Callable[[], None] = lambda: None
     given: str = ""
     sends: int = 0
@@ -76,7 +81,7 @@ class Relayed:
 class Relay:
     """Several upstream servers under one name. ``start`` and ``stop`` run on the loop that serves.
 
-    ``limits`` bounds what each replica is given at a time; its blocks are counted by an estimate of the tokens.
+    ``limits`` bounds what each replica is given at a time; its blocks are counted by ``counts`` of the tokens.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Relay:
         context: int,
         max_tokens: int,
         max_waiting: int = 256,
+        counts: Counts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -96,6 +102,7 @@ class Relay:
         self._upstreams = tuple(upstreams)
         self._front = Front([limits] * len(self._upstreams), order, max_requests=max_waiting)
         self.context, self.max_tokens = context, max_tokens
+        self._counts = counts or Estimate()
         self._numbers = Numbers()
         self._clock = clock
         self._ids = itertools.count(1)
@@ -142,12 +149,17 @@ class Relay:
         """Returns what is known of each replica."""
         return self._front.standings(self._clock())
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the servers, or the names of replicas that this server runs."""
+        return tuple(upstream.url for upstream in self._upstreams)
+
     def drain(self, url: str, *, draining: bool = True) -> None:
         """Sends nothing more to a replica. What it has begun moves to others if it can, or ends there.
 
         Raises ValueError for an unknown URL. Call it on the loop that serves.
         """
-        at = [upstream.url for upstream in self._upstreams].index(url.rstrip("/").removesuffix("/v1"))
+        at = self.urls.index(url)
         self._front.drain(at, draining=draining)
         if draining and self._upstreams[at].movable:
             task = asyncio.create_task(self._empty(at), name=f"drain-{at}")
@@ -198,19 +210,18 @@ class Relay:
         """Accepts a conversation. Raises InvalidInput, Overloaded or Unavailable."""
         check_messages(messages)
         told = with_emotion(messages, wishes.emotion)
-        size = sum(len(each["content"].encode()) for each in told)
-        return self._submit("/v1/chat/completions", {"messages": told}, size, wishes)
+        return self._submit("/v1/chat/completions", {"messages": told}, await self._counts.of_chat(told), wishes)
 
     async def complete(self, prompt: str, wishes: Wishes) -> Relayed:
         """Accepts a prompt. Raises InvalidInput, Overloaded or Unavailable."""
         check_text("prompt", prompt)
-        return self._submit("/v1/completions", {"prompt": prompt}, len(prompt.encode()), wishes)
+        return self._submit("/v1/completions", {"prompt": prompt}, await self._counts.of_text(prompt), wishes)
 
-    def _submit(self, path: str, asked: Mapping[str, Any], size: int, wishes: Wishes) -> Relayed:
+    def _submit(self, path: str, asked: Mapping[str, Any], tokens: int, wishes: Wishes) -> Relayed:
         if self._stopped:
             raise Unavailable("the server is stopping; try again later")
         now_s = self._clock()
-        prompt = range(min(self.context, -(-size // BYTES_PER_TOKEN)))
+        prompt = range(min(self.context, tokens))
         most = wishes.max_tokens
         if most is None:
             most = max(1, min(DEFAULT_TOKENS, self.max_tokens, self.context - len(prompt)))
@@ -241,7 +252,8 @@ class Relay:
             **({"stop": list(wishes.stops)} if wishes.stops else {}),
             **({"cache_salt": salt} if (salt := wishes.own_salt) else {}),
         }
-        relayed = Relayed(Life(request), path, body)
+        own = {"user": wishes.own_user, "kind": wishes.kind, "tpot_s": wishes.tpot_s, "utility": wishes.utility}
+        relayed = Relayed(Life(request), path, body, own)
         relayed.cancel = lambda: self._end(relayed, None)
         self._front.submit(relayed.life)
         self._open[request.id] = relayed
@@ -267,7 +279,11 @@ class Relay:
         """Sends a request that its replica lost to another one, from the start."""
         log.warning("replica %d: %s", at, error)
         self._front.lost(at, self._clock(), refuses=error.full)
-        if relayed.sends >= MOST_SENDS:
+        if error.full:  # it may take the request later: the request's patience ends that
+            relayed.sends -= 1
+        request = relayed.life.request
+        overdue = not relayed.given and self._clock() > request.arrival_s + self._wait_s(request)
+        if relayed.sends >= MOST_SENDS or overdue:
             self._end(relayed, Unavailable("no replica could answer; try again later"))
         else:
             self._front.wait_again(relayed.id)
@@ -298,7 +314,9 @@ class Relay:
             life.begun_s = self._clock()
         if events is None:
             relayed.name = None
-            events = self._upstreams[at].stream(relayed.path, relayed.body)
+            upstream = self._upstreams[at]
+            own = self._own(relayed) if upstream.own else {}
+            events = upstream.stream(relayed.path, {**relayed.body, **own})
         async with aclosing(events):
             async for piece, event in events:
                 relayed.name = str(event.get("id", "")) or None
@@ -319,6 +337,18 @@ class Relay:
         if len(text) < len(relayed.given):
             raise _differs(relayed)
         return self._done(life, reason, usage)
+
+    def _own(self, relayed: Relayed) -> dict[str, Any]:
+        """Returns the wishes that only replicas of ours know. Their times count from now."""
+        request, waited_s = relayed.life.request, self._clock() - relayed.life.request.arrival_s
+        times_s = {
+            "ttft_s": None if request.ttft_s is None or relayed.given else request.ttft_s - waited_s,
+            "latency_s": None if request.deadline_s is None else request.deadline_s - request.arrival_s - waited_s,
+        }
+        return {
+            **relayed.own,
+            **{name: max(_LEAST_S, left_s) for name, left_s in times_s.items() if left_s is not None},
+        }
 
     def _give(self, relayed: Relayed, text: str) -> None:
         """Gives the client what it does not have yet. Raises Unavailable if another replica says something else."""
@@ -344,6 +374,7 @@ class Relay:
             first_s - request.arrival_s,
             now_s - request.arrival_s,
             request.is_in_time(first_s, now_s, drawn),
+            _cached_tokens(usage),
         )
 
     def _end(self, relayed: Relayed, item: Item | None) -> None:
@@ -354,6 +385,7 @@ class Relay:
         self._numbers.outcomes[_outcome(relayed, item)] += 1
         if isinstance(item, Done):
             self._numbers.note(item.queue_s, item.ttft_s, item.total_s, item.tokens)
+            self._numbers.shared_tokens += item.shared_tokens
         if relayed.patience is not None:
             relayed.patience.cancel()
         if item is not None:
@@ -389,6 +421,13 @@ async def _chained(arrived: Arrived) -> Events:
         yield arrived.first
         async for each in arrived.events:
             yield each
+
+
+def _cached_tokens(usage: Mapping[str, Any]) -> int:
+    """Returns the tokens of a prompt that a replica did not compute, if it says so."""
+    details = usage.get("prompt_tokens_details")
+    found = details.get("cached_tokens") if isinstance(details, dict) else None
+    return found if isinstance(found, int) and found >= 0 else 0
 
 
 def _outcome(relayed: Relayed, item: Item | None) -> Outcome:

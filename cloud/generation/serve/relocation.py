@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from isthmus.cloud.generation.scheduling.replicas import MoveCosts
+from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.moved import unframed
-from isthmus.cloud.generation.serve.upstream import Lost, Upstream
+from isthmus.cloud.generation.serve.upstream import Upstream
 from isthmus.proto.errors import InvalidInput, IsthmusError
 
 ARRIVES_S: Final = 10.0

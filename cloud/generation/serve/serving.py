@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # it imports torch
 DEFAULT_TOKENS: Final = 256
 """Length of an answer whose client names none; less if the prompt leaves less room."""
 MAX_MESSAGES: Final = 256
+BYTES_PER_TOKEN: Final = 4
+"""Bytes of text that are counted as one token if only the replica knows its tokenizer."""
 ROLES: Final = ("system", "user", "assistant")
 
 
@@ -108,6 +110,24 @@ class Answering(Protocol):
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Answer: ...
 
     async def complete(self, prompt: str, wishes: Wishes) -> Answer: ...
+
+
+class Counts(Protocol):
+    """Counts the tokens of prompts."""
+
+    async def of_text(self, text: str) -> int: ...
+
+    async def of_chat(self, messages: Sequence[Mapping[str, str]]) -> int: ...
+
+
+class Estimate:
+    """Counts a token per so many bytes."""
+
+    async def of_text(self, text: str) -> int:
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+    async def of_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+        return -(-sum(len(each["content"].encode()) for each in messages) // BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True)

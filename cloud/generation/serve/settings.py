@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from isthmus.cloud.cluster.connection import check_name
 from isthmus.command_line import check_fields
 
 NumberType = Annotated[Literal["float32", "bfloat16"], Option(help="Number type of the language model's weights.")]
@@ -41,6 +42,23 @@ class GenerationSettings:
             "'isthmus generate convert' wrote."
         ),
     ] = None
+    replicas: Annotated[
+        int,
+        Option(
+            min=1,
+            max=64,
+            help="Copies of the language model, each with its own KV cache. The freest one gets the next request. "
+            "Several need --executor process or ray.",
+        ),
+    ] = 1
+    executor: Annotated[
+        str,
+        Option(
+            help="Where replicas run: 'thread' in the server's process, 'process' in processes of their own, 'ray' on "
+            "a Ray cluster that the server starts on this machine, 'ray://HOST:PORT' on one that runs. One that dies "
+            "is started again, and its requests go on at another one."
+        ),
+    ] = "thread"
     upstream: Annotated[
         list[str] | None,
         Option(
@@ -63,8 +81,8 @@ class GenerationSettings:
     drained: Annotated[
         Path | None,
         Option(
-            help="File with addresses of upstream servers, one per line, that get no new requests. SIGHUP reads it "
-            "again."
+            help="File with addresses of upstream servers, or names of replicas (replica-1, replica-2, ...), one per "
+            "line, that get no new requests. SIGHUP reads it again."
         ),
     ] = None
     cache: Annotated[
@@ -141,7 +159,16 @@ class GenerationSettings:
             raise ValueError("an embedder finds answers in the cache; give the cache's rules, too")
         if self.move_key_file is not None and self.model is None:
             raise ValueError("a key for moves is for a model of ours; upstream servers have their own")
-        of_upstream = (self.drained, self.upstream_model, self.upstream_key_file, self.upstream_move_key_file)
+        check_name(self.executor)
+        if self.hosted and self.model is None:
+            raise ValueError("replicas are of a model of ours: give a model directory, or leave --executor out")
+        if self.replicas > 1 and not self.hosted:
+            raise ValueError("several replicas need --executor process, or ray")
+        if self.hosted and self.move_key_file is not None:
+            raise ValueError("replicas move requests among themselves without a key for moves; leave it out")
+        if self.drained is not None and not (self.upstream or self.hosted):
+            raise ValueError("nothing can be drained: give upstream servers, or replicas with --executor")
+        of_upstream = (self.upstream_model, self.upstream_key_file, self.upstream_move_key_file)
         if any(each is not None for each in of_upstream) and not self.upstream:
             raise ValueError("settings of upstream servers were given, but no upstream server")
         if self.policy in ("static", "magnus"):
@@ -152,6 +179,11 @@ class GenerationSettings:
             raise ValueError("only the layout 'paged' shares beginnings of prompts, and not with the policy 'baton'")
         if self.swap_folder is not None and not self.swap_tokens:
             raise ValueError("a folder for the swap pool needs the pool's number of tokens, too")
+
+    @property
+    def hosted(self) -> bool:
+        """Whether the model runs in replicas of their own, outside the server's process."""
+        return self.executor != "thread"
 
     @property
     def served(self) -> bool:

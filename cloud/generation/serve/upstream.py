@@ -1,7 +1,7 @@
-"""A replica that is somebody else's server: any server with OpenAI's interface, over HTTP.
+"""A replica that is a server with OpenAI's interface: somebody else's, or one of ours.
 
-Where its fields differ from ours, the difference ends here. What such a server sends is bounded before it is kept, and
-it cannot send a client's text on to an address that the operator did not name: redirects are not followed.
+Where the fields of others differ from ours, the difference ends here. How requests reach the server is the carrier's
+matter (``carrier.py``).
 """
 
 import json
@@ -10,14 +10,10 @@ from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
-from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable
+from isthmus.cloud.generation.serve.carrier import Carrier, HttpCarrier, Lost, Response
+from isthmus.proto.errors import InvalidInput, IsthmusError, TooLate, Unavailable
 
 MAX_EVENT_BYTES: Final = 1 << 20
-CONNECT_S: Final = 5.0
-SILENT_S: Final = 60.0
-"""A replica that sends nothing for so long has failed."""
 MOVES: Final = "/isthmus/moves"
 MOVE_S: Final = 20.0
 """One exchange of a move may take so long."""
@@ -25,45 +21,39 @@ MAX_MOVED_BYTES: Final = 1 << 30
 _MOST_MESSAGE_CHARS: Final = 300
 
 
-class Lost(IsthmusError):
-    """The replica failed or cannot be reached. ``full``: it is alive and refused this request for now."""
-
-    def __init__(self, message: str, *, full: bool = False) -> None:
-        super().__init__(message)
-        self.full = full
-
-
 class Upstream:
     """One server. ``model`` None: the one model that it lists is asked for at first use.
 
     ``move_key`` is for a replica of ours, whose requests can be moved (``relocation.py``).
-    ``url`` is the server's address with or without ``/v1``. Raises InvalidInput for another kind of address. Call
-    ``close`` once, on the loop that used it.
+    ``url`` is the server's address with or without ``/v1``. Raises InvalidInput for another kind of address. With a
+    ``carrier``, it is a replica that this server runs itself, and ``url`` its name; such a one is sent the wishes that
+    are our own, too (``own``). Call ``close`` once, on the loop that used it.
     """
 
     def __init__(
-        self, url: str, *, key: str | None = None, model: str | None = None, move_key: str | None = None
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        model: str | None = None,
+        move_key: str | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise InvalidInput(f"upstream {url[:128]!r}: must be http://HOST:PORT or https://HOST:PORT")
-        if parts.username is not None or parts.password is not None:
-            raise InvalidInput("upstream: give the key in a file, not in the address")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        self.own = carrier is not None
+        self.url = url if carrier is not None else _address(url)
+        self._carrier = carrier or HttpCarrier(self.url)
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._move_headers = None if move_key is None else {"authorization": f"Bearer {move_key}"}
         self._model = model
-        self._session: aiohttp.ClientSession | None = None
 
     async def model(self) -> str:
         """Returns the name of the server's model. Raises Lost, or InvalidInput if it lists several."""
         if self._model is None:
             try:
-                async with self._opened().get(f"{self.url}/v1/models", allow_redirects=False) as response:
+                exchange = self._carrier.exchange("GET", "/v1/models", headers=self._headers, body=None)
+                async with exchange as response:
                     body = await _body(response)
                 names = [str(each["id"]) for each in json.loads(body)["data"]]
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise Lost(f"{self.url} cannot be reached: {type(error).__name__}") from error
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise Lost(f"{self.url} does not list its models as OpenAI's interface does") from error
             if len(names) != 1:
@@ -78,21 +68,22 @@ class Upstream:
         it refuses the request for what is in it.
         """
         whole = {**body, "model": await self.model(), "stream": True, "stream_options": {"include_usage": True}}
-        async with aclosing(self._streamed(path, json=whole)) as events:
+        headers = {**self._headers, "content-type": "application/json"}
+        async with aclosing(self._streamed(path, json.dumps(whole).encode(), headers)) as events:
             async for found in events:
                 yield found
 
-    async def _streamed(self, path: str, **sent: Any) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
+    async def _streamed(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
         try:
-            async with self._opened().post(f"{self.url}{path}", allow_redirects=False, **sent) as response:
+            async with self._carrier.exchange("POST", path, headers=headers, body=body) as response:
                 if response.status != 200:
-                    raise _refusal(self.url, response.status, await _body(response))
+                    raise _refusal(self.url, response.status, await _body(response), own=self.own)
                 async for event in _events(response):
                     if "error" in event:
                         raise Lost(f"{self.url} failed in the middle of an answer")
                     yield _text(event), event
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Lost(f"{self.url} failed: {type(error).__name__}") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Lost(f"{self.url} sent what is not OpenAI's interface") from error
 
@@ -131,54 +122,51 @@ class Upstream:
     async def arrive(self, handle: str, body: bytes, form: str) -> AsyncGenerator[tuple[str, Mapping[str, Any]]]:
         """Goes on with a request that left another replica, and yields its events, as ``stream`` does. Raises Lost."""
         path = f"{MOVES}/arrivals/{handle}?form={form}"
-        async with aclosing(self._streamed(path, data=body, headers=self._move_headers)) as events:
+        async with aclosing(self._streamed(path, body, self._move_headers or {})) as events:
             async for found in events:
                 yield found
 
     async def _moved(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        url, timeout = f"{self.url}{MOVES}{path}", aiohttp.ClientTimeout(total=MOVE_S)
+        exchange = self._carrier.exchange(
+            method, f"{MOVES}{path}", headers=self._move_headers or {}, body=body, within_s=MOVE_S
+        )
         try:
-            async with self._opened().request(
-                method, url, data=body, headers=self._move_headers, timeout=timeout, allow_redirects=False
-            ) as response:
+            async with exchange as response:
                 found = await _body(response, MAX_MOVED_BYTES)
                 if response.status not in (200, 204):
                     raise Lost(f"{self.url} moves nothing: status {response.status}")
                 return found
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise Lost(f"{self.url} failed in a move: {type(error).__name__}") from error
+        except ValueError as error:
+            raise Lost(f"{self.url} failed in a move: {error}") from error
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
-            self._session = aiohttp.ClientSession(
-                headers=self._headers,
-                timeout=timeout,
-                connector=aiohttp.TCPConnector(limit=0),
-                read_bufsize=MAX_EVENT_BYTES // 4,
-                trust_env=False,
-            )
-        return self._session
+        await self._carrier.close()
 
 
-async def _body(response: aiohttp.ClientResponse, limit_bytes: int = MAX_EVENT_BYTES) -> bytes:
+def _address(url: str) -> str:
+    """Returns the address without ``/v1``. Raises InvalidInput."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InvalidInput(f"upstream {url[:128]!r}: must be http://HOST:PORT or https://HOST:PORT")
+    if parts.username is not None or parts.password is not None:
+        raise InvalidInput("upstream: give the key in a file, not in the address")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+async def _body(response: Response, limit_bytes: int = MAX_EVENT_BYTES) -> bytes:
     """Returns the body. Raises ValueError if it is longer than ``limit_bytes``."""
     found = bytearray()
-    async for chunk in response.content.iter_any():
+    async for chunk in response.chunks():
         found += chunk
         if len(found) > limit_bytes:
             raise ValueError("too long")
     return bytes(found)
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: Response) -> AsyncIterator[dict[str, Any]]:
     """Yields the JSON of each server-sent event. Raises Lost if the stream ends before its end mark."""
     held = b""
-    async for chunk in response.content.iter_any():
+    async for chunk in response.chunks():
         *lines, held = (held + chunk).split(b"\n")
         if len(held) > MAX_EVENT_BYTES:
             raise ValueError("an event is too long")
@@ -206,7 +194,7 @@ def reason_of(event: Mapping[str, Any]) -> str | None:
     return next((str(each["finish_reason"]) for each in event.get("choices") or () if each.get("finish_reason")), None)
 
 
-def _refusal(url: str, status: int, body: bytes) -> IsthmusError:
+def _refusal(url: str, status: int, body: bytes, *, own: bool) -> IsthmusError:
     """Returns the error of a response that is no answer. The server's words are passed on, bounded and printable."""
     try:
         error = json.loads(body)["error"]
@@ -216,6 +204,8 @@ def _refusal(url: str, status: int, body: bytes) -> IsthmusError:
     words = "".join(letter for letter in words if letter.isprintable())[:_MOST_MESSAGE_CHARS]
     if status in (400, 413, 422):
         return InvalidInput(f"the replica refuses the request: {words or f'status {status}'}")
+    if own and status == 504:
+        return TooLate(words or "could not be answered in time")
     if status in (401, 403):
         return Unavailable("the server's own access to a replica was refused; tell its operator")
     return Lost(f"{url} answered with status {status}", full=status in (429, 503))

@@ -11,9 +11,10 @@ import openai
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
-from isthmus.cloud.generation.serve.upstream import Lost, Upstream
+from isthmus.cloud.generation.serve.upstream import Upstream
 from isthmus.cloud.metrics.generation import GenerationCollector
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings
@@ -78,6 +79,39 @@ def test_upstream_servers_answer_through_the_service(replica: str, tmp_path: Pat
     # The second replica is down; the first one answers.
     settings = GenerationSettings(upstream=[replica, "http://127.0.0.1:9"], name="words", max_tokens=200)
     asyncio.run(served(tmp_path, settings, ask))
+
+
+def test_replicas_of_the_servers_own_answer_beside_the_rest(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "tiny")
+
+    async def ask(server: Server, client: openai.AsyncOpenAI, address: str) -> None:
+        done = await client.chat.completions.create(**GREEDY)
+        pieces = [
+            chunk.choices[0].delta.content or ""
+            async for chunk in await client.chat.completions.create(**GREEDY, stream=True)
+        ]
+        assert "".join(pieces) == done.choices[0].message.content and done.usage is not None
+        assert server.generation is not None
+        relay: Any = server.generation.answering
+        assert done.usage.prompt_tokens == await relay._counts.of_chat(MESSAGES)
+        with pytest.raises(openai.BadRequestError, match="colour: this field is not supported"):
+            await client.chat.completions.create(**GREEDY, extra_body={"colour": "red"})
+        with pytest.raises(openai.BadRequestError, match="that the model can hold"):
+            await client.completions.create(model="words", prompt="word " * 300, max_tokens=4)
+
+    settings = GenerationSettings(tmp_path / "tiny", replicas=2, executor="process", name="words", max_tokens=200)
+    asyncio.run(served(tmp_path, settings, ask))
+
+
+@pytest.mark.parametrize(
+    ("images", "replies"), [("ray", "ray"), ("ray", "ray://head:10001"), ("ray://head:10001", "ray://other:10001")]
+)
+def test_a_server_is_on_one_ray_cluster(images: str, replies: str, tmp_path: Path) -> None:
+    generate = GenerationSettings(tmp_path / "tiny", executor=replies)
+    with pytest.raises(ValueError, match="a server is on one Ray cluster: start one with 'ray start --head'"):
+        CloudSettings(state=tmp_path, elastic_model="vit", executor=images, generate=generate)
+    same = GenerationSettings(tmp_path / "tiny", executor="ray://head:10001")
+    CloudSettings(state=tmp_path, elastic_model="vit", executor="ray://head:10001", generate=same)
 
 
 def test_answers_are_kept_and_a_drained_server_gets_nothing(tmp_path: Path) -> None:

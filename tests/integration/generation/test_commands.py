@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from isthmus import cli
@@ -132,7 +133,8 @@ def test_an_unsafe_server_is_refused_before_a_model_is_read(
     assert said in capsys.readouterr().err
 
 
-def test_serve_listens_until_it_is_told_to_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicas", [(), ("--replicas", "2", "--executor", "process")], ids=["alone", "replicas"])
+def test_serve_listens_until_it_is_told_to_stop(replicas: tuple[str, ...], tmp_path: Path) -> None:
     save_tiny_llama(tmp_path / "tiny")
     command = [
         sys.executable,
@@ -143,6 +145,7 @@ def test_serve_listens_until_it_is_told_to_stop(tmp_path: Path) -> None:
         str(tmp_path / "tiny"),
         "--http",
         "127.0.0.1:0",
+        *replicas,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -151,9 +154,13 @@ def test_serve_listens_until_it_is_told_to_stop(tmp_path: Path) -> None:
             assert listening == "listening on"
             with urllib.request.urlopen(f"http://{address}/v1/models", timeout=60) as response:
                 assert json.loads(response.read())["data"][0]["id"] == "tiny"
+            children = psutil.Process(server.pid).children()
+            assert len(children) == (2 if replicas else 0)
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
+        psutil.wait_procs(children, timeout=60)
+        assert not any(each.is_running() for each in children)
 
 
 def test_a_device_asks_for_a_reply_and_sends_its_state_with_consent_alone(

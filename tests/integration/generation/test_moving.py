@@ -15,12 +15,13 @@ import torch
 
 from isthmus.cloud.generation.model.kv import KVShape
 from isthmus.cloud.generation.scheduling.request import Outcome
+from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.moving import Moves, pack, unpack
 from isthmus.cloud.generation.serve.relay import Relay
 from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
-from isthmus.cloud.generation.serve.upstream import Lost, Upstream
+from isthmus.cloud.generation.serve.upstream import Upstream
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.cut import Cut, cuttable
 from tests.rigs.generation.llama import save_tiny_llama, serving_http

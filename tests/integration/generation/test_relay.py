@@ -14,13 +14,14 @@ import pytest
 from isthmus.cloud.commands.generation import serving
 from isthmus.cloud.commands.generation.options import GenerateServeOptions
 from isthmus.cloud.generation.scheduling.request import Sampling
+from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.host import open_generation
 from isthmus.cloud.generation.serve.live import Piece
-from isthmus.cloud.generation.serve.opening import opened
 from isthmus.cloud.generation.serve.serving import Wishes
 from isthmus.cloud.generation.serve.settings import GenerationSettings
-from isthmus.cloud.generation.serve.upstream import Lost, Upstream
+from isthmus.cloud.generation.serve.upstream import Upstream
+from isthmus.cloud.replicas.opening import opened
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 from tests.rigs.generation.replicas import Script, redirecting, scripted, serving_relay
@@ -217,7 +218,12 @@ def test_the_command_line_opens_a_relay_drains_by_file_and_keeps_answers(tmp_pat
         ({}, "either MODEL_DIR or --generate-upstream"),
         ({"model": Path("m"), "upstream": ["http://h"]}, "not both"),
         ({"upstream": ["http://h"], "cache_embedder": Path("e")}, "give the cache's rules, too"),
-        ({"model": Path("m"), "drained": Path("d")}, "but no upstream server"),
+        ({"model": Path("m"), "drained": Path("d")}, "give upstream servers, or replicas"),
+        ({"model": Path("m"), "upstream_model": "x"}, "but no upstream server"),
+        ({"model": Path("m"), "replicas": 2}, "several replicas need --executor process, or ray"),
+        ({"upstream": ["http://h"], "executor": "process"}, "replicas are of a model of ours"),
+        ({"model": Path("m"), "executor": "fast"}, "none of thread, process, ray"),
+        ({"model": Path("m"), "executor": "process", "move_key_file": Path("k")}, "without a key for moves"),
         ({"upstream": ["http://h"], "policy": "paced"}, "other servers do themselves"),
         ({"upstream": ["h"]}, "must be http://HOST:PORT"),
         ({"upstream": ["http://h"], "http": "0.0.0.0:0"}, "other machines"),

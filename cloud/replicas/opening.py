@@ -1,0 +1,122 @@
+"""Opens what answers requests for text, replicas of the model included that this server runs itself.
+
+The libraries of the executor that is not asked for are not imported.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+from isthmus.cloud.cluster.connection import is_ray
+from isthmus.cloud.generation.model.configuration import LlamaConfig
+from isthmus.cloud.generation.model.tokenizer import TextTokenizer
+from isthmus.cloud.generation.policies.by_name import ORDERS, make_order
+from isthmus.cloud.generation.policies.orders import Order
+from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
+from isthmus.cloud.generation.scheduling.policy import Limits
+from isthmus.cloud.generation.serve.opening import Opened, kept_answers, relaying
+from isthmus.cloud.generation.serve.opening import opened as opened_here
+from isthmus.cloud.generation.serve.settings import GenerationSettings
+from isthmus.cloud.replicas.hosted import Hosted, Opening, Running
+from isthmus.proto.errors import InvalidInput
+
+
+@asynccontextmanager
+async def opened(settings: GenerationSettings) -> AsyncIterator[Opened]:
+    """Opens what ``settings`` names, and closes it at the end. The event loop is not held up meanwhile.
+
+    Raises InvalidInput, ValueError or OSError, with the way out, if it cannot be opened.
+    """
+    if not settings.hosted:
+        async with opened_here(settings) as found:
+            yield found
+        return
+    async with _replicas(settings) as found, kept_answers(settings, found.answering) as front:
+        yield Opened(front, found.read_drained)
+
+
+@asynccontextmanager
+async def _replicas(settings: GenerationSettings) -> AsyncIterator[Opened]:
+    # They import aiohttp.
+    from isthmus.cloud.generation.serve.relay import Relay
+    from isthmus.cloud.generation.serve.upstream import Upstream
+
+    folder = settings.model
+    if folder is None:
+        raise ValueError("a model directory is needed")
+    key = secrets.token_hex(32)
+    opening = Opening.of(settings, key)
+    hosts = [Hosted(f"replica-{at}", partial(_start(settings), opening)) for at in range(1, settings.replicas + 1)]
+    config = await asyncio.to_thread(LlamaConfig.read, folder)
+    counts = _Tokens(await asyncio.to_thread(TextTokenizer.read, folder, config))
+    async with AsyncExitStack() as stack:
+        stack.callback(counts.close)
+        for host in hosts:
+            stack.push_async_callback(host.close)
+        if settings.profile is None:
+            for host in hosts:  # each measures its machine, which may be the same
+                await host.open()
+        else:
+            # All of them end before the first error is raised, so none is started that nobody ends.
+            for found_error in await asyncio.gather(*(host.open() for host in hosts), return_exceptions=True):
+                if found_error is not None:
+                    raise found_error
+        upstreams = [Upstream(f"replica-{at}", key=key, move_key=key, carrier=host) for at, host in enumerate(hosts, 1)]
+        models = [str((await each.costs()).get("model")) for each in upstreams]
+        if len(set(models)) > 1:
+            raise InvalidInput(f"the replicas have different models: copy {folder} to all machines again")
+        order, limits = _in_front(settings)
+        relay = Relay(
+            settings.name or folder.resolve().name,
+            upstreams,
+            limits,
+            order,
+            context=config.context,
+            max_tokens=settings.max_tokens,
+            max_waiting=settings.max_waiting,
+            counts=counts,
+        )
+        async with relaying(relay, settings.drained) as found:
+            yield found
+
+
+def _in_front(settings: GenerationSettings) -> tuple[Order, Limits]:
+    """Returns in which order requests leave the front, and how many a replica is given at a time.
+
+    A policy that is an order alone holds over all replicas, so requests wait in front of them. The other policies
+    choose the rows of a step among those who wait, so requests go to the freest replica at once.
+    """
+    if settings.policy in ORDERS:
+        return make_order(settings.policy), Limits(settings.rows, max(1, settings.kv_tokens // BLOCK_TOKENS))
+    return make_order("fused"), Limits(settings.max_waiting, settings.max_waiting * settings.kv_tokens // BLOCK_TOKENS)
+
+
+def _start(settings: GenerationSettings) -> Callable[[Opening], Awaitable[Running]]:
+    """Returns what starts one replica."""
+    if is_ray(settings.executor):
+        from isthmus.cloud.replicas.on_ray import start as on_ray
+
+        return partial(on_ray, settings.executor)
+    from isthmus.cloud.replicas.process import start
+
+    return start
+
+
+class _Tokens:
+    """Counts tokens as the replicas will, on a thread: a long text may not hold the event loop up."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
+
+    async def of_text(self, text: str) -> int:
+        return len(await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.encode, text))
+
+    async def of_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+        return len(await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.chat, messages))
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
