@@ -1,7 +1,7 @@
 """What a student knows of people in general: heads for features that are centred per person, and how people differ.
 
 The cloud fits both on labelled public clips (distill/student/centred.py) and ships them in the signed manifest. A
-device uses them to estimate what is the same in all clips of its one user (edge/own_clips/offset.py).
+device uses them to estimate what is the same in all clips of its one user (edge/own_clips/offset).
 
 Axes: M modalities (sound, picture), N clips, C classes, D feature width.
 """

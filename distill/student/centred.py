@@ -1,7 +1,7 @@
 """PURE: heads on features that are centred per person, and how people differ: what a device needs to learn its user.
 
 A person's voice and face shift the features of all their clips alike. Heads that are fitted after this shift is taken
-out need not tell it from a class. Each device then estimates the shift of its own user (edge/own_clips/offset.py); for
+out need not tell it from a class. Each device then estimates the shift of its own user (edge/own_clips/offset); for
 that it needs to know how far such shifts go, measured on public people whom the heads have not seen.
 
 Axes: M modalities (sound, picture), N clips, P people, C classes, D feature width.

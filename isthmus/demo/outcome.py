@@ -113,6 +113,11 @@ class ClientOutcome:
     """None if the demo was run without a language model."""
 
     @property
+    def ways(self) -> tuple[str, ...]:
+        """Those of ``WAYS`` that differ: without corrections the last one is the one before it."""
+        return WAYS if self.corrections else WAYS[:-1]
+
+    @property
     def before(self) -> Answering:
         return self.answering[0]
 

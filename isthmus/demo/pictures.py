@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from isthmus.demo.outcome import WAYS, ClientOutcome, KeptClip, readable_bytes
+from isthmus.demo.outcome import ClientOutcome, KeptClip, readable_bytes
 from isthmus.demo.stages import StageRecord
 from isthmus.distill.figures import png
 
@@ -49,15 +49,15 @@ def accuracy(clients: Sequence[ClientOutcome]) -> bytes:
 
 
 def by_class(client: ClientOutcome, classes: Sequence[str]) -> bytes:
-    """Draw the share of clips of each class that a client's device answered rightly, in its three states."""
+    """Draw the share of clips of each class that a client's device answered rightly, in each of its states."""
     figure, axes = _one(7.5, 2.8)
-    counts = {way: client.tested.by_class(way) for way in WAYS}
-    labels = list(counts[WAYS[0]])
+    counts = {way: client.tested.by_class(way) for way in client.ways}
+    labels = list(counts[client.ways[0]])
     series = {
         way.replace("_", " "): [100 * found[label][0] / found[label][1] for label in labels]
         for way, found in counts.items()
     }
-    _grouped_bars(axes, [f"{classes[label]} ({counts[WAYS[0]][label][1]} clips)" for label in labels], series)
+    _grouped_bars(axes, [f"{classes[label]} ({counts[client.ways[0]][label][1]} clips)" for label in labels], series)
     axes.set_ylabel("right, %")
     axes.set_ylim(0, 118)
     axes.set_title(client.name, fontsize=10, parse_math=False)

@@ -55,7 +55,7 @@ def write_result(outcome: DemoOutcome, folder: Path) -> dict[str, Any]:
 
 
 def closing_sentence(result: Mapping[str, Any]) -> str:
-    """Return one sentence for a layman about what result.json says."""
+    """Return one sentence for a layman about what result.json says, and what of it may be chance."""
     parts = []
     for client in result["clients"]:
         before, alone, taught = (sum(client[way]) for way in WAYS)
@@ -63,9 +63,24 @@ def closing_sentence(result: Mapping[str, Any]) -> str:
         told = f", and {taught} after {corrections} corrections of these other clips" if corrections else ""
         parts.append(
             f"of {client['name']}'s {len(client['labels'])} clips Isthmus understood {before} at first, {alone} after "
-            f"it had learned from other clips without being told anything{told}"
+            f"it had learned from other clips without being told anything{told}{_doubt(client)}"
         )
     return f"No recording left a device: {'; '.join(parts)}."
+
+
+def _doubt(client: Mapping[str, Any]) -> str:
+    """Return which of a client's changes are within ``BEYOND`` standard errors of its own clips, in words."""
+    ways = WAYS[1:] if client["corrections"] else WAYS[1:2]
+    pairs = {way: list(zip(client["before"], client[way], strict=True)) for way in ways}
+    changes = {way: _gain(client["name"], way, of_way) for way, of_way in pairs.items() if of_way}
+    small = {way: one for way, one in changes.items() if abs(one.points) <= BEYOND * one.error and one.points}
+    kinds = {"gain" if one.points > 0 else "loss" for one in small.values()}
+    if not small:
+        return ""
+    if len(small) == len(WAYS[1:]):
+        return " (both changes may be chance)" if len(kinds) == 2 else f" (either {kinds.pop()} may be chance)"
+    which = "" if len(changes) == 1 else " without labels" if WAYS[1] in small else " after corrections"
+    return f" (the {kinds.pop()}{which} may be chance)"
 
 
 @dataclass(frozen=True)

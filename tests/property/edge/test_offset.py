@@ -15,22 +15,10 @@ from scipy.stats import multivariate_normal
 
 from isthmus.data.class_shares import class_prior
 from isthmus.data.class_shares import softmax as shares_of
-from isthmus.edge.own_clips.offset import (
-    _FLATTEST,
-    _RIDGE,
-    BASE_SHARE,
-    EVIDENCE_CLIPS,
-    MOST_HYPOTHESES,
-    OWN_WAY,
-    STILL,
-    TELLING_CLIPS,
-    Offset,
-    answer,
-    corrected,
-    estimate,
-    mixed,
-    scores,
-)
+from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
+from isthmus.edge.own_clips.offset.hypotheses import EVIDENCE_CLIPS, MOST_HYPOTHESES, OWN_WAY, TELLING_CLIPS
+from isthmus.edge.own_clips.offset.people import FLATTEST, RIDGE
+from isthmus.edge.own_clips.offset.turns import STILL
 from isthmus.proto.person import PersonModel
 
 Float64s = npt.NDArray[np.float64]
@@ -82,7 +70,7 @@ def metric_by_hand(mean_CC: Float64s) -> Float64s:
     values, vectors = np.linalg.eigh(inner)
     if values.max() <= 0:
         return np.zeros_like(mean_CC)
-    inverse: Float64s = differences @ vectors @ np.diag(1 / np.maximum(values, _FLATTEST * values.max())) @ vectors.T
+    inverse: Float64s = differences @ vectors @ np.diag(1 / np.maximum(values, FLATTEST * values.max())) @ vectors.T
     return inverse @ differences.T
 
 
@@ -170,7 +158,7 @@ class Turns:
             if not self._person.present_NM[:, m].any():
                 continue
             between, within = (
-                part + _RIDGE * np.trace(part) / dimensions * np.eye(dimensions)
+                part + RIDGE * np.trace(part) / dimensions * np.eye(dimensions)
                 for part in (basis.T @ each[m] @ basis for each in (self._model.between_MCC, self._model.within_MCC))
             )
             total += multivariate_normal(np.zeros(dimensions), between).logpdf(self.offsets[m] @ basis)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isthmus.data.class_shares import UNIFORM_SHARE
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.own_clips.corrections import MOST_KEPT, MOST_USED, Correction
-from isthmus.edge.own_clips.offset import UNIFORM_SHARE
 from isthmus.edge.own_clips.person import ESTIMATE_EVERY_CLIPS, Person, Said
 from isthmus.edge.own_clips.personal import Personal, person_facts, understand
 from isthmus.edge.own_clips.window import MOST_CLIPS, Seen, Window

@@ -12,7 +12,7 @@ CLASSES = ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
 
 def _listing(people: int, clips_per_class: int = 4) -> Listing:
     refs = [
-        ClipRef(f"{1001 + person}_{take}_{emotion}", Path("a.wav"), Path("a.flv"), label, str(1001 + person))
+        ClipRef(name := f"{1001 + person}_{take}_{emotion}", Path(f"{name}.wav"), Path(f"{name}.flv"), label, name[:4])
         for person in range(people)
         for label, emotion in enumerate(CLASSES)
         for take in range(clips_per_class)
@@ -60,6 +60,55 @@ def test_few_people_share_their_clips(tmp_path: Path) -> None:
     assert len(split.public) + len(split.private) == len(listing.refs)
 
 
+def _ave(root: Path, classes: int, takes: int) -> Listing:
+    """Events of AVE, the first of each category in testSet.txt; every fifth video has an event of the next category."""
+    lists: dict[str, list[str]] = {"testSet.txt": [], "valSet.txt": [], "trainSet.txt": []}
+    refs = []
+    for take in range(takes):
+        for label in range(classes):
+            video, name = (
+                f"video{take:03}{label:02}",
+                ("testSet.txt", "valSet.txt")[take] if take < 2 else "trainSet.txt",
+            )
+            two = (take * classes + label) % 5 == 4
+            for number in range(1 + two):
+                own = (label + number) % classes
+                lists[name].append(f"class {own:02}&{video}&good&{5 * number}&{5 * number + 5}")
+                path = root / f"{video}.mp4"
+                refs.append(ClipRef(f"{video}#class {own:02}" if two else video, path, path, own, None))
+    for name, events in lists.items():
+        (root / name).write_text("".join(event + "\n" for event in events))
+    names = tuple(f"class {label:02}" for label in range(classes))
+    return Listing("ave", names, tuple(sorted(refs, key=lambda ref: ref.name)), ())
+
+
+@pytest.mark.parametrize(("classes", "takes"), [(28, 10), (6, 12), (28, 3), (6, 120)])
+def test_an_ave_folder_gives_two_clients_however_few_its_test_clips_are(
+    tmp_path: Path, classes: int, takes: int
+) -> None:
+    listing = _ave(tmp_path, classes, takes)
+    split = choose_clients(listing, tmp_path)
+    own = {client: _classes(listing, names) for client, names in split.clients.items()}
+    assert all(len(names) >= 6 for names in split.clients.values())
+    assert own["client_1"] == set(range(classes)) and own["client_2"] < own["client_1"]
+    assert len(own["client_2"]) >= 3
+    videos = [[name[:10] for name in names] for names in (split.public, *split.clients.values())]
+    assert not set(videos[0]) & {*videos[1], *videos[2]}, "no recording is on both sides"
+    assert len({*videos[1], *videos[2]}) == len(videos[1]) + len(videos[2]), "nor twice among the clients"
+
+
+def test_the_test_list_of_ave_is_private_where_it_suffices(tmp_path: Path) -> None:
+    listing = _ave(tmp_path, 28, 10)
+    tests = (tmp_path / "trainSet.txt").read_text().splitlines()
+    (tmp_path / "testSet.txt").write_text("\n".join(tests[:150]))
+    (tmp_path / "trainSet.txt").write_text("\n".join(tests[150:]))
+    split = choose_clients(listing, tmp_path)
+    listed = {line.split("&")[1] for line in tests[:150]}
+    assert {name[:10] for name in split.private} == listed
+
+
 def test_too_few_clips_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1010: fewer than 6 clips"):
+    with pytest.raises(ValueError, match=r"1010 would have 3 of the 60 clips here, and 6 are needed.*--people"):
         choose_clients(_listing(people=10, clips_per_class=1), tmp_path)
+    with pytest.raises(ValueError, match=r"client_2 would have 0 of the 14 clips here.*Add clips of every class$"):
+        choose_clients(_ave(tmp_path, 6, 2), tmp_path)

@@ -157,6 +157,25 @@ def test_noise_is_reported_with_its_budget_and_names_of_the_data_set_are_escaped
     assert "<script>" not in other and "&lt;script&gt;" in other
 
 
+def test_a_client_that_cannot_be_corrected_has_no_state_after_corrections(outcome: DemoOutcome) -> None:
+    clients = tuple(
+        dataclasses.replace(
+            client,
+            corrections=(),
+            learned=(),
+            tested=dataclasses.replace(
+                client.tested,
+                predicted=client.tested.predicted | {"with_corrections": client.tested.predicted["without_labels"]},
+            ),
+        )
+        for client in outcome.clients
+    )
+    text = render_report(dataclasses.replace(outcome, clients=clients), "")
+    assert "<b>17 → 26</b><span>client_1: right of 40 clips, at first and without labels</span>" in text
+    assert "none made" in text and "0 corrections" not in text
+    assert "the release has no person model; the classes' shares were estimated instead" in text
+
+
 def test_the_table_has_a_row_for_every_way_of_answering(outcome: DemoOutcome) -> None:
     console = Console(width=160, force_terminal=False)
     with console.capture() as captured:
