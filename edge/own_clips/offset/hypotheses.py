@@ -70,7 +70,8 @@ TELLING_CLIPS: Final = 24
 """However many clips a person has, they speak for a hypothesis about classes as at most so many independent ones."""
 
 MOST_HYPOTHESES: Final = 16
-"""A device's time and memory grow with them. With more classes, the values of j are in geometric progression."""
+"""A device's time and memory grow with them. With more classes, the values of j are the lower half of
+them, then in geometric progression."""
 
 EVIDENCE_CLIPS: Final = 10
 """From so many clips on the classes of a person are told by evidence. RavFace's public people gain by it with 12 and
@@ -132,4 +133,6 @@ def _hypotheses(classes: int) -> npt.NDArray[np.int64]:
     """Return how many classes each hypothesis has, rising from one to all."""
     if classes <= MOST_HYPOTHESES:
         return np.arange(1, classes + 1)
-    return np.unique(np.rint(np.geomspace(1, classes, MOST_HYPOTHESES)).astype(np.int64))
+    half = MOST_HYPOTHESES // 2
+    larger = np.rint(np.geomspace(half + 1, classes, MOST_HYPOTHESES - half)).astype(np.int64)
+    return np.unique(np.concatenate([np.arange(1, half + 1), larger]))

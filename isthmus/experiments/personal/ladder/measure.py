@@ -9,6 +9,7 @@ import numpy as np
 
 from isthmus.edge.own_clips import guard
 from isthmus.edge.own_clips.offset import Offset, answer
+from isthmus.edge.own_clips.person import ESTIMATE_EVERY_CLIPS
 from isthmus.experiments.personal.findings.scores import Scores, agreement, scores
 from isthmus.experiments.personal.ladder.methods import (
     ASKED,
@@ -18,6 +19,7 @@ from isthmus.experiments.personal.ladder.methods import (
     Known,
     Seen,
     answers_with_base,
+    as_it_answers,
     as_the_device,
     base_of,
     chosen,
@@ -31,6 +33,7 @@ from isthmus.proto.messages import Captured, FloatArray
 
 CHOSEN: Final = "offset, constants chosen on public people"
 UNLABELLED: Final = "device, no labels"
+RUNNING: Final = "device, no labels, as it runs: answered clips are learned from, too"
 PLAIN_MEAN: Final = "device, plain mean in place of the offset"
 
 
@@ -87,6 +90,15 @@ def device_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]
         for name, answers_TC in by_name.items():
             signals = _signals(seen, known, candidates[name], by_margin.asked) if name in candidates else {}
             yield row_of(person, task, seed, name, answers_TC, base_TC, labels_T, signals)
+
+
+def running_rows(person: Person, known: Known, seed: int, counts: tuple[int, ...]) -> Iterator[Row]:
+    """Yield what a device answers that goes on learning from the clips that it has answered, on every task."""
+    for number, task in enumerate(tasks(person, seed, counts)):
+        seen = Seen.of(person, task, known, 1_000 * seed + number)
+        told_TC = as_it_answers(seen, known, ESTIMATE_EVERY_CLIPS)
+        base_TC = seen.test_raw[TEACHERS][Captured.BOTH]
+        yield row_of(person, task, seed, RUNNING, told_TC, base_TC, person.labels_N[task.test_T])
 
 
 def row_of(

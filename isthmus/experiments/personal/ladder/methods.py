@@ -15,7 +15,7 @@ from isthmus.edge.own_clips import habits
 from isthmus.edge.own_clips.corrections import Correction, least_certain
 from isthmus.edge.own_clips.offset import BASE_SHARE, Offset, answer, corrected, estimate, mixed, scores
 from isthmus.edge.own_clips.personal import understand
-from isthmus.edge.own_clips.window import Window
+from isthmus.edge.own_clips.window import MOST_CLIPS, Window
 from isthmus.experiments.personal.ladder.person import HEADS, Integers, Person, Task
 from isthmus.proto.messages import Captured, FloatArray
 from isthmus.proto.person import Centred, PersonModel
@@ -276,6 +276,27 @@ def as_the_device(seen: Seen, known: Known, *, by_margin: bool) -> OnDevice:
         if len(said) in ASKED:
             found[len(said)] = reading.answers(seen.test_raw_MTD, both_T, test_TC)
     return OnDevice(found, tuple(int(one.clip) for one in said))
+
+
+def as_it_answers(seen: Seen, known: Known, every: int) -> FloatArray:
+    """Return the answers (T, C) of a device that runs: what it answered joins its window, and the estimate follows
+    after ``every`` clips. The test clips come in random order, each is answered before it joins, and no label is seen.
+    """
+    clips, classes = seen.own_raw[TEACHERS][Captured.BOTH].shape
+    raw_NC = np.concatenate([raw[TEACHERS][Captured.BOTH] for raw in (seen.own_raw, seen.test_raw)])
+    features_MND = np.concatenate([seen.own_raw_MSD, seen.test_raw_MTD], axis=1)
+    order_T = clips + seen.rng.permutation(len(raw_NC) - clips)
+    told_NC = np.zeros((len(raw_NC), classes), np.float32)
+    for first in range(0, len(order_T), every):
+        rows_N = np.concatenate([np.arange(clips), order_T[:first]])[-MOST_CLIPS:]
+        window = Window(
+            tuple(map(str, rows_N)), features_MND[:, rows_N], present(Captured.BOTH, len(rows_N)), raw_NC[rows_N]
+        )
+        next_N = order_T[first : first + every]
+        both_N = present(Captured.BOTH, len(next_N))
+        reading = understand(_NO_STUDENT, known.centred, window)
+        told_NC[next_N] = reading.answers(features_MND[:, next_N], both_N, raw_NC[next_N])
+    return told_NC[clips:]
 
 
 LADDER: Final[Mapping[str, Callable[[Seen, Known], FloatArray]]] = {

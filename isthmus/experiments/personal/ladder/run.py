@@ -21,7 +21,7 @@ from isthmus.distill.student.centred import CannotCentre, fit_centred
 from isthmus.experiments.personal.findings.scores import Scores
 from isthmus.experiments.personal.ladder import bases, cloud, nested
 from isthmus.experiments.personal.ladder.bases import Base
-from isthmus.experiments.personal.ladder.measure import Row, device_rows, measured
+from isthmus.experiments.personal.ladder.measure import Row, device_rows, measured, running_rows
 from isthmus.experiments.personal.ladder.membership import Suspect, suspect
 from isthmus.experiments.personal.ladder.methods import Constants, Known
 from isthmus.experiments.personal.ladder.person import Integers, Person
@@ -79,8 +79,9 @@ def on_trunks(
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
     of_device = on_device(out, clips, groups, plan, report)
+    running = as_it_runs(out, clips, groups, plan, report)
     of_cloud = in_cloud(out, clips, groups, plan, report)
-    return Found(of_device + rows, of_cloud, suspects(out, clips, groups, plan))
+    return Found(of_device + running + rows, of_cloud, suspects(out, clips, groups, plan))
 
 
 def on_device(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
@@ -91,6 +92,16 @@ def on_device(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: 
         return [row for person in people for row in device_rows(person, known, seed, plan.class_counts)]
 
     return _on_bases(out, "device", clips, groups, plan, plan.seeds, made, report)
+
+
+def as_it_runs(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+    """Measure, on the bases on trunks, a device that goes on learning from what it has answered."""
+
+    def made(base: Base, people: list[Person], seed: int) -> list[Row]:
+        known = _known(base)
+        return [row for person in people for row in running_rows(person, known, seed, plan.class_counts)]
+
+    return _on_bases(out, "running", clips, groups, plan, plan.seeds, made, report)
 
 
 def in_cloud(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:

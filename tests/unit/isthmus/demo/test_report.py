@@ -173,7 +173,7 @@ def test_a_client_that_cannot_be_corrected_has_no_state_after_corrections(outcom
     text = render_report(dataclasses.replace(outcome, clients=clients), "")
     assert "<b>17 → 26</b><span>client_1: right of 40 clips, at first and without labels</span>" in text
     assert "none made" in text and "0 corrections" not in text
-    assert "the release has no person model; the classes' shares were estimated instead" in text
+    assert "the release has no person model; the classes&#39; shares were estimated instead" in text
 
 
 def test_the_table_has_a_row_for_every_way_of_answering(outcome: DemoOutcome) -> None:

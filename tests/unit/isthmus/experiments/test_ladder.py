@@ -11,9 +11,17 @@ from isthmus.data.transforms import InputSpec
 from isthmus.distill.student.centred import fit_centred
 from isthmus.experiments.personal.findings.scores import Scores, agreement, calibration_error, scores
 from isthmus.experiments.personal.ladder import bases, cloud, nested
-from isthmus.experiments.personal.ladder.measure import CHOSEN, Row, device_rows, measured, over_people
+from isthmus.experiments.personal.ladder.measure import (
+    CHOSEN,
+    RUNNING,
+    Row,
+    device_rows,
+    measured,
+    over_people,
+    running_rows,
+)
 from isthmus.experiments.personal.ladder.membership import separation, suspect
-from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, lame
+from isthmus.experiments.personal.ladder.methods import LADDER, Known, Seen, as_it_answers, as_the_device, lame
 from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SENTENCE, tasks
 from isthmus.experiments.personal.ladder.run import by_person
 from isthmus.experiments.personal.ladder.tables import cloud_section, membership, sections
@@ -128,6 +136,21 @@ def test_the_offset_helps_people_who_differ_by_a_shift(base: bases.Base, known: 
         gains.append(right["offset"] - right["base"])
         assert right["offset by true labels (bound)"] >= right["base"]
     assert np.mean(gains) > 0.1
+
+
+def test_a_device_that_runs_learns_from_what_it_has_answered(base: bases.Base, known: Known) -> None:
+    """Its first answers are those of the device, its later ones are not; each clip is answered before it is learned."""
+    person = base.person("1000", _rows(base, "1000"))
+    task = tasks(person, 0, (0,))[0]
+    still = as_the_device(Seen.of(person, task, known, 0), known, by_margin=True).answers[0]
+    order_T = Seen.of(person, task, known, 0).rng.permutation(len(still))
+    told = as_it_answers(Seen.of(person, task, known, 0), known, 5)
+    np.testing.assert_array_equal(told[order_T[:5]], still[order_T[:5]])
+    assert np.abs(told[order_T[5:]] - still[order_T[5:]]).max() > 1e-6
+    at_once = as_it_answers(Seen.of(person, task, known, 0), known, len(still))
+    np.testing.assert_array_equal(at_once, still)
+    rows = list(running_rows(person, known, 0, (0,)))
+    assert {row.method for row in rows} == {RUNNING} and rows[0].test_clips == len(still)
 
 
 def test_every_method_is_measured_and_tabulated(base: bases.Base, known: Known, tmp_path: Path) -> None:
