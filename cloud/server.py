@@ -150,10 +150,10 @@ class Server:
         self.elastic = ground.elastic
         if self.elastic is not None:
             self.elastic.start()
-            self._metrics.watch(ElasticCollector(self.elastic.live))
+            self._metrics.watch(ElasticCollector(self.elastic.live, self.elastic.variants))
             self._stack.push_async_callback(asyncio.to_thread, self.elastic.stop)
             if self.elastic.measurer is not None:
-                self.elastic.measurer.start(self.elastic.registry)
+                self.elastic.measurer.start()
                 self._stack.push_async_callback(asyncio.to_thread, self.elastic.measurer.stop)
         if self._settings.generate.served:
             # Only a server of a language model needs the libraries of the extra "generate".

@@ -185,6 +185,13 @@ class CloudSettings:
             "model name."
         ),
     ] = None
+    elastic_variants: Annotated[
+        Path | None,
+        Option(
+            help="Serve image tasks on models of several sizes, as INFaaS does: a folder that 'isthmus elastic "
+            "variants' made. Takes the place of --elastic-model, and needs --elastic-policy infaas:GB."
+        ),
+    ] = None
     elastic_pixels: Annotated[
         str | None,
         Option(
@@ -203,7 +210,8 @@ class CloudSettings:
         str,
         Option(
             help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, or "
-            "dynamic:SIZES:MS for Triton's dynamic batcher (dynamic:16+32:5: preferred sizes, largest delay in ms)."
+            "dynamic:SIZES:MS for Triton's dynamic batcher (dynamic:16+32:5: preferred sizes, largest delay in ms). "
+            "infaas:GB with --elastic-variants: each executor keeps models of GB gigabytes in memory."
         ),
     ] = "priced"
     elastic_device: Annotated[
@@ -290,11 +298,13 @@ class CloudSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.release is None and self.elastic_model is None and not self.generate.served:
+        if self.elastic_model is not None and self.elastic_variants is not None:
+            raise ValueError("give --elastic-model or --elastic-variants, not both")
+        if self.release is None and not self.serves_images and not self.generate.served:
             raise ValueError("nothing to serve: give --release, --elastic-model, --generate-model or several")
-        if self.http is not None and not self.generate.served and self.elastic_model is None:
+        if self.http is not None and not self.generate.served and not self.serves_images:
             raise ValueError("--http is for models: give --elastic-model or --generate-model too")
-        both = self.elastic_model is not None and self.generate.served
+        both = self.serves_images and self.generate.served
         if both and (self.elastic_key_file is None) != (self.generate.key_file is None):
             raise ValueError("gRPC reaches both models: give --elastic-key-file and --generate-key-file, or neither")
         if self.workers > 1 and self.database_url.startswith("sqlite"):
@@ -330,7 +340,7 @@ class CloudSettings:
                 for option, given in (
                     ("--tls-cert and --tls-key", self.tls_cert is not None),
                     ("--enrolment-key-file", self.enrolment_key_file or self.release is None),
-                    ("--elastic-key-file", self.elastic_key_file or self.elastic_model is None),
+                    ("--elastic-key-file", self.elastic_key_file or not self.serves_images),
                     ("--generate-key-file", self.generate.key_file or not self.generate.served),
                 )
                 if not given
@@ -342,16 +352,21 @@ class CloudSettings:
                 )
 
     @property
+    def serves_images(self) -> bool:
+        """Whether a model, or a folder of variants, for image tasks is named."""
+        return self.elastic_model is not None or self.elastic_variants is not None
+
+    @property
     def elastic(self) -> "ElasticSettings | None":
         """The settings of elastic serving; None if no model is named."""
         from isthmus.cloud.elastic.serve.settings import ElasticSettings
 
-        if self.elastic_model is None:
+        if not self.serves_images:
             return None
         own = ("model", "state", "executor")
         names = [field.name for field in dataclasses.fields(ElasticSettings) if field.name not in own]
         of_elastic = {name: getattr(self, f"elastic_{name}") for name in names}
-        return ElasticSettings(model=self.elastic_model, state=self.state, executor=self.executor, **of_elastic)
+        return ElasticSettings(model=self.elastic_model or "", state=self.state, executor=self.executor, **of_elastic)
 
     @property
     def database_url(self) -> str:

@@ -8,6 +8,7 @@ from isthmus.cloud.commands.options import (
     PromptOptions,
     ReplayOptions,
     ScheduleOptions,
+    VariantOptions,
 )
 from isthmus.cloud.commands.warmup import app as warmup_app
 from isthmus.command_line import App
@@ -99,12 +100,31 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
 
 
 @app.command(
+    "variants",
+    example="""
+    isthmus elastic variants --task cifar10 --small vit_s.safetensors --base vit_b.safetensors \\
+        --large vit_l.safetensors --data test.parquet --threads 1 --out variants
+    """,
+)
+def add_variants(asked: VariantOptions) -> None:
+    """Add a task's models of several sizes to a folder, for serving as INFaaS does.
+
+    Needs a base model trained for the task, and a small or large one, each with its own head. Copies them to --out, and
+    measures accuracy per size. The first task of a folder also measures time, memory and loading on this machine.
+    """
+    from isthmus.cloud.commands.varying import add_variants
+
+    add_variants(asked)
+
+
+@app.command(
     "replay",
     example="""
     isthmus elastic replay --policy priced --load 1.5
     isthmus elastic replay trace.csv --live --profile profile.json --model vit.safetensors --tasks tasks \\
         --data test.parquet
     isthmus elastic replay trace.csv --server 127.0.0.1:50051 --profile profile.json --tasks tasks --data test.parquet
+    isthmus elastic replay trace.csv --policy infaas:0.5 --variants variants
     """,
 )
 def replay(asked: ReplayOptions) -> None:

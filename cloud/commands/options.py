@@ -140,6 +140,38 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True)
+class VariantOptions:
+    """Options of ``isthmus elastic variants``."""
+
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The base model, trained for the task: a safetensors file with timm's weight names, or "
+            "ARCHITECTURE=FILE. The load is measured by what it serves."
+        ),
+    ]
+    data: Annotated[
+        Path, typer.Option(help="Labelled pictures that no model was trained on, to measure accuracy: a Parquet file.")
+    ]
+    out: Annotated[Path, typer.Option(help="Folder to add the task to.")]
+    small: Annotated[str | None, typer.Option(help="A smaller model of the same task.")] = None
+    large: Annotated[str | None, typer.Option(help="A larger model of the same task.")] = None
+    task: TaskSource = "cifar10"
+    sizes: Annotated[str, typer.Option(help="Batch sizes to time, with commas.")] = "1,2,4,8,16,32,64"
+    repeats: Annotated[int, typer.Option(min=1, help="Number of times that each batch is timed.")] = 5
+    number_type: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Number type of all models of the folder.")
+    ] = "float32"
+    pixels: Pixels = None
+    limit: Limit = None
+    seed: Seed = 0
+    device: Device = "auto"
+    threads: Threads = 0
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+
+
+@dataclass(frozen=True)
 class ExpertOptions:
     """Options of ``isthmus elastic experts``."""
 
@@ -200,7 +232,8 @@ class ReplayOptions:
         typer.Option(
             help="Scheduling policy: priced, exact, otas, pets, clipper, throughput, fixed:G for gamma G always, "
             "dynamic:SIZES:MS for Triton's dynamic batcher (dynamic:16+32:5: preferred sizes, largest delay in ms), or "
-            "infaas:GB for INFaaS with so much memory for its models (only simulated; 16 by default)."
+            "infaas:GB for INFaaS with so much memory for its models (16 by default; with --variants, those of the "
+            "folder, else three assumed sizes)."
         ),
     ] = "priced"
     profile: Annotated[
@@ -269,6 +302,12 @@ class ReplayOptions:
         typer.Option(
             help="Live or server: labelled pictures to ask about (Parquet). Take pictures on which no profile was "
             "measured."
+        ),
+    ] = None
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of 'isthmus elastic variants', with --policy infaas:GB: its sizes and its profile are used."
         ),
     ] = None
     warm: WarmFolder = None

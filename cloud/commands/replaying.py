@@ -23,6 +23,7 @@ from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, serve, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.cloud.elastic.variants.folder import Variants
 from isthmus.cloud.elastic.warm.profiled import warmed_profile
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_trace
@@ -40,7 +41,11 @@ def replay(asked: ReplayOptions) -> None:
     Raises ValueError, OSError or IsthmusError before anything is served.
     """
     load_extensions()
-    measured = paper_profile() if asked.profile is None else Profile.from_json(read_text(asked.profile))
+    variants = None if asked.variants is None else _variants(asked)
+    if variants is not None:
+        measured = variants.profile
+    else:
+        measured = paper_profile() if asked.profile is None else Profile.from_json(read_text(asked.profile))
     if asked.warm is not None:
         from isthmus.cloud.elastic.warm.store import WarmStore
 
@@ -52,7 +57,7 @@ def replay(asked: ReplayOptions) -> None:
     else:
         make_policy(asked.policy, measured)  # an unknown policy is refused before a model is loaded
     if asked.server is not None:
-        _on_server(asked, measured)
+        _on_server(asked, measured, variants)
         return
     world: LiveWorld | None = None
     if asked.live:
@@ -61,7 +66,8 @@ def replay(asked: ReplayOptions) -> None:
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
     if infaas_bytes is not None:
-        measured, policy, executor = simulated(measured, infaas_bytes, asked.executors, asked.pace)
+        sizes = None if variants is None else variants.sizes
+        measured, policy, executor = simulated(measured, infaas_bytes, asked.executors, asked.pace, sizes=sizes)
         engine = Engine(measured, policy, adapts=False, executors=asked.executors)
         run = simulate(engine, queries, luck_N, executor)
     else:
@@ -110,7 +116,7 @@ def replay(asked: ReplayOptions) -> None:
         typer.echo(f"written: {asked.out}")
 
 
-def _on_server(asked: ReplayOptions, measured: Profile) -> None:
+def _on_server(asked: ReplayOptions, measured: Profile, variants: Variants | None) -> None:
     """Replay through a running server."""
     from isthmus.cloud.commands.load import server_replay
     from isthmus.data.images import Columns
@@ -123,7 +129,8 @@ def _on_server(asked: ReplayOptions, measured: Profile) -> None:
     )
     for task in measured.accuracy.keys() - pictures.keys():
         measured = measured.without_task(task)
-    server_replay.replay_on_server(asked, measured, queries_asked(asked, measured), pictures)
+    sizes = None if variants is None else variants.sizes
+    server_replay.replay_on_server(asked, measured, queries_asked(asked, measured), pictures, sizes)
 
 
 def queries_asked(asked: ReplayOptions, measured: Profile) -> list[Query]:
@@ -140,9 +147,24 @@ def queries_asked(asked: ReplayOptions, measured: Profile) -> list[Query]:
 def _check_infaas(asked: ReplayOptions) -> None:
     """Raise ValueError for options that INFaaS cannot have."""
     if asked.live:
-        raise ValueError("--policy infaas is only simulated: it swaps models of three sizes, and --live serves one")
+        raise ValueError(
+            "--live runs one model, and --policy infaas several: start 'isthmus cloud serve --elastic-variants' and "
+            "name it with --server"
+        )
+    if asked.server is not None and asked.variants is None:
+        raise ValueError("--server with --policy infaas needs --variants: the server's folder of model variants")
     if asked.margin is not None or asked.warm is not None:
         raise ValueError("--policy infaas has its own models: leave out --margin and --warm")
+
+
+def _variants(asked: ReplayOptions) -> Variants:
+    """Return the folder of variants. Raises ValueError for options that do not go with it, BadVariants (ValueError)."""
+    if memory_named(asked.policy) is None:
+        raise ValueError("--variants are models for INFaaS: add --policy infaas:GB")
+    if asked.profile is not None:
+        raise ValueError("--variants has a profile of its own: leave out --profile")
+    assert asked.variants is not None, "checked by the caller"
+    return Variants.read(asked.variants)
 
 
 def _live_world(asked: ReplayOptions, measured: Profile) -> "tuple[LiveWorld, Profile]":

@@ -6,13 +6,17 @@ In each scrape, and for each task, exactly:
 """
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome
 from isthmus.cloud.elastic.serve.live import LiveEngine
+
+if TYPE_CHECKING:
+    # A server for devices alone does not need timm.
+    from isthmus.cloud.elastic.variants.pool import Pool
 
 _NAMES: Final = {
     **dict.fromkeys(IN_TIME, "in_time"),
@@ -25,8 +29,9 @@ _NAMES: Final = {
 class ElasticCollector(Collector):
     """Reads the engine's own counts, all of one moment, at each scrape."""
 
-    def __init__(self, live: LiveEngine) -> None:
+    def __init__(self, live: LiveEngine, variants: "Pool | None" = None) -> None:
         self._live = live
+        self._variants = variants
 
     def collect(self) -> Iterable[Metric]:
         """Yield the families of metrics."""
@@ -101,6 +106,22 @@ class ElasticCollector(Collector):
         yield GaugeMetricFamily(
             "isthmus_elastic_pace", "Time of a batch as a multiple of what the profile says.", value=seen.pace
         )
+        if self._variants is not None:
+            yield CounterMetricFamily(
+                "isthmus_elastic_variant_loads",
+                "Model variants that were loaded since the start.",
+                value=self._variants.loads,
+            )
+            yield CounterMetricFamily(
+                "isthmus_elastic_variant_removals",
+                "Model variants that left memory to make room.",
+                value=self._variants.removals,
+            )
+            yield GaugeMetricFamily(
+                "isthmus_elastic_variant_bytes",
+                "Bytes of the model variants in memory, over all executors.",
+                value=self._variants.bytes,
+            )
 
 
 def _histogram(name: str, text: str) -> HistogramMetricFamily:

@@ -15,12 +15,14 @@ import typer
 
 from isthmus.cloud.commands.options import ReplayOptions
 from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.infaas import ModelSize, memory_named
+from isthmus.cloud.elastic.policies.infaas import simulated as infaas
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
-from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
+from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, read_recipe
 from isthmus.cloud.load.callers import channel_to, with_key
 from isthmus.cloud.load.replay import Ended, Pictures, figures, replay, warm_up
@@ -60,14 +62,23 @@ def pictures_of(tasks: Path, data: Path, limit: int | None, seed: int, columns: 
 
 def check(asked: ReplayOptions) -> None:
     """Raise ValueError for options that do not go with --server."""
-    if asked.profile is None or asked.tasks is None or asked.data is None:
-        raise ValueError("--server needs --profile (the server's), --tasks and --data")
-    if asked.live or asked.warm is not None or asked.margin is not None or asked.policy.startswith("infaas"):
-        raise ValueError("--server serves as it was started: leave out --live, --warm, --margin and --policy infaas")
+    profiled = asked.profile is not None or asked.variants is not None
+    if not profiled or asked.tasks is None or asked.data is None:
+        raise ValueError("--server needs --profile (the server's) or --variants, --tasks and --data")
+    if asked.live or asked.warm is not None or asked.margin is not None:
+        raise ValueError("--server serves as it was started: leave out --live, --warm and --margin")
 
 
-def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], pictures: Pictures) -> None:
+def replay_on_server(
+    asked: ReplayOptions,
+    measured: Profile,
+    queries: Sequence[Query],
+    pictures: Pictures,
+    sizes: tuple[ModelSize, ...] | None = None,
+) -> None:
     """Send the queries, simulate them, print both, and write the figures to ``asked.out`` if it is given.
+
+    With ``sizes``, the server chooses among models of these sizes (INFaaS), and ``measured`` is their profile.
 
     Raises IsthmusError if the server does not answer or a task is not registered, and ValueError if the profile is not
     the server's.
@@ -77,7 +88,7 @@ def replay_on_server(asked: ReplayOptions, measured: Profile, queries: Sequence[
     except grpc.aio.AioRpcError as error:
         raise from_status(error.code().value[0], error.details() or "") from error
     found = figures(ended, measured)
-    simulated = _simulated(asked, measured, queries, found["took"])
+    simulated = _simulated(asked, measured, queries, found["took"], sizes)
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     typer.echo(f"{asked.policy} on {asked.trace}, by the server, load {asked.load:g}, seed {asked.seed}:")
     typer.echo(
@@ -126,23 +137,39 @@ async def _sent(asked: ReplayOptions, measured: Profile, queries: Sequence[Query
             await channel.close()
 
 
-def _simulated(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], took: float) -> dict[str, Any]:
+def _simulated(
+    asked: ReplayOptions,
+    measured: Profile,
+    queries: Sequence[Query],
+    took: float,
+    sizes: tuple[ModelSize, ...] | None,
+) -> dict[str, Any]:
     """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had.
 
-    ``expected_utility`` is the mean of the utility over all draws of which answers are right.
+    INFaaS is simulated at the profile's pace alone. ``expected_utility`` is the mean of the utility over all draws of
+    which answers are right.
     """
-    found = {}
-    for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
+    memory_bytes = memory_named(asked.policy)
+    luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
+    runs: dict[str, Run] = {}
+    if memory_bytes is not None:
+        # How long a batch took on the server includes loading its model, so it says nothing of the server's pace.
+        _, policy, loading_s = infaas(measured, memory_bytes, asked.executors, sizes=sizes)
+        engine = Engine(measured, policy, adapts=False, executors=asked.executors)
+        runs["simulated"] = simulate(engine, queries, luck_N, loading_s)
+    else:
+        for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
 
-        def batch_s(work: Work, pace: float = pace) -> float:
-            return pace * measured.batch_time_s(work.gamma, len(work.batch))
+            def batch_s(work: Work, pace: float = pace) -> float:
+                return pace * measured.batch_time_s(work.gamma, len(work.batch))
 
-        engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
-        luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
-        run = simulate(engine, queries, luck_N, batch_s)
-        found[name] = {
+            engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
+            runs[name] = simulate(engine, queries, luck_N, batch_s)
+    return {
+        name: {
             "utility": run.utility,
             "expected_utility": run.expected_utility,
             "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
         }
-    return found
+        for name, run in runs.items()
+    }

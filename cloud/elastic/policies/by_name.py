@@ -74,8 +74,8 @@ def make_policy(name: str, profile: Profile) -> Policy:
         policy = POLICIES[name]()
     elif name.partition(":")[0] == INFAAS:
         raise ValueError(
-            "infaas swaps three models per task, and this engine has one model: compare it with 'isthmus elastic "
-            "replay' or 'isthmus experiment elastic', which simulate it"
+            "infaas chooses among models of several sizes per task, and here is one model: 'isthmus elastic variants' "
+            "makes a folder of them for 'isthmus cloud serve --elastic-variants'"
         )
     else:
         raise ValueError(f"no policy {name!r}; known are {', '.join(POLICIES)}, fixed:G and dynamic:SIZES:MS")

@@ -28,20 +28,23 @@ PATIENCE_S: Final = 2.0
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One size of the model. ``load_s`` is the time from disk to ready."""
+    """One size of the model. ``load_s`` is the time from disk to ready.
+
+    ``cost`` (seconds per image) and ``error`` (share of wrong answers) are relative to the base model at gamma 0. They
+    are used only to derive the profile of sizes that were not measured (``sizes_profile``).
+    """
 
     level: int
-    cost: float
-    """Seconds per image, relative to the base model."""
-    error: float
-    """Share of wrong answers, relative to the base model at gamma 0."""
     memory_bytes: int
     load_s: float
+    cost: float = 1.0
+    error: float = 1.0
 
 
+SIZE_NAMES: Final[Mapping[int, str]] = {-1: "small", 0: "base", 1: "large"}
 LOAD_BYTES_PER_S: Final = 6e8
 SIZES: Final = tuple(
-    ModelSize(level, cost, error, memory_bytes, memory_bytes / LOAD_BYTES_PER_S)
+    ModelSize(level, memory_bytes, memory_bytes / LOAD_BYTES_PER_S, cost, error)
     for level, cost, error, memory_bytes in (
         (-1, 0.28, 1.35, 88_000_000),
         (0, 1.0, 1.0, 346_000_000),
@@ -154,6 +157,20 @@ class ModelsInMemory:
                 if sum(self._held.values()) + size.memory_bytes <= memory_bytes:
                     self._held[task, size.level] = size.memory_bytes
 
+    @property
+    def held(self) -> tuple[tuple[str, int], ...]:
+        """The models (task, level) in memory, least recently used first."""
+        return tuple(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all models in memory."""
+        return sum(self._held.values())
+
+    def forget(self, task: str, level: int) -> None:
+        """Notes that this model is not in memory after all: its file could not be loaded."""
+        del self._held[task, level]
+
     def holds(self, task: str, size: ModelSize) -> bool:
         """Returns whether this model is in memory."""
         return (task, size.level) in self._held
@@ -231,12 +248,19 @@ def memory_named(policy: str) -> int | None:
 
 
 def simulated(
-    base: Profile, memory_bytes: int, executors: int = 1, pace: float = 1.0
+    base: Profile,
+    memory_bytes: int,
+    executors: int = 1,
+    pace: float = 1.0,
+    *,
+    sizes: tuple[ModelSize, ...] | None = None,
 ) -> tuple[Profile, Infaas, Callable[[Work], float]]:
     """Returns what a simulation of INFaaS needs: the profile of its model sizes, the policy, and the executors' model.
 
-    Each of ``executors`` has ``memory_bytes`` for models. Their times are multiplied by ``pace``. The engine must not
-    adapt to measured times, since they contain loading. Raises ValueError if ``base`` was not measured at gamma 0.
+    With ``sizes``, ``base`` is their measured profile. Without, three sizes are assumed, and their profile is derived
+    from ``base`` at gamma 0. Each of ``executors`` has ``memory_bytes`` for models. Their times are multiplied by
+    ``pace``. The engine must not adapt to measured times, since they contain loading. Raises ValueError if ``base`` was
+    not measured at gamma 0.
     """
-    profile = sizes_profile(base)
-    return profile, Infaas(), loading_executor(SIZES, memory_bytes, tuple(profile.accuracy), executors, pace)
+    profile, sizes = (sizes_profile(base), SIZES) if sizes is None else (base, sizes)
+    return profile, Infaas(sizes), loading_executor(sizes, memory_bytes, tuple(profile.accuracy), executors, pace)

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from isthmus.cloud.elastic.model.executor import Image
-from isthmus.proto.errors import Busy, TooLate
+from isthmus.data.images import ImageError, PixelSpec, decode_image
+from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
 MAX_PENDING: Final = 1_024
 MAX_PENDING_BYTES: Final = 64 << 20
@@ -79,3 +80,11 @@ class Decoder:
             image.set_exception(error)
         else:
             image.set_result(job.result())
+
+
+def decoded(data: bytes, pixels: PixelSpec) -> Image:
+    """Returns a file's pixels as the model reads them. Raises InvalidInput for no picture, or too large a one."""
+    try:
+        return decode_image(data, pixels.size_px, pixels.crop)
+    except ImageError as error:
+        raise InvalidInput(f"image: {error}") from error

@@ -14,7 +14,7 @@ from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
-from isthmus.cloud.elastic.model.executor import ExecutorLost, Image, ModelExecutor, Supervised
+from isthmus.cloud.elastic.model.executor import ExecutorLost, ModelExecutor, Supervised
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import ModelError, load_vit, pixel_spec
@@ -24,19 +24,20 @@ from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure
 from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.scheduling.scaling import Scaler, ScaleRule
-from isthmus.cloud.elastic.serve.decoding import Decoder
+from isthmus.cloud.elastic.serve.decoding import Decoder, decoded
 from isthmus.cloud.elastic.serve.growth import Growth
 from isthmus.cloud.elastic.serve.live import LiveEngine
 from isthmus.cloud.elastic.serve.measuring import Measurer
 from isthmus.cloud.elastic.serve.registry import Registry
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.elastic.serve.settings import ElasticSettings
+from isthmus.cloud.elastic.serve.variant_host import open_variants
 from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.files import write_atomically
-from isthmus.data.images import ImageError, PixelSpec, decode_image
+from isthmus.data.images import PixelSpec
 from isthmus.proto.errors import InvalidInput
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     The machine is measured if the settings ask for it, or if no profile is named and none was kept before.
     Raises InvalidInput, with the way out, if model, profile or policy are not available or do not belong together.
     """
+    if settings.variants is not None:
+        return open_variants(settings)
     most = _most(settings)
     # The number of threads belongs to the calling thread; heads on the event loop keep theirs.
     torch.set_num_threads(settings.threads)
@@ -113,6 +116,7 @@ def open_elastic(settings: ElasticSettings, database: Database, artefacts: Artef
     # Tasks of warmed models have the accuracies that were measured when these were tuned.
     measurer = Measurer(measuring, profile, live.idle, on_start=lambda: torch.set_num_threads(settings.threads))
     registry = Registry(database, artefacts, shape, changed, measurer.ask)
+    measurer.attach(registry)
     try:
         registry.load()
     except BaseException:
@@ -182,14 +186,6 @@ def _outside(
             executor.close()
         raise InvalidInput(f"--executor {settings.executor}: {error}") from error
     return executors
-
-
-def decoded(data: bytes, pixels: PixelSpec) -> Image:
-    """Returns a file's pixels as the model reads them. Raises InvalidInput for no picture, or too large a one."""
-    try:
-        return decode_image(data, pixels.size_px, pixels.crop)
-    except ImageError as error:
-        raise InvalidInput(f"image: {error}") from error
 
 
 def read_profile(path: Path) -> Profile:

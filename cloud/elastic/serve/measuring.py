@@ -30,7 +30,7 @@ IDLE_S: Final = 0.05
 
 
 class Measurer:
-    """Measures one task after another on a thread of its own. Call ``start`` once and ``stop`` once."""
+    """Measures one task after another on a thread of its own. Call ``attach``, ``start`` and ``stop`` once each."""
 
     def __init__(
         self,
@@ -54,8 +54,12 @@ class Measurer:
         """Measures the task when its turn comes."""
         self._asked.put(task)
 
-    def start(self, registry: Registry) -> None:
+    def attach(self, registry: Registry) -> None:
+        """Names the registry that keeps the tasks and takes what is measured."""
         self._registry = registry
+
+    def start(self) -> None:
+        """Begins to measure."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -79,7 +83,7 @@ class Measurer:
                 log.exception("the accuracy of task %s could not be measured", task.name)
 
     def _measure(self, task: Task) -> None:
-        assert self._registry is not None, "started"
+        assert self._registry is not None, "attached"
         labelled = self._registry.profiling(task)
         if labelled is None:
             return
@@ -116,7 +120,7 @@ class Measurer:
             while not self._idle():
                 if self._stopping.wait(IDLE_S):
                     return None
-            assert self._registry is not None, "started"
+            assert self._registry is not None, "attached"
             if self._stopping.is_set() or not self._registry.is_current(task):
                 return None
             some = labelled.only(np.arange(first, min(first + together, len(labelled))))

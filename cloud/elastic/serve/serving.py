@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -15,13 +16,13 @@ from isthmus.cloud.elastic.scheduling.query import MAX_LATENCY_S, MAX_UTILITY
 from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.growth import Growth
 from isthmus.cloud.elastic.serve.live import Answer, LiveEngine
-from isthmus.cloud.elastic.serve.registry import Registry
-from isthmus.cloud.elastic.tasks.task import ModelShape, Task
+from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
 if TYPE_CHECKING:
     # A server for devices alone does not need timm.
     from isthmus.cloud.elastic.serve.measuring import Measurer
+    from isthmus.cloud.elastic.variants.pool import Pool
     from isthmus.cloud.elastic.warm.models import WarmModels
 
 MAX_REQUEST_BYTES: Final = 512 << 20
@@ -82,11 +83,29 @@ class Room:
             self.taken_bytes -= size_bytes
 
 
+class KnownTasks(Protocol):
+    """The tasks that a server answers: ``Registry``, or those of a folder of variants."""
+
+    def get(self, name: str) -> Task:
+        """Returns the task. Raises NotYours for a name that is not registered."""
+
+    def listing(self) -> list[Task]:
+        """Returns every served task, by name."""
+
+    def register(
+        self, spec: TaskSpec, weights: Path, now_s: float, *, owner: str = "", at_most_of_owner: int | None = None
+    ) -> Task:
+        """Adds a task, or replaces the owner's task of the same name. Raises IsthmusError."""
+
+    def remove(self, name: str) -> None:
+        """Removes the task. Raises IsthmusError."""
+
+
 @dataclass(frozen=True)
 class Elastic:
     """What the servicers call. Each of them holds ``room`` for a request from its receipt to its answer."""
 
-    registry: Registry
+    registry: KnownTasks
     live: LiveEngine
     decoder: Decoder
     model: ModelShape
@@ -94,6 +113,7 @@ class Elastic:
     room: Room = field(default_factory=Room)
     measurer: "Measurer | None" = None
     growth: Growth | None = None
+    variants: "Pool | None" = None
     clock: Callable[[], float] = time.monotonic
 
     def start(self) -> None:

@@ -18,7 +18,7 @@ class ElasticSettings:
     """Settings of elastic serving. ``isthmus.cloud.settings`` reads them from the command line and the environment."""
 
     model: str
-    """A safetensors file with timm's weights of a ViT, or the name of a timm model."""
+    """A safetensors file with timm's weights of a ViT, or the name of a timm model. "": there are ``variants``."""
     state: Path
     """Folder in which a measured profile is kept if ``profile`` is None."""
     pixels: str | None = None
@@ -47,7 +47,8 @@ class ElasticSettings:
     """Folder of warmed models (``isthmus elastic warmup``): each batch of their task runs on the best for its gamma."""
     warm_bytes: int | None = None
     """Memory for warmed models; the model unused for longest is dropped first. None: room for all."""
-
+    variants: Path | None = None
+    """Folder of models of several sizes per task (``isthmus elastic variants``), in the place of ``model``."""
     expert_bytes: int | None = None
     """Memory for the experts of each executor; the expert unused for longest is dropped first. None: room for all that
     registered tasks may use."""

@@ -2,7 +2,7 @@
 
 All models have the CIFAR-10 ViT's form with other widths, and random weights, because no trained models of these sizes
 exist for these tasks. Times are real, loading included. Correctness of an answer is drawn as in the simulator, with the
-accuracies of ``--profile`` and, for the small and the large size, the simulator's assumption (elastic/infaas.py).
+accuracies of ``--profile`` and, for the small and the large size, the simulator's assumption (policies/infaas.py).
 Every size is timed first in the same run, so that simulated and live figures are of the same machine. With several
 executors, each of INFaaS's has memory of its own, and a batch takes a free one that holds its model.
 """
@@ -10,7 +10,6 @@ executors, each of INFaaS's has memory of its own, and a batch takes a free one 
 import gc
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,15 +27,7 @@ from isthmus.cloud.elastic.model.timm_import import VisionTransformer
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit
 from isthmus.cloud.elastic.policies.by_name import make_policy
-from isthmus.cloud.elastic.policies.infaas import (
-    SIZES,
-    Infaas,
-    ModelsInMemory,
-    ModelSize,
-    freest,
-    loading_executor,
-    sizes_profile,
-)
+from isthmus.cloud.elastic.policies.infaas import SIZES, Infaas, ModelSize, loading_executor, sizes_profile
 from isthmus.cloud.elastic.prepare.profiler import SIZES as BATCHES
 from isthmus.cloud.elastic.prepare.profiler import blank_weights, machine_key, measure_latency
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
@@ -46,6 +37,8 @@ from isthmus.cloud.elastic.scheduling.simulate import TICK_S, Run, draws, serve,
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 from isthmus.cloud.elastic.serve.traced import serve_at_once
 from isthmus.cloud.elastic.tasks.task import Task, TaskSpec, TaskWeights
+from isthmus.cloud.elastic.variants.opening import Ready, opened
+from isthmus.cloud.elastic.variants.pool import Memory, Pool
 from isthmus.data.images import PixelSpec
 from tests.bench import THREADS
 from tests.bench.harness import Report
@@ -78,55 +71,6 @@ class TimedWorld:
         return [self._luck[query.id] < self._accuracy[query.task][work.gamma] for query in work.batch.queries]
 
 
-class Swapping:
-    """Loads a task's model of a size from its file when a batch needs it, and drops models to make room."""
-
-    def __init__(self, files: dict[tuple[str, int], Path], sizes: Sequence[ModelSize], memory_bytes: int) -> None:
-        self._files, self._sizes = files, {size.level: size for size in sizes}
-        self._order = ModelsInMemory(memory_bytes)
-        self._models: dict[tuple[str, int], tuple[ElasticRunner, ServedTask]] = {}
-        self.loads = 0
-
-    def holds(self, task: str, level: int) -> bool:
-        return self._order.holds(task, self._sizes[level])
-
-    def run(self, work: Work) -> None:
-        self.answer(work.batch.queries[0].task, work.gamma, len(work.batch))
-
-    def answer(self, name: str, level: int, count: int) -> None:
-        model = (name, level)
-        load, left = self._order.use(name, self._sizes[level])
-        for each in left:
-            del self._models[each]
-        if load:
-            self._models[model] = opened(self._files[model])
-            self.loads += 1
-        runner, task = self._models[model]
-        runner.answer(pictures(count), 0, [task] * count)
-
-
-class Machines:
-    """Machines with memory of their own. A batch takes a free one that holds its model, else that idle for longest."""
-
-    def __init__(self, machines: Sequence[Swapping]) -> None:
-        self.machines = machines
-        self._turn = threading.Lock()
-        self._free_since_s: dict[int, float] = dict.fromkeys(range(len(machines)), 0.0)
-
-    def run(self, items: Sequence[Item], gamma: int) -> list[npt.NDArray[np.float32]]:
-        name = items[0].task.name
-        with self._turn:
-            since_s = [self._free_since_s.get(place, 0.0) for place in range(len(self.machines))]
-            place = freest(list(self._free_since_s), since_s, [each.holds(name, gamma) for each in self.machines])
-            del self._free_since_s[place]
-        try:
-            self.machines[place].answer(name, gamma, len(items))
-        finally:
-            with self._turn:
-                self._free_since_s[place] = time.monotonic()
-        return [np.zeros(1, np.float32)] * len(items)
-
-
 class Blank:
     """An executor of the elastic model, which answers with zeros: who is right is not asked with several executors."""
 
@@ -138,10 +82,8 @@ class Blank:
         return [np.zeros(1, np.float32)] * len(items)
 
 
-def opened(file: Path) -> tuple[ElasticRunner, ServedTask]:
-    model = ElasticViT(load_vit(file))
-    runner = ElasticRunner(model, PIXELS)
-    return runner, runner.prepare(blank_weights(model, [0]))
+def loaded(file: Path) -> Ready:
+    return opened(file, pixels="half", device="cpu", number_type="float32")
 
 
 def pictures(count: int) -> npt.NDArray[np.uint8]:
@@ -170,10 +112,10 @@ def timed_sizes(files: dict[tuple[str, int], Path], base: Profile, repeats: int)
         file, took_s = files[task, size.level], []
         for _ in range(LOADS):
             began_s = time.perf_counter()
-            runner, _ = opened(file)
+            runner = loaded(file).runner
             took_s.append(time.perf_counter() - began_s)
         latency_s[size.level] = measure_latency(runner, [0], BATCHES, repeats=repeats)[0]
-        sizes.append(replace(size, memory_bytes=file.stat().st_size, load_s=statistics.median(took_s)))
+        sizes.append(replace(size, memory_bytes=loaded(file).bytes, load_s=statistics.median(took_s)))
     at_full_s = {level: row[-1] for level, row in latency_s.items()}
     sizes = [replace(size, cost=at_full_s[size.level] / at_full_s[0]) for size in sizes]
     return sizes, replace(sizes_profile(base, tuple(sizes)), sizes=BATCHES, latency_s=latency_s)
@@ -253,15 +195,25 @@ def main(
         for load in (float(value) for value in loads.split(",")):
             rng = np.random.default_rng(seed)
             queries = queries_at_load(rng, wandering_rates(rng, duration_s), load * executors, base)
-            machines = [Swapping(files, sizes, memory_bytes) for _ in range(executors)]
+            pool = Pool(
+                [
+                    Memory(sizes, (), memory_bytes, lambda task, level: loaded(files[task, level]))
+                    for _ in range(executors)
+                ]
+            )
+
+            def swap(work: Work, pool: Pool = pool) -> None:
+                task = Task(TaskSpec(work.batch.queries[0].task, ("no", "yes")), NO_WEIGHTS)
+                pool.run([Item(picture, task) for picture in pictures(len(work.batch))], work.gamma)
+
             runs = {
                 "infaas": both(
                     lambda: Engine(of_sizes, Infaas(tuple(sizes)), adapts=False, executors=executors),
                     queries,
                     seed,
-                    machines[0].run,
+                    swap,
                     loading_executor(tuple(sizes), memory_bytes, executors=executors),
-                    [Machines(machines)] * executors,
+                    pool.executors,
                 )
             }
             for name in policies.split(","):
@@ -283,7 +235,7 @@ def main(
                         "simulated": simulated.expected_utility,
                         "live": live.expected_utility,
                         "late": live.share(Outcome.LATE),
-                        "loads": sum(each.loads for each in machines) if name == "infaas" else 0,
+                        "loads": pool.loads if name == "infaas" else 0,
                         "over_infaas": [
                             mine.expected_utility / theirs.expected_utility if theirs.expected_utility else None
                             for mine, theirs in zip((simulated, live), rival, strict=True)

@@ -122,7 +122,7 @@ def test_the_device_is_that_of_the_profile_and_a_measured_machine_uses_its_gpu(
         ({"elastic_model": "nowhere.safetensors"}, "--elastic-model: there is no file"),
         ({"elastic_pixels": "sepia"}, "--elastic-model: pixel statistics 'sepia'"),
         ({"elastic_policy": "luck"}, "--elastic-policy: no policy 'luck'; known are priced"),
-        ({"elastic_policy": "infaas:2"}, "--elastic-policy: infaas swaps three models per task"),
+        ({"elastic_policy": "infaas:2"}, "--elastic-policy: infaas chooses among models of several sizes"),
         ({"elastic_policy": "fixed:-9"}, "--elastic-policy"),
         ({"elastic_compiler": None, "elastic_device": "nonsense"}, "the model cannot be served: "),
     ],

@@ -180,7 +180,8 @@ def test_it_waits_while_queries_are_there_runs_few_at_a_time_and_ends_with_its_t
     # 1 ms for one image and 8 ms for 64: all 20 would fit in 10 ms, so the largest power of two below 20 runs.
     measurer = Measurer(executor, tiny_profile(), lambda: not busy.is_set())
     measurer.ask(task)
-    measurer.start(registry)
+    measurer.attach(registry)
+    measurer.start()
     time.sleep(0.2)
     assert executor.sizes == []
     busy.clear()
@@ -198,7 +199,8 @@ def test_it_waits_while_queries_are_there_runs_few_at_a_time_and_ends_with_its_t
     gone = threading.Event()
     measurer = Measurer(Slow(replaced), tiny_profile(), lambda: True)
     measurer.ask(task)
-    measurer.start(registry)
+    measurer.attach(registry)
+    measurer.start()
     assert gone.wait(60)
     measurer.stop()
     assert registry.found is None

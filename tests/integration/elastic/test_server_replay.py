@@ -71,7 +71,8 @@ def test_the_models_own_answers_are_right_and_in_time(rig: ElasticRig) -> None:
 def test_what_does_not_go_together_is_one_line(rig: ElasticRig) -> None:
     for changes, told in (
         ({"data": None}, "--server needs --profile"),
-        ({"policy": "infaas"}, "leave out"),
+        ({"policy": "infaas"}, "--server with --policy infaas needs --variants"),
+        ({"margin": 0.1}, "leave out"),
         ({"profile": None}, "--server needs --profile"),
     ):
         code, said = run(rig, "127.0.0.1:1", **changes)

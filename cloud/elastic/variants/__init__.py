@@ -1,0 +1,1 @@
+"""INFaaS in real time: models of several sizes per task, loaded and dropped within a memory budget."""
