@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from isthmus.cloud.elastic.model.executor import Item
+from isthmus.cloud.elastic.model.executor import Item, ModelExecutor
 from isthmus.cloud.elastic.serve.measuring import Measurer
 from isthmus.cloud.elastic.tasks.task import (
     PROFILING_LABELS,
@@ -31,7 +32,7 @@ from isthmus.data.images import LabelledImages
 from isthmus.proto.errors import InvalidInput, TooLarge
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic.server import DEPTH, SIDE, THREE, WIDTH, ElasticRig, Made, pixels, png, tiny_profile
+from tests.rigs.elastic.server import DEPTH, SIDE, THREE, WIDTH, ElasticRig, Made, pixels, png, refusal, tiny_profile
 
 SHAPE = ModelShape(DEPTH, WIDTH, SIDE)
 TEN = THREE[0]
@@ -93,6 +94,72 @@ def test_poisoned_labels_are_shown_and_not_used(rig: ElasticRig) -> None:
 
     task = asyncio.run(scenario())
     assert task.measured.accuracy[0] == 0.0 and not task.measured.used
+
+
+def test_a_registration_that_is_taken_back_while_it_measures_leaves_nothing_behind(
+    rig: ElasticRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, other = varied(rig), Made(replace(TEN.spec, name="other"), varied(rig).weights)
+    labelled = set_of(rig, made, 40)
+    measuring, go = threading.Event(), threading.Event()
+    run = ModelExecutor.run
+
+    def held(self: ModelExecutor, items: Sequence[Item], gamma: int) -> list[Any]:
+        measuring.set()
+        assert go.wait(120)
+        return run(self, items, gamma)
+
+    monkeypatch.setattr(ModelExecutor, "run", held)
+
+    async def scenario() -> pb.RegisteredTask:
+        async with rig.running() as (_, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            await stub.RegisterTask(made.messages(with_profiling(made.weights.to_bytes(), labelled)))
+            assert await asyncio.to_thread(measuring.wait, 120)
+            await stub.RemoveTask(pb.RemoveTaskRequest(name="ten"))
+            go.set()
+            await stub.RegisterTask(other.messages(with_profiling(other.weights.to_bytes(), labelled)))
+            found = await asyncio.wait_for(measured(stub, "other"), 120)
+            assert [task.description.name for task in (await stub.ListTasks(pb.ListTasksRequest())).tasks] == ["other"]
+        async with rig.running() as (_, channel):
+            again = (await pb_grpc.ElasticServiceStub(channel).ListTasks(pb.ListTasksRequest())).tasks
+            assert [task.description.name for task in again] == ["other"]
+        return found
+
+    assert asyncio.run(scenario()).measured.pictures == 40
+
+
+def test_a_registration_whose_caller_leaves_in_mid_upload_registers_nothing(rig: ElasticRig) -> None:
+    made = varied(rig)
+    labelled = set_of(rig, made, 40)
+    data = with_profiling(made.weights.to_bytes(), labelled)
+
+    async def scenario() -> None:
+        async with rig.running() as (_, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            sent = asyncio.Event()
+
+            async def half() -> Any:
+                messages = list(made.messages(data))
+                for message in messages[:-1]:
+                    yield message
+                sent.set()
+                await asyncio.sleep(120)
+
+            call = stub.RegisterTask(half())
+            await asyncio.wait_for(sent.wait(), 60)
+            call.cancel()
+            while any((rig.folder / "state" / "scratch").iterdir()):
+                await asyncio.sleep(0.01)
+            assert not (await stub.ListTasks(pb.ListTasksRequest())).tasks
+            one_class = LabelledImages(labelled.pictures_NHWC, np.zeros(40, np.int64))
+            refused = made.messages(with_profiling(made.weights.to_bytes(), one_class))
+            status, said = await refusal(stub.RegisterTask(refused))
+            assert status is grpc.StatusCode.INVALID_ARGUMENT and "all pictures are of one class" in said
+            assert not (await stub.ListTasks(pb.ListTasksRequest())).tasks
+            assert (await stub.RegisterTask(made.messages(data))).task.version == 1
+
+    asyncio.run(scenario())
 
 
 @pytest.fixture

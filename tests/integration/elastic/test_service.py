@@ -19,7 +19,7 @@ from isthmus.data.images import LabelledImages, write_images
 from isthmus.proto.errors import TooLate
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
-from tests.rigs.elastic.server import SIDE, THREE, ElasticRig, Made, huge_png, pixels, png, refusal
+from tests.rigs.elastic.server import SIDE, THREE, ElasticRig, Made, huge_png, pixels, png, refusal, tiny_profile
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NAN = float("nan")
@@ -80,6 +80,25 @@ def test_two_executors_give_the_same_answers_as_the_model(rig: ElasticRig) -> No
     for number, reply in enumerate(asyncio.run(scenario())):
         expected = rig.direct(THREE[number % 3], pixels(number), reply.gamma)
         np.testing.assert_allclose(reply.logits, expected, atol=1e-4)
+
+
+def test_a_profile_that_is_wrong_is_followed_by_what_batches_take(rig: ElasticRig) -> None:
+    (rig.folder / "profile.json").write_text(tiny_profile(4.0).to_json())  # it takes milliseconds
+
+    async def scenario() -> None:
+        async with rig.running(THREE[0]) as (server, channel):
+            stub = pb_grpc.ElasticServiceStub(channel)
+            short = query(THREE[0], latency_s=3.0)
+            assert (await refusal(stub.MakeQuery(short)))[0] is grpc.StatusCode.DEADLINE_EXCEEDED, "as it plans"
+            assert server.elastic is not None
+            for _ in range(60):
+                if server.elastic.live.snapshot().pace < 0.5:
+                    break
+                await asyncio.gather(*(stub.MakeQuery(query(THREE[0], latency_s=50.0)) for _ in range(24)))
+            assert server.elastic.live.snapshot().pace < 0.5
+            assert (await stub.MakeQuery(short)).in_time
+
+    asyncio.run(scenario())
 
 
 def test_tasks_are_there_again_after_a_restart(rig: ElasticRig) -> None:
