@@ -1,7 +1,7 @@
 """Adds a task's variants to a folder: copies their files, and measures accuracy, times, bytes and loading.
 
 As INFaaS profiles a variant when it is registered. Times belong to a size, not to a task, so they are measured with the
-first task of a folder.
+first task of a folder. The bytes of a size are those of its largest model.
 """
 
 import json
@@ -9,7 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -87,7 +87,9 @@ def add_task(
             on_step("loading", len(sizes), len(ready))
         made = Variants(folder, profile.with_task(recipe.name, shares), tuple(sizes), {recipe.name: task}, pixels)
     else:
-        made = before.with_task(recipe.name, task, shares)
+        # The heads of tasks differ in size: a size takes what its largest model takes.
+        sizes = [replace(size, memory_bytes=max(size.memory_bytes, ready[size.level].bytes)) for size in before.sizes]
+        made = replace(before.with_task(recipe.name, task, shares), sizes=tuple(sizes))
     write_atomically(folder / f"{recipe.name}.recipe.json", json.dumps(asdict(recipe), indent=1))
     made.write()
     return made

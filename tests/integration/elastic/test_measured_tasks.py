@@ -143,13 +143,16 @@ def test_a_registration_whose_caller_leaves_in_mid_upload_registers_nothing(rig:
                 messages = list(made.messages(data))
                 for message in messages[:-1]:
                     yield message
+                while not any((rig.folder / "state" / "scratch").glob("*")):  # the server has begun to keep it
+                    await asyncio.sleep(0.01)
                 sent.set()
                 await asyncio.sleep(120)
 
             call = stub.RegisterTask(half())
             await asyncio.wait_for(sent.wait(), 60)
             call.cancel()
-            while any((rig.folder / "state" / "scratch").iterdir()):
+            scratch = rig.folder / "state" / "scratch"
+            while any(scratch.glob("*")):
                 await asyncio.sleep(0.01)
             assert not (await stub.ListTasks(pb.ListTasksRequest())).tasks
             one_class = LabelledImages(labelled.pictures_NHWC, np.zeros(40, np.int64))

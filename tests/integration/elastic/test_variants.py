@@ -102,7 +102,7 @@ def test_every_answer_is_that_of_the_named_size_and_memory_holds(rig: ElasticRig
                 most = executors * (variants.size(1).memory_bytes + variants.size(-1).memory_bytes)
                 assert 0 < pool.bytes <= most
             for memory in pool.memories:
-                assert sum(ready.bytes for ready in memory._models.values()) == memory.bytes
+                assert 0 < sum(ready.bytes for ready in memory._models.values()) <= memory.bytes
             del ready
             held = sum(len(memory._models) for memory in pool.memories)
             assert alive() == before + held, "nothing else holds a model"

@@ -48,6 +48,15 @@ def test_a_task_is_replaced_by_its_name(tmp_path: Path) -> None:
     assert after.tasks == before.tasks and after.sizes == before.sizes, "times are measured with the first task alone"
 
 
+def test_a_size_takes_what_its_largest_model_takes(tmp_path: Path) -> None:
+    few = made(tmp_path, ["pair"], (0, 1))
+    both = made(tmp_path, ["ten"], (0, 1))
+    for level in (0, 1):
+        head = 4 * (WIDTHS[level] + 1)  # bytes per class
+        assert both.size(level).memory_bytes == few.size(level).memory_bytes + 8 * head
+        assert both.size(level).load_s == few.size(level).load_s
+
+
 def add(folder: Path, task: str, sources: dict[int, str], **changes: Any) -> Variants:
     options: dict[str, Any] = {"pixels": "cifar10", "device": "cpu", "number_type": "float32", "repeats": 1}
     options |= {"batches": (1, 8), **changes}
