@@ -72,7 +72,7 @@ def query(task: str, seed: int, latency_s: float = 60.0) -> pb.MakeQueryRequest:
 
 def alive() -> int:
     """Returns the number of open models of this process."""
-    return sum(isinstance(each, Ready) for each in gc.get_objects())
+    return sum(type(each) is Ready for each in gc.get_objects())
 
 
 @pytest.mark.parametrize("executors", [1, 2])
