@@ -1,7 +1,7 @@
 """The loop in separate processes over real gRPC on loopback: one cloud, and one device per client."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,7 +93,7 @@ class Loop:
         question about a test clip.
         """
         made: dict[str, tuple[Correction, ...]] = dict.fromkeys(clients, ())
-        able = [client for client in clients if self.report(client)["person"] is not None]
+        able = self.correctable(clients)
         for _ in range(count):
             open_ones = [client for client in able if len(made[client]) < len(self._selection(client))]
             asked = [self._talk(client, "ask", ["--a-day", str(2 * count), "--json"]) for client in open_ones]
@@ -111,6 +111,10 @@ class Loop:
         if taught:
             self._run(data, taught, ["--ratios", "1"], ".taught.json", on_tick)
         return made
+
+    def correctable(self, clients: Iterable[str]) -> list[str]:
+        """Return the clients whose devices can learn from corrections: those whose release has a person model."""
+        return [client for client in clients if self.report(client)["person"] is not None]
 
     def speak(self, model: Path, clients: Sequence[str], on_tick: Tick = lambda: None) -> dict[str, Spoken]:
         """Start a server of the language model, and let each device ask it for a reply. Raises ChildFailed.

@@ -194,7 +194,10 @@ class Demo:
         with self._timed("devices", "Personalising them over gRPC, and answering their test clips") as tell:
             loop.personalise(data, clients, RATIOS, lambda: tell(loop.cloud.last_words()))
         label_of = {ref.name: listing.classes[ref.label] for ref in listing.refs if ref.label is not None}
-        with self._timed("corrections", f"Correcting {CORRECTIONS} clips on each device, which chooses them"):
+        what = f"Correcting {CORRECTIONS} clips on each device, which chooses them"
+        if not loop.correctable(clients):
+            what = "Correcting nothing: the release has no person model, so devices cannot learn from corrections"
+        with self._timed("corrections", what):
             made = loop.correct(data, clients, label_of)
         outcomes = loop.outcomes(made, RATIOS)
         if settings.generate_model is None:

@@ -283,10 +283,15 @@ def _write(
     *,
     recipe: Recipe | None = None,
     more_facts: Mapping[str, str] = MappingProxyType({}),
-    people: Mapping[str, Any] | None = None,
+    people: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     scores: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write the result. ``scores``: name of the cell -> head -> score -> value. ``people``: scores by person."""
+    """Write the result.
+
+    ``scores``: name of the cell -> head -> score -> value. ``people``: what was measured on persons beside the cells;
+    both are in ``people`` of the file, by person, task, method and seed.
+    """
+    by_client = answers.by_client(made, scores)
     recipe = recipe or releases[0].recipe
     facts = {
         "data": f"{listing.layout} layout, {len(listing.refs)} clips, {len(listing.damaged)} damaged",
@@ -304,7 +309,7 @@ def _write(
         "recipe": json.loads(recipe.to_json()),
         "cells": [asdict(cell) for cell in made],
         "scores": dict(scores),
-        **({} if people is None else {"people": people}),
+        "people": {who: {**by_client.get(who, {}), **people.get(who, {})} for who in {**by_client, **people}},
     }
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     written = report.write(out, title, facts, found)

@@ -170,8 +170,15 @@ def test_every_person_is_left_out_once(data: Path, release: Path, tmp_path: Path
     assert sorted({cell["asked"]["client"] for cell in result["cells"]}) == ["1001", "1002", "1003"]
     assert "Leave one person out, users of 4 classes" in output and "The guarded update" in output
     assert "Recall and calibration, users of 4 classes" in output and "worse than all by over 2 points" in output
+    assert sorted(result["people"]) == ["1001", "1002", "1003"]
     for cell in result["cells"]:
         few = cell["asked"]["classes"]
+        (told,) = result["people"][cell["asked"]["client"]][f"students, sensitive, {few or 'all'} classes"][
+            cell["asked"]["method"]
+        ]["0"]
+        assert told["test_clips"] == cell["test_clips"]
+        assert told["own head"]["accuracy"] == pytest.approx(cell["accuracy"]["1"]["fp32"], abs=1e-4)
+        assert {"recall", "calibration"} <= set(told["teacher's head"])
         _, on_test = load_outputs(tmp_path / "cells", Asked(**cell["asked"]))
         assert len(set(on_test.labels_N.tolist())) == (few or 6)
 

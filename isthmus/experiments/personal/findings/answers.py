@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,6 +34,20 @@ def by_cell(outputs: Mapping[str, tuple[Outputs, Outputs]]) -> dict[str, dict[st
         }
         for name, (_, on_test) in outputs.items()
     }
+
+
+def by_client(cells: Sequence[Cell], scores_of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return client -> scenario and classes -> method -> seed -> scores of each cell, as ``by_cell`` returned them."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        asked = cell.asked
+        task = f"students, {asked.scenario}, {asked.classes or 'all'} classes"
+        of_method = found.setdefault(asked.client, {}).setdefault(task, {}).setdefault(asked.method, {})
+        settings = {"clips_per_cluster": asked.clips_per_cluster, "upload_share": asked.upload_share}
+        of_method.setdefault(str(asked.seed), []).append(
+            {"test_clips": cell.test_clips, **settings, **scores_of.get(asked.name, {})}
+        )
+    return found
 
 
 def answers_table(cells: Sequence[Cell], outputs: Mapping[str, tuple[Outputs, Outputs]], title: str) -> Table:

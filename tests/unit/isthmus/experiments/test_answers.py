@@ -5,7 +5,7 @@ import pytest
 
 from isthmus.experiments.personal.cells.cells import Outputs
 from isthmus.experiments.personal.findings import tables
-from isthmus.experiments.personal.findings.answers import answers_table, by_cell, of_answers
+from isthmus.experiments.personal.findings.answers import answers_table, by_cell, by_client, of_answers
 from tests.rigs.distill.cells import cell
 
 
@@ -46,6 +46,10 @@ def test_every_method_has_a_row_and_every_cell_its_scores() -> None:
     scores = by_cell(found)[other.asked.name]
     assert scores["own head"] == {"accuracy": 0.75, "recall": 0.75, "calibration": 0.25, "changed": 0.25}
     assert scores["teacher's head"]["changed"] == 0.0
+    of_client = by_client([base, other], by_cell(found))["a"]["students, sensitive, all classes"]
+    assert list(of_client) == ["all", "cluster"]
+    settings = {"test_clips": 20, "clips_per_cluster": 3, "upload_share": 1.0}
+    assert of_client["cluster"]["0"] == [{**settings, **scores}]
 
 
 def test_people_made_worse_by_over_two_points_are_counted() -> None:
