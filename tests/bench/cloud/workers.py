@@ -39,7 +39,7 @@ _POLL_S = 0.5
 
 def work(url: str, folder: Path, lease_s: float) -> NoReturn:
     """Run as a worker until killed. Prints a line per job: done or refused."""
-    bench = _bench(url, folder / uuid4().hex, folder)
+    bench = bench_on(url, folder / uuid4().hex, folder)
     woken = threading.Event()
     news.listen(bench.database, job_rows.CHANNEL, woken.set)
     runner = bench.runner(CountedLearning(lambda step: time.sleep(_STEP_S)))
@@ -61,7 +61,7 @@ def work(url: str, folder: Path, lease_s: float) -> NoReturn:
             woken.wait(_POLL_S)
 
 
-def _bench(url: str, own: Path, shared: Path) -> Bench:
+def bench_on(url: str, own: Path, shared: Path) -> Bench:
     own.mkdir(parents=True)
     bench = Bench(own, url, str(shared / "artefacts"))
     bench.now_s = bench.database.now_s  # type: ignore[method-assign]
@@ -72,7 +72,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
     """Return the figures of one run. Raises AssertionError if a job was lost, failed or done twice."""
     with running_cluster() as cluster, cluster.database() as database:
         url = database.url.render_as_string(hide_password=False)
-        bench = _bench(url, folder / "server", folder)
+        bench = bench_on(url, folder / "server", folder)
         for number in range(n_jobs):
             bench.enrol(f"dev{number}")
             bench.start(device_id=f"dev{number}", job_id=f"job{number}")
@@ -92,7 +92,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
         began_s = next_kill_s = time.monotonic()
         next_kill_s += kill_every_s
         try:
-            while _left(bench):
+            while left(bench):
                 time.sleep(0.1)
                 if time.monotonic() >= next_kill_s:
                     victim = rng.randrange(n_workers)
@@ -134,7 +134,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
     }
 
 
-def _left(bench: Bench) -> int:
+def left(bench: Bench) -> int:
     with bench.database.reading() as connection:
         ended = [stage.value for stage in Stage if stage.ended]
         return int(connection.scalar(sa.select(sa.func.count()).where(jobs.c.stage.not_in(ended))) or 0)
