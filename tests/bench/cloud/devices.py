@@ -81,10 +81,20 @@ async def sent(call: Call, rate_per_s: float, duration_s: float, seed: int) -> l
     return list(await asyncio.gather(*tasks))
 
 
+def own_bytes(server: psutil.Process) -> int:
+    """Return the memory that only this process can have filled: anonymous pages, in memory or swapped out.
+
+    Resident memory also falls when the system takes back pages of files, such as those of libraries.
+    """
+    lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest}
+    return 1024 * (kib["RssAnon"] + kib["VmSwap"])
+
+
 async def memory_over(call: Call, calls: int, server: psutil.Process) -> dict[str, Any]:
     """Make so many calls as fast as they are answered; return the server's memory after each 20th, and its slope."""
     began_s = time.perf_counter()
-    numbers, rss_bytes, failed = iter(range(calls)), [server.memory_info().rss], 0
+    numbers, own, failed = iter(range(calls)), [own_bytes(server)], 0
 
     async def lane() -> None:
         nonlocal failed
@@ -94,16 +104,16 @@ async def memory_over(call: Call, calls: int, server: psutil.Process) -> dict[st
             except grpc.aio.AioRpcError:
                 failed += 1
             if (number + 1) % (calls // 20) == 0:
-                rss_bytes.append(server.memory_info().rss)
+                own.append(own_bytes(server))
 
     await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
-    later = rss_bytes[2:]
+    later = own[2:]
     slope = float(np.polyfit(np.arange(len(later)) * (calls // 20), later, 1)[0])
     return {
         "calls": calls,
         "failed": failed,
         "calls_per_s": round(calls / (time.perf_counter() - began_s), 1),
-        "rss_bytes": rss_bytes,
+        "own_bytes": own,
         "bytes_per_call": round(slope, 2),
     }
 
@@ -141,10 +151,10 @@ async def measure(
             return stubs[of].DescribeStudent(pb.DescribeStudentRequest(), metadata=metadata[of], timeout=TIMEOUT_S)
 
         await sent(describe, asks_per_s, 2.0, 0)
-        before = server.memory_info().rss
+        before = own_bytes(server)
         kinds = ("StartPersonalisation", start, jobs_per_s), ("DescribeStudent", describe, asks_per_s)
         found = await asyncio.gather(*(sent(call, rate, s, 1) for _, call, rate in kinds))
-        grown = server.memory_info().rss - before
+        grown = own_bytes(server) - before
 
         def either(number: int) -> Any:
             return start(number // 2) if number % 2 else describe(number // 2)
@@ -157,7 +167,7 @@ async def measure(
             "call": name,
             "rate_per_s": rate,
             **figures(outcomes, s, 0.25),
-            "server_rss_bytes": before,
+            "server_own_bytes": before,
             "server_grew_bytes": grown,
             "enrolments_per_s": round(devices / enrolling_s, 1),
         }
@@ -202,7 +212,7 @@ def main(
     if memory is not None:
         for row in report.rows:
             row["memory"] = memory
-        mb = [each / 1e6 for each in memory["rss_bytes"]]
+        mb = [each / 1e6 for each in memory["own_bytes"]]
         report.notes.append(
             f"Memory over {memory['calls']:,} more calls ({memory['calls_per_s']:g} per second, {memory['failed']} "
             f"failed): {mb[0]:.0f} MB before, {mb[2]:.0f} after a tenth, {mb[-1]:.0f} at the end; "
@@ -215,7 +225,7 @@ def main(
         "p99 ms": lambda row: f"{row['latency_ms']['p99']:.1f}",
         "lag p99 ms": lambda row: f"{row['generator_lag_ms']['p99']:.1f}",
         "errors": lambda row: str(row["errors"] or "-"),
-        "server MB": lambda row: f"{row['server_rss_bytes'] / 1e6:.0f}",
+        "server MB": lambda row: f"{row['server_own_bytes'] / 1e6:.0f}",
         "grew MB": lambda row: f"{row['server_grew_bytes'] / 1e6:.1f}",
     }
     report.finish(columns, out)
