@@ -265,6 +265,12 @@ def test_a_person_whose_clips_are_all_alike_and_one_without_sound() -> None:
             assert reading.cloud(each.raw_C, each.features).sum() == pytest.approx(1, abs=1e-5)
     with pytest.raises(WrongState, match="no clip with sound and picture"):
         person.question("t", 0.0)
+    person.begin("t", [clip(f"voice-{number}", number, picture=False) for number in range(40)], in_use=("s",))
+    unseen = person.reading("t")
+    assert unseen is not None and unseen.agreement is None
+    assert unseen.offset.offset_MC[0].any() and not unseen.offset.offset_MC[1].any(), "nobody has seen this face"
+    face = clip("face", 7, sound=False)
+    assert unseen.local(face.raw_C, face.features).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_state_folder_keeps_windows_and_corrections(tmp_path: Path) -> None:
