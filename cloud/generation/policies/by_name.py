@@ -35,7 +35,7 @@ POLICIES: Final[dict[str, Callable[[LengthPredictor], Policy]]] = {
 - ``fused``: decodes and prompt chunks in one step, first come.
 - ``sjf``, ``srpt``, ``hrrn``: ``fused``, in the order of predicted work; ``srpt`` may preempt.
 - ``vtc``: ``fused``, the user who was served least first.
-- ``paced``: ``fused``, which admits a request only if it and all others that can be in time stay so.
+- ``paced``: ``fused``, which admits a request only if it is likelier in time than others become late because of it.
 - ``jitserve``: ``fused``, by gain per second of remaining time, in windows of requests alike in length.
 - ``magnus``: static batches of requests whose answers are predicted to be alike.
 

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from typing import Final, Protocol
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from isthmus.cloud.generation.policies.queue import Floats, Waiting
 from isthmus.cloud.generation.scheduling.policy import Life
@@ -28,6 +28,10 @@ MOST_KINDS: Final = 1_024
 """Classes of requests that are learned apart, since clients choose their names. The answers of others are one class."""
 _UNSEEN: Final = 64
 """The length that is planned with before anything was learned."""
+_UNSEEN_SPREAD: Final = 1.0
+"""The standard deviation of the length's logarithm that is planned with before anything was learned."""
+_LEAST_SPREAD: Final = 0.05
+"""Answers are never taken to be more alike than this, however alike the first ones were."""
 _PRIOR: Final = 4.0
 """Answers of all classes that a class with few answers of its own is mixed with."""
 
@@ -42,6 +46,9 @@ class LengthPredictor(Protocol):
 
     def predict_all(self, waiting: Waiting) -> Floats:
         """Returns what ``predict`` returns for each request that waits, (N,)."""
+
+    def within(self, rows: Waiting, tokens_N: Floats) -> Floats:
+        """Returns how likely each answer has at most so many tokens in all, given those that it has, (N,)."""
 
     def learn(self, life: Life) -> None: ...
 
@@ -147,6 +154,20 @@ class LearnedLengths:
         least = 1.25 * len(life.tokens) + 1
         return min(float(life.request.max_tokens), max(found, least)) if life.left else float(len(life.tokens))
 
+    def within(self, rows: Waiting, tokens_N: Floats) -> Floats:
+        fits = [self._fit(kind) for kind in rows.kinds]
+        known_K = np.array([fit.seen >= 2 for fit in fits], dtype=bool)
+        line_K2 = np.array([fit.line if fit.seen >= 2 else (math.log(_UNSEEN), 0.0) for fit in fits]).reshape(-1, 2)
+        spread_K = np.where(known_K, np.array([max(fit.spread, _LEAST_SPREAD) for fit in fits]), _UNSEEN_SPREAD)
+        at_N = rows.kind_N
+        mean_N, spread_N = line_K2[at_N, 0] + line_K2[at_N, 1] * rows.log_prompt_N, spread_K[at_N]
+        # Logarithms of the shares of answers that are longer than each; 0 before the first token.
+        both_2N = np.stack((tokens_N, rows.tokens_N))
+        longer_2N = log_ndtr((mean_N - np.log(np.maximum(both_2N, 1e-9))) / spread_N)
+        longer_2N[both_2N <= 0] = 0.0
+        share_N = -np.expm1(np.minimum(0.0, longer_2N[0] - longer_2N[1]))
+        return np.where(tokens_N >= rows.most_N, 1.0, np.where(tokens_N < rows.tokens_N + 1, 0.0, share_N))
+
     def _z_of(self, life: Life, fit: _Fit, x: float) -> float:
         """Returns how many deviations above the mean the prediction is."""
         if not self._conditional or not life.tokens or fit.spread < 1e-6:
@@ -197,6 +218,20 @@ class NearestLengths:
     def predict_all(self, waiting: Waiting) -> Floats:
         return _one_by_one(self, waiting)
 
+    def within(self, rows: Waiting, tokens_N: Floats) -> Floats:
+        return np.array(
+            [self._within(life, tokens) for life, tokens in zip(rows.lives, tokens_N.tolist(), strict=True)], np.float64
+        )
+
+    def _within(self, life: Life, tokens: float) -> float:
+        drawn = len(life.tokens)
+        if tokens >= life.request.max_tokens or tokens < drawn + 1:
+            return float(tokens >= life.request.max_tokens)
+        self.predict(life)  # it finds the neighbours
+        near = self._near[life.id]
+        longer = near[bisect_right(near, drawn) :]
+        return bisect_right(longer, tokens) / len(longer) if longer else float(tokens >= self.predict(life))
+
     def learn(self, life: Life) -> None:
         self._near.pop(life.id, None)
         kind = life.request.kind
@@ -226,6 +261,9 @@ class KnownLengths:
 
     def predict_all(self, waiting: Waiting) -> Floats:
         return _one_by_one(self, waiting)
+
+    def within(self, rows: Waiting, tokens_N: Floats) -> Floats:
+        return (self.predict_all(rows) <= tokens_N).astype(np.float64)
 
     def learn(self, life: Life) -> None:
         pass

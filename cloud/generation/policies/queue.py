@@ -5,7 +5,7 @@ few operations on arrays in place of a loop over the queue. Axes: N waiting requ
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,9 +121,11 @@ class Queue:
 
     def running(self, state: State) -> Waiting:
         """Returns those that have blocks in ``state``, in the same form."""
-        ids = [id for id in state.blocks if id in self._at]
-        at_N = np.array([self._at[id] for id in ids], dtype=np.int64)
-        lives = [state.lives[id] for id in ids]
+        return self.of_lives([state.lives[id] for id in state.blocks if id in self._at])
+
+    def of_lives(self, lives: Sequence[Life]) -> Waiting:
+        """Returns these requests, which are under way, in the same form and in their order."""
+        at_N = np.array([self._at[life.id] for life in lives], dtype=np.int64)
         self._columns["tokens"][at_N] = [len(life.tokens) for life in lives]
         self._columns["computed"][at_N] = [life.computed for life in lives]
         return self._rows(at_N)
