@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
 
 from isthmus.edge.student.disk import sha256_of
 from isthmus.proto.convert_student import manifest_from_bytes
@@ -26,10 +26,13 @@ class Installed:
 
 
 def is_signed(key: bytes, signature: bytes, content: bytes) -> bool:
-    """Return whether the Ed25519 signature of the content is the key's (32 bytes)."""
+    """Return whether the Ed25519 signature (RFC 8032) of the content is the key's (32 bytes).
+
+    libsodium also refuses keys of small order, for which one signature fits many contents.
+    """
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, content)
-    except (InvalidSignature, ValueError):
+        VerifyKey(key).verify(content, signature)
+    except (BadSignatureError, ValueError):
         return False
     return True
 
