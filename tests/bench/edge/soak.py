@@ -7,7 +7,9 @@ ended, killed and asked to personalise again, its capturing child is killed, and
 
 Checked: no clip is answered twice; every clip that the device has stored was answered; each upload is in the cloud
 once; no more epsilon is spent than was allowed. Reported: the longest pause between two answers of a process that was
-not caused by opening camera and microphone.
+not caused by opening camera and microphone; growth of resident memory, as the slope of a line through it with its error.
+
+With ``--no-disturb`` one process of the device lives through the whole time, and only the link fails.
 """
 
 import json
@@ -22,11 +24,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
 
+import numpy as np
 import psutil
 import typer
 
@@ -65,6 +69,10 @@ EPSILON_BUDGET: Final = 6
 OPENING_S: Final = 15.0
 """So long after the start of a capturing child there may be no answers."""
 SAMPLE_S: Final = 10.0
+SETTLING_S: Final = 600.0
+"""Memory of a process grows in its first minutes, while its windows, logs and caches fill; a slope begins after them."""
+BLOCKS: Final = 10
+"""Samples a few seconds apart are not independent, so a slope is fitted to the medians of so many equal parts."""
 _ANSWER: Final = re.compile(r"(\S+): \S+ \((on the device|through the cloud)")
 
 
@@ -195,6 +203,21 @@ def longest_pause_s(run: Run) -> float:
     return max(pauses, default=0.0)
 
 
+def slope_per_hour(at_s: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """Return the slope of values over time, per hour, and its standard error.
+
+    Ordinary least squares on the medians of ``BLOCKS`` parts of equal length. Raises ValueError for fewer samples.
+    """
+    if len(values) < BLOCKS:
+        raise ValueError(f"{len(values)} samples are too few for a slope: it needs {BLOCKS}")
+    hours_B = np.array([np.median(part) for part in np.array_split(np.asarray(at_s) / 3600, BLOCKS)])
+    values_B = np.array([np.median(part) for part in np.array_split(np.asarray(values, np.float64), BLOCKS)])
+    centred_B = hours_B - hours_B.mean()
+    slope = float(centred_B @ values_B / (centred_B @ centred_B))
+    rest_B = values_B - values_B.mean() - slope * centred_B
+    return slope, float(np.sqrt(rest_B @ rest_B / (BLOCKS - 2) / (centred_B @ centred_B)))
+
+
 def uploads(cloud: Path) -> list[tuple[str, int]]:
     """Return (idempotency key of the job, round) of each upload that the cloud has stored."""
     (path,) = [each for each in cloud.rglob("*") if each.is_file() and each.open("rb").read(15) == b"SQLite format 3"]
@@ -207,14 +230,16 @@ def main(
     hours: float = 1.0,
     edge_python: Annotated[Path | None, typer.Option(help="Python of the device's environment.")] = None,
     release: Annotated[Path | None, typer.Option(help="The cloud's release. Default: a tiny one is trained.")] = None,
+    disturb: Annotated[bool, typer.Option(help="End and kill processes in the first half.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Run a device for ``hours``, and check what it has answered and sent."""
-    report = Report("soak", {"hours": hours, "link": LINK, "disturbed": DISTURBED}, ("grpcio", "onnxruntime"))
+    disturbed = DISTURBED if disturb else ()
+    report = Report("soak", {"hours": hours, "link": LINK, "disturbed": disturbed}, ("grpcio", "onnxruntime"))
     with tempfile.TemporaryDirectory(prefix="isthmus-soak-") as name, Family(Path(name) / "logs") as family:
         folder = Path(name)
         hour = Hour(folder, family, edge_python or default_edge_python(), release or _trained(folder))
-        _live(hour, hours * 3600)
+        _live(hour, hours * 3600, disturbed)
         _judge(hour, report)
     report.finish({"what": lambda row: str(row["what"]), "found": lambda row: str(row["found"])}, out)
     if report.floors["faults"]:
@@ -227,10 +252,10 @@ def _trained(folder: Path) -> Path:
     return train_release(folder / "release", data, tiny_loop_recipe(read_listing(data).classes)).release
 
 
-def _live(hour: Hour, seconds: float) -> None:
+def _live(hour: Hour, seconds: float, disturbed: Sequence[str]) -> None:
     hour.start()
     began_s = time.monotonic()
-    due = [(began_s + seconds / 2 * (place + 1) / (len(DISTURBED) + 1), how) for place, how in enumerate(DISTURBED)]
+    due = [(began_s + seconds / 2 * (place + 1) / (len(disturbed) + 1), how) for place, how in enumerate(disturbed)]
     while (now_s := time.monotonic()) < began_s + seconds:
         if due and now_s >= due[0][0]:
             hour.disturb(due.pop(0)[1])
@@ -282,6 +307,10 @@ def _judge(hour: Hour, report: Report) -> None:
         for what in ("rss_bytes", "children_bytes", "descriptors", "threads"):
             values = [each[what] for each in alone]
             row(f"{what}, undisturbed: first and last tenth", _ends(values, tenth))
+        settled = [each for each in alone if each["at_s"] > last_s + SETTLING_S]
+        for what in ("rss_bytes", "children_bytes") if len(settled) >= BLOCKS else ():
+            slope, error = slope_per_hour([each["at_s"] for each in settled], [each[what] for each in settled])
+            row(f"{what}, growth per hour and its standard error, in MB", [round(slope / 1e6, 2), round(error / 1e6, 2)])
         minutes = [alone[place] for place in range(0, len(alone), max(1, round(60 / SAMPLE_S)))]
         row("threads, undisturbed, each minute", [each["threads"] for each in minutes])
         row("rss in MB, undisturbed, each minute", [round(each["rss_bytes"] / 1e6, 1) for each in minutes])
