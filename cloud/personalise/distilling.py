@@ -72,7 +72,7 @@ class DistillLearning:
             # 'export' comes to the same result again: it may happen later, and elsewhere.
             with TemporaryDirectory() as folder:
                 export_student(self._release, student, bank, Path(folder))
-                measured = quantise_student(self._release, Path(folder), bank, work.selection)[1] or measured
+                measured = quantise_student(self._release, Path(folder), bank, work.selection, person)[1] or measured
         write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)))
         with replaced(heads) as part:
             bank.save(part)
@@ -81,10 +81,10 @@ class DistillLearning:
         bank = HeadBank.load(heads) if heads is not None else None
         files = export_student(self._release, self._student(work), bank, out_dir)
         if self._in_int8:
-            made, _ = quantise_student(self._release, out_dir, bank, work.selection)
+            person = heads.with_name(PERSON_FILE) if heads is not None else None
+            known = person.read_bytes() if person is not None and person.is_file() else None
+            made, _ = quantise_student(self._release, out_dir, bank, work.selection, known)
             log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
-            if made.used:
-                return files  # Patches are of float32 weights; these files are as small without.
 
         @torch.inference_mode()
         def classify(name: str, outputs: Sequence[FloatArray]) -> npt.NDArray[np.int64]:

@@ -60,6 +60,7 @@ class Learning(Protocol):
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         """Write the device's files of the round's student to ``out_dir``. Without heads the student is an interim one.
 
+        What ``train_heads`` wrote beside the heads is read, if it is there.
         A file ``<name>.patch`` among them turns the base student's file ``<name>`` into this student's.
         """
         ...

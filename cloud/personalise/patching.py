@@ -1,8 +1,9 @@
 """Patches of a student's files against the base student, built at export and kept only if the student stays the same.
 
-The device runs the patched file, so the patched file is published. Each file gets the cheapest coding of ``LADDER``
-with which it agrees with the exported file on public clips of the selection (the exported file agrees with torch, see
-distill/student/export.py). If no coding does, the whole file is published.
+The device runs the patched file, so the patched file is published. Each float32 file gets the cheapest coding of
+``LADDER`` with which it agrees with the exported file on public clips of the selection (the exported file agrees with
+torch, see distill/student/export.py). If no coding does, the whole file is published. Encoders in int8 get exact
+patches: a personal student's int8 weights differ from the base student's by a few steps at most.
 """
 
 import functools
@@ -22,8 +23,8 @@ from google.protobuf.message import DecodeError
 from isthmus.data.cache.read import ClipArrays
 from isthmus.distill.student.export import ENCODERS, encoder_inputs
 from isthmus.proto.errors import InvalidInput
-from isthmus.proto.messages import FloatArray, NumberType, patch_name
-from isthmus.proto.patch import Span, apply_patch, make_patch
+from isthmus.proto.messages import FloatArray, patch_name
+from isthmus.proto.patch import Differences, Span, apply_patch, make_patch
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +44,25 @@ _BATCH_CLIPS: Final = 16
 class Coding:
     """How differences are coded. ``levels`` applies to int8 only."""
 
-    number_type: NumberType
+    differences: Differences
     levels: int = 127
 
     def __str__(self) -> str:
-        return f"int8 of {self.levels} levels" if self.number_type is NumberType.INT8 else self.number_type.value
+        if self.differences is Differences.INT8:
+            return f"int8 of {self.levels} levels"
+        return "exact bytes" if self.differences is Differences.BYTES else "fp16"
 
 
 LADDER: Final = (
-    Coding(NumberType.INT8, 15),
-    Coding(NumberType.INT8, 31),
-    Coding(NumberType.INT8, 63),
-    Coding(NumberType.INT8, 127),
-    Coding(NumberType.FP16),
+    Coding(Differences.INT8, 15),
+    Coding(Differences.INT8, 31),
+    Coding(Differences.INT8, 63),
+    Coding(Differences.INT8, 127),
+    Coding(Differences.FP16),
 )
-"""Cheapest first."""
+"""For float32 weights; cheapest first."""
+EXACT: Final = Coding(Differences.BYTES)
+"""For int8 weights."""
 
 
 Classify = Callable[[str, Sequence[FloatArray]], npt.NDArray[np.int64]]
@@ -69,7 +74,8 @@ def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays, *, c
 
     ``clips``: public clips to compare on. If there are more than ``MOST_CLIPS``, evenly spaced ones are used. Each file
     gets the cheapest coding with which its outputs are close enough to those of the exported file on the same inputs.
-    If the student as a whole then answers differently, the cheapest codings are abandoned one after the other.
+    If the student as a whole then answers differently, the cheapest codings are abandoned one after the other. Patches
+    of int8 encoders are exact, so these stay in any case.
     """
     exported = {path.name: path.read_bytes() for path in files}
     bases = {name: found for name, content in exported.items() if (found := _against(base_dir / name, content))}
@@ -82,15 +88,15 @@ def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays, *, c
 
     @functools.cache
     def coded(name: str, coding: Coding) -> tuple[bytes, bytes, float]:
-        base, weights = bases[name]
-        patch = make_patch(base, exported[name], weights, coding=coding.number_type, levels=coding.levels)
+        base, weights, _ = bases[name]
+        patch = make_patch(base, exported[name], weights, coding=coding.differences, levels=coding.levels)
         content = apply_patch(base, patch)
         return patch, content, world.error(name, content)
 
-    for first in range(len(LADDER)):
+    for first in range(len(LADDER) + 1):
         chosen: dict[str, Coding] = {}
-        for name in bases:
-            for coding in LADDER[first:]:
+        for name, (_, _, ladder) in bases.items():
+            for coding in (EXACT,) if ladder == (EXACT,) else ladder[first:]:
                 patch, _, error = coded(name, coding)
                 if error <= MOST_ERROR and len(patch) < len(exported[name]):
                     chosen[name] = coding
@@ -108,25 +114,31 @@ def patch_student(files: Sequence[Path], base_dir: Path, clips: ClipArrays, *, c
     return list(files)
 
 
-def weight_spans(content: bytes) -> list[Span]:
-    """Find the float32 initialisers of an ONNX file that have ``LEAST_VALUES`` or more values, in rising order.
+def weight_spans(content: bytes) -> tuple[list[Span], tuple[Coding, ...]]:
+    """Find the weights of an ONNX file with ``LEAST_VALUES`` or more values, in rising order, and their codings.
 
-    A row is an output channel (the first axis). Raises InvalidInput if the content is not an ONNX file.
+    These are the int8 initialisers of two dimensions or more, or if there are none the float32 ones. A row is an output
+    channel (the first axis). Raises InvalidInput if the content is not an ONNX file with its weights inside.
     """
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise InvalidInput("not an ONNX file") from error
-    spans, position = [], 0
-    for tensor in model.graph.initializer:
-        values = len(tensor.raw_data) // 4
-        if tensor.data_type != onnx.TensorProto.FLOAT or values < LEAST_VALUES:
+    tensors = model.graph.initializer
+    in_int8 = [each for each in tensors if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1]
+    of_float = [each for each in tensors if each.data_type == onnx.TensorProto.FLOAT]
+    spans, position, width = [], 0, 1 if in_int8 else 4
+    for tensor in in_int8 or of_float:
+        values = len(tensor.raw_data) // width
+        if values < LEAST_VALUES:
             continue
         # protobuf writes the initialisers in order, so the next one follows the last.
         offset = content.find(tensor.raw_data, position)
+        if offset < 0:
+            raise InvalidInput("an ONNX file whose weights are not where they are listed")
         spans.append(Span(offset, values, tensor.dims[0] if len(tensor.dims) > 1 else 1))
-        position = offset + 4 * values
-    return spans
+        position = offset + width * values
+    return spans, (EXACT,) if in_int8 else LADDER
 
 
 class _World:
@@ -183,14 +195,14 @@ class _World:
         return self._encoded[key]
 
 
-def _against(base_path: Path, content: bytes) -> tuple[bytes, list[Span]] | None:
-    """Return the base's file and its spans of weights, if both files have the same layout and differ."""
+def _against(base_path: Path, content: bytes) -> tuple[bytes, list[Span], tuple[Coding, ...]] | None:
+    """Return the base's file, its spans of weights and their codings, if both files have the same layout and differ."""
     base = base_path.read_bytes() if base_path.is_file() else b""
     if len(base) != len(content) or base == content:
         return None
     try:
-        spans = weight_spans(content)
-        return (base, spans) if spans and spans == weight_spans(base) else None
+        spans, ladder = weight_spans(content)
+        return (base, spans, ladder) if spans and (spans, ladder) == weight_spans(base) else None
     except InvalidInput:
         return None
 

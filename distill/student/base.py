@@ -80,7 +80,7 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
         (part / "person.pb").write_bytes(person)
     measured = measure_public(release, student, heads, everything, device, encoded)
     if release.recipe.student_precision == "int8":
-        made, in_int8 = quantise_student(release, part, heads, everything)
+        made, in_int8 = quantise_student(release, part, heads, everything, person)
         log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
         write_measure(made, part)
         measured = in_int8 or measured

@@ -1,9 +1,11 @@
 """A student's encoders in int8, compared with float32 on public clips and kept only if they answer as well.
 
 Weights are int8 per output channel, activations uint8, with ranges from public clips (static quantisation, QDQ format;
-Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Heads and compressors are small
-and stay float32. Heads are trained on float32 features, and are judged here on the features that the device will have.
-The person model is fitted on float32 features, too, and is not judged here.
+Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Weights use 7 of the 8 bits:
+processors with AVX2 and without VNNI add pairs of products in 16 bits, which saturate with 8, so the answers measured
+here would not be theirs (ONNX Runtime's documentation of quantisation, "reduce_range"). Heads and compressors are small
+and stay float32. Heads and the person model are fitted on float32 features, and are judged here on the features that
+the device will have.
 """
 
 import json
@@ -14,10 +16,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 
 from isthmus.data.cache.read import ClipArrays
+from isthmus.data.class_shares import softmax
 from isthmus.data.files import write_atomically
 from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
@@ -26,7 +31,9 @@ from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_prob
 from isthmus.distill.student.export import AUDIO_ENCODER, ENCODERS, VISUAL_ENCODER, encoder_inputs
 from isthmus.distill.student.measure import FEWEST_CLIPS, measure_outputs, measured_rows
 from isthmus.distill.training.teacher_cache import head_probabilities
+from isthmus.proto.convert_person import centred_from_bytes
 from isthmus.proto.messages import PublicMeasure
+from isthmus.proto.person import Centred
 
 INT8_FILE: Final = "int8.json"
 """In the base student's folder, if the recipe asks for int8: what it costs (Int8Measure)."""
@@ -37,6 +44,8 @@ MOST_LOSS: Final = 0.01
 LEAST_AGREEMENT: Final = 0.95
 """Share of public clips for which int8 and float32 must give the same class, at every head."""
 
+_PERSON: Final = -1.0
+"""Stands for the heads of the person model, where others are named by their compression ratio."""
 _BATCH_CLIPS: Final = 8
 
 
@@ -70,12 +79,14 @@ class Int8Measure:
 
 
 def quantise_student(
-    release: Release, folder: Path, heads: HeadBank | None, selection: Selection
+    release: Release, folder: Path, heads: HeadBank | None, selection: Selection, person: bytes | None = None
 ) -> tuple[Int8Measure, PublicMeasure | None]:
     """Replace the exported encoders in ``folder`` by int8 ones, if these answer public clips as well.
 
     ``heads`` None: an interim student, which is judged by the teacher's head. ``selection``: the clips that the student
-    was distilled on; it is calibrated on these, and judged on others as far as there are enough. The second result is
+    was distilled on; it is calibrated on these, and judged on others as far as there are enough. ``person`` is its
+    person model as the manifest holds it; its heads are judged with each public person's own shift taken out, as a
+    device that has learned its user answers. The second result is
     what the manifest tells of the student in int8; None if it stays float32, or has no heads. Raises ValueError if no
     public clip has a label.
     """
@@ -89,11 +100,15 @@ def quantise_student(
     for name, path in small.items():
         quantise_encoder(folder / name, path, encoder_inputs(name, public.subset(calibration), 1))
     clips, sizes = public.subset(rows), []
+    classes, width = len(release.recipe.classes), release.recipe.feature_width
+    centred = None if person is None else centred_from_bytes(person, classes, width)
     told: list[dict[float, npt.NDArray[np.float32]]] = []
     outputs = None
     for files in ({name: folder / name for name in ENCODERS}, small):
         outputs = encoded_by(files[AUDIO_ENCODER], files[VISUAL_ENCODER], release, clips)
         told.append(_answers(heads, outputs))
+        if centred is not None:
+            told[-1][_PERSON] = _learned(centred, outputs, clips.actors)
         sizes.append(sum(path.stat().st_size for path in files.values()))
     assert outputs is not None
     exact, rounded = ([accuracy(each_NC, labels_N[rows]) for each_NC in answers.values()] for answers in told)
@@ -126,6 +141,20 @@ def _answers(heads: HeadBank | None, outputs: StudentOutputs) -> dict[float, npt
     return {ratio: bank_probabilities(heads, outputs, ratio) for ratio in heads.ratios}
 
 
+def _learned(centred: Centred, outputs: StudentOutputs, persons_N: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the answers (N, C) of the person model's heads, with the mean shift of each named person taken out.
+
+    A device estimates this shift from its own clips (edge/own_clips/offset.py); here it is each person's mean.
+    """
+    logits_MNC = centred.heads.logits(np.stack([outputs.audio_ND, outputs.visual_ND]))
+    everyone_MC, names_N = logits_MNC.mean(axis=1), np.array(persons_N)
+    for name in sorted(set(persons_N) - {""}):
+        own_N = names_N == name
+        logits_MNC[:, own_N] += (everyone_MC - logits_MNC[:, own_N].mean(axis=1))[:, np.newaxis]
+    answers_NC: npt.NDArray[np.float32] = softmax(centred.person.fusion * logits_MNC.sum(axis=0)).astype(np.float32)
+    return answers_NC
+
+
 def quantise_encoder(path: Path, out_path: Path, calibration: Iterator[npt.NDArray[np.float32]]) -> Path:
     """Quantise an encoder file to static int8. ``calibration`` yields batches of its one input."""
     name = _session(path).get_inputs()[0].name
@@ -147,10 +176,34 @@ def quantise_encoder(path: Path, out_path: Path, calibration: Iterator[npt.NDArr
             per_channel=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
+            reduce_range=True,
         )
     finally:
         prepared.unlink(missing_ok=True)
+    model = onnx.load_model(out_path)
+    _give_a_layout(model.graph)
+    onnx.save_model(model, out_path)
     return out_path
+
+
+def _give_a_layout(graph: onnx.GraphProto) -> None:
+    """Number the graph's values and write every initialiser as raw bytes, in place.
+
+    Files of one architecture then have one layout, as patches need it (proto/patch.py). Otherwise names hold numbers of
+    torch's export, and a list of numbers takes more or fewer bytes depending on their values.
+    """
+    known = {value.name: value.name for value in (*graph.input, *graph.output)}
+
+    def numbered(name: str) -> str:
+        return known.setdefault(name, f"v{len(known)}") if name else ""
+
+    for tensor in graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), numbered(tensor.name)))
+    for node in graph.node:
+        node.name = node.doc_string = ""
+        node.input[:] = [numbered(name) for name in node.input]
+        node.output[:] = [numbered(name) for name in node.output]
+    del graph.value_info[:]
 
 
 def encoded_by(audio: Path, visual: Path, release: Release, clips: ClipArrays) -> StudentOutputs:

@@ -23,7 +23,7 @@ from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork, StepDied
-from isthmus.cloud.personalise.students import HEADS_FILE
+from isthmus.cloud.personalise.students import HEADS_FILE, PERSON_FILE
 from isthmus.data.files import write_atomically
 from isthmus.distill.selection import Selection
 from isthmus.proto.errors import InvalidInput, IsthmusError, Unavailable
@@ -203,7 +203,8 @@ class RayLearning:
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         files = _files(work.checkpoint)
         if heads is not None:
-            files[HEADS_FILE] = heads.read_bytes()
+            beside = (heads.with_name(name) for name in (HEADS_FILE, PERSON_FILE))
+            files |= {path.name: path.read_bytes() for path in beside if path == heads or path.is_file()}
         made = self._perform("export", work, files, lambda epoch, epochs: None)
         out_dir.mkdir(parents=True, exist_ok=True)
         for name, data in made.items():

@@ -3,7 +3,9 @@
 The device's environment (``make install-edge``) runs ``isthmus.edge.student.encoder``, like ``isthmus edge``. The same
 networks in torch eager are measured for comparison. A live device has everything loaded that ``isthmus edge run``
 loads, a film as its camera and a sound file as its microphone; its capturing child is counted with it. Resident memory
-(Rss) counts a page that both processes share twice; proportional memory (Pss) counts it once.
+(Rss) counts a page that both processes share twice; proportional memory (Pss) counts it once. Before memory is
+measured, the system forgets the environment's files, as after a start of the machine: right after an installation they
+lie in its cache in larger pieces, and a process then maps up to twice as much of them.
 
 If there is no environment at ``--edge-python``, one is made with pip in a temporary folder. Sizes are those of the
 installed files without pip and setuptools. Torch's size is that of the CPU build with its requirements; a CUDA build is
@@ -11,6 +13,7 @@ several times larger.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -158,16 +161,24 @@ def printed_json(python: Path, code: str, *arguments: str) -> dict[str, float]:
     return answer
 
 
-def folder_sizes(python: Path) -> dict[str, int]:
-    """Return bytes in an environment's site-packages by first folder, without pip and setuptools."""
-    where = subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+def site_packages(python: Path) -> Path:
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def forget_pages(folder: Path) -> None:
+    """Have the system drop the folder's files from its cache, except what a running process has mapped."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def folder_sizes(where: Path) -> dict[str, int]:
+    """Return the bytes in a site-packages folder by first folder, without pip and setuptools."""
     sizes: dict[str, int] = {}
-    for path in Path(where).rglob("*"):
+    for path in where.rglob("*"):
         first = path.relative_to(where).parts[0]
         if path.is_file() and not path.is_symlink() and not first.startswith(("pip", "setuptools", "_distutils_hack")):
             name = first.partition("-")[0].partition(".")[0]
@@ -224,7 +235,8 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python = edge_python if edge_python.exists() else edge_environment(folder / "environment")
-        sizes = folder_sizes(python)
+        where = site_packages(python)
+        sizes = folder_sizes(where)
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
         torch_bytes = sum(distribution_bytes(distribution(each)) for each in TORCH)
         edge_bytes = sum(sizes.values())
@@ -235,6 +247,7 @@ def main(
             of = dict([*parts.items()][:10])
             report.rows.append({"what": "wheels of .[edge] for aarch64", "bytes": sum(parts.values()), "of": of})
         report.rows.append({"what": "install, torch and what it requires, CPU build", "bytes": torch_bytes})
+        forget_pages(where)
         for name, size in printed_json(python, IMPORTS).items():
             report.rows.append({"what": f"memory, import of {name} after the ones above", "bytes": size})
         film, sound = write_scene(folder)

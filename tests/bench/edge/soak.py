@@ -7,7 +7,7 @@ ended, killed and asked to personalise again, its capturing child is killed, and
 
 Checked: no clip is answered twice; every clip that the device has stored was answered; each upload is in the cloud
 once; no more epsilon is spent than was allowed. Reported: the longest pause between two answers of a process that was
-not caused by opening camera and microphone; growth of resident memory, as the slope of a line through it with its error.
+not caused by opening camera and microphone; growth of resident memory: a line's slope and its standard error.
 
 With ``--no-disturb`` one process of the device lives through the whole time, and only the link fails.
 """
@@ -70,7 +70,7 @@ OPENING_S: Final = 15.0
 """So long after the start of a capturing child there may be no answers."""
 SAMPLE_S: Final = 10.0
 SETTLING_S: Final = 600.0
-"""Memory of a process grows in its first minutes, while its windows, logs and caches fill; a slope begins after them."""
+"""Memory of a process grows at first, while its windows, logs and caches fill; a slope begins after that."""
 BLOCKS: Final = 10
 """Samples a few seconds apart are not independent, so a slope is fitted to the medians of so many equal parts."""
 _ANSWER: Final = re.compile(r"(\S+): \S+ \((on the device|through the cloud)")
@@ -309,8 +309,8 @@ def _judge(hour: Hour, report: Report) -> None:
             row(f"{what}, undisturbed: first and last tenth", _ends(values, tenth))
         settled = [each for each in alone if each["at_s"] > last_s + SETTLING_S]
         for what in ("rss_bytes", "children_bytes") if len(settled) >= BLOCKS else ():
-            slope, error = slope_per_hour([each["at_s"] for each in settled], [each[what] for each in settled])
-            row(f"{what}, growth per hour and its standard error, in MB", [round(slope / 1e6, 2), round(error / 1e6, 2)])
+            growth = slope_per_hour([each["at_s"] for each in settled], [each[what] for each in settled])
+            row(f"{what}, growth per hour and its standard error, in MB", [round(each / 1e6, 2) for each in growth])
         minutes = [alone[place] for place in range(0, len(alone), max(1, round(60 / SAMPLE_S)))]
         row("threads, undisturbed, each minute", [each["threads"] for each in minutes])
         row("rss in MB, undisturbed, each minute", [round(each["rss_bytes"] / 1e6, 1) for each in minutes])

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,15 @@ from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
 from isthmus.distill.student import int8
 from isthmus.distill.student.base import make_base
-from isthmus.distill.student.evaluate import accuracy, bank_probabilities
+from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.distill.student.export import ENCODERS, export_student
 from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.edge.student.onnx_file import check_model_file
+from isthmus.proto.convert_person import centred_to_bytes
 from isthmus.proto.messages import PublicMeasure
+from isthmus.proto.patch import apply_patch
+from isthmus.proto.person import Centred
+from tests.rigs.distill.people import person_model
 
 CPU = torch.device("cpu")
 BOUNDS = (int8.MOST_LOSS, int8.LEAST_AGREEMENT)
@@ -161,6 +165,41 @@ def test_the_bounds_decide(
     assert (measured is not None) == made.used
 
 
+def test_the_person_models_answers_are_judged_too(
+    in_int8: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person model whose heads live on what rounding changes is refused, though all other heads agree."""
+    heads, whole = HeadBank.load(in_int8.heads_path(0)), Selection.whole(len(in_int8.public.names))
+    export_student(in_int8, in_int8.student(0), heads, tmp_path)
+    known = person_model(len(in_int8.recipe.classes), in_int8.recipe.feature_width)
+    seen: list[float] = []
+
+    def learned(centred: Centred, outputs: StudentOutputs, persons_N: Sequence[str]) -> np.ndarray:
+        answers_NC = judged(centred, outputs, persons_N)
+        seen.append(float(answers_NC.sum()))
+        return answers_NC if len(seen) == 1 else np.roll(answers_NC, 1, axis=1)
+
+    judged = int8._learned
+    monkeypatch.setattr(int8, "MOST_LOSS", 1.0)
+    monkeypatch.setattr(int8, "_learned", learned)
+    made, _ = int8.quantise_student(in_int8, tmp_path, heads, whole, centred_to_bytes(known))
+    assert seen == pytest.approx([made.clips] * 2), "probabilities of every clip, before and after"
+    assert (made.used, made.agreement) == (False, 0.0)
+
+
+def test_a_shift_that_all_clips_of_a_person_share_changes_no_answer() -> None:
+    rng, known = np.random.default_rng(3), person_model(3, 8)
+    features_MND = rng.standard_normal((2, 40, 8)).astype(np.float32)
+    persons_N = ["anna", "ben"] * 20
+    shift_MND = np.zeros_like(features_MND)
+    shift_MND[:, ::2] += rng.standard_normal((2, 1, 8)).astype(np.float32)
+    answers = [
+        int8._learned(known, StudentOutputs(*features_MNO, np.zeros((40, 3), np.float32)), persons_N).argmax(axis=1)
+        for features_MNO in (features_MND, features_MND + shift_MND - shift_MND.mean(axis=1, keepdims=True))
+    ]
+    assert (answers[0] == answers[1]).all()
+
+
 def test_the_bounds_of_every_release() -> None:
     assert BOUNDS == (0.01, 0.95)
 
@@ -172,8 +211,13 @@ def test_a_job_publishes_int8_and_tells_its_measure(in_int8: Release, tmp_path: 
     learning.distil(asked, lambda epoch, epochs: None)
     learning.train_heads(asked, heads, lambda epoch, epochs: None)
     files = learning.export(asked, heads if final else None, tmp_path / "out")
-    assert [path.name for path in files if path.suffix == ".patch"] == []
     assert all(of_int8(path) for path in files if path.name in ENCODERS)
+    for name in ENCODERS:
+        path, patch = tmp_path / "out" / name, tmp_path / "out" / f"{name}.patch"
+        assert {path, patch} <= set(files), "the base student is in int8, too, and has the same layout"
+        content = patch.read_bytes()
+        assert apply_patch((in_int8.base_dir / name).read_bytes(), content) == path.read_bytes()
+        assert len(content) < 0.6 * path.stat().st_size
     if final:
         bank = HeadBank.load(heads)
         outputs = int8.encoded_by(*(tmp_path / "out" / name for name in ENCODERS), in_int8, in_int8.public)

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus.proto.errors import Corrupt, InvalidInput
-from isthmus.proto.messages import NumberType
-from isthmus.proto.patch import Span, apply_patch, base_sha256, coding_of, make_patch
+from isthmus.proto.patch import Differences, Span, apply_patch, base_sha256, coding_of, make_patch
 
-codings = st.sampled_from([NumberType.INT8, NumberType.FP16])
+codings = st.sampled_from([Differences.INT8, Differences.FP16])
 layouts = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), st.integers(1, 6)), max_size=4)
 
 
@@ -37,7 +36,7 @@ def two_files(layout: list[tuple[int, int, int]], seed: int) -> tuple[bytes, byt
 
 @given(layouts, st.integers(0, 2**32), codings, st.integers(1, 127))
 def test_the_result_is_the_target_up_to_half_a_step(
-    layout: list[tuple[int, int, int]], seed: int, coding: NumberType, levels: int
+    layout: list[tuple[int, int, int]], seed: int, coding: Differences, levels: int
 ) -> None:
     base, target, spans = two_files(layout, seed)
     patch = make_patch(base, target, spans, coding=coding, levels=levels)
@@ -52,7 +51,7 @@ def test_the_result_is_the_target_up_to_half_a_step(
             for each in (base, target, made)
         )
         difference = wanted - was
-        if coding is NumberType.INT8:
+        if coding is Differences.INT8:
             step = np.abs(difference).max(axis=1, keepdims=True) / levels / 2
         else:
             step = np.abs(difference) * 2.0**-11 + 2.0**-25
@@ -63,7 +62,7 @@ def test_the_result_is_the_target_up_to_half_a_step(
 
 @given(layouts, st.integers(0, 2**32), codings, st.data())
 def test_every_cut_or_changed_byte_is_refused(
-    layout: list[tuple[int, int, int]], seed: int, coding: NumberType, data: st.DataObject
+    layout: list[tuple[int, int, int]], seed: int, coding: Differences, data: st.DataObject
 ) -> None:
     base, target, spans = two_files(layout, seed)
     patch = make_patch(base, target, spans, coding=coding)
@@ -131,5 +130,24 @@ def test_what_cannot_be_patched(target: bytes, spans: list[Span]) -> None:
         make_patch(b"\0" * 16, target, spans)
     with pytest.raises(InvalidInput):
         make_patch(b"\0" * 16, b"\1" * 16, [], levels=0)
-    with pytest.raises(InvalidInput):
-        make_patch(b"\0" * 16, b"\1" * 16, [], coding=NumberType.FP32)
+
+
+@given(st.binary(min_size=1, max_size=400), st.data())
+def test_differences_of_bytes_give_the_target_itself(base: bytes, data: st.DataObject) -> None:
+    """Whatever lies in the spans and outside of them; forged and damaged patches are refused as the others are."""
+    target = data.draw(st.binary(min_size=len(base), max_size=len(base)))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(base)), max_size=6)))
+    spans = [Span(begin, end - begin) for begin, end in zip(cuts[::2], cuts[1::2], strict=False)]
+    patch = make_patch(base, target, spans, coding=Differences.BYTES)
+    assert apply_patch(base, patch) == target
+    assert (base_sha256(patch), coding_of(patch)) == (hashlib.sha256(base).digest(), Differences.BYTES)
+    place = data.draw(st.integers(0, len(patch) - 5))
+    forged = bytearray(patch[:-4])
+    forged[place] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(Corrupt):
+        apply_patch(base, bytes(forged) + patch[-4:])
+    try:
+        made = apply_patch(base, bytes(forged) + struct.pack("<I", zlib.crc32(forged)))
+    except Corrupt:
+        return
+    assert len(made) == len(base)

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from isthmus.cloud.personalise.patching import MOST_CLIPS, MOST_ERROR, patch_student, weight_spans
+from isthmus.cloud.personalise.patching import EXACT, LADDER, MOST_CLIPS, MOST_ERROR, patch_student, weight_spans
 from isthmus.data.transforms import InputSpec
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.patch import apply_patch
@@ -118,9 +118,59 @@ def test_another_layout_or_no_base_gives_whole_files(students: Any, clips: Any, 
 
 def test_where_the_weights_are(students: Any) -> None:
     content = students.files("base", 1)["compressor_r1.onnx"]
-    spans = weight_spans(content)
+    spans, ladder = weight_spans(content)
+    assert ladder == LADDER
     assert [(span.values, span.rows) for span in spans] == [(144, 12), (144, 12)]
     for span, tensor in zip(spans, onnx.load_model_from_string(content).graph.initializer, strict=True):
         assert content[span.offset_bytes : span.offset_bytes + 4 * span.values] == tensor.raw_data
     with pytest.raises(InvalidInput, match="not an ONNX"):
         weight_spans(b"\xff not a model")
+
+
+def int8_network(seed: int, by: int = 0) -> bytes:
+    """Return a visual encoder of the tiny students' size with int8 weights; ``by`` steps of noise are added to them."""
+    rng = np.random.default_rng(seed)
+    weights_IO = rng.integers(-64, 65, (3 * 16 * 16, 12), np.int8)
+    noise = np.random.default_rng(9).integers(-by, by + 1, weights_IO.shape, np.int8)
+    scale_O, zeros_O = np.float32([1e-3 + 1e-6 * by] * 12), np.zeros(12, np.int8)
+    tensors = {"w": np.clip(weights_IO + noise, -64, 64).astype(np.int8), "scale": scale_O, "zero": zeros_O}
+    nodes = [
+        helper.make_node("ReduceMean", ["frames_BKCHW"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weights"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["visual_BD"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "int8",
+        [helper.make_tensor_value_info("frames_BKCHW", onnx.TensorProto.FLOAT, ["B", "K", 3, 16, 16])],
+        [helper.make_tensor_value_info("visual_BD", onnx.TensorProto.FLOAT, ["B", 12])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+@pytest.mark.parametrize("touchy", [False, True])
+def test_int8_encoders_get_exact_patches_of_a_few_bits_per_weight(
+    students: Any, clips: Any, tmp_path: Path, touchy: bool
+) -> None:
+    """They stay also if every rounding of the float32 files would change an answer."""
+    name = "visual_encoder.onnx"
+    base = {**students.files("base", 1), name: int8_network(1)}
+    exported = {key: each if "head" in key else nudged(each, 1e-3) for key, each in base.items()}
+    exported[name] = int8_network(1, by=2)
+    assert weight_spans(base[name])[1] == (EXACT,)
+    write(tmp_path / "base", base)
+
+    def by_last_bits(_: str, outputs: Any) -> np.ndarray:
+        return np.ascontiguousarray(outputs[0]).view(np.uint32).sum(axis=1)
+
+    classify = by_last_bits if touchy else first_sign
+    made = patch_student(write(tmp_path / "new", exported), tmp_path / "base", clips, classify=classify)
+    contents = {path.name: path.read_bytes() for path in made}
+    patch = contents[f"{name}.patch"]
+    assert contents[name] == exported[name] == apply_patch(base[name], patch)
+    weights = 3 * 16 * 16 * 12
+    assert 8 * len(patch) < 3.5 * weights, "five values are as frequent, so Huffman codes take 2.4 bits"
+    assert ("compressor_r1.onnx.patch" in contents) is not touchy
