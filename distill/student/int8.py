@@ -187,23 +187,52 @@ def quantise_encoder(path: Path, out_path: Path, calibration: Iterator[npt.NDArr
 
 
 def _give_a_layout(graph: onnx.GraphProto) -> None:
-    """Number the graph's values and write every initialiser as raw bytes, in place.
+    """Order the nodes, number the values and write every initialiser as raw bytes, in place.
 
-    Files of one architecture then have one layout, as patches need it (proto/patch.py). Otherwise names hold numbers of
-    torch's export, and a list of numbers takes more or fewer bytes depending on their values.
+    Files of one architecture then have one layout, as patches need it (proto/patch.py). Otherwise order and names
+    follow a counter in torch's export, defaults are written or not, and lists of numbers take more or fewer bytes.
     """
+    maker = {name: node for node in graph.node for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    emitted: set[int] = set()
+    asked = [(maker[value.name], False) for value in reversed(graph.output)]
+    while asked:
+        node, inputs_done = asked.pop()
+        if id(node) in emitted:
+            continue
+        if inputs_done:
+            emitted.add(id(node))
+            ordered.append(node)
+        else:
+            asked.append((node, True))
+            asked += [(maker[name], False) for name in reversed(node.input) if name in maker]
     known = {value.name: value.name for value in (*graph.input, *graph.output)}
 
     def numbered(name: str) -> str:
         return known.setdefault(name, f"v{len(known)}") if name else ""
 
-    for tensor in graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), numbered(tensor.name)))
-    for node in graph.node:
-        node.name = node.doc_string = ""
+    for node in ordered:
+        node.ClearField("name")
+        node.ClearField("doc_string")
+        kept = sorted((each for each in node.attribute if not _is_default(each)), key=lambda each: each.name)
+        attributes = [onnx.AttributeProto.FromString(each.SerializeToString()) for each in kept]
+        del node.attribute[:]
+        node.attribute.extend(attributes)
         node.input[:] = [numbered(name) for name in node.input]
         node.output[:] = [numbered(name) for name in node.output]
-    del graph.value_info[:]
+    place = {name: number for number, name in enumerate(known)}
+    used = sorted((each for each in graph.initializer if each.name in known), key=lambda each: place[each.name])
+    raw = [numpy_helper.from_array(numpy_helper.to_array(each), known[each.name]) for each in used]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.ClearField("doc_string")
+    graph.node.extend(copies)
+    graph.initializer.extend(raw)
+
+
+def _is_default(attribute: onnx.AttributeProto) -> bool:
+    """Return whether an attribute says what ONNX assumes without it; ONNX Runtime's optimiser writes these two."""
+    return (attribute.name, attribute.s, attribute.i) in (("auto_pad", b"NOTSET", 0), ("storage_order", b"", 0))
 
 
 def encoded_by(audio: Path, visual: Path, release: Release, clips: ClipArrays) -> StudentOutputs:

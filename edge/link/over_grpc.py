@@ -50,7 +50,7 @@ def open_channel(
     device shows, and of its key. Raises InvalidInput.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65_535:
         raise InvalidInput(f"the cloud's address is {address!r}; expected HOST:PORT")
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

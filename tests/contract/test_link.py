@@ -212,7 +212,7 @@ def test_no_cloud_at_all() -> None:
     link.close()
 
 
-@pytest.mark.parametrize("address", ["", "nowhere", "host:", "host:port", ":80"])
+@pytest.mark.parametrize("address", ["", "nowhere", "host:", "host:port", ":80", "127.0.0.1:65536", "127.0.0.1:²"])
 def test_an_invalid_address(address: str) -> None:
     with pytest.raises(InvalidInput, match="HOST:PORT"):
         open_channel(address)

@@ -37,6 +37,8 @@ TORCH = ("torch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelo
 BOARD = tuple(f"manylinux_2_{glibc}_aarch64" for glibc in (17, 27, 28, 34))
 """Raspberry Pi OS 12 has glibc 2.36."""
 
+_OF_PIP = ("pip", "setuptools", "_distutils_hack", "pkg_resources")
+
 ON_THE_DEVICE = """
 import json, sys
 from pathlib import Path
@@ -180,7 +182,7 @@ def folder_sizes(where: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for path in where.rglob("*"):
         first = path.relative_to(where).parts[0]
-        if path.is_file() and not path.is_symlink() and not first.startswith(("pip", "setuptools", "_distutils_hack")):
+        if path.is_file() and not path.is_symlink() and not first.startswith(_OF_PIP):
             name = first.partition("-")[0].partition(".")[0]
             sizes[name] = sizes.get(name, 0) + path.stat().st_size
     return sizes

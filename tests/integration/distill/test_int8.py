@@ -87,6 +87,30 @@ def test_the_base_student_is_a_third_and_answers_on_a_device_as_the_float32_one(
         )
 
 
+def test_the_layout_hangs_neither_on_names_nor_on_the_order_of_the_file(in_int8: Release) -> None:
+    """torch numbers its values differently in each export, and the quantiser orders by these names."""
+    make_base(in_int8, CPU)
+    model = onnx.load_model(in_int8.base_dir / "audio_encoder.onnx")
+    expected, shuffled = model.SerializeToString(), onnx.ModelProto.FromString(model.SerializeToString())
+    rng, graph = np.random.default_rng(0), shuffled.graph
+    names = {tensor.name: f"onnx::Conv_{rng.integers(10**6)}" for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    order = rng.permutation(len(graph.initializer))
+    tensors = [onnx.TensorProto.FromString(graph.initializer[place].SerializeToString()) for place in order]
+    weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in names.values()]
+    others = [node for node in graph.node if node not in weights]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in [*weights[::-1], *others]]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(tensors)
+    graph.node.extend(nodes)
+    assert shuffled.SerializeToString() != expected
+    int8._give_a_layout(graph)
+    assert shuffled.SerializeToString() == expected
+
+
 _OLD_DEVICE = """
 import sys
 from pathlib import Path

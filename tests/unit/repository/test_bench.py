@@ -10,6 +10,7 @@ import pytest
 
 from isthmus.distill.selection import STRATEGIES
 from tests.bench.distill.selection import SETS, greedy
+from tests.bench.edge.soak import slope_per_hour
 from tests.bench.harness import Report, Spread, interleaved
 from tests.rigs.project import bench
 
@@ -52,6 +53,16 @@ def test_training(tmp_path: Path) -> None:
     assert [row["others"] for row in rows] == [0] * 5
     assert all(row["seconds"]["median"] > 0 for row in rows)
     assert [row["times_floor"] is not None for row in rows] == [True] * 2 + [False] * 3
+
+
+def test_the_growth_of_a_soak_is_a_slope_with_its_error() -> None:
+    at_s = np.arange(0, 3600, 10.0)
+    assert slope_per_hour(at_s, 7e6 + 5e6 * at_s / 3600) == pytest.approx((5e6, 0), abs=1)
+    still = np.random.default_rng(0).normal(250e6, 1e6, len(at_s))
+    slope, error = slope_per_hour(at_s, still)
+    assert abs(slope) < 3 * error < 3e6
+    with pytest.raises(ValueError, match="9 samples are too few"):
+        slope_per_hour(at_s[:9], still[:9])
 
 
 def test_person(tmp_path: Path) -> None:
