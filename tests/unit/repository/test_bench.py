@@ -176,9 +176,13 @@ def test_workers(tmp_path: Path) -> None:
 
 def test_devices(tmp_path: Path) -> None:
     options = ("--devices", "8", "--connected", "4", "--jobs-per-s", "2", "--asks-per-s", "5", "--duration-s", "2")
-    rows = measured(tmp_path, "cloud.devices", *options)["rows"]
+    found = measured(tmp_path, "cloud.devices", *options, "--more-calls", "40")
+    rows = found["rows"]
     assert [row["call"] for row in rows] == ["StartPersonalisation", "DescribeStudent"]
     assert all(row["sent"] > 0 and row["errors"] == {} for row in rows)
+    memory = rows[0]["memory"]
+    assert (memory["calls"], memory["failed"], len(memory["own_bytes"])) == (40, 0, 21)
+    assert "bytes per call" in found["notes"][0]
 
 
 def test_rolling(tmp_path: Path) -> None:
