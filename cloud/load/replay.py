@@ -55,12 +55,16 @@ class Ended:
 
 
 async def warm_up(
-    channel: grpc.aio.Channel, pictures: Pictures, levels: Sequence[int], metadata: Metadata = ()
+    channel: grpc.aio.Channel,
+    pictures: Pictures,
+    levels: Sequence[int],
+    metadata: Metadata = (),
+    sizes: Sequence[int] = WARM_UP_SIZES,
 ) -> None:
     """Asks for one and for many pictures of every task at every gamma, so that no query of the replay is the first.
 
-    Where the server's policy fixes gamma itself, it decides. Raises grpc.aio.AioRpcError, for example if a task is not
-    registered.
+    ``sizes`` are how many are asked for at once. Where the server's policy fixes gamma itself, it decides. Raises
+    grpc.aio.AioRpcError, for example if a task is not registered.
     """
     call: Any = channel.unary_unary(MAKE_QUERY)
 
@@ -72,12 +76,12 @@ async def warm_up(
         for gamma in sorted({gamma_of(level) for level in levels}):
             request = pb.MakeQueryRequest(task=task, encoded=labelled[0][0], latency_s=WARM_UP_LATENCY_S, gamma=gamma)
             try:
-                await ask(request, WARM_UP_SIZES[0])
+                await ask(request, sizes[0])
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                     raise
                 request.ClearField("gamma")
-            for size in WARM_UP_SIZES:
+            for size in sizes:
                 await ask(request, size)
 
 

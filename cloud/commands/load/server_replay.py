@@ -126,8 +126,12 @@ async def _sent(asked: ReplayOptions, measured: Profile, queries: Sequence[Query
     try:
         await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), OPEN_S)
         able = {task: [gamma for gamma in measured.gammas if measured.accuracy[task][gamma] > 0] for task in pictures}
+        swaps = memory_named(asked.policy) is not None
         for task, gammas in able.items():
-            await warm_up(channels[0], {task: pictures[task]}, gammas, metadata)
+            if swaps:  # many at once would make the server begin with small models, and the simulation does not
+                await warm_up(channels[0], {task: pictures[task]}, [0], metadata, sizes=[1])
+            else:
+                await warm_up(channels[0], {task: pictures[task]}, gammas, metadata)
         await asyncio.sleep(SETTLE_S)
         return await replay(channels, queries, pictures, metadata)
     except TimeoutError:
