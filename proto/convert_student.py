@@ -120,8 +120,9 @@ def student_manifest_from_pb(message: pb.StudentManifest) -> StudentManifest:
     if len(message.files) > MAX_STUDENT_FILES or len(message.ratios) > _MAX_RATIOS:
         raise TooLarge("student: too many files or ratios")
     files = tuple(student_file_from_pb(file) for file in message.files)
-    if sum(file.size_bytes for file in files) > MAX_STUDENT_BYTES:
-        raise TooLarge(f"student: over {MAX_STUDENT_BYTES} bytes in all")
+    patches_bytes = sum(file.patch.size_bytes for file in files if file.patch is not None)
+    if max(sum(file.size_bytes for file in files), patches_bytes) > MAX_STUDENT_BYTES:
+        raise TooLarge(f"student: its files or its patches have over {MAX_STUDENT_BYTES} bytes in all")
     if not files or len({file.name for file in files}) != len(files):
         raise InvalidInput("student: no files, or a name twice")
     if message.kind not in _KINDS:

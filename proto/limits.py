@@ -17,7 +17,7 @@ MAX_FEATURE_WIDTH: Final = 4_096
 MAX_STUDENT_FILES: Final = 64
 MAX_STUDENT_FILE_BYTES: Final = 1 << 30
 MAX_STUDENT_BYTES: Final = 1 << 30
-"""All files of one student together."""
+"""All files of one student together, and all its patches together."""
 
 MAX_PATCH_PARTS: Final = 16_384
 """Spans and pieces in one patch."""

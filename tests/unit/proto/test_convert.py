@@ -28,6 +28,7 @@ PROTOTYPES = Prototypes(
     np.array([[0.25, 0.75], [1.0, 0.0]], np.float32), np.array([3, 5], np.int32), UploadMode.PROTOTYPES, 3, 2.0
 )
 FILE = StudentFile("compressor_r1.5.onnx", 10, b"h" * 32, StudentPatch(b"b" * 32, 5, b"p" * 32))
+LARGE_PATCH = StudentPatch(b"b" * 32, 1 << 29, b"p" * 32)
 MEASURED = PublicMeasure(512, 0.75, 0.4, (0.25, 0.75), (0.75, 0.8))
 MANIFEST = StudentManifest("s-1", "final", (FILE,), (1.0, 1.5), ("a", "b"), "{}", 8, 12.5, MEASURED)
 
@@ -163,6 +164,9 @@ def test_an_id_is_no_path(text: str) -> None:
         ({"files": [FILE, FILE]}, InvalidInput),
         ({"files": [StudentFile("a.onnx", 1 << 31, b"h" * 32)]}, TooLarge),
         ({"files": [StudentFile("a.onnx", 1, b"h")]}, InvalidInput),
+        ({"files": [StudentFile(f"{n}.onnx", 1, b"h" * 32) for n in range(65)]}, TooLarge),
+        ({"files": [StudentFile(f"{n}.onnx", 1 << 29, b"h" * 32) for n in range(3)]}, TooLarge),
+        ({"files": [StudentFile(f"{n}.onnx", 1, b"h" * 32, LARGE_PATCH) for n in range(3)]}, TooLarge),
         ({"ratios": (0.5,)}, InvalidInput),
         ({"ratios": (float("nan"),)}, InvalidInput),
         ({"classes": ("a", "a")}, InvalidInput),
