@@ -85,13 +85,14 @@ def teacher(
         ),
     ] = None,
     student_precision: Annotated[
-        Literal["fp32", "int8"],
+        Literal["fp32", "int8"] | None,
         typer.Option(
             help="Number type of the encoders that devices get. int8: a quarter of the memory and the bytes. Each "
             "student is compared with float32 on public clips, and stays float32 if int8 loses over 1 point of "
-            "accuracy or changes over 5 % of the answers."
+            "accuracy or changes over 5 % of the answers. Default: int8; if the release was begun before, what it "
+            "was begun with."
         ),
-    ] = "int8",
+    ] = None,
     modality_dropout: Annotated[
         float | None,
         typer.Option(
@@ -110,7 +111,14 @@ def teacher(
     the classes between them, as in the paper.
     """
     from isthmus.distill.models.trunk import weights_file
-    from isthmus.distill.prepare import begin_release, choose_split, find_trunks, read_data, recipe_for
+    from isthmus.distill.prepare import (
+        begin_release,
+        begun_precision,
+        choose_split,
+        find_trunks,
+        read_data,
+        recipe_for,
+    )
     from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
     from isthmus.distill.training.loop import pick_device, set_threads
     from isthmus.distill.training.progress import EpochBars, bars, save_loss_curves
@@ -124,7 +132,8 @@ def teacher(
         listing, private_actors=listed(private_actors), private_list=private_list, split_file=split, seed=seed
     )
     trunks, trunk_files = find_trunks(sound_trunk, picture_trunk) or (None, None)
-    recipe = recipe_for(listing, preset, held_out, balance, trunks, modality_dropout, student_trunk, student_precision)
+    precision = student_precision or begun_precision(release) or "int8"
+    recipe = recipe_for(listing, preset, held_out, balance, trunks, modality_dropout, student_trunk, precision)
     begun = begin_release(release, listing, recipe, chosen)
     typer.echo(f"{len(begun.public.names)} public clips, {len(begun.public.skipped)} skipped", err=True)
     for damage in begun.public.skipped[:_SHOWN_DAMAGE]:

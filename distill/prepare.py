@@ -105,6 +105,14 @@ def find_trunks(sound: str | None, picture: str | None) -> FoundTrunks | None:
     return (sound_trunk, picture_trunk), (sound_file, picture_file)
 
 
+def begun_precision(root: Path) -> Literal["fp32", "int8"] | None:
+    """Return the number type of students with which a release was begun at ``root``; None if none was.
+
+    A release goes on as it was begun, also where another version of Isthmus with another default began it.
+    """
+    return Release.open(root).recipe.student_precision if (root / "recipe.json").exists() else None
+
+
 def begin_release(root: Path, listing: Listing, recipe: Recipe, split: Split, *, progress: bool = True) -> Release:
     """Write recipe and split, and decode the public clips into the release.
 

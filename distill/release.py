@@ -9,7 +9,7 @@ base/                           the student a new device gets: ONNX files, heads
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -56,9 +56,11 @@ class Release:
         if path.exists():
             existing = Release.open(root)
             if existing.recipe != recipe:
+                names = [each.name for each in fields(Recipe)]
+                others = [name for name in names if getattr(existing.recipe, name) != getattr(recipe, name)]
                 raise ReleaseError(
-                    f"{root} holds a release of another configuration ({existing.recipe.name}). "
-                    "Choose another --release folder, or remove this one."
+                    f"{root} holds a release of another configuration: its recipe.json differs in "
+                    f"{', '.join(others)}. Choose another --release folder, or remove this one."
                 )
             return existing
         write_atomically(path, recipe.to_json())

@@ -86,9 +86,10 @@ def quantise_student(
     ``heads`` None: an interim student, which is judged by the teacher's head. ``selection``: the clips that the student
     was distilled on; it is calibrated on these, and judged on others as far as there are enough. ``person`` is its
     person model as the manifest holds it; its heads are judged with each public person's own shift taken out, as a
-    device that has learned its user answers. The second result is
-    what the manifest tells of the student in int8; None if it stays float32, or has no heads. Raises ValueError if no
-    public clip has a label.
+    device that has learned its user answers.
+
+    The second result is what the manifest tells of the student in int8; None if it stays float32, or has no heads.
+    Raises ValueError if no public clip has a label.
     """
     public, labels_N = release.public, release.labels()
     chosen = np.sort(selection.indices_S)
@@ -144,7 +145,7 @@ def _answers(heads: HeadBank | None, outputs: StudentOutputs) -> dict[float, npt
 def _learned(centred: Centred, outputs: StudentOutputs, persons_N: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the answers (N, C) of the person model's heads, with the mean shift of each named person taken out.
 
-    A device estimates this shift from its own clips (edge/own_clips/offset.py); here it is each person's mean.
+    A device estimates this shift from its own clips (edge/own_clips/offset); here it is each person's mean.
     """
     logits_MNC = centred.heads.logits(np.stack([outputs.audio_ND, outputs.visual_ND]))
     everyone_MC, names_N = logits_MNC.mean(axis=1), np.array(persons_N)
@@ -192,7 +193,7 @@ def _give_a_layout(graph: onnx.GraphProto) -> None:
     Files of one architecture then have one layout, as patches need it (proto/patch.py). Otherwise order and names
     follow a counter in torch's export, defaults are written or not, and lists of numbers take more or fewer bytes.
     """
-    maker = {name: node for node in graph.node for name in node.output}
+    maker = {name: node for node in graph.node for name in node.output if name}  # "" is an output that nobody wants
     ordered: list[onnx.NodeProto] = []
     emitted: set[int] = set()
     asked = [(maker[value.name], False) for value in reversed(graph.output)]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from isthmus.cloud.personalise.distilling import DistillLearning
@@ -35,6 +37,7 @@ from isthmus.proto.convert_person import centred_to_bytes
 from isthmus.proto.messages import PublicMeasure
 from isthmus.proto.patch import apply_patch
 from isthmus.proto.person import Centred
+from tests.rigs.data.clips import EMOTIONS
 from tests.rigs.distill.people import person_model
 
 CPU = torch.device("cpu")
@@ -109,6 +112,30 @@ def test_the_layout_hangs_neither_on_names_nor_on_the_order_of_the_file(in_int8:
     assert shuffled.SerializeToString() != expected
     int8._give_a_layout(graph)
     assert shuffled.SerializeToString() == expected
+
+
+def test_outputs_and_inputs_that_are_left_out_join_no_nodes() -> None:
+    """An LSTM has both: taken for the name of a value, "" would make the second one wait for itself."""
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r", "", "", "start"], ["first", "", "end"], hidden_size=2),
+        helper.make_node("Squeeze", ["first", "axis"], ["between"]),
+        helper.make_node("LSTM", ["between", "w", "r", "", "", "end"], ["", "last"], hidden_size=2),
+    ]
+    given = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "start")]
+    known = {"w": np.ones((1, 8, 2), np.float32), "r": np.ones((1, 8, 2), np.float32), "axis": np.int64([1])}
+    graph = helper.make_graph(
+        nodes[::-1],
+        "two",
+        given,
+        [helper.make_tensor_value_info("last", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in known.items()],
+    )
+    int8._give_a_layout(graph)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (last,) = session.run(None, {"x": np.ones((3, 1, 2), np.float32), "start": np.zeros((1, 1, 2), np.float32)})
+    assert last.shape == (1, 1, 2) and np.isfinite(last).all()
+    assert [node.op_type for node in graph.node] == ["LSTM", "Squeeze", "LSTM"]
 
 
 _OLD_DEVICE = """
@@ -248,6 +275,34 @@ def test_a_job_publishes_int8_and_tells_its_measure(in_int8: Release, tmp_path: 
         measured = json.loads((tmp_path / MEASURED_FILE).read_text())
         expected = accuracy(bank_probabilities(bank, outputs, bank.local_ratio), in_int8.labels())
         assert measured["accuracy"] == pytest.approx(expected)
+
+
+class Begun(Exception):
+    """The release has its recipe, so a test may end there."""
+
+
+def test_new_releases_are_int8_and_a_begun_one_goes_on_as_it_is(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr("isthmus.distill.teacher.teach.train_teacher", stop)
+    private = tmp_path / "private.csv"
+    private.write_text("clip,label\n" + "".join(f"1001_A00_{label}_XX,{label}\n" for label in EMOTIONS))
+    words = ["teacher", "--data", str(clips), "--private-list", str(private), "--preset", "tiny", "--release"]
+
+    def begun(root: Path, *more: str) -> str:
+        done = CliRunner().invoke(app, [*words, str(root), *more])
+        assert isinstance(done.exception, Begun), done.output
+        return Release.open(root).recipe.student_precision
+
+    assert begun(tmp_path / "new") == "int8"
+    assert begun(tmp_path / "before", "--student-precision", "fp32") == "fp32"
+    assert begun(tmp_path / "before") == "fp32", "as one that was begun when float32 was the default"
+    asked = CliRunner().invoke(app, [*words, str(tmp_path / "before"), "--student-precision", "int8"])
+    assert asked.exit_code == 1
+    assert "its recipe.json differs in student_precision" in " ".join(asked.output.split())
 
 
 def test_export_by_hand_follows_the_release(in_int8: Release, tmp_path: Path) -> None:
