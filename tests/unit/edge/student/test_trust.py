@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from isthmus.edge.student import trust
+from isthmus.edge.student.signed import is_signed
 from isthmus.edge.student.trust import Outdated, Refused, Trust
 from isthmus.proto.convert_student import key_change_to_bytes
 from isthmus.proto.errors import Corrupt
@@ -107,14 +107,6 @@ def test_what_is_remembered_is_bounded() -> None:
         trust.accepted(known, manifest("s199", 999), NOW_S)
 
 
-def verify(key: bytes, signature: bytes, content: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, content)
-    except InvalidSignature:
-        return False
-    return True
-
-
 def public(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes_raw()
 
@@ -133,27 +125,36 @@ KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([number] * 32)) for number in
 def test_changes_of_the_key_are_followed_from_the_pinned_key_on() -> None:
     steps = [change(KEYS[0], KEYS[1]), change(KEYS[1], KEYS[2]), change(KEYS[2], KEYS[3])]
     for pinned in (0, 1, 3):
-        followed = trust.after_changes(Trust((public(KEYS[pinned]),)), steps, verify)
+        followed = trust.after_changes(Trust((public(KEYS[pinned]),)), steps, is_signed)
         assert followed.keys == tuple(map(public, KEYS[pinned:]))
 
 
 def test_a_change_without_the_signature_of_the_key_before_is_refused() -> None:
     with pytest.raises(Corrupt, match="without the signature"):
-        trust.after_changes(Trust((public(KEYS[0]),)), [change(KEYS[0], KEYS[1], signed_by=KEYS[2])], verify)
+        trust.after_changes(Trust((public(KEYS[0]),)), [change(KEYS[0], KEYS[1], signed_by=KEYS[2])], is_signed)
     unproven = replace(change(KEYS[0], KEYS[1]), next_signature=bytes(64))
     with pytest.raises(Corrupt, match="without the signature"):
-        trust.after_changes(Trust((public(KEYS[0]),)), [unproven], verify)
+        trust.after_changes(Trust((public(KEYS[0]),)), [unproven], is_signed)
     # A signature of a manifest is none of a change, even if the bytes were the same.
     content = key_change_to_bytes(KeyChange(public(KEYS[0]), public(KEYS[1]), NOW_S))
     unframed = SignedKeyChange(content, KEYS[0].sign(content), KEYS[1].sign(content))
     with pytest.raises(Corrupt, match="without the signature"):
-        trust.after_changes(Trust((public(KEYS[0]),)), [unframed], verify)
+        trust.after_changes(Trust((public(KEYS[0]),)), [unframed], is_signed)
+
+
+def test_a_change_to_a_key_that_anybody_can_sign_with_is_refused() -> None:
+    """The neutral element of the curve as a key: one signature fits every content."""
+    neutral = b"\1".ljust(32, b"\0")
+    content = key_change_to_bytes(KeyChange(public(KEYS[0]), neutral, NOW_S))
+    signed = SignedKeyChange(content, KEYS[0].sign(KEY_CHANGE_CONTEXT + content), neutral + bytes(32))
+    with pytest.raises(Corrupt, match="without the signature"):
+        trust.after_changes(Trust((public(KEYS[0]),)), [signed], is_signed)
 
 
 def test_a_retired_key_does_not_come_back() -> None:
     with pytest.raises(Corrupt, match="had retired"):
         there_and_back = [change(KEYS[0], KEYS[1]), change(KEYS[1], KEYS[0])]
-        trust.after_changes(Trust((public(KEYS[0]),)), there_and_back, verify)
+        trust.after_changes(Trust((public(KEYS[0]),)), there_and_back, is_signed)
 
 
 def test_a_device_that_enrols_anew_begins_anew_with_versions_alone() -> None:
