@@ -60,8 +60,8 @@ def recipe_for(
     student_precision: Literal["fp32", "int8"] = "fp32",
 ) -> Recipe:
     """Return the preset, with ``held_out``, ``balance``, ``modality_dropout`` and the trunks of the teacher replaced if
-    they are given, and with the number type of exported students: float32 unless it is given, for comparisons with other
-    recipes; ``isthmus distill teacher`` gives int8.
+    they are given, and with the number type of exported students: float32 unless it is given, as experiments have it;
+    ``isthmus distill teacher`` gives int8.
 
     With ``trunks`` the student shares the teacher's encoders, unless ``student_trunk`` names a ResNet of its own.
     Raises ValueError for an unknown preset, layout or balance, a share outside [0, 1), a dropout outside [0, 0.5], and
