@@ -5,11 +5,14 @@
 For each release the base student is exported twice. On public clips the accuracy is the mean over the heads, as the
 export measures it; on all clips of the release's private people, whom no training has seen, it is the local head's.
 Times are of both encoders on one clip, candidates in turns. Memory is that of a new process of the device's environment
-after ten clips. ``--presets`` adds untrained networks of a preset's size: those have no accuracy.
+after ten clips. ``--presets`` adds untrained networks of a preset's size: those have no accuracy. For these the cloud's
+work is timed too, once each: quantising a student and comparing it with float32 on random clips.
 """
 
+import json
 import shutil
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,12 +28,14 @@ from isthmus.distill.selection import Selection
 from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.distill.student.export import AUDIO_ENCODER, ENCODERS, VISUAL_ENCODER, encoder_inputs, export_student
 from isthmus.distill.student.int8 import encoded_by, quantise_encoder, quantise_student
+from isthmus.distill.student.measure import MOST_CLIPS
 from isthmus.edge.student.encoder import StudentEncoder
 from tests.bench import machine
 from tests.bench.edge.encoder import CALIBRATION_BATCHES, one_clip
 from tests.bench.edge.footprint import ON_THE_DEVICE, printed_json
 from tests.bench.harness import Report, interleaved, shown
-from tests.bench.untrained import encoders_release, export_base
+from tests.bench.untrained import CLASSES, encoders_release, export_base
+from tests.rigs.data.random_cache import write_clips
 
 
 def private_clips(release: Release) -> list[ClipArrays]:
@@ -55,7 +60,8 @@ def main(
             measure(report, Release.open(root), root.parent.name, Path(name), repeats, edge_python)
     for preset in filter(None, presets.split(",")):
         with tempfile.TemporaryDirectory() as name:
-            measure_untrained(report, preset, Path(name), repeats, edge_python)
+            measure_untrained(report, preset, Path(name) / "encoders", repeats, edge_python)
+            report.notes.append(cloud_cost(preset, Path(name) / "cloud"))
     report.finish(
         {
             "release": lambda row: str(row["release"]),
@@ -117,6 +123,19 @@ def measure_untrained(report: Report, preset: str, folder: Path, repeats: int, e
     clip = one_clip(AUDIO_ENCODER, spec, rng), one_clip(VISUAL_ENCODER, spec, rng)
     costs = costs_of(release, {"fp32": exact, "int8": small}, clip, repeats, edge_python)
     report.rows += [{"release": f"untrained, {preset}", "encoders": kind, **cost} for kind, cost in costs.items()]
+
+
+def cloud_cost(preset: str, folder: Path) -> str:
+    """Return what one untrained student of a preset's size costs the cloud in processor time, in words."""
+    release = encoders_release(folder, preset)
+    write_clips(release.public_dir / "clips", release.recipe.input, CLASSES, MOST_CLIPS)
+    (release.root / "public.json").write_text(json.dumps({"folder": "clips"}))
+    heads = HeadBank(release.recipe.feature_width, len(CLASSES), release.recipe.ratios)
+    export_student(release, release.student(0), heads, folder / "made")
+    began_s = time.process_time()
+    made, _ = quantise_student(release, folder / "made", heads, Selection.whole(MOST_CLIPS))
+    took_s = time.process_time() - began_s
+    return f"untrained, {preset}: the cloud quantises and compares a student in {took_s:.1f} s ({made.clips} clips)"
 
 
 def costs_of(
