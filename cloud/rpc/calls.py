@@ -217,7 +217,12 @@ class Begun:
             if self._future is None:
                 yield None  # one turn of the event loop
             elif not self._future.done():
-                yield _Uncancelled(self._future)
+                try:
+                    yield _Uncancelled(self._future)
+                except Exception:
+                    if not self._future.done():
+                        raise
+                    # The future's own error, which is the coroutine's to handle: gRPC makes the stream's end of it.
             self._go_on()
         if self._error is not None:
             raise self._error

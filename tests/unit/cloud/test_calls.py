@@ -85,6 +85,38 @@ class Gated:
             yield await gate
 
 
+class Ending(Gated):
+    """A stream that takes an error of its future for its end, as gRPC does when a call is cancelled or lost."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for message in super().__aiter__():
+                yield message
+        except RuntimeError:
+            return
+
+
+def test_an_error_of_a_future_reaches_the_reader_which_may_make_an_end_of_it() -> None:
+    async def scenario() -> None:
+        raw = Ending()
+        ahead = Ahead(aiter(raw))
+        first = asyncio.ensure_future(ahead.message())
+        await settle()
+        raw.gates[0].set_result(b"a")
+        assert await first == b"a"
+        last = asyncio.ensure_future(ahead.message())
+        await settle()
+        raw.gates[1].set_exception(RuntimeError("the call is gone"))
+        assert await last is None
+        gone = Ending()
+        only = asyncio.ensure_future(first_message(aiter(gone), 60.0))
+        await settle()
+        gone.gates[0].set_exception(RuntimeError("the call is gone"))
+        assert await only is None
+
+    asyncio.run(scenario())
+
+
 def test_the_read_of_a_taker_that_is_cancelled_goes_on_and_no_message_is_lost() -> None:
     async def scenario() -> None:
         raw = Gated()
