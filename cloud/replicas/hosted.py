@@ -7,14 +7,14 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from isthmus.cloud.generation.serve.carrier import Carrier, Lost, Response
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.command_line import from_plain, to_plain
-from isthmus.proto.errors import IsthmusError
+from isthmus.proto.errors import InvalidInput, IsthmusError
 
 log = logging.getLogger(__name__)
 
@@ -123,36 +123,44 @@ class Hosted:
             yield response
 
     async def close(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeping
-        running, self._running = self._running, None
-        if running is not None:
-            await running.end()
+        try:
+            if self._keeping is not None:
+                self._keeping.cancel()
+                await asyncio.gather(self._keeping, return_exceptions=True)
+        finally:
+            running, self._running = self._running, None
+            if running is not None:
+                await running.end()
 
     async def _started(self) -> Running:
         self.starts += 1
-        async with asyncio.timeout(START_S):
-            return await self._start()
+        try:
+            async with asyncio.timeout(START_S):
+                return await self._start()
+        except TimeoutError as error:
+            raise InvalidInput(
+                f"{self._name} did not answer within {START_S:g} s of its start: give a smaller model, more --threads, "
+                "or a --profile, without which it measures the machine"
+            ) from error
 
     async def _keep(self) -> None:
-        """Starts the replica again whenever it has ended."""
+        """Starts the replica again whenever it has ended. Nothing but ``close`` ends this."""
+        pause_s = FIRST_PAUSE_S
         while True:
-            if self._running is not None:
-                why = await self._end_of(self._running)
-                log.error("%s has ended: %s", self._name, why)
-                ended, self._running = self._running, None
-                await ended.end()
-            pause_s = FIRST_PAUSE_S
-            while self._running is None:
-                try:
-                    self._running = await self._started()
-                    log.info("%s runs again", self._name)
-                except (IsthmusError, OSError, TimeoutError) as error:
-                    log.warning("%s cannot be started: %s; it is tried again", self._name, error)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(MOST_PAUSE_S, 2 * pause_s)
+            try:
+                if self._running is not None:
+                    why = await self._end_of(self._running)
+                    log.error("%s has ended: %s", self._name, why)
+                    ended, self._running = self._running, None
+                    await ended.end()
+                self._running = await self._started()
+                log.info("%s runs again", self._name)
+                pause_s = FIRST_PAUSE_S
+            except Exception as error:
+                expected = isinstance(error, IsthmusError | OSError)
+                log.warning("%s: %s; it is tried again", self._name, error, exc_info=None if expected else error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(MOST_PAUSE_S, 2 * pause_s)
 
     async def _end_of(self, running: Running) -> str:
         """Waits until a replica has ended or answers no more, and returns why."""

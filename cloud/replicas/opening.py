@@ -49,7 +49,8 @@ async def _replicas(settings: GenerationSettings) -> AsyncIterator[Opened]:
         raise ValueError("a model directory is needed")
     key = secrets.token_hex(32)
     opening = Opening.of(settings, key)
-    hosts = [Hosted(f"replica-{at}", partial(_start(settings), opening)) for at in range(1, settings.replicas + 1)]
+    start = partial(Alike(_start(settings)).start, opening)
+    hosts = [Hosted(f"replica-{at}", start) for at in range(1, settings.replicas + 1)]
     config = await asyncio.to_thread(LlamaConfig.read, folder)
     counts = _Tokens(await asyncio.to_thread(TextTokenizer.read, folder, config))
     async with AsyncExitStack() as stack:
@@ -65,9 +66,6 @@ async def _replicas(settings: GenerationSettings) -> AsyncIterator[Opened]:
                 if found_error is not None:
                     raise found_error
         upstreams = [Upstream(f"replica-{at}", key=key, move_key=key, carrier=host) for at, host in enumerate(hosts, 1)]
-        models = [str((await each.costs()).get("model")) for each in upstreams]
-        if len(set(models)) > 1:
-            raise InvalidInput(f"the replicas have different models: copy {folder} to all machines again")
         order, limits = _in_front(settings)
         relay = Relay(
             settings.name or folder.resolve().name,
@@ -103,6 +101,35 @@ def _start(settings: GenerationSettings) -> Callable[[Opening], Awaitable[Runnin
     from isthmus.cloud.replicas.process import start
 
     return start
+
+
+class Alike:
+    """Starts replicas of one model, each of which may be on another machine than the last time."""
+
+    def __init__(self, start: Callable[[Opening], Awaitable[Running]]) -> None:
+        self._start = start
+        self._model: str | None = None
+
+    async def start(self, opening: Opening) -> Running:
+        """Starts a replica. Raises what starting raises, and InvalidInput for other weights than the first one's.
+
+        A request may go on at another replica, so its client would get text of two models.
+        """
+        from isthmus.cloud.generation.serve.upstream import Upstream  # it imports aiohttp
+
+        running = await self._start(opening)
+        try:
+            asked = Upstream("a replica", move_key=opening.key, carrier=running.carrier)
+            model = str((await asked.costs()).get("model"))
+            self._model = self._model or model
+            if model != self._model:
+                raise InvalidInput(
+                    f"a replica has other weights than the first: copy {opening.settings.model} to all machines again"
+                )
+        except BaseException:
+            await running.end()
+            raise
+        return running
 
 
 class _Tokens:

@@ -10,7 +10,7 @@ import logging
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from isthmus.cloud.generation.serve.carrier import Carrier, HttpCarrier
 from isthmus.cloud.replicas.hosted import Opening
@@ -39,8 +39,10 @@ class RunningProcess:
         return f"its process ended with {code}"
 
     async def end(self) -> None:
-        await self.carrier.close()
-        await _end(self.process)
+        try:
+            await self.carrier.close()
+        finally:
+            await _end(self.process)
 
 
 async def start(opening: Opening) -> RunningProcess:
@@ -59,7 +61,7 @@ async def start(opening: Opening) -> RunningProcess:
         with suppress(OSError):
             process.stdin.write(opening.to_json().encode() + b"\n")
             await process.stdin.drain()
-        said = json.loads(await process.stdout.readline() or b"{}")
+        said = _said(await process.stdout.readline())
         if "port" not in said:
             code = await process.wait()
             raise InvalidInput(str(said.get("failed") or f"the process of a replica ended with {code}"))
@@ -70,14 +72,25 @@ async def start(opening: Opening) -> RunningProcess:
     return RunningProcess(process, HttpCarrier(f"http://127.0.0.1:{said['port']}"))
 
 
+def _said(line: bytes) -> dict[str, Any]:
+    """Returns what a process says; nothing if it was killed in the middle of its line."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Lets a process end by the end of its input, or kills it."""
+    """Lets a process end by the end of its input. Kills it after ``END_S``, or at once if the caller is cancelled."""
     if process.stdin is not None:
         process.stdin.close()
     try:
         async with asyncio.timeout(END_S):
             await process.wait()
-    except TimeoutError:
+    except BaseException as error:
         with suppress(ProcessLookupError):
             process.kill()
+        if not isinstance(error, TimeoutError):
+            raise
         await process.wait()
