@@ -33,7 +33,8 @@ from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 60.0
-"""A request without a deadline waits so long for a replica to come back, then it is refused."""
+"""A request without a deadline waits so long for a replica, then it is refused. So is one that lost its replica in the
+middle of its answer."""
 _LEAST_S: Final = 0.001
 """What is left of a wish that is overdue, for a replica."""
 MOST_SENDS: Final = 4
@@ -67,6 +68,12 @@ class Relayed:
     @property
     def id(self) -> int:
         return self.life.id
+
+    def settle(self) -> None:
+        """Ends the wait for a replica: it has one that answers, or has ended."""
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
     async def __aiter__(self) -> AsyncIterator[Piece | Done]:
         while True:
@@ -287,6 +294,8 @@ class Relay:
             self._end(relayed, Unavailable("no replica could answer; try again later"))
         else:
             self._front.wait_again(relayed.id)
+            if relayed.patience is None:
+                relayed.patience = asyncio.get_running_loop().call_later(PATIENCE_S, self._give_up, relayed)
         self._send()
 
     async def _relay(self, relayed: Relayed, at: int, events: Events | None = None) -> None:
@@ -357,6 +366,7 @@ class Relay:
             raise _differs(relayed)
         if len(text) > len(given):
             relayed.given = text
+            relayed.settle()
             relayed.items.put_nowait(Piece(text[len(given) :]))
 
     def _done(self, life: Life, reason: str, usage: Mapping[str, Any]) -> Done:
@@ -386,8 +396,7 @@ class Relay:
         if isinstance(item, Done):
             self._numbers.note(item.queue_s, item.ttft_s, item.total_s, item.tokens)
             self._numbers.shared_tokens += item.shared_tokens
-        if relayed.patience is not None:
-            relayed.patience.cancel()
+        relayed.settle()
         if item is not None:
             relayed.items.put_nowait(item)
         task = relayed.task
@@ -404,15 +413,12 @@ class Relay:
         return min(wishes, default=PATIENCE_S)
 
     def _give_up(self, relayed: Relayed) -> None:
-        """Refuses a request that has no token yet and can no longer be in time."""
-        request = relayed.life.request
-        if relayed.given or relayed.life.id not in self._open:
-            return
-        if request.ttft_s is None and request.deadline_s is None:
-            if relayed.task is None or relayed.task.done():
-                self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
-        else:
+        """Refuses a request that waits for a replica, or that has no token yet and can no longer be in time."""
+        request, relayed.patience = relayed.life.request, None
+        if not relayed.given and (request.ttft_s is not None or request.deadline_s is not None):
             self._end(relayed, TooLate("could not be answered in time"))
+        elif relayed.task is None or relayed.task.done():
+            self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
 
 
 async def _chained(arrived: Arrived) -> Events:

@@ -14,6 +14,7 @@ import pytest
 from isthmus.cloud.commands.generation import serving
 from isthmus.cloud.commands.generation.options import GenerateServeOptions
 from isthmus.cloud.generation.scheduling.request import Sampling
+from isthmus.cloud.generation.serve import relay as relay_module
 from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.emotion import Emotion
 from isthmus.cloud.generation.serve.host import open_generation
@@ -102,6 +103,22 @@ def test_a_replica_that_goes_on_differently_is_told_to_the_client() -> None:
         client = stack.enter_context(client_of(url))
         with pytest.raises(openai.APIError, match="after 4 characters, and another one goes on differently"):
             streamed(client, **GREEDY)
+
+
+@pytest.mark.parametrize("clock", [lambda: 0.0, time.monotonic], ids=["no tries", "tries"])
+def test_a_stream_that_lost_its_replica_is_refused_if_no_other_takes_it(
+    clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PATIENCE_S", 2.0)
+    killed, full = Script(pieces=["One ", "two"], breaks_after=1), Script(status=503)
+    with ExitStack() as stack:
+        urls = [stack.enter_context(scripted(each)) for each in (killed, full)]
+        relay, url = stack.enter_context(serving_relay(urls, clock=clock))
+        client = stack.enter_context(client_of(url))
+        killed.then = full
+        with pytest.raises(openai.APIError, match="no replica is free or reachable"):
+            streamed(client, **GREEDY)
+        assert full.seen and relay.numbers().under_way == 0
 
 
 @pytest.mark.parametrize(

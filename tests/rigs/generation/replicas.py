@@ -92,7 +92,8 @@ def serving_relay(
 class Script:
     """How the chosen server answers: ``pieces`` of text, then the end; it breaks off after ``breaks_after`` of them.
 
-    ``status`` other than 200 refuses. ``raw`` is sent in place of everything. ``seen`` collects the requests.
+    ``status`` other than 200 refuses. ``raw`` is sent in place of everything. ``seen`` collects the requests. ``then``
+    takes its place after the first request.
     """
 
     pieces: Sequence[str] = ()
@@ -100,6 +101,7 @@ class Script:
     status: int = 200
     raw: bytes | None = None
     hold: threading.Event | None = None
+    then: "Script | None" = None
     seen: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -108,10 +110,11 @@ def scripted(script: Script) -> Iterator[str]:
     """Serves as the script says and yields the address."""
 
     async def answer(request: Request) -> Response:
-        script.seen.append(await request.json())
-        if script.status != 200:
-            return JSONResponse({"error": {"message": "no room\\x00 for this"}}, script.status)
-        return StreamingResponse(_events(script), media_type="text/event-stream")
+        now = script.then if script.then is not None and script.seen else script
+        now.seen.append(await request.json())
+        if now.status != 200:
+            return JSONResponse({"error": {"message": "no room\\x00 for this"}}, now.status)
+        return StreamingResponse(_events(now), media_type="text/event-stream")
 
     async def models(request: Request) -> Response:
         return JSONResponse({"data": [{"id": "theirs"}]})
