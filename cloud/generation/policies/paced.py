@@ -22,7 +22,7 @@ from isthmus.cloud.generation.scheduling.policy import Choice, Life, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
 
 STARVED_S: Final = 300.0
-"""After waiting so long, a request beyond help is served like any other, so that nobody waits for ever."""
+"""After waiting so long, a request beyond help is served like one that is sure to be in time: nobody is left out."""
 LEAST_CHANCE: Final = 0.03
 """A request that is less likely in time, were it alone, is beyond help."""
 MOST_LOSS: Final = 0.95
@@ -101,9 +101,13 @@ class _Promises(FirstCome):
 
     def beyond_help(self, plans: _Plans) -> npt.NDArray[np.bool_]:
         """Returns whether each would hardly be in time even alone, (N,). Whoever waited very long is not given up."""
-        starved_N = self.now_s - plans.rows.arrival_s_N > STARVED_S
-        hopeless_N: npt.NDArray[np.bool_] = ~starved_N & (self.chances(plans, self.alone_s(plans)) < LEAST_CHANCE)
-        return hopeless_N
+        hopeless_N: npt.NDArray[np.bool_] = self.chances(plans, self.alone_s(plans)) < LEAST_CHANCE
+        return hopeless_N & ~self.starved(plans)
+
+    def starved(self, plans: _Plans) -> npt.NDArray[np.bool_]:
+        """Returns whether each waited very long, (N,)."""
+        starved_N: npt.NDArray[np.bool_] = self.now_s - plans.rows.arrival_s_N > STARVED_S
+        return starved_N
 
     def plans(self, company: list[Life]) -> _Plans:
         """Returns what is left of each request of ``company``, (N,)."""
@@ -166,7 +170,7 @@ class Paced(Fused):
         promises, (plans, before_N), own = self._promises, self._plans_of(company), self._promises.plans([life])
         after_s = promises.step_s(len(company) + 1, float(plans.rows.known_N.sum()) + life.known)
         beyond_help = life.id in promises.beyond
-        gain = 0.0 if beyond_help else float(promises.chances(own, after_s)[0])
+        gain = 1.0 if promises.starved(own)[0] else 0.0 if beyond_help else float(promises.chances(own, after_s)[0])
         if not beyond_help and gain <= 0:
             return False
         loss = float((before_N - promises.chances(plans, after_s, promises.profile.prompt_s * life.pending)).sum())

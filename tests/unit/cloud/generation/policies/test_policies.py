@@ -238,6 +238,19 @@ def test_where_lengths_cannot_be_predicted_paced_keeps_about_as_many_promises_as
     assert found["paced"]["preempted"] < 60
 
 
+@pytest.mark.parametrize("waited_s", [100.0, 400.0])
+def test_a_request_beyond_help_gets_what_is_left_over_however_long_it_waits(waited_s: float) -> None:
+    """It costs nobody a promise here, so it joins: as one beyond help at first, and as one that starves later."""
+    policy = make_policy("paced", KnownLengths(lambda id: 40))
+    policy.use(PROFILE)
+    patient = Life(Request(0, range(20), 40, arrival_s=waited_s - 1), [0] * 4, computed=23, begun_s=waited_s - 1)
+    late = Life(Request(1, range(20), 40, arrival_s=0.0, deadline_s=5.0))
+    for each in (patient, late):
+        policy.arrived(each)
+    state = State({0: patient, 1: late}, Limits(rows=4, blocks=64), {0: 2}, 62)
+    assert {id for id, _ in policy.choose(waited_s, state).run} == {0, 1}
+
+
 @pytest.mark.parametrize("policy", ["fused", "jitserve"])
 def test_ten_times_overload_for_a_minute_is_answered_or_refused_and_nothing_piles_up(policy: str) -> None:
     rng = np.random.default_rng(0)
