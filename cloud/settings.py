@@ -301,9 +301,11 @@ class CloudSettings:
         if self.elastic_model is not None and self.elastic_variants is not None:
             raise ValueError("give --elastic-model or --elastic-variants, not both")
         if self.release is None and not self.serves_images and not self.generate.served:
-            raise ValueError("nothing to serve: give --release, --elastic-model, --generate-model or several")
+            raise ValueError(
+                "nothing to serve: give --release, --elastic-model, --elastic-variants, --generate-model or several"
+            )
         if self.http is not None and not self.generate.served and not self.serves_images:
-            raise ValueError("--http is for models: give --elastic-model or --generate-model too")
+            raise ValueError("--http is for models: give --elastic-model, --elastic-variants or --generate-model too")
         both = self.serves_images and self.generate.served
         if both and (self.elastic_key_file is None) != (self.generate.key_file is None):
             raise ValueError("gRPC reaches both models: give --elastic-key-file and --generate-key-file, or neither")

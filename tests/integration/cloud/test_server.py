@@ -55,9 +55,10 @@ def test_the_command_says_in_one_line_why_it_cannot_start(rig: Any, tiny_release
     assert (code, len(message.splitlines())) == (1, 1)
     assert "is using this database. Stop it, or" in message
     held.release()
-    assert serve() == (
-        2,
-        "isthmus cloud serve: nothing to serve: give --release, --elastic-model, --generate-model or several",
+    code, message = serve()
+    assert code == 2 and message == (
+        "isthmus cloud serve: nothing to serve: give --release, --elastic-model, --elastic-variants, "
+        "--generate-model or several"
     )
     code, message = serve("--release", str(tmp_path / "nowhere"))
     assert (code, len(message.splitlines())) == (1, 1)
