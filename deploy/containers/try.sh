@@ -11,8 +11,9 @@ release=$(realpath "$1")
 container=$(buildah from "${2:-isthmus-cloud}")
 root=$(buildah mount "$container")
 state=$(mktemp -d)
+steps=$(mktemp)
 end() {
-    rm -rf "$state" "$state.run"
+    rm -rf "$state" "$steps"
     buildah umount "$container" >/dev/null
     buildah rm "$container" >/dev/null
 }
@@ -20,7 +21,7 @@ trap end EXIT
 chown 10001:10001 "$state"
 
 # The mounts are gone with the namespace. exec keeps every step the same process, so the server becomes process 1.
-cat >"$state.run" <<'INSIDE'
+cat >"$steps" <<'INSIDE'
 set -eu
 mount --bind "$ROOT" "$ROOT"
 mkdir -p "$ROOT/release"
@@ -42,7 +43,7 @@ INSIDE
 
 inside() {
     ROOT=$root STATE=$state RELEASE=$release COMMAND=$1 \
-        unshare --mount --pid --fork --kill-child --uts --ipc sh "$state.run"
+        unshare --mount --pid --fork --kill-child --uts --ipc sh "$steps"
 }
 
 inside 'for place in / /etc /opt/isthmus /release /usr; do
