@@ -46,6 +46,7 @@ EXTRA_OF = {
     "cloud/page/": "generate",
     "cloud/personalise/elsewhere/on_ray.py": "ray",
     "cloud/personalise/elsewhere/shards_on_ray.py": "ray",
+    "cloud/replicas/on_ray.py": "ray",
     "cloud/tracing.py": "otel",
     "isthmus/": "demo",
     "isthmus/link/": "link",
