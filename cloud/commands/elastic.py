@@ -109,8 +109,9 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
 def add_variants(asked: VariantOptions) -> None:
     """Add a task's models of several sizes to a folder, for serving as INFaaS does.
 
-    Needs a base model trained for the task, and a small or large one, each with its own head. Copies them to --out, and
-    measures accuracy per size. The first task of a folder also measures time, memory and loading on this machine.
+    Needs a base model trained for the task, and a small or large one, each with its own head. Writes copies
+    to --out, with the accuracy of each size. The first task of a folder also measures time, memory and loading on this
+    machine.
     """
     from isthmus.cloud.commands.varying import add_variants
 

