@@ -15,9 +15,9 @@ room of those that have both.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,11 +32,15 @@ KNOWN_S: Final = 20.0
 STREAM_S: Final = 60.0
 _ARRIVING: Final = 64
 """Calls of unknown callers whose first message is being received. Each may hold one message in memory."""
+_AHEAD_BYTES: Final = 32 << 10
+"""Bytes of a stream that are read before they are asked for. The read stops at the message that reaches them."""
+_MESSAGE_BYTES: Final = 64
+"""Bytes that count for each message beside its own, so that many empty messages are bounded too."""
 _STAYING: Final = 64
 """Health watches and reflection streams that stay open."""
 
 _reads: set[asyncio.Future[Any]] = set()
-"""Reads that nobody awaits. One cannot be cancelled while gRPC writes to its buffer, so it is left to end by itself."""
+"""Reads in progress. A read cannot be cancelled while gRPC writes to its buffer, so it is left to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,13 @@ _Enter = Callable[[AsyncExitStack, str, bool, Any, Any], Awaitable[bytes | None]
 
 async def first_message(raw: AsyncIterator[bytes], within_s: float | None) -> bytes | None:
     """Return the first message of a call, or None if the caller sends none. Raises TooLate."""
-    read = Begun(_next(raw))
-    try:
-        async with asyncio.timeout(within_s) as limit:
-            return await read
-    except BaseException as error:
-        _leave(read)
-        if isinstance(error, TimeoutError) and limit.expired():
-            raise TooLate(f"no message arrived within {within_s:g} s") from None
-        raise
+    read = asyncio.ensure_future(_next(raw))
+    _reads.add(read)
+    read.add_done_callback(_ended)
+    done, _ = await asyncio.wait({read}, timeout=within_s)
+    if not done:
+        raise TooLate(f"no message arrived within {within_s:g} s")
+    return read.result()
 
 
 async def _next(raw: AsyncIterator[bytes]) -> bytes | None:
@@ -166,113 +168,60 @@ async def _messages(first: bytes | None, raw: Any, decode: Callable[[bytes], Any
 
 
 class Ahead:
-    """Reads a stream's messages one ahead of whoever takes them.
+    """Reads a stream's messages ahead of whoever takes them, at most ``_AHEAD_BYTES`` and one message.
 
     A read and a write each take a turn through gRPC's own thread. Read ahead, a message is there when the answer to the
-    one before has been written, and both turns pass at once. The taker waits for gRPC's own future and for no task in
-    between, so a message that has arrived is worked on in the event loop's very next step.
+    one before has been written, and both turns pass at once.
     """
 
     def __init__(self, raw: AsyncIterator[bytes]) -> None:
-        self._raw = raw
-        self._read: Begun | None = Begun(_next(raw))
+        self._loop = asyncio.get_running_loop()
+        self._messages: deque[bytes] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._arrived: asyncio.Future[None] | None = None
+        self._taken: asyncio.Future[None] | None = None
+        self._reading = asyncio.ensure_future(self._read(raw))
+        _reads.add(self._reading)
+        self._reading.add_done_callback(_ended)
 
     async def message(self) -> bytes | None:
         """Wait for the next message; None at the stream's end. Raises what reading raised."""
-        if self._read is None:
-            return None
-        read, self._read = self._read, None
-        try:
-            message = await read
-        except BaseException:
-            self._read = read  # a taker that was cancelled leaves the read to the next one; an error stays one
-            raise
-        if message is not None:
-            self._read = Begun(_next(self._raw))
+        while not self._messages:
+            if self._reading.done():
+                self._reading.result()
+                return None
+            self._arrived = self._loop.create_future()
+            await self._arrived
+        message = self._messages.popleft()
+        self._bytes -= len(message) + _MESSAGE_BYTES
+        _wake(self._taken)
         return message
 
     def close(self) -> None:
         """Read no more. A read in progress ends by itself, with its call."""
-        read, self._read = self._read, None
-        if read is not None:
-            _leave(read)
+        self._closed = True
+        _wake(self._taken)
 
-
-class Begun:
-    """A coroutine that has run up to its first wait, and goes on in the task that awaits this. Awaited to its end once.
-
-    A task that is cancelled meanwhile leaves off waiting. What the coroutine waits for is not cancelled with it.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, bytes | None]) -> None:
-        self._coroutine = coroutine
-        self._future: Any = None
-        self._ended = False
-        self._result: bytes | None = None
-        self._error: BaseException | None = None
-        self._go_on()
-
-    def __await__(self) -> Generator[Any, None, bytes | None]:
-        while not self._ended:
-            if self._future is None:
-                yield None  # one turn of the event loop
-            elif not self._future.done():
-                try:
-                    yield _Uncancelled(self._future)
-                except Exception:
-                    if not self._future.done():
-                        raise
-                    # The future's own error, which is the coroutine's to handle: gRPC makes the stream's end of it.
-            self._go_on()
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def _go_on(self) -> None:
+    async def _read(self, raw: AsyncIterator[bytes]) -> None:
         try:
-            self._future = self._coroutine.send(None)
-            if self._future is not None:
-                self._future._asyncio_future_blocking = False  # as a task does that takes it
-        except StopIteration as end:
-            self._ended, self._result = True, end.value
-        except Exception as error:
-            self._ended, self._error = True, error
+            async for message in raw:
+                self._messages.append(message)
+                self._bytes += len(message) + _MESSAGE_BYTES
+                _wake(self._arrived)
+                while self._bytes >= _AHEAD_BYTES and not self._closed:
+                    self._taken = self._loop.create_future()
+                    await self._taken
+                if self._closed:
+                    return
+        finally:
+            # After this task is done, so that whoever waits sees its result.
+            self._loop.call_soon(_wake, self._arrived)
 
 
-class _Uncancelled:
-    """A future as a task waits for it (``asyncio.isfuture``), whose cancellation ends the wait and not the future."""
-
-    def __init__(self, future: "asyncio.Future[Any]") -> None:
-        self._asyncio_future_blocking = True
-        self._future = future
-        self._wake: Callable[[Any], None] | None = None
-        self._context: Context | None = None
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._future.get_loop()
-
-    def add_done_callback(self, wake: Callable[[Any], None], *, context: Context | None = None) -> None:
-        self._wake, self._context = wake, context
-        self._future.add_done_callback(wake, context=context)
-
-    def cancel(self, msg: Any = None) -> bool:
-        if self._wake is None or not self._future.remove_done_callback(self._wake):
-            return False  # it is done: the task learns of the cancellation when it runs
-        cancelled: asyncio.Future[None] = self._future.get_loop().create_future()
-        cancelled.cancel(msg)
-        cancelled.add_done_callback(self._wake, context=self._context)
-        return True
-
-
-def _leave(read: Begun) -> None:
-    """Let a read end by itself, for nobody."""
-
-    async def end() -> None:
-        await read
-
-    left = asyncio.ensure_future(end())
-    _reads.add(left)
-    left.add_done_callback(_ended)
+def _wake(waiting: "asyncio.Future[None] | None") -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
 
 
 def _decoder(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

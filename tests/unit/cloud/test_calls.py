@@ -1,12 +1,13 @@
-"""Messages of a stream are read one ahead: in order, to the end, and without a task between gRPC and the taker."""
+"""Messages of a stream are read ahead: in order, to the end, and within a bound."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from isthmus.cloud.rpc.calls import Ahead, first_message
-from isthmus.proto.errors import TooLate
+from isthmus.cloud.rpc.calls import Ahead
+
+KIB = 1 << 10
 
 
 class Raw:
@@ -38,127 +39,35 @@ def test_messages_come_in_order_and_the_end_stays_the_end() -> None:
     assert asyncio.run(scenario()) == [b"a", b"b", b"c", None, None]
 
 
-def test_one_message_at_most_is_read_ahead() -> None:
+def test_what_nobody_takes_is_bounded_in_bytes() -> None:
     async def scenario() -> None:
-        raw = Raw(*(bytes([number]) for number in range(5)))
+        raw = Raw(*(bytes(10 * KIB) for _ in range(20)))
         ahead = Ahead(aiter(raw))
         await settle()
-        assert raw.read <= 1
-        for number in range(5):
-            assert await ahead.message() == bytes([number])
+        assert raw.read == 4, "the fourth reaches the bound of 32 KiB"
+        assert await ahead.message() == bytes(10 * KIB)
+        await settle()
+        assert raw.read == 5
+        large = Raw(bytes(1 << 20), b"next")
+        one = Ahead(aiter(large))
+        await settle()
+        assert large.read == 1
+        assert len(await one.message() or b"") == 1 << 20
+        assert await one.message() == b"next"
+
+    asyncio.run(scenario())
+
+
+def test_many_empty_messages_that_nobody_takes_are_bounded() -> None:
+    async def scenario() -> None:
+        raw = Raw(*(b"" for _ in range(5_000)))
+        ahead = Ahead(aiter(raw))
+        for _ in range(100):
             await settle()
-            assert raw.read <= number + 2
-        assert await ahead.message() is None
-
-    asyncio.run(scenario())
-
-
-def test_a_first_message_is_awaited_for_a_bounded_time_and_its_read_goes_on() -> None:
-    async def scenario() -> None:
-        assert await first_message(aiter(Raw(b"a")), 60.0) == b"a"
-        assert await first_message(aiter(Raw()), None) is None
-        with pytest.raises(RuntimeError, match="broken"):
-            await first_message(aiter(Raw(RuntimeError("broken"))), 60.0)
-        raw = Gated()
-        with pytest.raises(TooLate, match=r"no message arrived within 0\.01 s"):
-            await first_message(aiter(raw), 0.01)
-        assert not raw.gates[0].cancelled()
-        raw.gates[0].set_result(b"a")
-        await settle()
-        taker = asyncio.ensure_future(first_message(aiter(Gated()), None))
-        await settle()
-        taker.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await taker
-
-    asyncio.run(scenario())
-
-
-class Gated:
-    """A stream whose messages arrive when the test says so, as futures of gRPC do."""
-
-    def __init__(self) -> None:
-        self.gates = [asyncio.get_running_loop().create_future() for _ in range(3)]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for gate in self.gates:
-            yield await gate
-
-
-class Ending(Gated):
-    """A stream that takes an error of its future for its end, as gRPC does when a call is cancelled or lost."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for message in super().__aiter__():
-                yield message
-        except RuntimeError:
-            return
-
-
-def test_an_error_of_a_future_reaches_the_reader_which_may_make_an_end_of_it() -> None:
-    async def scenario() -> None:
-        raw = Ending()
-        ahead = Ahead(aiter(raw))
-        first = asyncio.ensure_future(ahead.message())
-        await settle()
-        raw.gates[0].set_result(b"a")
-        assert await first == b"a"
-        last = asyncio.ensure_future(ahead.message())
-        await settle()
-        raw.gates[1].set_exception(RuntimeError("the call is gone"))
-        assert await last is None
-        gone = Ending()
-        only = asyncio.ensure_future(first_message(aiter(gone), 60.0))
-        await settle()
-        gone.gates[0].set_exception(RuntimeError("the call is gone"))
-        assert await only is None
-
-    asyncio.run(scenario())
-
-
-def test_the_read_of_a_taker_that_is_cancelled_goes_on_and_no_message_is_lost() -> None:
-    async def scenario() -> None:
-        raw = Gated()
-        ahead = Ahead(aiter(raw))
-        for late in (False, True):
-            taker = asyncio.ensure_future(ahead.message())
-            await settle()
-            if late:
-                raw.gates[0].set_result(b"a")  # in the same turn: the wake-up is on its way
-            taker.cancel("revoked")
-            with pytest.raises(asyncio.CancelledError):
-                await taker
-            assert not raw.gates[0].cancelled()
-        assert await ahead.message() == b"a"
-        both = asyncio.ensure_future(ahead.message())
-        await settle()
-        raw.gates[1].set_result(b"b")
-        assert await both == b"b"
-        ahead.close()
-        await settle()
-        assert not raw.gates[2].cancelled(), "gRPC may still write to the buffer of a read"
-        raw.gates[2].set_result(b"c")
-        await settle()
-        assert await ahead.message() is None
-
-    asyncio.run(scenario())
-
-
-def test_a_message_that_has_arrived_is_taken_in_the_next_turn_of_the_loop() -> None:
-    async def scenario() -> None:
-        raw = Gated()
-        ahead = Ahead(aiter(raw))
-        taker = asyncio.ensure_future(ahead.message())
-        await settle()
-        raw.gates[0].set_result(b"a")
-        await asyncio.sleep(0)
-        assert taker.done(), "no other task had to run first"
-        raw.gates[1].set_result(b"b")
-        assert await ahead.message() == b"b"
-        raw.gates[2].set_exception(RuntimeError("broken"))
-        with pytest.raises(RuntimeError, match="broken"):
-            await ahead.message()
+        read = raw.read
+        assert 0 < read < 1_000
+        taken = [await ahead.message() for _ in range(5_001)]
+        assert taken == [b""] * 5_000 + [None], "and none is lost"
 
     asyncio.run(scenario())
 
@@ -177,12 +86,11 @@ def test_what_reading_raises_is_raised_after_what_was_read() -> None:
 
 def test_a_closed_one_reads_no_more() -> None:
     async def scenario() -> None:
-        raw = Raw(*(b"x" for _ in range(9)))
+        raw = Raw(*(bytes(40 * KIB) for _ in range(9)))
         ahead = Ahead(aiter(raw))
         await settle()
         ahead.close()
         await settle()
-        assert raw.read <= 1
-        assert await ahead.message() is None
+        assert raw.read == 1
 
     asyncio.run(scenario())
