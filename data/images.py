@@ -175,6 +175,10 @@ class LabelledImages:
     def only(self, positions_N: npt.NDArray[np.int64]) -> "LabelledImages":
         return LabelledImages(self.pictures_NHWC[positions_N], self.labels_N[positions_N])
 
+    def spread(self, count: int) -> "LabelledImages":
+        """Returns ``count`` pictures at equal distances, or all: the first ones of a file may be of one class."""
+        return self.only(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
+
 
 def decode_image(data: bytes, size_px: int, crop: Crop = WHOLE) -> Pictures:
     """Return a JPEG or PNG as a viewer shows it: uint8 RGB (size_px, size_px, 3), its centre square, resized.

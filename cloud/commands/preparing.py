@@ -224,7 +224,7 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
     pictures = next((some for _, some in labelled.values()), None)
     similarity_L: tuple[float, ...] = ()
     if pictures and not elastic.expert_layers:
-        similarity_L = profiler.key_similarity(runner, pictures.only(np.arange(min(64, len(pictures)))))
+        similarity_L = profiler.key_similarity(runner, pictures.spread(64))
     draw(profile, similarity_L, asked.out.with_suffix(".png"))
     _print_profile(profile)
     if similarity_L:
@@ -270,7 +270,7 @@ def _number_type(
     chosen = precision.choose(
         model,
         pixels,
-        pictures.only(np.arange(min(PRECISION_PICTURES, len(pictures)))),
+        pictures.spread(PRECISION_PICTURES),
         task=task,
         device=device,
         compiler=compiler,

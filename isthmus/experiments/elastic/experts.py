@@ -212,7 +212,7 @@ def conflict(made: joint.Joint, learning: Sequence[joint.JointTask], pixels: Pix
             parts["mlp" if name.startswith(tuple(every_second)) else "rest"].append(parameter.requires_grad_(True))
     gradients: list[dict[str, torch.Tensor]] = []
     for place, task in enumerate(learning):
-        some = task.labelled.only(np.arange(min(CONFLICT_PICTURES, len(task.labelled))))
+        some = task.labelled.spread(CONFLICT_PICTURES)
         images_BCHW = torch.from_numpy(pixels.standardise(some.pictures_NHWC))
         tasks_B = torch.full((len(some),), place)
         features_BD, _ = made(images_BCHW, tasks_B)
@@ -245,7 +245,7 @@ def use(made: joint.Joint, tested: Sequence[joint.JointTask], pixels: PixelSpec)
     shape = made.model.experts
     counts_TME = np.zeros((len(tested), shape.layers, shape.experts))
     for place, task in enumerate(tested):
-        some = task.labelled.only(np.arange(min(200, len(task.labelled))))
+        some = task.labelled.spread(200)
         for first in range(0, len(some), 50):
             images_BCHW = torch.from_numpy(pixels.standardise(some.pictures_NHWC[first : first + 50]))
             seen: list[Seen] = made(images_BCHW, torch.full((len(images_BCHW),), place))[1]

@@ -225,7 +225,7 @@ def _cell(setup: Setup, given: ElasticViT, pixels: PixelSpec, seed: int, out: Pa
     alone = TaskWeights(head_CD, bias_C, {})
     found["head"] = {str(gamma): test(alone, gamma, tested) for gamma in (*setup.merged, 0)}
     report(f"seed {seed}: {recipe.name}, head alone {found['head']['0']:.1%}")
-    few = tested.only(np.arange(min(CURVE_PICTURES, len(tested))))
+    few = tested.spread(CURVE_PICTURES)
     first = test(alone, 0, few)
     tokens_LND = prompts.mean_tokens(model, pixels, learning, CPU)
     learned: dict[str, Tensor] = {}

@@ -95,7 +95,6 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         rates = images_per_s(made, elastic, pixels, weights, size=setup.size, repeats=setup.repeats)
         kept = {_key(gamma, schedule): rate for (gamma, schedule), rate in rates.items()}
         write_atomically(times, json.dumps({"size": setup.size, "repeats": setup.repeats, "images_per_s": kept}))
-    few = min(SIMILAR_PICTURES, len(pictures))
     result: dict[str, Any] = {
         "what": "merging schedules",
         "setup": plain,
@@ -104,7 +103,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         "tokens": elastic.tokens,
         "operations": {_key(*key): model.operations(key[0]) for key, model in made.items()},
         "times": json.loads(read_text(times)) if times.is_file() else None,
-        "similarity": similarity(ElasticRunner(elastic, pixels), pictures.only(np.arange(few))),
+        "similarity": similarity(ElasticRunner(elastic, pixels), pictures.spread(SIMILAR_PICTURES)),
         "torch": torch.__version__,
         "cells": cells,
     }

@@ -14,7 +14,15 @@ import pytest
 from PIL import Image, ImageCms
 from pyarrow import parquet as parquet_files
 
-from isthmus.data.images import Columns, ImageError, PixelSpec, centre_square, decode_image, read_images
+from isthmus.data.images import (
+    Columns,
+    ImageError,
+    LabelledImages,
+    PixelSpec,
+    centre_square,
+    decode_image,
+    read_images,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -303,3 +311,16 @@ def test_cifar10() -> None:
     found = read_images(Path(folder) / "test.parquet", 32)
     assert found.pictures_NHWC.shape == (5_000, 32, 32, 3)
     assert np.bincount(found.labels_N).tolist() == [500] * 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40, 41, 100])
+def test_pictures_of_a_file_that_is_sorted_by_class_are_taken_from_all_of_it(count: int) -> None:
+    labels_N = np.repeat(np.arange(4), 10)
+    pictures = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    some = LabelledImages(pictures, labels_N).spread(count)
+    assert len(some) == min(count, 40)
+    positions_N = some.pictures_NHWC[:, 0, 0, 0]
+    assert len(set(positions_N)) == len(some) and list(positions_N) == sorted(positions_N)
+    assert (some.labels_N == labels_N[positions_N]).all()
+    if count >= 7:
+        assert set(some.labels_N) == {0, 1, 2, 3}
