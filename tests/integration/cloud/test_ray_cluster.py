@@ -89,6 +89,7 @@ def test_nodes_and_the_head_are_killed_in_mid_step_and_the_job_is_done_once(
         except IsthmusError as error:
             lost.append(type(error).__name__)
             assert isinstance(error, Unavailable)
+            assert killed.is_set() or not kill, error
             leases.hand_back(bench.database, "worker")
             return Stage.DISTILLING
         finally:
@@ -99,13 +100,9 @@ def test_nodes_and_the_head_are_killed_in_mid_step_and_the_job_is_done_once(
         assert run_and_kill(nodes, "head") is Stage.DISTILLING
     connection.leave()
     with running_ray() as nodes:
-        until_s = time.monotonic() + WAIT_S
-        # A busy machine may lose a connection that nobody cut; the worker then takes the job again, as it does elsewhere.
-        while (stage := run_and_kill(nodes, "")) is not Stage.READY:
-            assert time.monotonic() < until_s
-        assert stage is Stage.READY
+        assert run_and_kill(nodes, "") is Stage.READY
     connection.leave()
-    assert len(lost) >= 2 and set(lost) == {"Unavailable"}
+    assert lost == ["Unavailable", "Unavailable"]
     text = bench.student("job").decode()
     assert [line.split(" on ")[0] for line in text.splitlines()] == [f"epoch {number}" for number in range(EPOCHS)]
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -20,6 +21,7 @@ from isthmus.cloud.cluster import connection
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _STORE_BYTES: Final = 80 << 20
+ROOT: Final = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def running_ray(more: Mapping[str, str] | None = None) -> Iterator[RayNodes]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that it listens on loopback alone
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))),  # actors of tests
         **(more or {}),
     }
     process = subprocess.Popen(
