@@ -78,10 +78,13 @@ def sizes_profile(base: Profile, sizes: tuple[ModelSize, ...] = SIZES) -> Profil
 
 
 def _scaled(base: Profile, size: ModelSize) -> tuple[float, ...]:
-    """Scales the part of the time that grows with the batch. The fixed cost of a batch does not depend on the model."""
+    """Scales the part of the time that grows with the batch. The fixed cost of a batch does not depend on the model.
+
+    On a busy machine a larger batch can measure faster than a smaller one. Then the fastest batch is all fixed cost.
+    """
     seconds = base.latency_s[0]
     per_image_s = (seconds[-1] - seconds[0]) / (base.sizes[-1] - base.sizes[0]) if len(seconds) > 1 else 0.0
-    fixed_s = max(0.0, seconds[0] - per_image_s * base.sizes[0])
+    fixed_s = min(max(0.0, seconds[0] - per_image_s * base.sizes[0]), *seconds)
     return tuple(fixed_s + size.cost * (value - fixed_s) for value in seconds)
 
 

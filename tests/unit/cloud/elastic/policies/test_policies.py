@@ -145,6 +145,15 @@ def test_infaas_pays_for_loading_and_keeps_to_one_task() -> None:
     assert takes_s(first) == pytest.approx(first.predicted_s)
 
 
+@pytest.mark.parametrize("seconds", [(0.004, 0.003), (0.004, 0.001), (0.001, 0.9)])
+def test_sizes_follow_from_a_profile_of_a_busy_machine_too(seconds: tuple[float, float]) -> None:
+    base = replace(PROFILE, gammas=(0,), sizes=(1, 8), accuracy={"t": {0: 0.9}}, latency_s={0: seconds})
+    found = sizes_profile(base)
+    assert found.latency_s[0] == pytest.approx(seconds)
+    for small, large, given in zip(found.latency_s[-1], found.latency_s[1], seconds, strict=True):
+        assert 0 < small <= given <= large
+
+
 def test_infaas_sends_a_batch_to_the_executor_that_holds_its_model() -> None:
     base = SIZES[1]
     profile = sizes_profile(PROFILE)
