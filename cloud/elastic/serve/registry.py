@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -23,11 +23,29 @@ log = logging.getLogger(__name__)
 WEIGHTS_FILE: Final = "weights.safetensors"
 
 
-class Registry:
-    """Registered tasks by name.
+class ServedTasks:
+    """The tasks that a server answers, by name. Any thread may read them, without waiting."""
 
-    Any thread may read, without waiting. Adding and removing block: do not call them on the event loop. ``changed`` is
-    called for each change, one at a time, with the task's name and the task (None: removed).
+    def __init__(self, tasks: Iterable[Task] = ()) -> None:
+        self._tasks = {task.name: task for task in tasks}
+
+    def get(self, name: str) -> Task:
+        """Returns the task. Raises NotYours for a name that is not registered."""
+        try:
+            return self._tasks[name]
+        except KeyError:
+            raise NotYours(f"no task {name.rpartition('/')[2][:64]!r} is registered") from None
+
+    def listing(self) -> list[Task]:
+        """Returns every served task, by name."""
+        return [task for _, task in sorted(self._tasks.items())]
+
+
+class Registry(ServedTasks):
+    """Tasks that clients register.
+
+    Adding and removing block: do not call them on the event loop. ``changed`` is called for each change, one at a time,
+    with the task's name and the task (None: removed).
     """
 
     def __init__(
@@ -39,13 +57,13 @@ class Registry:
         to_measure: Callable[[Task], None] = lambda task: None,
     ) -> None:
         """``to_measure`` is called for each task that came with a profiling set and was not measured yet."""
+        super().__init__()
         self._database = database
         self._artefacts = artefacts
         self._model = model
         self._changed = changed
         self._to_measure = to_measure
         self._changing = threading.Lock()
-        self._tasks: dict[str, Task] = {}
 
     def load(self) -> None:
         """Loads the tasks that were registered before.
@@ -62,17 +80,6 @@ class Registry:
                     self._to_measure(task)
             except (IsthmusError, OSError, ValueError, KeyError, TypeError) as error:
                 log.warning("task %s is not served: %s", row.name, error)
-
-    def get(self, name: str) -> Task:
-        """Returns the task. Raises NotYours for a name that is not registered."""
-        try:
-            return self._tasks[name]
-        except KeyError:
-            raise NotYours(f"no task {name.rpartition('/')[2][:64]!r} is registered") from None
-
-    def listing(self) -> list[Task]:
-        """Returns every served task, by name."""
-        return [task for _, task in sorted(self._tasks.items())]
 
     def register(
         self, spec: TaskSpec, weights: Path, now_s: float, *, owner: str = "", at_most_of_owner: int | None = None

@@ -1,7 +1,6 @@
 """Opens a server of model variants (INFaaS) from its settings. Its tasks are those of the folder of variants."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from isthmus.cloud.elastic.scheduling.engine import Engine
 from isthmus.cloud.elastic.scheduling.profile import MachineKey
 from isthmus.cloud.elastic.serve.decoding import Decoder, decoded
 from isthmus.cloud.elastic.serve.live import LiveEngine
+from isthmus.cloud.elastic.serve.registry import ServedTasks
 from isthmus.cloud.elastic.serve.serving import Elastic
 from isthmus.cloud.elastic.serve.settings import ElasticSettings
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task, TaskSpec, TaskWeights
@@ -22,27 +22,13 @@ from isthmus.cloud.elastic.variants.folder import BadVariants, Variants
 from isthmus.cloud.elastic.variants.opening import Ready, classes_of, opened
 from isthmus.cloud.elastic.variants.pool import Memory, Pool
 from isthmus.data.images import PixelSpec
-from isthmus.proto.errors import InvalidInput, NotYours
+from isthmus.proto.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
 
-class FolderTasks:
+class FolderTasks(ServedTasks):
     """The tasks of a folder of variants. Their operator adds more; clients cannot."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks = {task.name: task for task in tasks}
-
-    def get(self, name: str) -> Task:
-        """Returns the task. Raises NotYours for a name that the folder does not have."""
-        try:
-            return self._tasks[name]
-        except KeyError:
-            raise NotYours(f"no task {name.rpartition('/')[2][:64]!r} is registered") from None
-
-    def listing(self) -> list[Task]:
-        """Returns every task, by name."""
-        return [task for _, task in sorted(self._tasks.items())]
 
     def register(
         self, spec: TaskSpec, weights: Path, now_s: float, *, owner: str = "", at_most_of_owner: int | None = None
