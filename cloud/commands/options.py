@@ -293,6 +293,14 @@ class ReplayOptions:
         Path | None, typer.Option(help="Server: PEM certificate to trust. Without one nothing is encrypted.")
     ] = None
     connections: Annotated[int, typer.Option(help="Server: number of connections.", min=1, max=4_096)] = 8
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired/--not-paired",
+            help="Server: ask it afterwards what it answers where the simulation chose another gamma, so that right "
+            "answers are compared picture by picture, without the luck of the draw.",
+        ),
+    ] = False
     model: Annotated[str | None, typer.Option(help="Live: the model's safetensors file, or its name in timm.")] = None
     tasks: Annotated[
         Path | None, typer.Option(help="Live or server: folder of tasks of 'isthmus elastic prompts'.")

@@ -7,7 +7,7 @@ the picture, the event loop. In time means that the answer was here within the q
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,9 +24,13 @@ GIVE_UP_S: Final = 20.0
 """A call is given up so long after its deadline."""
 WARM_UP_SIZES: Final = (1, 64)
 WARM_UP_LATENCY_S: Final = 60.0
+TOGETHER: Final = 64
+"""Pictures that are asked for at once after a replay."""
 
 Pictures = Mapping[str, Sequence[tuple[bytes, int]]]
 """The labelled pictures of each task: a JPEG or PNG file, and the index of its class."""
+Place = tuple[str, int, int]
+"""A task, one of its pictures, and a gamma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class Ended:
 
     ``outcome`` is None if the server refused it because too many were waiting. Without an answer, ``gamma`` and
     ``run_s`` are None. ``lag_s``: how late it was sent. ``latency_s``: from when it was due until it ended.
-    ``experts``: how many each token used; 0 if the model has none.
+    ``queue_s``: how long it waited within the server. ``experts``: how many each token used; 0 if the model has none.
+    ``right``: whether its answer was right, also if that was late.
     """
 
     query: Query
@@ -45,6 +50,8 @@ class Ended:
     gamma: int | None = None
     run_s: float | None = None
     experts: int = 0
+    queue_s: float = 0.0
+    right: bool = False
 
     def level(self, profile: Profile) -> int | None:
         """Returns the level at which it ran, as the profile names it (``levels.py``), or None without an answer."""
@@ -127,7 +134,38 @@ async def _one(call: Any, query: Query, picture: tuple[bytes, int], began_s: flo
     right = answer.class_index == label
     in_time = Outcome.CORRECT_IN_TIME if right else Outcome.WRONG_IN_TIME
     outcome = in_time if took_s <= allowed_s else Outcome.LATE
-    return Ended(query, outcome, lag_s, took_s, answer.gamma, answer.run_s, answer.experts)
+    return Ended(query, outcome, lag_s, took_s, answer.gamma, answer.run_s, answer.experts, answer.queue_s, right)
+
+
+async def right_at(
+    channels: Sequence[grpc.aio.Channel], pictures: Pictures, places: Iterable[Place], metadata: Metadata = ()
+) -> dict[Place, bool]:
+    """Asks for pictures at fixed gammas, without hurry and a batch at a time, and returns which answers were right.
+
+    A policy that chooses gamma itself refuses that; then nothing is returned. Raises grpc.aio.AioRpcError.
+    """
+    calls: list[Any] = [channel.unary_unary(MAKE_QUERY) for channel in channels]
+    # Queries of one gamma are asked together, as they can share a batch.
+    ordered = sorted(set(places), key=lambda place: (place[2], place))
+    found: dict[Place, bool] = {}
+
+    async def ask(number: int, place: Place) -> None:
+        task, at, gamma = place
+        encoded, label = pictures[task][at]
+        request = pb.MakeQueryRequest(task=task, encoded=encoded, latency_s=WARM_UP_LATENCY_S, gamma=gamma)
+        call = calls[number % len(calls)]
+        data = await call(request.SerializeToString(), timeout=2 * WARM_UP_LATENCY_S, metadata=metadata)
+        found[place] = pb.MakeQueryResponse.FromString(data).class_index == label
+
+    try:
+        for first in range(0, len(ordered), TOGETHER):
+            some = ordered[first : first + TOGETHER]
+            await asyncio.gather(*(ask(number, place) for number, place in enumerate(some)))
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+            raise
+        return {}
+    return found
 
 
 def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:
@@ -135,7 +173,8 @@ def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:
 
     ``utility`` adds up right answers in time. ``expected_utility`` adds up, for all answers in time, the profile's
     accuracy times the utility. Answers of the same batch have the same run time. If the model has experts, ``gammas``
-    counts levels. Raises ValueError for an answer at a gamma that the profile lacks.
+    counts levels. ``outside_ms`` is what clients waited for besides queue and batch: sending, network, reading of
+    pictures. Raises ValueError for an answer at a gamma that the profile lacks.
     """
     levels = [each.level(profile) for each in ended]
     if unknown := sorted({level for level in levels if level is not None} - {*profile.gammas}):
@@ -164,5 +203,6 @@ def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:
         "took": ran_s / profiled_s if profiled_s else 1.0,
         "gammas": {str(gamma): gammas[gamma] for gamma in profile.gammas},
         "latency_ms": percentiles_ms([each.latency_s for each in ended if each.gamma is not None]),
+        "outside_ms": percentiles_ms([each.latency_s - each.queue_s - each.run_s for each, _ in placed if each.run_s]),
         "generator_lag_ms": percentiles_ms([each.lag_s for each in ended]),
     }

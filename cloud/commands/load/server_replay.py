@@ -5,7 +5,9 @@ It sends from a process of its own, by gRPC. It needs no torch.
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +23,11 @@ from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile
-from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, read_recipe
 from isthmus.cloud.load.callers import channel_to, with_key
-from isthmus.cloud.load.replay import Ended, Pictures, figures, replay, warm_up
+from isthmus.cloud.load.replay import Ended, Pictures, Place, figures, replay, right_at, warm_up
 from isthmus.command_line import key_in
 from isthmus.data.files import write_atomically
 from isthmus.data.images import Columns, read_encoded
@@ -67,6 +69,8 @@ def check(asked: ReplayOptions) -> None:
         raise ValueError("--server needs --profile (the server's) or --variants, --tasks and --data")
     if asked.live or asked.warm is not None or asked.margin is not None:
         raise ValueError("--server serves as it was started: leave out --live, --warm and --margin")
+    if asked.paired and memory_named(asked.policy) is not None:
+        raise ValueError("--paired asks for answers at given gammas, which INFaaS has none of: leave it out")
 
 
 def replay_on_server(
@@ -83,12 +87,27 @@ def replay_on_server(
     Raises IsthmusError if the server does not answer or a task is not registered, and ValueError if the profile is not
     the server's.
     """
+    if asked.paired and measured.experts:
+        raise ValueError("--paired asks for answers at given gammas, and experts are a second choice: leave it out")
+    found: dict[str, Any] = {}
+
+    async def both() -> dict[str, Any]:
+        async with _connected(asked) as channels:
+            ended, share = await _sent(asked, measured, queries, pictures, channels)
+            found.update(figures(ended, measured), generator_processor_share=share)
+            runs = _simulated(asked, measured, queries, found["took"], sizes)
+            if asked.paired:
+                known = await _right(asked, ended, runs, pictures, channels)
+                for run in runs.values():
+                    run |= _paired(run["in_time"], known, measured, pictures)
+            return runs
+
     try:
-        ended = asyncio.run(_sent(asked, measured, queries, pictures))
+        simulated = asyncio.run(both())
     except grpc.aio.AioRpcError as error:
         raise from_status(error.code().value[0], error.details() or "") from error
-    found = figures(ended, measured)
-    simulated = _simulated(asked, measured, queries, found["took"], sizes)
+    for run in simulated.values():
+        del run["in_time"]
     bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     typer.echo(f"{asked.policy} on {asked.trace}, by the server, load {asked.load:g}, seed {asked.seed}:")
     typer.echo(
@@ -105,6 +124,12 @@ def replay_on_server(
             f"{name}: expected utility {could:.1f}; on the server right answers earn {right:+.2%}, "
             f"expected ones {expected:+.2%}"
         )
+        if "right_utility" in each:
+            over = found["utility"] / each["right_utility"] - 1 if each["right_utility"] else 0.0
+            typer.echo(
+                f"  in pairs: by the server's own answers ({each['answered']:.1%} known), the simulation earns "
+                f"{each['right_utility']:.1f}; right answers earn {over:+.2%} more on the server"
+            )
     for outcome, share in found["outcomes"].items():
         if share:
             typer.echo(f"  {outcome.replace('_', ' ')}: {share:.2%}")
@@ -112,33 +137,87 @@ def replay_on_server(
         f"{found['batches']} batches, mean size {found['mean_batch_size']:.1f}. They took {found['took']:.3f} times as "
         "long as the profile says."
     )
+    typer.echo(f"The load generator used {found['generator_processor_share']:.0%} of a processor core.")
     if asked.out is not None:
         sums = {"policy": asked.policy, "load": asked.load, "seed": asked.seed, "bound": bound, **found}
         write_atomically(asked.out, json.dumps({**sums, "simulated": simulated}, indent=1) + "\n")
         typer.echo(f"written: {asked.out}")
 
 
-async def _sent(asked: ReplayOptions, measured: Profile, queries: Sequence[Query], pictures: Pictures) -> list[Ended]:
+@asynccontextmanager
+async def _connected(asked: ReplayOptions) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Open the connections. Raises ValueError if the server does not answer."""
     assert asked.server is not None
     certificate = None if asked.tls_cert is None else asked.tls_cert.read_bytes()
     channels = [channel_to(asked.server, certificate) for _ in range(asked.connections)]
-    metadata = with_key(key_in(asked.key_file))
     try:
-        await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), OPEN_S)
-        able = {task: [gamma for gamma in measured.gammas if measured.accuracy[task][gamma] > 0] for task in pictures}
-        swaps = memory_named(asked.policy) is not None
-        for task, gammas in able.items():
-            if swaps:  # many at once would make the server begin with small models, and the simulation does not
-                await warm_up(channels[0], {task: pictures[task]}, [0], metadata, sizes=[1])
-            else:
-                await warm_up(channels[0], {task: pictures[task]}, gammas, metadata)
-        await asyncio.sleep(SETTLE_S)
-        return await replay(channels, queries, pictures, metadata)
-    except TimeoutError:
-        raise ValueError(f"{asked.server}: not all connections were open within {OPEN_S:g} s") from None
+        try:
+            await asyncio.wait_for(asyncio.gather(*(channel.channel_ready() for channel in channels)), OPEN_S)
+        except TimeoutError:
+            raise ValueError(f"{asked.server}: not all connections were open within {OPEN_S:g} s") from None
+        yield channels
     finally:
         for channel in channels:
             await channel.close()
+
+
+async def _sent(
+    asked: ReplayOptions,
+    measured: Profile,
+    queries: Sequence[Query],
+    pictures: Pictures,
+    channels: Sequence[grpc.aio.Channel],
+) -> tuple[list[Ended], float]:
+    """Warm the server up and send the queries. Return how each ended, and the share of a core that sending took."""
+    metadata = with_key(key_in(asked.key_file))
+    able = {task: [gamma for gamma in measured.gammas if measured.accuracy[task][gamma] > 0] for task in pictures}
+    swaps = memory_named(asked.policy) is not None
+    for task, gammas in able.items():
+        if swaps:  # many at once would make the server begin with small models, and the simulation does not
+            await warm_up(channels[0], {task: pictures[task]}, [0], metadata, sizes=[1])
+        else:
+            await warm_up(channels[0], {task: pictures[task]}, gammas, metadata)
+    await asyncio.sleep(SETTLE_S)
+    began_s, worked_s = time.perf_counter(), time.process_time()
+    ended = await replay(channels, queries, pictures, metadata)
+    return ended, (time.process_time() - worked_s) / (time.perf_counter() - began_s)
+
+
+async def _right(
+    asked: ReplayOptions,
+    ended: Sequence[Ended],
+    runs: Mapping[str, Any],
+    pictures: Pictures,
+    channels: Sequence[grpc.aio.Channel],
+) -> dict[Place, bool]:
+    """Return which of the answers that the simulations gave in time are right, by asking the server for those.
+
+    What the replay itself has shown is not asked again. A policy that chooses gamma itself shows nothing more.
+    """
+    known = {_place(each.query, each.gamma, pictures): each.right for each in ended if each.gamma is not None}
+    needed = {_place(query, gamma, pictures) for run in runs.values() for query, gamma in run["in_time"]}
+    return known | await right_at(channels, pictures, needed - known.keys(), with_key(key_in(asked.key_file)))
+
+
+def _paired(
+    in_time: Sequence[tuple[Query, int]], known: Mapping[Place, bool], measured: Profile, pictures: Pictures
+) -> dict[str, float]:
+    """Return the utility of the right ones among a simulation's answers in time, and of how many that is known.
+
+    An answer that is not known counts by its accuracy.
+    """
+    places = [_place(query, gamma, pictures) for query, gamma in in_time]
+    return {
+        "right_utility": sum(
+            query.utility * known.get(place, measured.accuracy[query.task][gamma])
+            for (query, gamma), place in zip(in_time, places, strict=True)
+        ),
+        "answered": sum(place in known for place in places) / max(1, len(places)),
+    }
+
+
+def _place(query: Query, gamma: int, pictures: Pictures) -> Place:
+    return query.task, query.id % len(pictures[query.task]), gamma
 
 
 def _simulated(
@@ -151,29 +230,32 @@ def _simulated(
     """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had.
 
     INFaaS is simulated at the profile's pace alone. ``expected_utility`` is the mean of the utility over all draws of
-    which answers are right.
+    which answers are right. ``in_time`` lists the queries that were in time, each with its gamma; INFaaS has none.
     """
     memory_bytes = memory_named(asked.policy)
     luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
-    runs: dict[str, Run] = {}
+    runs: dict[str, tuple[Run, dict[int, int]]] = {}
     if memory_bytes is not None:
         # How long a batch took on the server includes loading its model, so it says nothing of the server's pace.
         _, policy, loading_s = infaas(measured, memory_bytes, asked.executors, sizes=sizes)
         engine = Engine(measured, policy, adapts=False, executors=asked.executors)
-        runs["simulated"] = simulate(engine, queries, luck_N, loading_s)
+        runs["simulated"] = (simulate(engine, queries, luck_N, loading_s), {})
     else:
         for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
+            ran: dict[int, int] = {}
 
-            def batch_s(work: Work, pace: float = pace) -> float:
+            def batch_s(work: Work, pace: float = pace, ran: dict[int, int] = ran) -> float:
+                ran.update((query.id, work.gamma) for query in work.batch.queries)
                 return pace * measured.batch_time_s(work.gamma, len(work.batch))
 
             engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
-            runs[name] = simulate(engine, queries, luck_N, batch_s)
+            runs[name] = (simulate(engine, queries, luck_N, batch_s), ran)
     return {
         name: {
             "utility": run.utility,
             "expected_utility": run.expected_utility,
             "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
+            "in_time": [(query, ran[query.id]) for query in queries if ran and run.outcomes[query.id] in IN_TIME],
         }
-        for name, run in runs.items()
+        for name, (run, ran) in runs.items()
     }

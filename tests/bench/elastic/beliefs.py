@@ -16,6 +16,7 @@ import numpy as np
 import typer
 
 from isthmus.cloud.elastic.policies.by_name import make_policy
+from isthmus.cloud.elastic.policies.infaas import memory_named, simulated, sizes_profile
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
@@ -97,13 +98,26 @@ def queries_of(world: World, profile: Profile, seed: int, seconds: int) -> list[
 def earned(
     belief: Profile, truth: Profile, noise: Noise | None, policy: str, queries: Sequence[Query], seed: int
 ) -> float:
-    """Return the expected utility, by the true accuracies, of the queries that arrive after ``SETTLED_S``."""
+    """Return the expected utility, by the true accuracies, of the queries that arrive after ``SETTLED_S``.
+
+    INFaaS chooses among models of three sizes, whose times and accuracies follow from those of gamma 0.
+    """
     rng = np.random.default_rng([seed, 2])
     utility = 0.0
+    memory_bytes = memory_named(policy)
+    running: Callable[[Work], float] | None = None
+    if memory_bytes is None:
+        engine = Engine(belief, make_policy(policy, belief))
+    else:
+        sizes, infaas, running = simulated(belief, memory_bytes)
+        truth = sizes_profile(truth)
+        engine = Engine(sizes, infaas, adapts=False)
 
     def takes_s(work: Work) -> float:
         nonlocal utility
         took_s = truth.batch_time_s(work.gamma, len(work.batch)) * (1.0 if noise is None else noise(rng))
+        if running is not None:  # what is left of it is the time of loading a model
+            took_s += running(work) - work.predicted_s
         utility += sum(
             truth.accuracy_of(query.task, work.gamma) * query.utility
             for query in work.batch.queries
@@ -111,7 +125,6 @@ def earned(
         )
         return took_s
 
-    engine = Engine(belief, make_policy(policy, belief))
     serve(engine, queries, VirtualWorld(truth, np.zeros(len(queries)), takes_s))
     return utility
 
@@ -163,7 +176,7 @@ def looseness(seed: int, count: int) -> float:
 
 
 def main(
-    policies: Annotated[str, typer.Option(help="Separated by commas.")] = "priced,exact,otas",
+    policies: Annotated[str, typer.Option(help="Separated by commas. infaas:GB is INFaaS.")] = "priced,exact,otas",
     worlds: Annotated[str, typer.Option(help="Names of worlds, separated by commas. Default: all.")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     first_seed: Annotated[int, typer.Option(help="The policies were tuned on seeds below 100.")] = 100,

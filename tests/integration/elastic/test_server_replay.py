@@ -34,7 +34,7 @@ def rig(tmp_path: Path) -> ElasticRig:
     return rig
 
 
-def run(rig: ElasticRig, address: str, **changes: object) -> tuple[int, str]:
+def run(rig: ElasticRig, address: str, *flags: str, **changes: object) -> tuple[int, str]:
     options = {
         "server": address,
         "profile": rig.folder / "profile.json",
@@ -48,7 +48,7 @@ def run(rig: ElasticRig, address: str, **changes: object) -> tuple[int, str]:
         **changes,
     }
     args = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-    done = CliRunner().invoke(app, ["replay", *args])
+    done = CliRunner().invoke(app, ["replay", *args, *flags])
     return done.exit_code, done.output
 
 
@@ -66,6 +66,35 @@ def test_the_models_own_answers_are_right_and_in_time(rig: ElasticRig) -> None:
     assert found["utility"] <= simulated["expected_utility"] + 1e-9
     assert simulated["utility"] == pytest.approx(simulated["expected_utility"]) == pytest.approx(found["bound"])
     assert "on the server right answers earn" in said
+
+
+def test_right_answers_are_compared_in_pairs(rig: ElasticRig) -> None:
+    made = Made.random("ten", 10, gammas=(), seed=5)  # one whose answers differ between gamma 0 and -4
+    answers = {gamma: [int(rig.direct(made, picture, gamma).argmax()) for picture in PICTURES] for gamma in (-4, 0)}
+    assert answers[-4] != answers[0]
+    write_images(rig.folder / "pictures.parquet", LabelledImages(np.stack(PICTURES), np.array(answers[0])))
+    # The server believes in another accuracy than the simulation, so the two choose different gammas.
+    served = replace(made, spec=replace(made.spec, accuracy={-4: 0.9, 0: 0.1}))
+    with rig.serving(served, elastic_policy="priced") as address:
+        code, said = run(rig, address, "--paired", policy="priced")
+    assert code == 0, said
+    found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
+    assert found["gammas"] == {"-4": found["queries"], "0": 0, "2": 0}
+    for simulated in found["simulated"].values():  # at gamma 0, where every answer is right
+        assert simulated["right_utility"] == pytest.approx(simulated["expected_utility"])
+        assert simulated["answered"] == 1
+    assert found["utility"] < found["bound"]
+    assert 0 < found["generator_processor_share"] < 2 and found["outside_ms"]["p50"] > 0
+    assert "in pairs" in said and "(100.0% known)" in said and "The load generator used" in said
+
+
+def test_answers_that_nobody_can_ask_for_count_by_their_accuracy(rig: ElasticRig) -> None:
+    with rig.serving(TEN, elastic_policy="fixed:-4") as address:
+        code, said = run(rig, address, "--paired")
+    assert code == 0 and "(0.0% known)" in said, said
+    found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
+    for simulated in found["simulated"].values():
+        assert simulated["right_utility"] == pytest.approx(simulated["expected_utility"])
 
 
 def test_what_does_not_go_together_is_one_line(rig: ElasticRig) -> None:

@@ -75,6 +75,13 @@ def test_scaling(tmp_path: Path) -> None:
     assert all(row["most_turns_in_10_min"] <= 1 for row in (step, day))
 
 
+def test_infaas_with_wrong_beliefs(tmp_path: Path) -> None:
+    few = ("--seconds", "6", "--seeds", "1", "--small", "2", "--worlds", "as believed,twice the time")
+    right, wrong = measured(tmp_path, "elastic.beliefs", *few, "--policies", "infaas,infaas:1.04")["rows"]
+    for row in (right, wrong):
+        assert 0 < row["infaas:1.04"]["mean"] <= row["infaas"]["mean"] <= 1, "models that must be loaded cost time"
+
+
 def test_infaas_live_on_two_executors(tmp_path: Path) -> None:
     options = ("--loads", "0.5", "--depth", "1", "--duration-s", "1", "--executors", "2", "--repeats", "1")
     rows = measured(tmp_path, "elastic.infaas_live", *options, "--policies", "priced")["rows"]
