@@ -7,6 +7,7 @@ import sys
 import torch
 
 from isthmus.cloud import logs
+from isthmus.cloud.garbage import spare_what_is_there
 from isthmus.cloud.server import Server
 from isthmus.cloud.settings import CloudSettings, joined, split_listen
 from isthmus.extensions import load_extensions
@@ -27,6 +28,7 @@ async def _serve(settings: CloudSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     server = Server(settings)
     port = await server.start()
+    spare_what_is_there()
     if server.generation is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.generation.read_drained)
     print(f"listening on {joined(split_listen(settings.listen)[0], port)}", flush=True)

@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import Any, BinaryIO, Final
 
+from isthmus.cloud.garbage import spare_what_is_there
 from isthmus.cloud.generation.serve.opening import opened
 from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
@@ -38,7 +39,9 @@ async def _serve(opening: Opening, out: BinaryIO) -> None:
         app = openai_app(found.answering, Door(opening.key), moves=found.moves, move_key=opening.key)
         server = HttpServer(app, "127.0.0.1", 0)
         try:
-            _say(out, {"port": await server.start()})
+            port = await server.start()
+            spare_what_is_there()
+            _say(out, {"port": port})
             # A thread that waits for the input would keep the process from ending.
             ended = asyncio.Event()
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)

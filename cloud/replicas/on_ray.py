@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.garbage import spare_what_is_there
 from isthmus.cloud.generation.serve.carrier import SILENT_S, Lost, Response
 from isthmus.cloud.replicas.hosted import START_S, Opening
 from isthmus.cloud.replicas.switchboard import Heard, Switchboard
@@ -43,6 +44,7 @@ class Actor:
         ready: Future[Switchboard] = Future()
         threading.Thread(target=lambda: asyncio.run(_serve(opening, ready)), name="replica", daemon=True).start()
         self._board = ready.result()
+        spare_what_is_there()
 
     def pid(self) -> int:
         """Returns the actor's process id."""

@@ -3,8 +3,10 @@
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from isthmus.cloud.cluster import connection as cluster
+from isthmus.cloud.elastic.executors.child import START_NICER
 from isthmus.cloud.elastic.executors.on_ray import RayExecutor
 from isthmus.cloud.elastic.executors.opening import Opening, opened
 from isthmus.cloud.elastic.executors.process import ProcessExecutor
@@ -225,6 +228,25 @@ def test_a_process_leaves_nothing_behind_however_it_ends(opening: Opening, runne
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(ExecutorLost, match="stopping"):
         made.restore()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities per thread")
+def test_a_process_starts_nicer_than_it_runs(opening: Opening, runner: ElasticRunner) -> None:
+    made = ProcessExecutor(opening, runner.pixels)
+    made.start()
+    pid, ours, nicest = made.pid, os.nice(0), 0
+    assert pid is not None
+    starting = threading.Thread(target=made.restore)
+    starting.start()
+    while starting.is_alive():
+        for thread in psutil.Process(pid).threads():
+            with suppress(ProcessLookupError):
+                nicest = max(nicest, os.getpriority(os.PRIO_PROCESS, thread.id))
+        starting.join(0.02)
+    made.run(mixed(1), 0)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == ours, "its first thread runs the batches"
+    assert nicest == min(19, ours + START_NICER)
+    made.close()
 
 
 def test_a_process_that_hangs_is_killed(opening: Opening, runner: ElasticRunner) -> None:

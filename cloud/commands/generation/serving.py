@@ -5,6 +5,7 @@ import signal
 
 from isthmus.cloud import logs
 from isthmus.cloud.commands.generation.options import GenerateServeOptions
+from isthmus.cloud.garbage import spare_what_is_there
 from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
@@ -42,6 +43,7 @@ async def _serve(asked: GenerateServeOptions, key: str | None) -> None:
         server = HttpServer(app, host, port, tls_cert=asked.tls_cert, tls_key=asked.tls_key)
         try:
             port = await server.start()
+            spare_what_is_there()
             if asked.port_file is not None:
                 write_atomically(asked.port_file, joined(host, port) + "\n")
             print(f"listening on {joined(host, port)}", flush=True)

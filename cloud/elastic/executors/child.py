@@ -1,4 +1,8 @@
-"""The process of a ``ProcessExecutor``: opens the model, then runs batches until its input ends. See ``process.py``."""
+"""The process of a ``ProcessExecutor``: opens the model, then runs batches until its input ends. See ``process.py``.
+
+Libraries and model are loaded on a thread of lower priority. A process that takes the place of a killed one then takes
+what the other executors leave of the processor. Batches run on the first thread, at the server's own priority.
+"""
 
 import json
 import os
@@ -7,16 +11,22 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any, BinaryIO, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from isthmus.cloud.elastic.executors.memory import BatchMemory
-from isthmus.cloud.elastic.executors.opening import Opening
-from isthmus.cloud.elastic.executors.replica import Replica
-from isthmus.cloud.elastic.model.weights import ModelError
+if TYPE_CHECKING:
+    from isthmus.cloud.elastic.executors.memory import BatchMemory
+    from isthmus.cloud.elastic.executors.replica import Replica
 
 MAX_TEXT_CHARS: Final = 8_000
+START_NICER: Final = 10
+"""How much nicer the process is while it starts: it then weighs a tenth of a running executor."""
 
 _Message = dict[str, Any]
+
+
+class CannotOpen(Exception):
+    """The model cannot be opened here. The message is for the server."""
 
 
 def main() -> None:
@@ -40,10 +50,9 @@ def serve(heard: "queue.SimpleQueue[_Message]", replies: BinaryIO, fd: int) -> N
 
     hello = heard.get()
     try:
-        opening = Opening.from_json(json.dumps(hello["open"]))
-        replica = Replica(opening)
-        memory = BatchMemory.inherited(fd, hello["image_px"])
-    except (ModelError, ValueError, RuntimeError, OSError) as error:
+        with ThreadPoolExecutor(1, "start", initializer=_step_back) as starting:
+            replica, memory = starting.submit(_opened, hello, fd).result()
+    except CannotOpen as error:
         say({"failed": str(error)[:MAX_TEXT_CHARS]})
         return
     say({"ready": True})
@@ -57,7 +66,30 @@ def serve(heard: "queue.SimpleQueue[_Message]", replies: BinaryIO, fd: int) -> N
             say({"done": True})
 
 
-def perform(replica: Replica, memory: BatchMemory, message: _Message) -> None:
+def _step_back() -> None:
+    """Make the current thread nicer. Only Linux has priorities per thread; no thread may take its own back."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + START_NICER)
+
+
+def _opened(hello: _Message, fd: int) -> "tuple[Replica, BatchMemory]":
+    """Import the libraries, open the model and the shared memory. Raises CannotOpen."""
+    from isthmus.cloud.elastic.executors.memory import BatchMemory
+    from isthmus.cloud.elastic.executors.opening import Opening
+    from isthmus.cloud.elastic.executors.replica import Replica
+    from isthmus.cloud.elastic.model.weights import ModelError
+    from isthmus.cloud.garbage import spare_what_is_there
+
+    try:
+        opening = Opening.from_json(json.dumps(hello["open"]))
+        made = Replica(opening), BatchMemory.inherited(fd, hello["image_px"])
+    except (ModelError, ValueError, RuntimeError, OSError) as error:
+        raise CannotOpen(str(error)) from error
+    spare_what_is_there()
+    return made
+
+
+def perform(replica: "Replica", memory: "BatchMemory", message: _Message) -> None:
     """Does what one message asks for. Answers are in ``memory`` then."""
     if "task" in message:
         weights = memory.weights(message["bytes"]).tobytes()

@@ -20,6 +20,7 @@ from isthmus.cloud.elastic.executors.process import COMPILING_S, END_S, PATIENCE
 from isthmus.cloud.elastic.executors.replica import Replica
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item, alike
 from isthmus.cloud.elastic.tasks.task import FloatArray, PromptMode, Task
+from isthmus.cloud.garbage import spare_what_is_there
 from isthmus.data.images import PixelSpec
 from isthmus.proto.errors import IsthmusError
 
@@ -36,6 +37,7 @@ class Actor:
         if version != __version__:
             raise RuntimeError(f"the cluster has isthmus {__version__}, the server {version}: install one version")
         self._replica = Replica(Opening.from_json(opening))
+        spare_what_is_there()
 
     def pid(self) -> int:
         """Returns the actor's process id."""
