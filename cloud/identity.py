@@ -69,7 +69,11 @@ def enrol(
     """
     tenant = roster.of_key(enrolment_key, "enrol")
     if tenant is None:
-        if gate.enrolment_key is not None and not same_secret(enrolment_key, gate.enrolment_key):
+        if gate.enrolment_key is None:  # anyone may enrol, but who sends a key means a tenant
+            wrong = bool(enrolment_key) and roster.has_keys("enrol")
+        else:
+            wrong = not same_secret(enrolment_key, gate.enrolment_key)
+        if wrong:
             raise WrongKey("the enrolment key is missing or wrong; ask the operator for it")
         tenant = DEFAULT
     roster.admit(tenant)

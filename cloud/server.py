@@ -31,7 +31,7 @@ from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.tenants.roster import READ_EVERY_S, Roster
 from isthmus.data.files import write_atomically
-from isthmus.proto.errors import IsthmusError, Unauthenticated
+from isthmus.proto.errors import IsthmusError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from isthmus.cloud.generation.serve.opening import Opened
@@ -124,6 +124,8 @@ class Server:
         port = self.port = ports.bind(server, settings, self._metrics)
         await server.start()
         self._stack.push_async_callback(server.stop, _GRACE_S)
+        # Just before: so a device with a stream goes to another server at once, and hears why.
+        self._stack.callback(self._calls.end_endless, Unavailable("this server stops; connect again"))
         shut_out = asyncio.create_task(
             self._shut_out_revoked(ground.shelf.database, ground.roster, health_servicer), name="revoked devices"
         )

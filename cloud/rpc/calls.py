@@ -10,7 +10,7 @@ until its caller is known:
     elastic serving without a key     first message, count, handler                    20 s; a stream: 60 s
 
 Only what has passed "count" takes part in the bounds on calls. Calls without an identity or a message never use up the
-room of those that have both.
+room of those that have both. A known device beyond its tenant's quota is refused before all of that (``door.py``).
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import grpc
 
+from isthmus.cloud.rpc.door import Door
 from isthmus.cloud.rpc.interrupt import Patience, Places
 from isthmus.cloud.rpc.scopes import ELASTIC, OPEN, OURS, Scope, is_known, status_scope
 from isthmus.proto.errors import InvalidInput, TooLate, Unauthenticated
@@ -49,6 +50,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     scopes: Sequence[Scope]
     count: Scope
+    door: Door
     spend: Callable[[int], None] = lambda count: None
     """Called with the length of each message of a known caller; it raises if that is too much."""
     _arriving: Places = field(default_factory=lambda: Places(_ARRIVING))
@@ -56,10 +58,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     _patience: Patience = field(default_factory=Patience)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        ours = details.method.startswith(OURS)
+        if ours and details.method not in OPEN and not details.method.startswith(ELASTIC):
+            refusing = self.door.refusing(details.method, dict(details.invocation_metadata or ()))
+            if refusing is not None:
+                return refusing
         handler = await continuation(details)
         if handler is None:
             return None
-        ours = details.method.startswith(OURS)
         enter = self._ours if ours else self._others
         return _as_stream(handler, details.method, enter, self.spend if ours else lambda count: None)
 

@@ -160,6 +160,7 @@ class OpenCalls:
 
     def __init__(self) -> None:
         self._calls: dict[str, set[Interruptible]] = {}
+        self._endless: set[Interruptible] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
@@ -174,17 +175,25 @@ class OpenCalls:
         return tuple(self._calls)
 
     @asynccontextmanager
-    async def open(self, who: str) -> AsyncIterator[None]:
-        """Count a call of ``who`` during the block; ``end`` leaves it."""
+    async def open(self, who: str, *, endless: bool = False) -> AsyncIterator[None]:
+        """Count a call of ``who`` during the block; ``end`` leaves it, and ``end_endless`` if it is ``endless``."""
         with Interruptible() as call:
             self._calls.setdefault(who, set()).add(call)
+            if endless:
+                self._endless.add(call)
             try:
                 yield
             finally:
+                self._endless.discard(call)
                 calls = self._calls[who]
                 calls.discard(call)
                 if not calls:
                     del self._calls[who]
+
+    def end_endless(self, error: IsthmusError) -> None:
+        """End all endless calls with ``error``."""
+        for call in tuple(self._endless):
+            call.end(error)
 
     def end(self, callers: Iterable[str], error: IsthmusError) -> None:
         """End all calls of ``callers`` with ``error``."""

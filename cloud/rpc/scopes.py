@@ -5,11 +5,9 @@ kinds of calls (``calls.py`` enters them). Health and reflection need no token.
 """
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -20,7 +18,9 @@ from sqlalchemy.exc import DBAPIError
 
 from isthmus.cloud import identity, logs
 from isthmus.cloud.metrics.calls import Metrics, kind_of
+from isthmus.cloud.rpc.door import Door, bearer
 from isthmus.cloud.rpc.interrupt import OpenCalls
+from isthmus.cloud.rpc.statuses import STATUS, end_with
 from isthmus.cloud.rpc.transport import identity_of
 from isthmus.cloud.rpc.work import Work, busy
 from isthmus.cloud.store.database import Database, Unusable, as_ours, disk_is_full
@@ -29,7 +29,7 @@ from isthmus.cloud.store.tenants import DEFAULT
 from isthmus.cloud.tenants.roster import Roster
 from isthmus.cloud.tracing import Traces
 from isthmus.proto import trace
-from isthmus.proto.errors import NAME_KEY, RETRY_KEY, Busy, Internal, IsthmusError, StorageFull, Unauthenticated
+from isthmus.proto.errors import Busy, Internal, IsthmusError, StorageFull, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ OPEN: Final = frozenset(
         f"{_OPEN_INFERENCE}ServerReady",
     }
 )
-_STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
+ENDLESS: Final = frozenset({"/isthmus.v1.InferenceService/Infer", "/isthmus.v1.PersonalisationService/WatchJob"})
+"""Streams that stay open until their device leaves. A server that stops ends them at once."""
 _CALLER: ContextVar[Device] = ContextVar("caller")
 _UNKNOWN: Final = "unknown callers"
 _ELASTIC_CLIENTS: Final = "clients of elastic serving"
-_MOST_OWNERS: Final = 20_000
 _MOST_UNKNOWN: Final = 64
 """Calls of unknown callers that are worked on at a time."""
 _KNOWN: ContextVar[bool] = ContextVar("known", default=False)
@@ -71,28 +71,18 @@ def is_known() -> bool:
     return _KNOWN.get()
 
 
-def identity_scope(database: Database, work: Work, roster: Roster, elastic_key: str | None = None) -> Scope:
+def identity_scope(database: Database, work: Work, roster: Roster, door: Door, elastic_key: str | None = None) -> Scope:
     """Make the scope that finds the caller: a device by its token or certificate, or a tenant by its key.
 
     Elastic serving has no devices. Its clients send a key of their tenant or, for the tenant "default",
-    ``elastic_key``; if there is no key at all, everyone is served as "default". A call beyond its tenant's quota is
-    refused before the database is asked. The scope raises Unauthenticated, and Busy.
+    ``elastic_key``; if there is no key at all, everyone is served as "default". ``door`` has refused known devices
+    beyond their quota before. The scope raises Unauthenticated, and Busy.
     """
-    owners: OrderedDict[bytes, str] = OrderedDict()
-    """The tenants of tokens that were good before, to refuse with, never to admit."""
 
     async def device(token: str, context: Any) -> Device:
-        digest = hashlib.sha256(token.encode()).digest()
-        owner = owners.get(digest)
-        if owner is not None:
-            roster.admit(owner)
         work.admit(context.time_remaining())
         found = await work.do(identity.authenticate, database, token, time.time(), identity_of(context))
-        if owner is None:
-            roster.admit(found.tenant)
-            owners[digest] = found.tenant
-            if len(owners) > _MOST_OWNERS:
-                owners.popitem(last=False)
+        door.learn(token, found.tenant)
         return found
 
     @asynccontextmanager
@@ -100,9 +90,7 @@ def identity_scope(database: Database, work: Work, roster: Roster, elastic_key: 
         if method in OPEN:
             yield
             return
-        metadata = dict(context.invocation_metadata() or ())
-        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        token = token if scheme.lower() == "bearer" else ""
+        token = bearer(dict(context.invocation_metadata() or ()))
         if method.startswith(ELASTIC):
             asking = identity.asking(roster, elastic_key, token)
             roster.admit(asking.tenant)
@@ -160,7 +148,7 @@ def count_scope(calls: OpenCalls, *, most: int, most_per_device: int) -> Scope:
             raise Busy(f"at most {most_per_device} calls at a time; try again when one has ended", retry_after_s=1.0)
         if full:
             raise busy(1.0)
-        async with calls.open(who):
+        async with calls.open(who, endless=method in ENDLESS):
             yield
 
     return scope
@@ -179,16 +167,7 @@ async def status_scope(method: str, context: Any) -> AsyncIterator[None]:
     except grpc.aio.BaseError:
         raise
     except Exception as error:
-        ours = for_caller(error, method)
-        trailing = [(NAME_KEY, _name(ours))]
-        if isinstance(ours, Busy) and ours.retry_after_s is not None:
-            trailing.append((RETRY_KEY, str(round(1e3 * ours.retry_after_s))))
-        await context.abort(_STATUS[ours.code], str(ours), tuple(trailing))
-
-
-def _name(error: IsthmusError) -> str:
-    """Return the name of an error's nearest type in the contract."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == IsthmusError.__module__)
+        await end_with(context, for_caller(error, method))
 
 
 def for_caller(error: Exception, method: str) -> IsthmusError:
@@ -237,5 +216,5 @@ def metrics_scope(metrics: Metrics) -> Scope:
 
 def _code_name(context: Any) -> str:
     code = context.code()
-    status = code if isinstance(code, grpc.StatusCode) else _STATUS.get(code, grpc.StatusCode.UNKNOWN)
+    status = code if isinstance(code, grpc.StatusCode) else STATUS.get(code, grpc.StatusCode.UNKNOWN)
     return str(status.name)

@@ -18,6 +18,7 @@ from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.metrics.tenants import TenantCollector
 from isthmus.cloud.rpc import transport
 from isthmus.cloud.rpc.calls import CallInterceptor
+from isthmus.cloud.rpc.door import Door
 from isthmus.cloud.rpc.elastic import ElasticServicer
 from isthmus.cloud.rpc.inference import InferenceServicer
 from isthmus.cloud.rpc.interrupt import OpenCalls
@@ -73,14 +74,15 @@ class Services:
         roster = ground.roster
         self.metrics.watch(TenantCollector(roster))
         count = count_scope(self.calls, most=settings.max_calls, most_per_device=settings.max_calls_per_device)
+        door = Door(roster, self.metrics)
         scopes = (
             trace_scope(self.traces),
             metrics_scope(self.metrics),
             status_scope,
-            identity_scope(database, self._work, roster, ground.inference_key),
+            identity_scope(database, self._work, roster, door, ground.inference_key),
         )
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(scopes, count, spending(roster))],
+            interceptors=[CallInterceptor(scopes, count, door, spending(roster))],
             options=transport.options(settings.max_connections, elastic=ground.elastic is not None),
         )
         files: list[Any] = []

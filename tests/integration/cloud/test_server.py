@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
+from isthmus.cloud.commands import serving
 from isthmus.cloud.commands.cloud import app
 from isthmus.cloud.settings import CloudSettings
 from isthmus.cloud.store import lock
 from isthmus.cloud.store.database import Database
 from isthmus.proto.errors import InvalidInput, Locked
+from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.certificate import write_certificate
+from tests.rigs.cloud.service import BASE_FILE_BYTES
 
 
 def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
@@ -80,6 +85,48 @@ def test_the_address_is_written_when_ready_and_a_taken_port_is_refused(rig: Any,
                     pass
 
     asyncio.run(scenario())
+
+
+def test_a_server_that_stops_tells_its_streams_and_lets_other_calls_end(rig: Any) -> None:
+    async def scenario() -> tuple[list[tuple[grpc.StatusCode, str]], int]:
+        async with rig.running() as (server, channel):
+            device = await rig.enrol(channel)
+            job = await rig.start(device)
+            manifest = await device.describe()
+            frames = device.inference.Infer(metadata=(*device.metadata, ("isthmus-student", manifest.student_id)))
+            await frames.write(pb.InferRequest(sequence=0, frame=b"no frame"))
+            assert (await frames.read()).error.code
+            watch = device.personalisation.WatchJob(pb.WatchJobRequest(job_id=job.job_id), metadata=device.metadata)
+            await watch.read()
+            request = pb.FetchStudentRequest(student_id=manifest.student_id, file_name=manifest.files[0].name)
+            download = device.personalisation.FetchStudent(request, metadata=device.metadata)
+            received = len((await download.read()).data)
+            stopping = asyncio.create_task(server.stop())
+            told = [await rig.refusal(stream.read()) for stream in (frames, watch)]
+            while chunk := await download.read():
+                received += len(chunk.data)
+            await stopping
+            return told, received
+
+    told, received = asyncio.run(scenario())
+    assert told == [(grpc.StatusCode.UNAVAILABLE, "this server stops; connect again")] * 2
+    assert received == BASE_FILE_BYTES, "a download that had begun is finished"
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_what_is_there_when_it_listens_is_spared_by_the_garbage_collector(
+    rig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port_file = tmp_path / "port"
+    listens: list[bool] = []
+
+    def spared() -> None:  # of this process of tests nothing is spared
+        listens.append(port_file.exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(serving, "spare_what_is_there", spared)
+    serving.serve(rig.settings(workers=0, port_file=port_file))
+    assert listens == [True]
 
 
 def test_over_tls_only_those_who_trust_the_certificate_get_in(rig: Any, tmp_path: Path) -> None:

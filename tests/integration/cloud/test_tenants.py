@@ -118,8 +118,8 @@ def test_nothing_of_one_tenant_is_reached_by_another_by_any_rpc(tiny_release: Pa
             assert (await rig.start(theirs, "k1")).job_id != job.job_id
             await by.Forget(pb.ForgetRequest(), metadata=theirs.metadata)
             assert devices.get(on.database, ours.device_id) is not None
-            # Enrolling with the key of "b" made a device of "b", above. A made-up key makes one of "default".
-            assert devices.get(on.database, (await rig.enrol(on.channel, key="x")).device_id).tenant == "default"
+            # Enrolling with the key of "b" made a device of "b", above. A made-up key makes none.
+            assert (await rig.refusal(rig.enrol(on.channel, key="x")))[0] is UNAUTHENTICATED
 
             a, b = on.key("a"), on.key("b")
             image, made = png(pixels(0)), THREE[0]
@@ -154,10 +154,10 @@ def test_nothing_of_one_tenant_is_reached_by_another_by_any_rpc(tiny_release: Pa
             await on.elastic.RemoveTask(elastic_pb2.RemoveTaskRequest(name=task), metadata=b)
             kept = await on.elastic.ListTasks(elastic_pb2.ListTasksRequest(), metadata=a)
             assert [each.description.name for each in kept.tasks] == [task]
-            # A key to enrol asks for no image, and a key to ask enrols nobody into its tenant.
+            # A key to enrol asks for no image, and a key to ask enrols nobody.
             enrol_key = (("authorization", "Bearer a-enrol"),)
             assert (await rig.refusal(on.elastic.MakeQuery(query, metadata=enrol_key)))[0] is UNAUTHENTICATED
-            assert devices.get(on.database, (await rig.enrol(on.channel, key="a-query")).device_id).tenant == "default"
+            assert (await rig.refusal(rig.enrol(on.channel, key="a-query")))[0] is UNAUTHENTICATED
             files = (pb.DESCRIPTOR, elastic_pb2.DESCRIPTOR, oip.DESCRIPTOR)
             services = [service for file in files for service in file.services_by_name.values()]
             return refused, [method.name for service in services for method in service.methods]
@@ -204,6 +204,19 @@ def test_a_quota_of_zero_allows_nothing_and_each_refusal_says_what_to_do(tiny_re
     )
     for (_, message), what in zip(refusals, wanted, strict=True):
         assert f"quota of {what} is used up" in message and ("operator" in message or "try again" in message)
+
+
+def test_a_key_of_no_tenant_enrols_nobody_although_anyone_may_enrol_without(tiny_release: Path, tmp_path: Path) -> None:
+    async def scenario() -> tuple[tuple[grpc.StatusCode, str], list[str]]:
+        async with shared(tmp_path, tiny_release) as on:
+            refusal = await on.rig.refusal(on.rig.enrol(on.channel, key="a-enrol-mistyped"))
+            await on.rig.enrol(on.channel)
+            await on.enrol("a")
+            return refusal, sorted(device.tenant for device in devices.listing(on.database))
+
+    (code, message), owners = asyncio.run(scenario())
+    assert code is UNAUTHENTICATED and "ask the operator" in message
+    assert owners == ["a", "default"]
 
 
 def test_frames_and_calls_beyond_the_rate_are_refused_and_other_tenants_are_not(

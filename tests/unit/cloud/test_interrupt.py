@@ -88,6 +88,21 @@ def test_open_calls_are_counted_and_ended_by_caller() -> None:
     asyncio.run(scenario())
 
 
+def test_endless_calls_can_be_ended_alone() -> None:
+    async def scenario() -> None:
+        calls = OpenCalls()
+        async with calls.open("a"):
+            with pytest.raises(Unauthenticated):
+                async with calls.open("a", endless=True):
+                    calls.end_endless(Unauthenticated("out"))
+                    await asyncio.sleep(1)
+            calls.end_endless(Unauthenticated("out"))
+            await asyncio.sleep(0)
+            assert calls.of("a") == 1, "the other call goes on"
+
+    asyncio.run(scenario())
+
+
 def test_patience_ends_with_many_refusals_and_returns() -> None:
     now_s = 0.0
     patience = Patience(lambda: now_s)
