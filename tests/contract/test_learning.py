@@ -1,13 +1,16 @@
 """The learning steps of a job, in the worker and on Ray: the same selection, the same files, and no step half done."""
 
+import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -162,13 +165,13 @@ def test_a_killed_step_is_lost_and_goes_on_from_its_checkpoint(
 
     class Killing(RayLearning):
         def _run(self, begin: Any, note: Any = None) -> Any:
-            def begin_and_die(actor: Any) -> Any:
+            def begin_and_die(actor: Any, call: str) -> Any:
                 import ray
 
                 if not killed:
                     killed.append(ray.get(actor.pid.remote()))
                     os.kill(killed[0], signal.SIGKILL)
-                return begin(actor)
+                return begin(actor, call)
 
             return super()._run(begin_and_die, note)
 
@@ -177,6 +180,29 @@ def test_a_killed_step_is_lost_and_goes_on_from_its_checkpoint(
         learning.distil(of, lambda epoch, epochs: None)
     learning.distil(of, lambda epoch, epochs: None)
     assert of.checkpoint.exists()
+
+
+def test_the_next_step_takes_the_same_process_while_it_is_there(
+    remote: RayLearning, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def process_of_a_step(learning: RayLearning) -> int:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "isthmus.cloud"):
+            learning.select(prototypes(), round=0, seed=3)
+        (said,) = [record for record in caplog.records if "a step runs on Ray" in record.message]
+        assert isinstance(said.args, tuple)
+        return int(str(said.args[0]))
+
+    learning = RayLearning(remote._local, Path(remote._release), remote._release_hash, address="ray", threads=1)
+    first = process_of_a_step(learning)
+    assert process_of_a_step(learning) == first
+    os.kill(first, signal.SIGKILL)
+    monkeypatch.setattr(learning._kept, "_keep_s", 0.1)
+    second = process_of_a_step(learning)
+    assert second != first, "one that has died is no failure of the next step"
+    while psutil.pid_exists(second):  # nobody took it in time
+        time.sleep(0.05)
+    learning._kept.let_go()
 
 
 def test_another_release_on_the_cluster_is_said(remote: RayLearning, local: DistillLearning, release: Path) -> None:

@@ -1,4 +1,6 @@
-"""The learning steps of a job on a Ray cluster: each step is an actor of its own, on a machine that has room.
+"""The learning steps of a job on a Ray cluster: each step is a call of an actor, on a machine that has room.
+
+An actor stays for some seconds after a step and takes the next one, of this job or another (``kept.py``).
 
 Ray only executes. The job's row stays the truth, and its working files stay with the worker: they go along with each
 step and come back from it, the checkpoint after every epoch. So a machine or a cluster that is lost costs the epoch
@@ -10,11 +12,11 @@ merges what they find.
 
 import logging
 import os
+import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.offers.offer import offer_of
+from isthmus.cloud.personalise.elsewhere.kept import KeptActor, end
 from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE, PERSON_FILE
 from isthmus.data.files import write_atomically
@@ -39,7 +42,6 @@ POLL_S: Final = 0.5
 """How often to ask a step for its progress."""
 PATIENCE_S: Final = 60.0
 """Longest time for an answer to that question."""
-END_S: Final = 5.0
 START_S: Final = 600.0
 """Longest time until a cluster has room for a step and the release is read."""
 _CHECKPOINT: Final = "checkpoint.safetensors"
@@ -58,6 +60,14 @@ class StepActor:
     def __init__(self, release: str, release_hash: str, version: str, threads: int | None) -> None:
         if version != __version__:
             raise RuntimeError(f"the cluster has isthmus {__version__}, the worker {version}: install one version")
+        self._learning = self._opened(release, release_hash, threads)
+        self._changing = threading.Lock()
+        self._call = ""
+        self._epochs: list[tuple[int, int]] = []
+        self._checkpoint: bytes | None = None
+
+    @staticmethod
+    def _opened(release: str, release_hash: str, threads: int | None) -> Learning:
         # Imported on the cluster's machine, so that a worker without work stays small.
         import torch
 
@@ -69,27 +79,34 @@ class StepActor:
         opened = Release.open(Path(release))
         if offer_of(opened).release_hash != release_hash:
             raise RuntimeError(f"{release} is another release on the cluster than at the worker: copy it there")
-        self._learning: Learning = DistillLearning(opened)
-        self._changing = threading.Lock()
-        self._epochs: list[tuple[int, int]] = []
-        self._checkpoint: bytes | None = None
+        return DistillLearning(opened)
 
     def pid(self) -> int:
         """Returns the actor's process id."""
         return os.getpid()
 
-    def progress(self, seen: int) -> tuple[list[tuple[int, int]], bytes | None]:
-        """Returns the (epochs done, total epochs) beyond the first ``seen``, and the last one's checkpoint."""
+    def progress(self, call: str, seen: int) -> tuple[list[tuple[int, int]], bytes | None]:
+        """Returns a call's (epochs done, total epochs) beyond the first ``seen``, and the last one's checkpoint.
+
+        Before the call has begun, what was made for the one before it is nobody's.
+        """
         with self._changing:
+            if call != self._call:
+                return [], None
             return self._epochs[seen:], self._checkpoint if len(self._epochs) > seen else None
 
     def select(self, prototypes: Prototypes, round: int, seed: int) -> Selection:
         return self._learning.select(prototypes, round=round, seed=seed)
 
     def perform(
-        self, step: str, selection: Selection, round: int, rounds: int, seed: int, files: Mapping[str, bytes]
+        self, call: str, step: str, selection: Selection, round: int, rounds: int, seed: int, files: Mapping[str, bytes]
     ) -> _Files:
-        """Performs ``distil``, ``train_heads`` or ``export`` on the job's files. Returns the files that it made."""
+        """Performs ``distil``, ``train_heads`` or ``export`` on the job's files. Returns the files that it made.
+
+        ``call`` names this call for ``progress``.
+        """
+        with self._changing:
+            self._call, self._epochs, self._checkpoint = call, [], None
         with tempfile.TemporaryDirectory(prefix="isthmus-step-") as name:
             folder = Path(name)
             for file, data in files.items():
@@ -141,11 +158,12 @@ class RayLearning:
         self._release_hash = release_hash
         self._address = address
         self._threads = threads
+        self._kept = KeptActor()
 
     def select(self, prototypes: Prototypes, *, round: int, seed: int) -> Selection:
         if self._in_shards is not None:
             return self._select_in_shards(*self._in_shards, prototypes, round, seed)
-        selection: Selection = self._run(lambda actor: actor.select.remote(prototypes, round, seed))
+        selection: Selection = self._run(lambda actor, call: actor.select.remote(prototypes, round, seed))
         return selection
 
     @cached_property
@@ -171,6 +189,7 @@ class RayLearning:
         from isthmus.distill.student.personalise import select_round
         from isthmus.distill.training.probability_shards import ShardsError
 
+        self._kept.let_go()
         began_s = time.monotonic()
         shards = ShardsOnRay(cut, address=self._address, cpus=self._cpus)
         try:
@@ -212,8 +231,8 @@ class RayLearning:
         return [out_dir / name for name in made]
 
     def _perform(self, step: str, work: RoundWork, files: _Files, on_epoch: OnEpoch) -> _Files:
-        def begin(actor: Any) -> Any:
-            return actor.perform.remote(step, work.selection, work.round, work.rounds, work.seed, files)
+        def begin(actor: Any, call: str) -> Any:
+            return actor.perform.remote(call, step, work.selection, work.round, work.rounds, work.seed, files)
 
         def note(epochs: list[tuple[int, int]], checkpoint: bytes | None) -> None:
             if checkpoint is not None and step == "distil":
@@ -226,10 +245,10 @@ class RayLearning:
 
     def _run(
         self,
-        begin: Callable[[Any], Any],
+        begin: Callable[[Any, str], Any],
         note: Callable[[list[tuple[int, int]], bytes | None], None] = lambda epochs, checkpoint: None,
     ) -> Any:
-        """Starts an actor, begins the step with it, notes its progress until it is done, and returns the result."""
+        """Takes an actor, begins the step with it, notes its progress until it is done, and returns the result."""
         try:
             cluster.connect(self._address, self._cpus)
         except InvalidInput as error:
@@ -238,21 +257,21 @@ class RayLearning:
         from ray.exceptions import ActorDiedError, RayTaskError
 
         actor: Any = None
-        begun = False
+        call = secrets.token_hex(8)
         try:
-            made = cluster.actor(StepActor, cpus=self._threads or 1, gpus=int(cluster.has_gpu()))
-            actor = made.remote(self._release, self._release_hash, __version__, self._threads)
-            pid = cluster.first_answer(actor.pid.remote(), START_S)
+            actor, pid = self._kept.take(self._new_actor, START_S)
             log.info("a step runs on Ray, process %d", pid)
-            begun = True
-            result, seen, done = begin(actor), 0, False
+            result, seen, done = begin(actor, call), 0, False
             while not done:
                 done = bool(cluster.bounded(lambda: ray.wait([result], timeout=POLL_S)[0], PATIENCE_S))
-                epochs, checkpoint = _answer(actor.progress, seen)
+                epochs, checkpoint = _answer(actor.progress, call, seen)
                 seen += len(epochs)
                 with _Callers():
                     note(epochs, checkpoint)
-            return cluster.bounded(lambda: ray.get(result), PATIENCE_S)
+            found = cluster.bounded(lambda: ray.get(result), PATIENCE_S)
+            self._kept.keep(actor)
+            actor = None
+            return found
         except _CallersError as error:
             raise error.cause from None
         except RayTaskError as error:
@@ -262,13 +281,16 @@ class RayLearning:
         except IsthmusError:
             raise
         except Exception as error:  # no room, no machine, no cluster, no connection
-            if begun and isinstance(error, ActorDiedError) and _NODE_DIED not in str(error):
+            if actor is not None and isinstance(error, ActorDiedError) and _NODE_DIED not in str(error):
                 raise StepDied(f"Ray has lost a step: its process has died. {cluster.last_words(error)}") from error
             raise Unavailable(f"Ray has lost a step: {cluster.last_words(error)}") from error
         finally:
             if actor is not None:
-                with suppress(Exception):
-                    cluster.bounded(lambda: ray.kill(actor), END_S)
+                end(actor)
+
+    def _new_actor(self) -> Any:
+        made = cluster.actor(StepActor, cpus=self._threads or 1, gpus=int(cluster.has_gpu()))
+        return made.remote(self._release, self._release_hash, __version__, self._threads)
 
 
 def _answer(method: Any, *arguments: Any) -> Any:

@@ -12,60 +12,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 from uuid import uuid4
 
 import sqlalchemy as sa
 import typer
 
 from isthmus.cloud.personalise import job_rows
-from isthmus.cloud.personalise.leases import LEASE_S, LeaseLost
-from isthmus.cloud.store import news
-from isthmus.cloud.store.schema import jobs, students
-from isthmus.proto.errors import IsthmusError
+from isthmus.cloud.personalise.leases import LEASE_S
+from isthmus.cloud.store.schema import jobs
 from isthmus.proto.messages import Stage
+from tests.bench.cloud.job_workers import STEP_S, bench_on, done_once, left, with_jobs, work
 from tests.bench.harness import Report
 from tests.rigs.cloud.jobs import Bench, CountedLearning
 from tests.rigs.cloud.postgres import running_cluster
-
-_STEP_S = 0.002
-_POLL_S = 0.5
-
-
-def work(url: str, folder: Path, lease_s: float) -> NoReturn:
-    """Run as a worker until killed. Prints a line per job: done or refused."""
-    bench = bench_on(url, folder / uuid4().hex, folder)
-    woken = threading.Event()
-    news.listen(bench.database, job_rows.CHANNEL, woken.set)
-    runner = bench.runner(CountedLearning(lambda step: time.sleep(_STEP_S)))
-    worker = uuid4().hex
-    while True:
-        woken.clear()
-        held = None
-        try:
-            held = bench.take(worker, lease_s=lease_s)
-            if held is not None:
-                done = runner.run(held)
-                print(f"{done.stage.value} {done.job_id} {held.lease.fence}", flush=True)
-        except LeaseLost:
-            print(f"refused {held.job.job_id if held else ''}", flush=True)
-        except IsthmusError as error:
-            print(f"pauses {error}", flush=True)
-            held = None
-        if held is None:
-            woken.wait(_POLL_S)
-
-
-def bench_on(url: str, own: Path, shared: Path) -> Bench:
-    own.mkdir(parents=True)
-    bench = Bench(own, url, str(shared / "artefacts"))
-    bench.now_s = bench.database.now_s  # type: ignore[method-assign]
-    return bench
 
 
 def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, folder: Path) -> dict[str, object]:
@@ -73,9 +36,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
     with running_cluster() as cluster, cluster.database() as database:
         url = database.url.render_as_string(hide_password=False)
         bench = bench_on(url, folder / "server", folder)
-        for number in range(n_jobs):
-            bench.enrol(f"dev{number}")
-            bench.start(device_id=f"dev{number}", job_id=f"job{number}")
+        with_jobs(bench, n_jobs)
         logs = folder / "logs"
         logs.mkdir()
         started: list[Path] = []
@@ -106,17 +67,7 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
             for process in processes:
                 process.kill()
                 process.wait()
-        said = Counter(line.split()[0] for path in started for line in path.read_text().splitlines() if line.strip())
-        ready = Counter(
-            line.split()[1] for path in started for line in path.read_text().splitlines() if line.startswith("ready ")
-        )
-        with bench.database.reading() as connection:
-            stages = Counter(connection.scalars(sa.select(jobs.c.stage)))
-            fences = list(connection.scalars(sa.select(jobs.c.fence)))
-            published = Counter(connection.scalars(sa.select(students.c.device_id)))
-        assert stages == {Stage.READY.value: n_jobs}, stages
-        assert len(published) == n_jobs and set(published.values()) == {1}, "one student per job"
-        assert max(ready.values()) == 1, "no two workers finish one job"
+        found = done_once(bench, n_jobs, started)
         late = _paused(bench, start)
         again_s = _taken_again(bench, start)
     return {
@@ -125,19 +76,10 @@ def measure(n_jobs: int, n_workers: int, kill_every_s: float, lease_s: float, fo
         "kill_every_s": kill_every_s,
         "killed": kills,
         "seconds": round(seconds, 1),
-        "done_once": n_jobs,
-        "taken_again": sum(fence > 1 for fence in fences),
-        "most_takes_of_one_job": max(fences),
-        "refused_writes": said["refused"],
+        **found,
         "paused_worker": late,
         "taken_again_after_s": again_s,
     }
-
-
-def left(bench: Bench) -> int:
-    with bench.database.reading() as connection:
-        ended = [stage.value for stage in Stage if stage.ended]
-        return int(connection.scalar(sa.select(sa.func.count()).where(jobs.c.stage.not_in(ended))) or 0)
 
 
 def _paused(bench: Bench, start: Callable[[], subprocess.Popen[bytes]]) -> dict[str, object]:
@@ -213,7 +155,7 @@ def main(
 ) -> None:
     """Kill workers while they work, and count what becomes of the jobs."""
     if worker:
-        work(worker, folder, lease_s)
+        work(worker, folder, CountedLearning(lambda step: time.sleep(STEP_S)), lease_s)
     config = {"jobs": jobs, "workers": workers, "kill_every_s": kill_every_s, "lease_s": lease_s}
     report = Report("workers", config, ("sqlalchemy", "psycopg"))
     with tempfile.TemporaryDirectory() as name:

@@ -44,6 +44,7 @@ EXTRA_OF = {
     "cloud/http/": "generate",
     "cloud/commands/paging.py": "generate",
     "cloud/page/": "generate",
+    "cloud/personalise/elsewhere/kept.py": "ray",
     "cloud/personalise/elsewhere/on_ray.py": "ray",
     "cloud/personalise/elsewhere/shards_on_ray.py": "ray",
     "cloud/replicas/on_ray.py": "ray",
