@@ -194,3 +194,13 @@ def test_executors(tmp_path: Path) -> None:
     options = ("--executors", "2", "--loads", "1", "--duration-s", "1", "--seeds", "1")
     (row,) = measured(tmp_path, "elastic.executors", *options)["rows"]
     assert 0 < row["share_of_bound"]["pets"] <= row["share_of_bound"]["priced"] <= 1
+
+
+def test_noisy(tmp_path: Path) -> None:
+    found = measured(tmp_path, "cloud.noisy", "--rate", "20", "--quota", "5", "--duration-s", "1", "--rounds", "1")
+    rows = {row["beside"]: row for row in found["rows"]}
+    assert list(rows) == ["nobody", "the same load on an echo", "the tenant within its quota", "the noisy tenant"]
+    assert all(row["errors"] == {} and row["latency_ms"]["p99"] > 0 for row in rows.values())
+    answers = {kind: row["beside_load"]["outcomes"] for kind, row in rows.items()}
+    assert answers["nobody"] == {} and answers["the same load on an echo"].keys() == {"ok"}
+    assert answers["the noisy tenant"].keys() == {"Busy", "ok"}
