@@ -24,7 +24,8 @@ from tests.bench.harness import Report
 
 Loads = npt.NDArray[np.float64]
 STEP_AT_S = 300
-WINDOW_S = 600.0
+COUNTED_S = 600.0
+"""Turns are counted in every span of so long."""
 
 
 def step(seconds: int, rng: np.random.Generator) -> Loads:
@@ -59,6 +60,7 @@ SCENARIOS: dict[str, Callable[[int, np.random.Generator], Loads]] = {
     "swing of 1 min": swing(60),
     "swing of 5 min": swing(300),
     "swing of 25 min": swing(1_500),
+    "swing of 50 min": swing(3_000),
     "wander": wander,
     "day": day,
 }
@@ -80,21 +82,52 @@ def most_within(times_s: list[float], window_s: float) -> int:
     return max((sum(at_s <= other < at_s + window_s for other in times_s) for at_s in times_s), default=0)
 
 
-def served(profile: Profile, loads_T: Loads, seed: int, least: int, most: int, start_s: float) -> dict[str, Any]:
+def followed(profile: Profile, loads_T: Loads, seed: int, rule: ScaleRule) -> tuple[list[tuple[float, int]], float]:
+    """Follow one load without serving it, as if nothing ever waited.
+
+    Return how the number of executors changed, and its mean as a share of the most.
+    """
+    images_T = np.random.default_rng([seed, 1]).poisson(loads_T * profile.capacity_per_s(0)).cumsum()
+    scaler = Scaler(rule, profile, 0.0)
+    numbers_T = [rule.least, *(scaler.look(int(images), 0, float(at_s)) for at_s, images in enumerate(images_T, 1))]
+    changes = [
+        (float(at_s), after) for at_s, (before, after) in enumerate(itertools.pairwise(numbers_T), 1) if before != after
+    ]
+    return changes, float(np.mean(numbers_T)) / rule.most
+
+
+def counted(profile: Profile, scenario: str, seeds: range, seconds: int, rule: ScaleRule) -> dict[str, Any]:
+    """Count turns of one scenario over many seeds."""
+    turned, shares = [], []
+    for seed in seeds:
+        loads_T = SCENARIOS[scenario](seconds, np.random.default_rng([seed, 0]))
+        changes, share = followed(profile, loads_T, seed, rule)
+        turned.append(turns(changes, rule.least))
+        shares.append(share)
+    return {
+        "scenario": scenario,
+        "runs": len(seeds),
+        "runs_with_two_turns_in_10_min": sum(most_within(each, COUNTED_S) > 1 for each in turned),
+        "turns": sum(map(len, turned)),
+        "executor_seconds_of_most": float(np.mean(shares)),
+    }
+
+
+def served(profile: Profile, loads_T: Loads, seed: int, rule: ScaleRule, start_s: float) -> dict[str, Any]:
     """Serve one load. Return what was earned and how the number of executors changed."""
     rng = np.random.default_rng([seed, 1])
     queries = make_queries(rng, poisson_arrivals(rng, loads_T * profile.capacity_per_s(0)), PAPER_KINDS)
-    engine = Engine(profile, make_policy("priced", profile), executors=least)
-    growing = Growing(Scaler(ScaleRule(least, most, window_s=WINDOW_S), profile, 0.0), start_s=start_s)
+    engine = Engine(profile, make_policy("priced", profile), executors=rule.least)
+    growing = Growing(Scaler(rule, profile, 0.0), start_s=start_s)
     run = simulate(engine, queries, draws(rng, len(queries)), growing=growing)
-    numbers = [(0.0, least), *growing.changes, (max(run.end_s, len(loads_T)), 0)]
+    numbers = [(0.0, rule.least), *growing.changes, (max(run.end_s, len(loads_T)), 0)]
     seconds = sum((after - at) * number for (at, number), (after, _) in itertools.pairwise(numbers))
     return {
         "utility": run.expected_utility,
         "in_time": sum(outcome in IN_TIME for outcome in run.outcomes) / max(1, len(run.outcomes)),
         "executor_s": seconds,
         "changes": growing.changes,
-        "turns": turns(growing.changes, least),
+        "turns": turns(growing.changes, rule.least),
     }
 
 
@@ -104,18 +137,32 @@ def main(
     most: Annotated[int, typer.Option(help="Largest number of executors.")] = 6,
     start_s: Annotated[float, typer.Option(help="Seconds until a new executor runs.")] = 20.0,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    first_seed: int = 0,
+    window_s: Annotated[
+        float, typer.Option(help="Seconds for which an executor is kept after it was needed.")
+    ] = ScaleRule.window_s,
     scenarios: Annotated[str, typer.Option(help="Scenarios, separated by commas.")] = ",".join(SCENARIOS),
+    count_alone: Annotated[bool, typer.Option("--count-alone", help="Count turns and serve nothing: quick.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
 ) -> None:
     """Compare a growing number of executors with the fewest and the most, on loads that change."""
     profile = paper_profile().slowed(slower)
     config = {"seconds": seconds, "most": most, "start_s": start_s, "seeds": seeds, "slower": slower}
-    report = Report("elastic_scaling", {**config, "policy": "priced", "window_s": WINDOW_S})
+    config |= {"first_seed": first_seed, "window_s": window_s}
+    report = Report("elastic_scaling", {**config, "policy": "priced"})
+    if count_alone:
+        rule = ScaleRule(1, most, window_s=window_s)
+        all_seeds = range(first_seed, first_seed + seeds)
+        report.rows = [counted(profile, name, all_seeds, seconds, rule) for name in scenarios.split(",")]
+        report.finish({key: lambda row, key=key: str(row[key]) for key in report.rows[0]}, out)  # type: ignore[misc]
+        return
     for name in scenarios.split(","):
-        for seed in range(seeds):
+        for seed in range(first_seed, first_seed + seeds):
             loads_T = SCENARIOS[name](seconds, np.random.default_rng([seed, 0]))
-            grown = served(profile, loads_T, seed, 1, most, start_s)
-            few, many = (served(profile, loads_T, seed, number, number, start_s) for number in (1, most))
+            grown, few, many = (
+                served(profile, loads_T, seed, ScaleRule(least, at_most, window_s=window_s), start_s)
+                for least, at_most in ((1, most), (1, 1), (most, most))
+            )
             asked = next((at_s - STEP_AT_S for at_s, _ in grown["changes"] if at_s > STEP_AT_S), None)
             report.rows.append(
                 {
@@ -124,7 +171,7 @@ def main(
                     "asked_after_s": asked if name == "step x 4" else None,
                     "changes": grown["changes"],
                     "turns": grown["turns"],
-                    "most_turns_in_10_min": most_within(grown["turns"], 600.0),
+                    "most_turns_in_10_min": most_within(grown["turns"], COUNTED_S),
                     "utility_of_most": grown["utility"] / many["utility"],
                     "utility_of_one": few["utility"] / many["utility"],
                     "in_time": grown["in_time"],

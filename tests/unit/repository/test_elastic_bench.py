@@ -73,6 +73,9 @@ def test_scaling(tmp_path: Path) -> None:
     step, day = measured(tmp_path, "elastic.scaling", *few)["rows"]
     assert 0 < step["asked_after_s"] <= 10 and day["asked_after_s"] is None
     assert all(row["most_turns_in_10_min"] <= 1 for row in (step, day))
+    few = ("--seconds", "1200", "--seeds", "2", "--scenarios", "step x 4", "--count-alone")
+    (row,) = measured(tmp_path, "elastic.scaling", *few)["rows"]
+    assert (row["runs"], row["runs_with_two_turns_in_10_min"]) == (2, 0)
 
 
 def test_infaas_with_wrong_beliefs(tmp_path: Path) -> None:
