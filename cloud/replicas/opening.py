@@ -5,14 +5,13 @@ The libraries of the executor that is not asked for are not imported.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from isthmus.cloud.cluster.connection import is_ray
 from isthmus.cloud.generation.model.configuration import LlamaConfig
-from isthmus.cloud.generation.model.tokenizer import TextTokenizer
+from isthmus.cloud.generation.model.tokenizer import TextTokenizer, TokenizerThread
 from isthmus.cloud.generation.policies.by_name import ORDERS, make_order
 from isthmus.cloud.generation.policies.orders import Order
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
@@ -52,7 +51,7 @@ async def _replicas(settings: GenerationSettings) -> AsyncIterator[Opened]:
     start = partial(Alike(_start(settings)).start, opening)
     hosts = [Hosted(f"replica-{at}", start) for at in range(1, settings.replicas + 1)]
     config = await asyncio.to_thread(LlamaConfig.read, folder)
-    counts = _Tokens(await asyncio.to_thread(TextTokenizer.read, folder, config))
+    counts = TokenizerThread(await asyncio.to_thread(TextTokenizer.read, folder, config))
     async with AsyncExitStack() as stack:
         stack.callback(counts.close)
         for host in hosts:
@@ -130,20 +129,3 @@ class Alike:
             await running.end()
             raise
         return running
-
-
-class _Tokens:
-    """Counts tokens as the replicas will, on a thread: a long text may not hold the event loop up."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
-
-    async def of_text(self, text: str) -> int:
-        return len(await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.encode, text))
-
-    async def of_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
-        return len(await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.chat, messages))
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -1,10 +1,12 @@
 """Text to tokens and back, and the chat template. Words of a user can never become control tokens."""
 
+import asyncio
 import json
 import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -124,6 +126,35 @@ class TextTokenizer:
         except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, LookupError) as error:
             raise InvalidInput(f"messages: the model's chat template refuses them: {str(error)[:200]}") from error
         return text
+
+
+class TokenizerThread:
+    """A tokenizer for an event loop. It works on a thread of its own, so that a long text does not hold the loop up.
+
+    Its methods raise what those of ``TextTokenizer`` raise.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
+
+    async def encode(self, text: str) -> list[int]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.encode, text)
+
+    async def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._tokenizer.chat, messages)
+
+    async def of_text(self, text: str) -> int:
+        """Returns the number of a text's tokens."""
+        return len(await self.encode(text))
+
+    async def of_chat(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Returns the number of a conversation's tokens."""
+        return len(await self.chat(messages))
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 class TextStream:

@@ -1,14 +1,13 @@
 """Generation as the service sees it: one model under its name, and what a client asks of it as plain values."""
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, Protocol
 
 from isthmus.cloud.generation.model.configuration import LlamaConfig
-from isthmus.cloud.generation.model.tokenizer import TextTokenizer
+from isthmus.cloud.generation.model.tokenizer import TextTokenizer, TokenizerThread
 from isthmus.cloud.generation.scheduling.request import Sampling
 from isthmus.cloud.generation.serve.emotion import URGENT_SHARE, Emotion, with_emotion
 from isthmus.cloud.generation.serve.live import Done, LiveGeneration, Piece, Reply
@@ -141,10 +140,10 @@ class Generation:
     max_tokens: int
     created_s: float
     moves: "Moves"
-    # One thread: the tokenizer answers one call at a time, and a long text may not hold the event loop up.
-    _tokenizing: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="isthmus-tokenizer")
-    )
+
+    @cached_property
+    def _tokenizing(self) -> TokenizerThread:
+        return TokenizerThread(self.tokenizer)
 
     @property
     def ready(self) -> bool:
@@ -162,19 +161,16 @@ class Generation:
     async def complete(self, prompt: str, wishes: Wishes) -> Reply:
         """Accepts a prompt. Raises InvalidInput, Overloaded or Unavailable."""
         check_text("prompt", prompt)
-        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.encode, prompt)
-        return self._submit(tokens, wishes)
+        return self._submit(await self._tokenizing.encode(prompt), wishes)
 
     async def chat(self, messages: Sequence[Mapping[str, str]], wishes: Wishes) -> Reply:
         """Accepts a conversation of (role, content). Raises InvalidInput, Overloaded or Unavailable."""
         check_messages(messages)
-        told = with_emotion(messages, wishes.emotion)
-        tokens = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.tokenizer.chat, told)
-        return self._submit(tokens, wishes)
+        return self._submit(await self._tokenizing.chat(with_emotion(messages, wishes.emotion)), wishes)
 
     def close(self) -> None:
         """Ends the thread of the tokenizer. The engine is stopped by itself (``live.stop``)."""
-        self._tokenizing.shutdown(wait=True, cancel_futures=True)
+        self._tokenizing.close()
 
     def _submit(self, tokens: list[int], wishes: Wishes) -> Reply:
         most = wishes.max_tokens
