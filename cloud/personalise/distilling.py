@@ -19,8 +19,8 @@ from isthmus.distill.models.heads import HeadBank
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection, Wanted
 from isthmus.distill.student import personalise
-from isthmus.distill.student.export import export_student
-from isthmus.distill.student.int8 import quantise_student
+from isthmus.distill.student.export import ENCODERS, export_student
+from isthmus.distill.student.int8 import quantise_student, read_measure, write_measure
 from isthmus.distill.student.measure import measure_public
 from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.training.loop import pick_device
@@ -69,10 +69,14 @@ class DistillLearning:
             write_atomically(heads.with_name(PERSON_FILE), person)
         measured = measure_public(self._release, student, bank, work.selection, device, encoded)
         if self._in_int8:
-            # 'export' comes to the same result again: it may happen later, and elsewhere.
+            # 'export' may happen later, and elsewhere, so the encoders are kept.
             with TemporaryDirectory() as folder:
                 export_student(self._release, student, bank, Path(folder))
-                measured = quantise_student(self._release, Path(folder), bank, work.selection, person)[1] or measured
+                made, of_int8 = quantise_student(self._release, Path(folder), bank, work.selection, person)
+                for name in ENCODERS if made.used else ():
+                    write_atomically(heads.with_name(f"int8.{name}"), (Path(folder) / name).read_bytes())
+            write_measure(made, heads.parent)
+            measured = of_int8 or measured
         write_atomically(heads.with_name(MEASURED_FILE), json.dumps(asdict(measured)))
         with replaced(heads) as part:
             bank.save(part)
@@ -81,10 +85,7 @@ class DistillLearning:
         bank = HeadBank.load(heads) if heads is not None else None
         files = export_student(self._release, self._student(work), bank, out_dir)
         if self._in_int8:
-            person = heads.with_name(PERSON_FILE) if heads is not None else None
-            known = person.read_bytes() if person is not None and person.is_file() else None
-            made, _ = quantise_student(self._release, out_dir, bank, work.selection, known)
-            log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
+            self._quantise(work, bank, heads, out_dir)
 
         @torch.inference_mode()
         def classify(name: str, outputs: Sequence[FloatArray]) -> npt.NDArray[np.int64]:
@@ -97,6 +98,18 @@ class DistillLearning:
 
         selected = self._release.public.subset(np.sort(work.selection.indices_S))
         return patch_student(files, self._release.base_dir, selected, classify=classify)
+
+    def _quantise(self, work: RoundWork, bank: HeadBank | None, heads: Path | None, out_dir: Path) -> None:
+        """Replace the encoders in ``out_dir`` by int8 ones, unless these answer worse."""
+        made = None if heads is None else read_measure(heads.parent)
+        if made is None:  # An interim student, or heads that an earlier version trained.
+            person = heads.with_name(PERSON_FILE) if heads is not None else None
+            known = person.read_bytes() if person is not None and person.is_file() else None
+            made, _ = quantise_student(self._release, out_dir, bank, work.selection, known)
+        elif heads is not None and made.used:
+            for name in ENCODERS:
+                write_atomically(out_dir / name, heads.with_name(f"int8.{name}").read_bytes())
+        log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
 
     def _student(self, work: RoundWork, on_epoch: OnEpoch = lambda epoch, epochs: None) -> personalise.StudentEncoders:
         return personalise.distil_round(

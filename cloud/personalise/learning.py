@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from isthmus.distill.selection import Selection
 from isthmus.proto.errors import Unavailable
@@ -11,6 +11,9 @@ from isthmus.proto.messages import Prototypes
 
 OnEpoch = Callable[[int, int], None]
 """Called with (epochs done, total epochs) after each epoch. It may raise to stop the work."""
+
+INT8_FILES: Final = ("int8.audio_encoder.onnx", "int8.visual_encoder.onnx", "int8.json")
+"""Beside the heads of a student in int8: its encoders, and what int8 costs. If it costs too much, only the last."""
 
 
 class StepDied(Unavailable):
@@ -52,15 +55,15 @@ class Learning(Protocol):
     def train_heads(self, work: RoundWork, heads: Path, on_epoch: OnEpoch) -> None:
         """Train compressors and heads on the finished student of the checkpoint and write them to ``heads``.
 
-        Their results on public clips are written to ``students.MEASURED_FILE`` beside it, and the student's person
-        model, if it has one, to ``students.PERSON_FILE``, before ``heads`` appears.
+        Their results on public clips are written to ``students.MEASURED_FILE`` beside it, the student's person model,
+        if it has one, to ``students.PERSON_FILE``, and those of INT8_FILES that it has, before ``heads`` appears.
         """
         ...
 
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         """Write the device's files of the round's student to ``out_dir``. Without heads the student is an interim one.
 
-        What ``train_heads`` wrote beside the heads is read, if it is there.
+        What ``train_heads`` wrote beside the heads is used, if it is there.
         A file ``<name>.patch`` among them turns the base student's file ``<name>`` into this student's.
         """
         ...

@@ -32,7 +32,7 @@ from isthmus.cloud.personalise.job import (
     Stalled,
     TrainHeads,
 )
-from isthmus.cloud.personalise.learning import Learning, RoundWork
+from isthmus.cloud.personalise.learning import INT8_FILES, Learning, RoundWork
 from isthmus.cloud.personalise.leases import Held, kept
 from isthmus.cloud.personalise.signing import Signer
 from isthmus.cloud.personalise.work_files import WorkFiles
@@ -180,7 +180,7 @@ def _lasting(event: Event, job: Job) -> tuple[str, ...]:
         case Distilled():
             return (_CHECKPOINT,)
         case HeadsTrained():
-            return (students.HEADS_FILE, students.MEASURED_FILE, students.PERSON_FILE)
+            return (students.HEADS_FILE, students.MEASURED_FILE, students.PERSON_FILE, *INT8_FILES)
         case _:
             return ()
 

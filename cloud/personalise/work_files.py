@@ -1,6 +1,6 @@
 """The working files of jobs: a folder per job on the worker's machine and, if workers share a database, copies.
 
-    <work>/<job id>.<fence>/    selection-<round>.npz, checkpoint.safetensors, heads.safetensors, measured.json
+    <work>/<job id>.<fence>/    selection-<round>.npz, checkpoint.safetensors, heads.safetensors and what is beside it
 
 The folder is named by the job's fence, so the folder of a worker that has lost its lease is another one. The worker
 that takes the job on the same machine renames the folder, and goes on from the last epoch. On another machine the job

@@ -25,7 +25,7 @@ from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.elsewhere.kept import KeptActor, end
-from isthmus.cloud.personalise.learning import Learning, OnEpoch, RoundWork, StepDied
+from isthmus.cloud.personalise.learning import INT8_FILES, Learning, OnEpoch, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE, PERSON_FILE
 from isthmus.data.files import write_atomically
 from isthmus.distill.selection import Selection
@@ -222,7 +222,7 @@ class RayLearning:
     def export(self, work: RoundWork, heads: Path | None, out_dir: Path) -> list[Path]:
         files = _files(work.checkpoint)
         if heads is not None:
-            beside = (heads.with_name(name) for name in (HEADS_FILE, PERSON_FILE))
+            beside = (heads.with_name(name) for name in (HEADS_FILE, PERSON_FILE, *INT8_FILES))
             files |= {path.name: path.read_bytes() for path in beside if path == heads or path.is_file()}
         made = self._perform("export", work, files, lambda epoch, epochs: None)
         out_dir.mkdir(parents=True, exist_ok=True)

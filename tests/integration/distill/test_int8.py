@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from isthmus.cloud.personalise.distilling import DistillLearning
-from isthmus.cloud.personalise.learning import RoundWork
+from isthmus.cloud.personalise.learning import INT8_FILES, RoundWork
 from isthmus.cloud.personalise.students import HEADS_FILE, MEASURED_FILE
 from isthmus.data.transforms import evaluation_frames
 from isthmus.distill.cli import app
@@ -255,12 +255,59 @@ def test_the_bounds_of_every_release() -> None:
     assert BOUNDS == (0.01, 0.95)
 
 
-@pytest.mark.parametrize("final", [True, False])
-def test_a_job_publishes_int8_and_tells_its_measure(in_int8: Release, tmp_path: Path, final: bool) -> None:
-    make_base(in_int8, CPU)
-    learning, asked, heads = DistillLearning(in_int8), work(in_int8, tmp_path), tmp_path / HEADS_FILE
+@pytest.fixture
+def quantised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the encoders that have been quantised, in order."""
+    names: list[str] = []
+    real = int8.quantise_encoder
+
+    def counted(path: Path, out_path: Path, calibration: Iterator[np.ndarray]) -> Path:
+        names.append(path.name)
+        return real(path, out_path, calibration)
+
+    monkeypatch.setattr(int8, "quantise_encoder", counted)
+    return names
+
+
+def trained_heads(release: Release, folder: Path) -> tuple[DistillLearning, RoundWork, Path]:
+    """Run the steps of a job of one round up to its export."""
+    make_base(release, CPU)
+    learning, asked, heads = DistillLearning(release), work(release, folder), folder / HEADS_FILE
     learning.distil(asked, lambda epoch, epochs: None)
     learning.train_heads(asked, heads, lambda epoch, epochs: None)
+    return learning, asked, heads
+
+
+def test_the_encoders_of_a_job_are_quantised_once(in_int8: Release, tmp_path: Path, quantised: list[str]) -> None:
+    """Heads that an earlier version trained have no encoders beside them: these are made at the export."""
+    make_base(in_int8, CPU)
+    quantised.clear()
+    learning, asked, heads = trained_heads(in_int8, tmp_path)
+    learning.export(asked, heads, tmp_path / "out")
+    assert sorted(quantised) == sorted(ENCODERS)
+    for name in INT8_FILES:
+        (tmp_path / name).unlink()
+    learning.export(asked, heads, tmp_path / "again")
+    assert sorted(quantised) == sorted(2 * ENCODERS)
+    for name in ENCODERS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_job_whose_student_int8_changes_too_much_stays_float32(
+    in_int8: Release, tmp_path: Path, quantised: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base(in_int8, CPU)
+    quantised.clear()
+    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 1.01)
+    learning, asked, heads = trained_heads(in_int8, tmp_path)
+    files = learning.export(asked, heads, tmp_path / "out")
+    assert sorted(quantised) == sorted(ENCODERS)
+    assert not any(of_int8(path) for path in files if path.name in ENCODERS)
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_job_publishes_int8_and_tells_its_measure(in_int8: Release, tmp_path: Path, final: bool) -> None:
+    learning, asked, heads = trained_heads(in_int8, tmp_path)
     files = learning.export(asked, heads if final else None, tmp_path / "out")
     assert all(of_int8(path) for path in files if path.name in ENCODERS)
     for name in ENCODERS:
