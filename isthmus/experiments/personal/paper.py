@@ -57,8 +57,12 @@ def sections(
     classes: Sequence[str],
     bytes_of: Mapping[str, Mapping[str, int]],
     outputs: Mapping[str, Any],
+    too_few: Sequence[Asked] = (),
 ) -> list[Section]:
-    """Return tables and pictures in the paper's order. ``outputs``: cell name -> outputs (see guarding)."""
+    """Return tables and pictures in the paper's order. ``outputs``: cell name -> outputs (see guarding).
+
+    ``too_few``: cells that could not be made, because their share of the clips is too few for a prototype.
+    """
     found: list[Section] = []
     standard = [c for c in cells if c.asked.clips_per_cluster == 3 and c.asked.upload_share == 1.0]
     for scenario in SCENARIOS:
@@ -116,8 +120,9 @@ def sections(
         other = "upload_share" if key == "clips_per_cluster" else "clips_per_cluster"
         usual = {"upload_share": 1.0, "clips_per_cluster": 3}[other]
         own = tables.pick(cells, scenario="sensitive", method=SERVED, **{other: usual})
-        if len({getattr(c.asked, key) for c in own}) > 1:
-            table = tables.by_setting(own, key, name, f"Accuracy by {label}")
+        without = [each for each in too_few if getattr(each, other) == usual]
+        if len({getattr(each, key) for each in (*(c.asked for c in own), *without)}) > 1:
+            table = tables.by_setting(own, key, name, f"Accuracy by {label}", without)
             found.append(Section(title, (table,), {key: figures.accuracy_by(own, key, label)}))
     found += [*premise_part(standard), *offset_part(standard)]
     return [*found, *guard_part(standard, outputs), *habits_part(standard, outputs)]

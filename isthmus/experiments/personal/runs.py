@@ -67,10 +67,14 @@ def compare_methods(asked: PaperOptions) -> None:
         clips_per_cluster=clips_per_cluster,
         upload_shares=upload_shares,
     )
-    parts = _teachers(opened, root, paper.asked(choices), study.decoded(opened, listing, clients), asked.own_teachers)
+    folders = study.decoded(opened, listing, clients)
+    possible, too_few = study.possible(opened, folders, paper.asked(choices))
+    for each in too_few:
+        _say(f"{each.name}: not run, since its share of the clips is too few for a prototype")
+    parts = _teachers(opened, root, possible, folders, asked.own_teachers)
     made = _run(parts, asked)
     sizes, outputs = bytes_per_clip(opened.recipe.feature_width, opened.recipe.ratios), _outputs(asked.out, made)
-    found = paper.sections(made, opened.recipe.classes, sizes, outputs)
+    found = paper.sections(made, opened.recipe.classes, sizes, outputs, too_few)
     _write(
         asked.out,
         "Personalisation by method, client and seed",

@@ -1,19 +1,20 @@
 """A study is a list of cells on one or more releases: prepared, run on every core, and read back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rich.progress import Progress
 
+from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
 from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
 from isthmus.experiments.personal.cells import cells
 from isthmus.experiments.personal.cells.cells import Asked, Cell
 from isthmus.experiments.personal.cells.pool import Report, run_all
-from isthmus.experiments.personal.cells.work import CellTask, StudentTask, TeachTask, make_cell, make_seed, teach
+from isthmus.experiments.personal.cells.work import CellTask, StudentTask, TeachTask, make_cell, make_seed, teach, too_few
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ..
         client: str(decode(listing, names, release.recipe, release.root / "private").folder)
         for client, names in clients.items()
     }
+
+
+def possible(
+    release: Release, clients: Mapping[str, str], asked: Sequence[Asked]
+) -> tuple[tuple[Asked, ...], tuple[Asked, ...]]:
+    """Return the cells that can be made, and those whose share of the client's clips is too few for a prototype.
+
+    ``clients``: name -> folder with all decoded clips of the client.
+    """
+    clips = {client: ClipArrays.open(Path(folder)) for client, folder in clients.items()}
+    without = tuple(each for each in asked if too_few(release, clips[each.client], each))
+    return tuple(each for each in asked if each not in without), without
 
 
 def run(

@@ -187,6 +187,11 @@ def picks_of(release: Release, everyone: ClipArrays, asked: Asked) -> int:
     return min(math.ceil(len(chosen) / config.clips_per_cluster) * config.samples_per_row, len(release.public))
 
 
+def too_few(release: Release, everyone: ClipArrays, asked: Asked) -> bool:
+    """Return whether a smaller share of the client's clips is below the floor of a prototype, so that none is sent."""
+    return asked.upload_share < 1 and len(halves(everyone, asked)[0]) < release.recipe.personalise.min_cluster
+
+
 def halves(everyone: ClipArrays, asked: Asked) -> tuple[Labels, Labels]:
     """Return the rows for selection and the rows for testing. A smaller upload share is drawn with the seed.
 

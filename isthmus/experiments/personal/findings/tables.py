@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from isthmus.experiments.personal.cells.cells import Cell
+from isthmus.experiments.personal.cells.cells import Asked, Cell
 from isthmus.experiments.personal.findings.paired import Difference, by_group, difference, spread
 
 Value = Callable[[Cell], float]
@@ -196,22 +196,26 @@ def by_compression(cells: Sequence[Cell], method: str, bytes_of: Mapping[str, Ma
     return Table(title, header, tuple(rows), "Bytes: the inference message with its gRPC prefix.")
 
 
-def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
-    """Return figures 5.12 and 5.13 as a table: accuracy by a setting of the upload, by both heads."""
-    values = sorted({getattr(c.asked, key) for c in cells})
+def by_setting(cells: Sequence[Cell], key: str, name: str, title: str, too_few: Sequence[Asked] = ()) -> Table:
+    """Return figures 5.12 and 5.13 as a table: accuracy by a setting of the upload, by both heads.
+
+    ``too_few``: cells that could not be made, because so few clips give no prototype.
+    """
+    values = sorted({getattr(asked, key) for asked in (*(c.asked for c in cells), *too_few)})
     clients = in_order(c.asked.client for c in cells)
     rows = []
     for value in values:
         own = pick(cells, **{key: value})
-        means = (spread([float(number) for number in numbers]).mean for numbers in (
+        means = (_mean_or_blank([float(number) for number in numbers], "{:.0f}") for numbers in (
             [c.rows_sent for c in own], [c.selected for c in own], [c.steps for c in own],
         ))  # fmt: skip
+        without = {asked.client for asked in too_few if getattr(asked, key) == value}
         rows.append(
             (
                 f"{value:g}",
-                *(f"{mean:.0f}" for mean in means),
+                *means,
                 *(
-                    percent([read(c) for c in pick(own, client=client)])
+                    "too few clips" if client in without else percent([read(c) for c in pick(own, client=client)])
                     for read in (plain, teacher_head)
                     for client in clients
                 ),
@@ -219,6 +223,8 @@ def by_setting(cells: Sequence[Cell], key: str, name: str, title: str) -> Table:
         )
     heads = tuple(f"{client}, {head}" for head in ("own head", "teacher's head") for client in clients)
     note = "Means over cells; accuracy in %, mean ± standard deviation over seeds."
+    if too_few:
+        note += " Too few clips: below the floor of a prototype, so that nothing is sent."
     return Table(title, (name, "rows sent", "selected", "steps", *heads), tuple(rows), note)
 
 
