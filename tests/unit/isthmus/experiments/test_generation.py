@@ -41,7 +41,9 @@ def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path
     assert (median_of(shared, "shared_share") or 0) > 0.2 and median_of(alone, "shared_share") == 0
     papers = {row[0]: row for row in beside_papers(found)}
     assert "times Orca's throughput" in papers["BATON"][2]
-    assert papers["JITServe"][2] == "not run"
+    assert papers["JITServe"][2] == "not run" == papers["Magnus"][2]
+    cells = [of(found, "policy", "lmaas", 2.0, name)[0] for name in ("baton", "orca")]
+    assert papers["BATON"][2].startswith(f"{cells[0]['tokens_per_s'] / cells[1]['tokens_per_s']:.2f} times")
 
 
 def test_a_cell_s_figures_follow_from_it_alone() -> None:
