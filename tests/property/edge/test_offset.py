@@ -463,21 +463,28 @@ def test_many_classes_fit_into_a_devices_memory(classes: int) -> None:
     assert most_bytes < 64e6
 
 
+def people_of_six_classes(rng: np.random.Generator) -> PersonModel:
+    """Return how people differ and how their clips scatter, with heads that are right about both."""
+    root_MCC = rng.standard_normal((2, 6, 6)) / 2
+    within_MCC = root_MCC @ root_MCC.transpose(0, 2, 1) + 0.5 * np.eye(6)
+    mean_MCC = within_MCC - np.diagonal(within_MCC, axis1=1, axis2=2)[:, np.newaxis] / 2
+    return PersonModel(mean_MCC, within_MCC / 2, within_MCC, 1.0, 20)
+
+
 def test_which_classes_a_person_shows_is_found_and_helps() -> None:
     """People drawn from the model itself, whose shift looks like a class: their few classes must not be mistaken."""
     own_mass, gains = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        root_MCC = rng.standard_normal((2, 6, 6)) / 2
-        within_MCC = root_MCC @ root_MCC.transpose(0, 2, 1) + 0.5 * np.eye(6)
-        mean_MCC = within_MCC - np.diagonal(within_MCC, axis1=1, axis2=2)[:, np.newaxis] / 2
-        model = PersonModel(mean_MCC, within_MCC / 2, within_MCC, 1.0, 20)
+        model = people_of_six_classes(rng)
         few = int(rng.integers(2, 7))
         shown = rng.permutation(6)[:few]
         label_N = np.repeat(shown, 40 // few)
         shift_MC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC) for part_CC in model.between_MCC])
-        noise_MNC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC, len(label_N)) for part_CC in within_MCC])
-        logits_MNC = mean_MCC[:, label_N] + shift_MC[:, np.newaxis] + noise_MNC
+        noise_MNC = np.stack(
+            [rng.multivariate_normal(np.zeros(6), part_CC, len(label_N)) for part_CC in model.within_MCC]
+        )
+        logits_MNC = model.mean_MCC[:, label_N] + shift_MC[:, np.newaxis] + noise_MNC
         raw_NC = shares_of(logits_MNC.sum(axis=0))
         both_NM = np.ones((len(label_N), 2))
         made = estimate(logits_MNC, both_NM, raw_NC, model)
@@ -486,3 +493,21 @@ def test_which_classes_a_person_shows_is_found_and_helps() -> None:
         gains.append(float((after_NC.argmax(axis=1) == label_N).mean() - (raw_NC.argmax(axis=1) == label_N).mean()))
     assert np.mean(own_mass) > 0.1, "the prior gathers on the classes that are shown"
     assert np.mean(gains) > 0.05 and np.mean(np.array(gains) < -0.05) < 0.2
+
+
+@pytest.mark.parametrize("few", [1, 2, 3, 6])
+@pytest.mark.parametrize("clips", [4, 8, 24, 60])
+def test_a_person_whom_the_base_student_tells_rightly_loses_nothing(few: int, clips: int) -> None:
+    """Clips that lie where their class lies in most people, so that the base student is sure and right."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        model = people_of_six_classes(rng)
+        label_N = rng.permutation(6)[:few][np.arange(clips) % few]
+        noise_MNC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC / 25, clips) for part_CC in model.within_MCC])
+        logits_MNC = 3 * model.mean_MCC[:, label_N] + noise_MNC
+        raw_NC = shares_of(logits_MNC.sum(axis=0))
+        assert (raw_NC.argmax(axis=1) == label_N).all()
+        both_NM = np.ones((clips, 2))
+        made = estimate(logits_MNC, both_NM, raw_NC, model)
+        after_NC = shares_of(mixed(scores(logits_MNC, both_NM, made), raw_NC))
+        assert (after_NC.argmax(axis=1) == label_N).all()
