@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from isthmus import __version__
+from isthmus.command_line import missing_package
 from isthmus.data.clip import ClipError, ClipRef, Listing
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.media.decode import decode, decode_sound
@@ -79,8 +80,12 @@ class Demo:
     def run(self) -> DemoOutcome:
         """Run all stages and return the outcome.
 
-        Raises ChildFailed, which names a log, and ValueError for unusable data or an unusable environment."""
+        Raises ChildFailed, which names a log, and ValueError or InvalidInput for unusable data, an unusable environment
+        or an unusable language model.
+        """
         began_s = time.perf_counter()
+        if self._settings.generate_model is not None:
+            _check_language_model(self._settings.generate_model)
         edge_has_torch = _check_edge_python(self._settings.edge_python)
         with only_one(self._out), termination_unwinds(), Family(self._out / "logs") as family:
             data = self._settings.data or self._make_data()
@@ -230,6 +235,20 @@ class Demo:
         record = self._ledger.run(name, key, result, action)
         took = readable_seconds(record.seconds)
         self._console.print(f"  reused from an earlier run ({took})" if record.reused else f"  done in {took}")
+
+
+def _check_language_model(folder: Path) -> None:
+    """Raise ValueError or InvalidInput if the model could not reply at the end. Its weights are not read yet."""
+    try:
+        from isthmus.cloud.generation.model.configuration import LlamaConfig
+        from isthmus.cloud.generation.model.tokenizer import TextTokenizer
+        from isthmus.cloud.generation.model.weights import weight_files
+    except ModuleNotFoundError as error:
+        raise ValueError(missing_package("--generate-model", error.name or "tokenizers", "generate")) from error
+    tokenizer = TextTokenizer.read(folder, LlamaConfig.read(folder))
+    weight_files(folder)
+    if not tokenizer.has_template:
+        raise ValueError(f"{folder} has no chat template, so it cannot reply: give a model that was made for chats")
 
 
 def _check_edge_python(python: Path) -> bool:

@@ -69,7 +69,7 @@ def _read(
     """Checks names and shapes of all tensors first, then yields them one by one, so that memory holds one copy."""
     with ExitStack() as stack:
         owner: dict[str, Any] = {}  # the library's files carry no annotations
-        for path in _files(folder):
+        for path in weight_files(folder):
             try:
                 file = stack.enter_context(safe_open(path, framework="pt", device=device))
             except (SafetensorError, OSError) as error:
@@ -87,7 +87,8 @@ def _read(
             yield name, owner[name].get_tensor(name).to(dtype)
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files with the weights. Raises ModelDirectoryError if there are none, or a shard is missing."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
