@@ -6,8 +6,8 @@ from dataclasses import asdict
 import typer
 
 from isthmus.cloud.commands.generation.options import PlaceOptions
-from isthmus.cloud.commands.generation.workloads import sizes_of
 from isthmus.cloud.generation.prepare.placement import Goals, best_rate, placements
+from isthmus.cloud.generation.prepare.replaying import sizes_of
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile

@@ -11,24 +11,15 @@ import numpy as np
 import typer
 
 from isthmus.cloud.commands.generation.options import GenerateReplayOptions
-from isthmus.cloud.commands.generation.workloads import sizes_of
-from isthmus.cloud.generation.policies.by_name import learning_lengths, make_policy
+from isthmus.cloud.generation.policies.by_name import learning_lengths
 from isthmus.cloud.generation.policies.lengths import KnownLengths, LengthPredictor
+from isthmus.cloud.generation.prepare.replaying import EARLIER, WARM_REQUESTS, learn, light_ttft_s, served, sizes_of
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
-from isthmus.cloud.generation.scheduling.engine import Engine
-from isthmus.cloud.generation.scheduling.policy import Life, Limits
+from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
 from isthmus.cloud.generation.scheduling.report import by_user, jain, report
-from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
-from isthmus.cloud.generation.scheduling.workload import (
-    HEAVY_USER,
-    Workload,
-    at_load,
-    bursty_gaps,
-    poisson_gaps,
-    unequal_users,
-)
+from isthmus.cloud.generation.scheduling.workload import Workload, at_load, bursty_gaps, poisson_gaps, unequal_users
 from isthmus.command_line import print_table
 from isthmus.data.files import read_text, write_atomically
 
@@ -44,7 +35,6 @@ _SUMMARY: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "rows that decode in a step": lambda run: run["occupancy"],
     "preemptions": lambda run: run["preempted"],
 }
-_WARM_REQUESTS = 500
 _BOUNDED_REQUESTS = 2_000
 """The bound of goodput is a linear program, which takes minutes with more requests than this."""
 
@@ -67,15 +57,9 @@ def replay(asked: GenerateReplayOptions) -> None:
 def _figures(asked: GenerateReplayOptions, profile: GenerationProfile) -> dict[str, Any]:
     """Return the figures of one seed, with the bounds, and by user if there are several."""
     workload = _workload(asked, profile)
-    engine = Engine(
-        profile,
-        make_policy(asked.policy, _lengths(asked, profile, workload)),
-        Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // BLOCK_TOKENS)),
-        max_requests=len(workload.requests),
-        expires=asked.evict,
-        adapts=False,
-    )
-    run = serve(engine, workload.requests, VirtualWorld(profile, workload.lengths))
+    limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // BLOCK_TOKENS))
+    lengths = _lengths(asked, profile, workload)
+    run = served(workload, profile, asked.policy, lengths, limits, expires=asked.evict)
     found = {"seed": asked.seed, **report(run)}
     found["bound_mean_s"] = mean_latency_bound_s(workload, profile, asked.rows)
     if len(workload.requests) <= _BOUNDED_REQUESTS:
@@ -84,7 +68,7 @@ def _figures(asked: GenerateReplayOptions, profile: GenerationProfile) -> dict[s
     if len(users) > 1:
         found["users"] = users
         found["jain"] = jain([each["tokens"] for each in users.values()])
-        light = [each["ttft_s"] for user, each in users.items() if user != HEAVY_USER]
+        light = light_ttft_s(run)
         found["light_ttft_s"] = sum(light) / len(light)
     return found
 
@@ -140,9 +124,7 @@ def _lengths(asked: GenerateReplayOptions, profile: GenerationProfile, workload:
     if asked.lengths == "warm":
         if Path(asked.workload).is_file():
             raise ValueError("--lengths warm: a recorded trace has no earlier day; give 'learned' or 'known'")
-        before = _workload(replace(asked, requests=_WARM_REQUESTS, seed=asked.seed + 1_000_003), profile)
-        for request, length in zip(before.requests, before.lengths, strict=True):
-            learning.learn(Life(request, [0] * length, whole=True))
+        learn(learning, _workload(replace(asked, requests=WARM_REQUESTS, seed=asked.seed + EARLIER), profile))
     return learning
 
 

@@ -6,33 +6,27 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from isthmus.cloud.generation.policies.by_name import learning_lengths, make_policy
+from isthmus.cloud.generation.policies.by_name import learning_lengths
 from isthmus.cloud.generation.policies.fused import Fused
 from isthmus.cloud.generation.policies.lengths import KnownLengths, LearnedLengths, LengthPredictor, NearestLengths
 from isthmus.cloud.generation.prepare.placement import Goals, best_rate, placements
+from isthmus.cloud.generation.prepare.replaying import EARLIER, WARM_REQUESTS, learn, light_ttft_s, served, sizes_of
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
 from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.fleet import Fleet, FleetRules
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
 from isthmus.cloud.generation.scheduling.report import by_user, jain, report
-from isthmus.cloud.generation.scheduling.simulate import VirtualWorld, serve
 from isthmus.cloud.generation.scheduling.workload import (
     HEAVY_USER,
-    Sizes,
     Workload,
     at_load,
     bursty_gaps,
-    chat_sizes,
-    lmaas_sizes,
     poisson_gaps,
-    trace_sizes,
     unequal_users,
 )
-from isthmus.data.traces import read_azure_tokens
 
 LIMITS: Final = Limits(rows=32, blocks=1_000)
-WARM_REQUESTS: Final = 500
 PREDICTORS: Final = ("least squares", "least squares, conditional", "nearest")
 SHRINK: Final = 8.0
 
@@ -76,22 +70,12 @@ def run(cell: Cell) -> dict[str, Any]:
     return {**asdict(cell), **work[cell.kind](cell, reference_profile())}
 
 
-def sizes_of(workload: str, requests: int, rng: np.random.Generator) -> Sizes:
-    """Returns the lengths of a workload's requests."""
-    if workload in ("lmaas", "chat"):
-        return (lmaas_sizes if workload == "lmaas" else chat_sizes)(rng, requests)
-    if not Path(workload).is_file():
-        raise ValueError(f"no workload {workload!r}: give lmaas, chat or the CSV file of a trace")
-    return trace_sizes(read_azure_tokens(Path(workload))[:requests], shrink=SHRINK)
-
-
 def _workload(cell: Cell, profile: GenerationProfile, *, users: bool = False, seed: int | None = None) -> Workload:
     rng = np.random.default_rng(cell.seed if seed is None else seed)
     requests = cell.requests if seed is None else WARM_REQUESTS
-    sizes = sizes_of(cell.workload, requests, rng)
-    gaps_N = poisson_gaps(rng, len(sizes.prompts_N))
-    if Path(cell.workload).is_file():
-        gaps_N = np.diff(read_azure_tokens(Path(cell.workload))[: len(gaps_N), 0], prepend=0.0)
+    sizes, gaps_N = sizes_of(cell.workload, requests, rng, SHRINK)
+    if gaps_N is None:
+        gaps_N = poisson_gaps(rng, len(sizes.prompts_N))
     names = unequal_users(rng, len(gaps_N)) if users else None
     return at_load(sizes, gaps_N, cell.load, profile, users=names)
 
@@ -100,30 +84,14 @@ def _lengths(cell: Cell, profile: GenerationProfile, made: Workload, predictor: 
     if cell.lengths == "known":
         return KnownLengths(made.lengths.__getitem__)
     if cell.lengths == "warm" and not Path(cell.workload).is_file():
-        before = _workload(cell, profile, seed=cell.seed + 1_000_003)
-        for request, length in zip(before.requests, before.lengths, strict=True):
-            predictor.learn(Life(request, [0] * length, whole=True))
+        learn(predictor, _workload(cell, profile, seed=cell.seed + EARLIER))
     return predictor
 
 
 def _policy(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     made = _workload(cell, profile)
     lengths = _lengths(cell, profile, made, learning_lengths(cell.name))
-    return report(_served(made, profile, cell.name, lengths))
-
-
-def _served(
-    made: Workload, profile: GenerationProfile, policy: str, lengths: LengthPredictor, limits: Limits = LIMITS
-) -> Any:
-    engine = Engine(
-        profile,
-        make_policy(policy, lengths),
-        limits,
-        max_requests=len(made.requests),
-        expires=False,
-        adapts=False,
-    )
-    return serve(engine, made.requests, VirtualWorld(profile, made.lengths))
+    return report(served(made, profile, cell.name, lengths, LIMITS))
 
 
 SWAPS: Final = {"computed again": 0, "swapped": LIMITS.blocks}
@@ -135,7 +103,7 @@ SWAP_POLICY: Final = "jitserve"
 def _swap(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     made = _workload(cell, profile)
     lengths = _lengths(cell, profile, made, learning_lengths(SWAP_POLICY))
-    return report(_served(made, profile, SWAP_POLICY, lengths, replace(LIMITS, swap_blocks=SWAPS[cell.name])))
+    return report(served(made, profile, SWAP_POLICY, lengths, replace(LIMITS, swap_blocks=SWAPS[cell.name])))
 
 
 def _bound(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
@@ -148,11 +116,10 @@ def _bound(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
 
 def _fairness(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     made = _workload(cell, profile, users=True)
-    ran = _served(made, profile, cell.name, learning_lengths(cell.name))
+    ran = served(made, profile, cell.name, learning_lengths(cell.name), LIMITS)
     users = by_user(ran)
-    light = [each["ttft_s"] for user, each in users.items() if user != HEAVY_USER]
     return {
-        "light_ttft_s": float(np.mean(light)),
+        "light_ttft_s": float(np.mean(light_ttft_s(ran))),
         "heavy_ttft_s": users[HEAVY_USER]["ttft_s"],
         "tokens_per_s": report(ran)["tokens_per_s"],
         "jain": jain([each["tokens"] for each in users.values()]),
@@ -206,7 +173,7 @@ REPLICAS: Final = 4
 
 def _fleet(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     rng = np.random.default_rng(cell.seed)
-    sizes = sizes_of(cell.workload, cell.requests, rng)
+    sizes, _ = sizes_of(cell.workload, cell.requests, rng, SHRINK)
     made = at_load(sizes, bursty_gaps(rng, cell.requests), REPLICAS * cell.load, profile)
     engines = [
         Engine(profile, Fused(), LIMITS, max_requests=cell.requests, expires=False, adapts=False)
@@ -226,7 +193,7 @@ GOALS: Final = {"TTFT 1 s, TPOT 0.1 s": Goals(1.0, 0.1), "TTFT 1 s, TPOT 0.07 s"
 
 
 def _placement(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
-    sizes = sizes_of(cell.workload, cell.requests, np.random.default_rng(cell.seed))
+    sizes, _ = sizes_of(cell.workload, cell.requests, cell.seed, SHRINK)
     rates = [
         (str(each), bool(each.prefill), best_rate(each, sizes, GOALS[cell.name], profile, LIMITS, seed=cell.seed))
         for each in placements(2)
@@ -246,11 +213,10 @@ SYSTEM_TOKENS: Final = 200
 
 def _prefix(cell: Cell, profile: GenerationProfile) -> dict[str, Any]:
     rng = np.random.default_rng(cell.seed)
-    sizes = sizes_of(cell.workload, cell.requests, rng)
+    sizes, _ = sizes_of(cell.workload, cell.requests, rng, SHRINK)
     gaps_N = poisson_gaps(rng, len(sizes.prompts_N))
     made = at_load(sizes, gaps_N, cell.load, profile, system_tokens=SYSTEM_TOKENS)
     limits = replace(LIMITS, prefix_blocks=PREFIXES[cell.name])
-    engine = Engine(profile, make_policy("fused"), limits, max_requests=len(made.requests), expires=False, adapts=False)
-    found = report(serve(engine, made.requests, VirtualWorld(profile, made.lengths)))
+    found = report(served(made, profile, "fused", None, limits))
     prompts = sum(len(request.prompt) for request in made.requests)
     return {**found, "shared_share": found["shared_tokens"] / prompts}

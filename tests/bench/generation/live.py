@@ -20,11 +20,12 @@ from isthmus.cloud.generation.model.executor import Executor, ModelExecutor, mak
 from isthmus.cloud.generation.model.weights import load_llama
 from isthmus.cloud.generation.policies.by_name import make_policy
 from isthmus.cloud.generation.prepare.profiler import measure
+from isthmus.cloud.generation.prepare.replaying import served
 from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
 from isthmus.cloud.generation.scheduling.report import report as figures
-from isthmus.cloud.generation.scheduling.simulate import Run, VirtualWorld, serve
+from isthmus.cloud.generation.scheduling.simulate import Run, serve
 from isthmus.cloud.generation.scheduling.step import Drawn, Step
 from isthmus.cloud.generation.scheduling.workload import Sizes, Workload, at_load, chat_sizes, poisson_gaps
 from tests.bench.harness import Report
@@ -67,8 +68,7 @@ def workload(profile: GenerationProfile, requests: int, load: float, seed: int) 
 
 
 def simulated(profile: GenerationProfile, made: Workload) -> Run:
-    engine = Engine(profile, make_policy("fused"), LIMITS, max_requests=len(made.requests), expires=False, adapts=False)
-    return serve(engine, made.requests, VirtualWorld(profile, made.lengths))
+    return served(made, profile, "fused", None, LIMITS)
 
 
 def main() -> None:
