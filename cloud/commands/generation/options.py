@@ -106,7 +106,8 @@ class GenerateReplayOptions:
     ] = 0.9
     seed: Seed = 0
     seeds: Annotated[
-        int, typer.Option(min=1, max=1_000, help="Simulate so many seeds, from --seed on, and print medians and spreads.")
+        int,
+        typer.Option(min=1, max=1_000, help="Simulate so many seeds from --seed on, and print medians and spreads."),
     ] = 1
     requests: Annotated[int, typer.Option(min=1, max=100_000, help="Number of requests.")] = 400
     profile: Annotated[

@@ -3,7 +3,7 @@
     python -m tests.bench.generation.swapping --out swapping.json
 
 The cache has the shape of SmolLM2-135M in bfloat16 (23,040 bytes per token); no model is needed. Anonymous memory holds
-the cache and a pool in memory. Pages of mapped files are counted apart: the system writes them out when memory is short.
+the cache and a pool in memory. Pages of mapped files are counted apart: the system may write them out at any time.
 """
 
 import argparse
@@ -69,9 +69,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         report.rows += swapped(asked.requests, asked.tokens, asked.away, Path(folder))
     columns: dict[str, Any] = {name: lambda row, name=name: row[name] for name in ("pool", "state")}
-    columns |= {
-        name: lambda row, name=name: f"{row[name]:.0f}" for name in ("cache_mb", "anonymous_mb", "mapped_mb")
-    }
+    columns |= {name: lambda row, name=name: f"{row[name]:.0f}" for name in ("cache_mb", "anonymous_mb", "mapped_mb")}
     report.finish(columns, asked.out)
 
 

@@ -503,8 +503,10 @@ def test_a_person_whom_the_base_student_tells_rightly_loses_nothing(few: int, cl
         rng = np.random.default_rng(seed)
         model = people_of_six_classes(rng)
         label_N = rng.permutation(6)[:few][np.arange(clips) % few]
-        noise_MNC = np.stack([rng.multivariate_normal(np.zeros(6), part_CC / 25, clips) for part_CC in model.within_MCC])
-        logits_MNC = 3 * model.mean_MCC[:, label_N] + noise_MNC
+        noise_MNC = np.stack(
+            [rng.multivariate_normal(np.zeros(6), part_CC / 25, clips) for part_CC in model.within_MCC]
+        )
+        logits_MNC = model.mean_MCC[:, label_N] + noise_MNC
         raw_NC = shares_of(logits_MNC.sum(axis=0))
         assert (raw_NC.argmax(axis=1) == label_N).all()
         both_NM = np.ones((clips, 2))

@@ -14,7 +14,15 @@ from isthmus.distill.release import Release
 from isthmus.experiments.personal.cells import cells
 from isthmus.experiments.personal.cells.cells import Asked, Cell
 from isthmus.experiments.personal.cells.pool import Report, run_all
-from isthmus.experiments.personal.cells.work import CellTask, StudentTask, TeachTask, make_cell, make_seed, teach, too_few
+from isthmus.experiments.personal.cells.work import (
+    CellTask,
+    StudentTask,
+    TeachTask,
+    make_cell,
+    make_seed,
+    teach,
+    too_few,
+)
 
 
 @dataclass(frozen=True)
