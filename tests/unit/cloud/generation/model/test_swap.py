@@ -19,6 +19,7 @@ from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
 from isthmus.cloud.generation.scheduling.step import Drawn, Ended
+from tests.bench.generation.swapping import swapped
 from tests.rigs.generation.llama import save_tiny_llama
 
 
@@ -64,6 +65,13 @@ def test_a_slow_bus_holds_up_only_who_waits_for_it() -> None:
     assert torch.equal(pool.take(1)[0], keys)
     assert slept == [(keys.nbytes + values.nbytes) / 1_000]
     pool.close()
+
+
+def test_the_resident_memory_of_the_cache_falls_if_the_pool_is_in_files(tmp_path: Path) -> None:
+    full, less = swapped(requests=8, tokens=512, away=6, folder=tmp_path)
+    freed = full["cache_mb"] - less["cache_mb"]
+    assert freed > 40 and full["anonymous_mb"] - less["anonymous_mb"] > 0.7 * freed
+    assert less["mapped_mb"] - full["mapped_mb"] > 0.7 * 6 * 512 * 23_040 / 1e6, "it is in mapped files now"
 
 
 def test_a_swapped_request_goes_on_without_computing_anything_again(tmp_path: Path) -> None:
