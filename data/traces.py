@@ -77,9 +77,7 @@ def read_azure_tokens(path: Path) -> Float64s:
         places = [header.index(_folded(column)) for column in columns]
         lines = [row for row in rows if any(field.strip() for field in row)]
         arrivals_N = list(_arrivals(path, iter(lines), places, lambda at, prompt, generated: _timestamp_s(at)))
-        counts_2N = [
-            list(_arrivals(path, iter(lines), places[at : at + 1], lambda tokens: float(int(tokens)))) for at in (1, 2)
-        ]
+        counts_2N = [list(_arrivals(path, iter(lines), places[at : at + 1], _whole)) for at in (1, 2)]
     rows_N3 = np.array([arrivals_N, *counts_2N]).T
     if not len(rows_N3) or not (rows_N3[:, 1:] >= 1).all():
         raise TraceError(f"{path.name}: each request must have a prompt and an answer of at least one token")
@@ -93,6 +91,13 @@ def _invocation_s(end: str, duration: str) -> float:
     if duration_s < 0:
         raise ValueError("a negative duration")
     return end_s - duration_s
+
+
+def _whole(text: str) -> float:
+    try:
+        return float(int(text))
+    except ValueError:
+        raise ValueError(f"{text[:64]!r} is no number of tokens") from None
 
 
 def _number(text: str) -> float:

@@ -75,7 +75,7 @@ class ChatServer:
         except urllib.error.HTTPError as error:
             fail(_refusal(error))
         except urllib.error.URLError as error:
-            fail(f"{self.address} cannot be reached: {error.reason}")
+            fail(f"{self.address} cannot be reached: {error.reason}. 'isthmus generate serve' starts a server")
 
 
 def _refusal(error: urllib.error.HTTPError) -> str:

@@ -5,22 +5,25 @@ Runs as ``python -m isthmus.cloud.load.echo PORT_FILE`` until its input ends.
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from isthmus.cloud.load.callers import ECHO_STREAM
+from isthmus.cloud.load.callers import ECHO_UNARY
 from isthmus.data.files import write_atomically
 from isthmus.proto import keepalive
 
 
-class _Echo(grpc.GenericRpcHandler):
+class Echo(grpc.GenericRpcHandler):
+    """Handles the load generator's unary method, and any other as a stream of bytes in both directions."""
+
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        if handler_call_details.method == ECHO_STREAM:
-            return grpc.stream_stream_rpc_method_handler(_stream)
-        return grpc.unary_unary_rpc_method_handler(_unary)
+        if handler_call_details.method == ECHO_UNARY:
+            return grpc.unary_unary_rpc_method_handler(_unary)
+        return grpc.stream_stream_rpc_method_handler(_stream)
 
 
 async def _unary(request: bytes, context: object) -> bytes:
@@ -32,15 +35,15 @@ async def _stream(requests: AsyncIterator[bytes], context: object) -> AsyncItera
         yield request
 
 
-async def serve(port_file: Path) -> None:
-    """Serve on a free port of loopback, which is written to ``port_file``, until the standard input ends."""
-    server = grpc.aio.server(handlers=[_Echo()], options=keepalive.server_options())
+async def serve(port_file: Path, end: Callable[[], Awaitable[object]]) -> None:
+    """Serve on a free port of loopback, which is written to ``port_file``, until ``end`` returns."""
+    server = grpc.aio.server(handlers=[Echo()], options=keepalive.server_options())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     write_atomically(port_file, f"127.0.0.1:{port}\n")
-    await asyncio.to_thread(sys.stdin.buffer.read)
+    await end()
     await server.stop(None)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), partial(asyncio.to_thread, sys.stdin.buffer.read)))

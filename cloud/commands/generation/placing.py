@@ -7,7 +7,7 @@ import typer
 
 from isthmus.cloud.commands.generation.options import PlaceOptions
 from isthmus.cloud.generation.prepare.placement import Goals, best_rate, placements
-from isthmus.cloud.generation.prepare.replaying import sizes_of
+from isthmus.cloud.generation.prepare.replaying import check_room, sizes_of
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, reference_profile
@@ -21,6 +21,7 @@ def place(asked: PlaceOptions) -> None:
     limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // BLOCK_TOKENS))
     goals = Goals(asked.ttft_s, asked.tpot_s, asked.share)
     sizes, _ = sizes_of(asked.workload, asked.requests, asked.seed, asked.shrink)
+    check_room(int((sizes.prompts_N + sizes.answers_N).max()), asked.kv_tokens)
     found = [
         (each, best_rate(each, sizes, goals, profile, limits, seed=asked.seed)) for each in placements(asked.replicas)
     ]

@@ -13,7 +13,15 @@ import typer
 from isthmus.cloud.commands.generation.options import GenerateReplayOptions
 from isthmus.cloud.generation.policies.by_name import learning_lengths
 from isthmus.cloud.generation.policies.lengths import KnownLengths, LengthPredictor
-from isthmus.cloud.generation.prepare.replaying import EARLIER, WARM_REQUESTS, learn, light_ttft_s, served, sizes_of
+from isthmus.cloud.generation.prepare.replaying import (
+    EARLIER,
+    WARM_REQUESTS,
+    check_room,
+    learn,
+    light_ttft_s,
+    served,
+    sizes_of,
+)
 from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.bound import goodput_bound, mean_latency_bound_s
 from isthmus.cloud.generation.scheduling.policy import Limits
@@ -57,6 +65,7 @@ def replay(asked: GenerateReplayOptions) -> None:
 def _figures(asked: GenerateReplayOptions, profile: GenerationProfile) -> dict[str, Any]:
     """Return the figures of one seed, with the bounds, and by user if there are several."""
     workload = _workload(asked, profile)
+    check_room(max(len(each.prompt) + each.max_tokens for each in workload.requests), asked.kv_tokens)
     limits = Limits(rows=asked.rows, blocks=max(1, asked.kv_tokens // BLOCK_TOKENS))
     lengths = _lengths(asked, profile, workload)
     run = served(workload, profile, asked.policy, lengths, limits, expires=asked.evict)

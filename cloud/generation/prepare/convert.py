@@ -65,6 +65,10 @@ def convert(source: Path, out: Path, *, number_type: str = "float32") -> LlamaCo
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; give another --out")
+    if source.is_dir():
+        raise ModelDirectoryError(
+            f"{source} is a folder; give a GGUF file. A folder with safetensors files is served as it is"
+        )
     try:
         reader = GGUFReader(source)
     except (ValueError, IndexError, KeyError) as error:

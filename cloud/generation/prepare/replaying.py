@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from isthmus.cloud.generation.policies.by_name import make_policy
 from isthmus.cloud.generation.policies.lengths import LengthPredictor
+from isthmus.cloud.generation.scheduling.blocks import BLOCK_TOKENS
 from isthmus.cloud.generation.scheduling.engine import Engine
 from isthmus.cloud.generation.scheduling.policy import Life, Limits
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile
@@ -46,6 +47,13 @@ def sizes_of(
         return trace_sizes(rows_N3, shrink=shrink), np.diff(rows_N3[:, 0], prepend=0.0)
     known = did_you_mean(workload, _MADE)
     raise ValueError(f"no workload {workload!r}: give lmaas, chat or the CSV file of a trace.{known}")
+
+
+def check_room(tokens: int, kv_tokens: int) -> None:
+    """Raises ValueError if the longest request, of so many tokens, is more than the KV cache holds."""
+    if tokens > kv_tokens // BLOCK_TOKENS * BLOCK_TOKENS:
+        least = -(-tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+        raise ValueError(f"--kv-tokens {kv_tokens}: the longest request may take {tokens}; give at least {least}")
 
 
 def learn(predictor: LengthPredictor, before: Workload) -> None:

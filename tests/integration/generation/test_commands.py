@@ -75,6 +75,9 @@ def test_a_recorded_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixt
         (("replay", "--policy", "best"), "no policy 'best'; known are static, orca"),
         (("profile", "nowhere", "--out", "x.json"), "nowhere has no config.json; give a model directory"),
         (("convert", "nowhere.gguf", "--out", "x"), "nowhere.gguf: No such file or directory"),
+        (("convert", ".", "--out", "x"), "is a folder; give a GGUF file. A folder with safetensors files is served"),
+        (("replay", "chat", "--requests", "5", "--kv-tokens", "64"), "--kv-tokens 64: the longest request may take"),
+        (("place", "chat", "--requests", "10", "--kv-tokens", "64"), "--kv-tokens 64: the longest request may take"),
     ],
 )
 def test_what_cannot_be_done_ends_in_one_line(
@@ -113,7 +116,8 @@ def test_a_server_is_asked_from_the_command_line(url: str, tmp_path: Path, capsy
 
 def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert isthmus("generate", "ask", "x", "--server", "http://127.0.0.1:1") == 1
-    assert "http://127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "http://127.0.0.1:1 cannot be reached" in said and "'isthmus generate serve' starts a server" in said
     assert isthmus("generate", "ask", "x", "--server", "127.0.0.1:1") == 1
     assert "must begin with http://" in capsys.readouterr().err
 
