@@ -498,7 +498,7 @@ def test_which_classes_a_person_shows_is_found_and_helps() -> None:
 @pytest.mark.parametrize("few", [1, 2, 3, 6])
 @pytest.mark.parametrize("clips", [4, 8, 24, 60])
 def test_a_person_whom_the_base_student_tells_rightly_loses_nothing(few: int, clips: int) -> None:
-    """Clips that lie where their class lies in most people, so that the base student is sure and right."""
+    """Clips beyond where their class lies in most people, so that the base student is sure of each and right."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
         model = people_of_six_classes(rng)
@@ -506,7 +506,7 @@ def test_a_person_whom_the_base_student_tells_rightly_loses_nothing(few: int, cl
         noise_MNC = np.stack(
             [rng.multivariate_normal(np.zeros(6), part_CC / 25, clips) for part_CC in model.within_MCC]
         )
-        logits_MNC = model.mean_MCC[:, label_N] + noise_MNC
+        logits_MNC = 1.5 * model.mean_MCC[:, label_N] + noise_MNC
         raw_NC = shares_of(logits_MNC.sum(axis=0))
         assert (raw_NC.argmax(axis=1) == label_N).all()
         both_NM = np.ones((clips, 2))
