@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isthmus.edge.student.memory import give_back, keep_little
+from isthmus.data.memory import give_back, keep_little
 from isthmus.proto.errors import Corrupt, Internal
 from isthmus.proto.messages import Features, FloatArray, StudentManifest, compressed_width, ratio_name
 

@@ -3,7 +3,8 @@
 import codecs
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -153,7 +154,7 @@ def numbers(text: str, option: str, *, distinct: bool = False) -> tuple[float, .
 
     With ``distinct``, a number that is there twice is an error too.
     """
-    found = tuple(_number(part, float, option, "a number", "0.5,1,2") for part in listed(text))
+    found = tuple(_number(part, _finite, option, "a number", "0.5,1,2") for part in listed(text))
     if distinct and len(set(found)) != len(found):
         raise typer.BadParameter(f"a number of '{text}' is there twice.", param_hint=f"'{option}'")
     return found
@@ -162,7 +163,14 @@ def numbers(text: str, option: str, *, distinct: bool = False) -> tuple[float, .
 _Number = TypeVar("_Number", int, float)
 
 
-def _number(part: str, kind: type[_Number], option: str, what: str, such_as: str) -> _Number:
+def _finite(part: str) -> float:
+    found = float(part)
+    if not math.isfinite(found):
+        raise ValueError(part)
+    return found
+
+
+def _number(part: str, kind: Callable[[str], _Number], option: str, what: str, such_as: str) -> _Number:
     try:
         return kind(part)
     except ValueError:

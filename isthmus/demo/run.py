@@ -258,7 +258,7 @@ def _check_edge_python(python: Path) -> bool:
     try:
         done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"{python} does not run ({error}). {way_out}") from error
+        raise ValueError(f"{python} does not run ({getattr(error, 'strerror', None) or error}). {way_out}") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{python} cannot run a device: {last}. {way_out}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from isthmus.cloud.generation.model.kv import KVCache, KVShape, Span, attend_one, causal, check_follows
+from isthmus.data.memory import give_back
 
 BLOCK: Final = 64
 """Columns of a block."""
@@ -168,13 +169,16 @@ class SlotCache(KVCache):
             self._resize(self._keys_LNKBD.shape[1] // 2)
 
     def _resize(self, blocks: int) -> None:
-        used = len(self._owners)
+        used, shrinks = len(self._owners), blocks < self._keys_LNKBD.shape[1]
         for name in ("_keys_LNKBD", "_values_LNKBD"):
             old = getattr(self, name)
             new = self._shape.empty(blocks, columns=BLOCK)
             new[:, :used] = old[:, :used]
             new[:, used:] = 0
             setattr(self, name, new)
+        if shrinks:
+            del old
+            give_back()
 
 
 class _Decodes:

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isthmus.data.memory import give_back
+
 
 @dataclass
 class _Far:
@@ -51,6 +53,8 @@ class SwapPool:
         self._sleep = sleep
         self._far: OrderedDict[int, _Far] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="isthmus-swap")
+        self._copies = 0
+        """Copies out that were asked for since the start."""
         self.copied_bytes = 0
         """Bytes copied out since the start."""
 
@@ -72,6 +76,8 @@ class SwapPool:
         far.tokens = new.stop
         if new.start < new.stop:
             far.pieces.append(self._thread.submit(self._copied, keys_LKPD[:, :, new], values_LKPD[:, :, new]))
+            self._copies += 1
+            self._thread.submit(self._settle, self._copies)
 
     def take(self, id: int) -> tuple[Tensor, Tensor]:
         """Returns a request's keys and values, and waits for their copies. A copy stays, if there is room for it."""
@@ -103,6 +109,11 @@ class SwapPool:
             self._sleep(size / self._bytes_per_s)
         self.copied_bytes += size
         return self._place(keys_LKPD), self._place(values_LKPD)
+
+    def _settle(self, copies: int) -> None:
+        """Gives what was copied back to the system after the last copy of several: the C library would keep it."""
+        if copies == self._copies:
+            give_back()
 
     def _place(self, source: Tensor) -> Tensor:
         if self._folder is None:

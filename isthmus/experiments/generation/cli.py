@@ -38,7 +38,10 @@ def generation(
     names = listed(policies) or list(POLICIES)
     for name in names:
         make_policy(name)
-    cells = comparison.cells_of(names, numbers(loads, "--loads"), whole_numbers(seeds, "--seeds"), requests, trace)
+    found_loads = numbers(loads, "--loads")
+    if not found_loads or min(found_loads) <= 0:
+        raise ValueError("--loads takes numbers above 0")
+    cells = comparison.cells_of(names, found_loads, whole_numbers(seeds, "--seeds"), requests, trace)
     found = comparison.run_all(cells, out, lambda line: typer.echo(line, err=True))
     write_atomically(out / "result.json", json.dumps({"cells": found}, indent=1) + "\n")
     write_atomically(out / "result.md", comparison.markdown(found))

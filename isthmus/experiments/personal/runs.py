@@ -54,6 +54,8 @@ def compare_methods(asked: PaperOptions) -> None:
     ladder = () if asked.ladder == "none" else tuple(named(known(asked.ladder, METHODS, "--ladder")))
     clips_per_cluster = whole_numbers(asked.clips_per_cluster, "--clips-per-cluster")
     upload_shares = numbers(asked.upload_shares, "--upload-shares")
+    if not all(0 < share <= 1 for share in upload_shares) or not all(clips >= 1 for clips in clips_per_cluster):
+        raise ValueError("--upload-shares takes numbers above 0 and up to 1, and --clips-per-cluster numbers from 1 on")
     listing = read_data(asked.data, asked.layout)
     groups = read_groups(asked.data, [ref.name for ref in listing.refs])
     root = asked.release or asked.out / "release"
@@ -68,6 +70,7 @@ def compare_methods(asked: PaperOptions) -> None:
         upload_shares=upload_shares,
     )
     folders = study.decoded(opened, listing, clients)
+    study.check_clips(opened, folders, paper.asked(choices))
     possible, too_few = study.possible(opened, folders, paper.asked(choices))
     for each in too_few:
         _say(f"{each.name}: not run, since its share of the clips is too few for a prototype")
@@ -113,6 +116,8 @@ def leave_people_out(asked: PeopleOptions) -> None:
     counts = whole_numbers(asked.classes, "--classes")
     listing = read_data(asked.data, asked.layout)
     actors = people.people(listing)
+    if asked.together >= len(actors):
+        raise ValueError(f"--together {asked.together} leaves nobody public: this data set names {len(actors)} people")
     groups = read_groups(asked.data, [ref.name for ref in listing.refs])
     folds = tuple(actors[start : start + asked.together] for start in range(0, len(actors), asked.together))
     plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
@@ -130,6 +135,7 @@ def leave_people_out(asked: PeopleOptions) -> None:
         cells_asked = tuple(
             each for actor in left_out for each in people.asked(actor, chosen, range(asked.seeds), counts)
         )
+        study.check_clips(opened, folders, cells_asked)
         parts.append(Part(opened, folders, cells_asked))
     made = _run(parts, asked, None if trunks is None else trunks[1])
     outputs = _outputs(asked.out, made)

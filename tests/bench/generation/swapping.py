@@ -7,6 +7,8 @@ the cache and a pool in memory. Pages of mapped files are counted apart: the sys
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -65,9 +67,11 @@ def main() -> None:
     asked = parser.parse_args()
     config = {"requests": asked.requests, "tokens": asked.tokens, "away": asked.away}
     report = Report("memory of swapped requests", config, ("torch",))
-    report.rows += swapped(asked.requests, asked.tokens, asked.away, None)
-    with TemporaryDirectory() as folder:
-        report.rows += swapped(asked.requests, asked.tokens, asked.away, Path(folder))
+    with TemporaryDirectory() as name:
+        for folder in (None, Path(name)):
+            # A process each: what one has freed and kept for itself is not the other's.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                report.rows += pool.submit(swapped, asked.requests, asked.tokens, asked.away, folder).result()
     columns: dict[str, Any] = {name: lambda row, name=name: row[name] for name in ("pool", "state")}
     columns |= {name: lambda row, name=name: f"{row[name]:.0f}" for name in ("cache_mb", "anonymous_mb", "mapped_mb")}
     report.finish(columns, asked.out)

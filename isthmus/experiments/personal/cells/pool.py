@@ -4,13 +4,17 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from rich.progress import Progress
 
 Task = TypeVar("Task")
 Report = Callable[[str], None]
+
+
+_NAMED: Final = 5
+"""Failed tasks that the message names."""
 
 
 class CellsFailed(Exception):
@@ -65,7 +69,11 @@ def run_all(
                 pool.shutdown(cancel_futures=True)
                 raise
     if failed:
-        raise CellsFailed(f"{len(failed)} of {len(tasks)} {what} failed; run again to retry them: " + "; ".join(failed))
+        first, others = failed[:_NAMED], len(failed) - _NAMED
+        rest = f"; and {others} more, as printed above" if others > 0 else ""
+        raise CellsFailed(
+            f"{len(failed)} of {len(tasks)} {what} failed; run again to retry them: {'; '.join(first)}{rest}"
+        )
 
 
 def _one_thread() -> None:

@@ -1,7 +1,7 @@
 """A study is a list of cells on one or more releases: prepared, run on every core, and read back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
 from isthmus.experiments.personal.cells import cells
 from isthmus.experiments.personal.cells.cells import Asked, Cell
+from isthmus.experiments.personal.cells.methods import METHODS, Sent
 from isthmus.experiments.personal.cells.pool import Report, run_all
 from isthmus.experiments.personal.cells.work import (
     CellTask,
     StudentTask,
     TeachTask,
+    halves,
     make_cell,
     make_seed,
     teach,
@@ -42,6 +44,23 @@ def decoded(release: Release, listing: Listing, clients: dict[str, tuple[str, ..
         client: str(decode(listing, names, release.recipe, release.root / "private").folder)
         for client, names in clients.items()
     }
+
+
+def check_clips(release: Release, clients: Mapping[str, str], asked: Sequence[Asked]) -> None:
+    """Raise ValueError if a client has too few clips for a cell, so that nothing is trained in vain.
+
+    ``clients``: name -> folder with all decoded clips of the client.
+    """
+    clips = {client: ClipArrays.open(Path(folder)) for client, folder in clients.items()}
+    floor = release.recipe.personalise.min_cluster
+    for each in dict.fromkeys(replace(one, upload_share=1.0) for one in asked):
+        chosen, tested = halves(clips[each.client], each)
+        fewest = 1 if METHODS[each.method].sent in (Sent.NOTHING, Sent.PROBABILITIES) else floor
+        if len(chosen) < fewest or len(tested) == 0:
+            raise ValueError(
+                f"{each.client} would have {len(chosen)} clips to select with and {len(tested)} to test "
+                f"({each.name}), and {fewest} and 1 are needed: add clips, or begin a release with more private clips"
+            )
 
 
 def possible(

@@ -70,7 +70,7 @@ def test_a_slow_bus_holds_up_only_who_waits_for_it() -> None:
 def test_the_resident_memory_of_the_cache_falls_if_the_pool_is_in_files(tmp_path: Path) -> None:
     full, less = swapped(requests=8, tokens=512, away=6, folder=tmp_path)
     freed = full["cache_mb"] - less["cache_mb"]
-    assert freed > 40 and full["anonymous_mb"] - less["anonymous_mb"] > 0.7 * freed
+    assert freed > 40 and full["anonymous_mb"] - less["anonymous_mb"] > 0.9 * freed
     assert less["mapped_mb"] - full["mapped_mb"] > 0.7 * 6 * 512 * 23_040 / 1e6, "it is in mapped files now"
 
 

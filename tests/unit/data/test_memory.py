@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from isthmus.edge.student import memory
+from isthmus.data import memory
 
 
 class Glibc:
@@ -40,7 +40,7 @@ def test_only_glibc_is_asked(monkeypatch: pytest.MonkeyPatch, glibc: bool) -> No
 CHILD = """
 from pathlib import Path
 import numpy as np
-from isthmus.edge.student import memory
+from isthmus.data import memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
