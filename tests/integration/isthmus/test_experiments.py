@@ -121,6 +121,34 @@ def test_every_method_is_measured(data: Path, release: Path, tmp_path: Path) -> 
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("paper", "--upload-shares", "0"), "--upload-shares takes numbers above 0 and up to 1"),
+        (("paper", "--upload-shares", "0.5,nan"), "'nan' is not a number"),
+        (("paper", "--clips-per-cluster", "0"), "--clips-per-cluster numbers from 1 on"),
+        (("people", "--together", "3"), "--together 3 leaves nobody public: this data set names 3 people"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(
+    data: Path, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    out = tmp_path / "out"
+    refused = CliRunner().invoke(
+        app, [words[0], "--data", str(data), "--preset", "tiny", "--out", str(out), *words[1:]]
+    )
+    assert refused.exit_code in (1, 2) and said in " ".join(refused.output.split()) and not out.exists()
+
+
+def test_a_client_of_too_few_clips_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    """A tenth of 36 clips is private: a client has one or two of them."""
+    words = ["paper", "--data", str(data), "--preset", "tiny", "--out", str(tmp_path), "--workers", "1"]
+    refused = CliRunner().invoke(app, words)
+    said = " ".join(refused.output.split())
+    assert refused.exit_code == 1 and "clips to select with and" in said and "add clips, or begin a release" in said
+    assert not (tmp_path / "release" / "teacher" / "teacher.safetensors").exists() and not (tmp_path / "cells").exists()
+
+
 def test_a_killed_run_goes_on_with_the_same_numbers(
     data: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
