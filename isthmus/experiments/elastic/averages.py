@@ -23,6 +23,7 @@ from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages
 from isthmus.distill.figures import png
 from isthmus.experiments.elastic.spread import in_points
+from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 SHARES: Final = tuple(tenth / 10 for tenth in range(11))
@@ -56,6 +57,7 @@ class Sweep:
 
 def run(sweep: Sweep, *, seeds: Sequence[int], out: Path, report: Report) -> dict[str, Any]:
     """Tunes and tests what is missing, writes ``out/result.json``, ``.md`` and a picture, and returns the result."""
+    made = made_by(out, report)
     cells = []
     for seed in seeds:
         path = out / "cells" / f"{seed}.json"
@@ -76,6 +78,7 @@ def run(sweep: Sweep, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         "train": dataclasses.asdict(sweep.config.train),
         "target": sweep.config.target,
         "seeds": list(seeds),
+        "code": made,
         "torch": torch.__version__,
         "cells": cells,
     }

@@ -28,6 +28,7 @@ from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.traces import read_trace
 from isthmus.experiments.elastic.figures import draw_all
+from isthmus.experiments.made_by import made_by
 
 Floats = npt.NDArray[np.float64]
 Report = Callable[[str], None]
@@ -156,6 +157,7 @@ def run(
     policies: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run the missing cells, write ``out/result.json`` and ``.md``, and return the whole result."""
+    made = made_by(out, report)
     cells: list[dict[str, Any]] = []
     for profile_name in profiles:
         profile = load_profile(profile_name)
@@ -171,6 +173,7 @@ def run(
                     )
     result = {
         "what": "utility of every policy, simulated",
+        "code": made,
         "versions": {"isthmus": __version__, "numpy": np.__version__},
         "profiles": [_short(name) for name in profiles],
         "traces": [_short(trace) for trace in traces],

@@ -39,6 +39,7 @@ from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.experiments.elastic.spread import in_points
+from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 
@@ -99,6 +100,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     dense, pixels = opened(setup.model, setup.statistics)
     named = {"model": Path(setup.model).name, "data": setup.data.name, "test": setup.test.name}
     plain = {**vars(setup), **named}
+    made = made_by(out, report)
     cells: list[dict[str, Any]] = []
     for seed in seeds:
         paths = {name: _path(out, seed, name) for name in EVERY}
@@ -120,7 +122,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         cells += [done[name] for name in EVERY]
     operations = {DENSE: dense.operations(0), "experts": with_experts(dense).operations(0)}
     result = {"what": "experts against dense models", "setup": plain, "seeds": list(seeds), "operations": operations}
-    result |= {"torch": torch.__version__, "cells": cells}
+    result |= {"code": made, "torch": torch.__version__, "cells": cells}
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     return result

@@ -42,6 +42,7 @@ from isthmus.distill.figures import png
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import EpochReport, fit
 from isthmus.experiments.elastic.spread import in_points
+from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 TaskKind = Literal["unseen", "details"]
@@ -173,6 +174,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     given, pixels = opened(setup.model, setup.statistics)
     named = {"model": Path(setup.model).name, "data": setup.data.name, "test": setup.test.name}
     plain: dict[str, Any] = json.loads(json.dumps({**vars(setup), **named}))
+    made = made_by(out, report)
     cells = []
     for seed in seeds:
         path = out / "cells" / f"{setup.task}-{seed}.json"
@@ -183,7 +185,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
             write_atomically(path, json.dumps({**cell, "setup": plain}, indent=1))
         cells.append(_read(path, plain))
     result = {"what": "prompts on a task that the backbone has not seen", "setup": plain, "seeds": list(seeds)}
-    result |= {"torch": torch.__version__, "cells": cells}
+    result |= {"code": made, "torch": torch.__version__, "cells": cells}
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     draw(result, out / "learning.png")

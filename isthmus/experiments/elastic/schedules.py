@@ -31,6 +31,7 @@ from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.figures import png
 from isthmus.experiments.elastic.spread import in_points
+from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 SIMILAR_PICTURES: Final = 64
@@ -82,6 +83,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     named = {"model": Path(setup.model).name, "data": setup.data.name, "size": None, "repeats": None}
     named |= {"tasks": None if setup.tasks is None else setup.tasks.name, "task": recipe.name}
     plain: dict[str, Any] = json.loads(json.dumps({**vars(setup), **named}))
+    worked = made_by(out, report)
     cells = []
     for seed in seeds:
         path = out / "cells" / f"{recipe.name}-{seed}.json"
@@ -104,6 +106,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         "operations": {_key(*key): model.operations(key[0]) for key, model in made.items()},
         "times": json.loads(read_text(times)) if times.is_file() else None,
         "similarity": similarity(ElasticRunner(elastic, pixels), pictures.spread(SIMILAR_PICTURES)),
+        "code": worked,
         "torch": torch.__version__,
         "cells": cells,
     }

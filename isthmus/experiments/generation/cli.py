@@ -34,6 +34,7 @@ def generation(
     from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
     from isthmus.data.files import write_atomically
     from isthmus.experiments.generation import comparison, figures
+    from isthmus.experiments.made_by import made_by
 
     names = listed(policies) or list(POLICIES)
     for name in names:
@@ -42,8 +43,9 @@ def generation(
     if not found_loads or min(found_loads) <= 0:
         raise ValueError("--loads takes numbers above 0")
     cells = comparison.cells_of(names, found_loads, whole_numbers(seeds, "--seeds"), requests, trace)
+    made = made_by(out, lambda line: typer.echo(line, err=True))
     found = comparison.run_all(cells, out, lambda line: typer.echo(line, err=True))
-    write_atomically(out / "result.json", json.dumps({"cells": found}, indent=1) + "\n")
+    write_atomically(out / "result.json", json.dumps({"code": made, "cells": found}, indent=1) + "\n")
     write_atomically(out / "result.md", comparison.markdown(found))
     pictures = figures.draw_all(found, out / "pictures")
     typer.echo(comparison.markdown(found))

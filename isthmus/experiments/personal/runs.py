@@ -32,6 +32,7 @@ from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre
 from isthmus.distill.training.progress import bars
+from isthmus.experiments.made_by import made_by
 from isthmus.experiments.personal import cost, paper, people
 from isthmus.experiments.personal.cells import cells, study
 from isthmus.experiments.personal.cells.cells import SCENARIOS, Asked, Cell
@@ -58,6 +59,7 @@ def compare_methods(asked: PaperOptions) -> None:
         raise ValueError("--upload-shares takes numbers above 0 and up to 1, and --clips-per-cluster numbers from 1 on")
     listing = read_data(asked.data, asked.layout)
     groups = read_groups(asked.data, [ref.name for ref in listing.refs])
+    made_by(asked.out, _say)
     root = asked.release or asked.out / "release"
     opened = _release(root, listing, groups, asked, listed(asked.private_actors), asked.private_list)
     clients = _apart(opened, groups)
@@ -121,6 +123,7 @@ def leave_people_out(asked: PeopleOptions) -> None:
     groups = read_groups(asked.data, [ref.name for ref in listing.refs])
     folds = tuple(actors[start : start + asked.together] for start in range(0, len(actors), asked.together))
     plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
+    made_by(asked.out, _say)
     if trunks is not None and asked.student_trunk is None:
         measured = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
         recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
@@ -157,6 +160,7 @@ def measure_cost(asked: CostOptions) -> None:
     split = release_split(opened)
     chosen = known(asked.clients, split.clients, "--clients") if asked.clients else tuple(split.clients)
     folders = study.decoded(opened, listing, {client: split.clients[client] for client in chosen})
+    code = made_by(asked.out, _say)
     found = cost.measure(
         opened,
         folders,
@@ -169,6 +173,7 @@ def measure_cost(asked: CostOptions) -> None:
     made = cost.table(found, cost.cache_compute_s(opened))
     result = {
         "what": "cost of one personalisation",
+        "code": code,
         "preset": opened.recipe.name,
         "runs": [asdict(run) for run in found],
     }
@@ -303,6 +308,7 @@ def _write(
     """
     by_client = answers.by_client(made, scores)
     recipe = recipe or releases[0].recipe
+    code = made_by(out, _say)
     facts = {
         "data": f"{listing.layout} layout, {len(listing.refs)} clips, {len(listing.damaged)} damaged",
         "preset": recipe.name,
@@ -310,11 +316,13 @@ def _write(
         "seeds": ", ".join(map(str, sorted({cell.asked.seed for cell in made}))),
         "cells": str(len(made)),
         **more_facts,
+        "code": "; ".join(code),
         "machine": f"{platform.machine()}, {workers or cores()} processes of one thread, torch {torch.__version__}",
     }
     result: Mapping[str, Any] = {
         "what": title,
         "version": __version__,
+        "code": code,
         "facts": facts,
         "recipe": json.loads(recipe.to_json()),
         "cells": [asdict(cell) for cell in made],
