@@ -6,7 +6,7 @@ It sends from a process of its own, by gRPC. It needs no torch.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -95,7 +95,8 @@ def replay_on_server(
         async with _connected(asked) as channels:
             ended, share = await _sent(asked, measured, queries, pictures, channels)
             found.update(figures(ended, measured), generator_processor_share=share)
-            runs = _simulated(asked, measured, queries, found["took"], sizes)
+            outside_s = (found["outside_ms"] or {"p50": 0.0})["p50"] / 1e3
+            runs = _simulated(asked, measured, queries, found["took"], outside_s, sizes)
             if asked.paired:
                 known = await _right(asked, ended, runs, pictures, channels)
                 for run in runs.values():
@@ -225,37 +226,61 @@ def _simulated(
     measured: Profile,
     queries: Sequence[Query],
     took: float,
+    outside_s: float,
     sizes: tuple[ModelSize, ...] | None,
 ) -> dict[str, Any]:
-    """Return the sums of the same queries simulated, at the profile's pace and at the pace that the server had.
+    """Return the sums of the same queries simulated: as the profile says, and as the replay was.
 
-    INFaaS is simulated at the profile's pace alone. ``expected_utility`` is the mean of the utility over all draws of
-    which answers are right. ``in_time`` lists the queries that were in time, each with its gamma; INFaaS has none.
+    The latter is at the pace ``took`` of its batches, and with ``outside_s`` more until the client has an answer.
+    INFaaS keeps the profile's pace. ``expected_utility`` is the mean of the utility over all draws of which answers are
+    right. ``in_time`` lists the queries that were in time, each with its gamma.
     """
     memory_bytes = memory_named(asked.policy)
     luck_N = draws(np.random.default_rng([asked.seed, 1]), len(queries))
-    runs: dict[str, tuple[Run, dict[int, int]]] = {}
-    if memory_bytes is not None:
-        # How long a batch took on the server includes loading its model, so it says nothing of the server's pace.
-        _, policy, loading_s = infaas(measured, memory_bytes, asked.executors, sizes=sizes)
-        engine = Engine(measured, policy, adapts=False, executors=asked.executors)
-        runs["simulated"] = (simulate(engine, queries, luck_N, loading_s), {})
-    else:
-        for name, pace in (("simulated", 1.0), (f"simulated at {took:.3f} of the profile's times", took)):
-            ran: dict[int, int] = {}
 
-            def batch_s(work: Work, pace: float = pace, ran: dict[int, int] = ran) -> float:
-                ran.update((query.id, work.gamma) for query in work.batch.queries)
-                return pace * measured.batch_time_s(work.gamma, len(work.batch))
-
+    def at(pace: float, outside_s: float) -> dict[str, Any]:
+        ended: dict[int, tuple[int, float]] = {}
+        loading_s: Callable[[Work], float] | None = None
+        if memory_bytes is None:
             engine = Engine(measured, make_policy(asked.policy, measured), executors=asked.executors)
-            runs[name] = (simulate(engine, queries, luck_N, batch_s), ran)
-    return {
-        name: {
-            "utility": run.utility,
-            "expected_utility": run.expected_utility,
-            "outcomes": {outcome.value: run.share(outcome) for outcome in Outcome},
-            "in_time": [(query, ran[query.id]) for query in queries if ran and run.outcomes[query.id] in IN_TIME],
+        else:
+            _, policy, loading_s = infaas(measured, memory_bytes, asked.executors, sizes=sizes)
+            engine = Engine(measured, policy, adapts=False, executors=asked.executors)
+
+        def takes_s(work: Work) -> float:
+            paced_s = pace * measured.batch_time_s(work.gamma, len(work.batch))
+            took_s = paced_s if loading_s is None else loading_s(work)
+            ended.update((query.id, (work.gamma, work.started_s + took_s)) for query in work.batch.queries)
+            return took_s
+
+        return sums(simulate(engine, queries, luck_N, takes_s), ended, queries, measured, outside_s)
+
+    way = f"with {1e3 * outside_s:.1f} ms on the way"
+    if memory_bytes is None:
+        return {
+            "simulated": at(1.0, 0.0),
+            f"simulated at {took:.3f} of the profile's times, {way}": at(took, outside_s),
         }
-        for name, (run, ran) in runs.items()
+    # How long a batch took on the server includes loading its model, so it says nothing of the server's pace.
+    return {"simulated": at(1.0, 0.0), f"simulated {way}": at(1.0, outside_s)}
+
+
+def sums(
+    run: Run, ended: Mapping[int, tuple[int, float]], queries: Sequence[Query], measured: Profile, outside_s: float
+) -> dict[str, Any]:
+    """Return the sums of a simulation whose answers need ``outside_s`` more to reach the client.
+
+    ``ended``: gamma and end of each query that ran. The server counts from a query's arrival there, and so does not
+    know of this time.
+    """
+    outcomes = list(run.outcomes)
+    for query in queries:
+        if outcomes[query.id] in IN_TIME and ended[query.id][1] + outside_s > query.deadline_s:
+            outcomes[query.id] = Outcome.LATE
+    in_time = [(query, ended[query.id][0]) for query in queries if outcomes[query.id] in IN_TIME]
+    return {
+        "utility": sum(query.utility for query in queries if outcomes[query.id] is Outcome.CORRECT_IN_TIME),
+        "expected_utility": sum(query.utility * measured.accuracy[query.task][gamma] for query, gamma in in_time),
+        "outcomes": {outcome.value: outcomes.count(outcome) / max(1, len(outcomes)) for outcome in Outcome},
+        "in_time": in_time,
     }

@@ -9,9 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.commands.load.server_replay import sums
 from isthmus.cloud.elastic.scheduling.levels import level_of
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
+from isthmus.cloud.elastic.scheduling.simulate import Run
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.load.replay import Ended, figures
 from isthmus.data.images import LabelledImages, write_images
@@ -66,6 +68,7 @@ def test_the_models_own_answers_are_right_and_in_time(rig: ElasticRig) -> None:
     assert found["utility"] <= simulated["expected_utility"] + 1e-9
     assert simulated["utility"] == pytest.approx(simulated["expected_utility"]) == pytest.approx(found["bound"])
     assert "on the server right answers earn" in said
+    assert list(found["simulated"])[1].startswith("simulated at ") and "ms on the way" in said
 
 
 def test_right_answers_are_compared_in_pairs(rig: ElasticRig) -> None:
@@ -112,6 +115,18 @@ def test_what_does_not_go_together_is_one_line(rig: ElasticRig) -> None:
     (rig.folder / "tasks" / "ten.recipe.json").unlink()
     code, said = run(rig, "127.0.0.1:1")
     assert code == 1 and "holds none of the profile's tasks: ten" in said.replace("\n", " ")
+
+
+def test_time_on_the_way_makes_answers_of_the_last_moment_late() -> None:
+    profile = paper_profile()
+    queries = [Query(place, "CIFAR10", 0.0, 0.6, utility) for place, utility in enumerate((0.5, 0.25, 1.0))]
+    right, evicted = Outcome.CORRECT_IN_TIME, Outcome.EVICTED
+    run, ended = Run([right, right, evicted], []), {0: (0, 0.59), 1: (-20, 0.3)}
+    assert sums(run, ended, queries, profile, 0.0)["utility"] == 0.75
+    found = sums(run, ended, queries, profile, 0.02)
+    assert found["utility"] == 0.25 and found["in_time"] == [(queries[1], -20)]
+    assert found["expected_utility"] == pytest.approx(0.25 * profile.accuracy["CIFAR10"][-20])
+    assert found["outcomes"]["late"] == found["outcomes"]["evicted"] == pytest.approx(1 / 3)
 
 
 def test_figures_of_outcomes() -> None:
