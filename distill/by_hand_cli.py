@@ -73,14 +73,21 @@ def select(
     known(strategy, STRATEGIES, "--strategy")
     raw = _object(prototypes, "values", "sizes")
     features = raw.get("features")
-    opened = Release.open(release)
-    selected = select_round(
-        opened,
-        Wanted(
+    try:
+        wanted = Wanted(
             np.asarray(raw["values"], dtype=np.float32),
             np.asarray(raw["sizes"], dtype=np.int32),
             None if features is None else np.asarray(features, dtype=np.float32),
-        ),
+        )
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{prototypes}: 'values' and 'features' are rows of numbers of one length, 'sizes' whole numbers, as "
+            "'isthmus edge prototypes --json' prints them"
+        ) from error
+    opened = Release.open(release)
+    selected = select_round(
+        opened,
+        wanted,
         round=0,
         seed=seed,
         strategy=strategy,

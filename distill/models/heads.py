@@ -197,19 +197,21 @@ class HeadBank(nn.Module):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a bank that ``save`` wrote. Raises ValueError if the file is not a head bank."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
         try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
             bank = cls(
                 int(metadata["feature_width"]),
                 int(metadata["classes"]),
                 tuple(float(ratio) for ratio in metadata["ratios"].split(",")),
             )
             bank.load_state_dict(load_file(path))
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path.name} is not a head bank: {error}") from error
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{path.name} is not a head bank ({error}); 'isthmus distill compress' makes one, heads.safetensors"
+            ) from error
         return bank.eval()
 
 

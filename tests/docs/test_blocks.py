@@ -87,6 +87,8 @@ def _check(words: list[str]) -> None:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             asked = re.fullmatch(r"\.\[([\w,]+)\]", what)
             assert asked and set(asked[1].split(",")) <= set(extras)
+        case ["pip", "download", "--no-deps", what]:
+            assert re.fullmatch(r"[a-z][a-z0-9-]*==[0-9.]+", what), "name the version"
         case ["export", assignment]:
             assert re.match(r"ISTHMUS_\w+=", assignment)
         case ["python", "-m", module, *_]:

@@ -33,6 +33,7 @@ def generation(
 
     from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
     from isthmus.data.files import write_atomically
+    from isthmus.data.traces import read_azure_tokens
     from isthmus.experiments.generation import comparison, figures
     from isthmus.experiments.made_by import made_by
 
@@ -42,6 +43,8 @@ def generation(
     found_loads = numbers(loads, "--loads")
     if not found_loads or min(found_loads) <= 0:
         raise ValueError("--loads takes numbers above 0")
+    if trace is not None:
+        read_azure_tokens(trace)
     cells = comparison.cells_of(names, found_loads, whole_numbers(seeds, "--seeds"), requests, trace)
     made = made_by(out, lambda line: typer.echo(line, err=True))
     found = comparison.run_all(cells, out, lambda line: typer.echo(line, err=True))

@@ -99,6 +99,11 @@ def test_a_file_that_is_no_bank_is_named(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors is not a head bank"):
         HeadBank.load(tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"other\.safetensors is not a head bank .*'isthmus distill compress' makes one"
+    ):
+        HeadBank.load(tmp_path / "other.safetensors")
 
 
 def test_losses_are_the_printed_ones():

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from isthmus.data.traces import TraceError
 from isthmus.experiments.generation.cells import GOALS, Cell, run
 from isthmus.experiments.generation.cli import generation
 from isthmus.experiments.generation.comparison import beside_papers, cells_of, median_of, of
@@ -44,6 +47,16 @@ def test_every_question_has_its_table_and_a_second_run_computes_nothing(tmp_path
     assert papers["JITServe"][2] == "not run" == papers["Magnus"][2]
     cells = [of(found, "policy", "lmaas", 2.0, name)[0] for name in ("baton", "orca")]
     assert papers["BATON"][2].startswith(f"{cells[0]['tokens_per_s'] / cells[1]['tokens_per_s']:.2f} times")
+
+
+def test_what_cannot_be_simulated_is_refused_before_anything_is(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("TIMESTAMP,ContextTokens\n")
+    with pytest.raises(TraceError, match="no column GeneratedTokens"):
+        generation(tmp_path / "out", tmp_path / "trace.csv", seeds="0", loads="2", policies="fused", requests=12)
+    for loads in ("0", "1,-2", ""):
+        with pytest.raises(ValueError, match="numbers above 0"):
+            generation(tmp_path / "out", None, seeds="0", loads=loads, policies="fused", requests=12)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_cell_s_figures_follow_from_it_alone() -> None:
