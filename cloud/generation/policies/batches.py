@@ -1,5 +1,6 @@
 """PURE: policies that others are compared with: static batches, Orca's continuous batches, and BATON's padded rows."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from isthmus.cloud.generation.policies.unmoved import Unmoved
@@ -17,6 +18,22 @@ class _ByArrival(Unmoved):
         """Returns the requests in the KV cache and the waiting ones, each by arrival."""
         holders = [life for id, life in state.lives.items() if id in state.blocks]
         return holders, [life for id, life in state.lives.items() if id not in state.blocks]
+
+
+def batch_step(members: Sequence[Life], size: int, state: State, preempt: Sequence[int] = ()) -> Choice:
+    """Returns the next step of a static batch: prompts until all are computed, then all rows together.
+
+    ``size``: the rows that the batch began with. Those whose answer is complete are computed to the end.
+    """
+    prefilling = [life for life in members if not life.decodes]
+    budget = Budget(state, preempt)
+    run = []
+    for life in prefilling or members:
+        count = min(life.pending, budget.tokens)
+        if count and budget.take(life, count):
+            run.append((life.id, count))
+    dead = 0 if prefilling else size - len(members)
+    return Choice(run=run, preempt=preempt, dead_rows=dead, padded=True)
 
 
 class Static(_ByArrival):
@@ -38,15 +55,7 @@ class Static(_ByArrival):
             self._batch = set(self._next(state))
             self._size = len(self._batch)
         members = [state.lives[id] for id in state.lives if id in self._batch]
-        prefilling = [life for life in members if not life.decodes]
-        budget = Budget(state)
-        run = []
-        for life in prefilling or members:
-            count = min(life.pending, budget.tokens)
-            if count and budget.take(life, count):
-                run.append((life.id, count))
-        dead = 0 if prefilling else self._size - len(members)
-        return Choice(run=run, dead_rows=dead, padded=True)
+        return batch_step(members, self._size, state)
 
     def _next(self, state: State) -> list[int]:
         batch: list[int] = []

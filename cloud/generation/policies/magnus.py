@@ -15,9 +15,10 @@ preempts its second half, which becomes a batch of its own.
 from dataclasses import dataclass, field
 from typing import Final
 
+from isthmus.cloud.generation.policies.batches import batch_step
 from isthmus.cloud.generation.policies.lengths import LengthPredictor
 from isthmus.cloud.generation.policies.orders import pressure
-from isthmus.cloud.generation.scheduling.policy import Budget, Choice, Life, State
+from isthmus.cloud.generation.scheduling.policy import Choice, Life, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load, reference_profile
 
 MOST_WASTE: Final = 0.7
@@ -81,15 +82,7 @@ class Magnus:
         members = list(self._running.values())
         preempted = self._split(members, state)
         members = list(self._running.values())
-        prefilling = [life for life in members if not life.decodes]
-        budget = Budget(state, preempted)
-        run = []
-        for life in prefilling or members:
-            count = min(life.pending, budget.tokens)
-            if count and budget.take(life, count):
-                run.append((life.id, count))
-        dead = 0 if prefilling else self._size - len(members)
-        return Choice(run=run, preempt=preempted, dead_rows=dead, padded=True)
+        return batch_step(members, self._size, state, preempted)
 
     def _place(self, life: Life, state: State) -> None:
         predicted = self._lengths.predict(life)

@@ -19,9 +19,10 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.warmup.profiling import accuracies, check_numbers, check_pictures
 from isthmus.cloud.warmup.soup import average
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, start, tensors_of_model, tune
-from isthmus.data.files import read_text, write_atomically
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages
 from isthmus.distill.figures import png
+from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
 from isthmus.experiments.made_by import made_by
 
@@ -64,10 +65,7 @@ def run(sweep: Sweep, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         if not path.is_file():
             cell = {"seed": seed, "accuracy": _cell(sweep, seed, out, report)}
             write_atomically(path, json.dumps({**cell, "key": sweep.key()}, indent=1))
-        cell = json.loads(read_text(path))
-        if cell.pop("key") != sweep.key():
-            raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
-        cells.append(cell)
+        cells.append(read_cell(path, sweep.key(), under="key"))
     result: dict[str, Any] = {
         "what": "averages of two tuned models by fixed weights",
         "task": sweep.subject.task,

@@ -35,9 +35,10 @@ from isthmus.cloud.elastic.prepare.upcycling import save, with_experts
 from isthmus.cloud.elastic.scheduling.levels import level_of
 from isthmus.cloud.elastic.tasks.recipes import RECIPES
 from isthmus.cloud.elastic.tasks.task import TaskWeights
-from isthmus.data.files import read_text, write_atomically
+from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.data.synthetic.details import detail_classes, with_details
+from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
 from isthmus.experiments.made_by import made_by
 
@@ -104,7 +105,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     cells: list[dict[str, Any]] = []
     for seed in seeds:
         paths = {name: _path(out, seed, name) for name in EVERY}
-        done = {name: _read(path, plain) for name, path in paths.items() if path.is_file()}
+        done = {name: read_cell(path, plain) for name, path in paths.items() if path.is_file()}
         missing = [name for name in EVERY if name not in done]
         if missing:
             # A seed draws other pictures to learn from and to be tested on.
@@ -116,7 +117,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
                 cell = _cell(name, setup, dense, pixels, learning, tested, heads, seed, out)
                 cell |= {"seed": seed, "variant": name, "processor_s": round(time.process_time() - began_s, 1)}
                 write_atomically(paths[name], json.dumps({**cell, "setup": plain}, indent=1))
-                done[name] = _read(paths[name], plain)
+                done[name] = read_cell(paths[name], plain)
                 shown = ", ".join(f"{task} {shares['0']:.1%}" for task, shares in cell["accuracy"].items())
                 report(f"seed {seed}, {name}: {shown}")
         cells += [done[name] for name in EVERY]
@@ -126,14 +127,6 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     return result
-
-
-def _read(path: Path, setup: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a cell. Raises ValueError if it belongs to another setup."""
-    cell: dict[str, Any] = json.loads(read_text(path))
-    if cell.pop("setup") != setup:
-        raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
-    return cell
 
 
 def _path(out: Path, seed: int, variant: str) -> Path:

@@ -35,12 +35,13 @@ from isthmus.cloud.elastic.tasks.files import TaskFiles
 from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, TaskRecipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
 from isthmus.cloud.warmup.tuning import with_head
-from isthmus.data.files import read_text, write_atomically
+from isthmus.data.files import write_atomically
 from isthmus.data.images import CIFAR10_CLASSES, LabelledImages, PixelSpec
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.figures import png
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import EpochReport, fit
+from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
 from isthmus.experiments.made_by import made_by
 
@@ -183,20 +184,13 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
             cell = _cell(setup, given, pixels, seed, out, report)
             cell |= {"seed": seed, "processor_s": round(time.process_time() - began_s, 1)}
             write_atomically(path, json.dumps({**cell, "setup": plain}, indent=1))
-        cells.append(_read(path, plain))
+        cells.append(read_cell(path, plain))
     result = {"what": "prompts on a task that the backbone has not seen", "setup": plain, "seeds": list(seeds)}
     result |= {"code": made, "torch": torch.__version__, "cells": cells}
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     draw(result, out / "learning.png")
     return result
-
-
-def _read(path: Path, setup: Mapping[str, Any]) -> dict[str, Any]:
-    cell: dict[str, Any] = json.loads(read_text(path))
-    if cell.pop("setup") != setup:
-        raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
-    return cell
 
 
 def _cell(setup: Setup, given: ElasticViT, pixels: PixelSpec, seed: int, out: Path, report: Report) -> dict[str, Any]:

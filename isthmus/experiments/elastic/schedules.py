@@ -30,6 +30,7 @@ from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.distill.figures import png
+from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
 from isthmus.experiments.made_by import made_by
 
@@ -90,7 +91,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         if not path.is_file():
             cell = {"seed": seed, **_cell(setup, elastic, pixels, made, weights, pictures, seed)}
             write_atomically(path, json.dumps({**cell, "setup": plain}, indent=1))
-        cells.append(_read(path, plain))
+        cells.append(read_cell(path, plain))
         report(f"seed {seed}: {recipe.name}, {cells[-1]['whole']:.1%} with all tokens")
     times = out / f"times-{recipe.name}.json"
     if setup.repeats:
@@ -130,13 +131,6 @@ def _task(setup: Setup, elastic: ElasticViT) -> tuple[TaskRecipe, TaskWeights | 
             "--tasks with the task's files"
         )
     return recipe, None
-
-
-def _read(path: Path, setup: Mapping[str, Any]) -> dict[str, Any]:
-    cell: dict[str, Any] = json.loads(read_text(path))
-    if cell.pop("setup") != setup:
-        raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
-    return cell
 
 
 def _key(gamma: int, schedule: Schedule) -> str:
