@@ -8,8 +8,8 @@ from typing import Any
 from isthmus.data.files import read_text
 
 
-def read_cell(path: Path, setup: Mapping[str, Any], *, under: str = "setup") -> dict[str, Any]:
-    """Return a kept cell without its setup, which the file has ``under`` a name of its own.
+def read_cell(path: Path, setup: Mapping[str, Any] | str, *, under: str = "setup") -> dict[str, Any]:
+    """Return a kept cell without its setup, or its key, which the file has ``under`` a name of its own.
 
     Raises ValueError if it belongs to another setup.
     """
