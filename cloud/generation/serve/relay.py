@@ -25,9 +25,9 @@ from isthmus.cloud.generation.serve.carrier import Lost
 from isthmus.cloud.generation.serve.emotion import with_emotion
 from isthmus.cloud.generation.serve.live import Done, Item, Piece
 from isthmus.cloud.generation.serve.numbers import Numbers
-from isthmus.cloud.generation.serve.relocation import Arrived, Events, Mover
+from isthmus.cloud.generation.serve.relocation import Events, Mover
 from isthmus.cloud.generation.serve.serving import DEFAULT_TOKENS, Counts, Estimate, Wishes, check_messages, check_text
-from isthmus.cloud.generation.serve.upstream import Upstream, reason_of
+from isthmus.cloud.generation.serve.upstream import Upstream, cached_tokens, reason_of
 from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 
 log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ class Relay:
             await arrived.events.aclose()
             return
         old = relayed.task
-        relayed.task = asyncio.create_task(self._relay(relayed, target, _chained(arrived)), name=f"relay-{id}")
+        relayed.task = asyncio.create_task(self._relay(relayed, target, arrived.from_the_first()), name=f"relay-{id}")
         if old is not None:
             old.cancel()
 
@@ -384,7 +384,7 @@ class Relay:
             first_s - request.arrival_s,
             now_s - request.arrival_s,
             request.is_in_time(first_s, now_s, drawn),
-            _cached_tokens(usage),
+            cached_tokens(usage),
         )
 
     def _end(self, relayed: Relayed, item: Item | None) -> None:
@@ -419,21 +419,6 @@ class Relay:
             self._end(relayed, TooLate("could not be answered in time"))
         elif relayed.task is None or relayed.task.done():
             self._end(relayed, Unavailable("no replica is free or reachable; try again later"))
-
-
-async def _chained(arrived: Arrived) -> Events:
-    """Yields the events of a request that arrived, the first of which was awaited already."""
-    async with aclosing(arrived.events):
-        yield arrived.first
-        async for each in arrived.events:
-            yield each
-
-
-def _cached_tokens(usage: Mapping[str, Any]) -> int:
-    """Returns the tokens of a prompt that a replica did not compute, if it says so."""
-    details = usage.get("prompt_tokens_details")
-    found = details.get("cached_tokens") if isinstance(details, dict) else None
-    return found if isinstance(found, int) and found >= 0 else 0
 
 
 def _outcome(relayed: Relayed, item: Item | None) -> Outcome:

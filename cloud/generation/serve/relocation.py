@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +37,13 @@ class Arrived:
     events: Events
     by_blocks: bool
     pause_s: float
+
+    async def from_the_first(self) -> Events:
+        """Yields all its events, the first of which was awaited already."""
+        async with aclosing(self.events):
+            yield self.first
+            async for each in self.events:
+                yield each
 
 
 @dataclass

@@ -194,6 +194,13 @@ def reason_of(event: Mapping[str, Any]) -> str | None:
     return next((str(each["finish_reason"]) for each in event.get("choices") or () if each.get("finish_reason")), None)
 
 
+def cached_tokens(usage: Mapping[str, Any]) -> int:
+    """Returns how many tokens of the prompt the replica did not compute, by its ``usage``; 0 if it does not say so."""
+    details = usage.get("prompt_tokens_details")
+    found = details.get("cached_tokens") if isinstance(details, dict) else None
+    return found if isinstance(found, int) and found >= 0 else 0
+
+
 def _refusal(url: str, status: int, body: bytes, *, own: bool) -> IsthmusError:
     """Returns the error of a response that is no answer. The server's words are passed on, bounded and printable."""
     try:
