@@ -7,6 +7,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -52,6 +53,7 @@ class SoundCard:
         try:
             self._stream = self._opened(library, which, rate_hz, on_block)
         except (library.PortAudioError, ValueError) as error:
+            _list_cards_anew(library)
             raise CaptureUnavailable(f"no usable microphone: {error}") from error
 
     def close(self) -> None:
@@ -114,6 +116,13 @@ class SoundFile:
             self._on_block(due_s, self._rate_hz, block_T.astype(np.float32))
             position = (position + size) % len(self._samples_T)
             due_s += BLOCK_S
+
+
+def _list_cards_anew(library: Any) -> None:
+    """Let the next try find a card that was plugged in: PortAudio lists cards only when it is initialised."""
+    for step in (library._terminate, library._initialize):
+        with suppress(library.PortAudioError):
+            step()
 
 
 def _sound_library() -> Any:

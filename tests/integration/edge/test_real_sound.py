@@ -138,7 +138,7 @@ def test_a_microphone_that_is_not_there_is_said_and_nothing_is_captured(server: 
     assert said[-1].startswith("no usable microphone: ")
 
 
-def test_a_microphone_pulled_out_in_mid_clip_is_said() -> None:
+def test_a_microphone_pulled_out_in_mid_clip_is_said_and_heard_again_once_it_is_back() -> None:
     if find_spec("sounddevice") is None or sound.missing():
         missing(sound.missing() or "the Python package sounddevice is not installed: pip install 'isthmus[live]'")
     said: list[str] = []
@@ -150,6 +150,10 @@ def test_a_microphone_pulled_out_in_mid_clip_is_said() -> None:
             said.clear()
             for number in range(TRIES):
                 capture.next_clip(str(number))
-                if said:
+                if any("no usable microphone" in text for text in said):
                     break
-    assert said and "the microphone gives no sound any more" in said[0]
+            assert "the microphone gives no sound any more" in said[0]
+            assert "no usable microphone" in said[-1], "the child that was started again finds none"
+            server.plug_in()
+            server.play(tone(880))
+            heard(capture, 880)

@@ -19,6 +19,8 @@ from isthmus.edge.capture.assembly import GAP_S, Block
 RATE_HZ = 48_000
 _PROGRAMS = ("pulseaudio", "pacat")
 _STARTS_S = 60.0
+SOCKET = "pulse.sock"
+COMMANDS = "pulse.pa"
 
 
 def missing() -> str:
@@ -58,8 +60,9 @@ def drift_of(run: Sequence[Block]) -> float:
 class SoundServer:
     """A running server. ``environment`` makes ALSA, and so PortAudio, use it."""
 
-    process: "subprocess.Popen[bytes]"
+    folder: Path
     environment: dict[str, str]
+    process: "subprocess.Popen[bytes]"
     _player: "subprocess.Popen[bytes] | None" = None
 
     def play(self, waveform_T: npt.NDArray[np.float32]) -> None:
@@ -81,8 +84,14 @@ class SoundServer:
 
     def unplug(self) -> None:
         """Take the microphone away: the server ends, as if its only sound card had been pulled out."""
+        self.stop()
         self.process.kill()
         self.process.wait()
+
+    def plug_in(self) -> None:
+        """Bring the microphone back: the server starts again."""
+        (self.folder / SOCKET).unlink(missing_ok=True)
+        self.process = _started(self.folder, self.environment)
 
 
 def _feed(pipe: IO[bytes], content: bytes) -> None:
@@ -91,14 +100,29 @@ def _feed(pipe: IO[bytes], content: bytes) -> None:
         pipe.close()
 
 
+def _started(folder: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start PulseAudio and wait until it can be reached."""
+    command = ["pulseaudio", "-n", "--daemonize=no", "--system=false", "--exit-idle-time=-1", "--use-pid-file=no"]
+    command += ["--disable-shm=yes", "--high-priority=no", "--realtime=no", "-F", str(folder / COMMANDS)]
+    with (folder / "pulse.log").open("ab") as log:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+    deadline_s = time.monotonic() + _STARTS_S
+    while not (folder / SOCKET).exists():
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            process.kill()
+            process.wait()
+            raise RuntimeError(f"PulseAudio did not start: {(folder / 'pulse.log').read_text()[-500:]}")
+        time.sleep(0.05)
+    return process
+
+
 @contextmanager
 def sound_server(folder: Path) -> Iterator[SoundServer]:
     """Run a server whose files are in ``folder``. It is this user's own, and no other program knows of it."""
-    socket = folder / "pulse.sock"
+    socket = folder / SOCKET
     if len(str(socket)) > 100:
         raise ValueError(f"{socket}: too long for a socket's path")
-    commands = folder / "pulse.pa"
-    commands.write_text(
+    (folder / COMMANDS).write_text(
         f"load-module module-native-protocol-unix socket={socket} auth-anonymous=1\n"
         f"load-module module-null-sink sink_name=room rate={RATE_HZ} channels=1 format=float32le\n"
         "set-default-sink room\nset-default-source room.monitor\n"
@@ -114,18 +138,8 @@ def sound_server(folder: Path) -> Iterator[SoundServer]:
         "ALSA_CONFIG_PATH": str(alsa),
         "HOME": str(folder),
     }
-    command = ["pulseaudio", "-n", "--daemonize=no", "--system=false", "--exit-idle-time=-1", "--use-pid-file=no"]
-    command += ["--disable-shm=yes", "--high-priority=no", "--realtime=no", "-F", str(commands)]
-    log = (folder / "pulse.log").open("wb")
-    with log, subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log) as process:
-        server = SoundServer(process, environment)
-        try:
-            deadline_s = time.monotonic() + _STARTS_S
-            while not socket.exists():
-                if process.poll() is not None or time.monotonic() > deadline_s:
-                    raise RuntimeError(f"PulseAudio did not start: {(folder / 'pulse.log').read_text()[-500:]}")
-                time.sleep(0.05)
-            yield server
-        finally:
-            server.stop()
-            process.kill()
+    server = SoundServer(folder, environment, _started(folder, environment))
+    try:
+        yield server
+    finally:
+        server.unplug()

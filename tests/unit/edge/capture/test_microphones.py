@@ -18,7 +18,8 @@ DAY_S = 86_400.0
 
 
 class Card:
-    """A sound library with one card, which has the rates ``rates``."""
+    """A sound library with one card, which has the rates ``rates``. As PortAudio, it finds another one
+    (``plugged_in``) only when it is initialised again."""
 
     class PortAudioError(Exception):
         pass
@@ -27,6 +28,16 @@ class Card:
         self.rates = rates
         self.callback: Callable[..., None] = lambda *ignored: None
         self.opened_hz = 0
+        self.plugged_in = rates
+        self.initialised = True
+
+    def _terminate(self) -> None:
+        if not self.initialised:
+            raise self.PortAudioError("PortAudio not initialized")
+        self.initialised = False
+
+    def _initialize(self) -> None:
+        self.initialised, self.rates = True, self.plugged_in
 
     def check_input_settings(self, *, samplerate: int, **ignored: object) -> None:
         if samplerate not in self.rates:
@@ -70,13 +81,26 @@ def test_a_card_without_the_rate_is_opened_at_its_own(card: Card) -> None:
 
 
 def test_without_a_card_or_the_library_the_way_out_is_said(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    card.rates = ()
+    card.rates = card.plugged_in = ()
     with pytest.raises(CaptureUnavailable, match="no usable microphone: Error querying device"):
         open_microphone("", 16_000, lambda *block: None)
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(CaptureUnavailable, match=r"pip install 'isthmus\[live\]'"):
         open_microphone("", 16_000, lambda *block: None)
     assert open_microphone("none", 16_000, lambda *block: None) is None
+
+
+def test_a_card_that_is_plugged_in_later_is_found_at_the_next_try(card: Card) -> None:
+    card.rates = card.plugged_in = ()
+    for _ in range(2):
+        with pytest.raises(CaptureUnavailable, match="no usable microphone"):
+            open_microphone("", RATE_HZ, lambda *block: None)
+        card.initialised = False  # an initialisation that failed is no reason to give up
+    card.plugged_in = (RATE_HZ,)
+    with pytest.raises(CaptureUnavailable):
+        open_microphone("", RATE_HZ, lambda *block: None)
+    open_microphone("", RATE_HZ, lambda *block: None)
+    assert card.opened_hz == RATE_HZ
 
 
 def heard(late_s: np.ndarray, *, drift: float = 0.0) -> list[Block]:
