@@ -23,7 +23,8 @@ from isthmus.proto.messages import JobStatus
 class Life:
     """``link``: the questions to the cloud, once clips are answered. ``view``: of camera and microphone while they are
     open. ``personalise``: set if the person asks for a personalisation now. ``service``: the manager that started this
-    process; it hears of each turn of the loop, so it notices a driver, a disk or a library that hangs.
+    process; it hears of each turn of the loop, so it notices a driver, a disk or a library that hangs. ``learns`` is
+    False if people share this device and nobody is named: clips are answered, and nothing of them is stored or learned.
     """
 
     sent: SentMessages
@@ -33,6 +34,7 @@ class Life:
     working: Callable[[], bool] = lambda: False
     personalise: threading.Event = field(default_factory=threading.Event)
     service: ServiceManager = field(default_factory=lambda: ServiceManager({}, time.monotonic))
+    learns: bool = True
 
     def answered(
         self,

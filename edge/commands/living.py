@@ -52,7 +52,9 @@ def keep_living(
         answers = stack.enter_context(contextlib.closing(LiveAnswers(runtime, worker, budget_s, pause)))
         life.link, life.working = answers.memory, lambda: worker.busy
         _work(runtime, device, store, worker, asked.clips_before, life)
-        watch = ReleaseWatch(runtime, random.random, may_personalise=lambda: len(store.clips()) >= asked.clips_before)
+        watch = ReleaseWatch(
+            runtime, random.random, may_personalise=lambda: life.learns and len(store.clips()) >= asked.clips_before
+        )
         say = _Sayer(life)
         life.service.ready()
         if not runtime.state.active_id:
@@ -185,6 +187,8 @@ def _tell(
     classes = runtime.enrolment.classes
     note_answer(device, classes, result.answer)
     typer.echo(plain(f"{result.name}: {'?' if guess is None else classes[guess]} ({where})"))
+    if not life.learns:
+        return
     try:
         store.add(captured.waveform_T, captured.pictures, runtime.spec, name)
     except StorageFull as error:
@@ -213,9 +217,9 @@ def _work(runtime: Runtime, device: DeviceState, store: ClipStore, worker: Worke
     match due(runtime.state, facts, wanted):
         case Task.PREPARE:
             worker.start(lambda: runtime.run(until=Phase.ENCODE, patient=True))
-        case Task.PERSONALISE:
+        case Task.PERSONALISE if life.learns:
             worker.start(lambda: runtime.run(patient=True))
-        case Task.AGAIN:
+        case Task.AGAIN if life.learns:
             runtime.personalise_again()
             worker.start(lambda: runtime.run(patient=True))
 

@@ -101,11 +101,19 @@ class RunOptions:
     """Options of ``isthmus edge run`` alone."""
 
     ratios: Annotated[
-        str, Option(help="Compression ratios at which clips are answered through the cloud, such as 1,2. Default: all.")
+        str,
+        Option(
+            help="With --data: compression ratios at which the test clips are answered through the cloud, such as 1,2. "
+            "Default: all. For live clips the device chooses by the link."
+        ),
     ] = ""
-    number_type: Annotated[Literal["fp32", "fp16", "int8"], Option(help="Number type in which features are sent.")] = (
-        "fp16"
-    )
+    number_type: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        Option(
+            help="With --data: number type in which features of the test clips are sent. For live clips the device "
+            "chooses by the link."
+        ),
+    ] = "fp16"
     report: Annotated[Path | None, Option(help="JSON file to write the report to.")] = None
     rounds: Annotated[
         int,

@@ -42,7 +42,7 @@ from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.edge.link.sent import SentMessages
 from isthmus.edge.own_clips.disclosure import disclose
 from isthmus.edge.own_clips.selection_pass import PrototypeChoices, prototypes_of
-from isthmus.edge.own_clips.store import StoredSelection, person_folder
+from isthmus.edge.own_clips.store import StoredSelection, people_in, person_folder
 from isthmus.edge.requests.device import SENT, Device
 from isthmus.edge.requests.facts import privacy
 from isthmus.edge.requests.requests import answered, ask
@@ -54,6 +54,8 @@ from isthmus.proto.messages import Enrolment, NumberType, UploadMode
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False)
+
+UNKNOWN = "nothing of a person unknown is kept; --person NAME says who is there"
 
 
 def run(
@@ -68,12 +70,10 @@ def run(
     """Personalise and answer clips. Raises IsthmusError or ValueError; KeyboardInterrupt if it is interrupted."""
     budget_s = asked.latency_budget_ms / 1000
     infer = InferConfig(ratios, NumberType(asked.number_type), budget_s)
-    if clips.data is not None and not asked.ask_cloud:
-        raise ValueError("--no-ask-cloud is for live clips: a run over --data compares both answers")
-    if clips.data is None and asked.once:
-        raise ValueError("--once needs --data: a device that captures its own clips runs until it is ended")
+    _check_choices(clips, asked)
     with ending_on_sigterm(), contextlib.ExitStack() as stack:
         plan = None if clips.data is None else _plan(clips, clips.data)
+        others = people_in(state) if plan is None and not asked.person else ()
         device = DeviceState(person_folder(state, asked.person) if asked.person else state)
         stack.enter_context(device.held())
         store = store_of(device)
@@ -85,11 +85,13 @@ def run(
             seed=clips.seed,
             rounds=asked.rounds,
             guard=asked.guard,
-            habits=asked.habits,
+            habits=asked.habits and not others,
             epsilon_budget=upload.epsilon_budget,
             choices=_choices(upload),
+            ask_cloud=asked.ask_cloud,
         )
         life = Life(stack.enter_context(contextlib.closing(SentMessages(device.root / SENT))))
+        life.learns = not others
         life.service = ServiceManager(os.environ, time.monotonic)
         stack.callback(life.service.stopping)
         observer = followed(stack.enter_context(terminal_observer(errors)), life.happenings)
@@ -98,7 +100,11 @@ def run(
         runtime = Runtime(config, device, link, selection, observer=observer)
         life.sent.frames = frames_of(runtime)
         stack.enter_context(contextlib.closing(runtime))
-        if asked.again and plan is None and not runtime.affordable:
+        if others:
+            errors.print(plain(f"shared by {', '.join(others)}: {UNKNOWN}"), markup=False)
+        if asked.again and not life.learns:
+            errors.print("--again: nobody is named, so the student in use stays", markup=False)
+        elif asked.again and plan is None and not runtime.affordable:
             errors.print("--again: the privacy budget is spent, so the student in use stays", markup=False)
         elif asked.again:
             runtime.personalise_again()
@@ -241,6 +247,26 @@ def _link(cloud: str, known_as: CloudOptions) -> GrpcLink:
         return open_channel(cloud, tls=known_as.tls, tls_ca=known_as.tls_ca, own=own)
 
     return GrpcLink(connect(), connect)
+
+
+def _check_choices(clips: ClipOptions, asked: RunOptions) -> None:
+    """Raise ValueError for a choice that a run of this kind would not heed."""
+    if clips.data is not None:
+        if not asked.ask_cloud:
+            raise ValueError("--no-ask-cloud is for live clips: a run over --data compares both answers")
+        return
+    of_data = {
+        "--once": asked.once,
+        "--report": asked.report,
+        "--ratios": asked.ratios,
+        "--actor": clips.actor,
+        "--clips": clips.clips,
+        "--selection-clips": clips.selection_clips,
+        "--test-clips": clips.test_clips,
+    }
+    for flag, given in of_data.items():
+        if given:
+            raise ValueError(f"{flag} needs --data: a device that captures its own clips runs until it is ended")
 
 
 def _privacy_sentence(spent: dict[str, float | int | None]) -> str:

@@ -221,6 +221,12 @@ class StoredSelection(Sequence[ClipRef]):
         return iter(self._store.refs())
 
 
+def people_in(state: Path) -> tuple[str, ...]:
+    """Return the names of the people who share the device in ``state``; none if nobody was ever named."""
+    folder = state / "people"
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+
+
 def person_folder(state: Path, person: str) -> Path:
     """Return the state folder of a person on a shared device. Raises InvalidInput for a name that is no plain word.
 

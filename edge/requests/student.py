@@ -36,6 +36,8 @@ def why_not(device: Device) -> str:
     """Return why no personalisation can begin now; "" if one can."""
     if device.runtime is None or device.life is None:
         return "the device does not run"
+    if not device.life.learns:
+        return "people share this device and nobody is named: start it with --person NAME"
     state, stored = device.runtime.state, len(device.store.clips())
     if not state.active_id:
         return "the first student is not here yet"

@@ -1,6 +1,7 @@
 """A device without a data set: it captures, answers, stores, and personalises from what it has stored."""
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from isthmus.cli import main
 from isthmus.data.media.decode import decode_sound
+from isthmus.data.transforms import InputSpec
 from isthmus.edge.agent import live
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.agent.life import Life
@@ -23,7 +25,7 @@ from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.capture.clip_plan import ClipPlan
 from isthmus.edge.capture.process import NOBODY, Captured
 from isthmus.edge.capture.sources import replay
-from isthmus.edge.commands import living
+from isthmus.edge.commands import living, running
 from isthmus.edge.commands.options import RunOptions
 from isthmus.edge.link.interface import MemoryLink
 from isthmus.edge.link.sent import SentMessages
@@ -38,13 +40,14 @@ PERSON_COMES = 3
 class Studio:
     """A capture whose person plays the clips of a plan, one after the other, and ends the run after ``most``."""
 
-    def __init__(self, plan: ClipPlan, runtime: Runtime, most: int) -> None:
+    def __init__(self, plan: ClipPlan, most: int) -> None:
         self.refs = [*plan.selection, *plan.test]
-        self.runtime, self.most, self.number, self.opened = runtime, most, 0, 0
+        self.most, self.number, self.opened = most, 0, 0
         self.workers: list[Worker] = []
         self.wait: Callable[[float], None]
 
-    def __call__(self, *positional: object, **options: Any) -> "Studio":
+    def __call__(self, spec: InputSpec, *positional: object, **options: Any) -> "Studio":
+        self.spec = spec
         self.opened += 1
         self.wait = options["wait"]
         return self
@@ -64,7 +67,7 @@ class Studio:
         if self.number <= PERSON_COMES:
             return Captured(None, NOBODY)
         time.sleep(0.01)  # the worker personalises meanwhile
-        spec = self.runtime.spec
+        spec = self.spec
         ref = self.refs[self.number % len(self.refs)]
         taken = next(replay([ref], spec, time.monotonic, lambda damage: None))
         assert taken.clip.frames_KHWC is not None
@@ -83,21 +86,85 @@ def living_device(folder: Path, cloud: Any) -> Iterator[tuple[Runtime, DeviceSta
         yield runtime, device, store
 
 
-def lived(
-    runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio, service: ServiceManager | None = None
-) -> None:
-    """Run the device until its worker is done and the studio ends it."""
+@contextlib.contextmanager
+def waited_for(studio: Studio) -> Iterator[pytest.MonkeyPatch]:
+    """Let the studio know the workers that are made in the block: it ends no run before they are done."""
 
     class Known(Worker):
         def __init__(self) -> None:
             super().__init__()
             studio.workers.append(self)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "Worker", Known)
+        yield patch
+
+
+def lived(
+    runtime: Runtime, device: DeviceState, store: ClipStore, studio: Studio, service: ServiceManager | None = None
+) -> None:
+    """Run the device until its worker is done and the studio ends it."""
+    with waited_for(studio), pytest.raises(KeyboardInterrupt):
         life = Life(SentMessages(device.root / "sent.sqlite"))
         life.service = service or life.service
         living.keep_living(runtime, device, store, RunOptions(clips_before=8), 5.0, life)
+
+
+def run_command(state: Path, cloud: Any, plan: ClipPlan, most: int, *words: str) -> MemoryLink:
+    """Run ``isthmus edge run`` for so many clips of a person, over a cloud in memory; return its link."""
+    link = MemoryLink(cloud)
+    studio = Studio(plan, PERSON_COMES + most)
+    with waited_for(studio) as patch:
+        patch.setattr(running, "_link", lambda *_: link)
+        patch.setattr(running, "Runtime", functools.partial(Runtime, trial=load_test))
+        patch.setattr(living, "Capture", studio)
+        with pytest.raises(SystemExit):
+            main(["edge", "run", "--cloud", "127.0.0.1:1", "--state", str(state), "--clips-before", "8", *words])
+    return link
+
+
+def test_the_command_asks_the_cloud_about_clips_unless_it_is_told_not_to(
+    students: Any, plan: ClipPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud = students.cloud()
+    run_command(tmp_path, cloud, plan, 14, "--no-guard", "--no-ask-cloud")
+    assert DeviceState(tmp_path).agent().active_id == "final"
+    for words, where in (((), "(through the cloud, ratio"), (("--no-ask-cloud",), "(on the device)")):
+        capsys.readouterr()
+        link = run_command(tmp_path, cloud, plan, 4, *words)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 4 and all(where in line for line in lines), lines
+        assert bool(link.traffic.up_bytes["inference"]) == (not words)
+
+
+def test_people_who_share_a_device_have_nothing_of_each_other_and_nothing_is_kept_of_a_person_unknown(
+    students: Any, plan: ClipPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloud = students.cloud()
+    run_command(tmp_path, cloud, plan, 14, "--no-guard", "--person", "anna")
+    anna, ben = DeviceState(tmp_path / "people" / "anna"), DeviceState(tmp_path / "people" / "ben")
+    before = contents(anna.root)
+    run_command(tmp_path, cloud, plan, 3, "--person", "ben")
+    assert contents(anna.root) == before
+    assert (anna.agent().active_id, ben.agent().active_id) == ("final", "base")
+    assert not {clip.name for clip in living.store_of(ben).clips()} & {
+        clip.name for clip in living.store_of(anna).clips()
+    }
+    before = contents(tmp_path / "people")
+    capsys.readouterr()
+    run_command(tmp_path, cloud, plan, 14, "--no-guard", "--again")
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 14, "a person unknown is answered"
+    assert said.err.count("shared by anna, ben: nothing of a person unknown is kept; --person NAME") == 1
+    assert "nobody is named, so the student in use stays" in said.err
+    assert contents(tmp_path / "people") == before
+    nobody = DeviceState(tmp_path)
+    assert (nobody.agent().active_id, nobody.ledger(), living.store_of(nobody).clips()) == ("base", [], [])
+    assert nobody.window("base") is None and not nobody.habits()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_task_has_ended_when_the_runtime_is_closed(tmp_path: Path, students: Any) -> None:
@@ -119,7 +186,7 @@ def test_a_device_lives_from_an_empty_folder_to_a_personal_student(
     students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=22)
+        studio = Studio(plan, most=22)
         monkeypatch.setattr(living, "Capture", studio)
         lived(runtime, device, store, studio)
         assert runtime.state.phase is Phase.SERVE
@@ -144,7 +211,7 @@ def test_the_cloud_answers_while_the_next_personalisation_waits_for_clips(
 ) -> None:
     cloud = students.cloud()
     with living_device(tmp_path / "device", cloud) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=16)
+        studio = Studio(plan, most=16)
         monkeypatch.setattr(living, "Capture", studio)
         lived(runtime, device, store, studio)
         assert runtime.state.active_id == "final"
@@ -152,7 +219,7 @@ def test_the_cloud_answers_while_the_next_personalisation_waits_for_clips(
         store.delete_all()
     capsys.readouterr()
     with living_device(tmp_path / "device", cloud) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=PERSON_COMES + 4)
+        studio = Studio(plan, most=PERSON_COMES + 4)
         monkeypatch.setattr(living, "Capture", studio)
         lived(runtime, device, store, studio)
         assert runtime.state.phase is Phase.ENCODE, "four clips are too few"
@@ -164,7 +231,7 @@ def test_a_full_disk_stores_nothing_and_every_clip_is_answered(
     students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=8)
+        studio = Studio(plan, most=8)
         monkeypatch.setattr(living, "Capture", studio)
 
         def full(*words: object) -> str:
@@ -201,7 +268,7 @@ def test_the_service_manager_hears_of_each_clip(
 ) -> None:
     """Only the loop that captures feeds the watchdog: if a driver, a disk or a library hangs, it is not fed."""
     with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=5)
+        studio = Studio(plan, most=5)
         monkeypatch.setattr(living, "Capture", studio)
         manager = Watching(studio)
         lived(runtime, device, store, studio, manager)
@@ -216,7 +283,7 @@ def test_a_pause_closes_camera_and_microphone(
     students: Any, plan: ClipPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with living_device(tmp_path / "device", students.cloud()) as (runtime, device, store):
-        studio = Studio(plan, runtime, most=99)
+        studio = Studio(plan, most=99)
         monkeypatch.setattr(living, "Capture", studio)
         monkeypatch.setattr(living, "PAUSED_LOOK_S", 0.0)
         store.pause()
@@ -237,8 +304,6 @@ def test_a_pause_closes_camera_and_microphone(
 def test_the_commands_show_keep_delete_and_pause(
     tmp_path: Path, plan: ClipPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from isthmus.data.transforms import InputSpec
-
     state = tmp_path / "device"
     store = living.store_of(DeviceState(state / "people" / "anna"))
     names = [store.add(np.full(16_000, 0.1, np.float32), None, InputSpec()) for _ in range(3)]
@@ -266,7 +331,8 @@ def test_the_commands_show_keep_delete_and_pause(
     assert "--person" in run("list", "--person", "../anna")
 
 
-def test_once_needs_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", ["--once", "--report r.json", "--ratios 1", "--actor 1003", "--clips names.txt"])
+def test_choices_of_a_data_set_need_one(tmp_path: Path, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["edge", "run", "--cloud", "127.0.0.1:1", "--state", str(tmp_path), "--once"])
-    assert "--once needs --data" in capsys.readouterr().err
+        main(["edge", "run", "--cloud", "127.0.0.1:1", "--state", str(tmp_path), *words.split()])
+    assert f"{words.split()[0]} needs --data" in capsys.readouterr().err
