@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from isthmus.data.cache.read import ClipArrays
+from isthmus.distill.student.export import ENCODERS, encoder_inputs
+from isthmus.distill.student.int8 import quantise_encoder
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.behaviour.state import Phase
 from isthmus.edge.student.slot import StudentSlot
@@ -17,6 +20,7 @@ from isthmus.proto.convert_student import manifest_to_bytes
 from isthmus.proto.limits import CHUNK_BYTES
 from isthmus.proto.messages import Chunk, Enrolment, SignedManifest, StudentFile, StudentManifest
 from tests.bench.untrained import CLASSES, encoders_release, export_base
+from tests.rigs.data.random_cache import write_clips
 from tests.rigs.edge.device import load_test
 
 FAKE = ("--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required")
@@ -37,10 +41,19 @@ def write_y4m(path: Path, frames_KHWC: Sequence[npt.NDArray[np.uint8]], fps: int
             file.write(b"FRAME\n" + planes.to_ndarray().tobytes())
 
 
-def device_with_student(folder: Path, preset: str = "small") -> StudentManifest:
-    """Make the folder of a device whose student is exported from torch in real size; return its manifest."""
+def device_with_student(folder: Path, preset: str = "small", *, int8: bool = False) -> StudentManifest:
+    """Make the folder of a device whose student is exported from torch; return its manifest.
+
+    ``small`` is the real size. With ``int8`` the encoders are quantised, with ranges from random clips.
+    """
     release = encoders_release(folder / "release", preset)
     base = export_base(release)
+    if int8:
+        write_clips(folder / "clips", release.recipe.input, CLASSES, 2)
+        clips = ClipArrays.open(folder / "clips")
+        for name in ENCODERS:
+            quantise_encoder(base / name, base / f"int8.{name}", encoder_inputs(name, clips, 1))
+            (base / f"int8.{name}").replace(base / name)
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     files = {path.name: path.read_bytes() for path in sorted(base.glob("*.onnx"))}
     recipe = release.recipe
