@@ -23,7 +23,7 @@ JPEG_QUALITY: Final = 70
 SHOWN_BINS: Final = 64
 SHOWN_COLUMNS: Final = 150
 DEVIATIONS: Final = 3.0
-"""Standard deviations of the spectrogram from black to white, on both sides of its mean."""
+"""Standard deviations above the mean that are shown as the brightest; the quietest sound is the darkest."""
 
 
 class LiveView:
@@ -90,5 +90,6 @@ def shown_levels(values_FT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     values_FT = (values_FT - values_FT.mean()) / (values_FT.std() + 1e-9)
     size = (min(SHOWN_COLUMNS, values_FT.shape[1]), min(SHOWN_BINS, values_FT.shape[0]))
     small_FT = cv2.resize(values_FT, size, interpolation=cv2.INTER_AREA)
-    levels_FT = np.round((small_FT / DEVIATIONS + 1.0) * 127.5)
+    quietest = float(small_FT.min())
+    levels_FT = np.round((small_FT - quietest) / (DEVIATIONS - quietest) * 255)
     return np.ascontiguousarray(np.clip(levels_FT, 0, 255), np.uint8)

@@ -82,14 +82,15 @@ def token_in(folder: Path) -> str:
 
 
 def serve(app: Any, token: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve ``app`` behind the gate on loopback and ``say`` its address. Raises InvalidInput if the port is taken."""
+    """Serve ``app`` behind the gate on loopback and ``say`` its address. Raises InvalidInput without the port."""
     # With its protocol named, asyncio sends small parts of an answer at once (TCP_NODELAY).
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
         except OSError as error:
-            raise InvalidInput(f"port {port} is taken: give another one with --port, or 0 for any") from error
+            why = f"port {port} cannot be used, {error.strerror}: give another one with --port, or 0 for any"
+            raise InvalidInput(why) from error
         port = listening.getsockname()[1]
         say(f"http://{HOST}:{port}/{token}/")
         asyncio.run(_serving(Gate(app, token, port), listening))

@@ -31,6 +31,23 @@ async (wanted) => (await (await fetch('./api/do', {
     method: 'POST', headers: {'content-type': 'application/json'}, body: JSON.stringify(wanted)
 })).json())
 """
+FAINT = """
+() => {
+    const canvas = document.createElement('canvas').getContext('2d');
+    const luminance = (colour) => {
+        canvas.fillStyle = colour;
+        canvas.fillRect(0, 0, 1, 1);
+        const linear = [...canvas.getImageData(0, 0, 1, 1).data].map((level) => level / 255)
+            .map((share) => share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05;
+    };
+    return [...document.querySelectorAll('section svg rect, section svg circle')].map((each) => {
+        const drawn = luminance(getComputedStyle(each).fill);
+        const ground = luminance(getComputedStyle(each.closest('section')).backgroundColor);
+        return Math.max(drawn, ground) / Math.min(drawn, ground);
+    }).filter((contrast) => contrast < 3);
+}
+"""
 FOCUSED = """
 () => document.activeElement.matches('a, button, select, summary')
     ? document.activeElement.ariaLabel || document.activeElement.textContent : ''
@@ -124,12 +141,16 @@ def test_every_view_fits_a_desk_and_a_phone(browser: Any, home: Household, pictu
                 visit.shows(
                     "main", {"now": "Answered by", "mine": "Capture is on", "sent": "bytes", "link": "asked"}[view]
                 )
+                assert visit.page.evaluate("scrollY") == 0, f"the view {view} begins at its top"
                 assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, view
+                assert visit.page.evaluate(FAINT) == [], "what is drawn has a contrast of at least 3"
                 assert visit.page.evaluate(TOO_SMALL) == [], view
                 found = Axe().run(visit.page).response["violations"]
                 assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], (view, width)
+                visit.page.evaluate("scrollTo(0, 0)")
                 visit.page.screenshot(path=str(pictures / f"{view}-{width}.png"), full_page=False)
             visit.page.emulate_media(color_scheme="dark")
+            assert visit.page.evaluate(FAINT) == [], "dark"
             assert Axe().run(visit.page).response["violations"] == [], "dark"
             assert not visit.trouble
 

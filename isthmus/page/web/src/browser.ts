@@ -77,18 +77,18 @@ async function begin(): Promise<void> {
       "div",
       { class: "cards" },
       section(
-        "What happens here", true,
+        "What happens here", "wide",
         element("p", {}, `"${facts.name}" runs in this browser, on this machine's processor. No picture, no sound, no feature and no answer leaves this page.`),
         element("p", {}, `Start fetches the student and all that runs it, ${bytes(all)} and about 4 MB of ONNX Runtime, from the server of this page. Then the page gives up every connection, to that server too, and only then the camera and the microphone open. Your browser enforces this; the page cannot take it back.`),
         element("p", {}, "Nothing is kept: it ends with this page. What a device has learned of you is not used here, and the page looks for no face: fill the square with yours, or the answer means little."),
         element("div", { class: "row" }, start, stop, prove),
         load,
       ),
-      section("Answer", false, label, how, shares),
-      section("Camera", false, camera, cameraSaid),
-      section("Sound", false, sound, soundSaid),
-      section("Answers over time", true, trend, trendSaid),
-      section("Time of the last clip", true, times),
+      section("Answer", "", label, how, shares),
+      section("Camera", "", camera, cameraSaid),
+      section("Sound", "", sound, soundSaid),
+      section("Answers over time", "wide", trend, trendSaid),
+      section("Time of the last clip", "wide", times),
     ),
   );
   now("Nothing has been opened yet.");
@@ -246,12 +246,16 @@ function drawSquare(canvas: HTMLCanvasElement, { side, levels }: Square): void {
   context.putImageData(picture, 0, 0);
 }
 
-/** Standard deviations around the mean as levels of grey, 3 on both sides. */
+/** Numbers as levels of grey, as a device shows them: from the quietest to 3 standard deviations above the mean. */
 function levels(values: Float32Array): Uint8Array {
-  let mean = 0, square = 0;
+  let mean = 0, square = 0, quietest = Infinity;
   for (const value of values) mean += value / values.length;
-  for (const value of values) square += (value - mean) ** 2 / values.length;
-  return Uint8Array.from(values, (value) => Math.max(0, Math.min(255, Math.round(((value - mean) / (Math.sqrt(square) + 1e-9) / 3 + 1) * 127.5))));
+  for (const value of values) {
+    square += (value - mean) ** 2 / values.length;
+    quietest = Math.min(quietest, value);
+  }
+  const brightest = mean + 3 * Math.sqrt(square) + 1e-9;
+  return Uint8Array.from(values, (value) => Math.max(0, Math.min(255, Math.round((255 * (value - quietest)) / (brightest - quietest)))));
 }
 
 const pause = (ms: number): Promise<void> => new Promise((done) => window.setTimeout(done, ms));

@@ -34,9 +34,12 @@ export function put(where: Element, ...children: Child[]): void {
   fill(where, {}, children);
 }
 
-export function section(title: string, wide: boolean, ...children: Child[]): HTMLElement {
+/** A card: a column wide, or as wide as the page, or two columns wide or two rows tall where there are three columns. */
+export type Card = "" | "wide" | "two" | "tall";
+
+export function section(title: string, card: Card, ...children: Child[]): HTMLElement {
   const heading = element("h2", {}, title);
-  return element("section", { class: wide ? "wide" : undefined, "aria-label": title }, heading, ...children);
+  return element("section", { class: card || undefined, "aria-label": title }, heading, ...children);
 }
 
 export function table(heads: string[], rows: (string | Node)[][], numbers: number[] = []): HTMLElement {

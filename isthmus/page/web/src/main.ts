@@ -109,7 +109,10 @@ function device(page: Facts): void {
     connect();
     void refresh();
     again();
-    if (moved) main.focus();
+    if (!moved) return;
+    // A view begins at its top: the browser would scroll to the content, and the state above it would be out of sight.
+    main.focus({ preventScroll: true });
+    window.scrollTo(0, 0);
   }
 
   window.addEventListener("hashchange", () => show(true));

@@ -4,7 +4,7 @@ import { ask, type Facts } from "./api";
 import { bars } from "./draw";
 import { element, put, section, table } from "./dom";
 import { attempt, tell, type View } from "./view";
-import { bytes, count, day, percent, seconds, stage, which } from "./words";
+import { bytes, count, day, percent, seconds, signed, stage, which } from "./words";
 
 export function mine(): View {
   const progress = element("div");
@@ -120,8 +120,8 @@ export function mine(): View {
       ...Object.entries(user.offset as Record<string, number[]>).flatMap(([what, row]) => {
         const pairs = classes.map((name, place): [string, number] => [name, row[place] ?? 0]);
         const most = Math.max(...row.map(Math.abs), 0.5);
-        const words = `shift by ${what}: ${pairs.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ")}`;
-        return [element("h3", {}, `What your ${what === "sound" ? "voice" : "face"} shifts in every clip (logits)`), bars(pairs, most, words, (value) => value.toFixed(2))];
+        const words = `shift by ${what}: ${pairs.map(([name, value]) => `${name} ${signed(value)}`).join(", ")}`;
+        return [element("h3", {}, `What your ${what === "sound" ? "voice" : "face"} shifts in every clip (logits)`), bars(pairs, most, words, signed)];
       }),
     );
   }
@@ -223,11 +223,11 @@ export function mine(): View {
     content: element(
       "div",
       { class: "cards" },
-      section("Personalise", false, personalise, progress),
-      section("Before and after", false, compared),
-      section("What it learned of you", false, learned),
-      section("Corrections", false, corrections),
-      section("Your clips", true, clips),
+      section("Personalise", "", personalise, progress),
+      section("Before and after", "", compared),
+      section("What it learned of you", "tall", learned),
+      section("Corrections", "two", corrections),
+      section("Your clips", "wide", clips),
     ),
     refresh,
     heard(kind, facts) {

@@ -56,11 +56,11 @@ export function now(): View {
     content: element(
       "div",
       { class: "cards" },
-      section("Answer", false, label, how, shares),
-      section("Camera", false, camera, cameraSaid),
-      section("Sound", false, sound, soundSaid),
-      section("Answers over time", true, trend, trendSaid),
-      section("What happened", true, recent),
+      section("Answer", "", label, how, shares),
+      section("Camera", "", camera, cameraSaid),
+      section("Sound", "", sound, soundSaid),
+      section("Answers over time", "wide", trend, trendSaid),
+      section("What happened", "wide", recent),
     ),
     heard(kind, facts) {
       if (kind === "hello") events = facts;

@@ -4,7 +4,7 @@ import { ask, type Facts } from "./api";
 import { bars, columns } from "./draw";
 import { element, put, section, table } from "./dom";
 import { attempt, type View } from "./view";
-import { bytes, count, day, percent } from "./words";
+import { bytes, count, day, percent, signed } from "./words";
 
 const PAGE = 50;
 
@@ -41,7 +41,7 @@ export function sent(): View {
 
   return {
     title: "What left this device",
-    content: element("div", { class: "cards" }, section("All together", true, totals), section("One by one, newest first", true, list, more)),
+    content: element("div", { class: "cards" }, section("All together", "wide", totals), section("One by one, newest first", "wide", list, more)),
     refresh,
     every: 3,
   };
@@ -69,7 +69,7 @@ async function content(message: Facts, button: HTMLElement, shown: HTMLElement):
     shown.append(
       element("h3", {}, isFeatures ? `Features of the ${what}` : what),
       isFeatures
-        ? columns(values, `${values.length} numbers from ${Math.min(...values).toFixed(2)} to ${Math.max(...values).toFixed(2)}`)
+        ? columns(values, `${values.length} numbers from ${signed(Math.min(...values))} to ${signed(Math.max(...values))}`)
         : bars(values.map((value, place) => [`class ${place + 1}`, value]), 1, values.map((value) => percent(value)).join(", "), percent),
     );
   if (numbers.length > 12) shown.append(element("p", { class: "quiet" }, `and ${numbers.length - 12} more`));

@@ -1,5 +1,8 @@
 // Numbers and names in plain words.
 
+/** A number with a minus sign where it has one, which is as wide as a plus sign. */
+export const signed = (value: number): string => value.toFixed(2).replace("-", "−");
+
 export const percent = (share: number): string => `${Math.round(100 * share)} %`;
 
 export function bytes(count: number): string {

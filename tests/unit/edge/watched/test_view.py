@@ -62,3 +62,13 @@ def test_two_who_look_at_once_share_one_result() -> None:
 def test_levels_are_whole_bytes_and_small_enough() -> None:
     levels_FT = shown_levels(np.random.default_rng(0).normal(size=(257, 400)).astype(np.float32))
     assert levels_FT.dtype == np.uint8 and levels_FT.shape == (view.SHOWN_BINS, view.SHOWN_COLUMNS)
+    assert np.unique(levels_FT).size > 50
+
+
+def test_silence_is_dark_and_the_loudest_bright() -> None:
+    """Most of a spectrogram of speech is as quiet as the room; the standard deviations above its mean are the voice."""
+    values_FT = np.full((60, 60), -9.0, np.float32)
+    values_FT[2:5, 10:30] = 4.0
+    levels_FT = shown_levels(values_FT)
+    assert levels_FT.min() == 0 and np.median(levels_FT) == 0 and levels_FT.max() == 255
+    assert (shown_levels(np.zeros((60, 60), np.float32)) == 0).all()

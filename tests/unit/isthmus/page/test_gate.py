@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from isthmus.page.gate import MOST_BODY_BYTES, Gate
-from isthmus.page.serve import BUILT, application, token_in
+from isthmus.page.serve import BUILT, application, serve, token_in
 from isthmus.proto.errors import Busy, InvalidInput
 
 TOKEN = "a-token-of-the-tests"
@@ -110,3 +111,10 @@ def test_the_token_stays_the_same_and_is_its_owners_alone(tmp_path: Path) -> Non
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("short")
     assert token_in(tmp_path) != "short"
+
+
+def test_a_port_that_cannot_be_had_names_the_way_out() -> None:
+    """A page that is started twice: the second one says so, and the first goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as first, pytest.raises(InvalidInput) as refused:
+        serve(application([], {}), TOKEN, first.getsockname()[1], pytest.fail)
+    assert "Address already in use" in str(refused.value) and "--port" in str(refused.value)
