@@ -126,35 +126,6 @@ def test_now_shows_what_the_device_sees_and_answers(browser: Any, home: Househol
         assert not visit.trouble
 
 
-def test_every_view_fits_a_desk_and_a_phone(browser: Any, home: Household, pictures: Path) -> None:
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ModuleNotFoundError:
-        missing("the check of accessibility needs the package axe-playwright-python")
-    for width in WIDTHS:
-        with Visit(browser, home, "now", width) as visit:
-            visit.shows("section[aria-label='Answers over time']", "oldest first")
-            for view in VIEWS:
-                visit.page.locator(f"nav a[href='#{view}']").click()
-                visit.page.locator("main section >> nth=-1").wait_for()
-                visit.page.wait_for_load_state("load")
-                visit.shows(
-                    "main", {"now": "Answered by", "mine": "Capture is on", "sent": "bytes", "link": "asked"}[view]
-                )
-                assert visit.page.evaluate("scrollY") == 0, f"the view {view} begins at its top"
-                assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, view
-                assert visit.page.evaluate(FAINT) == [], "what is drawn has a contrast of at least 3"
-                assert visit.page.evaluate(TOO_SMALL) == [], view
-                found = Axe().run(visit.page).response["violations"]
-                assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], (view, width)
-                visit.page.evaluate("scrollTo(0, 0)")
-                visit.page.screenshot(path=str(pictures / f"{view}-{width}.png"), full_page=False)
-            visit.page.emulate_media(color_scheme="dark")
-            assert visit.page.evaluate(FAINT) == [], "dark"
-            assert Axe().run(visit.page).response["violations"] == [], "dark"
-            assert not visit.trouble
-
-
 def test_what_left_the_device_is_what_the_wire_carried(browser: Any, home: Household) -> None:
     with Visit(browser, home, "mine") as visit:
         # Camera and microphone closed: no further clip is asked of the cloud while we compare.
@@ -220,6 +191,35 @@ def test_a_person_corrects_rolls_back_and_deletes_by_keyboard(browser: Any, home
         visit.shows("#said", "is deleted")
         assert not list((home.state / "clips").glob(f"{gone.removeprefix('delete ')}*"))
         assert not visit.trouble
+
+
+def test_every_view_fits_a_desk_and_a_phone(browser: Any, home: Household, pictures: Path) -> None:
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ModuleNotFoundError:
+        missing("the check of accessibility needs the package axe-playwright-python")
+    for width in WIDTHS:
+        with Visit(browser, home, "now", width) as visit:
+            visit.shows("section[aria-label='Answers over time']", "oldest first")
+            for view in VIEWS:
+                visit.page.locator(f"nav a[href='#{view}']").click()
+                visit.page.locator("main section >> nth=-1").wait_for()
+                visit.page.wait_for_load_state("load")
+                visit.shows(
+                    "main", {"now": "Answered by", "mine": "Capture is on", "sent": "bytes", "link": "asked"}[view]
+                )
+                assert visit.page.evaluate("scrollY") == 0, f"the view {view} begins at its top"
+                assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, view
+                assert visit.page.evaluate(FAINT) == [], "what is drawn has a contrast of at least 3"
+                assert visit.page.evaluate(TOO_SMALL) == [], view
+                found = Axe().run(visit.page).response["violations"]
+                assert [(each["id"], each["nodes"][0]["html"]) for each in found] == [], (view, width)
+                visit.page.evaluate("scrollTo(0, 0)")
+                visit.page.screenshot(path=str(pictures / f"{view}-{width}.png"), full_page=False)
+            visit.page.emulate_media(color_scheme="dark")
+            assert visit.page.evaluate(FAINT) == [], "dark"
+            assert Axe().run(visit.page).response["violations"] == [], "dark"
+            assert not visit.trouble
 
 
 def test_a_page_that_is_open_finds_the_device_again(browser: Any, home: Household) -> None:

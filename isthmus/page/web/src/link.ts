@@ -69,7 +69,7 @@ export function link(): View {
     content: element(
       "div",
       { class: "cards" },
-      section("The cloud", "", state, said),
+      section("The cloud", "two", state, said),
       section("Counts", "", totals),
       section("Round trips", "wide", trips, tripsSaid),
       section("Choices", "wide", choices),
