@@ -272,7 +272,8 @@ def _check_choices(clips: ClipOptions, asked: RunOptions) -> None:
 def _privacy_sentence(spent: dict[str, float | int | None]) -> str:
     budget, rounds = spent["epsilon_budget"], spent["rounds_allowed"]
     limit = "no budget is set" if budget is None else f"the budget is {budget:g}"
-    pinned = "" if rounds is None else f" Without --rounds, a personalisation makes at most {rounds} uploads."
+    uploads = "1 upload" if rounds == 1 else f"{rounds} uploads"
+    pinned = "" if rounds is None else f" Without --rounds, a personalisation makes at most {uploads}."
     return f"This device has spent epsilon {spent['epsilon_spent']:g}; {limit}.{pinned}"
 
 
