@@ -52,6 +52,7 @@ def disclose(prototypes: Prototypes, classes: tuple[str, ...], raw_bytes: int) -
 
 def _what(prototypes: Prototypes, clips: int, smallest: int) -> str:
     rows, classes = prototypes.values_KC.shape
+    averages = "1 average" if rows == 1 else f"{rows} averages"
     if prototypes.mode is UploadMode.PROBABILITIES:
         return (
             f"For each of your {clips} clips, {classes} numbers: how likely the student finds each class. "
@@ -59,14 +60,14 @@ def _what(prototypes: Prototypes, clips: int, smallest: int) -> str:
         )
     if prototypes.features_KE is not None:
         return (
-            f"{rows} averages of {classes} numbers (how likely the student finds each class). With each goes the "
+            f"{averages} of {classes} numbers (how likely the student finds each class). With each goes the "
             f"average of the {prototypes.features_KE.shape[1]} numbers that the student makes of a clip's sound and "
             f"picture, and how many of your {clips} clips were averaged: never fewer than {prototypes.min_cluster}, "
             f"here at least {smallest}. The further numbers can reveal more than classes, such as a voice or a face. "
             "Mode 'prototypes' reveals less."
         )
     return (
-        f"{rows} averages of {classes} numbers (how likely the student finds each class), and how many of your "
+        f"{averages} of {classes} numbers (how likely the student finds each class), and how many of your "
         f"{clips} clips were averaged for each: never fewer than {prototypes.min_cluster}, here at least {smallest}."
     )
 
