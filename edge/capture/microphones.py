@@ -21,6 +21,8 @@ from isthmus.edge.capture.sources import CaptureUnavailable
 
 BLOCK_S: Final = 0.1
 NO_MICROPHONE: Final = "none"
+SOUND_FILES: Final = frozenset({".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4", ".flv"})
+"""A name that ends so is that of a file, not of a microphone."""
 MOST_AGE_S: Final = 2.0
 """A block that seems older than this was not: the sound card's clock jumped, or has no time for it."""
 
@@ -42,6 +44,10 @@ def open_microphone(which: str, rate_hz: int, on_block: OnBlock) -> Microphone |
         return None
     if which and Path(which).is_file():
         return SoundFile(Path(which), rate_hz, on_block)
+    if "/" in which or Path(which).suffix.lower() in SOUND_FILES:
+        raise CaptureUnavailable(
+            f"there is no sound file {which!r}: give its path, a microphone's number or a part of its name"
+        )
     return SoundCard(int(which) if which.isdigit() else which or None, rate_hz, on_block)
 
 

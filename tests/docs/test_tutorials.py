@@ -1,20 +1,31 @@
 """The tutorials run as they are printed, from first to last block, in folders of their own."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.rigs.project import commands
 from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 from tests.rigs.project.tutorial import Tutorial
 
 pytestmark = [pytest.mark.tutorial, pytest.mark.timeout(3600)]
 
 
-def test_a_release_is_trained_and_a_device_personalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_is_trained_and_devices_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Tutorial(tmp_path) as tutorial:
         tutorial.run("cloud.md")
         tutorial.run("device.md")
+        tutorial.run("laptop.md")
+        names = ()
+        while not names:
+            time.sleep(0.2)
+            names = tuple(path.stem for path in Path("laptop", "clips").glob("*.json"))
+        code, printed = commands.ended(["edge", "clips", "list", "--state", "laptop"])
+        assert code == 0 and "sound and picture" in printed, printed
+        code, printed = commands.ended(["edge", "correct", names[0], "SAD", "--state", "laptop"])
+        assert code == 0, printed
 
 
 @pytest.mark.skipif(TOO_NEW_FOR_TRITON, reason=WHY)

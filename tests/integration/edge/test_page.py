@@ -5,6 +5,7 @@ ISTHMUS_SCREENSHOTS names, else to the test's own.
 """
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -220,6 +221,31 @@ def test_every_view_fits_a_desk_and_a_phone(browser: Any, home: Household, pictu
             assert visit.page.evaluate(FAINT) == [], "dark"
             assert Axe().run(visit.page).response["violations"] == [], "dark"
             assert not visit.trouble
+
+
+def test_what_happens_again_and_again_is_one_line(browser: Any, home: Household) -> None:
+    """An empty room is withheld with every clip; and with both sources gone neither is said to be answered alone."""
+    nobody = [{"kind": "withheld", "at_s": at_s, "reason": "nobody here"} for at_s in (1e9, 1e9 + 4, 1e9 + 8)]
+    told = {
+        "device": {"running": True, "problem": ""},
+        "hello": [{"kind": "trouble", "at_s": 9e8, "text": "the camera is gone"}, *nobody],
+        "look": {"view": {"picture": None, "sound": None}},
+    }
+    body = "".join(f"event: {kind}\ndata: {json.dumps(facts)}\n\n" for kind, facts in told.items())
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.route("**/api/watch*", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.goto(f"{home.address}#now")
+    happened = page.locator("section[aria-label='What happened'] li")
+    happened.first.wait_for()
+    newest, before = happened.all_text_contents()
+    assert "Withheld: nobody here" in newest and "(3 times since " in newest
+    assert "the camera is gone" in before and "times" not in before
+    page.locator("section[aria-label=Camera]", has_text="The camera gives no picture.").wait_for()
+    assert "is answered" not in page.inner_text("section[aria-label=Camera]") + page.inner_text(
+        "section[aria-label=Sound]"
+    )
+    page.close()
 
 
 def test_a_page_that_is_open_finds_the_device_again(browser: Any, home: Household) -> None:

@@ -46,8 +46,17 @@ export function now(): View {
   }
 
   function showRecent(): void {
-    const shown = events.filter((event) => event.kind !== "progress").slice(-12).reverse();
-    put(recent, ...shown.map((event) => element("li", {}, `${clock(event.at_s)} · ${eventWords(event)}`)));
+    // What happens again and again, such as an empty room, is one line with the time since when.
+    const shown: { event: Facts; since: Facts; times: number }[] = [];
+    for (const event of events.filter((event) => event.kind !== "progress")) {
+      const last = shown.at(-1);
+      if (last && event.kind !== "answered" && last.event.kind === event.kind && eventWords(last.event) === eventWords(event))
+        Object.assign(last, { event, times: last.times + 1 });
+      else shown.push({ event, since: event, times: 1 });
+    }
+    const words = ({ event, since, times }: (typeof shown)[number]): string =>
+      `${clock(event.at_s)} · ${eventWords(event)}${times > 1 ? ` (${times} times since ${clock(since.at_s)})` : ""}`;
+    put(recent, ...shown.slice(-12).reverse().map((each) => element("li", {}, words(each))));
   }
 
   return {
@@ -88,12 +97,12 @@ export function now(): View {
       picture(camera, seen.jpeg, seen.faces).finally(() => (drawing = false));
       const faces = seen.faces.length;
       say(cameraSaid, faces === 0 ? "No face is in the picture." : faces === 1 ? "One face is in the picture; the box is around it." : `${faces} faces are in the picture; the largest one counts.`);
-    } else if (!seen) say(cameraSaid, "The camera gives no picture. Sound alone is answered.");
+    } else if (!seen) say(cameraSaid, heard ? "The camera gives no picture. Sound alone is answered." : "The camera gives no picture.");
     if (heard) {
       spectrogram(sound, decoded(heard.levels), heard.bins, heard.columns);
       const loud = heard.loudness > 0.03 ? "It is loud." : heard.loudness > 0.003 ? "There is some sound." : "It is silent.";
       say(soundSaid, `The last ${seconds(heard.seconds)} of sound: low tones below, high ones above. ${loud}`);
-    } else say(soundSaid, "The microphone gives no sound. The picture alone is answered.");
+    } else say(soundSaid, seen ? "The microphone gives no sound. The picture alone is answered." : "The microphone gives no sound.");
   }
 }
 

@@ -90,6 +90,12 @@ def test_without_a_card_or_the_library_the_way_out_is_said(card: Card, monkeypat
     assert open_microphone("none", 16_000, lambda *block: None) is None
 
 
+@pytest.mark.parametrize("which", ["faces/AudioWAV/none", "voice.WAV"])
+def test_a_sound_file_that_is_not_there_is_no_name_of_a_card(card: Card, which: str) -> None:
+    with pytest.raises(CaptureUnavailable, match="there is no sound file"):
+        open_microphone(which, RATE_HZ, lambda *block: None)
+
+
 def test_a_card_that_is_plugged_in_later_is_found_at_the_next_try(card: Card) -> None:
     card.rates = card.plugged_in = ()
     for _ in range(2):
