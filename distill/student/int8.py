@@ -1,5 +1,8 @@
 """A student's encoders in int8, compared with float32 on public clips and kept only if they answer as well.
 
+If both together lose too much, one of them alone may be int8: a network of sound may have a few activations that are
+far larger than all others, and their range leaves the others too few levels.
+
 Weights are int8 per output channel, activations uint8, with ranges from public clips (static quantisation, QDQ format;
 Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Weights use 7 of the 8 bits:
 processors with AVX2 and without VNNI add pairs of products in 16 bits, which saturate with 8, so the answers measured
@@ -44,6 +47,7 @@ MOST_LOSS: Final = 0.01
 LEAST_AGREEMENT: Final = 0.95
 """Share of public clips for which int8 and float32 must give the same class, at every head."""
 
+_SENSES: Final = {AUDIO_ENCODER: "the encoder of sound", VISUAL_ENCODER: "the encoder of pictures"}
 _PERSON: Final = -1.0
 """Stands for the heads of the person model, where others are named by their compression ratio."""
 _BATCH_CLIPS: Final = 8
@@ -54,6 +58,7 @@ class Int8Measure:
     """What int8 costs on ``clips`` public clips. ``used``: whether it was little enough.
 
     Accuracies are means over the heads, ``agreement`` is the least over the heads; sizes are those of both encoders.
+    ``encoders``: the files that are int8, or both if it was too much in any case; the figures are of these.
     """
 
     used: bool
@@ -63,6 +68,7 @@ class Int8Measure:
     agreement: float
     fp32_bytes: int
     int8_bytes: int
+    encoders: tuple[str, ...] = ENCODERS
 
     def __str__(self) -> str:
         sizes = f"{self.int8_bytes / 1e6:.1f} MB in place of {self.fp32_bytes / 1e6:.1f}"
@@ -70,6 +76,8 @@ class Int8Measure:
             f"accuracy {self.int8_accuracy:.1%} in place of {self.fp32_accuracy:.1%}, the same class for "
             f"{self.agreement:.1%} of {self.clips} public clips, {sizes}"
         )
+        if self.used and len(self.encoders) == 1:
+            return f"{_SENSES[self.encoders[0]]} alone in int8, because both lose too much: {told}"
         if self.used:
             return f"encoders in int8: {told}"
         return (
@@ -81,7 +89,7 @@ class Int8Measure:
 def quantise_student(
     release: Release, folder: Path, heads: HeadBank | None, selection: Selection, person: bytes | None = None
 ) -> tuple[Int8Measure, PublicMeasure | None]:
-    """Replace the exported encoders in ``folder`` by int8 ones, if these answer public clips as well.
+    """Replace the exported encoders in ``folder`` by int8 ones, both or one, if these answer public clips as well.
 
     ``heads`` None: an interim student, which is judged by the teacher's head. ``selection``: the clips that the student
     was distilled on; it is calibrated on these, and judged on others as far as there are enough. ``person`` is its
@@ -100,30 +108,42 @@ def quantise_student(
     small = {name: folder / f"int8.{name}" for name in ENCODERS}
     for name, path in small.items():
         quantise_encoder(folder / name, path, encoder_inputs(name, public.subset(calibration), 1))
-    clips, sizes = public.subset(rows), []
+    clips = public.subset(rows)
     classes, width = len(release.recipe.classes), release.recipe.feature_width
     centred = None if person is None else centred_from_bytes(person, classes, width)
-    told: list[dict[float, npt.NDArray[np.float32]]] = []
-    outputs = None
-    for files in ({name: folder / name for name in ENCODERS}, small):
-        outputs = encoded_by(files[AUDIO_ENCODER], files[VISUAL_ENCODER], release, clips)
-        told.append(_answers(heads, outputs))
-        if centred is not None:
-            told[-1][_PERSON] = _learned(centred, outputs, clips.actors)
-        sizes.append(sum(path.stat().st_size for path in files.values()))
-    assert outputs is not None
-    exact, rounded = ([accuracy(each_NC, labels_N[rows]) for each_NC in answers.values()] for answers in told)
-    agreement = min(float((told[0][key].argmax(axis=1) == told[1][key].argmax(axis=1)).mean()) for key in told[0])
-    fp32_accuracy, int8_accuracy = float(np.mean(exact)), float(np.mean(rounded))
-    lost = fp32_accuracy - int8_accuracy
-    used = lost <= max(MOST_LOSS, 1 / len(rows)) + 1e-9 and agreement >= LEAST_AGREEMENT
+
+    def answered(outputs: StudentOutputs) -> dict[float, npt.NDArray[np.float32]]:
+        told = _answers(heads, outputs)
+        return told if centred is None else told | {_PERSON: _learned(centred, outputs, clips.actors)}
+
+    exact = encoded_by(folder / AUDIO_ENCODER, folder / VISUAL_ENCODER, release, clips)
+    rounded = encoded_by(small[AUDIO_ENCODER], small[VISUAL_ENCODER], release, clips)
+    sizes = {name: ((folder / name).stat().st_size, path.stat().st_size) for name, path in small.items()}
+    by_exact = answered(exact)
+
+    def judged(encoders: tuple[str, ...]) -> tuple[Int8Measure, StudentOutputs]:
+        outputs = _mixed(release, exact, rounded, encoders)
+        told = answered(outputs)
+        means = [float(np.mean([accuracy(each, labels_N[rows]) for each in by.values()])) for by in (by_exact, told)]
+        same = min(float((by_exact[key].argmax(axis=1) == told[key].argmax(axis=1)).mean()) for key in told)
+        used = means[0] - means[1] <= max(MOST_LOSS, 1 / len(rows)) + 1e-9 and same >= LEAST_AGREEMENT
+        bytes_before, bytes_after = (sum(sizes[name][now and name in encoders] for name in ENCODERS) for now in (0, 1))
+        return Int8Measure(used, len(rows), *means, same, bytes_before, bytes_after, encoders), outputs
+
+    spared = sorted(ENCODERS, key=lambda name: sizes[name][1] - sizes[name][0])
+    made, outputs = both = judged(ENCODERS)
+    for name in () if made.used else spared:
+        made, outputs = judged((name,))
+        if made.used:
+            break
+    else:
+        made, outputs = both
     for name, path in small.items():
-        if used:
+        if made.used and name in made.encoders:
             path.replace(folder / name)
         else:
             path.unlink()
-    made = Int8Measure(used, len(rows), fp32_accuracy, int8_accuracy, agreement, *sizes)
-    return made, measure_outputs(release, heads, selection, rows, outputs) if used and heads is not None else None
+    return made, measure_outputs(release, heads, selection, rows, outputs) if made.used and heads is not None else None
 
 
 def write_measure(made: Int8Measure, folder: Path) -> None:
@@ -133,13 +153,25 @@ def write_measure(made: Int8Measure, folder: Path) -> None:
 def read_measure(folder: Path) -> Int8Measure | None:
     """Return what ``write_measure`` has written; None if the student was never to be int8."""
     path = folder / INT8_FILE
-    return Int8Measure(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    raw = json.loads(path.read_text())
+    return Int8Measure(**{**raw, "encoders": tuple(raw.get("encoders", ENCODERS))})
 
 
 def _answers(heads: HeadBank | None, outputs: StudentOutputs) -> dict[float, npt.NDArray[np.float32]]:
     if heads is None:
         return {0.0: outputs.probabilities_NC}
     return {ratio: bank_probabilities(heads, outputs, ratio) for ratio in heads.ratios}
+
+
+def _mixed(
+    release: Release, exact: StudentOutputs, rounded: StudentOutputs, encoders: tuple[str, ...]
+) -> StudentOutputs:
+    """Return the outputs of a student of which only ``encoders`` are in int8."""
+    audio_ND = (rounded if AUDIO_ENCODER in encoders else exact).audio_ND
+    visual_ND = (rounded if VISUAL_ENCODER in encoders else exact).visual_ND
+    return StudentOutputs(audio_ND, visual_ND, head_probabilities(release.teacher_head, audio_ND, visual_ND))
 
 
 def _learned(centred: Centred, outputs: StudentOutputs, persons_N: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -206,10 +206,15 @@ class Person:
     def _correctable(self, student_id: str) -> tuple[Window, tuple[str, ...]]:
         manifest = self._slot.installed(student_id).manifest
         window = self._window(student_id)
-        if manifest.centred is None or window is None:
+        if manifest.centred is None:
             raise WrongState(
-                "the student in use cannot learn from corrections: its release has no person model, or it has not seen "
-                "this device's clips yet"
+                "the student in use cannot learn from corrections: its release has no person model, because it knows "
+                "too few people or an earlier version made it"
+            )
+        if window is None:
+            raise WrongState(
+                "the student in use cannot learn from corrections yet: it looks at this device's clips when the device "
+                "personalises, which it does by itself or by Personalise now on its page"
             )
         return window, manifest.classes
 

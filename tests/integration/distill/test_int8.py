@@ -212,8 +212,31 @@ def test_the_bounds_decide(
     made, measured = int8.quantise_student(in_int8, tmp_path, heads, Selection.whole(len(in_int8.public.names)))
     lost = made.fp32_accuracy - made.int8_accuracy
     assert made.used == (lost <= max(most_loss, 1 / made.clips) + 1e-9 and made.agreement >= least_agreement)
-    assert [of_int8(tmp_path / name) for name in ENCODERS] == [made.used] * len(ENCODERS)
+    assert [of_int8(tmp_path / name) for name in ENCODERS] == [made.used and name in made.encoders for name in ENCODERS]
     assert (measured is not None) == made.used
+
+
+@pytest.mark.parametrize("spoilt", ENCODERS)
+def test_an_encoder_that_int8_spoils_stays_float32_and_the_other_is_int8(
+    in_int8: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    def too_narrow(path: Path, out_path: Path, calibration: Iterator[np.ndarray]) -> Path:
+        scale = 1e-3 if path.name == spoilt else 1.0
+        return quantise(path, out_path, (np.float32(scale) * batch for batch in calibration))
+
+    quantise = int8.quantise_encoder
+    monkeypatch.setattr(int8, "quantise_encoder", too_narrow)
+    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 0.9)
+    heads, whole = HeadBank.load(in_int8.heads_path(0)), Selection.whole(len(in_int8.public.names))
+    export_student(in_int8, in_int8.student(0), heads, tmp_path)
+    made, measured = int8.quantise_student(in_int8, tmp_path, heads, whole)
+    (kept,) = made.encoders
+    assert made.used and measured is not None and kept != spoilt
+    assert [of_int8(tmp_path / name) for name in ENCODERS] == [name == kept for name in ENCODERS]
+    assert made.int8_bytes == sum((tmp_path / name).stat().st_size for name in ENCODERS) < made.fp32_bytes
+    assert "alone in int8" in str(made)
+    int8.write_measure(made, tmp_path)
+    assert int8.read_measure(tmp_path) == made
 
 
 def test_the_person_models_answers_are_judged_too(
@@ -234,7 +257,7 @@ def test_the_person_models_answers_are_judged_too(
     monkeypatch.setattr(int8, "MOST_LOSS", 1.0)
     monkeypatch.setattr(int8, "_learned", learned)
     made, _ = int8.quantise_student(in_int8, tmp_path, heads, whole, centred_to_bytes(known))
-    assert seen == pytest.approx([made.clips] * 2), "probabilities of every clip, before and after"
+    assert seen == pytest.approx([made.clips] * 4), "probabilities of every clip: exact, both in int8, and each alone"
     assert (made.used, made.agreement) == (False, 0.0)
 
 
