@@ -124,15 +124,18 @@ def quantise_student(
     def judged(encoders: tuple[str, ...]) -> tuple[Int8Measure, StudentOutputs]:
         outputs = _mixed(release, exact, rounded, encoders)
         told = answered(outputs)
-        means = [float(np.mean([accuracy(each, labels_N[rows]) for each in by.values()])) for by in (by_exact, told)]
+        before, after = (
+            float(np.mean([accuracy(each_NC, labels_N[rows]) for each_NC in by_head.values()]))
+            for by_head in (by_exact, told)
+        )
         same = min(float((by_exact[key].argmax(axis=1) == told[key].argmax(axis=1)).mean()) for key in told)
-        used = means[0] - means[1] <= max(MOST_LOSS, 1 / len(rows)) + 1e-9 and same >= LEAST_AGREEMENT
-        bytes_before, bytes_after = (sum(sizes[name][now and name in encoders] for name in ENCODERS) for now in (0, 1))
-        return Int8Measure(used, len(rows), *means, same, bytes_before, bytes_after, encoders), outputs
+        used = before - after <= max(MOST_LOSS, 1 / len(rows)) + 1e-9 and same >= LEAST_AGREEMENT
+        whole = sum(exact_bytes for exact_bytes, _ in sizes.values())
+        spared = sum(sizes[name][0] - sizes[name][1] for name in encoders)
+        return Int8Measure(used, len(rows), before, after, same, whole, whole - spared, encoders), outputs
 
-    spared = sorted(ENCODERS, key=lambda name: sizes[name][1] - sizes[name][0])
     made, outputs = both = judged(ENCODERS)
-    for name in () if made.used else spared:
+    for name in () if made.used else sorted(ENCODERS, key=lambda name: sizes[name][1] - sizes[name][0]):
         made, outputs = judged((name,))
         if made.used:
             break
