@@ -1,7 +1,7 @@
 """A student's encoders in int8, compared with float32 on public clips and kept only if they answer as well.
 
-If both together lose too much, one of them alone may be int8: a network of sound may have a few activations that are
-far larger than all others, and their range leaves the others too few levels.
+If both together lose too much, one of them alone may be int8: of five weak students of RavFace, the encoder of sound
+lost nearly all that was lost (docs/results/person-int8_2026-11-30.md).
 
 Weights are int8 per output channel, activations uint8, with ranges from public clips (static quantisation, QDQ format;
 Nagel et al., A White Paper on Neural Network Quantization, 2021, sections 2.4 and 3). Weights use 7 of the 8 bits:
