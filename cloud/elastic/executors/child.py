@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from isthmus.cloud.elastic.executors.replica import Replica
 
 MAX_TEXT_CHARS: Final = 8_000
-START_NICER: Final = 10
-"""How much nicer the process is while it starts: it then weighs a tenth of a running executor."""
+START_NICER: Final = 5
+"""How much nicer the process is while it starts: it then weighs a third of a running executor."""
 
 _Message = dict[str, Any]
 
