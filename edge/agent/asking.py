@@ -26,12 +26,14 @@ RENEW_SESSION_S = 0.9 * SESSION_TIMEOUT_S
 class LinkMemory:
     """What outlives a student: the history of the link, the last setting, and counts since the start.
 
-    ``late``: answers that came after their clip had been answered. ``lost``: those that never came.
+    ``late``: answers that came after their clip had been answered. ``lost``: those that never came. ``worth``: by how
+    much more accurate than the device's own the cloud's answers were measured to be, at best; None before any question.
     """
 
     history: LinkHistory = field(default_factory=LinkHistory)
     setting: Setting | None = None
     probability: float = 0.0
+    worth: float | None = None
     asked: int = 0
     in_time: int = 0
     late: int = 0
@@ -78,6 +80,7 @@ class CloudQuestions:
             self.close()
         worth = controller.worths(self.policy, self.manifest.measured, self.manifest.ratios)
         choice = controller.decide(self.policy, memory.history, worth, memory.setting, budget_s, now_s)
+        memory.worth = max(worth, default=0.0)
         memory.probability = choice.probability
         memory.setting = choice.setting or memory.setting
         return choice.setting

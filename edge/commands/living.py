@@ -116,10 +116,13 @@ def delete_clips(state: Path, person: str, names: list[str], *, everything: bool
     if bool(names) == everything:
         raise ValueError("name the clips to delete, or give --all")
     store = _existing_store(state, person)
-    count = ask(DeviceState(store.folder.parent), "delete_clips", names=names, everything=everything)["deleted"]
+    device = DeviceState(store.folder.parent)
+    count = ask(device, "delete_clips", names=names, everything=everything)["deleted"]
+    agent = device.agent()
+    own = "; the student that was made of them stays, 'isthmus edge rollback' leaves it"
     typer.echo(
-        f"deleted {count} clips, and what was learned of them without the cloud; the student that was made of them "
-        "stays, 'isthmus edge rollback' leaves it"
+        f"deleted {count} clip{'s' * (count != 1)}, and what was learned of them without the cloud"
+        + own * (agent.active_id != agent.base_id)
     )
 
 

@@ -174,7 +174,8 @@ class Person:
                 wait_h = 0.0 if not recent else (min(recent) + _DAY_S - now_s) / 3600
                 again = "" if said.questions_a_day == 0 else f"; the next is due in {wait_h:.1f} h"
                 raise WrongState(
-                    f"{said.questions_a_day} questions a day are allowed{again}. --a-day sets another number"
+                    f"{said.questions_a_day} questions a day are allowed{again}. "
+                    "'isthmus edge ask --a-day' sets another number"
                 )
             reading = self.reading(student_id)
             assert reading is not None

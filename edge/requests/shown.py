@@ -41,8 +41,11 @@ def clips(store: ClipStore) -> dict[str, Any]:
     return {"clips": found, "paused": store.paused, "limits": limits}
 
 
-def link(memory: LinkMemory, now_s: float) -> dict[str, Any]:
-    """Return what the controller knows of the link. Times are in seconds before now; a lost answer took None."""
+def link(memory: LinkMemory, now_s: float, *, asks: bool) -> dict[str, Any]:
+    """Return what the controller knows of the link. Times are in seconds before now; a lost answer took None.
+
+    ``asks``: whether the device may ask the cloud about clips.
+    """
     history = memory.history
     samples = [
         {
@@ -54,6 +57,8 @@ def link(memory: LinkMemory, now_s: float) -> dict[str, Any]:
     ]
     setting = memory.setting
     return {
+        "asks": asks,
+        "worth": memory.worth,
         "samples": samples,
         "in_flight": len(history.in_flight),
         "overdue_s": overdue_s(history, now_s),

@@ -33,7 +33,7 @@ def link(device: Device) -> dict[str, Any]:
     """Return what the device knows of its link; ``link`` None if it does not run, or has asked nothing yet."""
     if device.runtime is None or device.life is None or device.life.link is None:
         return {"link": None}
-    return {"link": shown.link(device.life.link, device.runtime.clock())}
+    return {"link": shown.link(device.life.link, device.runtime.clock(), asks=device.runtime.config.ask_cloud)}
 
 
 @request(changes=False)

@@ -90,7 +90,7 @@ def test_a_device_that_asks_nobody_sends_no_features(students: Any, plan: ClipPl
     for _ in range(3):
         found = live.answer(taken, 0.5)
         assert found.setting is None and found.answer.predicted is not None
-    assert live.memory.asked == 0
+    assert live.memory.asked == 0 and live.memory.worth is None
     assert runtime.link.traffic.up_bytes["inference"] == 0
     live.close()
 

@@ -5,6 +5,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,7 @@ def test_the_commands_show_keep_delete_and_pause(
     assert "3 clips in" in run("list", "--person", "anna")
     assert "0 clips in" in run("list"), "another person's clips are not shown"
     run("keep", names[0], "--person", "anna")
-    run("delete", names[1], "--person", "anna")
+    assert run("delete", names[1], "--person", "anna").strip().endswith("learned of them without the cloud")
     assert [(clip.name, clip.kept) for clip in store.clips()] == [(names[0], True), (names[2], False)]
     assert "there is no clip" in run("delete", names[1], "--person", "anna")
     assert "or give --all" in run("delete")
@@ -325,7 +326,9 @@ def test_the_commands_show_keep_delete_and_pause(
     assert store.paused
     run("resume", "--person", "anna")
     assert not store.paused
-    run("delete", "--all", "--person", "anna")
+    anna = DeviceState(state / "people" / "anna")
+    anna.save_agent(replace(anna.agent(), base_id="base", active_id="final"))
+    assert "the student that was made of them stays" in run("delete", "--all", "--person", "anna")
     assert store.clips() == []
     assert "is no folder of a device" in run("list", "--person", "berta")
     assert "--person" in run("list", "--person", "../anna")

@@ -250,6 +250,28 @@ def test_what_happens_again_and_again_is_one_line(browser: Any, home: Household)
     page.close()
 
 
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"asks": False, "worth": None}, "--no-ask-cloud"),
+        ({"asks": True, "worth": 0.0}, "no better than this device's own"),
+        ({"asks": True, "worth": 0.1}, "a finished student alone"),
+    ],
+)
+def test_a_cloud_that_is_not_asked_is_said_with_the_reason(
+    browser: Any, home: Household, known: dict[str, Any], words: str
+) -> None:
+    counts = dict.fromkeys(("asked", "in_time", "late", "lost", "in_flight", "failures", "overdue_s", "chance"), 0)
+    link = {**counts, **known, "samples": [], "setting": None}
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.route("**/api/do", lambda route: route.fulfill(json={"link": link, "waits_s": None}))
+    page.goto(f"{home.address}#link")
+    page.locator("section[aria-label='The cloud']", has_text=words).wait_for()
+    page.locator("section[aria-label='The cloud']", has_text="not asked").wait_for()
+    page.close()
+
+
 def test_a_page_that_is_open_finds_the_device_again(browser: Any, home: Household) -> None:
     with Visit(browser, home, "now") as first, Visit(browser, home, "link") as second:
         for visit in (first, second):

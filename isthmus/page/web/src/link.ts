@@ -25,9 +25,11 @@ export function link(): View {
     }
     const waits = status.waits_s === null ? "" : ` It waits ${seconds(status.waits_s)}: ${status.waits_for}.`;
     const silent = known.overdue_s > 1;
-    say(state, known.failures ? "not reached" : silent ? `silent for ${seconds(known.overdue_s)}` : known.samples.length ? "answers" : "not tried yet");
+    say(state, known.failures ? "not reached" : silent ? `silent for ${seconds(known.overdue_s)}` : known.samples.length ? "answers" : known.asked ? "not tried yet" : "not asked");
     const setting = known.setting ? ` It would send at ratio ${known.setting.ratio} in ${known.setting.number_type}.` : "";
-    if (!known.asked && !known.chance) say(said, `No clip was asked of the cloud yet: it answers clips of a finished student alone.${waits}`);
+    if (!known.asks) say(said, "This device was told not to ask the cloud (--no-ask-cloud).");
+    else if (known.worth !== null && known.worth <= 0) say(said, `The cloud is not asked: on public clips its answers were no better than this device's own.${waits}`);
+    else if (!known.asked && !known.chance) say(said, `No clip was asked of the cloud yet: it answers clips of a finished student alone.${waits}`);
     else say(said, `The next clip's answer comes in time with a chance of ${percent(known.chance)}, as the device estimates it.${setting}${waits}`);
     const samples: Facts[] = known.samples;
     if (samples.length) {
