@@ -9,6 +9,8 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +20,11 @@ import torch
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
+from isthmus import __version__
+from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.distilling import DistillLearning
-from isthmus.cloud.personalise.learning import INT8_FILES, RoundWork
+from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning, StepActor
+from isthmus.cloud.personalise.learning import INT8_FILES, Learning, RoundWork
 from isthmus.cloud.personalise.students import HEADS_FILE, MEASURED_FILE
 from isthmus.data.transforms import evaluation_frames
 from isthmus.distill.cli import app
@@ -298,20 +303,39 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def trained_heads(release: Release, folder: Path) -> tuple[DistillLearning, RoundWork, Path]:
+class Elsewhere(RayLearning):
+    """Steps that run as on a cluster: in a folder of their own, with the files that are sent along."""
+
+    def __init__(self, release: Release) -> None:
+        named = offer_of(release).release_hash
+        super().__init__(DistillLearning(release), release.root, named, address="ray")
+        self._actor = StepActor(str(release.root), named, __version__, None)
+
+    def _run(
+        self, begin: Callable[[Any, str], Any], note: Callable[..., None] = lambda epochs, checkpoint: None
+    ) -> Any:
+        return begin(SimpleNamespace(perform=SimpleNamespace(remote=self._actor.perform)), "call")
+
+
+def trained_heads(
+    release: Release, folder: Path, makes: Callable[[Release], Learning] = DistillLearning
+) -> tuple[Learning, RoundWork, Path]:
     """Run the steps of a job of one round up to its export."""
     make_base(release, CPU)
-    learning, asked, heads = DistillLearning(release), work(release, folder), folder / HEADS_FILE
+    learning, asked, heads = makes(release), work(release, folder), folder / HEADS_FILE
     learning.distil(asked, lambda epoch, epochs: None)
     learning.train_heads(asked, heads, lambda epoch, epochs: None)
     return learning, asked, heads
 
 
-def test_the_encoders_of_a_job_are_quantised_once(in_int8: Release, tmp_path: Path, quantised: list[str]) -> None:
+@pytest.mark.parametrize("makes", [DistillLearning, Elsewhere])
+def test_the_encoders_of_a_job_are_quantised_once(
+    in_int8: Release, tmp_path: Path, quantised: list[str], makes: Callable[[Release], Learning]
+) -> None:
     """Heads that an earlier version trained have no encoders beside them: these are made at the export."""
     make_base(in_int8, CPU)
     quantised.clear()
-    learning, asked, heads = trained_heads(in_int8, tmp_path)
+    learning, asked, heads = trained_heads(in_int8, tmp_path, makes)
     learning.export(asked, heads, tmp_path / "out")
     assert sorted(quantised) == sorted(ENCODERS)
     for name in INT8_FILES:
