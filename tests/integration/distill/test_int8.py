@@ -33,7 +33,7 @@ from isthmus.distill.recipes import PRESETS, Recipe
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Selection
 from isthmus.distill.student import int8
-from isthmus.distill.student.base import make_base
+from isthmus.distill.student.base import base_heads, make_base
 from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities
 from isthmus.distill.student.export import AUDIO_ENCODER, ENCODERS, VISUAL_ENCODER, export_student
 from isthmus.edge.student.encoder import StudentEncoder
@@ -64,7 +64,9 @@ def in_int8(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(int8, "MOST_LOSS", 0.3)
         patch.setattr(int8, "LEAST_AGREEMENT", 0.6)
-        yield Release.open(root)
+        release = Release.open(root)
+        base_heads(release, 0, CPU)
+        yield release
 
 
 def of_int8(path: Path) -> bool:
