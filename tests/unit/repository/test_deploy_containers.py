@@ -59,6 +59,13 @@ def test_container_files_are_clean_and_run_as_nobody() -> None:
     checked(tool("hadolint"), *map(str, CONTAINERS))
 
 
+@pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.sh")), ids=lambda script: script.name)
+def test_a_script_can_be_read_by_sh(script: Path) -> None:
+    """Those that need root, buildah or debootstrap are not run by tests: deploy/README.md says where they were."""
+    assert script.stat().st_mode & 0o100 and script.read_text().startswith("#!/bin/sh\n")
+    checked("sh", "-n", str(script))
+
+
 def test_a_build_gets_the_listed_files_and_no_secret() -> None:
     """compose-secrets.sh writes to deploy/secrets, which is inside the folder that images are built from."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
