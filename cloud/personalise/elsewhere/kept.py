@@ -49,6 +49,8 @@ class KeptActor:
         """Keep an actor whose work is done, and end it if nobody takes it in time."""
         with self._turn:
             before, self._actor = self._actor, actor
+            if self._timer is not None:  # it would end the new one early
+                self._timer.cancel()
             self._timer = threading.Timer(self._keep_s, self.let_go)
             self._timer.daemon = True
             self._timer.start()
