@@ -161,6 +161,7 @@ class OpenCalls:
     def __init__(self) -> None:
         self._calls: dict[str, set[Interruptible]] = {}
         self._endless: set[Interruptible] = set()
+        self._closed: IsthmusError | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
@@ -176,7 +177,12 @@ class OpenCalls:
 
     @asynccontextmanager
     async def open(self, who: str, *, endless: bool = False) -> AsyncIterator[None]:
-        """Count a call of ``who`` during the block; ``end`` leaves it, and ``end_endless`` if it is ``endless``."""
+        """Count a call of ``who`` during the block; ``end`` leaves it, and ``end_endless`` if it is ``endless``.
+
+        After ``end_endless`` it raises that error for an endless call.
+        """
+        if endless and self._closed is not None:
+            raise self._closed
         with Interruptible() as call:
             self._calls.setdefault(who, set()).add(call)
             if endless:
@@ -191,7 +197,8 @@ class OpenCalls:
                     del self._calls[who]
 
     def end_endless(self, error: IsthmusError) -> None:
-        """End all endless calls with ``error``."""
+        """End all endless calls with ``error``. Those that are being opened get it, too."""
+        self._closed = error
         for call in tuple(self._endless):
             call.end(error)
 

@@ -99,6 +99,11 @@ def test_endless_calls_can_be_ended_alone() -> None:
             calls.end_endless(Unauthenticated("out"))
             await asyncio.sleep(0)
             assert calls.of("a") == 1, "the other call goes on"
+        with pytest.raises(Unauthenticated):  # it had arrived, and its caller is known only now
+            async with calls.open("a", endless=True):
+                pass
+        async with calls.open("a"):
+            assert calls.of("a") == 1
 
     asyncio.run(scenario())
 
