@@ -58,14 +58,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     _patience: Patience = field(default_factory=Patience)
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:  # the door counts by method, so it must not see names that a caller made up
+            return None
         ours = details.method.startswith(OURS)
         if ours and details.method not in OPEN and not details.method.startswith(ELASTIC):
             refusing = self.door.refusing(details.method, dict(details.invocation_metadata or ()))
             if refusing is not None:
                 return refusing
-        handler = await continuation(details)
-        if handler is None:
-            return None
         enter = self._ours if ours else self._others
         return _as_stream(handler, details.method, enter, self.spend if ours else lambda count: None)
 

@@ -15,7 +15,7 @@ import grpc
 from isthmus.cloud.metrics.calls import Metrics
 from isthmus.cloud.rpc.statuses import end_with, status_of
 from isthmus.cloud.tenants.roster import Roster
-from isthmus.proto.errors import Busy
+from isthmus.proto.errors import Busy, Unauthenticated
 
 _MOST_OWNERS: Final = 20_000
 _ADMITTED: ContextVar[bool] = ContextVar("admitted", default=False)
@@ -38,6 +38,8 @@ class Door:
             self._roster.admit(owner)
         except Busy as error:
             return self._refusal(method, error)
+        except Unauthenticated:  # closed at this moment
+            return None
         _ADMITTED.set(True)
         return None
 
@@ -48,6 +50,10 @@ class Door:
             self._owners[_digest(token)] = tenant
             if len(self._owners) > _MOST_OWNERS:
                 self._owners.popitem(last=False)
+
+    def forget(self, token: str) -> None:
+        """Forget a token that is no longer good, so that it uses up no more of its former tenant's quota."""
+        self._owners.pop(_digest(token), None)
 
     def _refusal(self, method: str, error: Busy) -> Any:
         of, code = self._metrics.of(method), status_of(error).name

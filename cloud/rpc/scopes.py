@@ -81,7 +81,11 @@ def identity_scope(database: Database, work: Work, roster: Roster, door: Door, e
 
     async def device(token: str, context: Any) -> Device:
         work.admit(context.time_remaining())
-        found = await work.do(identity.authenticate, database, token, time.time(), identity_of(context))
+        try:
+            found = await work.do(identity.authenticate, database, token, time.time(), identity_of(context))
+        except Unauthenticated:
+            door.forget(token)
+            raise
         door.learn(token, found.tenant)
         return found
 

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from isthmus.cloud import server as server_module
@@ -242,6 +243,31 @@ def test_frames_and_calls_beyond_the_rate_are_refused_and_other_tenants_are_not(
     codes, calls, refused = asyncio.run(scenario())
     assert codes == [0, 0, 0, 8, 8, 8], "the call that opened the stream was the one that is allowed"
     assert (calls, refused) == (6, {("a", "queries"): 4})
+
+
+def test_neither_a_revoked_device_nor_a_made_up_method_uses_what_the_tenant_may_ask(
+    tiny_release: Path, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with shared(tmp_path, tiny_release, {"a": Quotas(queries_per_s=0.001)}) as on:
+            buckets = on.server.roster._buckets  # emptied, "a" may ask once more
+            gone = await on.enrol("a")
+            buckets.clear()
+            device = await on.enrol("a")
+            buckets.clear()
+            await gone.describe()
+            assert devices.revoke(on.database, gone.device_id, 2.0)
+            for _ in range(3):
+                buckets.clear()
+                assert (await on.rig.refusal(gone.describe()))[0] is UNAUTHENTICATED
+            assert (await device.describe()).student_id, "the call that is left is the other device's"
+            assert (await on.rig.refusal(device.describe()))[0] is EXHAUSTED
+            made_up: Any = on.channel.unary_unary("/isthmus.v1.PersonalisationService/MadeUp")
+            refusal = await on.rig.refusal(made_up(b"", metadata=device.metadata))
+            assert refusal[0] is grpc.StatusCode.UNIMPLEMENTED
+            assert b"MadeUp" not in generate_latest(on.server._metrics.registry)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("how", ["revoke", "close"])

@@ -74,3 +74,24 @@ def test_devices_of_a_closed_tenant_are_left_to_those_who_answer_them(roster: Ro
     tenants.put(roster._database, Tenant("a", 1.0, closed_s=2.0))
     roster.refresh()
     assert door.refusing(METHOD, {"authorization": "Bearer one"}) is None
+
+
+def test_a_token_that_is_no_longer_good_uses_up_no_quota(roster: Roster) -> None:
+    door = Door(roster, Metrics())
+    assert call(door, "revoked") is None
+    assert call(door, "revoked") is not None, "known: it is refused at the door"
+    door.forget("revoked")
+    counted = roster.counted()
+    assert door.refusing(METHOD, {"authorization": "Bearer revoked"}) is None
+    assert roster.counted() == counted
+
+
+def test_a_tenant_that_is_closed_between_two_looks_fails_no_call(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door(roster, Metrics())
+    assert call(door, "one") is None
+    tenants.put(roster._database, Tenant("a", 1.0, closed_s=2.0))
+    roster.refresh()
+    monkeypatch.setattr(roster, "is_closed", lambda tenant: False)  # the look before it was closed
+    assert door.refusing(METHOD, {"authorization": "Bearer one"}) is None
