@@ -24,6 +24,7 @@ from isthmus.cloud.warmup.warming import Warming, named
 from isthmus.command_line import listed, print_table
 from isthmus.data.files import write_atomically
 from isthmus.data.images import Columns, read_images, write_images
+from isthmus.data.made_by import made_by
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.training.loop import pick_device, set_threads
 from isthmus.distill.training.progress import EpochBars, bars
@@ -166,6 +167,7 @@ def evaluate(
 ) -> None:
     """Tune every number for every seed, compare the methods, and write the result once all cells are there."""
     asked = Asked(options)
+    made_by(options.out, _say)  # before anything is learned in that folder
     subject, out = asked.subject, options.out
     judged = asked.recipe.apply(pictures_of(test, subject.pixels, test_limit, options.seed, asked.columns))
     measured = Grid(

@@ -9,6 +9,7 @@ import torch
 
 from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
+from isthmus.data.made_by import made_by
 from isthmus.data.splits import Split
 from isthmus.distill.prepare import decode
 from isthmus.distill.release import Release
@@ -47,6 +48,7 @@ def run(
     own = {
         name: decode(listing, names, release.recipe, release.root / "private") for name, names in split.clients.items()
     }
+    made = made_by(out, report)
     public_scenes = scenes_of(release.public)
     cells: list[dict[str, Any]] = []
     skipped: list[str] = []
@@ -70,6 +72,7 @@ def run(
         raise ValueError("no mode could be measured: every floor is larger than the number of clips. Lower --floors.")
     return {
         "what": "what someone who holds an upload can learn, by mode",
+        "code": made,
         "recipe": release.recipe.name,
         "classes": list(release.recipe.classes),
         "release": release.outputs_key(),

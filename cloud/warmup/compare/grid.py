@@ -30,6 +30,7 @@ from isthmus.cloud.warmup.warming import MIDDLE, OnEpoch, Report, Warming, named
 from isthmus.data.cache.keys import digest
 from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages
+from isthmus.data.made_by import made_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ class Grid:
 
         Returns None if other processes are still making cells.
         """
+        made_by(self.folder, report)
         cells = self.cells
         cells.make("probe", self._probe)
         for seed in self.seeds:
@@ -130,6 +132,7 @@ class Grid:
             "target": self.config.target,
             "time_share": self.time_share,
             "storage_budget_bytes": None if self.storage_budget_bytes == UNBOUNDED else self.storage_budget_bytes,
+            "code": made_by(self.folder, silent),
             "versions": {"isthmus": __version__, "torch": torch.__version__, "numpy": np.__version__},
             "seeds": seeds,
         }

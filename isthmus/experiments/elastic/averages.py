@@ -21,10 +21,10 @@ from isthmus.cloud.warmup.soup import average
 from isthmus.cloud.warmup.tuning import Subject, TuneConfig, start, tensors_of_model, tune
 from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages
+from isthmus.data.made_by import made_by
 from isthmus.distill.figures import png
 from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
-from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 SHARES: Final = tuple(tenth / 10 for tenth in range(11))

@@ -2,7 +2,8 @@
 
 At load 1 the mean rate of the trace equals what the machine serves at gamma 0 in full batches. The compared figure is
 the expected utility (profiled accuracy x utility, summed over answers in time), because the clairvoyant bound limits
-that. The drawn utility is reported beside it. Resumable: each finished cell is kept as JSON.
+that. The drawn utility is reported beside it. Resumable: each finished cell is kept as JSON, and made again if the
+profile or the trace of its name has changed.
 """
 
 import json
@@ -25,10 +26,11 @@ from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile, paper_
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, rates_of_counts, wandering_rates
+from isthmus.data.cache.keys import digest
 from isthmus.data.files import read_text, write_atomically
+from isthmus.data.made_by import made_by
 from isthmus.data.traces import read_trace
 from isthmus.experiments.elastic.figures import draw_all
-from isthmus.experiments.made_by import made_by
 
 Floats = npt.NDArray[np.float64]
 Report = Callable[[str], None]
@@ -203,6 +205,7 @@ def _cell(
 ) -> dict[str, Any]:
     names = list(policies) if policies is not None else policies_for(profile)
     asked = {**asdict(workload), "trace": _short(workload.trace), "profile": _short(profile_name), "policies": names}
+    asked["inputs"] = digest([profile.to_json(), _content(workload.trace)])[:16]
     stem = f"{asked['profile']}-{asked['trace']}-{workload.load:g}-{workload.seed}"
     path = out / "cells" / f"{stem}.json"
     if path.exists():
@@ -221,6 +224,10 @@ def _cell(
     }
     write_atomically(path, json.dumps(cell, indent=1))
     return cell
+
+
+def _content(trace: str) -> str:
+    return trace if trace == SYNTHETIC else read_text(Path(trace))
 
 
 def _short(name: str) -> str:

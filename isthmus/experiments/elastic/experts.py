@@ -37,10 +37,10 @@ from isthmus.cloud.elastic.tasks.recipes import RECIPES
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.files import write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
+from isthmus.data.made_by import made_by
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
-from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 

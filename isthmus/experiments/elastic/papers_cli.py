@@ -174,11 +174,13 @@ def averages(
     """
     from isthmus.cloud.commands.warming import Asked
     from isthmus.cloud.elastic.prepare.inputs import pictures_of
+    from isthmus.data.made_by import made_by
     from isthmus.experiments.elastic.averages import Sweep, markdown, run
 
     if asked.reducer != "merging":
         raise typer.BadParameter("averages are of models that merge.", param_hint="'--reducer'")
     given = Asked(asked)
+    made_by(asked.out, _say)  # before anything is learned in that folder
     subject = given.subject
     judged = given.recipe.apply(pictures_of(test, subject.pixels, test_limit, asked.seed, given.columns))
     sweep = Sweep(subject, judged, given.numbers, whole_numbers(at, "--at") or given.numbers, given.config)

@@ -37,13 +37,13 @@ from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
 from isthmus.cloud.warmup.tuning import with_head
 from isthmus.data.files import write_atomically
 from isthmus.data.images import CIFAR10_CLASSES, LabelledImages, PixelSpec
+from isthmus.data.made_by import made_by
 from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.figures import png
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import EpochReport, fit
 from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
-from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 TaskKind = Literal["unseen", "details"]

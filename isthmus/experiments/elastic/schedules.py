@@ -29,10 +29,10 @@ from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
+from isthmus.data.made_by import made_by
 from isthmus.distill.figures import png
 from isthmus.experiments.elastic.kept import read_cell
 from isthmus.experiments.elastic.spread import in_points
-from isthmus.experiments.made_by import made_by
 
 Report = Callable[[str], None]
 SIMILAR_PICTURES: Final = 64

@@ -74,7 +74,10 @@ def run(
         "policies": list(policies),
         "accuracy": {side: of.accuracy[store.common().task] for side, of in sides.items()},
         "models": sides["warmed"].models[store.common().task],
-        **{key: found[key] for key in ("traces", "loads", "seeds", "duration_s", "window_s", "versions", "cells")},
+        **{
+            key: found[key]
+            for key in ("code", "traces", "loads", "seeds", "duration_s", "window_s", "versions", "cells")
+        },
     }
     plain: dict[str, Any] = json.loads(json.dumps(result))
     write_atomically(out / "result.json", json.dumps(plain))

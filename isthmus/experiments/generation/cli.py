@@ -33,9 +33,9 @@ def generation(
 
     from isthmus.cloud.generation.policies.by_name import POLICIES, make_policy
     from isthmus.data.files import write_atomically
+    from isthmus.data.made_by import made_by
     from isthmus.data.traces import read_azure_tokens
     from isthmus.experiments.generation import comparison, figures
-    from isthmus.experiments.made_by import made_by
 
     names = listed(policies) or list(POLICIES)
     for name in names:

@@ -16,6 +16,7 @@ from isthmus.command_line import known, listed, numbers, whole_numbers
 from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
 from isthmus.data.groups import Groups, read_groups
+from isthmus.data.made_by import made_by
 from isthmus.data.splits import apart
 from isthmus.distill.models.trunk import weights_file
 from isthmus.distill.prepare import (
@@ -32,7 +33,6 @@ from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre
 from isthmus.distill.training.progress import bars
-from isthmus.experiments.made_by import made_by
 from isthmus.experiments.personal import cost, paper, people
 from isthmus.experiments.personal.cells import cells, study
 from isthmus.experiments.personal.cells.cells import SCENARIOS, Asked, Cell

@@ -16,6 +16,7 @@ from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.cloud.elastic.warm.store import WarmStore
 from isthmus.data.images import LabelledImages, read_images, write_images
+from isthmus.data.made_by import code as this_code
 from isthmus.experiments.cli import app as experiments
 from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
@@ -84,6 +85,7 @@ def test_from_pictures_to_a_server_and_an_experiment(folder: Path, tmp_path: Pat
     done = CliRunner().invoke(experiments, ["warmup", *options, *grid])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "served" / "result.json").read_text())
+    assert result["code"] == [this_code()]
     assert len(result["cells"]) == 4 and "warmed over vanilla" in (tmp_path / "served" / "result.md").read_text()
     assert (tmp_path / "served" / "pictures" / "latency-synthetic.png").exists()
 
@@ -164,9 +166,12 @@ def test_token_pruning_from_pictures_to_the_answers_of_a_server(folder: Path, tm
 
 def test_an_evaluation_is_a_grid_with_pictures(folder: Path, tmp_path: Path) -> None:
     options = {"test": folder / "test.parquet", "out": tmp_path, "seeds": "0", "time_share": 50.0}
-    code, said = warmup(folder, "evaluate", profiling=folder / "unseen.parquet", **options)
+    code, said = warmup(folder, "evaluate", profiling=folder / "unseen.parquet", vanilla_epochs=1, **options)
     assert code == 0 and "prodigy+soups" in said, said
-    counts = json.loads((tmp_path / "result.json").read_text())["pictures"]
+    assert "other code" not in said, "the vanilla model in this folder was learned by this code, too"
+    result = json.loads((tmp_path / "result.json").read_text())
+    counts = result["pictures"]
+    assert result["code"] == [this_code()]
     assert counts == {"learning": 30, "profiling": 10, "test": 12}
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
     (task,) = load_tasks(tmp_path / "task", ModelShape(3, 64, 16))

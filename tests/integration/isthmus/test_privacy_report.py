@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from isthmus.data.cli import app as data_app
 from isthmus.data.layouts.listing import read_listing
+from isthmus.data.made_by import code
 from isthmus.data.splits import by_actor
 from isthmus.distill.prepare import begin_release, decode, release_split
 from isthmus.distill.release import Release, save_weights
@@ -71,6 +72,7 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(
     result = json.loads((whole / "result.json").read_text())
     # 12 clips a client, 6 of them sent: a floor of 7 is too high for both.
     assert len(result["skipped"]) == 2
+    assert result["code"] == [code()] and "other code" not in done.output
     assert "6 clips are too few" in result["skipped"][0]
     cells = {(cell["client"], cell["slug"]): cell for cell in result["cells"] if cell["kind"] == "mode"}
     assert len(cells) == 2 * 5

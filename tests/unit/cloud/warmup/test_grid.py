@@ -15,6 +15,7 @@ from isthmus.cloud.warmup.compare.comparison import METHODS, Measured, by_method
 from isthmus.cloud.warmup.compare.grid import Grid, markdown
 from isthmus.cloud.warmup.planner import BudgetTooSmall, Cost, Plan
 from isthmus.data.images import LabelledImages
+from isthmus.data.made_by import code
 from tests.rigs.elastic.warmup import NUMBERS, bright_or_dark, quick, subject
 
 VANILLA = Measured({0: 0.9, 8: 0.6, 16: 0.3}, {0: 0.88, 8: 0.58, 16: 0.28})
@@ -131,6 +132,7 @@ def test_a_grid_is_measured_resumed_reported_and_drawn(tmp_path: Path) -> None:
     ]
     result = json.loads((tmp_path / "result.json").read_text())
     assert [seed["tuned"] for seed in result["seeds"]] == [[4, 8], [4, 8]]
+    assert result["code"] == [code()]
     for seed in result["seeds"]:
         assert set(seed["accuracy"]) == set(METHODS)
         assert set(seed["grid"]) == set(seed["grid"]["0"]) == {"0", "4", "8"}

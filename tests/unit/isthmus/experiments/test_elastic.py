@@ -40,7 +40,13 @@ def test_a_grid_is_run_kept_and_reported(tmp_path: Path) -> None:
             assert 0 <= row["of_bound"] <= 1
     for path in (tmp_path / "out" / "cells").iterdir():
         path.write_text(path.read_text().replace('"queries": ', '"queries": 1'))
-    assert once() != result, "finished cells are read back, not run again"
+    kept = once()
+    assert kept != result, "finished cells are read back, not run again"
+    (tmp_path / "llm.csv").write_text(LLM.replace("18:", "19:", 1), encoding="utf-8")
+    changed = once()["cells"]
+    assert isinstance(changed, list) and isinstance(kept["cells"], list)
+    again = [one["trace"] for one, before in zip(changed, kept["cells"], strict=True) if one != before]
+    assert again == ["llm", "llm"], "another trace under the same name is simulated"
 
 
 def test_the_command_draws_every_picture(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare.profiler import key_similarity
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
 from isthmus.data.images import LabelledImages, PixelSpec, write_images
+from isthmus.data.made_by import code
 from isthmus.experiments.cli import app as experiment
 from isthmus.experiments.elastic.averages import markdown as averages_markdown
 from isthmus.experiments.elastic.prodigy import SYSTEMS, between, walk
@@ -151,9 +152,10 @@ def test_similarity_is_the_mean_cosine_of_all_pairs(given: dict[str, Any]) -> No
 
 def test_averages_end_at_the_two_tuned_models(given: dict[str, Any]) -> None:
     asked = {**given, "test": given["data"], "numbers": "2,4", "at": "0,4", "epochs": 1, "seeds": "0,1", "held": 0.5}
+    asked["vanilla-epochs"] = 1
     said = done("averages", {**asked, "threads": 1, "device": "cpu"})
     result = json.loads((given["out"] / "result.json").read_text())
-    assert result["tuned"] == [2, 4] and result["numbers"] == [0, 4]
+    assert result["tuned"] == [2, 4] and result["numbers"] == [0, 4] and result["code"] == [code()]
     for cell in result["cells"]:
         assert list(cell["accuracy"]) == ["vanilla", "0", *(f"{tenth / 10:g}" for tenth in range(1, 10)), "1"]
     assert "best mixture in hindsight" in said

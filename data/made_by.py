@@ -4,10 +4,13 @@ A run that was stopped goes on, perhaps with another version of Isthmus. Its tab
 so.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -16,6 +19,7 @@ import isthmus
 from isthmus.data.files import read_text, write_atomically
 
 FILE: Final = "made-by.json"
+LOCK: Final = "made-by.lock"
 UNKNOWN: Final = "code that left no name"
 _ROOMS: Final = ("cloud", "data", "distill", "edge", "proto")
 
@@ -37,8 +41,26 @@ def made_by(out: Path, report: Callable[[str], None]) -> list[str]:
     """Adds this code to those that have worked in ``out``, reports if there are others, and returns all, oldest first.
 
     It is called before the first cell is measured, so that a run that was stopped is recorded, too. A folder that holds
-    files without such a record counts as one of unknown code. Raises ValueError if the record is not a list of names.
+    files without such a record counts as one of unknown code. Several processes may call it for one folder. Raises
+    ValueError if the record is not a list of names.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out / LOCK):
+        return _noted(out, report)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time run the block. The system releases the lock when a process ends."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _noted(out: Path, report: Callable[[str], None]) -> list[str]:
     path = out / FILE
     if path.is_file():
         try:
@@ -48,10 +70,9 @@ def made_by(out: Path, report: Callable[[str], None]) -> list[str]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path} is not a list of names: delete it, and the folder counts as one of unknown code")
     else:
-        names = [UNKNOWN] if out.is_dir() and any(out.iterdir()) else []
+        names = [UNKNOWN] if any(each.name != LOCK for each in out.iterdir()) else []
     if code() not in names:
         names.append(code())
-        out.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(names, indent=1) + "\n")
         if len(names) > 1:
             report(

@@ -1,11 +1,12 @@
 """A results folder says which code has measured its cells."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from isthmus.experiments import made_by as module
-from isthmus.experiments.made_by import FILE, UNKNOWN, code, made_by
+from isthmus.data import made_by as module
+from isthmus.data.made_by import FILE, UNKNOWN, code, made_by
 
 
 def test_a_new_folder_has_one_code_and_no_warning(tmp_path: Path) -> None:
@@ -28,6 +29,14 @@ def test_every_code_is_kept_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert made_by(tmp_path / "out", said.append) == [*first, "0.9.9, sources 0123456789ab"]
     monkeypatch.undo()
     assert made_by(tmp_path / "out", said.append) == [*first, "0.9.9, sources 0123456789ab"] and len(said) == 1
+
+
+def test_processes_that_begin_together_find_no_other_code(tmp_path: Path) -> None:
+    """Each thread opens the lock anew, as processes do."""
+    said: list[str] = []
+    with ThreadPoolExecutor(8) as several:
+        found = list(several.map(lambda _: made_by(tmp_path / "out", said.append), range(16)))
+    assert found == [[code()]] * 16 and said == []
 
 
 @pytest.mark.parametrize("damaged", ['{"a": 1}', "[1]", '["cut o'])
