@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.synthetic.sets import make_crema_d
-from isthmus.distill.prepare import begin_release, choose_split
+from isthmus.distill.prepare import begin_release, choose_split, release_split
 from isthmus.distill.release import Release
 from isthmus.experiments.cli import app
-from isthmus.experiments.personal.cells import work
+from isthmus.experiments.personal.cells import study, work
 from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.cost import LOOPS
@@ -147,6 +147,15 @@ def test_a_client_of_too_few_clips_is_refused_before_anything_is_trained(data: P
     said = " ".join(refused.output.split())
     assert refused.exit_code == 1 and "clips to select with and" in said and "add clips, or begin a release" in said
     assert not (tmp_path / "release" / "teacher" / "teacher.safetensors").exists() and not (tmp_path / "cells").exists()
+
+
+def test_only_methods_that_send_prototypes_need_their_floor(data: Path, release: Path) -> None:
+    opened, listing = Release.open(release), read_listing(data)
+    folders = study.decoded(opened, listing, {"1003": release_split(opened).clients["1003"]})
+    alone = Asked("1003", "sensitive", "own", 0, classes=1)  # one clip selects, and one tests
+    study.check_clips(opened, folders, [alone, dataclasses.replace(alone, method="all")])
+    with pytest.raises(ValueError, match="1 clips to select with and 1 to test"):
+        study.check_clips(opened, folders, [dataclasses.replace(alone, method="oracle")])
 
 
 def test_a_killed_run_goes_on_with_the_same_numbers(

@@ -55,7 +55,7 @@ def check_clips(release: Release, clients: Mapping[str, str], asked: Sequence[As
     floor = release.recipe.personalise.min_cluster
     for each in dict.fromkeys(replace(one, upload_share=1.0) for one in asked):
         chosen, tested = halves(clips[each.client], each)
-        fewest = 1 if METHODS[each.method].sent in (Sent.NOTHING, Sent.PROBABILITIES) else floor
+        fewest = 1 if METHODS[each.method].sent in (Sent.NOTHING, Sent.PROBABILITIES, Sent.CLIPS) else floor
         if len(chosen) < fewest or len(tested) == 0:
             raise ValueError(
                 f"{each.client} would have {len(chosen)} clips to select with and {len(tested)} to test "
