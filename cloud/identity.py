@@ -69,8 +69,8 @@ def enrol(
     """
     tenant = roster.of_key(enrolment_key, "enrol")
     if tenant is None:
-        if gate.enrolment_key is None:  # anyone may enrol, but who sends a key means a tenant
-            wrong = bool(enrolment_key) and roster.has_keys("enrol")
+        if gate.enrolment_key is None:  # anyone may enrol, but who sends a key means a tenant, if there is any
+            wrong = bool(enrolment_key) and (roster.has_keys("enrol") or roster.names() != [DEFAULT])
         else:
             wrong = not same_secret(enrolment_key, gate.enrolment_key)
         if wrong:

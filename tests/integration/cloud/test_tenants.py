@@ -213,6 +213,10 @@ def test_a_key_of_no_tenant_enrols_nobody_although_anyone_may_enrol_without(tiny
             refusal = await on.rig.refusal(on.rig.enrol(on.channel, key="a-enrol-mistyped"))
             await on.rig.enrol(on.channel)
             await on.enrol("a")
+            for name in ("a", "b"):  # until the operator makes new ones, no tenant has a key
+                tenants.remove_keys(on.database, name, before_s=2.0)
+            on.server.roster.refresh()
+            assert (await on.rig.refusal(on.enrol("a")))[0] is UNAUTHENTICATED
             return refusal, sorted(device.tenant for device in devices.listing(on.database))
 
     (code, message), owners = asyncio.run(scenario())
