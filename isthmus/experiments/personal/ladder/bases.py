@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from isthmus.data.cache.keys import digest
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.files import replaced
 from isthmus.data.groups import Groups
@@ -89,6 +90,13 @@ def trunk_rows(
     return sound_NW, picture_NW
 
 
+def key(clips: ClipArrays, public_N: Integers, recipe: Recipe) -> str:
+    """Return what a base is made of, for the names of its files: another data set or preset has files of its own."""
+    labels = ",".join(map(str, np.asarray(clips.labels_N)))
+    public = ",".join(map(str, public_N))
+    return digest([clips.content_hash, *clips.names, labels, public, recipe.to_json()])[:12]
+
+
 def on_trunks(
     folder: Path,
     recipe: Recipe,
@@ -98,7 +106,7 @@ def on_trunks(
     seed: int,
 ) -> Base:
     """Return the base of a release on pretrained trunks, fitted on the public rows, from ``folder`` if it is there."""
-    path = folder / f"base-{seed}.npz"
+    path = folder / f"base-{seed}-{key(clips, public_N, recipe)}.npz"
     if not path.exists():
         recipe = dataclasses.replace(recipe, ratios=(1.0,))
         release = Release(folder, recipe)
@@ -119,17 +127,17 @@ def on_trunks(
         _save(path, outputs, _answers(teacher.head, outputs), {
             mask: bank_probabilities(bank, outputs, 1.0, mask) for mask in Captured
         })  # fmt: skip
-    return kept(folder, clips, public_N, seed)
+    return _open(path, folder.name, clips, public_N)
 
 
-def kept(folder: Path, clips: ClipArrays, public_N: Integers, seed: int) -> Base:
+def kept(folder: Path, recipe: Recipe, clips: ClipArrays, public_N: Integers, seed: int) -> Base:
     """Read the base that ``on_trunks`` left in ``folder``. Raises OSError if there is none."""
-    return _open(folder / f"base-{seed}.npz", folder.name, clips, public_N)
+    return _open(folder / f"base-{seed}-{key(clips, public_N, recipe)}.npz", folder.name, clips, public_N)
 
 
 def of_release(release: Release, clips: ClipArrays, public_N: Integers, seed: int, device: torch.device) -> Base:
     """Return the base of a trained release's student of ``seed``: its features of all clips."""
-    path = release.root / "ladder" / f"base-{seed}.npz"
+    path = release.root / "ladder" / f"base-{seed}-{key(clips, public_N, release.recipe)}.npz"
     if not path.exists():
         audio_ND, visual_NKD = encode_clips(release.student(seed), clips, device)
         visual_ND = evaluation_mean(visual_NKD, clips)

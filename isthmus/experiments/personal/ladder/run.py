@@ -10,12 +10,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from isthmus.data.cache.keys import digest
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.clip import Listing
 from isthmus.data.files import write_atomically
 from isthmus.data.groups import Groups
 from isthmus.distill.models.pretrained import PretrainedTrunk
 from isthmus.distill.prepare import decode, recipe_for
+from isthmus.distill.recipes import Recipe
 from isthmus.distill.release import Release
 from isthmus.distill.student.centred import CannotCentre, fit_centred
 from isthmus.experiments.personal.findings.scores import Scores
@@ -72,55 +74,56 @@ def on_trunks(
         public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
         for seed in plan.seeds:
             rows += _kept(
-                folder / f"rows-{seed}.json",
+                folder / _name("rows", seed, bases.key(clips, public_N, recipe), plan.class_counts),
                 lambda folder=folder, public_N=public_N, rows_of_person=rows_of_person, seed=seed: _of_fold(  # type: ignore[misc]
                     bases.on_trunks(folder, recipe, clips, public_N, rows_MNW, seed), groups, rows_of_person, seed, plan
                 ),
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
-    of_device = on_device(out, clips, groups, plan, report)
-    running = as_it_runs(out, clips, groups, plan, report)
-    of_cloud = in_cloud(out, clips, groups, plan, report)
-    return Found(of_device + running + rows, of_cloud, suspects(out, clips, groups, plan))
+    of_device = on_device(out, recipe, clips, groups, plan, report)
+    running = as_it_runs(out, recipe, clips, groups, plan, report)
+    of_cloud = in_cloud(out, recipe, clips, groups, plan, report)
+    return Found(of_device + running + rows, of_cloud, suspects(out, recipe, clips, groups, plan))
 
 
-def on_device(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+def on_device(out: Path, recipe: Recipe, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
     """Measure what the device itself answers on the bases on trunks."""
 
     def made(base: Base, people: list[Person], seed: int) -> list[Row]:
         known = _known(base)
         return [row for person in people for row in device_rows(person, known, seed, plan.class_counts)]
 
-    return _on_bases(out, "device", clips, groups, plan, plan.seeds, made, report)
+    return _on_bases(out, "device", recipe, clips, groups, plan, made, report)
 
 
-def as_it_runs(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+def as_it_runs(out: Path, recipe: Recipe, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
     """Measure, on the bases on trunks, a device that goes on learning from what it has answered."""
 
     def made(base: Base, people: list[Person], seed: int) -> list[Row]:
         known = _known(base)
         return [row for person in people for row in running_rows(person, known, seed, plan.class_counts)]
 
-    return _on_bases(out, "running", clips, groups, plan, plan.seeds, made, report)
+    return _on_bases(out, "running", recipe, clips, groups, plan, made, report)
 
 
-def in_cloud(out: Path, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
+def in_cloud(out: Path, recipe: Recipe, clips: ClipArrays, groups: Groups, plan: Plan, report: Report) -> list[Row]:
     """Measure selection in the cloud on the bases on trunks, on the first seed."""
 
     def made(base: Base, people: list[Person], seed: int) -> list[Row]:
         known = _known(base)
         return [row for person in people for row in cloud.of_person(base, person, known, seed, (0,))]
 
-    return _on_bases(out, "cloud", clips, groups, plan, plan.seeds[:1], made, report)
+    first = Plan(plan.folds, plan.seeds[:1], (0,))
+    return _on_bases(out, "cloud", recipe, clips, groups, first, made, report)
 
 
 def _on_bases(
     out: Path,
     what: str,
+    recipe: Recipe,
     clips: ClipArrays,
     groups: Groups,
     plan: Plan,
-    seeds: Sequence[int],
     made: Callable[[Base, list[Person], int], list[Row]],
     report: Report,
 ) -> list[Row]:
@@ -129,20 +132,21 @@ def _on_bases(
     for left_out in plan.folds:
         folder = out / "folds" / "-".join(left_out)
         public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
-        for seed in seeds:
-            base = bases.kept(folder, clips, public_N, seed)
+        key = bases.key(clips, public_N, recipe)
+        for seed in plan.seeds:
+            base = bases.kept(folder, recipe, clips, public_N, seed)
             people = [base.person(name, rows_N) for name, rows_N in rows_of_person.items()]
-            rows += _kept(folder / f"{what}-{seed}.json", partial(made, base, people, seed))
+            rows += _kept(folder / _name(what, seed, key, plan.class_counts), partial(made, base, people, seed))
             report(f"{what}: {'-'.join(left_out)}, seed {seed}")
     return rows
 
 
-def suspects(out: Path, clips: ClipArrays, groups: Groups, plan: Plan) -> list[list[Suspect]]:
+def suspects(out: Path, recipe: Recipe, clips: ClipArrays, groups: Groups, plan: Plan) -> list[list[Suspect]]:
     """Return, per fold on trunks, every person as an attacker on the fold's person model sees them (seed 0)."""
     found = []
     for left_out in plan.folds:
         public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
-        base = bases.kept(out / "folds" / "-".join(left_out), clips, public_N, plan.seeds[0])
+        base = bases.kept(out / "folds" / "-".join(left_out), recipe, clips, public_N, plan.seeds[0])
         made = _person_model(base)
         members = _public_people(clips, public_N, groups)
         found.append(
@@ -164,10 +168,11 @@ def of_releases(
         public_N, rows_of_person = bases.rows_of(clips, groups, left_out)
         trained_on = set(release.public.names)
         public_N = np.array([row for row in public_N if clips.names[row] in trained_on], np.int64)
+        key = bases.key(clips, public_N, release.recipe)
         for seed in plan.seeds:
             base = partial(bases.of_release, release, clips, public_N, seed, torch.device(device))
             rows += _kept(
-                release.root / "ladder" / f"rows-{seed}.json",
+                release.root / "ladder" / _name("rows", seed, key, plan.class_counts),
                 lambda base=base, people=rows_of_person, seed=seed: _of_fold(base(), groups, people, seed, plan),  # type: ignore[misc]
             )
             report(f"ladder: {'-'.join(left_out)}, seed {seed}")
@@ -223,6 +228,11 @@ def _public_people(clips: ClipArrays, public_N: Integers, groups: Groups) -> dic
         of.setdefault(clips.actors[row], []).append(clips.names[row])
     row_of = {name: row for row, name in enumerate(clips.names)}
     return {actor: np.array([row_of[name] for name in groups.distinct(names)], np.int64) for actor, names in of.items()}
+
+
+def _name(what: str, seed: int, key: str, class_counts: Sequence[int]) -> str:
+    """Return the name of a file of rows. Other clips, another preset and other numbers of classes have other rows."""
+    return f"{what}-{seed}-{digest([key, *map(str, class_counts)])[:12]}.json"
 
 
 def _kept(path: Path, make: Callable[[], list[Row]]) -> list[Row]:

@@ -1,5 +1,6 @@
 """What helps one person: scores, splits, the methods on invented people, and the whole of it on invented features."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.groups import Groups
 from isthmus.data.transforms import InputSpec
+from isthmus.distill.recipes import Recipe
 from isthmus.distill.student.centred import fit_centred
+from isthmus.distill.student.evaluate import StudentOutputs
 from isthmus.experiments.personal.findings.scores import Scores, agreement, calibration_error, scores
-from isthmus.experiments.personal.ladder import bases, cloud, nested
+from isthmus.experiments.personal.ladder import bases, cloud, nested, run
 from isthmus.experiments.personal.ladder.measure import (
     CHOSEN,
     RUNNING,
@@ -26,6 +29,7 @@ from isthmus.experiments.personal.ladder.person import HALVES, HEADS, LEVEL, SEN
 from isthmus.experiments.personal.ladder.run import by_person
 from isthmus.experiments.personal.ladder.tables import cloud_section, membership, sections
 from isthmus.proto.messages import Captured
+from tests.rigs.distill.release import tiny_recipe
 
 CLASSES = ("NEU", "HAP", "SAD")
 PEOPLE = 12
@@ -218,3 +222,28 @@ def test_no_public_clip_shares_a_recording_with_a_person_left_out(base: bases.Ba
     public_N, of_person = bases.rows_of(base.clips, groups, ("1000",))
     assert len(of_person["1000"]) == 24
     assert len(names) - 1 not in public_N and len(public_N) == len(names) - 24 - 1
+
+
+def test_kept_rows_are_of_the_same_clips_preset_and_classes(
+    base: bases.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, recipe = base.clips, tiny_recipe()
+    groups = Groups({name: frozenset({name}) for name in clips.names})
+    public_N, _ = bases.rows_of(clips, groups, ("1000",))
+    outputs = StudentOutputs(*base.features_MND, base.raw[HEADS[0]][Captured.BOTH])
+    path = tmp_path / "folds" / "1000" / f"base-0-{bases.key(clips, public_N, recipe)}.npz"
+    bases._save(path, outputs, *(base.raw[head] for head in HEADS))
+
+    def rows(*counts: int, recipe: Recipe = recipe, clips: ClipArrays = clips) -> list[Row]:
+        return run.on_device(tmp_path, recipe, clips, groups, run.Plan((("1000",),), (0,), counts), lambda line: None)
+
+    found = rows(0)
+    assert {row.classes for row in found} == {0} and {row.classes for row in rows(0, 2)} == {0, 2}
+    monkeypatch.setattr(run, "device_rows", pytest.fail)
+    assert rows(0) == found
+    labels_N = clips.labels_N.copy()
+    labels_N[0] = 1
+    with pytest.raises(FileNotFoundError):
+        rows(0, recipe=replace(recipe, name="other"))
+    with pytest.raises(FileNotFoundError):
+        rows(0, clips=replace(clips, labels_N=labels_N))
