@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,34 @@ def test_a_new_folder_has_one_code_and_no_warning(tmp_path: Path) -> None:
     said: list[str] = []
     assert made_by(tmp_path / "new", said.append) == [code()] == made_by(tmp_path / "new", said.append)
     assert said == []
+
+
+@pytest.mark.parametrize("changed", [None, "isthmus/cli.py", "edge/link/over_grpc.py"])
+def test_a_clone_and_its_installation_are_the_same_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str | None
+) -> None:
+    def hashed(root: Path, rooms: Path) -> str:
+        def found(name: str) -> SimpleNamespace:
+            room = name.partition(".")[2]
+            return SimpleNamespace(origin=str((rooms / room if room else root / "isthmus") / "__init__.py"))
+
+        monkeypatch.setattr(module.importlib.util, "find_spec", found)
+        return code.__wrapped__()
+
+    clone, installed = tmp_path / "clone", tmp_path / "site-packages"
+    for rooms in (clone, installed / "isthmus"):
+        for room in ("cloud", "data", "distill", "edge", "proto"):
+            (rooms / room / "link").mkdir(parents=True)
+            (rooms / room / "__init__.py").write_text(room)
+            (rooms / room / "link" / "over_grpc.py").write_text("link")
+    for root in (clone, installed):
+        (root / "isthmus").mkdir(exist_ok=True)
+        for name in ("__init__.py", "cli.py"):
+            (root / "isthmus" / name).write_text(name)
+    if changed is not None:
+        (clone / changed).write_text("changed")
+    same = hashed(clone, clone) == hashed(installed, installed / "isthmus")
+    assert same == (changed is None)
 
 
 def test_cells_without_a_record_are_of_unknown_code(tmp_path: Path) -> None:
