@@ -266,7 +266,7 @@ def _check_choices(clips: ClipOptions, asked: RunOptions) -> None:
     }
     for flag, given in of_data.items():
         if given:
-            raise ValueError(f"{flag} needs --data: a device that captures its own clips runs until it is ended")
+            raise ValueError(f"{flag} needs --data: it is for a run over a data set, and not for live clips")
 
 
 def _privacy_sentence(spent: dict[str, float | int | None]) -> str:
