@@ -68,7 +68,7 @@ class Picturing:
     merge_order: Annotated[
         Literal["published", "receiving-first"],
         typer.Option(help="Order in which a layer hands merged tokens on: that of the ToMe paper, or ours."),
-    ] = "published"
+    ] = "receiving-first"
 
 
 @dataclass(frozen=True)

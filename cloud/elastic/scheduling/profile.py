@@ -23,8 +23,7 @@ FORMAT: Final = 1
 MergeOrder = Literal["published", "receiving-first"]
 """The order in which a layer hands merged tokens on (model/merging.py)."""
 MERGE_ORDERS: Final[tuple[MergeOrder, ...]] = ("published", "receiving-first")
-DEFAULT_ORDER: Final[MergeOrder] = "published"
-"""It is more accurate where an odd number of tokens is merged, by up to a point; elsewhere both are alike."""
+DEFAULT_ORDER: Final[MergeOrder] = "receiving-first"
 ORDER_OF_OLD_FILES: Final[MergeOrder] = "receiving-first"
 """The only order that existed before files named one."""
 
