@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -75,7 +74,7 @@ class Tutorial:
 
     def __exit__(self, *_: object) -> None:
         for server in self._servers:
-            server.send_signal(signal.SIGINT)
+            server.terminate()  # as a service manager does it; a shell lets background processes ignore SIGINT
         for server in self._servers:
             server.wait(timeout=STOP_LIMIT_S)
 
