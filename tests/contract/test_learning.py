@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,15 +18,17 @@ import torch
 from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.distilling import DistillLearning
 from isthmus.cloud.personalise.elsewhere import on_ray
-from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning
+from isthmus.cloud.personalise.elsewhere.on_ray import RayLearning, StepActor
 from isthmus.cloud.personalise.elsewhere.shards_on_ray import ShardsOnRay
+from isthmus.cloud.personalise.elsewhere.step_folder import PREFIX
 from isthmus.cloud.personalise.learning import Learning, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE, MEASURED_FILE
 from isthmus.distill.release import Release
 from isthmus.distill.selection import Search, Selection
 from isthmus.distill.selection.nearest import Nearest
-from isthmus.proto.errors import InvalidInput, Unavailable
+from isthmus.proto.errors import InvalidInput, NotYours, Unavailable
 from isthmus.proto.messages import Prototypes, UploadMode
+from tests.rigs.cloud.jobs import CountedLearning
 from tests.rigs.cloud.service import make_tiny_release
 
 
@@ -146,6 +149,40 @@ def test_a_caller_that_raises_ends_the_step(learning: Learning, selection: Selec
     with pytest.raises(Stop):
         learning.distil(work(selection, tmp_path), stop)
     learning.distil(work(selection, tmp_path), lambda epoch, epochs: None)
+
+
+class SlowActor(StepActor):
+    """An actor whose second epoch takes longer than anybody waits."""
+
+    @staticmethod
+    def _opened(release: str, release_hash: str, threads: int | None) -> CountedLearning:
+        return CountedLearning(lambda step: time.sleep(600 if step == "epoch 1" else 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the open files of the step's process")
+def test_a_step_that_is_ended_leaves_none_of_its_persons_files(
+    remote: RayLearning,
+    selection: Selection,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(on_ray, "StepActor", SlowActor)
+    learning = RayLearning(CountedLearning(), tmp_path, "release", address="ray", threads=1)
+    folders: list[Path] = []
+
+    def forgotten(epoch: int, epochs: int) -> None:
+        (said,) = [record for record in caplog.records if "a step runs on Ray" in record.message]
+        assert isinstance(said.args, tuple)
+        opened = [os.readlink(each) for each in Path(f"/proc/{said.args[0]}/fd").iterdir() if each.is_symlink()]
+        folders.extend(Path(path) for path in opened if PREFIX in path)
+        assert [len(list(folder.iterdir())) for folder in folders] == [1], "the checkpoint of the first epoch"
+        raise NotYours("no such job")
+
+    remote._kept.let_go()
+    with caplog.at_level(logging.INFO, "isthmus.cloud"), pytest.raises(NotYours):
+        learning.distil(work(selection, tmp_path), forgotten)
+    assert not folders[0].exists()
 
 
 def test_a_step_that_fails_raises_its_own_error(learning: Learning, selection: Selection, tmp_path: Path) -> None:

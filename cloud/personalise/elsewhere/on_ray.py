@@ -13,10 +13,11 @@ merges what they find.
 import logging
 import os
 import secrets
-import tempfile
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ from isthmus import __version__
 from isthmus.cloud.cluster import connection as cluster
 from isthmus.cloud.offers.offer import offer_of
 from isthmus.cloud.personalise.elsewhere.kept import KeptActor, end
+from isthmus.cloud.personalise.elsewhere.step_folder import step_folder
 from isthmus.cloud.personalise.learning import INT8_FILES, Learning, OnEpoch, RoundWork, StepDied
 from isthmus.cloud.personalise.students import HEADS_FILE, PERSON_FILE
 from isthmus.data.files import write_atomically
@@ -42,6 +44,8 @@ POLL_S: Final = 0.5
 """How often to ask a step for its progress."""
 PATIENCE_S: Final = 60.0
 """Longest time for an answer to that question."""
+LEAVE_S: Final = 5.0
+"""Longest time for a step that is ended to remove its files."""
 START_S: Final = 600.0
 """Longest time until a cluster has room for a step and the release is read."""
 _CHECKPOINT: Final = "checkpoint.safetensors"
@@ -65,6 +69,7 @@ class StepActor:
         self._call = ""
         self._epochs: list[tuple[int, int]] = []
         self._checkpoint: bytes | None = None
+        self._folder: Path | None = None
 
     @staticmethod
     def _opened(release: str, release_hash: str, threads: int | None) -> Learning:
@@ -84,6 +89,11 @@ class StepActor:
     def pid(self) -> int:
         """Returns the actor's process id."""
         return os.getpid()
+
+    def leave(self) -> None:
+        """Removes the files of the step under way, before the actor is killed."""
+        if (folder := self._folder) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def progress(self, call: str, seen: int) -> tuple[list[tuple[int, int]], bytes | None]:
         """Returns a call's (epochs done, total epochs) beyond the first ``seen``, and the last one's checkpoint.
@@ -107,8 +117,8 @@ class StepActor:
         """
         with self._changing:
             self._call, self._epochs, self._checkpoint = call, [], None
-        with tempfile.TemporaryDirectory(prefix="isthmus-step-") as name:
-            folder = Path(name)
+        with step_folder() as folder:
+            self._folder = folder
             for file, data in files.items():
                 (folder / file).write_bytes(data)
             work = RoundWork(selection, round, rounds, seed, folder / _CHECKPOINT)
@@ -286,6 +296,8 @@ class RayLearning:
             raise Unavailable(f"Ray has lost a step: {cluster.last_words(error)}") from error
         finally:
             if actor is not None:
+                with suppress(Exception):  # it has died, or its machine has
+                    cluster.bounded(lambda: ray.get(actor.leave.remote()), LEAVE_S)
                 end(actor)
 
     def _new_actor(self) -> Any:

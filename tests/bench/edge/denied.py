@@ -6,6 +6,7 @@ needs the sound of a whole clip, so it counts from that clip's end.
 """
 
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -39,6 +40,7 @@ new MutationObserver(() => {
   if (text("section[aria-label=Answer]").includes("from sound,")) note("answered");
 }).observe(document, {subtree: true, childList: true, characterData: true});
 """
+_WAIT_S: Final = 300.0
 _PULL: Final = """
 () => { const [track] = window.given.getVideoTracks();
   window.moments.lost = performance.now(); track.stop(); track.dispatchEvent(new Event("ended")); }
@@ -51,7 +53,7 @@ def visit(browser: Any, address: str, *allowed: str) -> Any:
     context = browser.new_context()
     context.grant_permissions(list(allowed))
     page = context.new_page()
-    page.set_default_timeout(300_000)
+    page.set_default_timeout(1_000 * _WAIT_S)
     page.add_init_script(_NOTED)
     page.goto(f"{address}browser.html")
     page.get_by_role("button", name="Start").click()
@@ -60,8 +62,14 @@ def visit(browser: Any, address: str, *allowed: str) -> Any:
 
 
 def moments(page: Any) -> dict[str, float]:
-    """Return the seconds at which the page has lost its camera, said so, and answered from the sound alone."""
+    """Return the seconds at which the page has lost its camera, said so, and answered from the sound alone.
+
+    Raises TimeoutError if it does not within ``_WAIT_S``.
+    """
+    until_s = time.monotonic() + _WAIT_S
     while not {"said", "answered"} <= (known := page.evaluate("moments")).keys():  # the page's policy forbids more
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"in {_WAIT_S:g} s the page came to {', '.join(sorted(known)) or 'nothing'}")
         page.wait_for_timeout(50)
     return {name: ms / 1000 for name, ms in known.items()}
 
