@@ -174,7 +174,7 @@ async def _messages(first: bytes | None, raw: Any, decode: Callable[[bytes], Any
 
 
 class Ahead:
-    """Reads a stream's messages ahead of whoever takes them, at most ``_AHEAD_BYTES`` and one message.
+    """Reads messages of a stream before they are asked for: at most ``_AHEAD_BYTES`` and one message.
 
     A read and a write each take a turn through gRPC's own thread. Read ahead, a message is there when the answer to the
     one before has been written, and both turns pass at once.
@@ -221,7 +221,7 @@ class Ahead:
                 if self._closed:
                     return
         finally:
-            # After this task is done, so that whoever waits sees its result.
+            # The waiting caller runs after this task has ended, so it sees the result.
             self._loop.call_soon(_wake, self._arrived)
 
 

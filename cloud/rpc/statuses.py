@@ -1,4 +1,4 @@
-"""How an error of ours is told to a caller: by gRPC's status, the error's name, and when to try again."""
+"""What a caller gets for each of our errors: gRPC's status, the error's name, and when to try again."""
 
 from typing import Any, Final
 

@@ -1,4 +1,4 @@
-"""A process that sends control calls when it is told to, and says what became of each.
+"""A process that sends control calls on command, and reports the outcome of each.
 
 python -m tests.bench.cloud.sender ADDRESS CONNECTIONS [KEY_FILE]
 

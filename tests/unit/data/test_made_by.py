@@ -61,7 +61,7 @@ def test_every_code_is_kept_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_processes_that_begin_together_find_no_other_code(tmp_path: Path) -> None:
-    """Each thread opens the lock anew, as processes do."""
+    """Each thread opens the lock file itself, as separate processes would."""
     said: list[str] = []
     with ThreadPoolExecutor(8) as several:
         found = list(several.map(lambda _: made_by(tmp_path / "out", said.append), range(16)))

@@ -33,7 +33,7 @@ class Said:
 
 
 class Replica:
-    """A replica that answers until it is told to end, and says which model it has."""
+    """A replica that answers until somebody ends it. Its answer is the name of its model."""
 
     def __init__(self, model: str = "m", *, ending: Exception | None = None) -> None:
         self.model, self._ending = model, ending
