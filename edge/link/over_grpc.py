@@ -293,7 +293,8 @@ def _mapped(error: grpc.RpcError) -> IsthmusError:
             "no Isthmus cloud answers there, or one of an older version, which does not know this request"
         )
     if code is grpc.StatusCode.CANCELLED:
-        return Unavailable("the call was cancelled")
+        # Never by the device itself, which no longer reads then. So ends a call that a stopping server had not begun.
+        return Unavailable("the cloud stopped before it answered")
     trailing = {key: str(value) for key, value in call.trailing_metadata() or ()}
     words = details or code.name.lower().replace("_", " ")
     return from_status(code.value[0], words, trailing.get(NAME_KEY, ""), trailing.get(RETRY_KEY, ""))

@@ -4,6 +4,7 @@ The tests use a separate server process with its worker, and real learning on th
 """
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -28,9 +29,12 @@ from isthmus.cloud.store import devices
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.devices import Device
 from isthmus.demo.processes import ending_with_parent
+from isthmus.distill.recipes import Recipe
 from isthmus.proto.errors import Locked
 from isthmus.proto.messages import Stage as Stages
 from isthmus.proto.v1 import isthmus_pb2 as pb
+from tests.rigs.cloud.service import Rig, make_tiny_release
+from tests.rigs.distill.release import tiny_recipe
 
 pytestmark = pytest.mark.e2e
 
@@ -65,8 +69,18 @@ async def watch_until(device: Any, job_id: str, *, epoch: int | None = None) -> 
     return job
 
 
+def many_epochs() -> Recipe:
+    """Return the tiny recipe with 60 epochs of distillation, which take seconds: nobody misses that a job is there."""
+    recipe = tiny_recipe()
+    train = dataclasses.replace(recipe.personalise.train, epochs=60)
+    return dataclasses.replace(recipe, personalise=dataclasses.replace(recipe.personalise, train=train))
+
+
 @pytest.mark.timeout(1800)  # a minute when idle: four processes that import torch, two exports to ONNX
-def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_release: Path) -> None:
+def test_a_job_survives_kill_9_and_ends_with_the_same_student(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "release", tmp_path / "state", many_epochs())
+    make_tiny_release(rig.release, rig.recipe)
+
     def artefacts(student_id: str) -> dict[str, bytes]:
         folder = rig.state / "artefacts" / student_id
         return {path.stem: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -90,13 +104,13 @@ def test_a_job_survives_kill_9_and_ends_with_the_same_student(rig: Any, tiny_rel
             ended = await watch_until(again, job_id)
             return ended, await again.describe()
 
-    with server_process(tiny_release, rig.state) as (process, address):
+    with server_process(rig.release, rig.state) as (process, address):
         device, unharmed_student, job_id = asyncio.run(before(address))
         (worker,) = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGKILL)
         process.wait()
         worker.wait(timeout=600)  # the kernel ends it with its server
-    with server_process(tiny_release, rig.state) as (_, address):
+    with server_process(rig.release, rig.state) as (_, address):
         ended, manifest = asyncio.run(after(address, device, job_id))
     assert ended.stage == Stage.STAGE_READY, ended.error
     assert (manifest.student_id, manifest.kind) == (ended.student_id, "final")

@@ -1,10 +1,12 @@
 """Addresses that are wrong in some way: the device says what to change. Real sockets, real TLS."""
 
+import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -105,3 +107,24 @@ def answering(answer: Callable[[bytes], bytes]) -> Iterator[int]:
         threading.Thread(target=serve, daemon=True).start()
         yield listening.getsockname()[1]
         listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_calls_that_a_stopping_cloud_had_not_begun_may_be_made_again() -> None:
+    def refused(link: GrpcLink) -> str:
+        with pytest.raises(Unavailable) as error:
+            link.enrol("kiosk", "")
+        return str(error.value)
+
+    async def not_begun() -> list[str]:
+        server = grpc.aio.server()
+        channel = open_channel(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        await asyncio.to_thread(grpc.channel_ready_future(channel).result)
+        with closing(GrpcLink(channel)) as link, ThreadPoolExecutor(8) as devices:
+            asked = [devices.submit(refused, link) for _ in range(8)]
+            # The server learns of a first call, and of no other while its event loop stands still.
+            time.sleep(1.0)
+            await server.stop(None)
+            return [await asyncio.wrap_future(each) for each in asked]
+
+    assert "the cloud stopped before it answered" in asyncio.run(not_begun())

@@ -188,6 +188,7 @@ def test_devices(tmp_path: Path) -> None:
 def test_rolling(tmp_path: Path) -> None:
     (row,) = measured(tmp_path, "cloud.rolling", "--callers", "2", "--rounds", "1")["rows"]
     assert row["replaced"] == 2 and row["answered"] > 0 and (row["failed"], row["errors"]) == (0, {})
+    assert row["asked_again"] <= 2 * 2, "each caller has one call at a time, which meets each server's end once"
 
 
 def test_executors(tmp_path: Path) -> None:
