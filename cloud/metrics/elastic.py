@@ -106,6 +106,14 @@ class ElasticCollector(Collector):
         yield GaugeMetricFamily(
             "isthmus_elastic_pace", "Time of a batch as a multiple of what the profile says.", value=seen.pace
         )
+        paces = GaugeMetricFamily(
+            "isthmus_elastic_executor_pace",
+            "Time of an executor's batch as a multiple of what the profile says.",
+            labels=["executor"],
+        )
+        for number, pace in seen.paces.items():
+            paces.add_metric([str(number)], pace)
+        yield paces
         if self._variants is not None:
             yield CounterMetricFamily(
                 "isthmus_elastic_variant_loads",

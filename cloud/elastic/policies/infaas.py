@@ -96,7 +96,7 @@ class Infaas:
 
     def __init__(self, sizes: tuple[ModelSize, ...] = SIZES, epsilon: int = EPSILON) -> None:
         self.gammas = tuple(size.level for size in sizes)
-        self.executors = 1
+        self.executors = 1.0
         self._epsilon = epsilon
         self._waiting: dict[str, dict[int, Query]] = {}
         self._rate = ArrivalRate(RATE_WINDOW_S)

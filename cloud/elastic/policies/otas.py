@@ -3,7 +3,8 @@
 The planner is the paper's (OTAS, Alg. 2 and 3) or the exact one; both are in ``planning.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -52,12 +53,13 @@ class Otas:
 
     def __init__(self, planner: Planner, rule: BatchingRule | None = None) -> None:
         self.gammas: tuple[int, ...] = ()
-        self.executors = 1
+        self.executors = 1.0
         self._planner = planner
         self._queue = BatchQueue(rule)
         self._rate = ArrivalRate(RATE_WINDOW_S)
         self._first_s: float | None = None
         self._made: dict[int, tuple[Batch, list[Query], Candidate]] = {}
+        self._accuracy: Mapping[str, Mapping[int, float]] = {}
 
     def use(self, profile: Profile) -> None:
         self.gammas = profile.gammas
@@ -68,7 +70,13 @@ class Otas:
             task: np.array([shares[gamma] for gamma in profile.gammas]) for task, shares in profile.accuracy.items()
         }
         self._unknown_G = np.zeros(len(profile.gammas))
-        self._made.clear()
+        if profile.accuracy is self._accuracy:
+            # Only times have changed: another executor, or another pace. Gains need not be computed again.
+            for key, (batch, queries, known) in self._made.items():
+                self._made[key] = batch, queries, replace(known, times_G=self._times_GS[:, len(queries)])
+        else:
+            self._made.clear()
+        self._accuracy = profile.accuracy
 
     def arrived(self, query: Query) -> None:
         self._queue.add(query)

@@ -80,7 +80,7 @@ def exact(
     *,
     price_per_s: float = 0.0,
     most_labels: int = MOST_LABELS,
-    executors: int = 1,
+    executors: float = 1,
 ) -> Plan:
     """Returns the plan with the largest utility - ``price_per_s`` x end. Batches keep their order; each runs or not.
 
@@ -145,7 +145,7 @@ def _rest(candidates: Sequence[Candidate], price_per_s: float) -> list[float]:
     return rest[::-1]
 
 
-def alg2(candidates: Sequence[Candidate], now_s: float, executors: int = 1) -> Plan:
+def alg2(candidates: Sequence[Candidate], now_s: float, executors: float = 1) -> Plan:
     """Plans by the paper's Alg. 2: one best path per (batch, level), where level -1 means "not run".
 
     Batches are in order of deadline. A batch must end before its earliest deadline. The paper does not say how ties are
@@ -179,7 +179,7 @@ def alg2(candidates: Sequence[Candidate], now_s: float, executors: int = 1) -> P
 
 
 def alg3(
-    candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kappa: float = KAPPA, executors: int = 1
+    candidates: Sequence[Candidate], now_s: float, level_of_rate: int, kappa: float = KAPPA, executors: float = 1
 ) -> Plan:
     """Plans by the paper's Alg. 3: gamma follows the arrival rate, higher for high utility, lower for late batches.
 

@@ -66,7 +66,7 @@ class Priced:
 
     def __init__(self, epsilon: int = EPSILON) -> None:
         self.gammas: tuple[int, ...] = ()
-        self.executors = 1
+        self.executors = 1.0
         self.keeps_to_gammas = True
         self._epsilon = epsilon
         self._kinds: dict[_Key, _Kind] = {}

@@ -16,7 +16,7 @@ class ThroughputRule:
 
     def __init__(self, rule: BatchingRule | None = None) -> None:
         self.gammas: tuple[int, ...] = ()
-        self.executors = 1
+        self.executors = 1.0
         self._queue = BatchQueue(rule)
         self._arrivals_s: list[float] = []
         self._since_s: float | None = None

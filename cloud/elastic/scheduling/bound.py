@@ -46,14 +46,14 @@ def clairvoyant_bound(
     profile: Profile,
     epsilon: int,
     *,
-    executors: int = 1,
+    executors: float = 1,
     slot_s: float = SLOT_S,
     iterations: int = 60,
 ) -> float:
     """Returns an expected utility that no policy can exceed with ``executors`` and batches of at most ``epsilon``.
 
-    Shorter slots and more iterations make the bound tighter; it is valid in any case. Raises KeyError for a task
-    without a profile.
+    An executor on which batches take f times as long as the profile says counts as 1 / f executors. Shorter slots and
+    more iterations make the bound tighter; it is valid in any case. Raises KeyError for a task without a profile.
 
     >>> queries = [Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), Query(1, "CIFAR10", 0.1, 1.1, utility=0.5)]
     >>> 0.95 < clairvoyant_bound(queries, paper_profile(), 64) < 1.0  # at most the accuracy times the utility of both

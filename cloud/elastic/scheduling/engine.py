@@ -11,11 +11,11 @@ It is not thread-safe: one thread owns it.
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from isthmus.cloud.elastic.scheduling.pace import Pace
+from isthmus.cloud.elastic.scheduling.pace import Paces
 from isthmus.cloud.elastic.scheduling.policy import CountsExecutors, KeepsToGammas, LearnsTimes, Policy
 from isthmus.cloud.elastic.scheduling.profile import Profile
 from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
@@ -30,13 +30,17 @@ class Overloaded(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One batch to run. ``predicted_s`` is the time that the plan assumes: the profile's time at the current pace."""
+    """One batch to run, on the executor with this number.
+
+    ``predicted_s`` is the time that the plan assumes: the profile's time at the executor's pace.
+    """
 
     id: int
     batch: Batch
     gamma: int
     started_s: float
     predicted_s: float
+    executor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,15 @@ class Decision:
 class Engine:
     """Runs a policy over the waiting queries.
 
-    ``executors`` is the number of batches that may run at once. A batch predicted to need more than
-    ``memory_limit_bytes`` is split, and the rest keeps waiting. With ``adapts``, plans follow the time that batches
-    really take (see pace.py). If the clock goes back, the engine's time stays where it was.
+    ``executors`` is the number of batches that may run at once; executors have numbers from 0. A batch predicted to
+    need more than ``memory_limit_bytes`` is split, and the rest keeps waiting. If the clock goes back, the engine's
+    time stays where it was.
+
+    With ``adapts``, plans follow the time that batches really take on each executor (see pace.py); ``paces`` keeps
+    these. A batch is planned with the times of the executor that is to run it, and the policy counts all executors by
+    their speed relative to that one. Beside a second one that is three times slower there are 1.33; for a batch of that
+    slower one there are 4. Of the free executors the fastest takes the next batch. A query that a slower one cannot
+    answer in time waits for the fastest.
 
     >>> engine = Engine(paper_profile(), make_policy("priced", paper_profile()))
     >>> engine.submit(Query(0, "CIFAR10", 0.0, 1.0, utility=0.5), 0.0)
@@ -73,15 +83,16 @@ class Engine:
         memory_limit_bytes: int | None = None,
         executors: int = 1,
         adapts: bool = True,
+        paces: type[Paces] = Paces,
     ) -> None:
         if max_waiting < 1:
             raise ValueError(f"{max_waiting} waiting queries: there must be room for at least 1")
         self.policy = policy
         self._keeps_to_gammas = isinstance(policy, KeepsToGammas) and policy.keeps_to_gammas
+        self._counting = policy if isinstance(policy, CountsExecutors) else None
         self.outcomes: Counter[Outcome] = Counter()
         self._max_waiting = max_waiting
         self._memory_limit_bytes = memory_limit_bytes
-        self.resize(executors)
         self._waiting: dict[int, Query] = {}
         self._running: dict[int, Work] = {}
         self._running_ids: set[int] = set()
@@ -91,33 +102,44 @@ class Engine:
         self._works = 0
         self._now_s = float("-inf")
         self._adapts = adapts
-        self._pace = Pace()
+        self._paces = paces(range(executors))
+        self._planned: dict[float, Profile] = {}
+        """The profile at the paces of the executors, by their factor."""
         self.use(profile)
 
     def use(self, profile: Profile) -> None:
         """Plans with ``profile`` from now on. Raises ValueError if it lacks a gamma that the policy needs."""
-        planned = profile if self._pace.factor == 1 else profile.slowed(self._pace.factor)
+        factor = self._paces.factor(self._paces.fastest(self._paces.able))
+        planned = _at(factor, profile)
         self.policy.use(planned)
-        self.profile, self._planned = profile, planned
-        self._fastest_s = min(planned.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+        self.profile, self._planned, self._in_use = profile, {factor: planned}, planned
+        self._follow_paces()
 
     @property
     def executors(self) -> int:
         """The number of batches that may run at once."""
-        return self._executors
+        return len(self._paces.able)
 
-    def resize(self, executors: int) -> None:
-        """Plans for ``executors`` batches at once from now on. Batches that run go on. Raises ValueError below 1."""
-        if executors < 1:
-            raise ValueError(f"{executors} executors: there must be at least 1")
-        self._executors = executors
-        if isinstance(self.policy, CountsExecutors):
-            self.policy.executors = executors
+    def count_on(self, executors: Iterable[int]) -> None:
+        """Plans for these executors from now on, by their numbers. Batches that run go on.
+
+        A new one starts at the median pace of the others. Raises ValueError if there is none.
+        """
+        self._paces.count_on(executors)
+        self._follow_paces()
 
     @property
     def pace(self) -> float:
-        """The planned time of a batch, as a multiple of the profile's time."""
-        return self._pace.factor
+        """The planned time of a batch, as a multiple of the profile's time: the harmonic mean over the executors."""
+        return self._paces.mean
+
+    def pace_of(self, executor: int) -> float:
+        """Returns the planned time of a batch on this executor, as a multiple of the profile's time."""
+        return self._paces.factor(executor)
+
+    def fastest(self, among: Iterable[int]) -> int:
+        """Returns which of these executors takes the next batch: the fastest, or of equals the first."""
+        return self._paces.fastest(among)
 
     @property
     def waiting(self) -> int:
@@ -164,18 +186,27 @@ class Engine:
         self.outcomes[Outcome.EVICTED] += len(expired)
         return tuple(expired)
 
-    def next_work(self, now_s: float) -> Decision:
-        """Returns what to run now. The caller must report every batch once, with ``finished`` or ``failed``.
+    def next_work(self, now_s: float, executor: int | None = None) -> Decision:
+        """Returns what to run now on ``executor``; None: on the fastest that is free.
 
-        Raises ValueError if the policy chooses queries that are not waiting, or a gamma that is not one of its own.
+        The caller must report every batch once, with ``finished``, ``failed`` or ``lost``. Raises ValueError if the
+        policy chooses queries that are not waiting, or a gamma that is not one of its own, and for an executor that
+        runs a batch or that plans do not count on.
         """
         now_s = self._at(now_s)
         evicted = self.expire(now_s)
-        if len(self._running) >= self._executors:
+        if len(self._running) >= self.executors:
             return Decision(None, evicted, None)
+        busy = {work.executor for work in self._running.values()}
+        free = [each for each in self._paces.able if each not in busy]
+        if executor is None:
+            executor = self.fastest(free)
+        elif executor not in free:
+            raise ValueError(f"executor {executor} is not free: {free} are")
+        planned = self._plan_for(executor)
         choice = self.policy.choose(now_s)
         self._check(choice.queries, choice.gamma)
-        if choice.evict:
+        if choice.evict and self._paces.factor(executor) == self._least_factor:
             self._check(choice.evict, None)
             for query in choice.evict:
                 self._leave(query)
@@ -190,7 +221,8 @@ class Engine:
             self._leave(query)
             self._running_ids.add(query.id)
         self._works += 1
-        work = Work(self._works, batch, choice.gamma, now_s, self._planned.batch_time_s(choice.gamma, len(batch)))
+        predicted_s = planned.batch_time_s(choice.gamma, len(batch))
+        work = Work(self._works, batch, choice.gamma, now_s, predicted_s, executor)
         self._running[work.id] = work
         return Decision(work, evicted, None)
 
@@ -205,8 +237,8 @@ class Engine:
             raise ValueError(f"{len(answers)} answers to {len(work.batch)} queries")
         self._end(work)
         profiled_s = self.profile.batch_time_s(work.gamma, len(work.batch))
-        if self._adapts and self._pace.ran(len(work.batch), profiled_s, now_s - work.started_s):
-            self.use(self.profile)
+        if self._adapts and self._paces.of(work.executor).ran(len(work.batch), profiled_s, now_s - work.started_s):
+            self._follow_paces()
         if isinstance(self.policy, LearnsTimes):
             self.policy.ran(len(work.batch), now_s - work.started_s)
         settled = []
@@ -263,6 +295,28 @@ class Engine:
             self.outcomes[Outcome.EVICTED] += 1
         return query
 
+    def _follow_paces(self) -> None:
+        """Plans with the executors and paces of now."""
+        fastest = self._paces.fastest(self._paces.able)
+        self._least_factor = self._paces.factor(fastest)
+        factors = {self._paces.factor(executor) for executor in self._paces.able}
+        self._planned = {factor: planned for factor, planned in self._planned.items() if factor in factors}
+        planned = self._plan_for(fastest)
+        self._fastest_s = min(planned.batch_time_s(gamma, 1) for gamma in self.policy.gammas)
+
+    def _plan_for(self, executor: int) -> Profile:
+        """Lets the policy plan a batch of this executor. Returns the profile at its pace."""
+        factor = self._paces.factor(executor)
+        planned = self._planned.get(factor)
+        if planned is None:
+            planned = self._planned[factor] = _at(factor, self.profile)
+        if planned is not self._in_use:
+            self.policy.use(planned)
+            self._in_use = planned
+        if self._counting is not None:
+            self._counting.executors = self._paces.alike(executor)
+        return planned
+
     def _at(self, now_s: float) -> float:
         self._now_s = max(self._now_s, now_s)
         return self._now_s
@@ -293,3 +347,7 @@ class Engine:
         if self._waiting:
             times_s.append(min(query.deadline_s for query in self._waiting.values()) - self._fastest_s)
         return min(times_s, default=None)
+
+
+def _at(factor: float, profile: Profile) -> Profile:
+    return profile if factor == 1 else profile.slowed(factor)

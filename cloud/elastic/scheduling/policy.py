@@ -34,9 +34,13 @@ class Choice:
 
 @runtime_checkable
 class CountsExecutors(Protocol):
-    """A policy whose decisions depend on how many executors there are. The engine sets their number."""
+    """A policy whose decisions depend on how many executors there are. The engine sets their number before ``choose``.
 
-    executors: int
+    They differ in speed: it is the number of executors as fast as the one that is to run the batch which would be as
+    fast as all together, and so no whole number.
+    """
+
+    executors: float
 
 
 @runtime_checkable
@@ -72,7 +76,8 @@ class Policy(Protocol):
     def use(self, profile: Profile) -> None:
         """Plans with ``profile`` from now on.
 
-        The engine calls it at the start, when tasks were added or removed, and when the machine's times have changed.
+        The engine calls it at the start, when tasks were added or removed, when an executor's times have changed, and
+        before ``choose`` for an executor of another speed than the last one.
         Raises ValueError if the profile lacks a gamma that the policy needs.
         """
 

@@ -117,7 +117,7 @@ class Growing:
             self._starting = sorted([*self._starting, *[now_s + self.start_s] * missing])[: max(0, wanted - ready)]
             ready = min(ready, wanted)
         if ready != engine.executors:
-            engine.resize(ready)
+            engine.count_on(range(ready))
 
 
 class VirtualWorld:

@@ -22,9 +22,9 @@ class Crew:
         return [executor for executor in self.all if isinstance(executor, Supervised)]
 
     @property
-    def able(self) -> int:
-        """Number of executors that can run a batch."""
-        return len(self.all) - len(self._out)
+    def able(self) -> tuple[int, ...]:
+        """The numbers of the executors that can run a batch."""
+        return tuple(number for number, executor in enumerate(self.all) if executor not in self._out)
 
     def want(self, executors: int) -> None:
         """Sets how many executors are wanted.

@@ -2,9 +2,9 @@
 
 Three parties share one lock, which is never held while a batch runs: the event loop (a query arrives, its caller
 leaves, or it expires), the threads of the executors (each gets work and reports results), and the code that changes the
-tasks. If one of several executors fails on a batch, the queries that can still be in time run once more. An executor
-outside this process that is lost is started again, and the plans do without it meanwhile. Executors that are not wanted
-now are suspended (``want``).
+tasks. Of the executors that wait for work the fastest gets the next batch. If one of several executors fails on a
+batch, the queries that can still be in time run once more. An executor outside this process that is lost is started
+again, and the plans do without it meanwhile. Executors that are not wanted now are suspended (``want``).
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from isthmus.proto.errors import Internal, IsthmusError, TooLate, Unavailable
 log = logging.getLogger(__name__)
 
 SLOW: Final = 1.5
-"""If batches take this many times as long as the profile says, a warning is logged once."""
+"""If batches take this many times as long as the profile says, a warning is logged once per executor."""
 
 REST_S: Final = 0.05
 LONGEST_REST_S: Final = 30.0
@@ -100,21 +100,23 @@ class LiveEngine:
         self._experts: Counter[int] = Counter()
         self._batch_images, self._batch_s = Histogram(BATCH_SIZES), Histogram()
         self._ids = itertools.count(1)
-        self._warned_slow = False
+        self._warned_slow: set[int] = set()
         self._refused = 0
         """Queries that were refused because too many waited."""
         self._stopped: str | None = "the server is starting; try again"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._crew = Crew(executors)
+        self._idle: set[int] = set()
+        """Executors whose threads wait for work, by number."""
         self._threads = [
-            threading.Thread(target=self._run, args=(executor,), name=f"elastic-executor-{number}", daemon=True)
+            threading.Thread(target=self._run, args=(number, executor), name=f"elastic-executor-{number}", daemon=True)
             for number, executor in enumerate(executors)
         ]
 
     @property
     def ready(self) -> bool:
         """Whether queries are accepted, and an executor is there to run them."""
-        return self._stopped is None and self._crew.able > 0
+        return self._stopped is None and bool(self._crew.able)
 
     @property
     def gammas(self) -> tuple[int, ...]:
@@ -256,10 +258,11 @@ class LiveEngine:
                 batch_s=self._batch_s.copy(),
                 waiting=self._engine.waiting,
                 running=self._engine.running,
-                executors=self._crew.able,
+                executors=len(self._crew.able),
                 wanted=self._crew.wanted,
                 restarts=self._crew.restarts,
                 pace=self._engine.pace,
+                paces={number: self._engine.pace_of(number) for number in self._crew.able},
             )
 
     def idle(self) -> bool:
@@ -272,7 +275,7 @@ class LiveEngine:
         with self._wake:
             return self._engine.waiting
 
-    def _run(self, executor: Executor) -> None:
+    def _run(self, number: int, executor: Executor) -> None:
         try:
             self._on_start()
             failures = 0
@@ -283,9 +286,9 @@ class LiveEngine:
                 elif is_lost(executor):
                     self._restore(executor, failures)
                     failures += 1
-                elif (found := self._next_work(executor)) is not None:
+                elif (found := self._next_work(number, executor)) is not None:
                     failures = 0 if self._execute(executor, *found) else failures + 1
-                    if failures and self._crew.able > 1:
+                    if failures and len(self._crew.able) > 1:
                         self._rest(failures)
         except Exception:
             log.exception("the engine failed; every query is refused from now on")
@@ -293,19 +296,28 @@ class LiveEngine:
         else:
             self._refuse_all(_STOPPING)
 
-    def _next_work(self, executor: Executor) -> tuple[Work, list[Item]] | None:
-        """Waits until there is a batch to run.
+    def _next_work(self, number: int, executor: Executor) -> tuple[Work, list[Item]] | None:
+        """Waits until there is a batch to run, and no faster executor waits for one.
 
         Returns None if the engine is to stop, or the executor is lost or not wanted.
         """
         with self._wake:
-            while self._stopped is None and not is_lost(executor) and not self._crew.surplus(executor):
-                decision = self._engine.next_work(self._clock())
-                self._evict(decision.evicted)
-                if decision.work is not None:
-                    return decision.work, [self._pending[query.id].item for query in decision.work.batch.queries]
-                wait_s = None if decision.wait_until_s is None else max(0.0, decision.wait_until_s - self._clock())
-                self._wake.wait(wait_s)
+            self._idle.add(number)
+            try:
+                while self._stopped is None and not is_lost(executor) and not self._crew.surplus(executor):
+                    wait_s = None
+                    if number == self._engine.fastest(self._idle):
+                        decision = self._engine.next_work(self._clock(), number)
+                        self._evict(decision.evicted)
+                        if decision.work is not None:
+                            items = [self._pending[query.id].item for query in decision.work.batch.queries]
+                            return decision.work, items
+                        if decision.wait_until_s is not None:
+                            wait_s = max(0.0, decision.wait_until_s - self._clock())
+                    self._wake.wait(wait_s)
+            finally:
+                self._idle.discard(number)
+                self._wake.notify_all()  # the next fastest may ask now
         return None
 
     def _noticed(self) -> None:
@@ -347,8 +359,9 @@ class LiveEngine:
         log.info("an executor that was %s runs again", "suspended" if suspended else "lost")
 
     def _plan_for_able(self) -> None:
-        # Without any executor the plans stay those for one. Queries then expire.
-        self._engine.resize(max(1, self._crew.able))
+        # Without any executor the plans stay those for the last ones. Queries then expire.
+        if self._crew.able:
+            self._engine.count_on(self._crew.able)
 
     def _rest(self, failures: int) -> None:
         """Leaves the work to the other executors for a while."""
@@ -379,7 +392,6 @@ class LiveEngine:
             if logits_BC is None:
                 again = (gone or len(self._crew.all) > 1) and self._stopped is None
                 ends = self._engine.lost(work, now_s) if again else self._engine.failed(work, now_s)
-                self._wake.notify_all()
             else:
                 ends = self._engine.finished(work, [None] * len(items), now_s)
                 self._gammas[gamma_of(work.gamma)] += len(items)
@@ -387,6 +399,7 @@ class LiveEngine:
                     self._experts[experts] += len(items)
                 self._batch_images.note(len(items))
                 self._batch_s.note(run_s)
+            self._wake.notify_all()  # queries wait again, or another executor is the fastest now
             for name in {query.task for query, _ in ends}:
                 self._of(name).batches += 1
             for position, (query, outcome) in enumerate(ends):
@@ -400,13 +413,14 @@ class LiveEngine:
                 task, logits_C = items[position].task, logits_BC[position]
                 answer = Answer(task, logits_C, gamma_of(work.gamma), queue_s, run_s, in_time, experts)
                 settled.append((future, answer))
-            pace = self._engine.pace
+            pace = self._engine.pace_of(work.executor)
         self._deliver(settled)
-        if pace >= SLOW and not self._warned_slow:
-            self._warned_slow = True
+        if pace >= SLOW and work.executor not in self._warned_slow:
+            self._warned_slow.add(work.executor)
             log.warning(
-                "batches take %.1f times as long as the profile says: this machine is busy with other work, or was "
-                "measured when it was faster; 'isthmus elastic profile' measures it again",
+                "batches of executor %d take %.1f times as long as the profile says: its machine is busy with other "
+                "work, or was measured when it was faster; 'isthmus elastic profile' measures it again",
+                work.executor,
                 pace,
             )
         return logits_BC is not None

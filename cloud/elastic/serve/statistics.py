@@ -61,7 +61,7 @@ class Snapshot:
     ``pending``: images that wait or run, by task; ``gammas``: images that ran, by gamma; ``experts``: the same by
     experts per token, empty if the model has none; ``waiting``: images in the queue; ``running``: batches under way, of
     at most ``executors``; ``wanted``: executors that are not suspended; ``restarts``: executors that were lost and
-    started again; ``pace``: see ``scheduling/pace.py``.
+    started again; ``pace``: see ``scheduling/pace.py``; ``paces``: the same of each executor that is there, by number.
     """
 
     tasks: dict[str, TaskStatistics]
@@ -76,3 +76,4 @@ class Snapshot:
     wanted: int
     restarts: int
     pace: float
+    paces: dict[int, float]

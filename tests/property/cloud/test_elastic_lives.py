@@ -26,7 +26,7 @@ MAX_WAITING = 40
 
 
 class Lives(RuleBasedStateMachine):
-    @initialize(policy=st.sampled_from([*POLICIES, "fixed:-15", "infaas"]), executors=st.integers(1, 2))
+    @initialize(policy=st.sampled_from([*POLICIES, "fixed:-15", "infaas"]), executors=st.integers(1, 3))
     def begin(self, policy: str, executors: int) -> None:
         sizes = sizes_profile(PROFILE)
         self.engine = Engine(
@@ -77,7 +77,18 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        decision: Decision = self.engine.next_work(self.now_s)
+        self.take(self.engine.next_work(self.now_s))
+
+    @precondition(lambda self: hasattr(self, "running") and len(self.running) < self.engine.executors)
+    @rule(data=st.data())
+    def ask_for_one(self, data: st.DataObject) -> None:
+        free = sorted(set(range(self.engine.executors)) - {work.executor for work in self.running})
+        executor = data.draw(st.sampled_from(free))
+        decision = self.engine.next_work(self.now_s, executor)
+        assert decision.work is None or decision.work.executor == executor
+        self.take(decision)
+
+    def take(self, decision: Decision) -> None:
         for query in decision.evicted:
             self.end(query, Outcome.EVICTED)
         if decision.work is not None:
@@ -125,6 +136,7 @@ class Lives(RuleBasedStateMachine):
         assert len(self.taken) == len(self.ended) + self.engine.waiting + in_flight
         assert +self.engine.outcomes == +self.outcomes
         assert self.engine.running == len(self.running)
+        assert len({work.executor for work in self.running}) == len(self.running)
 
     def teardown(self) -> None:
         if not hasattr(self, "taken"):

@@ -197,6 +197,12 @@ def test_executors(tmp_path: Path) -> None:
     assert 0 < row["share_of_bound"]["pets"] <= row["share_of_bound"]["priced"] <= 1
 
 
+def test_uneven(tmp_path: Path) -> None:
+    options = ("--factors", "3", "--loads", "1.5", "--duration-s", "2", "--seeds", "2", "--policies", "otas")
+    (row,) = measured(tmp_path, "elastic.uneven", *options)["rows"]
+    assert 0 < max(row["one"]) <= 1 and 0 < max(row["own"]) <= 1 and row["more"] > 0
+
+
 def test_noisy(tmp_path: Path) -> None:
     found = measured(tmp_path, "cloud.noisy", "--rate", "20", "--quota", "5", "--duration-s", "1", "--rounds", "1")
     rows = {row["beside"]: row for row in found["rows"]}

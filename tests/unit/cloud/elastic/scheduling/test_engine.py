@@ -2,6 +2,7 @@
 
 import pytest
 
+from isthmus.cloud.elastic.policies.baselines import FixedGamma
 from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
@@ -177,3 +178,62 @@ def test_a_lost_batch_runs_once_more_where_time_allows() -> None:
     assert (served.waiting, served.running, served.outcomes[Outcome.FAILED]) == (0, 0, 3)
     with pytest.raises(KeyError):
         served.lost(again, 0.05)
+
+
+def uneven() -> Engine:
+    """Two free executors at time 1, of which the first has taken three times as long as the profile says."""
+    profile = paper_profile()
+    served = Engine(profile, FixedGamma(0), executors=2)
+    for id in range(32):
+        served.submit(query(id, latency_s=100.0), 0.0)
+    first, second = served.next_work(0.0, 0).work, None
+    assert first is not None and first.executor == 0
+    for id in range(32, 64):
+        served.submit(query(id, latency_s=100.0), 0.0)
+    second = served.next_work(0.0).work
+    assert second is not None and second.executor == 1, "the only free one"
+    served.finished(second, [True] * 32, profile.batch_time_s(0, 32))
+    served.finished(first, [True] * 32, 3 * profile.batch_time_s(0, 32))
+    return served
+
+
+def test_the_fastest_free_executor_takes_the_next_batch_and_is_planned_with_its_own_time() -> None:
+    served, profile = uneven(), paper_profile()
+    assert served.pace_of(0) > 1.5 and served.pace_of(1) == 1
+    assert 1 < served.pace < served.pace_of(0) and served.fastest([0, 1]) == 1
+    for id in (100, 101):
+        served.submit(query(id, 1.0, latency_s=10.0 * id), 1.0)
+    first = served.next_work(1.0).work
+    served.submit(query(102, 1.0), 1.0)
+    second = served.next_work(1.0).work
+    assert first is not None and second is not None and served.next_work(1.0).work is None
+    assert (first.executor, first.predicted_s) == (1, profile.batch_time_s(0, len(first.batch)))
+    slowed = profile.slowed(served.pace_of(0))
+    assert (second.executor, second.predicted_s) == (0, slowed.batch_time_s(0, len(second.batch)))
+
+
+def test_a_slow_executor_leaves_to_a_fast_one_what_it_cannot_answer_in_time() -> None:
+    served, profile = uneven(), paper_profile()
+    latency_s = 1.2 * profile.batch_time_s(0, 1)
+    served.submit(query(100, 1.0, latency_s), 1.0)
+    decision = served.next_work(1.0, 0)
+    assert (decision.work, decision.evicted) == (None, ()), "too slow, and nobody's fault"
+    found = served.next_work(1.0, 1)
+    assert found.work is not None and [each.id for each in found.work.batch.queries] == [100]
+    served.count_on([0])
+    served.submit(query(101, 1.0, latency_s), 1.0)
+    served.failed(found.work, 1.0)
+    assert [each.id for each in served.next_work(1.0, 0).evicted] == [101], "no faster one is there now"
+
+
+def test_only_a_free_executor_that_is_counted_on_gets_work() -> None:
+    served = engine(executors=2)
+    for id in range(2):
+        served.submit(query(id), 0.0)
+    work = served.next_work(0.0, 1).work
+    assert work is not None
+    for executor in (1, 2):
+        with pytest.raises(ValueError, match="not free"):
+            served.next_work(0.0, executor)
+    with pytest.raises(ValueError, match="at least 1"):
+        served.count_on([])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
-from isthmus.cloud.elastic.scheduling.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace
+from isthmus.cloud.elastic.scheduling.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace, Paces
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
@@ -81,3 +81,77 @@ def test_on_a_slower_machine_fewer_are_late_and_more_is_earned(policy: str) -> N
     assert blind.share(Outcome.LATE) > 0.02
     assert seeing.share(Outcome.LATE) < 0.2 * blind.share(Outcome.LATE)
     assert seeing.expected_utility > 1.02 * blind.expected_utility
+
+
+def slow(paces: Paces, executor: int, ratio: float) -> None:
+    for _ in range(100):
+        paces.of(executor).ran(64, 0.1, ratio * 0.1)
+
+
+@given(st.lists(st.floats(0.3, 3.0), min_size=1, max_size=8))
+def test_executors_of_any_speed_add_up(ratios: list[float]) -> None:
+    paces = Paces(range(len(ratios)))
+    for executor, ratio in enumerate(ratios):
+        slow(paces, executor, ratio)
+    factors = [paces.factor(executor) for executor in paces.able]
+    together = sum(1 / factor for factor in factors)
+    for executor, factor in enumerate(factors):
+        assert paces.alike(executor) == pytest.approx(together * factor)
+        assert paces.alike(executor) >= 1
+    assert paces.mean == pytest.approx(len(factors) / together)
+    assert factors[paces.fastest(paces.able)] == min(factors)
+
+
+@given(st.integers(1, 64), st.floats(0.3, 3.0))
+def test_equal_executors_count_exactly_as_many(count: int, ratio: float) -> None:
+    paces = Paces(range(count))
+    for executor in paces.able:
+        slow(paces, executor, ratio)
+    assert all(paces.alike(executor) == count for executor in paces.able)
+    assert paces.mean == pytest.approx(paces.factor(0), rel=1e-15) and paces.fastest(paces.able) == 0
+
+
+@given(st.floats(0.3, 3.0))
+def test_one_executor_is_planned_with_exactly_its_own_pace(ratio: float) -> None:
+    paces = Paces([0])
+    slow(paces, 0, ratio)
+    assert (paces.mean, paces.alike(0)) == (paces.factor(0), 1)
+
+
+def test_a_new_executor_starts_at_the_median_pace_and_a_known_one_keeps_its_own() -> None:
+    paces = Paces(range(3))
+    for executor, ratio in enumerate((1.0, 1.5, 3.0)):
+        slow(paces, executor, ratio)
+    paces.count_on([0, 3])
+    assert paces.factor(3) == paces.factor(1) and paces.able == (0, 3)
+    slow(paces, 3, 1.0)
+    paces.count_on(range(4))
+    assert paces.factor(2) == pytest.approx(3, rel=0.1) and paces.factor(1) > 1.4 > paces.factor(3)
+    with pytest.raises(ValueError, match="at least 1"):
+        paces.count_on([])
+    with pytest.raises(KeyError):
+        paces.of(7)
+
+
+def uneven(policy: str, paces: type[Paces]) -> Run:
+    """Two executors at load 1.5, of which the second takes three times as long."""
+    rng = np.random.default_rng(3)
+    queries = queries_at_load(rng, wandering_rates(rng, 6.0), 1.5 * 4 / 3, PROFILE)
+
+    def takes_s(work: Work) -> float:
+        return (1.0, 3.0)[work.executor] * PROFILE.batch_time_s(work.gamma, len(work.batch))
+
+    engine = Engine(PROFILE, make_policy(policy, PROFILE), executors=2, paces=paces)
+    return simulate(engine, queries, draws(np.random.default_rng(4), len(queries)), takes_s)
+
+
+class OnePace(Paces):
+    def of(self, executor: int) -> Pace:
+        return super().of(0)
+
+
+@pytest.mark.parametrize("policy", ["priced", "otas", "throughput"])
+def test_a_pace_for_each_of_two_uneven_executors_earns_more_than_one_for_both(policy: str) -> None:
+    own, one = uneven(policy, Paces), uneven(policy, OnePace)
+    assert own.expected_utility > 1.01 * one.expected_utility
+    assert own.share(Outcome.LATE) < 0.03

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from isthmus.cloud.elastic.model.executor import ExecutorLost, Item
+from isthmus.cloud.elastic.policies.baselines import FixedGamma
 from isthmus.cloud.elastic.policies.by_name import Choice, Fifo
 from isthmus.cloud.elastic.scheduling.engine import Engine, Overloaded
 from isthmus.cloud.elastic.scheduling.profile import MachineKey, Profile
@@ -488,3 +489,57 @@ def test_stopping_does_not_wait_for_a_lost_executor() -> None:
                 await waiting
 
     asyncio.run(scenario())
+
+
+class Gathering(FixedGamma):
+    """Runs no batch of fewer than ``least`` queries: a smaller one says nothing of an executor's pace."""
+
+    least = 8
+
+    def choose(self, now_s: float) -> Choice:
+        chosen = super().choose(now_s)
+        return chosen if len(chosen.queries) >= self.least else Choice(evict=chosen.evict)
+
+
+def test_of_two_idle_executors_the_faster_one_takes_the_batch_and_what_the_slower_one_could_not_answer() -> None:
+    profile = Profile(MachineKey("p", "cpu", 1, "fp32", "m"), (0,), (1, 8), {}, {0: (0.1, 1.0)})
+    now_s = 0.0
+
+    async def scenario() -> tuple[list[int], list[int], dict[int, float]]:
+        nonlocal now_s
+        slow, fast = executors = [HeldExecutor(), HeldExecutor()]
+        policy = Gathering(0)
+        live = LiveEngine(Engine(profile, policy, executors=2), *executors, clock=lambda: now_s)
+        live.plan_for(TASK)
+
+        def ask(latency_s: float) -> "asyncio.Task[Answer]":
+            asking = live.ask(TASK, image(1), arrival_s=now_s, latency_s=latency_s, utility=1.0)
+            return asyncio.create_task(asking)
+
+        live.start()
+        try:
+            first = [ask(1e3) for _ in range(8)]
+            await until(slow.running.is_set)
+            second = [ask(1e3) for _ in range(8)]
+            await until(fast.running.is_set)
+            now_s = 1.0
+            fast.free.set()
+            await asyncio.gather(*second)
+            now_s = 3.0
+            slow.free.set()
+            await asyncio.gather(*first)
+            policy.least = 1
+            for _ in range(5):
+                await until(lambda: live._idle == {0, 1})
+                await ask(1e3)
+            for _ in range(5):
+                await ask(0.2)  # at once, so the faster one may still be busy; the other one would be late
+            return slow.sizes, fast.sizes, live.snapshot().paces
+        finally:
+            slow.free.set()
+            fast.free.set()
+            await asyncio.to_thread(live.stop)
+
+    slow_sizes, fast_sizes, paces = asyncio.run(scenario())
+    assert paces[0] > 2 and paces[1] == 1
+    assert slow_sizes == [8] and fast_sizes == [8, *[1] * 10]
