@@ -6,7 +6,9 @@ work (database, files) runs in threads, and learning runs in worker processes.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -58,8 +60,10 @@ class Server:
     True
     """
 
-    def __init__(self, settings: CloudSettings) -> None:
+    def __init__(self, settings: CloudSettings, *, when_ready: Callable[[], None] = lambda: None) -> None:
+        """``when_ready`` is called when everything is open, before the port is written down and logged."""
         self._settings = settings
+        self._when_ready = when_ready
         self._stack = AsyncExitStack()
         self._supervisors: list[Supervisor] = []
         self._metrics = Metrics()
@@ -123,9 +127,8 @@ class Server:
         server, health_servicer = services.wire()
         port = self.port = ports.bind(server, settings, self._metrics)
         await server.start()
-        self._stack.push_async_callback(server.stop, _GRACE_S)
-        # Just before: so a device with a stream goes to another server at once, and hears why.
-        self._stack.callback(self._calls.end_endless, Unavailable("this server stops; connect again"))
+        answering_ends: list[Callable[[], Awaitable[object]]] = [partial(server.stop, _GRACE_S)]
+        self._stack.push_async_callback(self._stop_answering, answering_ends)
         shut_out = asyncio.create_task(
             self._shut_out_revoked(ground.shelf.database, ground.roster, health_servicer), name="revoked devices"
         )
@@ -135,17 +138,27 @@ class Server:
             self._stack.push_async_callback(_cancelled, daily)
         self._stack.push_async_callback(health_servicer.enter_graceful_shutdown)
         if settings.http is not None:
-            self.http_port = await ports.serve_http(settings.http, settings, ground, self.generation, self._stack)
+            self.http_port, end_http = await ports.serve_http(settings.http, settings, ground, self.generation)
+            answering_ends.append(end_http)
         for supervisor in self._supervisors:
             await supervisor.start()
         if settings.health_listen is not None:
             self.health_port = await ports.serve_health(health_servicer, settings.health_listen, self._stack)
         self.metrics_port = ports.serve_metrics(settings, self._metrics, self._stack)
+        self._when_ready()
         if settings.port_file is not None:
             _write_port(settings.port_file, joined(split_listen(settings.listen)[0], port))
         base = "none" if ground.release is None else ground.release.base_student_id
         log.info("listening on port %d, base student %s", port, base)
         return port
+
+    async def _stop_answering(self, ends: Sequence[Callable[[], Awaitable[object]]]) -> None:
+        """Tell the callers of all streams, so that they go to another server at once. Then end gRPC and HTTP together.
+
+        Each gives its calls a moment to end.
+        """
+        self._calls.close(Unavailable("this server stops; connect again"))
+        await asyncio.gather(*(end() for end in ends))
 
     async def _start_models(self, ground: Ground) -> None:
         self.roster = ground.roster

@@ -144,6 +144,9 @@ def from_status(code: int, message: str, name: str = "", pushback_ms: str = "") 
     then means that the server is busy, unless the message says that a message was over gRPC's bound. ``pushback_ms`` is
     the value of ``RETRY_KEY``, if there is one.
     """
+    if code == 1:
+        # A server that stops ends calls so that had arrived and were not begun. gRPC's message is just "CANCELLED".
+        return Unavailable("the server stopped before it began this call; try again")
     named = {error.__name__: error for error in _all_below(IsthmusError) if error.code == code}
     by_code: dict[int, type[IsthmusError]] = {
         3: InvalidInput,

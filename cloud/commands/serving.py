@@ -26,9 +26,8 @@ async def _serve(settings: CloudSettings) -> None:
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    server = Server(settings)
+    server = Server(settings, when_ready=spare_what_is_there)
     port = await server.start()
-    spare_what_is_there()
     if server.generation is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.generation.read_drained)
     print(f"listening on {joined(split_listen(settings.listen)[0], port)}", flush=True)

@@ -17,16 +17,16 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
 
 from isthmus.cloud.rpc.door import Door
-from isthmus.cloud.rpc.interrupt import Patience, Places
-from isthmus.cloud.rpc.scopes import ELASTIC, OPEN, OURS, Scope, is_known, status_scope
-from isthmus.proto.errors import InvalidInput, TooLate, Unauthenticated
+from isthmus.cloud.rpc.interrupt import OpenCalls, Patience, Places
+from isthmus.cloud.rpc.scopes import ASKING, ELASTIC, OPEN, OURS, Scope, is_known, status_scope
+from isthmus.proto.errors import InvalidInput, IsthmusError, TooLate, Unauthenticated
 
 UNKNOWN_S: Final = 5.0
 KNOWN_S: Final = 20.0
@@ -51,6 +51,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     scopes: Sequence[Scope]
     count: Scope
     door: Door
+    calls: OpenCalls
     spend: Callable[[int], None] = lambda count: None
     """Called with the length of each message of a known caller; it raises if that is too much."""
     _arriving: Places = field(default_factory=lambda: Places(_ARRIVING))
@@ -67,7 +68,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if refusing is not None:
                 return refusing
         enter = self._ours if ours else self._others
-        return _as_stream(handler, details.method, enter, self.spend if ours else lambda count: None)
+        asking = self.calls if details.method in ASKING else None
+        return _as_stream(handler, details.method, enter, self.spend if ours else lambda count: None, asking)
 
     async def _ours(self, stack: AsyncExitStack, method: str, streams: bool, raw: Any, context: Any) -> bytes | None:
         try:
@@ -123,8 +125,11 @@ def _ended(read: asyncio.Future[Any]) -> None:
         read.exception()  # a read that nobody awaits any more fails when its call ends
 
 
-def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], None]) -> Any:
-    """Return a handler that takes raw messages, whichever of the four kinds ``handler`` is."""
+def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], None], asking: OpenCalls | None) -> Any:
+    """Return a handler that takes raw messages, whichever of the four kinds ``handler`` is.
+
+    ``asking``: if the handler reads requests from a stream (``ASKING``), the calls that say when to read no more.
+    """
     streams = bool(handler.request_streaming)
     inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     deserialize = _decoder(handler.request_deserializer)
@@ -137,7 +142,7 @@ def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], 
     async def begin(stack: AsyncExitStack, raw: Any, context: Any) -> Any:
         message = await enter(stack, method, streams, raw, context)
         if streams:
-            return await stack.enter_async_context(aclosing(_messages(message, raw, decode)))
+            return await stack.enter_async_context(aclosing(_messages(message, raw, decode, asking)))
         if message is None:
             raise InvalidInput("the call has no message")
         return decode(message)
@@ -161,16 +166,19 @@ def _as_stream(handler: Any, method: str, enter: _Enter, spend: Callable[[int], 
     return grpc.stream_unary_rpc_method_handler(single, None, handler.response_serializer)
 
 
-async def _messages(first: bytes | None, raw: Any, decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+async def _messages(
+    first: bytes | None, raw: Any, decode: Callable[[bytes], Any], asking: OpenCalls | None
+) -> AsyncIterator[Any]:
     if first is None:
         return
     ahead = Ahead(raw)
-    try:
-        yield decode(first)
-        while (message := await ahead.message()) is not None:
-            yield decode(message)
-    finally:
-        ahead.close()
+    with nullcontext() if asking is None else asking.telling(ahead.stop):
+        try:
+            yield decode(first)
+            while (message := await ahead.message()) is not None:
+                yield decode(message)
+        finally:
+            ahead.close()
 
 
 class Ahead:
@@ -185,6 +193,7 @@ class Ahead:
         self._messages: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
+        self._stopped: IsthmusError | None = None
         self._arrived: asyncio.Future[None] | None = None
         self._taken: asyncio.Future[None] | None = None
         self._reading = asyncio.ensure_future(self._read(raw))
@@ -192,8 +201,10 @@ class Ahead:
         self._reading.add_done_callback(_ended)
 
     async def message(self) -> bytes | None:
-        """Wait for the next message; None at the stream's end. Raises what reading raised."""
+        """Wait for the next message; None at the stream's end. Raises what reading raised, or the error of ``stop``."""
         while not self._messages:
+            if self._stopped is not None:
+                raise self._stopped
             if self._reading.done():
                 self._reading.result()
                 return None
@@ -203,6 +214,17 @@ class Ahead:
         self._bytes -= len(message) + _MESSAGE_BYTES
         _wake(self._taken)
         return message
+
+    def stop(self, error: IsthmusError) -> None:
+        """Read no more, and raise ``error`` from ``message`` once what was read is taken.
+
+        Nothing changes for a stream that has come to its end.
+        """
+        if self._reading.done():
+            return
+        self._stopped = error
+        self.close()
+        _wake(self._arrived)
 
     def close(self) -> None:
         """Read no more. A read in progress ends by itself, with its call."""

@@ -18,7 +18,7 @@ from isthmus.cloud.generation.serve.serving import Answer, Answering, Wishes
 from isthmus.cloud.rpc.open_inference import EXTENSIONS, OpenInferenceServicer, number_of
 from isthmus.cloud.rpc.scopes import for_caller, tenant
 from isthmus.cloud.tenants.names import owner
-from isthmus.proto.errors import InvalidInput, NotYours
+from isthmus.proto.errors import InvalidInput, NotYours, Unavailable
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 
@@ -153,6 +153,11 @@ class GenerationServicer(pb_grpc.GRPCInferenceServiceServicer):
                     task.add_done_callback(under_way.discard)
                 while under_way:
                     await asyncio.wait(under_way)
+            except Unavailable:  # the server stops: what was asked before is still answered
+                while under_way:
+                    await asyncio.wait(under_way)
+                await responses.put(None)
+                raise
             except Exception:  # a message that cannot be decoded ends the stream; a cancelled stream has no reader
                 await responses.put(None)
                 raise

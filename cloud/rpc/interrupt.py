@@ -4,8 +4,8 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final
@@ -162,6 +162,7 @@ class OpenCalls:
         self._calls: dict[str, set[Interruptible]] = {}
         self._endless: set[Interruptible] = set()
         self._closed: IsthmusError | None = None
+        self._told: set[Callable[[IsthmusError], None]] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
@@ -177,9 +178,9 @@ class OpenCalls:
 
     @asynccontextmanager
     async def open(self, who: str, *, endless: bool = False) -> AsyncIterator[None]:
-        """Count a call of ``who`` during the block; ``end`` leaves it, and ``end_endless`` if it is ``endless``.
+        """Count a call of ``who`` during the block; ``end`` leaves it, and ``close`` if it is ``endless``.
 
-        After ``end_endless`` it raises that error for an endless call.
+        After ``close`` it raises that error for an endless call.
         """
         if endless and self._closed is not None:
             raise self._closed
@@ -196,11 +197,24 @@ class OpenCalls:
                 if not calls:
                     del self._calls[who]
 
-    def end_endless(self, error: IsthmusError) -> None:
-        """End all endless calls with ``error``. Those that are being opened get it, too."""
+    @contextmanager
+    def telling(self, stops: Callable[[IsthmusError], None]) -> Iterator[None]:
+        """Call ``stops`` with the error of ``close`` if that comes during the block, or came before."""
+        if self._closed is not None:
+            stops(self._closed)
+        self._told.add(stops)
+        try:
+            yield
+        finally:
+            self._told.discard(stops)
+
+    def close(self, error: IsthmusError) -> None:
+        """End all endless calls with ``error``, and tell those that asked to be told. So it is for later ones, too."""
         self._closed = error
         for call in tuple(self._endless):
             call.end(error)
+        for stops in tuple(self._told):
+            stops(error)
 
     def end(self, callers: Iterable[str], error: IsthmusError) -> None:
         """End all calls of ``callers`` with ``error``."""

@@ -48,6 +48,9 @@ OPEN: Final = frozenset(
 )
 ENDLESS: Final = frozenset({"/isthmus.v1.InferenceService/Infer", "/isthmus.v1.PersonalisationService/WatchJob"})
 """Streams that stay open until their device leaves. A server that stops ends them at once."""
+ASKING: Final = frozenset({f"{_OPEN_INFERENCE}ModelStreamInfer"})
+"""Streams of requests, each with an answer. A server that stops reads no more of them, answers what it has read, and
+then ends them."""
 _CALLER: ContextVar[Device] = ContextVar("caller")
 _UNKNOWN: Final = "unknown callers"
 _ELASTIC_CLIENTS: Final = "clients of elastic serving"

@@ -1,6 +1,7 @@
 """The ports of a server: gRPC, HTTP, health checks, and metrics. A taken port raises InvalidInput."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,9 @@ def bind(server: grpc.aio.Server, settings: CloudSettings, metrics: Metrics) -> 
 
 
 async def serve_http(
-    listen: str, settings: CloudSettings, ground: Ground, generation: "Opened | None", stack: AsyncExitStack
-) -> int:
-    """Serve images, and text if ``generation`` is something, over HTTP until ``stack`` closes; return the port."""
+    listen: str, settings: CloudSettings, ground: Ground, generation: "Opened | None"
+) -> tuple[int, Callable[[], Awaitable[None]]]:
+    """Serve images, and text if ``generation`` is something, over HTTP; return the port, and what stops it."""
     from isthmus.cloud.http.calls import Door
     from isthmus.cloud.http.server import HttpServer, under_prefix
 
@@ -59,9 +60,8 @@ async def serve_http(
     host, port = split_listen(listen)
     server = HttpServer(app, host, port, tls_cert=settings.tls_cert, tls_key=settings.tls_key)
     port = await server.start()
-    stack.push_async_callback(server.stop)
     log.info("listening for HTTP on port %d", port)
-    return port
+    return port, server.stop
 
 
 async def serve_health(servicer: health.aio.HealthServicer, listen: str, stack: AsyncExitStack) -> int:

@@ -82,7 +82,7 @@ class Services:
             identity_scope(database, self._work, roster, door, ground.inference_key),
         )
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(scopes, count, door, spending(roster))],
+            interceptors=[CallInterceptor(scopes, count, door, self.calls, spending(roster))],
             options=transport.options(settings.max_connections, elastic=ground.elastic is not None),
         )
         files: list[Any] = []

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from isthmus.cloud.rpc.calls import Ahead
+from isthmus.proto.errors import Unavailable
 
 KIB = 1 << 10
 
@@ -92,5 +93,40 @@ def test_a_closed_one_reads_no_more() -> None:
         ahead.close()
         await settle()
         assert raw.read == 1
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_stopped_gives_what_it_has_read_and_then_the_reason() -> None:
+    async def scenario() -> None:
+        raw = Raw(*(bytes(40 * KIB) for _ in range(9)))
+        ahead = Ahead(aiter(raw))
+        await settle()
+        ahead.stop(Unavailable("this server stops"))
+        assert len(await ahead.message() or b"") == 40 * KIB
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await ahead.message()
+        assert raw.read == 1
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_for_a_message_is_told_of_the_stop_and_a_stream_that_has_ended_is_not() -> None:
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def scenario() -> None:
+        ahead = Ahead(silent())
+        waiting = asyncio.create_task(ahead.message())
+        await settle()
+        ahead.stop(Unavailable("this server stops"))
+        with pytest.raises(Unavailable):
+            await waiting
+        ended = Ahead(aiter(Raw(b"a")))
+        await settle()
+        ended.stop(Unavailable("this server stops"))
+        assert [await ended.message() for _ in range(2)] == [b"a", None]
 
     asyncio.run(scenario())

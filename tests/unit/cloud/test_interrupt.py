@@ -94,9 +94,9 @@ def test_endless_calls_can_be_ended_alone() -> None:
         async with calls.open("a"):
             with pytest.raises(Unauthenticated):
                 async with calls.open("a", endless=True):
-                    calls.end_endless(Unauthenticated("out"))
+                    calls.close(Unauthenticated("out"))
                     await asyncio.sleep(1)
-            calls.end_endless(Unauthenticated("out"))
+            calls.close(Unauthenticated("out"))
             await asyncio.sleep(0)
             assert calls.of("a") == 1, "the other call goes on"
         with pytest.raises(Unauthenticated):  # it had arrived, and its caller is known only now
@@ -115,3 +115,17 @@ def test_patience_ends_with_many_refusals_and_returns() -> None:
     assert not patience.is_over("other")
     now_s = 11.0
     assert not patience.is_over("one")
+
+
+def test_those_who_ask_are_told_that_the_server_stops() -> None:
+    async def scenario() -> tuple[list[str], list[str]]:
+        calls, told, later = OpenCalls(), list[str](), list[str]()
+        with calls.telling(lambda error: told.append(str(error))):
+            with calls.telling(lambda error: told.append("this one has ended")):
+                pass
+            assert not told
+            calls.close(Unauthenticated("out"))
+        with calls.telling(lambda error: later.append(str(error))):
+            return told, later
+
+    assert asyncio.run(scenario()) == (["out"], ["out"])

@@ -26,6 +26,11 @@ def test_a_status_without_a_name_is_grpcs_own():
     assert type(from_status(8, "Concurrent RPC limit exceeded!")) is Busy, "overload is no reason to give up"
 
 
+def test_a_call_that_was_never_begun_may_be_asked_again():
+    found = from_status(1, "CANCELLED")
+    assert type(found) is errors.Unavailable and found.retryable and "before it began" in str(found)
+
+
 @pytest.mark.parametrize(("code", "name"), [(16, "Busy"), (16, "IsthmusError"), (16, "Exception"), (16, "no such")])
 def test_a_name_never_overrules_the_code(code, name):
     assert type(from_status(code, "", name)) is errors.Unauthenticated
