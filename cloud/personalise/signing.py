@@ -7,6 +7,7 @@ Signatures cover bytes, so that a device verifies exactly the bytes that it then
 """
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -19,6 +20,8 @@ from isthmus.proto.errors import InvalidInput
 from isthmus.proto.messages import KEY_CHANGE_CONTEXT, KeyChange, SignedKeyChange
 
 _KEY_BYTES = 32
+_MOST_VERIFIED = 1_024
+"""Manifests whose signature is remembered as good or bad. One has a few kilobytes."""
 
 
 class Signer:
@@ -26,7 +29,9 @@ class Signer:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.public_key = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self._public_key = key.public_key()
+        self.public_key = self._public_key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self._verified = lru_cache(_MOST_VERIFIED)(self._verify)
 
     def __repr__(self) -> str:
         return f"Signer(public_key={self.public_key.hex()})"
@@ -36,9 +41,12 @@ class Signer:
         return self._key.sign(content)
 
     def has_signed(self, signature: bytes, content: bytes) -> bool:
-        """Return whether the signature of ``content`` is this key's."""
+        """Return whether the signature of ``content`` is this key's. What was asked lately is remembered."""
+        return self._verified(signature, content)
+
+    def _verify(self, signature: bytes, content: bytes) -> bool:
         try:
-            self._key.public_key().verify(signature, content)
+            self._public_key.verify(signature, content)
         except InvalidSignature:
             return False
         return True

@@ -219,10 +219,13 @@ def described_row(shelf: Shelf, offered: Offered, device_id: str, student_id: st
     An empty id means the device's newest student or, if it has none, the base student of the release that the device is
     offered. ``base``: that base student in any case.
     """
-    own = [] if student_id or base else students.of_device(shelf.database, device_id)
-    if own:
-        return own[0]
-    return reachable(shelf, device_id, base_student_id(offered.offer) if base or not student_id else student_id)
+    base_id = base_student_id(offered.offer)
+    if student_id or base:
+        return reachable(shelf, device_id, student_id or base_id)
+    row = students.newest(shelf.database, device_id, base_id)
+    if row is None:
+        raise NotYours("no such student")
+    return row
 
 
 def describe(shelf: Shelf, signer: Signer, offered: Offered, row: StudentRow, now_s: float) -> SignedManifest:

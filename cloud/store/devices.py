@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -11,6 +12,8 @@ from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import devices, jobs, students, tenants, uploads
 from isthmus.cloud.store.tenants import DEFAULT, OverQuota
 from isthmus.proto.errors import Busy
+
+_BY_ID: Final = sa.select(devices).where(devices.c.id == sa.bindparam("device_id"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def remove(database: Database, device_id: str) -> bool:
 
 def get(database: Database, device_id: str) -> Device | None:
     """Return the device, or None if there is none of this id."""
-    rows = database.read(sa.select(devices).where(devices.c.id == device_id))
+    rows = database.read(_BY_ID, {"device_id": device_id})
     return _device(rows[0]) if rows else None
 
 

@@ -27,6 +27,7 @@ from isthmus.proto.messages import SignedManifest, Stage
 _ROLLING: Final = 4
 """Second half of the key of the lock of those who change the rollout, on PostgreSQL."""
 _DIGEST_BYTES: Final = 32
+_RECORDS: Final = sa.select(rollouts)
 _ENDED: Final = tuple(stage.value for stage in Stage if stage.ended)
 
 
@@ -106,7 +107,7 @@ def stored_ids(database: Database) -> set[str]:
 
 def records(database: Database) -> list[Record]:
     """Return the records of the rollout, in no order."""
-    return _recorded(database.read(sa.select(rollouts)))
+    return _recorded(database.read(_RECORDS))
 
 
 def is_withdrawn(database: Database, release_id: str) -> bool:

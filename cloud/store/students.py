@@ -1,6 +1,7 @@
 """Rows of the table ``students``: the owner and the signed manifest of each student."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -9,6 +10,16 @@ from isthmus.cloud.store.audit import Entry
 from isthmus.cloud.store.database import Database
 from isthmus.cloud.store.schema import devices, students
 from isthmus.proto.messages import SignedManifest
+
+_BY_ID: Final = sa.select(students).where(students.c.id == sa.bindparam("student_id"))
+_OWN: Final = students.c.device_id == sa.bindparam("device_id")
+_BASE: Final = (students.c.id == sa.bindparam("base_id")) & students.c.device_id.is_(None)
+_NEWEST: Final = (
+    sa.select(students)
+    .where(_OWN | _BASE)
+    .order_by(students.c.device_id.is_(None), students.c.created_s.desc(), students.c.id.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,13 @@ def put(database: Database, student: StudentRow) -> None:
 
 def get(database: Database, student_id: str) -> StudentRow | None:
     """Return the student, or None if there is none of this id."""
-    rows = database.read(sa.select(students).where(students.c.id == student_id))
+    rows = database.read(_BY_ID, {"student_id": student_id})
+    return _student(rows[0]) if rows else None
+
+
+def newest(database: Database, device_id: str, base_id: str) -> StudentRow | None:
+    """Return a device's newest student; the base student of this id if it has none, and None without that."""
+    rows = database.read(_NEWEST, {"device_id": device_id, "base_id": base_id})
     return _student(rows[0]) if rows else None
 
 

@@ -15,10 +15,12 @@ from isthmus.cloud.offers.offer import Offer
 from isthmus.cloud.personalise import job_rows, leases, students
 from isthmus.cloud.personalise.job import MAX_ATTEMPTS, EpochDone, Failed, Selected
 from isthmus.cloud.personalise.leases import Held, LeaseLost
+from isthmus.cloud.store import students as rows
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.schema import jobs
+from isthmus.cloud.store.students import StudentRow
 from isthmus.proto.errors import Corrupt, InvalidInput, NotYours, Unavailable
-from isthmus.proto.messages import Stage
+from isthmus.proto.messages import SignedManifest, Stage
 from tests.rigs.cloud.jobs import Bench, CountedLearning
 from tests.rigs.cloud.postgres import Cluster
 
@@ -41,6 +43,33 @@ def test_a_job_runs_to_its_student(bench: Bench) -> None:
     assert b"".join(chunk.data for chunk in students.chunks(bench.shelf, "job", file, 0)) == bench.student("job")
     assert bench.files.job_ids() == set(), "no working files are left"
     assert bench.shelf.artefacts.names("work-job") == []
+
+
+def test_the_newest_student_is_the_devices_own_or_else_the_base_student_and_never_anothers(bench: Bench) -> None:
+    bench.enrol("other")
+    for number, (name, owner) in enumerate([("base", None), ("a", "dev"), ("b", "dev"), ("c", "other")]):
+        signed = SignedManifest(name.encode(), b"signature")
+        rows.put(bench.database, StudentRow(name, owner, "base" if owner is None else "personal", signed, 5.0 + number))
+    rows.put(bench.database, StudentRow("a2", "dev", "personal", SignedManifest(b"a2", b"signature"), 7.0))
+
+    def newest(device_id: str, base_id: str = "base") -> StudentRow | None:
+        return rows.newest(bench.database, device_id, base_id)
+
+    assert newest("dev") == rows.get(bench.database, "b"), "of the same second, the one with the last id"
+    assert newest("other") == rows.get(bench.database, "c")
+    assert newest("new") == rows.get(bench.database, "base")
+    assert newest("new", "c") is None, "no base student, but another device's"
+    assert newest("new", "unknown") is None
+
+
+def test_a_description_is_two_queries_and_nothing_around_them(bench: Bench) -> None:
+    bench.start(rounds=1)
+    bench.run(CountedLearning())
+    bench.described("")
+    said: list[str] = []
+    sa.event.listen(bench.database._engine, "before_cursor_execute", lambda *heard: said.append(heard[2].split()[0]))
+    bench.described("")
+    assert said == ["SELECT", "SELECT"], "what is offered, and the newest student"
 
 
 def test_each_of_many_jobs_is_taken_by_one_of_many_workers(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.exc import IntegrityError
 
 from isthmus.cloud import continuity
@@ -116,6 +117,15 @@ def test_changes_of_the_key_are_bounded(bench: Bench, tmp_path: Path) -> None:
     pins.put_all(bench.database, {f"key_change_{number:04}": b"" for number in range(MAX_KEY_CHANGES)})
     with pytest.raises(Unusable, match=f"changed {MAX_KEY_CHANGES} times"):
         continuity.rotate_key(bench.database, tmp_path / "key", 1_000.0)
+
+
+def test_a_signature_that_is_remembered_is_still_the_keys_own() -> None:
+    one, other = (Signer(Ed25519PrivateKey.generate()) for _ in range(2))
+    signature = one.sign(b"manifest")
+    for _ in range(2):
+        assert one.has_signed(signature, b"manifest")
+        assert not one.has_signed(signature, b"another manifest")
+        assert not other.has_signed(signature, b"manifest")
 
 
 def test_versions_increase_also_if_the_clock_or_the_database_went_back(bench: Bench) -> None:
