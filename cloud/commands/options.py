@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder
 from isthmus.command_line import Device, Seed, Threads, whole_numbers
 
 Model = Annotated[
@@ -43,6 +44,13 @@ TaskSource = Annotated[
     ),
 ]
 Mode = Literal["append", "replace"]
+MergeOrderOption = Annotated[
+    MergeOrder | None,
+    typer.Option(
+        help="Order in which a layer hands merged tokens on: that of the ToMe paper, or ours. Default: the order of "
+        "what is continued or used (files and folders of before), and published for something new."
+    ),
+]
 WarmFolder = Annotated[
     Path | None, typer.Option(help="Folder of warmed models: OUT/models of 'isthmus elastic warmup run'.")
 ]
@@ -65,10 +73,7 @@ class Picturing:
     threads: Threads = 0
     image_column: ImageColumn = None
     label_column: LabelColumn = None
-    merge_order: Annotated[
-        Literal["published", "receiving-first"],
-        typer.Option(help="Order in which a layer hands merged tokens on: that of the ToMe paper, or ours."),
-    ] = "receiving-first"
+    merge_order: MergeOrderOption = None
 
 
 @dataclass(frozen=True)
@@ -391,6 +396,7 @@ class WarmupOptions:
     threads: Threads = 0
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+    merge_order: MergeOrderOption = None
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,17 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare import precision, profiler, prompts
 from isthmus.cloud.elastic.prepare.inputs import fitting, opened, pictures_of, profiling_sets, split_off
 from isthmus.cloud.elastic.prepare.profile_figures import draw
-from isthmus.cloud.elastic.prepare.schedule_file import read_schedules, read_search, write_search
+from isthmus.cloud.elastic.prepare.schedule_file import (
+    order_of_search,
+    read_schedules,
+    read_search,
+    search_key,
+    write_search,
+)
 from isthmus.cloud.elastic.scheduling.levels import levels, said
-from isthmus.cloud.elastic.scheduling.profile import ORDER_OF_OLD_FILES, Profile
-from isthmus.cloud.elastic.tasks.files import TaskFiles
+from isthmus.cloud.elastic.scheduling.merge_order import order_for
+from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.tasks.files import TaskFiles, order_of_task
 from isthmus.cloud.elastic.tasks.recipes import read_recipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec
 from isthmus.cloud.elastic.warm.models import timed_model
@@ -56,7 +63,9 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
     gammas, measured = ascending(asked.gammas, "--gammas"), ascending(asked.measured, "--measured")
     set_threads(picturing.threads)
     recipe = read_recipe(asked.task)
-    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=picturing.merge_order)
+    # Only the accuracies depend on the order, and they are all measured again: another one may be asked for.
+    order = picturing.merge_order or order_for(None, {recipe.name: order_of_task(asked.out, recipe.name)})
+    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=order)
     config = prompts.PromptConfig(
         gammas,
         asked.mode,
@@ -85,7 +94,7 @@ def learn_prompts(asked: PromptOptions, picturing: Picturing) -> None:
     with steps() as on_step:
         shares = profiler.measure_accuracy(runner, {recipe.name: (served, profiling)}, wanted, on_step=on_step)
     spec = TaskSpec(recipe.name, recipe.classes, asked.mode, shares[recipe.name])
-    path = TaskFiles(recipe, spec, weights).save(asked.out)
+    path = TaskFiles(recipe, spec, weights).save(asked.out, order)
     print_table(
         ("gamma", "accuracy"),
         [(str(gamma), f"{share:.1%}") for gamma, share in spec.accuracy.items()],
@@ -116,14 +125,13 @@ def search_schedules(asked: ScheduleOptions, picturing: Picturing) -> None:
     """Search schedules and write them, after each one that is tried. Raises ValueError, ImageError or OSError."""
     gammas = ascending(asked.gammas, "--gammas")
     set_threads(picturing.threads)
-    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=picturing.merge_order)
+    order = order_for(picturing.merge_order, {asked.out.name: order_of_search(asked.out)})
+    elastic, pixel = opened(asked.model, picturing.pixels, merge_order=order)
     wanted = fitting(gammas, elastic)
     where = str(pick_device(picturing.device))
     labelled = _profiled(elastic, pixel, asked.tasks, asked.data, picturing)
     pictures = {name: some.digest() for name, (_, some) in labelled.items()}
-    # Files of before merging had an order name none.
-    order = () if elastic.merge_order == ORDER_OF_OLD_FILES else (elastic.merge_order,)
-    state = read_search(asked.out, key=[state_hash([elastic]), pictures, *order])
+    state = read_search(asked.out, search_key(state_hash([elastic]), pictures, order))
     rows: list[tuple[str, ...]] = []
     with steps() as on_step:
         for gamma in wanted:
@@ -184,11 +192,12 @@ def measure_profile(asked: ProfileOptions, picturing: Picturing) -> None:
         raise ValueError("--tasks and --data go together: give both or neither")
     set_threads(picturing.threads)
     found = read_schedules(asked.schedules)
-    elastic, pixel = opened(
-        asked.model, picturing.pixels, found, random=asked.random, merge_order=picturing.merge_order
-    )
-    where = str(pick_device(picturing.device))
     store = None if asked.warm is None else WarmStore(asked.warm)
+    used = {"the file of --schedules": order_of_search(asked.schedules)}
+    used["the store of --warm"] = None if store is None else store.merge_order()
+    order = order_for(picturing.merge_order, used)
+    elastic, pixel = opened(asked.model, picturing.pixels, found, random=asked.random, merge_order=order)
+    where = str(pick_device(picturing.device))
     reduced = elastic if store is None else timed_model(store, elastic)
     of_levels = wanted_levels(asked.gammas, asked.experts, reduced)  # a pruning model knows other numbers
     labelled = (

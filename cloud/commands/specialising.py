@@ -12,7 +12,8 @@ from isthmus.cloud.elastic.prepare import joint, profiler
 from isthmus.cloud.elastic.prepare.inputs import fitting, opened, pictures_of, split_off
 from isthmus.cloud.elastic.prepare.upcycling import save, with_experts
 from isthmus.cloud.elastic.scheduling.levels import levels, said
-from isthmus.cloud.elastic.tasks.files import TaskFiles
+from isthmus.cloud.elastic.scheduling.merge_order import order_for
+from isthmus.cloud.elastic.tasks.files import TaskFiles, order_of_task
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.router import windows
 from isthmus.cloud.elastic.tasks.task import TaskSpec
@@ -26,7 +27,11 @@ def learn_experts(asked: ExpertOptions, picturing: Picturing) -> None:
     """Learn the tasks and write model and tasks. Raises ValueError, ImageError, CheckpointError, TrainingDiverged or
     OSError."""
     set_threads(picturing.threads)
-    dense, pixels = opened(asked.model, picturing.pixels, merge_order=picturing.merge_order)
+    names = [read_recipe(text.partition("@")[0]).name for text in asked.task]
+    # Experts are learned without merging, and all accuracies are measured again: another order may be asked for.
+    kept = {name: order_of_task(asked.out / "tasks", name) for name in names}
+    order = picturing.merge_order or order_for(None, kept)
+    dense, pixels = opened(asked.model, picturing.pixels, merge_order=order)
     gammas = fitting(ascending(asked.measured, "--measured"), dense)
     if any(gamma > 0 for gamma in gammas):
         raise ValueError("--measured: gammas above 0 need prompts, which 'experts' does not learn")
@@ -85,7 +90,7 @@ def learn_experts(asked: ExpertOptions, picturing: Picturing) -> None:
         shares = profiler.measure_accuracy(runner, served, measured, on_step=on_step)
     for recipe, _ in given:
         spec = TaskSpec(recipe.name, recipe.classes, accuracy=shares[recipe.name])
-        TaskFiles(recipe, spec, weights[recipe.name]).save(asked.out / "tasks")
+        TaskFiles(recipe, spec, weights[recipe.name]).save(asked.out / "tasks", order)
     print_table(
         ("gamma", *shares),
         [(said(level, asked.used), *(f"{of[level]:.1%}" for of in shares.values())) for level in measured],

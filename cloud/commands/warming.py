@@ -11,6 +11,7 @@ import typer
 
 from isthmus.cloud.commands.options import DetailOptions, WarmupOptions, ascending
 from isthmus.cloud.elastic.prepare.inputs import opened, pictures_of, split_off
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder, order_for
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.warm.profiled import VANILLA
 from isthmus.cloud.elastic.warm.store import WarmStore, profiled
@@ -20,7 +21,7 @@ from isthmus.cloud.warmup.planner import UNBOUNDED, Plan, next_step
 from isthmus.cloud.warmup.profiling import check_numbers, largest_number
 from isthmus.cloud.warmup.tuning import TUNE, Subject, TuneConfig, start
 from isthmus.cloud.warmup.vanilla import save_task, vanilla_subject
-from isthmus.cloud.warmup.warming import Warming, named
+from isthmus.cloud.warmup.warming import Warming, named, order_of_models
 from isthmus.command_line import listed, print_table
 from isthmus.data.files import write_atomically
 from isthmus.data.images import Columns, read_images, write_images
@@ -66,12 +67,18 @@ class Asked:
         return ascending(self.options.numbers, "--numbers")
 
     @cached_property
+    def merge_order(self) -> MergeOrder:
+        """The order of merging: that of the folder's models if it has some. Raises OtherOrder, StoreError."""
+        folder = self.options.out
+        return order_for(self.options.merge_order, {str(folder): order_of_models(folder)})
+
+    @cached_property
     def subject(self) -> Subject:
         """The model with its pictures. It learns the task first if asked to, with a progress bar, and resumably."""
         options = self.options
         recipe, config, _ = self.recipe, self.config, self.numbers  # refused before any work
         set_threads(options.threads)
-        elastic, pixel = opened(options.model, options.pixels)
+        elastic, pixel = opened(options.model, options.pixels, merge_order=self.merge_order)
         learning = recipe.apply(pictures_of(options.data, pixel, options.limit, options.seed, self.columns))
         if options.profiling is None:
             learning, profiling = split_off(learning, options.held, options.seed)

@@ -76,7 +76,7 @@ def save_task(subject: Subject, recipe: TaskRecipe, accuracy: Mapping[int, float
         head.weight.detach().float().cpu().numpy().copy(), head.bias.detach().float().cpu().numpy().copy(), {}
     )
     spec = TaskSpec(recipe.name, recipe.classes, accuracy={-number: share for number, share in accuracy.items()})
-    return TaskFiles(recipe, spec, weights).save(folder)
+    return TaskFiles(recipe, spec, weights).save(folder, subject.model.merge_order)
 
 
 def _is_of(path: Path, key: str) -> bool:

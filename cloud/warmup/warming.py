@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from isthmus.cloud.elastic.model.vit import ElasticViT
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder
 from isthmus.cloud.elastic.warm.models import model_of
 from isthmus.cloud.elastic.warm.profiled import VANILLA, Table
 from isthmus.cloud.elastic.warm.store import Card, Common, WarmStore
@@ -44,6 +45,17 @@ MIDDLE: Final = 20
 
 OnEpoch = Callable[[str, EpochReport], None]
 Report = Callable[[str], None]
+
+
+def order_of_models(folder: Path) -> MergeOrder | None:
+    """Returns the order in which the models of a warm-up merge, or those of an evaluation's seeds.
+
+    Returns None if there are none yet, or if they prune. Raises StoreError for a store that cannot be read.
+    """
+    for path in (folder / "models", *sorted(folder.glob("seed-*/models"))):
+        if (order := WarmStore(path).merge_order()) is not None:
+            return order
+    return None
 
 
 def silent(_: str) -> None:
@@ -319,7 +331,9 @@ def find_ratio(
     ``isthmus cloud serve --elastic-warm`` serves, and the accuracy of each model at each number on ``profiling``.
 
     Raises BudgetTooSmall, ValueError for numbers beyond the model's tokens and for pictures that lack a class,
-    TrainingDiverged, CheckpointError if the folder belongs to another run, and DiskFull.
+    TrainingDiverged, CheckpointError if the folder belongs to another run, StoreError if its models merge in another
+    order than ``model`` (``ElasticViT(..., merge_order=...)``; before it had a name it was "receiving-first"), and
+    DiskFull.
     """
     subject = Subject(task, tuple(classes), model, pixels, learning, profiling, pick_device(device))
     if numbers is None:

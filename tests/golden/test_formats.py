@@ -277,6 +277,7 @@ def test_tasks_schedules_and_profile(old: Old) -> None:
     (task,) = load_tasks(Path("elastic/tasks"), ModelShape(2, 64, 16))
     assert task.spec.classes == ("dark", "bright") and set(task.weights.prompts_LGD) == {1, 2}
     profile = Profile.from_json(Path("elastic/profile.json").read_text())
+    assert profile.merge_order == "receiving-first", "the only one there was"
     assert profile.gammas == (-4, 0, 2) and set(profile.accuracy) == {"bright-dark"}
     searched = old.json("elastic/schedules")
     assert profile.schedules == {-4: tuple(searched["schedules"]["-4"])}
@@ -298,9 +299,29 @@ def test_tasks_schedules_and_profile(old: Old) -> None:
     assert old.json("elastic/experiment/result")["cells"][0]["queries"] == -1
 
 
+@pytest.mark.parametrize("wheel", RELEASES, ids=lambda path: path.stem)
+def test_a_search_that_an_earlier_release_began_goes_on_in_its_order_of_merging(old: Old, wheel: Path) -> None:
+    """Another order would need another search, so this one would be refused."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall("released")
+    environment = {**os.environ, "PYTHONPATH": str(old.folder / "released")}
+    search = ("elastic", "schedules", *MODEL, *TASK[:2], "--gammas=-4", "--tasks", "elastic/tasks")
+    search += ("--out", "begun.json")
+    begin = [sys.executable, "-P", "-m", "isthmus.cli", *search, "--evaluations", "2"]
+    subprocess.run(begin, env=environment, check=True)
+    begun = old.json("begun")
+    isthmus(*search, "--evaluations", 3)
+    after = old.json("begun")
+    assert after["key"] == begun["key"] and after["tried"]["-4"][:2] == begun["tried"]["-4"]
+    assert len(after["tried"]["-4"]) == 3
+    said = isthmus(*search, "--merge-order", "published", code=1)
+    assert "begun.json was made with the order receiving-first" in " ".join(said.split())
+
+
 def test_warmed_models(old: Old) -> None:
     """The models load and serve their task, and running the same command again tunes nothing."""
     store = WarmStore(Path("warmup/models"))
+    assert store.merge_order() == "receiving-first"
     assert store.common().classes == ("dark", "bright")
     cards, bad = store.usable()
     assert bad == {} and set(cards) == {"vanilla", "tuned-4", "tuned-8"}

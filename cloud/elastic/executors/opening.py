@@ -11,7 +11,7 @@ from isthmus.cloud.elastic.model.attention import Mixing
 from isthmus.cloud.elastic.model.runner import ElasticRunner, NumberType
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder
 from isthmus.cloud.elastic.tasks.router import TaskRouter
 from isthmus.cloud.elastic.tasks.task import TaskWeights
 from isthmus.distill.training.checkpoint import state_hash

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from isthmus.cloud.elastic.model.merging import match, merge, mergeable
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder
 
 
 class Reducer(Protocol):

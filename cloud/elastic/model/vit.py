@@ -41,7 +41,7 @@ from isthmus.cloud.elastic.model.timm_import import (
     VisionTransformer,
     VisionTransformerDistilled,
 )
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder
 from isthmus.cloud.elastic.tasks.router import NONE, ExpertsShape
 from isthmus.cloud.elastic.tasks.task import ModelShape
 

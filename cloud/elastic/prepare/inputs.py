@@ -7,7 +7,7 @@ import numpy as np
 
 from isthmus.cloud.elastic.model.vit import MAX_PROMPTS, ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder
 from isthmus.cloud.elastic.tasks.files import TaskFiles, load_tasks
 from isthmus.cloud.elastic.tasks.recipes import split
 from isthmus.data.images import USUAL_COLUMNS, Columns, LabelledImages, PixelSpec, read_images

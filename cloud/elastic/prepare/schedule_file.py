@@ -4,7 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from isthmus.cloud.elastic.scheduling.merge_order import ORDER_OF_OLD_FILES, MergeOrder, order_in
 from isthmus.data.files import write_atomically
+
+
+def search_key(model_hash: str, pictures: dict[str, str], order: MergeOrder) -> list[Any]:
+    """Returns what identifies a search. ``pictures``: the hash of each task's pictures."""
+    named = [] if order == ORDER_OF_OLD_FILES else [order]  # files of before merging had an order name none
+    return [model_hash, pictures, *named]
+
+
+def order_of_search(path: Path | None) -> MergeOrder | None:
+    """Returns the order in which the file's schedules were searched; None without a file, or if it is damaged."""
+    if path is None or not path.exists():
+        return None
+    try:
+        key = json.loads(path.read_text(encoding="utf-8")).get("key", [])
+        return order_in({"merge_order": key[2]} if len(key) > 2 else {})
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return None  # whoever reads the schedules says what is wrong with the file
 
 
 def read_search(path: Path, key: list[Any]) -> dict[str, Any]:

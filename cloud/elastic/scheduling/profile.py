@@ -11,21 +11,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from isthmus.cloud.elastic.scheduling.levels import MAX_EXPERTS, fewer_of
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder, order_in
 
 MAX_BATCH: Final = 1_024
 """Largest batch. The times of all sizes up to this one are kept in a table."""
 MAX_PROFILE_CHARS: Final = 4 << 20
 FORMAT: Final = 1
-
-MergeOrder = Literal["published", "receiving-first"]
-"""The order in which a layer hands merged tokens on (model/merging.py)."""
-MERGE_ORDERS: Final[tuple[MergeOrder, ...]] = ("published", "receiving-first")
-DEFAULT_ORDER: Final[MergeOrder] = "receiving-first"
-ORDER_OF_OLD_FILES: Final[MergeOrder] = "receiving-first"
-"""The only order that existed before files named one."""
 
 
 class BadProfile(ValueError):
@@ -201,7 +195,7 @@ class Profile:
                     str(task): {int(gamma): str(name) for gamma, name in of.items()}
                     for task, of in raw.get("models", {}).items()
                 },
-                merge_order=raw.get("merge_order", ORDER_OF_OLD_FILES),
+                merge_order=order_in(raw),
                 experts=int(raw.get("experts", 0)),
             )
         except BadProfile:
@@ -242,8 +236,6 @@ def _check(profile: Profile) -> None:
             raise BadProfile(f"task {task!r} must have an accuracy from 0 to 1 at each gamma")
     if not set(profile.schedules) <= set(gammas):
         raise BadProfile("there are schedules for gammas that were not measured")
-    if profile.merge_order not in MERGE_ORDERS:
-        raise BadProfile(f"merge_order must be one of {', '.join(MERGE_ORDERS)}")
     if not 0 <= profile.experts <= MAX_EXPERTS:
         raise BadProfile(f"experts must be from 0 to {MAX_EXPERTS}, not {profile.experts}")
     if any(fewer_of(level) >= max(1, profile.experts) for level in gammas):

@@ -22,7 +22,8 @@ from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES, choose, named, noise
 from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure_briefly
 from isthmus.cloud.elastic.scheduling.engine import Engine
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MAX_PROFILE_CHARS, BadProfile, Profile
+from isthmus.cloud.elastic.scheduling.merge_order import order_for
+from isthmus.cloud.elastic.scheduling.profile import MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.scheduling.scaling import Scaler, ScaleRule
 from isthmus.cloud.elastic.serve.decoding import Decoder, decoded
 from isthmus.cloud.elastic.serve.growth import Growth
@@ -34,6 +35,7 @@ from isthmus.cloud.elastic.serve.settings import ElasticSettings
 from isthmus.cloud.elastic.serve.variant_host import open_variants
 from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.cloud.elastic.warm.models import WarmExecutor, WarmModels
+from isthmus.cloud.elastic.warm.store import StoreError, WarmStore
 from isthmus.cloud.store.artefacts import Artefacts
 from isthmus.cloud.store.database import Database
 from isthmus.data.files import write_atomically
@@ -213,11 +215,15 @@ def device_of(settings: ElasticSettings, profile: Profile | None) -> str:
 
 
 def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:
-    """Returns the model on its device. It merges by the schedules and in the order of the profile."""
+    """Returns the model on its device. It merges by the schedules and in the order of the profile.
+
+    Without a profile the order is that of the warmed models if some are named, else the default.
+    """
     schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
-    order = DEFAULT_ORDER if profile is None else profile.merge_order
     source = settings.model
     try:
+        warmed = None if settings.warm is None else WarmStore(settings.warm).merge_order()
+        order = order_for(None, {"--elastic-warm": warmed}) if profile is None else profile.merge_order
         vit = load_vit(source, on_shelf=True, expert_bytes=settings.expert_bytes)
         if settings.expert_bytes is not None and getattr(vit, "identity", None) is None:
             raise InvalidInput(f"--elastic-expert-bytes: {Path(source).name} has no experts; leave it out")
@@ -232,6 +238,8 @@ def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner
         )
     except ModelError as error:
         raise InvalidInput(f"--elastic-model: {error}") from error
+    except StoreError as error:
+        raise InvalidInput(f"--elastic-warm: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise InvalidInput(f"the model cannot be served: {error}") from error
 

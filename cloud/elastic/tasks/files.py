@@ -1,6 +1,7 @@
 """Tasks as files. `isthmus elastic prompts` writes them, and `isthmus elastic register` sends them to a server.
 
-NAME.safetensors   head.weight, head.bias, prompts.<gamma>, router.*; classes, mode and accuracy as metadata
+NAME.safetensors   head.weight, head.bias, prompts.<gamma>, router.*; as metadata: classes, mode, accuracy, and the
+                   order of merging that the accuracy was measured with
 NAME.json          the task's description (TaskSpec), with the measured accuracy
 NAME.recipe.json   which labels of the data set belong to which class, to measure the accuracy again
 """
@@ -10,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.numpy
+from safetensors import SafetensorError, safe_open
 
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder, order_in
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, TaskSpec, TaskWeights
 from isthmus.data.files import read_bytes, read_text, write_atomically
@@ -25,19 +28,38 @@ class TaskFiles:
     spec: TaskSpec
     weights: TaskWeights
 
-    def save(self, folder: Path) -> Path:
-        """Writes the three files and returns the path of the weights. Raises DiskFull."""
+    def save(self, folder: Path, merge_order: MergeOrder) -> Path:
+        """Writes the three files and returns the path of the weights. Raises DiskFull.
+
+        ``merge_order`` is the order that the accuracy was measured with.
+        """
         weights, spec = self.weights, self.spec
         metadata = {
             "classes": json.dumps(spec.classes),
             "mode": spec.prompt_mode,
             "accuracy": json.dumps({str(gamma): share for gamma, share in spec.accuracy.items()}),
+            "merge_order": merge_order,
         }
         path = folder / f"{spec.name}.safetensors"
         write_atomically(path, safetensors.numpy.save(weights.tensors(), metadata))
         write_atomically(folder / f"{spec.name}.recipe.json", json.dumps(asdict(self.recipe), indent=1))
         write_atomically(folder / f"{spec.name}.json", spec.to_json())
         return path
+
+
+def order_of_task(folder: Path, name: str) -> MergeOrder | None:
+    """Returns the order of merging that the task's accuracy was measured with; None if there is no such task.
+
+    Raises ValueError if the file is damaged.
+    """
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            return order_in(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}; remove it to learn the task anew") from error
 
 
 def load_tasks(folder: Path, model: ModelShape) -> list[TaskFiles]:

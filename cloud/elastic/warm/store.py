@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MERGE_ORDERS, ORDER_OF_OLD_FILES, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder, order_in
 from isthmus.cloud.elastic.warm.profiled import Profiled
 from isthmus.data.files import write_atomically
 
@@ -105,9 +105,10 @@ class WarmStore:
         """Creates a store, or opens an existing one with the same ``common``. Raises StoreError if that differs."""
         store = WarmStore(path)
         if (path / "store.json").exists():
-            if store.common() != common:
+            if (known := store.common()) != common:
                 raise StoreError(
-                    f"{path} holds warmed models of another task, reducer or merge order: name another folder"
+                    f"{path} holds warmed models of another task, reducer or merge order (task {known.task!r}, "
+                    f"{known.reducer}, {known.merge_order}): name another folder"
                 )
             return store
         raw = {
@@ -126,12 +127,21 @@ class WarmStore:
         try:
             if raw["format"] != FORMAT or raw["reducer"] not in ("merging", "pruning"):
                 raise StoreError(f"{self.path / 'store.json'} has another format or reducer")
-            order = raw.get("merge_order", ORDER_OF_OLD_FILES)
-            if order not in MERGE_ORDERS:
-                raise StoreError(f"{self.path / 'store.json'} has an unknown merge_order")
-            return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"], order)
-        except (KeyError, TypeError) as error:
+            return Common(str(raw["task"]), tuple(map(str, raw["classes"])), raw["reducer"], order_in(raw))
+        except StoreError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.path / 'store.json'} is damaged: {error!r}") from error
+
+    def merge_order(self) -> MergeOrder | None:
+        """Returns the order in which the store's models merge; None if they prune, or if there is no store.
+
+        Raises StoreError for a store that cannot be read.
+        """
+        if not (self.path / "store.json").exists():
+            return None
+        common = self.common()
+        return common.merge_order if common.reducer == "merging" else None
 
     def names(self) -> list[str]:
         """Returns the names of all models with a card, usable or not."""

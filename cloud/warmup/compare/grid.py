@@ -121,6 +121,7 @@ class Grid:
             "what": "accuracy by number tuned for and number at inference, and by method",
             "task": subject.task,
             "reducer": self.config.reducer,
+            "merge_order": subject.model.merge_order if self.config.reducer == "merging" else None,
             "classes": subject.classes,
             "pictures": {
                 "learning": len(subject.learning),

@@ -75,6 +75,7 @@ def run(sweep: Sweep, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         "pictures": {"learning": len(sweep.subject.learning), "test": len(sweep.test)},
         "train": dataclasses.asdict(sweep.config.train),
         "target": sweep.config.target,
+        "merge_order": sweep.subject.model.merge_order,
         "seeds": list(seeds),
         "code": made,
         "torch": torch.__version__,

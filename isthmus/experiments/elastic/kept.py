@@ -1,11 +1,15 @@
-"""Cells of an experiment that an earlier run has kept as files."""
+"""What an earlier run of an experiment has kept as files: its cells, and the order in which it merged tokens."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from isthmus.data.files import read_text
+from isthmus.cloud.elastic.scheduling.merge_order import ORDER_OF_OLD_FILES, MergeOrder, order_for, order_in
+from isthmus.data.files import read_text, write_atomically
+from isthmus.data.made_by import FILE, LOCK
+
+ORDER_FILE: Final = "merge-order.json"
 
 
 def read_cell(path: Path, setup: Mapping[str, Any] | str, *, under: str = "setup") -> dict[str, Any]:
@@ -17,3 +21,19 @@ def read_cell(path: Path, setup: Mapping[str, Any] | str, *, under: str = "setup
     if cell.pop(under) != setup:
         raise ValueError(f"{path} belongs to a run with other options: name another folder with --out")
     return cell
+
+
+def merge_order_in(out: Path, asked: MergeOrder | None) -> MergeOrder:
+    """Return the order in which an experiment merges tokens in the folder ``out``, and note it there.
+
+    A folder that an earlier run has begun keeps its order. Raises ValueError if another one is asked for, or if the
+    note is damaged.
+    """
+    note, kept = out / ORDER_FILE, None
+    if note.is_file():
+        kept = order_in(json.loads(read_text(note)))
+    elif out.is_dir() and any(path.name not in (FILE, LOCK) for path in out.iterdir()):
+        kept = ORDER_OF_OLD_FILES
+    order = order_for(asked, {str(out): kept})
+    write_atomically(note, json.dumps({"merge_order": order}) + "\n")
+    return order

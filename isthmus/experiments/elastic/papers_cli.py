@@ -1,5 +1,6 @@
 """``isthmus experiment`` prompts, schedules, averages and prodigy: tables and figures that two papers have."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Option
 
-from isthmus.cloud.commands.options import WarmupOptions
+from isthmus.cloud.commands.options import MergeOrderOption, WarmupOptions
 from isthmus.command_line import App, whole_numbers
 
 Out = Annotated[Path, Option(help="Folder to write to: cells, result.json, result.md and pictures.")]
@@ -73,6 +74,7 @@ class PromptsOptions:
     gammas: Annotated[str, Option(help="Numbers of prompts per layer, ascending, with commas.")] = "2,4,8"
     merged: Annotated[str, Option(help="Merges per layer at which the head alone is tested.")] = "8,16,24"
     marks: Annotated[int, Option(min=1, max=4, help="Details per picture, with --task details.")] = 2
+    merge_order: MergeOrderOption = None
     seeds: Seeds = "0,1,2"
     threads: Annotated[int, Option(min=1, help="Threads of torch.")] = 1
 
@@ -108,7 +110,8 @@ def prompts(asked: PromptsOptions, *, out: Out) -> None:
         merged=tuple(-number for number in reversed(whole_numbers(asked.merged, "--merged"))),
         marks=asked.marks,
     )
-    result = run(setup, seeds=whole_numbers(asked.seeds, "--seeds"), out=out, report=_say)
+    seeds = whole_numbers(asked.seeds, "--seeds")
+    result = run(setup, seeds=seeds, out=out, report=_say, merge_order=asked.merge_order)
     typer.echo(markdown(result))
     typer.echo(f"written: {out / 'result.json'}, {out / 'result.md'} and {out / 'learning.png'}")
 
@@ -127,6 +130,7 @@ class SchedulesOptions:
     tested: Annotated[int, Option(min=2, help="Other pictures, on which all are tested.")] = 1_500
     size: Annotated[int, Option(min=1, help="Pictures per batch, for the throughput.")] = 32
     repeats: Annotated[int, Option(min=0, help="Timed batches per schedule. 0: times as measured before, if any.")] = 0
+    merge_order: MergeOrderOption = None
     seeds: Seeds = "0,1,2"
     threads: Annotated[int, Option(min=1, help="Threads of torch.")] = 1
 
@@ -154,7 +158,8 @@ def schedules(asked: SchedulesOptions, *, out: Out) -> None:
         size=asked.size,
         repeats=asked.repeats,
     )
-    result = run(setup, seeds=whole_numbers(asked.seeds, "--seeds"), out=out, report=_say)
+    seeds = whole_numbers(asked.seeds, "--seeds")
+    result = run(setup, seeds=seeds, out=out, report=_say, merge_order=asked.merge_order)
     typer.echo(markdown(result))
     typer.echo(f"written: {result['task']}.json, {result['task']}.md and a picture in {out}")
 
@@ -176,11 +181,12 @@ def averages(
     from isthmus.cloud.elastic.prepare.inputs import pictures_of
     from isthmus.data.made_by import made_by
     from isthmus.experiments.elastic.averages import Sweep, markdown, run
+    from isthmus.experiments.elastic.kept import merge_order_in
 
     if asked.reducer != "merging":
         raise typer.BadParameter("averages are of models that merge.", param_hint="'--reducer'")
-    given = Asked(asked)
     made_by(asked.out, _say)  # before anything is learned in that folder
+    given = Asked(dataclasses.replace(asked, merge_order=merge_order_in(asked.out, asked.merge_order)))
     subject = given.subject
     judged = given.recipe.apply(pictures_of(test, subject.pixels, test_limit, asked.seed, given.columns))
     sweep = Sweep(subject, judged, given.numbers, whole_numbers(at, "--at") or given.numbers, given.config)

@@ -31,6 +31,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare import prompts
 from isthmus.cloud.elastic.prepare.inputs import opened, pictures_of
 from isthmus.cloud.elastic.prepare.profiler import accuracy
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder
 from isthmus.cloud.elastic.tasks.files import TaskFiles
 from isthmus.cloud.elastic.tasks.recipes import LEFT_OUT, TaskRecipe
 from isthmus.cloud.elastic.tasks.task import TaskSpec, TaskWeights
@@ -42,7 +43,7 @@ from isthmus.data.synthetic.details import detail_classes, with_details
 from isthmus.distill.figures import png
 from isthmus.distill.recipes import TrainConfig
 from isthmus.distill.training.loop import EpochReport, fit
-from isthmus.experiments.elastic.kept import read_cell
+from isthmus.experiments.elastic.kept import merge_order_in, read_cell
 from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
@@ -165,17 +166,21 @@ def halves(seed: int, known: int) -> tuple[TaskRecipe, TaskRecipe]:
     return of("known", order[:known].tolist()), of("unseen", order[known:].tolist())
 
 
-def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dict[str, Any]:
+def run(
+    setup: Setup, *, seeds: Sequence[int], out: Path, report: Report, merge_order: MergeOrder | None = None
+) -> dict[str, Any]:
     """Learns what is missing of each seed, writes ``out/result.json``, ``.md`` and a picture. Returns the result.
 
-    Raises ValueError if ``out`` has cells of another setup, and what reading models and pictures raises.
+    ``merge_order``: None for that of a run that is continued, or the default. Raises ValueError if ``out`` has cells of
+    another setup or order, and what reading models and pictures raises.
     """
     if not 2 <= setup.known <= LABELS - 2:
         raise ValueError(f"{setup.known} known classes: must be from 2 to {LABELS - 2}, so that two are left to learn")
-    given, pixels = opened(setup.model, setup.statistics)
+    made = made_by(out, report)
+    order = merge_order_in(out, merge_order)
+    given, pixels = opened(setup.model, setup.statistics, merge_order=order)
     named = {"model": Path(setup.model).name, "data": setup.data.name, "test": setup.test.name}
     plain: dict[str, Any] = json.loads(json.dumps({**vars(setup), **named}))
-    made = made_by(out, report)
     cells = []
     for seed in seeds:
         path = out / "cells" / f"{setup.task}-{seed}.json"
@@ -186,7 +191,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
             write_atomically(path, json.dumps({**cell, "setup": plain}, indent=1))
         cells.append(read_cell(path, plain))
     result = {"what": "prompts on a task that the backbone has not seen", "setup": plain, "seeds": list(seeds)}
-    result |= {"code": made, "torch": torch.__version__, "cells": cells}
+    result |= {"merge_order": order, "code": made, "torch": torch.__version__, "cells": cells}
     write_atomically(out / "result.json", json.dumps(result, indent=1))
     write_atomically(out / "result.md", markdown(result))
     draw(result, out / "learning.png")
@@ -262,7 +267,7 @@ def _cell(setup: Setup, given: ElasticViT, pixels: PixelSpec, seed: int, out: Pa
         if variant.start is not None or variant.gamma == setup.gammas[0]
     }
     spec = TaskSpec(recipe.name, recipe.classes, accuracy={int(gamma): of for gamma, of in found["head"].items()})
-    TaskFiles(recipe, spec, TaskWeights(head_CD, bias_C, chain)).save(out / f"tasks-{seed}")
+    TaskFiles(recipe, spec, TaskWeights(head_CD, bias_C, chain)).save(out / f"tasks-{seed}", model.merge_order)
     return found
 
 

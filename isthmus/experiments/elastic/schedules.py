@@ -24,6 +24,7 @@ from isthmus.cloud.elastic.model.schedules import Schedule, candidates
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare.inputs import fitting, opened, pictures_of
 from isthmus.cloud.elastic.prepare.profiler import accuracy
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder
 from isthmus.cloud.elastic.tasks.files import load_tasks
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe, read_recipe
 from isthmus.cloud.elastic.tasks.task import TaskWeights
@@ -31,7 +32,7 @@ from isthmus.data.files import read_text, write_atomically
 from isthmus.data.images import LabelledImages, PixelSpec
 from isthmus.data.made_by import made_by
 from isthmus.distill.figures import png
-from isthmus.experiments.elastic.kept import read_cell
+from isthmus.experiments.elastic.kept import merge_order_in, read_cell
 from isthmus.experiments.elastic.spread import in_points
 
 Report = Callable[[str], None]
@@ -58,15 +59,19 @@ class Setup:
     repeats: int = 0
 
 
-def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dict[str, Any]:
+def run(
+    setup: Setup, *, seeds: Sequence[int], out: Path, report: Report, merge_order: MergeOrder | None = None
+) -> dict[str, Any]:
     """Measures what is missing, writes ``out/result.json``, ``.md`` and a picture, and returns the result.
 
-    Raises ValueError for gammas that the model cannot run, a task that does not fit, too few pictures, and a folder
-    with cells of another setup.
+    ``merge_order``: None for that of a run that is continued, or the default. Raises ValueError for gammas that the
+    model cannot run, a task that does not fit, too few pictures, and a folder with cells of another setup or order.
     """
-    elastic, pixels = opened(setup.model, setup.statistics)
     if not setup.gammas or max(setup.gammas) >= 0:
         raise ValueError(f"gammas {setup.gammas}: schedules are for gammas below 0")
+    worked = made_by(out, report)
+    order = merge_order_in(out, merge_order)
+    elastic, pixels = opened(setup.model, setup.statistics, merge_order=order)
     fitting(setup.gammas, elastic)
     recipe, weights = _task(setup, elastic)
     pictures = recipe.apply(pictures_of(setup.data, pixels, None, 0))
@@ -84,7 +89,6 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
     named = {"model": Path(setup.model).name, "data": setup.data.name, "size": None, "repeats": None}
     named |= {"tasks": None if setup.tasks is None else setup.tasks.name, "task": recipe.name}
     plain: dict[str, Any] = json.loads(json.dumps({**vars(setup), **named}))
-    worked = made_by(out, report)
     cells = []
     for seed in seeds:
         path = out / "cells" / f"{recipe.name}-{seed}.json"
@@ -104,6 +108,7 @@ def run(setup: Setup, *, seeds: Sequence[int], out: Path, report: Report) -> dic
         "task": recipe.name,
         "seeds": list(seeds),
         "tokens": elastic.tokens,
+        "merge_order": order,
         "operations": {_key(*key): model.operations(key[0]) for key, model in made.items()},
         "times": json.loads(read_text(times)) if times.is_file() else None,
         "similarity": similarity(ElasticRunner(elastic, pixels), pictures.spread(SIMILAR_PICTURES)),

@@ -17,7 +17,7 @@ from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.prepare.inputs import pictures_of
 from isthmus.cloud.elastic.prepare.prompts import PromptConfig, learn_task
-from isthmus.cloud.elastic.scheduling.profile import DEFAULT_ORDER, MERGE_ORDERS
+from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MERGE_ORDERS
 from isthmus.cloud.elastic.tasks.recipes import RECIPES
 from tests.bench.harness import Report
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 from pyarrow import parquet
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.model.timm_import import create_model
 from isthmus.cloud.elastic.scheduling.profile import Profile
-from isthmus.cloud.elastic.tasks.files import load_tasks
+from isthmus.cloud.elastic.tasks.files import load_tasks, order_of_task
 from isthmus.cloud.elastic.tasks.task import ModelShape
 from tests.rigs.elastic.vit import save_vit
 
@@ -46,8 +47,8 @@ def run(folder: Path, command: str, **options: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def learn(folder: Path, out: Path) -> None:
-    options: dict[str, object] = {"gammas": "1", "measured": "0", "epochs": 1}
+def learn(folder: Path, out: Path, **more: object) -> None:
+    options: dict[str, object] = {"gammas": "1", "measured": "0", "epochs": 1, **more}
     told = run(
         folder, "prompts", data=folder / "pictures.parquet", task=folder / "bright-dark.json", out=out, **options
     )
@@ -67,6 +68,7 @@ def test_from_pictures_to_a_profile(folder: Path) -> None:
         epochs=1,
     )
     assert told[0] == 0, told[1]
+    assert order_of_task(tasks, "bright-dark") == "published"
     (task,) = load_tasks(tasks, ModelShape(2, 192, 16))
     assert task.spec.classes == ("dark", "bright")
     assert set(task.spec.accuracy) == {-4, 0, 1, 2} and task.spec.accuracy[0] == 1.0
@@ -78,6 +80,7 @@ def test_from_pictures_to_a_profile(folder: Path) -> None:
         assert told[0] == 0, told[1]
     found = json.loads(schedules.read_text(encoding="utf-8"))
     assert len(found["tried"]["-4"]) <= 4 and len(found["schedules"]["-4"]) == 2
+    assert found["key"][2] == "published"
 
     out = folder / "profile.json"
     told = run(
@@ -89,7 +92,45 @@ def test_from_pictures_to_a_profile(folder: Path) -> None:
     assert profile.gammas == (-4, 0, 2) and profile.sizes == (1, 3)
     assert profile.accuracy["bright-dark"][0] == 1.0
     assert profile.schedules == {-4: tuple(found["schedules"]["-4"])}
+    assert profile.merge_order == "published"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_begun_before_merging_had_an_order_goes_on_in_the_order_of_then(folder: Path, tmp_path: Path) -> None:
+    data, tasks = folder / "pictures.parquet", tmp_path / "tasks"
+    learn(folder, tasks)
+    weights = tasks / "bright-dark.safetensors"
+    with safetensors.safe_open(weights, framework="np") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "merge_order"}
+    weights.write_bytes(safetensors.numpy.save(safetensors.numpy.load(weights.read_bytes()), metadata))
+    learn(folder, tasks)
+    assert order_of_task(tasks, "bright-dark") == "receiving-first"
+    learn(folder, tasks, merge_order="published")  # accuracies are measured again, so this may change
+    assert order_of_task(tasks, "bright-dark") == "published"
+
+    out = tmp_path / "schedules.json"
+    searching: dict[str, object] = {"data": data, "tasks": tasks, "out": out, "gammas": "-4"}
+    code, said = run(folder, "schedules", evaluations=1, merge_order="receiving-first", **searching)
+    assert code == 0, said
+    before = json.loads(out.read_text(encoding="utf-8"))
+    assert len(before["key"]) == 2, "as files of then, which named no order"
+    code, said = run(folder, "schedules", evaluations=2, **searching)
+    assert code == 0, said
+    after = json.loads(out.read_text(encoding="utf-8"))
+    assert after["key"] == before["key"] and after["tried"]["-4"][:1] == before["tried"]["-4"]
+    code, said = run(folder, "schedules", evaluations=2, merge_order="published", **searching)
+    said = " ".join(said.split())
+    assert code == 1 and "--merge-order published: schedules.json was made with the order receiving-first" in said
+    assert json.loads(out.read_text(encoding="utf-8")) == after
+
+    profile = tmp_path / "profile.json"
+    measuring: dict[str, object] = {"out": profile, "gammas": "-4,0", "sizes": "1", "repeats": 1, "schedules": out}
+    measuring["number_type"] = "float32"
+    code, said = run(folder, "profile", **measuring)
+    assert code == 0, said
+    assert Profile.from_json(profile.read_text(encoding="utf-8")).merge_order == "receiving-first"
+    code, said = run(folder, "profile", merge_order="published", **measuring)
+    assert code == 1 and "the file of --schedules was made with the order" in " ".join(said.split()), said
 
 
 def test_a_users_distilled_deit_learns_a_task_and_its_accuracy_is_measured(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.prepare.profiler import machine_key
-from isthmus.cloud.elastic.scheduling.profile import MERGE_ORDERS
+from isthmus.cloud.elastic.scheduling.merge_order import MERGE_ORDERS
 from isthmus.cloud.elastic.serve import host
 from isthmus.cloud.elastic.serve.host import read_profile
 from isthmus.cloud.elastic.serve.settings import PROFILE_FILE, ElasticSettings

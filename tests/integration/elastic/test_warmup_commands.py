@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.scheduling.profile import Profile
-from isthmus.cloud.elastic.tasks.files import load_tasks
+from isthmus.cloud.elastic.tasks.files import load_tasks, order_of_task
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
 from isthmus.cloud.elastic.warm.store import WarmStore
@@ -111,6 +111,8 @@ def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> No
     code, said = warmup(folder, "run", out=tmp_path / "out")
     assert code == 0, said
     (task,) = load_tasks(tmp_path / "out" / "task", ModelShape(3, 64, 16))
+    assert WarmStore(tmp_path / "out" / "models").merge_order() == "published"
+    assert order_of_task(tmp_path / "out" / "task", "bright-dark") == "published"
     rig = ElasticRig(tmp_path)
     save_vit(tiny_vit(), tmp_path / "vit.safetensors")
     made = Made(replace(task.spec, default_latency_s=60.0), task.weights)
@@ -128,6 +130,41 @@ def test_a_server_answers_with_warmed_models(folder: Path, tmp_path: Path) -> No
             return str(answer.class_name)
 
     assert asyncio.run(scenario()) in ("dark", "bright")
+
+
+def test_a_warm_up_of_before_merging_had_an_order_goes_on_and_is_served_in_the_order_of_then(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, said = warmup(folder, "run", out=out, merge_order="receiving-first")
+    assert code == 0, said
+    known = json.loads((out / "models" / "store.json").read_text())
+    assert known.pop("merge_order") == "receiving-first"
+    (out / "models" / "store.json").write_text(json.dumps(known))  # as stores of then
+    code, said = warmup(folder, "run", out=out)
+    assert code == 0 and "tuning for" not in said, said
+    assert WarmStore(out / "models").merge_order() == "receiving-first"
+    code, said = warmup(folder, "run", out=out, merge_order="published")
+    said = " ".join(said.split())
+    assert code == 1 and "was made with the order receiving-first. Leave the option out" in said, said
+
+    profile = tmp_path / "warmed.json"
+    asked = [f"--model={folder / 'model.safetensors'}", "--pixels=half", "--device=cpu", f"--warm={out / 'models'}"]
+    asked += ["--gammas=-4,0", "--sizes=1", "--repeats=1", "--number-type=float32", "--threads=1", f"--out={profile}"]
+    done = CliRunner().invoke(app, ["profile", *asked])
+    assert done.exit_code == 0, done.output
+    assert Profile.from_json(profile.read_text()).merge_order == "receiving-first"
+
+    rig = ElasticRig(tmp_path)
+    save_vit(tiny_vit(), tmp_path / "vit.safetensors")
+    brief: dict[str, object] = {"elastic_profile": None, "elastic_pixels": "half", "elastic_number_type": "float32"}
+
+    async def scenario() -> str:
+        async with rig.running(elastic_warm=out / "models", **brief) as (server, _):
+            assert server.elastic is not None
+            return server.elastic.live._engine.profile.merge_order
+
+    assert asyncio.run(scenario()) == "receiving-first", "the machine is measured in the order of the warmed models"
 
 
 def test_token_pruning_from_pictures_to_the_answers_of_a_server(folder: Path, tmp_path: Path) -> None:

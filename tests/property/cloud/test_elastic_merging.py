@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from isthmus.cloud.elastic.model.merging import match, merge, mergeable, proportional_mask
-from isthmus.cloud.elastic.scheduling.profile import MERGE_ORDERS, MergeOrder
+from isthmus.cloud.elastic.scheduling.merge_order import MERGE_ORDERS, MergeOrder
 
 Sample = tuple[Tensor, Tensor, Tensor, int, int]
 ORDERS = st.sampled_from(MERGE_ORDERS)

@@ -234,8 +234,8 @@ def test_a_store_with_damaged_or_foreign_models_serves_the_others(tmp_path: Path
 
 
 def test_models_tuned_with_another_merge_order_are_refused(warmed: Path) -> None:
-    other = ElasticRunner(ElasticViT(tiny_vit(), merge_order="published"), PIXELS)
-    with pytest.raises(StoreError, match="measure one with --merge-order receiving-first"):
+    other = ElasticRunner(ElasticViT(tiny_vit(), merge_order="receiving-first"), PIXELS)
+    with pytest.raises(StoreError, match="measure one with --merge-order published"):
         WarmModels(warmed / "models", other)
 
 

@@ -75,6 +75,19 @@ def test_prompts_for_classes_that_the_backbone_has_not_seen(given: dict[str, Any
     assert "chosen on other pictures" in said and "images/s" in said
 
 
+def test_an_experiment_of_before_merging_had_an_order_goes_on_in_the_order_of_then(given: dict[str, Any]) -> None:
+    asked = {**given, "merges": "3", "choosing": 20, "tested": 20, "seeds": "0"}
+    done("schedules", asked)
+    note = given["out"] / "merge-order.json"
+    assert json.loads((given["out"] / "cifar10.json").read_text())["merge_order"] == "published"
+    assert json.loads(note.read_text()) == {"merge_order": "published"}
+    note.unlink()  # as a folder of then
+    assert "seed 0" in done("schedules", {**asked, "seeds": "0,1"})
+    assert json.loads((given["out"] / "cifar10.json").read_text())["merge_order"] == "receiving-first"
+    other = ran("schedules", {**asked, "merge-order": "published"})
+    assert other.exit_code == 1 and "was made with the order receiving-first" in " ".join(other.output.split())
+
+
 def test_prompts_for_details_leave_the_model_as_it_is(given: dict[str, Any]) -> None:
     done("prompts", {**given, **SMALL, "test": given["data"], "task": "details", "seeds": "0", "gammas": "1,2"})
     (cell,) = json.loads((given["out"] / "result.json").read_text())["cells"]
