@@ -139,10 +139,11 @@ async def _one(call: Any, query: Query, picture: tuple[bytes, int], began_s: flo
 
 async def right_at(
     channels: Sequence[grpc.aio.Channel], pictures: Pictures, places: Iterable[Place], metadata: Metadata = ()
-) -> dict[Place, bool]:
+) -> tuple[dict[Place, bool], grpc.aio.AioRpcError | None]:
     """Asks for pictures at fixed gammas, without hurry and a batch at a time, and returns which answers were right.
 
-    A policy that chooses gamma itself refuses that; then nothing is returned. Raises grpc.aio.AioRpcError.
+    It stops at the first refusal, and returns that beside the answers until then: a replay of minutes is not lost
+    because of one question. A policy that chooses gamma itself refuses the first ones, as INVALID_ARGUMENT.
     """
     calls: list[Any] = [channel.unary_unary(MAKE_QUERY) for channel in channels]
     # Queries of one gamma are asked together, as they can share a batch.
@@ -157,15 +158,15 @@ async def right_at(
         data = await call(request.SerializeToString(), timeout=2 * WARM_UP_LATENCY_S, metadata=metadata)
         found[place] = pb.MakeQueryResponse.FromString(data).class_index == label
 
-    try:
-        for first in range(0, len(ordered), TOGETHER):
-            some = ordered[first : first + TOGETHER]
-            await asyncio.gather(*(ask(number, place) for number, place in enumerate(some)))
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-            raise
-        return {}
-    return found
+    for first in range(0, len(ordered), TOGETHER):
+        some = ordered[first : first + TOGETHER]
+        asked = (ask(number, place) for number, place in enumerate(some))
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(error, grpc.aio.AioRpcError):
+                return found, error
+            if error is not None:
+                raise error
+    return found, None
 
 
 def figures(ended: Sequence[Ended], profile: Profile) -> dict[str, Any]:

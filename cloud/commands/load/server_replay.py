@@ -84,12 +84,15 @@ def replay_on_server(
 
     With ``sizes``, the server chooses among models of these sizes (INFaaS), and ``measured`` is their profile.
 
-    Raises IsthmusError if the server does not answer or a task is not registered, and ValueError if the profile is not
-    the server's.
+    The figures are written before the server is asked for answers in pairs, and once more with these. Raises
+    IsthmusError if the server does not answer, a task is not registered, or, after the figures are printed and written,
+    if it did not answer all questions in pairs. Raises ValueError if the profile is not the server's.
     """
     if asked.paired and measured.experts:
         raise ValueError("--paired asks for answers at given gammas, and experts are a second choice: leave it out")
     found: dict[str, Any] = {}
+    refused: list[grpc.aio.AioRpcError] = []
+    bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
 
     async def both() -> dict[str, Any]:
         async with _connected(asked) as channels:
@@ -98,18 +101,19 @@ def replay_on_server(
             outside_s = (found["outside_ms"] or {"p50": 0.0})["p50"] / 1e3
             runs = _simulated(asked, measured, queries, found["took"], outside_s, sizes)
             if asked.paired:
-                known = await _right(asked, ended, runs, pictures, channels)
+                found["paired"] = {"missing": "the replay was stopped before the server was asked"}
+                _write(asked, {"bound": bound, **found}, runs)
+                known, found["paired"], error = await _right(asked, ended, runs, pictures, channels)
+                refused.extend([] if error is None else [error])
                 for run in runs.values():
                     run |= _paired(run["in_time"], known, measured, pictures)
+            _write(asked, {"bound": bound, **found}, runs)
             return runs
 
     try:
         simulated = asyncio.run(both())
     except grpc.aio.AioRpcError as error:
         raise from_status(error.code().value[0], error.details() or "") from error
-    for run in simulated.values():
-        del run["in_time"]
-    bound = clairvoyant_bound(queries, measured, EPSILON, executors=asked.executors)
     typer.echo(f"{asked.policy} on {asked.trace}, by the server, load {asked.load:g}, seed {asked.seed}:")
     typer.echo(
         f"{len(queries)} queries; utility of right answers {found['utility']:.1f} (expected "
@@ -140,9 +144,26 @@ def replay_on_server(
     )
     typer.echo(f"The load generator used {found['generator_processor_share']:.0%} of a processor core.")
     if asked.out is not None:
-        sums = {"policy": asked.policy, "load": asked.load, "seed": asked.seed, "bound": bound, **found}
-        write_atomically(asked.out, json.dumps({**sums, "simulated": simulated}, indent=1) + "\n")
         typer.echo(f"written: {asked.out}")
+    missing = found.get("paired", {}).get("missing")
+    if missing:
+        typer.echo(
+            f"answers in pairs are missing: the server answered {found['paired']['answered']} of "
+            f"{found['paired']['asked']} questions, then said {missing}. What is not known counts by its accuracy.",
+            err=True,
+        )
+    for error in refused:
+        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:  # a policy may choose gamma itself
+            why = f"the questions in pairs failed: {error.details() or ''}"
+            raise from_status(error.code().value[0], why) from error
+
+
+def _write(asked: ReplayOptions, found: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the figures to ``asked.out`` if it is given."""
+    if asked.out is not None:
+        plain = {name: {key: of for key, of in run.items() if key != "in_time"} for name, run in runs.items()}
+        figures = {"policy": asked.policy, "load": asked.load, "seed": asked.seed, **found, "simulated": plain}
+        write_atomically(asked.out, json.dumps(figures, indent=1) + "\n")
 
 
 @asynccontextmanager
@@ -190,14 +211,18 @@ async def _right(
     runs: Mapping[str, Any],
     pictures: Pictures,
     channels: Sequence[grpc.aio.Channel],
-) -> dict[Place, bool]:
+) -> tuple[dict[Place, bool], dict[str, Any], grpc.aio.AioRpcError | None]:
     """Return which of the answers that the simulations gave in time are right, by asking the server for those.
 
-    What the replay itself has shown is not asked again. A policy that chooses gamma itself shows nothing more.
+    What the replay itself has shown is not asked again. Also return how many questions were asked and answered, with
+    the reason if some are missing, and the refusal that ended them.
     """
     known = {_place(each.query, each.gamma, pictures): each.right for each in ended if each.gamma is not None}
     needed = {_place(query, gamma, pictures) for run in runs.values() for query, gamma in run["in_time"]}
-    return known | await right_at(channels, pictures, needed - known.keys(), with_key(key_in(asked.key_file)))
+    places = needed - known.keys()
+    answers, error = await right_at(channels, pictures, places, with_key(key_in(asked.key_file)))
+    why = None if error is None else f"{error.code().name}: {error.details()}"
+    return known | answers, {"asked": len(places), "answered": len(answers), "missing": why}, error
 
 
 def _paired(

@@ -1,14 +1,18 @@
 """`isthmus elastic replay --server`: a trace's queries through gRPC to a running server, beside the same simulated."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
+from isthmus.cloud.commands.load import server_replay
 from isthmus.cloud.commands.load.server_replay import sums
 from isthmus.cloud.elastic.scheduling.levels import level_of
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
@@ -17,6 +21,8 @@ from isthmus.cloud.elastic.scheduling.simulate import Run
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.load.replay import Ended, figures
 from isthmus.data.images import LabelledImages, write_images
+from isthmus.proto.v1 import elastic_pb2 as pb
+from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import ElasticRig, Made, pixels, tiny_profile
 
 TEN = Made.random("ten", 10, gammas=(), seed=1)
@@ -95,9 +101,60 @@ def test_answers_that_nobody_can_ask_for_count_by_their_accuracy(rig: ElasticRig
     with rig.serving(TEN, elastic_policy="fixed:-4") as address:
         code, said = run(rig, address, "--paired")
     assert code == 0 and "(0.0% known)" in said, said
+    assert "answers in pairs are missing: the server answered 0 of" in said.replace("\n", " "), said
     found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
     for simulated in found["simulated"].values():
         assert simulated["right_utility"] == pytest.approx(simulated["expected_utility"])
+
+
+def after_the_replay(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Does something between the last answer of the replay and the first question in pairs."""
+    simulated = server_replay._simulated
+
+    def acted(*args: Any) -> dict[str, Any]:
+        act()
+        return simulated(*args)
+
+    monkeypatch.setattr(server_replay, "_simulated", acted)
+
+
+def test_a_replay_keeps_its_figures_if_the_server_refuses_the_questions_in_pairs(
+    rig: ElasticRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = replace(TEN, spec=replace(TEN.spec, accuracy={-4: 0.9, 0: 0.1}))
+    with rig.serving(served, elastic_policy="priced") as address:
+
+        def remove() -> None:
+            with grpc.insecure_channel(address) as channel:
+                pb_grpc.ElasticServiceStub(channel).RemoveTask(pb.RemoveTaskRequest(name="ten"))
+
+        after_the_replay(monkeypatch, remove)
+        code, said = run(rig, address, "--paired", policy="priced")
+    said = " ".join(said.split())
+    assert code == 1 and "the questions in pairs failed" in said and "Traceback" not in said, said
+    assert "answers in pairs are missing: the server answered 0 of" in said and "NOT_FOUND" in said, said
+    found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
+    assert found["queries"] == found["gammas"]["-4"] > 0 and found["took"] > 0
+    assert found["paired"]["asked"] > 0 == found["paired"]["answered"]
+    assert found["paired"]["missing"].startswith("NOT_FOUND: ")
+    for simulated in found["simulated"].values():
+        assert simulated["answered"] == 0
+        assert simulated["right_utility"] == pytest.approx(simulated["expected_utility"])
+
+
+def test_a_replay_that_is_stopped_before_the_questions_in_pairs_has_written_its_figures(
+    rig: ElasticRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server_replay, "right_at", stopped)
+    with rig.serving(TEN, elastic_policy="fixed:0") as address:
+        code, _ = run(rig, address, "--paired")
+    assert code != 0
+    found = json.loads((rig.folder / "out.json").read_text(encoding="utf-8"))
+    assert found["queries"] > 0 and found["simulated"]["simulated"]["utility"] > 0
+    assert found["paired"] == {"missing": "the replay was stopped before the server was asked"}
 
 
 def test_what_does_not_go_together_is_one_line(rig: ElasticRig) -> None:
