@@ -10,6 +10,9 @@ tokens. Here gamma comes first:
 
 Every query counts by its own deadline. A query that is not worth its time at this price waits until nothing else does.
 Queries that permit only some gammas are kinds of their own, which buy among these gammas.
+
+Latencies may differ by orders of magnitude: a person waits for one answer, and a nightly job for another. Then the
+horizon is that of the impatient queries, and the patient ones share in it as far as their own latency requires.
 """
 
 import math
@@ -36,21 +39,30 @@ LONGEST: Final = 0.0875
 nothing more urgent can start."""
 DEARER: Final = 0.05
 """Exception to ``LONGEST``: no batch is made so small that an image costs more than this share above the least cost."""
+PATIENT: Final = 2.0
+"""A latency of more than this multiple of the shortest one counts as that multiple."""
 UTILITY_STEP: Final = 1.25
 """Queries whose utilities differ by less than about this factor belong to one kind."""
+LATENCY_STEP: Final = 2.0
+"""Queries whose latencies differ by less than about this factor belong to one kind."""
+RECENT: Final = 0.05
+"""A kind is asked for if at least this weight of its arrivals is left in the average of its rate."""
 MAX_IDLE_KINDS: Final = 64
+SHORTEST_S: Final = 1e-3
+"""Shorter latencies count as this one: no batch is faster."""
 MIN_WINDOW_S: Final = 0.1
 MAX_WINDOW_S: Final = 60.0
 
 Waiting = tuple[float, int, Query]
-_Key = tuple[str, int, frozenset[int] | None]
+_Key = tuple[str, int, int, frozenset[int] | None]
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Queries of one task, similar utility and the same permitted gammas.
+    """Queries of one task, similar utility, similar latency and the same permitted gammas.
 
-    The waiting ones, by deadline, and the arrival rate of more.
+    The waiting ones, by deadline, and the arrival rate of more. ``counted_s`` is the latency that counts among all
+    kinds (``PATIENT``).
     """
 
     task: str
@@ -58,7 +70,12 @@ class _Kind:
     gammas: frozenset[int] | None
     latency_s: float
     rate: ArrivalRate
+    counted_s: float
     waiting: list[Waiting] = field(default_factory=list)
+
+    def is_asked_for(self, now_s: float) -> bool:
+        """Returns whether queries wait, or have arrived recently."""
+        return bool(self.waiting) or self.rate.at(now_s) * self.rate.window_s >= RECENT
 
 
 class Priced:
@@ -88,9 +105,10 @@ class Priced:
         if kind is None:
             self._profile.accuracy[query.task]
             self._forget_idle(query.arrival_s)
-            latency_s = query.deadline_s - query.arrival_s
-            window_s = min(max(latency_s, MIN_WINDOW_S), MAX_WINDOW_S)
-            kind = _Kind(query.task, query.utility, query.gammas, latency_s, ArrivalRate(window_s))
+            latency_s = max(query.deadline_s - query.arrival_s, SHORTEST_S)
+            kind = _Kind(
+                query.task, query.utility, query.gammas, latency_s, ArrivalRate(_window_s(latency_s)), latency_s
+            )
             self._kinds[key] = kind
             self._market = None
         kind.rate.add(query.arrival_s)
@@ -117,10 +135,17 @@ class Priced:
     def _asked_for(self, now_s: float) -> tuple[list[float], float]:
         """Returns (arrivals per second of each kind, mean requested latency in seconds).
 
-        Without arrivals the latency is the longest of the known kinds.
+        Without arrivals the latency is the longest of the known kinds. The latencies of patient kinds count as
+        ``PATIENT`` says, and their arrivals are averaged over as long: a burst of them is forgotten within the horizon.
         """
+        shortest_s = min(
+            (kind.latency_s for kind in self._kinds.values() if kind.is_asked_for(now_s)), default=math.inf
+        )
+        for kind in self._kinds.values():
+            kind.counted_s = min(kind.latency_s, PATIENT * shortest_s)
+            kind.rate.average_over(_window_s(kind.counted_s), now_s)
         rates = [kind.rate.at(now_s) for kind in self._kinds.values()]
-        latencies_s = [kind.latency_s for kind in self._kinds.values()]
+        latencies_s = [kind.counted_s for kind in self._kinds.values()]
         total = sum(rates)
         if total > 0:
             return rates, sum(rate * latency_s for rate, latency_s in zip(rates, latencies_s, strict=True)) / total
@@ -133,7 +158,10 @@ class Priced:
         if self._market is None:
             self._market = Market(self._costs_s, [self._gains(kind) for kind in kinds])
         counts_K = np.array(
-            [len(kind.waiting) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
+            [
+                len(kind.waiting) * (kind.counted_s / kind.latency_s) + rate * HORIZON * latency_s
+                for rate, kind in zip(rates, kinds, strict=True)
+            ]
         )
         return self._market.price(counts_K, self.executors * (HORIZON + BACKLOG) * latency_s)
 
@@ -199,7 +227,7 @@ class Priced:
         if len(self._kinds) < MAX_IDLE_KINDS:
             return
         for key, kind in list(self._kinds.items()):
-            if not kind.waiting and kind.rate.at(now_s) * kind.rate.window_s < 0.05:
+            if not kind.is_asked_for(now_s):
                 del self._kinds[key]
 
 
@@ -227,4 +255,9 @@ def _least_size(times_s: tuple[float, ...], epsilon: int) -> int:
 
 def _key(query: Query) -> _Key:
     step = round(math.log(query.utility) / math.log(UTILITY_STEP)) if query.utility > 0 else -(10**6)
-    return query.task, step, query.gammas
+    latency_s = max(query.deadline_s - query.arrival_s, SHORTEST_S)
+    return query.task, step, round(math.log(latency_s) / math.log(LATENCY_STEP)), query.gammas
+
+
+def _window_s(latency_s: float) -> float:
+    return min(max(latency_s, MIN_WINDOW_S), MAX_WINDOW_S)

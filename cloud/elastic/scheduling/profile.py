@@ -5,6 +5,7 @@ image costs several times its share of a large batch. So here time and memory ar
 interpolated.
 """
 
+import copy
 import itertools
 import json
 import math
@@ -12,6 +13,8 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
+
+import numpy as np
 
 from isthmus.cloud.elastic.scheduling.levels import MAX_EXPERTS, fewer_of
 from isthmus.cloud.elastic.scheduling.merge_order import DEFAULT_ORDER, MergeOrder, order_in
@@ -141,10 +144,16 @@ class Profile:
     def slowed(self, factor: float) -> "Profile":
         """Returns a profile in which each batch takes ``factor`` times as long.
 
-        Raises BadProfile for a factor that is not positive.
+        An engine calls it after many batches, so nothing is checked or interpolated again. Raises BadProfile for a
+        factor that is not positive.
         """
-        slower = {gamma: tuple(factor * seconds for seconds in row) for gamma, row in self.latency_s.items()}
-        return replace(self, latency_s=slower)
+        if not 0 < factor < math.inf:
+            raise BadProfile(f"batches cannot take {factor} times as long")
+        slower = copy.copy(self)
+        for name, table in (("latency_s", self.latency_s), ("_times_s", self._times_s)):
+            scaled = {gamma: tuple((factor * np.array(row)).tolist()) for gamma, row in table.items()}
+            object.__setattr__(slower, name, scaled)
+        return slower
 
     def to_json(self) -> str:
         return json.dumps(

@@ -326,6 +326,47 @@ def test_under_overload_ours_comes_first() -> None:
     assert earned["exact"] >= earned["otas"]
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_time_that_some_callers_give_costs_the_others_nothing(share: float) -> None:
+    rng = np.random.default_rng(7)
+    asked = queries_at_load(rng, wandering_rates(rng, 5), 1.5, PROFILE)
+    patient = [replace(query, deadline_s=query.arrival_s + 60) if rng.random() < share else query for query in asked]
+    luck_N = draws(rng, len(asked))
+    hasty, mixed = (
+        simulate(Engine(PROFILE, make_policy("priced", PROFILE)), each, luck_N) for each in (asked, patient)
+    )
+    assert mixed.expected_utility > 0.995 * hasty.expected_utility
+    assert mixed.share(Outcome.LATE) == 0
+    evicted = sum(
+        outcome is Outcome.EVICTED and query.deadline_s - query.arrival_s < 2
+        for query, outcome in zip(patient, mixed.outcomes, strict=True)
+    )
+    assert evicted <= hasty.outcomes.count(Outcome.EVICTED)
+
+
+def test_a_burst_of_patient_queries_is_forgotten_once_others_arrive() -> None:
+    """As after a load generator has warmed a server up, with a minute for each of its queries."""
+    rng = np.random.default_rng(8)
+    asked = queries_at_load(rng, wandering_rates(rng, 5), 1.2, PROFILE)
+    luck_N = draws(rng, len(asked))
+    clean = simulate(Engine(PROFILE, make_policy("priced", PROFILE)), asked, luck_N)
+    policy = Priced()
+    engine = Engine(PROFILE, policy)
+    for number in range(1_000):
+        fixed = frozenset({PROFILE.gammas[number % len(PROFILE.gammas)]})
+        query = Query(10**6 + number, "CIFAR10", -4.0 + number / 500, 56.0, 1.0, fixed)
+        policy.arrived(query)
+        policy.left(query)
+    after = simulate(engine, asked, luck_N)
+    assert after.expected_utility > 0.995 * clean.expected_utility
+
+
+def test_a_choice_is_the_same_when_asked_again() -> None:
+    waiting = queries(40, latency_s=60.0) + [replace(one, id=one.id + 100) for one in queries(9, latency_s=0.3)]
+    policy = told("priced", waiting)
+    assert policy.choose(0.05) == policy.choose(0.05)
+
+
 def test_ten_times_overload_goes_on_doing_useful_work() -> None:
     rng = np.random.default_rng(6)
     asked = queries_at_load(rng, wandering_rates(rng, 3), 10, PROFILE)
