@@ -152,10 +152,10 @@ def replay_on_server(
             f"{found['paired']['asked']} questions, then said {missing}. What is not known counts by its accuracy.",
             err=True,
         )
-    for error in refused:
-        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:  # a policy may choose gamma itself
-            why = f"the questions in pairs failed: {error.details() or ''}"
-            raise from_status(error.code().value[0], why) from error
+    for refusal in refused:
+        if refusal.code() is not grpc.StatusCode.INVALID_ARGUMENT:  # a policy may choose gamma itself
+            why = f"the questions in pairs failed: {refusal.details() or ''}"
+            raise from_status(refusal.code().value[0], why) from refusal
 
 
 def _write(asked: ReplayOptions, found: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> None:
