@@ -44,11 +44,15 @@ def open_microphone(which: str, rate_hz: int, on_block: OnBlock) -> Microphone |
         return None
     if which and Path(which).is_file():
         return SoundFile(Path(which), rate_hz, on_block)
-    if "/" in which or Path(which).suffix.lower() in SOUND_FILES:
-        raise CaptureUnavailable(
-            f"there is no sound file {which!r}: give its path, a microphone's number or a part of its name"
-        )
-    return SoundCard(int(which) if which.isdigit() else which or None, rate_hz, on_block)
+    missing = f"there is no sound file {which!r}: give its path, a microphone's number or a part of its name"
+    if Path(which).suffix.lower() in SOUND_FILES:
+        raise CaptureUnavailable(missing)
+    try:
+        return SoundCard(int(which) if which.isdigit() else which or None, rate_hz, on_block)
+    except CaptureUnavailable as error:
+        if "/" in which:  # the name of a card, or the path of a file
+            raise CaptureUnavailable(f"{error}; {missing}") from error
+        raise
 
 
 class SoundCard:

@@ -149,14 +149,19 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(_number(part, int, option, "a whole number", "0,1,2") for part in listed(text))
 
 
-def numbers(text: str, option: str, *, distinct: bool = False) -> tuple[float, ...]:
+def numbers(text: str, option: str, *, distinct: bool = False, above: float | None = None) -> tuple[float, ...]:
     """Return the numbers of a list with commas. Raises a usage error that names the option.
 
-    With ``distinct``, a number that is there twice is an error too.
+    With ``distinct``, a number that is there twice is an error too. With ``above``, so are a number that is not above
+    it, and an empty list.
     """
     found = tuple(_number(part, _finite, option, "a number", "0.5,1,2") for part in listed(text))
     if distinct and len(set(found)) != len(found):
         raise typer.BadParameter(f"a number of '{text}' is there twice.", param_hint=f"'{option}'")
+    if above is not None and not (found and min(found) > above):
+        wrong = f"{min(found):g} is not above {above:g}" if found else "the list is empty"
+        message = f"{wrong}. Give numbers above {above:g}, such as 0.5,1,2."
+        raise typer.BadParameter(message, param_hint=f"'{option}'")
     return found
 
 

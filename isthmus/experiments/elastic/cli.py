@@ -124,7 +124,7 @@ def elastic_policies(
     result = comparison.run(
         profiles,
         traces.names,
-        loads=numbers(loads, "--loads"),
+        loads=numbers(loads, "--loads", above=0),
         seeds=whole_numbers(seeds, "--seeds"),
         out=out,
         report=_say,
@@ -165,7 +165,7 @@ def warmed_models(
         profile,
         warm,
         traces.names,
-        loads=numbers(loads, "--loads"),
+        loads=numbers(loads, "--loads", above=0),
         seeds=whole_numbers(seeds, "--seeds"),
         out=out,
         report=_say,

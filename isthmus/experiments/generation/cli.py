@@ -40,9 +40,7 @@ def generation(
     names = listed(policies) or list(POLICIES)
     for name in names:
         make_policy(name)
-    found_loads = numbers(loads, "--loads")
-    if not found_loads or min(found_loads) <= 0:
-        raise ValueError("--loads takes numbers above 0")
+    found_loads = numbers(loads, "--loads", above=0)
     if trace is not None:
         read_azure_tokens(trace)
     cells = comparison.cells_of(names, found_loads, whole_numbers(seeds, "--seeds"), requests, trace)

@@ -10,6 +10,7 @@ one process with one thread. The teacher's cache is built once for all devices a
 import copy
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from isthmus.distill.training.teacher_cache import encode_clips
 from isthmus.experiments.personal.cells.cells import Asked
 from isthmus.experiments.personal.cells.methods import METHODS, Method
 from isthmus.experiments.personal.cells.offline import Setting, personalise, upload
-from isthmus.experiments.personal.cells.work import halves
+from isthmus.experiments.personal.cells.work import halves, made_of
 from isthmus.experiments.personal.findings.paired import difference, spread
 from isthmus.experiments.personal.findings.tables import Table, points
 
@@ -126,7 +127,7 @@ def measure(
     out: Path,
     report: Callable[[str], None],
 ) -> list[Spent]:
-    """Measure all loops for every client and seed in turn. Earlier measurements are kept."""
+    """Measure all loops for every client and seed in turn. Earlier measurements of the same data are kept."""
     found = []
     for seed in seeds:
         start, start_heads = release.student(seed), base_heads(release, seed, CPU)
@@ -139,33 +140,48 @@ def measure(
                 bank_probabilities(start_heads, student_outputs(start, release.teacher_head, test_clips, CPU), 1.0),
                 labels_T,
             )
-            setting = Setting(seed)
+            setting, of = Setting(seed), made_of(str(release.root), folder, seed)
             for loop, method in LOOPS.items():
                 path = out / "runs" / f"{loop}-{client}-{seed}-{plain_rounds}x{plain_epochs}.json"
-                if not path.exists():
+                done = _kept(path, of)
+                if done is None:
                     if loop == "plain":
                         rounds, epochs = plain_rounds, plain_epochs
                         student, heads, spent = plain_loop(
                             method.on(release), own, setting, start=start, rounds=rounds, epochs=epochs
                         )
                     else:
-                        epochs = release.recipe.personalise.train.epochs
+                        epochs, work_dir = release.recipe.personalise.train.epochs, out / "work" / path.stem
+                        # A run that was killed leaves a checkpoint, and what goes on from it would seem to cost less.
+                        shutil.rmtree(work_dir, ignore_errors=True)
                         student, heads, trace = personalise(
-                            release, own, method, setting, start=start, work_dir=out / "work" / path.stem, device=CPU
+                            release, own, method, setting, start=start, work_dir=work_dir, device=CPU
                         )
+                        shutil.rmtree(work_dir, ignore_errors=True)
                         rounds, spent = len(trace.selections), trace.compute_s
                     right = accuracy(
                         bank_probabilities(heads, student_outputs(student, release.teacher_head, test_clips, CPU), 1.0),
                         labels_T,
                     )
                     done = Spent(loop, client, seed, rounds, epochs, rounds, spent, right, before)
-                    write_atomically(path, json.dumps(asdict(done), indent=1))
-                found.append(Spent(**json.loads(path.read_text())))
+                    write_atomically(path, json.dumps({"of": of, **asdict(done)}, indent=1))
+                found.append(done)
                 report(
                     f"{loop}, client {client}, seed {seed}: {found[-1].total_s:.0f} s of processor time, "
                     f"{100 * found[-1].accuracy:.1f} %"
                 )
     return found
+
+
+def _kept(path: Path, of: str) -> Spent | None:
+    """Return what was measured before, if it was of the same data, release and student (``made_of``).
+
+    What was measured before the hash was noted is taken by its name.
+    """
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return Spent(**kept) if kept.pop("of", of) == of else None
 
 
 def cache_compute_s(release: Release) -> float:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from typer import Option
 
@@ -11,9 +11,11 @@ from isthmus.command_line import Layout
 Data = Annotated[Path, Option(help="A data set in the published layout of CREMA-D or AVE.")]
 Out = Annotated[Path, Option(help="Folder to write to: cells, result.json, result.md, pictures and report.html.")]
 Preset = Annotated[
-    Literal["thesis", "small", "smoke", "demo", "tiny"],
-    Option(help="Sizes and schedules of a new release: smoke takes minutes, tiny seconds."),
+    Literal["thesis", "small", "smoke", "demo", "tiny"] | None,
+    Option(help="Sizes and schedules of a new release: smoke takes minutes, tiny seconds. Default: small."),
 ]
+PRESET: Final = "small"
+"""The preset of a new release if none is given."""
 Seeds = Annotated[int, Option(help="Number of seeds: 0, 1 and so on. The paper's gaps need 5 or more.", min=1)]
 Workers = Annotated[int, Option(help="Number of processes, each of one thread. 0: one per core.", min=0)]
 Device = Annotated[
@@ -49,7 +51,7 @@ class PaperOptions:
     data: Data
     out: Out
     release: Annotated[Path | None, Option(help="A release to use. Default: one is made in OUT/release.")] = None
-    preset: Preset = "small"
+    preset: Preset = None
     layout: Layout = "auto"
     private_actors: Annotated[
         str, Option(help="For a new release: actors that are kept private, with commas. Each becomes one client.")
@@ -95,7 +97,7 @@ class PeopleOptions:
 
     data: Data
     out: Out
-    preset: Preset = "small"
+    preset: Preset = None
     layout: Layout = "auto"
     methods: Annotated[str, Option(help="Methods, with commas, of those that 'isthmus experiment paper' compares.")] = (
         "all,random,cluster,kept"

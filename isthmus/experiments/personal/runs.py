@@ -46,7 +46,7 @@ from isthmus.experiments.personal.ladder import run as ladder
 from isthmus.experiments.personal.ladder.measure import Row
 from isthmus.experiments.personal.ladder.tables import cloud_section, membership
 from isthmus.experiments.personal.ladder.tables import sections as ladder_sections
-from isthmus.experiments.personal.options import CostOptions, PaperOptions, PeopleOptions
+from isthmus.experiments.personal.options import PRESET, CostOptions, PaperOptions, PeopleOptions
 
 
 def compare_methods(asked: PaperOptions) -> None:
@@ -125,8 +125,9 @@ def leave_people_out(asked: PeopleOptions) -> None:
     plan = ladder.Plan(folds, tuple(range(asked.seeds)), counts)
     made_by(asked.out, _say)
     if trunks is not None and asked.student_trunk is None:
-        measured = ladder.on_trunks(listing, groups, asked.preset, *trunks, plan, asked.out, _say)
-        recipe = recipe_for(listing, asked.preset, trunks=trunks[0])
+        preset = asked.preset or PRESET
+        measured = ladder.on_trunks(listing, groups, preset, *trunks, plan, asked.out, _say)
+        recipe = recipe_for(listing, preset, trunks=trunks[0])
         found = [*ladder_sections(measured.rows), cloud_section(measured.cloud), membership(measured.suspects)]
         _write_people(asked, recipe, [], listing, [], found, measured.rows, {})
         return
@@ -193,14 +194,17 @@ def _release(
     trunks: FoundTrunks | None = None,
 ) -> Release:
     """Open the release at ``root``, or begin it if there is none. No recording and no picture of a new one is public
-    and private at once."""
-    if (root / "recipe.json").exists():
-        return Release.open(root)
-    split = choose_split(listing, private_actors=private_actors, private_list=private_list)
+    and private at once. Raises ValueError if options are given that the release that is there does not have.
+    """
     student_trunk = asked.student_trunk if isinstance(asked, PeopleOptions) else None
+    if (root / "recipe.json").exists():
+        opened = Release.open(root)
+        _check_same(opened, listing, groups, asked, private_actors, private_list, trunks, student_trunk)
+        return opened
+    split = choose_split(listing, private_actors=private_actors, private_list=private_list)
     recipe = recipe_for(
         listing,
-        asked.preset,
+        asked.preset or PRESET,
         asked.held_out,
         asked.balance,
         None if trunks is None else trunks[0],
@@ -210,6 +214,40 @@ def _release(
     for trunk in (recipe.teacher_trunk, recipe.student_trunk):
         weights_file(asked.weights, trunk)
     return begin_release(root, listing, recipe, apart(split, groups))
+
+
+def _check_same(
+    opened: Release,
+    listing: Listing,
+    groups: Groups,
+    asked: PaperOptions | PeopleOptions,
+    private_actors: Sequence[str],
+    private_list: Path | None,
+    trunks: FoundTrunks | None,
+    student_trunk: str | None,
+) -> None:
+    """Raise ValueError if an option of new releases is given that the release has otherwise: nobody's result may be of
+    another release than they asked for."""
+    recipe = opened.recipe
+    options: dict[str, tuple[object, object]] = {
+        "--preset": (asked.preset, recipe.name),
+        "--balance": (asked.balance, recipe.teacher.balance),
+        "--held-out": (asked.held_out, recipe.teacher.held_out),
+        "--modality-dropout": (asked.modality_dropout, recipe.modality_dropout),
+        "--student-trunk": (student_trunk, recipe.student_trunk),
+        "--sound-trunk and --picture-trunk": (None if trunks is None else trunks[0], recipe.pretrained_trunks),
+    }
+    other = [option for option, (given, has) in options.items() if given is not None and given != has]
+    if private_actors or private_list is not None:
+        there = release_split(opened)
+        wanted = apart(choose_split(listing, private_actors=private_actors, private_list=private_list), groups)
+        if set(wanted.clients) != set(there.clients) or not set(wanted.private) <= set(there.private):
+            other.append("--private-actors or --private-list" if isinstance(asked, PaperOptions) else "--together")
+    if other:
+        raise ValueError(
+            f"{opened.root} is a release already, of preset {recipe.name}, and it has other settings than "
+            f"{', '.join(other)}: leave these out to use it, or give another --out to begin a new one"
+        )
 
 
 def _apart(release: Release, groups: Groups) -> dict[str, tuple[str, ...]]:

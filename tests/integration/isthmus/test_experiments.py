@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from isthmus.data.groups import read_groups
 from isthmus.data.layouts.listing import read_listing
 from isthmus.data.synthetic.sets import make_crema_d
 from isthmus.distill.prepare import begin_release, choose_split, release_split
 from isthmus.distill.release import Release
 from isthmus.experiments.cli import app
+from isthmus.experiments.personal import cost, runs
 from isthmus.experiments.personal.cells import study, work
 from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.cost import LOOPS
 from isthmus.experiments.personal.findings.habits import user_of
+from isthmus.experiments.personal.options import PaperOptions
 from tests.rigs.distill.release import tiny_recipe
 
 
@@ -140,6 +143,33 @@ def test_settings_that_make_no_sense_are_refused_at_once(
     assert refused.exit_code in (1, 2) and said in " ".join(refused.output.split()) and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--preset", "smoke"], "other settings than --preset"),
+        (["--balance", "joint", "--held-out", "0.3"], "other settings than --balance, --held-out"),
+        (["--modality-dropout", "0.4"], "other settings than --modality-dropout"),
+        (["--private-actors", "1001"], "other settings than --private-actors or --private-list"),
+    ],
+)
+def test_options_of_a_new_release_are_refused_beside_one_that_differs(
+    data: Path, release: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    usual = paper(data, release, tmp_path, "--scenarios", "sensitive", "--ladder", "none")
+    refused = CliRunner().invoke(app, [str(arg) for arg in (*usual, *words)])
+    assert refused.exit_code == 1 and not (tmp_path / "cells").exists()
+    shown = " ".join(refused.output.split())
+    assert "is a release already, of preset tiny" in shown and said in shown and "give another --out" in shown
+
+
+def test_options_that_the_release_has_are_taken(data: Path, release: Path) -> None:
+    opened, listing = Release.open(release), read_listing(data)
+    has = PaperOptions(data, release, preset="tiny", balance="unimodal", held_out=opened.recipe.teacher.held_out)
+    groups = read_groups(data, [ref.name for ref in listing.refs])
+    for asked, private in ((has, ["1003"]), (PaperOptions(data, release), [])):
+        assert runs._release(release, listing, groups, asked, private, None).root == release
+
+
 def test_a_client_of_too_few_clips_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
     """A tenth of 36 clips is private: a client has one or two of them."""
     words = ["paper", "--data", str(data), "--preset", "tiny", "--out", str(tmp_path), "--workers", "1"]
@@ -182,6 +212,34 @@ def test_a_killed_run_goes_on_with_the_same_numbers(
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     oracle = load(tmp_path / "whole" / "cells", Asked("1003", "sensitive", "oracle", 0))
     assert max(oracle.selected_per_class) - min(oracle.selected_per_class) <= 1, "the client has equal classes"
+
+
+def test_cells_of_other_clips_another_release_or_another_student_are_made_again(
+    data: Path, release: Path, tmp_path: Path
+) -> None:
+    few = ("--scenarios", "sensitive", "--ladder", "none", "--clips-per-cluster", "3")
+    words = paper(data, release, tmp_path, *few)
+    invoke(*words)
+    paths = sorted((tmp_path / "cells").glob("*.json"))
+    first = {path: json.loads(path.read_text()) for path in paths}
+    assert len(first) == 4 and len({cell["of"] for cell in first.values()}) == 1
+    of_other, of_before, *same = paths
+    of_other.write_text(json.dumps({**first[of_other], "of": "0" * 16, "before": 9.0}))
+    of_before.write_text(json.dumps({key: each for key, each in first[of_before].items() if key != "of"}))
+    times = {path: path.stat().st_mtime_ns for path in (of_before, *same)}
+    invoke(*words)
+    assert json.loads(of_other.read_text())["before"] == first[of_other]["before"], "it was made of something else"
+    assert {path: path.stat().st_mtime_ns for path in times} == times, "these are kept"
+    opened = Release.open(release)
+    folder = study.decoded(opened, read_listing(data), {"1003": release_split(opened).clients["1003"]})["1003"]
+    copy = tmp_path / "copy"
+    shutil.copytree(release, copy)
+    assert work.made_of(str(copy), folder, 0) == work.made_of(str(release), folder, 0) == first[of_other]["of"]
+    changed = dataclasses.replace(opened.recipe, heads=dataclasses.replace(opened.recipe.heads, epochs=9))
+    (copy / "recipe.json").write_text(changed.to_json())
+    for cached in (work.made_of, work._release):
+        cached.cache_clear()
+    assert work.made_of(str(copy), folder, 0) != first[of_other]["of"]
 
 
 def test_one_failing_cell_is_named_and_the_others_are_kept(data: Path, release: Path, tmp_path: Path) -> None:
@@ -230,6 +288,15 @@ def test_every_loop_costs_what_it_says(data: Path, release: Path, tmp_path: Path
         ("plain", 2, 4), ("short", 2, 2), ("default", 2, 2),
     ]  # fmt: skip
     assert all(run["compute_s"]["distil"] > 0 and run["compute_s"]["heads"] > 0 for run in runs)
+    assert not list((tmp_path / "work").iterdir()), "a later run finds no checkpoint to go on from"
+    kept = tmp_path / "runs" / "short-1003-0-2x4.json"
+    noted = json.loads(kept.read_text())
+    for of, before in ((noted["of"], 9.0), ("another data set", None)):
+        kept.write_text(json.dumps({**noted, "of": of, "before": 9.0}))
+        found = cost._kept(kept, noted["of"])
+        assert (None if found is None else found.before) == before
+    kept.write_text(json.dumps({name: value for name, value in noted.items() if name != "of"}))
+    assert cost._kept(kept, noted["of"]) is not None, "measured before the hash was noted"
     assert [LOOPS[run["loop"]].heads_on for run in runs] == ["selection", "selection", "all"]
     assert output.count("times less") == 2
 

@@ -27,10 +27,11 @@ def test_the_layouts_and_presets_are_those_that_there_are() -> None:
     from isthmus.command_line import Layout
     from isthmus.data.layouts.listing import AUTO, READERS
     from isthmus.distill.recipes import PRESETS
-    from isthmus.experiments.personal.options import Preset
+    from isthmus.experiments.personal.options import PRESET, Preset
 
     assert set(get_args(get_args(Layout)[0])) == {AUTO, *READERS}
-    assert set(get_args(get_args(Preset)[0])) == set(PRESETS)
+    (named, none) = get_args(get_args(Preset)[0])
+    assert set(get_args(named)) == set(PRESETS) and none is type(None) and PRESET in PRESETS
 
 
 def test_what_a_device_sends_is_what_the_contract_names() -> None:

@@ -187,10 +187,13 @@ def test_options_as_plain_values_and_back() -> None:
 def test_lists() -> None:
     assert listed(" a, b,,") == ["a", "b"]
     assert whole_numbers("2,1", "--x") == (2, 1) and numbers("0.5,1", "--x") == (0.5, 1.0)
+    assert numbers("0", "--x") == (0.0,) and numbers("0.1", "--x", above=0) == (0.1,)
     assert known("b,a", ["a", "b"], "--x") == ("b", "a")
     for wrong in (
         lambda: whole_numbers("1.5", "--x"),
         lambda: numbers("1,1", "--x", distinct=True),
+        lambda: numbers("0,1", "--x", above=0),
+        lambda: numbers("", "--x", above=0),
         lambda: known("", ["a"], "--x"),
     ):
         with pytest.raises(typer.BadParameter):

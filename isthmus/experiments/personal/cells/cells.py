@@ -1,7 +1,7 @@
 """A cell is one measured student: what was asked for, the result, and its two files (JSON and outputs)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -54,6 +54,7 @@ class Cell:
     ``steps``: gradient steps of distillation.
     ``offset_before`` and ``offset``: the base student and this one as a device answers that has learned its user from
     the selection clips, without labels; None if the client is not one person, or the public clips name too few people.
+    ``of``: the hash of what it was made of, see ``work.made_of``; "" in cells of before it was noted.
     """
 
     asked: Asked
@@ -78,6 +79,7 @@ class Cell:
     steps: int = 0
     offset_before: float | None = None
     offset: float | None = None
+    of: str = ""
 
     @property
     def plain(self) -> float:
@@ -111,8 +113,19 @@ def save(folder: Path, cell: Cell, on_selection: Outputs, on_test: Outputs) -> N
     write_atomically(folder / f"{cell.asked.name}.json", json.dumps(asdict(cell), indent=1))
 
 
-def done(folder: Path, asked: Asked) -> bool:
-    return (folder / f"{asked.name}.json").is_file()
+def done(folder: Path, asked: Asked, of: Callable[[], str]) -> bool:
+    """Return whether the cell is there, made of the same data, release and student: ``of`` returns their hash.
+
+    A cell of before the hash was noted is taken by its name. One that cannot be read counts as done: ``load`` says what
+    to do with it.
+    """
+    try:
+        noted = json.loads((folder / f"{asked.name}.json").read_text()).get("of", "")
+    except FileNotFoundError:
+        return False
+    except (ValueError, AttributeError):
+        return True
+    return not noted or noted == of()
 
 
 def load(folder: Path, asked: Asked) -> Cell:

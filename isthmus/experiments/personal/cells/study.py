@@ -20,6 +20,7 @@ from isthmus.experiments.personal.cells.work import (
     StudentTask,
     TeachTask,
     halves,
+    made_of,
     make_cell,
     make_seed,
     teach,
@@ -109,7 +110,9 @@ def run(
         )
         for part in parts
         for asked in part.asked
-        if not cells.done(out / "cells", asked)
+        if not cells.done(
+            out / "cells", asked, partial(made_of, str(part.release.root), part.clients[asked.client], asked.seed)
+        )
     ]
     everywhere(make_cell, tasks, what="cells")
     return [cells.load(out / "cells", asked) for part in parts for asked in part.asked]

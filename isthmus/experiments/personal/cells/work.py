@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from isthmus.data.cache.keys import digest
 from isthmus.data.cache.read import ClipArrays
 from isthmus.data.splits import latency_halves
 from isthmus.distill.models.heads import HeadBank
@@ -22,6 +23,7 @@ from isthmus.distill.student.base import base_heads, make_base, make_student
 from isthmus.distill.student.evaluate import StudentOutputs, accuracy, bank_probabilities, student_outputs
 from isthmus.distill.student.measure import head_shares
 from isthmus.distill.teacher.teach import cache_teacher_outputs, train_teacher
+from isthmus.distill.training.checkpoint import state_hash
 from isthmus.distill.training.loop import pick_device
 from isthmus.distill.training.teacher_cache import encode_clips, evaluation_mean, head_probabilities
 from isthmus.edge.own_clips.habits import learn
@@ -103,7 +105,7 @@ def make_seed(task: StudentTask) -> str:
 def make_cell(task: CellTask) -> str:
     """Make and measure one student, unless that was done. Returns a line about it."""
     folder = Path(task.cells)
-    if not cells.done(folder, task.asked):
+    if not cells.done(folder, task.asked, functools.partial(made_of, task.release, task.clips, task.asked.seed)):
         _make_cell(task, folder)
     cell = cells.load(folder, task.asked)
     return (
@@ -119,7 +121,8 @@ def _make_cell(task: CellTask, folder: Path) -> None:
     selection_clips, test_clips = everyone.subset(chosen), everyone.subset(tested)
     start, start_heads = _base(task.release, asked.seed, task.device)
     method = METHODS[asked.method]
-    work_dir = Path(task.work) / asked.name
+    of = made_of(task.release, task.clips, asked.seed)
+    work_dir = Path(task.work) / f"{asked.name}.{of}"
     student, heads, trace = start, start_heads, Trace(selections=[Selection.whole(len(release.public.names))])
     if method.sent is not Sent.NOTHING:
         student, heads, trace = personalise(
@@ -163,6 +166,7 @@ def _make_cell(task: CellTask, folder: Path) -> None:
         masks=measure.accuracy_by_mask(heads, after, labels_T),
         masks_read=measure.accuracy_by_mask(heads, after, labels_T, habits) if habits is not None else {},
         steps=trace.steps,
+        of=of,
     )
     if offset.can_be_measured(release, everyone):
         of_base = _person_model(task.release, asked.seed, task.device)
@@ -177,6 +181,23 @@ def _make_cell(task: CellTask, folder: Path) -> None:
             )
     cells.save(folder, cell, on_selection, on_test)
     shutil.rmtree(work_dir, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=1_024)
+def made_of(release: str, clips: str, seed: int) -> str:
+    """Return 16 hex digits over recipe, teacher, public clips, the seed's base student, and the client's clips.
+
+    Another data set, preset or training in the same folder has another hash. ``clips``: see CellTask.
+    """
+    opened, own = _release(release), _clips(clips)
+    labels = ",".join(map(str, np.asarray(own.labels_N)))
+    mine = digest([own.content_hash, *own.names, labels])
+    return opened.recipe.hash(opened.outputs_key(), _student_hash(release, seed), mine)
+
+
+@functools.lru_cache(maxsize=64)
+def _student_hash(release: str, seed: int) -> str:
+    return state_hash([_release(release).student(seed)])
 
 
 def picks_of(release: Release, everyone: ClipArrays, asked: Asked) -> int:

@@ -15,6 +15,7 @@ from isthmus.edge.capture.sources import CaptureUnavailable
 
 RATE_HZ = 1_000
 DAY_S = 86_400.0
+NAME = "HDA Intel PCH: ALC295 Analog/Front (hw:0,0)"
 
 
 class Card:
@@ -39,7 +40,9 @@ class Card:
     def _initialize(self) -> None:
         self.initialised, self.rates = True, self.plugged_in
 
-    def check_input_settings(self, *, samplerate: int, **ignored: object) -> None:
+    def check_input_settings(self, *, device: object, samplerate: int, **ignored: object) -> None:
+        if isinstance(device, str) and device not in NAME:
+            raise ValueError(f"No input device matching {device!r}")
         if samplerate not in self.rates:
             raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
 
@@ -88,6 +91,12 @@ def test_without_a_card_or_the_library_the_way_out_is_said(card: Card, monkeypat
     with pytest.raises(CaptureUnavailable, match=r"pip install 'isthmus\[live\]'"):
         open_microphone("", 16_000, lambda *block: None)
     assert open_microphone("none", 16_000, lambda *block: None) is None
+
+
+@pytest.mark.parametrize("which", ["Analog/Front", "ALC295", NAME])
+def test_a_card_is_found_by_a_part_of_its_name_also_with_a_slash(card: Card, which: str) -> None:
+    assert open_microphone(which, RATE_HZ, lambda *block: None) is not None
+    assert card.opened_hz == RATE_HZ
 
 
 @pytest.mark.parametrize("which", ["faces/AudioWAV/none", "voice.WAV"])

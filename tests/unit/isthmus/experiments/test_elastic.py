@@ -70,6 +70,8 @@ def test_the_command_draws_every_picture(tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     broken = CliRunner().invoke(experiment, [*args, "--policies", "best"])
     assert broken.exit_code == 1 and "no policy 'best'" in broken.output
+    nothing = CliRunner().invoke(experiment, [*args, "--loads", "0"])
+    assert nothing.exit_code == 2 and "0 is not above 0" in nothing.output
 
 
 def test_the_modelled_profile_merges_cheaply() -> None:
