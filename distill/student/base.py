@@ -81,7 +81,7 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     measured = measure_public(release, student, heads, everything, device, encoded)
     if release.recipe.student_precision == "int8":
         made, in_int8 = quantise_student(release, part, heads, everything, person)
-        log.log(logging.INFO if made.used else logging.WARNING, "%s", made)
+        log.info("%s", made)  # commands print it, and a warning would be printed beside that
         write_measure(made, part)
         measured = in_int8 or measured
     (part / "measured.json").write_text(json.dumps(asdict(measured)))

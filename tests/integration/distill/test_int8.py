@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -171,7 +172,7 @@ def test_a_device_of_an_earlier_release_runs_it(in_int8: Release, wheel: Path, t
         [sys.executable, "-P", "-c", _OLD_DEVICE, in_int8.base_dir, given, answer],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "old")},
         check=True,
-        timeout=120,
+        timeout=600,
     )
     present = StudentEncoder(in_int8.base_dir)
     np.testing.assert_allclose(np.load(answer), present.local_probabilities(present.features(*clip)), atol=1e-6)
@@ -205,6 +206,16 @@ def test_a_student_that_int8_changes_too_much_stays_float32(
     assert (made.used, measured) == (False, None)
     assert "encoders stay float32, because int8 loses too much" in str(made)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_base_student_that_stays_float32_is_said_once(
+    in_int8: Release, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(int8, "LEAST_AGREEMENT", 1.01)
+    done = CliRunner().invoke(app, ["student", "--release", str(in_int8.root)])
+    assert done.exit_code == 0, done.output
+    assert " ".join(done.output.split()).count("encoders stay float32") == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "it is on stderr, too"
 
 
 @pytest.mark.parametrize(("most_loss", "least_agreement"), [(0.01, 0.95), (1.0, 0.0), (-1.0, 0.0)])
