@@ -53,8 +53,8 @@ class SwapPool:
         self._sleep = sleep
         self._far: OrderedDict[int, _Far] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="isthmus-swap")
-        self._copies = 0
-        """Copies out that were asked for since the start."""
+        self._changes = 0
+        """Copies out that were asked for, and drops, since the start."""
         self.copied_bytes = 0
         """Bytes copied out since the start."""
 
@@ -76,8 +76,7 @@ class SwapPool:
         far.tokens = new.stop
         if new.start < new.stop:
             far.pieces.append(self._thread.submit(self._copied, keys_LKPD[:, :, new], values_LKPD[:, :, new]))
-            self._copies += 1
-            self._thread.submit(self._settle, self._copies)
+            self._settle_later()
 
     def take(self, id: int) -> tuple[Tensor, Tensor]:
         """Returns a request's keys and values, and waits for their copies. A copy stays, if there is room for it."""
@@ -88,9 +87,12 @@ class SwapPool:
         return keys, values
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Forgets these requests. Unknown ids are ignored."""
+        """Forgets these requests, and gives their memory back to the system meanwhile. Unknown ids are ignored."""
+        dropped = False
         for id in ids:
-            self._far.pop(id, None)
+            dropped |= self._far.pop(id, None) is not None
+        if dropped:
+            self._settle_later()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -110,9 +112,13 @@ class SwapPool:
         self.copied_bytes += size
         return self._place(keys_LKPD), self._place(values_LKPD)
 
-    def _settle(self, copies: int) -> None:
-        """Gives what was copied back to the system after the last copy of several: the C library would keep it."""
-        if copies == self._copies:
+    def _settle_later(self) -> None:
+        self._changes += 1
+        self._thread.submit(self._settle, self._changes)
+
+    def _settle(self, changes: int) -> None:
+        """Gives freed memory back to the system after the last change of several: the C library would keep it."""
+        if changes == self._changes:
             give_back()
 
     def _place(self, source: Tensor) -> Tensor:

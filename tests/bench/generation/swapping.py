@@ -53,9 +53,16 @@ def swapped(requests: int, tokens: int, away: int, folder: Path | None) -> list[
     note(f"{requests} requests")
     for id in range(requests - away, requests):
         pool.put(id, *cache.taken(id))
+    pool._thread.submit(lambda: None).result()  # all copies are made, and freed memory is given back
     pool.close()
     note(f"{away} of them swapped")
     return rows
+
+
+def swapped_apart(requests: int, tokens: int, away: int, folder: Path | None) -> list[dict[str, Any]]:
+    """The same in a process of its own: what others have freed and kept for themselves is not in its figures."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(swapped, requests, tokens, away, folder).result()
 
 
 def main() -> None:
@@ -69,9 +76,7 @@ def main() -> None:
     report = Report("memory of swapped requests", config, ("torch",))
     with TemporaryDirectory() as name:
         for folder in (None, Path(name)):
-            # A process each: what one has freed and kept for itself is not the other's.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                report.rows += pool.submit(swapped, asked.requests, asked.tokens, asked.away, folder).result()
+            report.rows += swapped_apart(asked.requests, asked.tokens, asked.away, folder)
     columns: dict[str, Any] = {name: lambda row, name=name: row[name] for name in ("pool", "state")}
     columns |= {name: lambda row, name=name: f"{row[name]:.0f}" for name in ("cache_mb", "anonymous_mb", "mapped_mb")}
     report.finish(columns, asked.out)

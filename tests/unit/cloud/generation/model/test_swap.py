@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from isthmus.cloud.generation.model import swap
 from isthmus.cloud.generation.model.configuration import LlamaConfig
 from isthmus.cloud.generation.model.executor import ModelExecutor, make_cache
 from isthmus.cloud.generation.model.llama import Llama
@@ -19,7 +20,7 @@ from isthmus.cloud.generation.scheduling.policy import Limits
 from isthmus.cloud.generation.scheduling.profile import reference_profile
 from isthmus.cloud.generation.scheduling.request import Request, Sampling
 from isthmus.cloud.generation.scheduling.step import Drawn, Ended
-from tests.bench.generation.swapping import swapped
+from tests.bench.generation.swapping import swapped_apart
 from tests.rigs.generation.llama import save_tiny_llama
 
 
@@ -57,6 +58,20 @@ def test_copies_of_those_who_came_back_make_room_and_the_others_never() -> None:
     pool.close()
 
 
+def test_the_memory_of_dropped_requests_is_given_back_without_a_further_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    pool = SwapPool(20)
+    monkeypatch.setattr(swap, "give_back", lambda: given.append(pool.tokens))
+    pool.put(1, *tensors(8))
+    pool.take(1)
+    pool.put(2, *tensors(8, seed=1))
+    pool.drop([7])
+    pool.drop([1, 2])
+    pool._thread.submit(lambda: None).result()  # all that was asked for before is done
+    pool.close()
+    assert given[-1] == 0, "after the last drop"
+
+
 def test_a_slow_bus_holds_up_only_who_waits_for_it() -> None:
     slept: list[float] = []
     pool = SwapPool(10, bytes_per_s=1_000.0, sleep=slept.append)
@@ -68,7 +83,7 @@ def test_a_slow_bus_holds_up_only_who_waits_for_it() -> None:
 
 
 def test_the_resident_memory_of_the_cache_falls_if_the_pool_is_in_files(tmp_path: Path) -> None:
-    full, less = swapped(requests=8, tokens=512, away=6, folder=tmp_path)
+    full, less = swapped_apart(requests=8, tokens=512, away=6, folder=tmp_path)
     freed = full["cache_mb"] - less["cache_mb"]
     assert freed > 40 and full["anonymous_mb"] - less["anonymous_mb"] > 0.9 * freed
     assert less["mapped_mb"] - full["mapped_mb"] > 0.7 * 6 * 512 * 23_040 / 1e6, "it is in mapped files now"
