@@ -5,7 +5,6 @@ given (extra "otel"). Which traces are recorded depends on the trace's id alone:
 and no client can ask for more. A long stream has no open span: its opening is recorded, and then each piece of work.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,11 +34,11 @@ def current() -> TraceContext | None:
     return None if here is None else here.context
 
 
-def past(name: str, ended_ago_s: float, took_s: float, **attributes: Value) -> None:
-    """Record a span of the current trace that has ended ``ended_ago_s`` ago and took ``took_s``."""
+def past(name: str, took_s: float, *, ended_s: float, **attributes: Value) -> None:
+    """Record a span of the current trace that took ``took_s`` and ended at ``ended_s`` (Unix seconds)."""
     here = _HERE.get()
     if here is not None and here.traces is not None:
-        here.traces.record(name, here.context, ended_ago_s, took_s, attributes)
+        here.traces.record(name, here.context, took_s, ended_s, attributes)
 
 
 class Traces:
@@ -80,11 +79,10 @@ class Traces:
         _HERE.set(here)
 
     def record(
-        self, name: str, parent: TraceContext, ended_ago_s: float, took_s: float, attributes: dict[str, Value]
+        self, name: str, parent: TraceContext, took_s: float, ended_s: float, attributes: dict[str, Value]
     ) -> None:
         """Record a span that has ended, see ``past``."""
         if self._tracer is not None:
-            ended_s = time.time() - ended_ago_s
             began_ns = int((ended_s - took_s) * 1e9)
             span = self._tracer.start_span(name, _as_remote(parent), attributes=attributes, start_time=began_ns)
             span.end(int(ended_s * 1e9))

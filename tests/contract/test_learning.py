@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,9 @@ def test_a_step_that_is_ended_leaves_none_of_its_persons_files(
     def forgotten(epoch: int, epochs: int) -> None:
         (said,) = [record for record in caplog.records if "a step runs on Ray" in record.message]
         assert isinstance(said.args, tuple)
-        opened = [os.readlink(each) for each in Path(f"/proc/{said.args[0]}/fd").iterdir() if each.is_symlink()]
-        folders.extend(Path(path) for path in opened if PREFIX in path)
+        for each in Path(f"/proc/{said.args[0]}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was closed meanwhile
+                folders.extend([Path(path)] if PREFIX in (path := os.readlink(each)) else [])
         assert [len(list(folder.iterdir())) for folder in folders] == [1], "the checkpoint of the first epoch"
         raise NotYours("no such job")
 

@@ -33,6 +33,7 @@ from isthmus.proto.messages import FeatureFrame, Features, NumberType, Prototype
 from isthmus.proto.v1 import isthmus_pb2_grpc as rpc
 from tests.rigs.edge.faulty_link import faulty_link
 from tests.rigs.edge.memory_service import Servicer, served
+from tests.rigs.project.patience import HANGS_S
 
 PROTOTYPES = Prototypes(
     np.array([[0.5, 0.5, 0.0]], np.float32), np.array([4], np.int32), UploadMode.PROTOTYPES, min_cluster=3
@@ -139,29 +140,29 @@ def test_a_student_in_chunks_from_any_offset(known: Shore) -> None:
 
 
 def test_answers_and_a_refused_frame_in_one_session(known: Shore) -> None:
-    session = known.link.open_infer("final", timeout_s=30)
-    answered = session.ask(1, frame(), timeout_s=60)
+    session = known.link.open_infer("final", timeout_s=HANGS_S)
+    answered = session.ask(1, frame(), timeout_s=HANGS_S)
     assert answered.sequence == 1
     assert answered.probabilities_C is not None
     assert answered.probabilities_C.sum() == pytest.approx(1)
-    refused = session.ask(2, frame(ratio=3.0), timeout_s=60)
+    refused = session.ask(2, frame(ratio=3.0), timeout_s=HANGS_S)
     assert refused.probabilities_C is None
     assert "ratio 3 is unknown" in refused.error_message
-    assert session.ask(3, frame(), timeout_s=60).probabilities_C is not None
+    assert session.ask(3, frame(), timeout_s=HANGS_S).probabilities_C is not None
     session.close()
     assert known.link.traffic.up_bytes["inference"] >= 3 * len(frame())
 
 
 def test_the_cloud_gone_in_mid_session_and_back(known: Shore) -> None:
-    session = known.link.open_infer("final", timeout_s=30)
-    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
+    session = known.link.open_infer("final", timeout_s=HANGS_S)
+    assert session.ask(1, frame(), timeout_s=HANGS_S).probabilities_C is not None
     known.cloud.reachable = False
     with pytest.raises(Unavailable):
-        session.ask(2, frame(), timeout_s=60)
+        session.ask(2, frame(), timeout_s=HANGS_S)
     session.close()
     known.cloud.reachable = True
-    again = known.link.open_infer("final", timeout_s=30)
-    assert again.ask(1, frame(), timeout_s=60).probabilities_C is not None
+    again = known.link.open_infer("final", timeout_s=HANGS_S)
+    assert again.ask(1, frame(), timeout_s=HANGS_S).probabilities_C is not None
     again.close()
 
 
@@ -169,20 +170,20 @@ def test_an_answer_that_does_not_come_in_time(known: Shore) -> None:
     if known.stall is None:
         pytest.skip("a call in memory cannot hang")
     known.stall.clear()
-    session = known.link.open_infer("final", timeout_s=30)
+    session = known.link.open_infer("final", timeout_s=HANGS_S)
     with pytest.raises(TooLate, match="no answer within"):
         session.ask(1, frame(), timeout_s=0.05)
     with pytest.raises(TooLate):
-        session.ask(2, frame(), timeout_s=60)
+        session.ask(2, frame(), timeout_s=HANGS_S)
     session.close()
 
 
 def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
     if known.stall is None:
         pytest.skip("a call in memory cannot hang")
-    session = known.link.open_infer("final", timeout_s=30)
+    session = known.link.open_infer("final", timeout_s=HANGS_S)
     session.send(1, frame())
-    assert session.receive(1, timeout_s=60).probabilities_C is not None
+    assert session.receive(1, timeout_s=HANGS_S).probabilities_C is not None
     known.stall.clear()
     session.send(2, frame())
     with pytest.raises(TooLate, match="no answer within"):
@@ -190,16 +191,16 @@ def test_a_late_answer_ends_nothing_and_is_found_later(known: Shore) -> None:
     assert session.late() == []
     known.stall.set()
     session.send(3, frame())
-    assert session.receive(3, timeout_s=60).sequence == 3
+    assert session.receive(3, timeout_s=HANGS_S).sequence == 3
     (late,) = session.late()
-    assert late[0] == 2 and 0 <= late[1] < 60
+    assert late[0] == 2 and 0 <= late[1] < HANGS_S
     session.close()
 
 
 def test_a_link_whose_connection_is_renewed_goes_on(known: Shore) -> None:
     known.link.renew()
-    session = known.link.open_infer("final", timeout_s=30)
-    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
+    session = known.link.open_infer("final", timeout_s=HANGS_S)
+    assert session.ask(1, frame(), timeout_s=HANGS_S).probabilities_C is not None
     session.close()
 
 
@@ -265,7 +266,7 @@ def test_a_call_without_an_answer_replaces_the_channel(students: Any, monkeypatc
     )
     with pytest.raises(Unavailable, match="in time"):
         link.enrol("kiosk", "")
-    monkeypatch.setattr(over_grpc, "CALL_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(over_grpc, "CALL_TIMEOUT_S", HANGS_S)
     assert link.enrol("kiosk", "").device_id == "device-1"
     link.close()
     silent.close()
@@ -314,8 +315,8 @@ def test_grpcs_own_overload_is_busy(students: Any) -> None:
     server.start()
     link = GrpcLink(open_channel(f"127.0.0.1:{port}"))
     link.authenticate(link.enrol("kiosk", "").token)
-    session = link.open_infer("base", timeout_s=60)
-    assert session.ask(1, frame(), timeout_s=60).probabilities_C is not None
+    session = link.open_infer("base", timeout_s=HANGS_S)
+    assert session.ask(1, frame(), timeout_s=HANGS_S).probabilities_C is not None
     with pytest.raises(Busy, match="limit exceeded"):
         link.describe_student("")
     session.close()

@@ -147,8 +147,9 @@ class Elastic:
         answer = await self.live.ask(
             task, image, arrival_s=arrival_s, latency_s=latency_s, utility=utility, gammas=gammas
         )
-        tracing.past("queue", answer.run_s, answer.queue_s, task=task.name)
-        tracing.past("batch", 0.0, answer.run_s, task=task.name, gamma=answer.gamma, in_time=answer.in_time)
+        ended_s, gamma, in_time = time.time(), answer.gamma, answer.in_time
+        tracing.past("queue", answer.queue_s, ended_s=ended_s - answer.run_s, task=task.name)
+        tracing.past("batch", answer.run_s, ended_s=ended_s, task=task.name, gamma=gamma, in_time=in_time)
         return answer
 
 

@@ -12,7 +12,6 @@ import asyncio
 import http.client
 import io
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.bench.cloud.stream import ECHO, START_TIMEOUT_S, percentiles
 from tests.bench.harness import Report, Spread, shown
 from tests.bench.vit32 import GAMMAS, SIDE, head_only, profile_of_nothing, save_vit
+from tests.rigs.project.ports import free_port
 
 TASK = "task"
 
@@ -159,12 +159,6 @@ async def measure(
                 "added_p99_s": Spread.of([p99_s for _, p99_s in waits_s]).to_json(),
             }
         )
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def main(

@@ -19,6 +19,7 @@ from isthmus.proto.errors import InvalidInput
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from isthmus.proto.v1 import isthmus_pb2_grpc as pb_grpc
 from tests.rigs.cloud.certificate import Authority
+from tests.rigs.project.patience import HANGS_S
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -59,7 +60,7 @@ def test_a_certificate_is_replaced_under_load_and_no_call_fails(rig: Any, tmp_pa
                 assert await rig.enrol(after)
             async with channel(server.port, old.path) as late:
                 request = pb.EnrolRequest(device_name="late")
-                call = pb_grpc.PersonalisationServiceStub(late).Enrol(request, timeout=60.0)
+                call = pb_grpc.PersonalisationServiceStub(late).Enrol(request, timeout=HANGS_S)
                 assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAVAILABLE
             reached = done
             while done < reached + 4:
@@ -102,7 +103,7 @@ def test_a_device_is_bound_to_the_certificate_with_which_it_enrolled(rig: Any, t
             link.close()
             for pair in (None, theirs.sign("kiosk-1")):
                 async with channel(server.port, ours.path, pair) as foreign:
-                    call = pb_grpc.PersonalisationServiceStub(foreign).Enrol(pb.EnrolRequest(), timeout=60.0)
+                    call = pb_grpc.PersonalisationServiceStub(foreign).Enrol(pb.EnrolRequest(), timeout=HANGS_S)
                     assert (await rig.refusal(call))[0] is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(scenario())
@@ -147,7 +148,7 @@ def test_metrics_beyond_loopback_need_a_certificate_and_health_needs_none(rig: A
         context = ssl.create_default_context(cafile=str(ours.path))
         if own:
             context.load_cert_chain(own_cert, own_key)
-        with urlopen(f"https://localhost:{port}/metrics", context=context, timeout=60) as reply:
+        with urlopen(f"https://localhost:{port}/metrics", context=context, timeout=HANGS_S) as reply:
             return str(reply.read().decode())
 
     async def scenario() -> tuple[str, int, tuple[grpc.StatusCode, str]]:
@@ -159,7 +160,7 @@ def test_metrics_beyond_loopback_need_a_certificate_and_health_needs_none(rig: A
                 await asyncio.to_thread(scraped, server.metrics_port, False)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.health_port}", OWN_CONNECTION) as probe:
                 check = health_pb2_grpc.HealthStub(probe).Check(health_pb2.HealthCheckRequest())
-                other = pb_grpc.PersonalisationServiceStub(probe).Enrol(pb.EnrolRequest(), timeout=60.0)
+                other = pb_grpc.PersonalisationServiceStub(probe).Enrol(pb.EnrolRequest(), timeout=HANGS_S)
                 return text, (await check).status, await rig.refusal(other)
 
     text, status, refused = asyncio.run(scenario())

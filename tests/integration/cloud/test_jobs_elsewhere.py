@@ -17,11 +17,31 @@ from isthmus.cloud.personalise.job import Job
 from isthmus.cloud.personalise.students import HEADS_FILE
 from isthmus.cloud.store.database import Database
 from isthmus.proto.messages import Stage
+from tests.rigs.cloud.extension import install_extension
 from tests.rigs.cloud.postgres import Cluster, running_cluster
+from tests.rigs.project.patience import reached
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # a minute when idle: processes that import torch and Ray
 
 WAIT_S = 1500.0
+HELD = """
+import time
+from pathlib import Path
+
+from isthmus.cloud.personalise import distilling
+
+before = distilling.DistillLearning.distil
+
+def distil(self, work, on_epoch):
+    def held(epoch, epochs):
+        on_epoch(epoch, epochs)
+        while not Path({let_go!r}).exists():
+            time.sleep(0.01)
+
+    before(self, work, held)
+
+distilling.DistillLearning.distil = distil
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +94,19 @@ def test_a_service_on_ray_selects_in_shards_and_makes_the_same_student(
     assert found == whole
 
 
-def test_a_database_that_restarts_in_mid_job_loses_nothing(rig: Any, cluster: Cluster) -> None:
+def test_a_database_that_restarts_in_mid_job_loses_nothing(
+    rig: Any, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The job is held after its first epoch until the database has gone. It comes back once the worker has met that."""
     unharmed = personalised(type(rig)(rig.release, rig.state.with_name("unharmed")))
+    let_go, said = tmp_path / "let go", ""
+    install_extension(tmp_path, HELD.format(let_go=str(let_go)), monkeypatch)
+
+    def paused() -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return "the worker pauses" in said
+
     with cluster.database() as database:
         database.migrate()
         url = database.url.render_as_string(hide_password=False)
@@ -83,13 +114,14 @@ def test_a_database_that_restarts_in_mid_job_loses_nothing(rig: Any, cluster: Cl
         async def scenario() -> tuple[Job, Job, float]:
             async with rig.running(workers=1, worker_threads=1, database=url) as (_, channel):
                 started = await rig.start(await rig.enrol(channel))
-                before = await until(url, started.job_id, lambda job: job.stage is Stage.DISTILLING)
+                before = await until(url, started.job_id, lambda job: job.epoch == 1)
                 await asyncio.to_thread(cluster.stop)
                 stopped_s = time.time()
-                await asyncio.sleep(1.0)  # the worker meets a database that is not there
+                let_go.touch()
+                await reached(paused)
                 await asyncio.to_thread(cluster.start)
                 return before, await until(url, started.job_id, lambda job: False), stopped_s
 
         before, ended, stopped_s = asyncio.run(scenario())
-    assert not before.stage.ended and ended.updated_s > stopped_s, "it was in progress"
+    assert before.stage is Stage.DISTILLING and ended.updated_s > stopped_s, "it was in progress"
     assert student(rig.state, ended) == unharmed

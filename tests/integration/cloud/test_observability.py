@@ -66,15 +66,17 @@ def test_every_query_of_boards_and_alerts_has_a_result_on_a_service_under_load(
         prometheus.wait_for('rate(isthmus_elastic_arrivals_total{task="ten"}[1m]) > 0')
         for board in BOARDS:
             for title, text in expressions(board).items():
-                found = prometheus.query(text)
-                assert found or "isthmus_generate_" in text or "isthmus_tenant_" in text, f"{board.name}: {title}"
+                if "isthmus_generate_" in text or "isthmus_tenant_" in text:
+                    prometheus.query(text)
+                else:  # a scrape that a busy machine misses leaves no result for a moment
+                    prometheus.wait_for(text, f"{board.name}: {title}")
         for rule in RULES:
             prometheus.query(rule["expr"])
-        missing = {name for name in names if not prometheus.query(f"{{__name__=~'{name}'}}")}
-        assert not {name for name in missing if not name.startswith(("isthmus_generate_", "isthmus_t"))}
-        (arrived,) = prometheus.query('isthmus_elastic_arrivals_total{task="ten"}')
-        ended = prometheus.query('sum(isthmus_elastic_queries_total{task="ten"}) + sum(isthmus_elastic_pending)')
-        assert float(arrived["value"][1]) == float(ended[0]["value"][1]) == 18.0
+        for name in sorted(names):
+            if not name.startswith(("isthmus_generate_", "isthmus_t")):
+                prometheus.wait_for(f"{{__name__=~'{name}'}}")
+        prometheus.wait_for('isthmus_elastic_arrivals_total{task="ten"} == 18')
+        prometheus.wait_for('sum(isthmus_elastic_queries_total{task="ten"}) + sum(isthmus_elastic_pending) == 18')
 
     async def scenario() -> None:
         async with rig.running(THREE[0], release=tiny_release, workers=0, metrics_port=0) as (server, channel):

@@ -1,8 +1,6 @@
 """A job that really kills every process that takes it, a worker or one on Ray: it fails, and the next one is done."""
 
 import asyncio
-import os
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,17 @@ from isthmus.cloud.personalise import job_rows, supervisor
 from isthmus.cloud.personalise.job import MAX_ATTEMPTS
 from isthmus.cloud.store.database import Database
 from isthmus.proto.messages import Stage
+from tests.rigs.cloud.extension import install_extension
 
 POISON_SEED = 666
 
 
 @pytest.fixture
 def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install an extension in worker processes, as a package would: a job of one seed ends its process by SIGSEGV."""
-    folder = tmp_path / "packages"
-    (folder / "deadly-1.dist-info").mkdir(parents=True)
-    (folder / "deadly-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1\n")
-    (folder / "deadly-1.dist-info" / "entry_points.txt").write_text("[isthmus.extensions]\ndeadly = deadly\n")
-    (folder / "deadly.py").write_text(
-        textwrap.dedent(f"""
+    """Let a job of one seed end its process by SIGSEGV."""
+    install_extension(
+        tmp_path,
+        f"""
         import os, signal
         from isthmus.cloud.personalise import distilling
 
@@ -37,10 +33,9 @@ def deadly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return before(self, prototypes, round=round, seed=seed)
 
         distilling.DistillLearning.select = select
-        """)
+        """,
+        monkeypatch,
     )
-    paths = (str(folder), os.environ.get("PYTHONPATH", ""))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 @pytest.mark.timeout(1800)

@@ -25,6 +25,7 @@ from isthmus.proto.messages import Stage
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.postgres import Cluster, running_cluster
 from tests.rigs.cloud.service import Client
+from tests.rigs.project.patience import HANGS_S
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +175,9 @@ def test_two_versions_serve_one_database_at_once(database: Database) -> None:
 def test_a_new_job_wakes_workers_on_other_machines(database: Database) -> None:
     heard = threading.Semaphore(0)
     stop = news.listen(database, job_rows.CHANNEL, heard.release)
-    assert heard.acquire(timeout=60), "a listener looks once before it waits"
+    assert heard.acquire(timeout=HANGS_S), "a listener looks once before it waits"
     job_rows.create(database, a_job("job"), b"", at_most_waiting=9)
-    assert heard.acquire(timeout=60)
+    assert heard.acquire(timeout=HANGS_S)
     stop.set()
 
 
@@ -195,7 +196,7 @@ def test_a_restarted_database_is_served_again(cluster: Cluster, database: Databa
             await asyncio.to_thread(cluster.stop)
             assert (await rig.refusal(device.describe()))[0] is grpc.StatusCode.UNAVAILABLE
             await asyncio.to_thread(cluster.start)
-            until_s = time.monotonic() + 600
+            until_s = time.monotonic() + HANGS_S
             while True:
                 try:
                     assert (await rig.enrol(channel, "again")).device_id

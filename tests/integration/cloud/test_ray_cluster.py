@@ -23,12 +23,23 @@ pytestmark = pytest.mark.timeout(1800)  # half a minute when idle: Ray starts an
 WAIT_S = 600.0
 
 
+HELD = "held"
+
+
 class CountedActor(StepActor):
-    """An actor whose learning takes a moment, and needs no torch."""
+    """An actor whose learning needs no torch. While the release has a file HELD, it stops after its first epoch."""
 
     @staticmethod
     def _opened(release: str, release_hash: str, threads: int | None) -> CountedLearning:
-        return CountedLearning(lambda step: time.sleep(1.0 if step.startswith("epoch") else 0.0))
+        epochs: list[str] = []
+
+        def before(step: str) -> None:
+            if step.startswith("epoch"):
+                epochs.append(step)
+            while len(epochs) > 1 and (Path(release) / HELD).exists():
+                time.sleep(0.05)
+
+        return CountedLearning(before)
 
 
 def connected(address: str) -> None:
@@ -64,6 +75,8 @@ def test_nodes_and_the_head_are_killed_in_mid_step_and_the_job_is_done_once(
         connected(nodes.address)
         node = nodes.add()
         killed = threading.Event()
+        held = tmp_path / HELD
+        held.touch() if kill else held.unlink()
 
         def after_an_epoch(step: str) -> None:
             if kill and not killed.is_set():
@@ -81,9 +94,9 @@ def test_nodes_and_the_head_are_killed_in_mid_step_and_the_job_is_done_once(
 
         learning.distil = distil  # type: ignore[method-assign]
         try:
-            held = bench.take()
-            assert held is not None and held.job.attempts == 0
-            return bench.runner(learning).run(held).stage  # type: ignore[arg-type]
+            taken = bench.take()
+            assert taken is not None and taken.job.attempts == 0
+            return bench.runner(learning).run(taken).stage  # type: ignore[arg-type]
         except IsthmusError as error:
             lost.append(type(error).__name__)
             assert isinstance(error, Unavailable)

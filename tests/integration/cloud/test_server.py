@@ -13,6 +13,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
+from isthmus.cloud import server as server_module
 from isthmus.cloud.commands import serving
 from isthmus.cloud.commands.cloud import app
 from isthmus.cloud.settings import CloudSettings
@@ -22,6 +23,7 @@ from isthmus.proto.errors import InvalidInput, Locked
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.cloud.certificate import write_certificate
 from tests.rigs.cloud.service import BASE_FILE_BYTES
+from tests.rigs.project.patience import HANGS_S
 
 
 def test_a_second_server_on_the_same_database_is_refused(rig: Any) -> None:
@@ -87,7 +89,11 @@ def test_the_address_is_written_when_ready_and_a_taken_port_is_refused(rig: Any,
     asyncio.run(scenario())
 
 
-def test_a_server_that_stops_tells_its_streams_and_lets_other_calls_end(rig: Any) -> None:
+def test_a_server_that_stops_tells_its_streams_and_lets_other_calls_end(
+    rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_GRACE_S", HANGS_S)  # a busy machine takes longer than the usual two seconds
+
     async def scenario() -> tuple[list[tuple[grpc.StatusCode, str]], int]:
         async with rig.running() as (server, channel):
             device = await rig.enrol(channel)

@@ -21,7 +21,7 @@ from tests.rigs.cloud.service import Client, Rig, make_tiny_release
 from tests.rigs.distill.release import wide_recipe
 
 RELEASES = sorted((Path(__file__).parents[2] / "golden" / "releases").glob("*.whl"))
-WAIT_S = 200.0
+WAIT_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def former(wheel: Path, folder: Path, *options: object) -> Iterator[str]:
         assert process.poll() is None, log.read_text()[-2_000:]
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(WAIT_S)
 
 
 @pytest.mark.parametrize("wheel", RELEASES, ids=lambda wheel: wheel.name.split("-")[1])

@@ -30,6 +30,7 @@ from isthmus.edge.student.encoder import StudentEncoder
 from isthmus.proto.errors import Corrupt, StorageFull, Unavailable
 from isthmus.proto.messages import Chunk, InferReply, JobStatus, Stage
 from tests.rigs.edge.device import Clock, device, load_test
+from tests.rigs.project.patience import HANGS_S
 
 
 def test_a_kill_at_any_moment_is_only_a_pause(students: Any, plan: ClipPlan, tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_clips_are_answered_while_the_cloud_is_gone_in_mid_job(students: Any, pl
     back = threading.Event()
 
     def sleep(seconds: float) -> None:
-        back.wait(120)
+        back.wait(HANGS_S)
 
     runtime, _, clock = device(tmp_path, cloud, plan, sleep=sleep)
     worker = Worker()

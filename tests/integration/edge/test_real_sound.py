@@ -25,7 +25,7 @@ SPEC = InputSpec(duration_s=1.0, spectrogram_bins=65, spectrogram_columns=60, fr
 LEVEL = 0.25
 MOST_DRIFT = 0.01
 """Of the time: how much faster or slower than the samples the stamps of a whole stretch may run."""
-TRIES = 30
+TRIES = 200
 """A busy machine may need several clips until the child, PortAudio and the player run."""
 
 

@@ -20,6 +20,7 @@ from isthmus.proto.convert_student import manifest_from_bytes, manifest_to_bytes
 from isthmus.proto.errors import StorageFull
 from isthmus.proto.messages import JobStatus, SignedManifest, Stage
 from tests.rigs.edge.device import Clock, device
+from tests.rigs.project.patience import HANGS_S
 
 
 class Cloud:
@@ -228,7 +229,7 @@ def test_looks_come_every_few_hours_and_only_while_nothing_else_is_done(
         assert not watch.look(worker), "devices that start together do not look together"
         clock.now_s += 51.0
         assert watch.look(worker)
-        worker.wait(60)
+        worker.wait(HANGS_S)
         clock.now_s += 700.0
         assert not watch.look(worker)
         clock.now_s += 100.0
@@ -237,5 +238,5 @@ def test_looks_come_every_few_hours_and_only_while_nothing_else_is_done(
         assert not watch.look(worker)
         runtime.state = replace(runtime.state, phase=Phase.SERVE)
         assert watch.look(worker)
-        worker.wait(60)
+        worker.wait(HANGS_S)
     assert looks == [True, False]

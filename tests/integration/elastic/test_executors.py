@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import psutil
 import pytest
 
 from isthmus.cloud.cluster import connection as cluster
@@ -23,6 +22,7 @@ from isthmus.proto.errors import Corrupt, InvalidInput
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png, tiny_profile
+from tests.rigs.project.processes import descendants
 
 WAIT_S = 300.0
 CHILD = "isthmus.cloud.elastic.executors.child"
@@ -83,7 +83,7 @@ def test_a_killed_executor_costs_no_query_and_comes_back(rig: ElasticRig, kind: 
     for number, reply in answers:
         expected = rig.direct(THREE[number % 3], pixels(number % 30), reply.gamma)
         np.testing.assert_allclose(reply.logits, expected, atol=1e-4)
-    assert not [each for each in psutil.Process().children() if CHILD in " ".join(each.cmdline())]
+    assert not descendants(CHILD)
 
 
 def test_with_the_only_process_killed_queries_end_in_time(rig: ElasticRig) -> None:
@@ -112,7 +112,7 @@ def test_no_process_outlives_a_server_that_could_not_start(rig: ElasticRig, monk
     monkeypatch.setattr(Registry, "load", damaged)
     with pytest.raises(Corrupt, match="weights are damaged"):
         asyncio.run(scenario())
-    assert not [each for each in psutil.Process().children() if CHILD in " ".join(each.cmdline())]
+    assert not descendants(CHILD)
 
 
 def test_warmed_models_are_for_a_thread(rig: ElasticRig) -> None:

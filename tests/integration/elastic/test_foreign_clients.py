@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels, png
+from tests.rigs.project.patience import HANGS_S
 from tests.rigs.project.system import missing
 
 TEN = THREE[0]
@@ -96,7 +97,7 @@ def test_a_message_made_from_reflection_alone_is_answered(
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=reply_class.FromString,
         )
-        reply = call(made, timeout=60)
+        reply = call(made, timeout=HANGS_S)
     logits_C = np.frombuffer(reply.raw_output_contents[0], "<f4")
     gamma = reply.parameters["gamma"].int64_param
     np.testing.assert_allclose(logits_C, rig.direct(TEN, pixels(5), gamma), atol=1e-4)
@@ -114,5 +115,5 @@ def test_a_string_that_is_no_number_is_refused(address: str, text: str) -> None:
     request.inputs.add(name="pixels", datatype="UINT8", shape=[1, *pixels(5).shape])
     request.parameters["latency_s"].string_param = text
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
-        pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+        pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=HANGS_S)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -14,6 +14,7 @@ import pytest
 from isthmus.cloud.http.open_inference import MAX_BODY_BYTES
 from tests.rigs.cloud.postgres import missing
 from tests.rigs.elastic.server import PIXELS, THREE, ElasticRig, pixels, png
+from tests.rigs.project.patience import HANGS_S
 from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON
 
 TEN = THREE[0]
@@ -35,7 +36,7 @@ def port(rig: ElasticRig) -> Iterator[int]:
 def call(
     port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANGS_S)
     try:
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, sent, headers or {})

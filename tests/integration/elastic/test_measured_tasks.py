@@ -33,6 +33,7 @@ from isthmus.proto.errors import InvalidInput, TooLarge
 from isthmus.proto.v1 import elastic_pb2 as pb
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import DEPTH, SIDE, THREE, WIDTH, ElasticRig, Made, pixels, png, refusal, tiny_profile
+from tests.rigs.project.patience import HANGS_S
 
 SHAPE = ModelShape(DEPTH, WIDTH, SIDE)
 TEN = THREE[0]
@@ -54,11 +55,13 @@ def set_of(rig: ElasticRig, made: Made, count: int, *, poisoned: bool = False) -
 
 
 async def measured(stub: Any, name: str) -> pb.RegisteredTask:
-    while True:
-        (task,) = [one for one in (await stub.ListTasks(pb.ListTasksRequest())).tasks if one.description.name == name]
-        if task.HasField("measured"):
-            return task
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(HANGS_S):
+        while True:
+            listed = (await stub.ListTasks(pb.ListTasksRequest())).tasks
+            (task,) = [one for one in listed if one.description.name == name]
+            if task.HasField("measured"):
+                return task
+            await asyncio.sleep(0.02)
 
 
 def test_the_server_measures_and_keeps_it_over_a_restart(rig: ElasticRig) -> None:
@@ -70,11 +73,11 @@ def test_the_server_measures_and_keeps_it_over_a_restart(rig: ElasticRig) -> Non
             stub = pb_grpc.ElasticServiceStub(channel)
             registered = (await stub.RegisterTask(made.messages(data))).task
             assert not registered.HasField("measured") and registered.description.accuracy[0] == 0.8
-            first = await asyncio.wait_for(measured(stub, "ten"), 120)
+            first = await measured(stub, "ten")
             reply = await stub.MakeQuery(pb.MakeQueryRequest(task="ten", encoded=png(pixels(0)), min_accuracy=0.99))
             assert first.measured.accuracy[reply.gamma] >= 0.99
         async with rig.running() as (_, channel):
-            return first, await asyncio.wait_for(measured(pb_grpc.ElasticServiceStub(channel), "ten"), 120)
+            return first, await measured(pb_grpc.ElasticServiceStub(channel), "ten")
 
     first, again = asyncio.run(scenario())
     assert first == again and first.measured.used and first.measured.pictures == 40
@@ -90,7 +93,7 @@ def test_poisoned_labels_are_shown_and_not_used(rig: ElasticRig) -> None:
         async with rig.running() as (_, channel):
             stub = pb_grpc.ElasticServiceStub(channel)
             await stub.RegisterTask(made.messages(data))
-            return await asyncio.wait_for(measured(stub, "ten"), 120)
+            return await measured(stub, "ten")
 
     task = asyncio.run(scenario())
     assert task.measured.accuracy[0] == 0.0 and not task.measured.used
@@ -106,7 +109,7 @@ def test_a_registration_that_is_taken_back_while_it_measures_leaves_nothing_behi
 
     def held(self: ModelExecutor, items: Sequence[Item], gamma: int) -> list[Any]:
         measuring.set()
-        assert go.wait(120)
+        assert go.wait(HANGS_S)
         return run(self, items, gamma)
 
     monkeypatch.setattr(ModelExecutor, "run", held)
@@ -115,11 +118,11 @@ def test_a_registration_that_is_taken_back_while_it_measures_leaves_nothing_behi
         async with rig.running() as (_, channel):
             stub = pb_grpc.ElasticServiceStub(channel)
             await stub.RegisterTask(made.messages(with_profiling(made.weights.to_bytes(), labelled)))
-            assert await asyncio.to_thread(measuring.wait, 120)
+            assert await asyncio.to_thread(measuring.wait, HANGS_S)
             await stub.RemoveTask(pb.RemoveTaskRequest(name="ten"))
             go.set()
             await stub.RegisterTask(other.messages(with_profiling(other.weights.to_bytes(), labelled)))
-            found = await asyncio.wait_for(measured(stub, "other"), 120)
+            found = await measured(stub, "other")
             assert [task.description.name for task in (await stub.ListTasks(pb.ListTasksRequest())).tasks] == ["other"]
         async with rig.running() as (_, channel):
             again = (await pb_grpc.ElasticServiceStub(channel).ListTasks(pb.ListTasksRequest())).tasks
@@ -146,10 +149,10 @@ def test_a_registration_whose_caller_leaves_in_mid_upload_registers_nothing(rig:
                 while not any((rig.folder / "state" / "scratch").glob("*")):  # the server has begun to keep it
                     await asyncio.sleep(0.01)
                 sent.set()
-                await asyncio.sleep(120)
+                await asyncio.Event().wait()
 
             call = stub.RegisterTask(half())
-            await asyncio.wait_for(sent.wait(), 60)
+            await asyncio.wait_for(sent.wait(), HANGS_S)
             call.cancel()
             scratch = rig.folder / "state" / "scratch"
             while any(scratch.glob("*")):
@@ -255,7 +258,7 @@ def test_it_waits_while_queries_are_there_runs_few_at_a_time_and_ends_with_its_t
     time.sleep(0.2)
     assert executor.sizes == []
     busy.clear()
-    assert registry.kept.wait(60)
+    assert registry.kept.wait(HANGS_S)
     assert executor.sizes == [16, 4] * 2, "at gamma -4 and 0; the task has no prompts"
     assert registry.found == Measured({-4: 0.75, 0: 0.75}, 20, 0.75) and not registry.found.credible
     measurer.stop()
@@ -271,6 +274,6 @@ def test_it_waits_while_queries_are_there_runs_few_at_a_time_and_ends_with_its_t
     measurer.ask(task)
     measurer.attach(registry)
     measurer.start()
-    assert gone.wait(60)
+    assert gone.wait(HANGS_S)
     measurer.stop()
     assert registry.found is None

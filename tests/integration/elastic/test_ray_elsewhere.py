@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,14 +18,9 @@ from isthmus.cloud.elastic.model.executor import ExecutorLost, Item
 from isthmus.cloud.elastic.tasks.task import Task
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.elastic.server import THREE, pixels, save_tiny_vit
+from tests.rigs.project.ports import free_port
 
 WAIT_S = 180.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Screenshots are written to the folder that ISTHMUS_SCREENSHOTS names, else to th
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,18 +18,13 @@ pytest.importorskip("starlette", reason="the page needs isthmus[generate]")
 from isthmus.proto.v1 import elastic_pb2_grpc as pb_grpc
 from tests.rigs.edge.household import chromium, ended, started
 from tests.rigs.elastic.server import ElasticRig, Made, pixels, png
+from tests.rigs.project.ports import free_port
 from tests.rigs.project.system import missing
 
 PATIENCE_MS = 120_000
 TASKS = ("animals", "vehicles")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def address_of(process: Any, log: Path) -> str:

@@ -15,6 +15,7 @@ from isthmus.proto.limits import MAX_IMAGES_PER_REQUEST
 from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import GAMMAS, PIXELS, SIDE, THREE, ElasticRig, Made, huge_png, pixels, png
+from tests.rigs.project.patience import HANGS_S
 from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 
 if TOO_NEW_FOR_TRITON:
@@ -218,7 +219,7 @@ def test_a_stream_that_its_client_cancels_disturbs_nobody(rig: ElasticRig, clien
     for number in range(200):
         client.async_stream_infer("ten", bare(number % 7))
     client.stop_stream(cancel_requests=True)
-    assert ended.wait(120)
+    assert ended.wait(HANGS_S)
     assert_right(rig, TEN, 3, client.infer("ten", bare(3)))
 
 

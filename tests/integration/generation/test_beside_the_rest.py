@@ -22,6 +22,7 @@ from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 from tests.rigs.generation.replicas import Script, scripted
+from tests.rigs.project.patience import HANGS_S
 
 MESSAGES: Any = [{"role": "user", "content": "Come back!"}]
 GREEDY: Any = {"model": "words", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
@@ -40,7 +41,7 @@ async def served(tmp_path: Path, generate: GenerationSettings, ask: Any) -> None
     port = await server.start()
     try:
         url = f"http://127.0.0.1:{server.http_port}/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=HANGS_S) as client:
             await ask(server, client, f"127.0.0.1:{port}")
     finally:
         await server.stop()

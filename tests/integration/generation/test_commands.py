@@ -20,6 +20,7 @@ from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.edge.agent.device_state import DeviceState
 from isthmus.edge.own_clips.sharing import Sharing
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
+from tests.rigs.project.patience import HANGS_S
 
 
 def isthmus(*words: object) -> int:
@@ -156,14 +157,14 @@ def test_serve_listens_until_it_is_told_to_stop(replicas: tuple[str, ...], tmp_p
         try:
             listening, _, address = server.stdout.readline().strip().rpartition(" ")
             assert listening == "listening on"
-            with urllib.request.urlopen(f"http://{address}/v1/models", timeout=60) as response:
+            with urllib.request.urlopen(f"http://{address}/v1/models", timeout=HANGS_S) as response:
                 assert json.loads(response.read())["data"][0]["id"] == "tiny"
             children = psutil.Process(server.pid).children()
             assert len(children) == (2 if replicas else 0)
         finally:
             server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=60) == 0
-        psutil.wait_procs(children, timeout=60)
+        assert server.wait(timeout=HANGS_S) == 0
+        psutil.wait_procs(children, timeout=HANGS_S)
         assert not any(each.is_running() for each in children)
 
 

@@ -5,7 +5,6 @@ Needs ISTHMUS_GGUF, a small model's GGUF file, and ISTHMUS_LLAMA_PYTHON, an inte
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import openai
 import pytest
 
 from tests.rigs.generation.replicas import serving_relay
+from tests.rigs.project.patience import until
 
 SERVER = """
 import sys
@@ -76,8 +76,5 @@ def test_a_real_server_is_a_replica_and_may_be_killed(replicas: list[tuple[subpr
             if at == 4:
                 replicas[0][0].kill()
         assert "".join(pieces) == whole
-        until_s = time.monotonic() + 60
-        while [each.ready for each in relay.standings()] != [False, True]:
-            assert time.monotonic() < until_s
-            time.sleep(0.05)
+        until(lambda: [each.ready for each in relay.standings()] == [False, True])
         assert client.chat.completions.create(**GREEDY).choices[0].message.content == whole

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -26,11 +26,12 @@ from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.cut import Cut, cuttable
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 from tests.rigs.generation.replicas import serving_relay
+from tests.rigs.project.patience import HANGS_S, until
 
 MESSAGES: Any = [{"role": "user", "content": "Come back!"}]
 ASKED: Any = {"model": "words", "messages": MESSAGES, "max_tokens": 120, "temperature": 0.9, "seed": 5}
-STEP_S = 0.01
-"""The least time of a step, so that a request is moved in the middle of its answer."""
+LATE = 100
+"""Tokens of an answer of 120 beyond which a replica goes on only when what a test waits for has happened."""
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Rig:
-    """A front with two replicas, whose steps are slow."""
+    """A front with two replicas. However fast they are, an answer does not end before its reader has acted.
+
+    ``holds``: after so many tokens of an answer, steps wait until something has happened. A step goes on if other work
+    waits for its end, which a move does.
+    """
 
     replicas: list[Generation]
     relay: Relay
     urls: list[str]
     cuts: list[Cut]
     client: openai.OpenAI
+    holds: tuple[tuple[int, Callable[[], bool]], ...] = ()
+
+    def moved(self, times: int = 1) -> Callable[[], bool]:
+        """Whether so many moves have ended, well or not."""
+        return lambda: sum(self.relay.numbers().moves.values()) >= times
+
+    def hold(self, generation: Generation) -> None:
+        """Let the steps of a replica wait as ``holds`` says."""
+        live, executor = generation.live, cast(Any, generation.live._executor)
+        run = executor.run
+
+        def held(step: Any) -> Any:
+            def waits() -> bool:
+                tokens = max((len(life.tokens) for life in [*live.engine.lives.values()]), default=0)
+                return any(tokens >= most and not happened() for most, happened in self.holds)
+
+            while waits() and not live._errands and live.ready:
+                time.sleep(0.001)
+            return run(step)
+
+        executor.run = held
 
     def drain(self, at: int) -> None:
         self.on_loop(lambda: self.relay.drain(self.cuts[at].url))
@@ -59,9 +85,12 @@ class Rig:
         assert relayed.task is not None
         relayed.task.get_loop().call_soon_threadsafe(act)
 
-    def stream(self, act: Callable[[int], None], **asked: Any) -> str:
-        """Streams an answer, calls ``act`` after every chunk with how many there were, and returns the text."""
-        pieces = []
+    def stream(self, act: Callable[[int], None], *holds: tuple[int, Callable[[], bool]], **asked: Any) -> str:
+        """Streams an answer, calls ``act`` after every chunk with how many there were, and returns the text.
+
+        Without ``holds`` it does not end before the request was moved, or could not be.
+        """
+        self.holds, pieces = holds or ((LATE, self.moved()),), []
         for at, chunk in enumerate(self.client.chat.completions.create(**{**ASKED, **asked}, stream=True)):
             act(at)
             pieces += [choice.delta.content or "" for choice in chunk.choices]
@@ -76,19 +105,14 @@ def rig(folder: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
             open_generation(GenerationSettings(folder, max_tokens=200, rows=4, kv_tokens=1_024, layout=layout))
             for layout in layouts
         ]
-        for each in replicas:
-            slow(each)
         urls = [stack.enter_context(serving_http(each, move_key="sesame")) for each in replicas]
         cuts = [stack.enter_context(cuttable(each)) for each in urls]
         relay, url = stack.enter_context(serving_relay([each.url for each in cuts], move_key="sesame"))
-        client = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60))
-        yield Rig(replicas, relay, urls, cuts, client)
-
-
-def slow(generation: Generation) -> None:
-    executor: Any = generation.live._executor
-    run = executor.run
-    executor.run = lambda step: (time.sleep(STEP_S), run(step))[1]
+        openai_client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=HANGS_S)
+        made = Rig(replicas, relay, urls, cuts, stack.enter_context(openai_client))
+        for each in replicas:
+            made.hold(each)
+        yield made
 
 
 def whole(rig: Rig, **asked: Any) -> str:
@@ -122,6 +146,8 @@ def test_a_drained_replica_is_empty_at_once_and_the_stream_goes_on(rig: Rig, how
 
 
 def test_it_moves_there_and_back_again(rig: Rig) -> None:
+    expected = whole(rig)
+
     def act(at: int) -> None:
         if at == 15:
             rig.drain(0)
@@ -129,7 +155,7 @@ def test_it_moves_there_and_back_again(rig: Rig) -> None:
             rig.on_loop(lambda: rig.relay.drain(rig.cuts[0].url, draining=False))
             rig.drain(1)
 
-    assert rig.stream(act) == whole(rig)
+    assert rig.stream(act, (35, rig.moved()), (LATE, rig.moved(2))) == expected
     assert rig.relay.numbers().moves == {"blocks": 2}
 
 
@@ -179,6 +205,8 @@ def test_if_both_fail_the_request_begins_again_and_no_text_comes_twice(
 
 
 def test_a_target_that_is_killed_after_the_commit_is_replaced(rig: Rig) -> None:
+    expected = whole(rig)
+
     def act(at: int) -> None:
         if at == 20:
             rig.drain(0)
@@ -186,7 +214,7 @@ def test_a_target_that_is_killed_after_the_commit_is_replaced(rig: Rig) -> None:
             rig.on_loop(lambda: rig.relay.drain(rig.cuts[0].url, draining=False))
             rig.cuts[1].cut()
 
-    assert rig.stream(act) == whole(rig)
+    assert rig.stream(act, (50, rig.moved()), (LATE, lambda: rig.cuts[1].is_cut)) == expected
     assert rig.relay.numbers().moves == {"blocks": 1}
 
 
@@ -215,11 +243,12 @@ def test_who_leaves_during_a_move_is_forgotten_by_both(rig: Rig, monkeypatch: py
         return body
 
     monkeypatch.setattr(Upstream, "leave", held)
+    rig.holds = ((LATE, rig.moved()),)
     stream = rig.client.chat.completions.create(**ASKED, stream=True)
     for at, _ in enumerate(stream):
         if at == 10:
             rig.drain(0)
-            assert moving.wait(30)
+            assert moving.wait(HANGS_S)
             stream.close()
             break
     for each in rig.replicas:
@@ -352,10 +381,3 @@ def test_keys_and_values_come_out_as_they_went_in() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=True))
     with pytest.raises(InvalidInput, match="number type"):
         unpack(pack({}, kept), KVShape(2, 3, 4, torch.float32))  # type: ignore[arg-type]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < ends_s
-        time.sleep(0.01)

@@ -3,8 +3,8 @@
 import http.client
 import json
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.generation.serve.settings import GenerationSettings
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.llama import plain_greedy, save_tiny_llama, serving_http
+from tests.rigs.project.patience import HANGS_S, until
 
 MESSAGES: Any = [{"role": "system", "content": "You are small."}, {"role": "user", "content": "Come back!"}]
 KEY = "a secret of the operator"
@@ -43,7 +44,7 @@ def url(generation: Generation) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=HANGS_S) as client:
         yield client
 
 
@@ -173,7 +174,7 @@ def test_a_wrong_key_and_a_wrong_model_are_refused(url: str, client: openai.Open
 
 
 def post(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=HANGS_S)
     connection.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {KEY}", **headers})
     response = connection.getresponse()
     return response.status, json.loads(response.read())
@@ -204,51 +205,55 @@ def load(generation: Generation) -> tuple[int, int, int]:
     return numbers.under_way, numbers.waiting, numbers.free_blocks
 
 
-def wait_for(what: Any) -> None:
-    for _ in range(2_000):
-        if what():
-            return
-        time.sleep(0.005)
-    pytest.fail("it did not come to pass")
+@contextmanager
+def held(generation: Generation, steps: int) -> Iterator[None]:
+    """Let the model run so many steps, and the next one when the block ends."""
+    executor = generation.live._executor
+    gate, run, left = threading.Event(), executor.run, iter(range(steps))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def held_run(step: Any) -> Any:
+            if next(left, None) is None:
+                assert gate.wait(HANGS_S)
+            return run(step)
+
+        patch.setattr(executor, "run", held_run)
+        try:
+            yield
+        finally:
+            gate.set()
 
 
 def test_who_leaves_frees_the_blocks(client: openai.OpenAI, generation: Generation) -> None:
     free = load(generation)[2]
-    stream = client.completions.create(model="tiny", prompt="come", max_tokens=200, stream=True, seed=1)
-    next(iter(stream))
-    assert load(generation)[0] == 1
-    stream.close()
-    wait_for(lambda: load(generation) == (0, 0, free))
-    with pytest.raises(openai.APITimeoutError):
-        client.completions.create(model="tiny", prompt="come", max_tokens=200, seed=1, timeout=0.005)
-    wait_for(lambda: load(generation) == (0, 0, free))
+    with held(generation, steps=3):
+        stream = client.completions.create(model="tiny", prompt="come", max_tokens=200, stream=True, seed=1)
+        next(iter(stream))
+        assert load(generation)[0] == 1
+        stream.close()
+    until(lambda: load(generation) == (0, 0, free))
+    with held(generation, steps=3), pytest.raises(openai.APITimeoutError):
+        client.completions.create(model="tiny", prompt="come", max_tokens=200, seed=1, timeout=0.05)
+    until(lambda: load(generation) == (0, 0, free))
 
 
-def test_too_many_are_told_to_come_again(
-    client: openai.OpenAI, generation: Generation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    executor = generation.live._executor
-    gate, run = threading.Event(), executor.run
-    with monkeypatch.context() as held:
-        held.setattr(executor, "run", lambda step: (gate.wait(60), run(step))[1])
-        answers: list[str] = []
+def test_too_many_are_told_to_come_again(client: openai.OpenAI, generation: Generation) -> None:
+    answers: list[str] = []
 
-        def ask(seed: int) -> None:
-            done = client.completions.create(model="tiny", prompt="come", max_tokens=2, seed=seed)
-            answers.append(done.choices[0].finish_reason)
+    def ask(seed: int) -> None:
+        done = client.completions.create(model="tiny", prompt="come", max_tokens=2, seed=seed)
+        answers.append(done.choices[0].finish_reason)
 
-        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    with held(generation, steps=0):
         for thread in threads:
             thread.start()
-        try:
-            wait_for(lambda: load(generation)[0] == 6)
-            with pytest.raises(openai.RateLimitError, match="try again later") as refused:
-                client.completions.create(model="tiny", prompt="x", max_tokens=1)
-            assert refused.value.response.headers["retry-after"] == "1"
-        finally:
-            gate.set()
-        for thread in threads:
-            thread.join()
+        until(lambda: load(generation)[0] == 6)
+        with pytest.raises(openai.RateLimitError, match="try again later") as refused:
+            client.completions.create(model="tiny", prompt="x", max_tokens=1)
+        assert refused.value.response.headers["retry-after"] == "1"
+    for thread in threads:
+        thread.join()
     assert len(answers) == 6
 
 

@@ -26,13 +26,14 @@ from isthmus.cloud.replicas.opening import opened
 from isthmus.proto.errors import InvalidInput
 from tests.rigs.generation.llama import save_tiny_llama, serving_http
 from tests.rigs.generation.replicas import Script, redirecting, scripted, serving_relay
+from tests.rigs.project.patience import HANGS_S, until
 
 MESSAGES: Any = [{"role": "user", "content": "Come back!"}]
 GREEDY: Any = {"model": "words", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
 
 
 def client_of(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=HANGS_S)
 
 
 def streamed(client: openai.OpenAI, **asked: Any) -> str:
@@ -200,7 +201,7 @@ def test_more_than_may_wait_are_refused_and_the_others_are_answered() -> None:
             client.chat.completions.create(**GREEDY)
         hold.set()
         for thread in streams:
-            thread.join(timeout=60)
+            thread.join(timeout=HANGS_S)
         until(lambda: relay.numbers().under_way == 0)
 
 
@@ -258,13 +259,6 @@ def test_what_cannot_be_served_is_refused_before_anything_is_opened(
 def test_addresses_that_are_none_are_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="upstream"):
         Upstream(url)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    ends_s = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < ends_s
-        time.sleep(0.01)
 
 
 def test_no_text_follows_a_redirect_to_an_address_that_nobody_named() -> None:

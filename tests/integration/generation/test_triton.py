@@ -17,6 +17,7 @@ from isthmus.proto.open_inference import inference_pb2 as pb
 from isthmus.proto.open_inference import inference_pb2_grpc as pb_grpc
 from tests.rigs.elastic.server import THREE, ElasticRig, pixels
 from tests.rigs.generation.llama import save_tiny_llama
+from tests.rigs.project.patience import HANGS_S
 from tests.rigs.project.protobuf import TOO_NEW_FOR_TRITON, WHY
 
 if TOO_NEW_FOR_TRITON:
@@ -60,7 +61,7 @@ def stream(client: Any, asked: list[tuple[str, str, dict[str, Any]]]) -> dict[st
         client.async_stream_infer("tiny", text(said), request_id=id, parameters=parameters)
     final = 0
     while final < len(asked):
-        result, error = came.get(timeout=60)
+        result, error = came.get(timeout=HANGS_S)
         assert error is None, error
         response = result.get_response()
         found[response.id].append(result)
@@ -106,7 +107,7 @@ def test_image_tasks_are_answered_in_the_same_stream(client: Any) -> None:
     came: queue.Queue[tuple[Any, Any]] = queue.Queue()
     client.start_stream(lambda result, error: came.put((result, error)))
     client.async_stream_infer("ten", [tensor], request_id="image")
-    result, error = came.get(timeout=60)
+    result, error = came.get(timeout=HANGS_S)
     client.stop_stream()
     assert error is None and result.as_numpy("label").shape == (1,)
 
@@ -196,7 +197,7 @@ def test_a_message_that_cannot_be_decoded_ends_the_stream(address: str) -> None:
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         good = pb.ModelInferRequest(model_name="tiny", id="good").SerializeToString()
-        responses = call(iter([good, b"\xff\xff"]), timeout=60)
+        responses = call(iter([good, b"\xff\xff"]), timeout=HANGS_S)
         with pytest.raises(grpc.RpcError) as refused:
             list(responses)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

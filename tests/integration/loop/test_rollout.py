@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from isthmus.edge.link.over_grpc import GrpcLink, open_channel
 from isthmus.proto.codec import pack_frame
 from isthmus.proto.messages import FeatureFrame, Features, NumberType
 from tests.rigs.cloud.postgres import running_cluster
+from tests.rigs.project.patience import HANGS_S, until
 
 pytestmark = pytest.mark.e2e
 
@@ -85,8 +85,8 @@ class Answered:
         frame = pack_frame(FeatureFrame(features, 1.0, NumberType.FP32))
         while not self._stop.wait(0.02):
             try:
-                session = self._link.open_infer(self.student_id, timeout_s=60)
-                reply = session.ask(1, frame, timeout_s=60)
+                session = self._link.open_infer(self.student_id, timeout_s=HANGS_S)
+                reply = session.ask(1, frame, timeout_s=HANGS_S)
                 session.close()
                 if reply.probabilities_C is None:
                     raise AssertionError(reply.error_message)
@@ -100,7 +100,7 @@ class Answered:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(120)
+        self._thread.join(HANGS_S)
         self._link.close()
 
 
@@ -155,11 +155,9 @@ def test_a_few_devices_first_then_the_others_then_back_and_nothing_stops(
             asked.append(stack.enter_context(Answered(early, ports[0])))
             # This device asks with its former student, too, and counts for the release with which it asked last.
             listed = [(second, "1 named", "1"), (first, "everyone", "1")]
-            until_s = time.monotonic() + 60
-            while (
-                users := [tuple(line.split("\t")[:3]) for line in command("list", *stores).splitlines()][-2:]
-            ) != listed:
-                assert time.monotonic() < until_s, users
+            until(
+                lambda: [tuple(line.split("\t")[:3]) for line in command("list", *stores).splitlines()][-2:] == listed
+            )
 
             command("offer", second, "--everyone", *stores)
             assert (follow(early), follow(late)) == (Move.STAY, Move.AGAIN)

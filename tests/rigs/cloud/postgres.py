@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from isthmus.cloud.store.database import Database
+from tests.rigs.project.ports import free_port
 from tests.rigs.project.system import missing
 
 _USER = "postgres"
@@ -97,9 +97,7 @@ def running_cluster() -> Iterator[Cluster]:
     folder.chmod(0o711)
     if os.geteuid() == 0:
         shutil.chown(folder, _USER)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    cluster = Cluster(Path(str(found)).resolve().parent, folder, port)
+    cluster = Cluster(Path(str(found)).resolve().parent, folder, free_port())
     try:
         create = [*_as_user(), str(cluster.programs / "initdb"), "-D", str(folder / "data"), "-A", "trust", "-U", _USER]
         subprocess.run([*create, "--no-sync"], cwd="/", check=True, capture_output=True)

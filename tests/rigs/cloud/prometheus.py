@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.rigs.project.ports import free_port
 from tests.rigs.project.system import missing
 
 _START_S = 300.0
@@ -36,17 +36,17 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return the result of a query at this moment. Fails the test if Prometheus refuses it."""
-        with urlopen(f"{self.url}/api/v1/query?{urlencode({'query': expression})}", timeout=60) as reply:
+        with urlopen(f"{self.url}/api/v1/query?{urlencode({'query': expression})}", timeout=_START_S) as reply:
             answer = json.load(reply)
         assert answer["status"] == "success", (expression, answer)
         return list(answer["data"]["result"])
 
-    def wait_for(self, expression: str, within_s: float = _START_S) -> list[dict[str, Any]]:
-        """Ask until there is a result, and return it. Fails the test if there is none in time."""
-        until_s = time.monotonic() + within_s
+    def wait_for(self, expression: str, what: str = "") -> list[dict[str, Any]]:
+        """Ask until there is a result, and return it. Fails the test if there is none, naming ``what``."""
+        until_s = time.monotonic() + _START_S
         while not (found := self.query(expression)):
             if time.monotonic() > until_s:
-                pytest.fail(f"Prometheus has no result of {expression}")
+                pytest.fail(f"Prometheus has no result of {expression} ({what})")
             time.sleep(0.1)
         return found
 
@@ -63,8 +63,7 @@ def scraping(folder: Path, targets: list[str]) -> Iterator[Prometheus]:
             }
         )
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--web.listen-address={address}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, f"--storage.tsdb.path={folder / 'data'}"], stdout=log, stderr=log)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
+from tests.rigs.project.patience import HANGS_S
+
 DEVICES: Final = "/isthmus.v1.PersonalisationService/"
 CROWDS: Final = {
     "headers alone": (DEVICES + "Enrol", b"", None),
@@ -23,6 +25,8 @@ CROWDS: Final = {
 }
 """Kinds of calls that stay unfinished: method, message, and the announced length if it differs."""
 
+ANY_NUMBER: Final = 1 << 31
+"""Streams of a connection before the server has said how many it allows."""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
@@ -34,13 +38,13 @@ class RawClient:
     """A connection. Streams have odd numbers from 1."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", port), HANGS_S)
         self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0))
         self._socket.setblocking(False)
         self._received = b""
         self._next = 1
         self._window = 65_535
-        self.most_streams = 1 << 31
+        self.most_streams = ANY_NUMBER
         self.open: set[int] = set()
         self.closed = False
 
@@ -111,7 +115,7 @@ class RawClient:
                 self.closed = True
 
     def _send(self, data: bytes) -> None:
-        until_s = time.monotonic() + 60
+        until_s = time.monotonic() + 60  # a server that reads no more has had enough of this connection
         while data and not self.closed:
             try:
                 data = data[self._socket.send(data) :]
@@ -168,7 +172,7 @@ class Crowd:
 def idle_sockets(port: int, count: int) -> Iterator[list[socket.socket]]:
     """Hold ``count`` connections that send nothing."""
     with ExitStack() as stack:
-        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(count)]
+        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), HANGS_S)) for _ in range(count)]
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

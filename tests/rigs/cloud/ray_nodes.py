@@ -6,7 +6,6 @@ than the process that connects to it.
 
 import ctypes
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any, Final
 import psutil
 
 from isthmus.cloud.cluster import connection
+from tests.rigs.project.ports import free_port
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _STORE_BYTES: Final = 80 << 20
@@ -58,8 +58,7 @@ def running_ray(more: Mapping[str, str] | None = None) -> Iterator[RayNodes]:
     """
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     environment = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",

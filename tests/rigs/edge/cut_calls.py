@@ -40,6 +40,7 @@ from isthmus.proto.messages import (
 )
 from isthmus.proto.v1 import isthmus_pb2 as pb
 from tests.rigs.edge.faulty_link import faulty_link
+from tests.rigs.project.patience import HANGS_S
 
 _Result = TypeVar("_Result")
 
@@ -82,15 +83,15 @@ def serving(release: Path, state: Path) -> Iterator[tuple[int, Database]]:
         max_queued_jobs=without_end,
     )
     server = Server(settings)
-    port = asyncio.run_coroutine_threadsafe(server.start(), loop).result(120)
+    port = asyncio.run_coroutine_threadsafe(server.start(), loop).result(HANGS_S)
     database = Database(f"sqlite:///{state.absolute() / 'isthmus.db'}")
     try:
         yield port, database
     finally:
         database.close()
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(120)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(HANGS_S)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(60)
+        thread.join(HANGS_S)
 
 
 def cut_calls(release: Path, state: Path, *, cuts: int, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> Tally:

@@ -8,6 +8,7 @@ from typing import Any
 
 from isthmus.link.proxy import FaultyLink
 from isthmus.link.script import Script
+from tests.rigs.project.patience import HANGS_S
 
 
 class LinkInThread:
@@ -18,19 +19,19 @@ class LinkInThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-link", daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.link.start(), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self.link.start(), self._loop).result(HANGS_S)
         self.address = self.link.address
 
     def do(self, call: Callable[[], Any]) -> Any:
         async def called() -> Any:
             return call()
 
-        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(HANGS_S)
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.link.close(), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self.link.close(), self._loop).result(HANGS_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(60)
+        self._thread.join(HANGS_S)
         self._loop.close()
 
 

@@ -25,6 +25,7 @@ from tests.conftest import TinyStudents
 from tests.rigs.distill.people import person_model
 from tests.rigs.edge.memory_service import served
 from tests.rigs.edge.wire_tap import Tap, tapped
+from tests.rigs.project.patience import HANGS_S
 from tests.rigs.project.system import missing
 
 ISTHMUS = (sys.executable, "-P", "-c", "import sys; sys.argv[0] = 'isthmus'; from isthmus.cli import main; main()")
@@ -77,7 +78,7 @@ def started(words: Sequence[object], log: Path) -> "subprocess.Popen[str]":
 def ended(process: "subprocess.Popen[str]") -> None:
     process.terminate()
     try:
-        process.wait(60)
+        process.wait(HANGS_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

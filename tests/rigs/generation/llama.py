@@ -20,6 +20,7 @@ from isthmus.cloud.generation.serve.serving import Generation
 from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
+from tests.rigs.project.patience import HANGS_S
 
 START, END = "<|start|>", "<|end|>"
 TEMPLATE = (
@@ -154,8 +155,8 @@ def serving_http(generation: Generation, key: str | None = None, *, move_key: st
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
     try:
-        yield ready.result(timeout=60)
+        yield ready.result(timeout=HANGS_S)
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=60)
+        thread.join(timeout=HANGS_S)
         loop.close()

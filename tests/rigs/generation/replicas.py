@@ -21,6 +21,7 @@ from isthmus.cloud.generation.serve.upstream import Upstream
 from isthmus.cloud.http.calls import Door
 from isthmus.cloud.http.openai import openai_app
 from isthmus.cloud.http.server import HttpServer
+from tests.rigs.project.patience import HANGS_S
 
 
 @contextmanager
@@ -48,10 +49,10 @@ def on_loop(
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
     thread.start()
     try:
-        yield ready.result(timeout=60)
+        yield ready.result(timeout=HANGS_S)
     finally:
         loop.call_soon_threadsafe(ends.set)
-        thread.join(timeout=60)
+        thread.join(timeout=HANGS_S)
         loop.close()
 
 
@@ -157,7 +158,7 @@ async def _events(script: Script) -> AsyncIterator[bytes]:
         if at == script.breaks_after:
             raise ConnectionError("killed")
         if script.hold is not None and at:
-            await asyncio.to_thread(script.hold.wait, 30)
+            await asyncio.to_thread(script.hold.wait, HANGS_S)
         event = {"choices": [{"index": 0, "delta": {"content": piece}, "text": piece, "finish_reason": None}]}
         yield f"data: {json.dumps(event)}\n\n".encode()
     yield b'data: {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "stop"}]}\n\n'

@@ -7,6 +7,7 @@ import pytest
 
 from isthmus.cloud.rpc.interrupt import OpenCalls, Patience, Places
 from isthmus.proto.errors import Busy, Unauthenticated
+from tests.rigs.project.patience import HANGS_S, reached
 
 
 async def holding(places: Places, connection: str) -> "asyncio.Task[None]":
@@ -42,17 +43,18 @@ def test_the_fullest_connection_loses_its_oldest() -> None:
 
 def test_what_a_connection_asks_beyond_its_share_waits_and_is_refused() -> None:
     async def scenario() -> None:
-        places = Places(9, per_connection=2, most_parked=1, park_s=0.2)
+        places = Places(9, per_connection=2, most_parked=1, park_s=HANGS_S)
         held = [await holding(places, "greedy") for _ in range(2)]
         parked = asyncio.create_task(holding(places, "greedy"))
-        await asyncio.sleep(0.05)
-        assert not parked.done()
-        with pytest.raises(Busy):
+        await reached(lambda: places._parked == 1)
+        with pytest.raises(Busy):  # at once, because one is parked already
             async with places.place("greedy"):
                 pass
+        assert not parked.done()
         held[0].cancel()
         held.append(await parked)  # a place was free in time
-        with pytest.raises(Busy):
+        places._park_s = 0.01
+        with pytest.raises(Busy):  # after a moment, because no place was free in time
             async with places.place("greedy"):
                 pass
         for task in held:
@@ -83,7 +85,7 @@ def test_open_calls_are_counted_and_ended_by_caller() -> None:
         with pytest.raises(Unauthenticated):
             async with calls.open("a"):
                 calls.end(["a", "nobody"], Unauthenticated("revoked"))
-                await asyncio.sleep(1)
+                await asyncio.Event().wait()
 
     asyncio.run(scenario())
 
@@ -95,7 +97,7 @@ def test_endless_calls_can_be_ended_alone() -> None:
             with pytest.raises(Unauthenticated):
                 async with calls.open("a", endless=True):
                     calls.close(Unauthenticated("out"))
-                    await asyncio.sleep(1)
+                    await asyncio.Event().wait()
             calls.close(Unauthenticated("out"))
             await asyncio.sleep(0)
             assert calls.of("a") == 1, "the other call goes on"

@@ -86,9 +86,9 @@ def test_systemd_can_read_a_unit_and_finds_it_shut_in(unit: Path, tmp_path: Path
         missing("systemd-analyze is not installed: make system")
     copy = tmp_path / unit.name.replace("@.", "@1.")
     copy.write_text(unit.read_text().replace("/opt/isthmus/bin/isthmus", "/bin/true"))
-    done = subprocess.run([program, "verify", copy], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([program, "verify", copy], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if copy.name in line] == [], "no warning is about this unit"
     command = [program, "security", "--offline=true", f"--threshold={round(10 * MOST_EXPOSURE)}", "--no-pager", unit]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-400:] + done.stderr

@@ -18,7 +18,7 @@ from isthmus.cloud.replicas.opening import Alike
 from isthmus.cloud.replicas.process import _end, _said
 from isthmus.proto.errors import InvalidInput
 
-WAIT_S = 60.0
+WAIT_S = 600.0
 
 
 @dataclass(frozen=True)

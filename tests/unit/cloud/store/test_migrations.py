@@ -36,7 +36,7 @@ def test_a_migration_takes_no_long_lock_on_postgresql(name: str, tmp_path: Path)
     path = tmp_path / "migration.sql"
     path.write_text(sql.getvalue())
     options = ["--pg-version", "14", "--assume-in-transaction", "--exclude", STYLE]
-    done = subprocess.run([squawk, *options, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([squawk, *options, str(path)], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -66,7 +66,7 @@ def test_it_fetches_a_file_whole_whose_patch_has_a_coding_that_it_does_not_know(
         env={**os.environ, "PYTHONPATH": str(tmp_path / "old")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     fetched = [line.removeprefix("own ") for line in done.stdout.splitlines() if line.startswith("own ")]

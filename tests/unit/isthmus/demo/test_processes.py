@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from isthmus.demo.processes import ChildFailed, Family, termination_unwinds
+from tests.rigs.project.patience import HANGS_S
 
 FOREVER = "import threading; threading.Event().wait()"
 SAYS_THAT_IT_RUNS = f"print('running', flush=True); {FOREVER}"
@@ -140,9 +141,9 @@ def test_children_end_with_a_parent_that_is_terminated_or_killed(
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     parent.send_signal(sent)
-    assert parent.wait(120) == code
+    assert parent.wait(HANGS_S) == code
     parent.stdout.close()
-    psutil.wait_procs([child], timeout=120)
+    psutil.wait_procs([child], timeout=HANGS_S)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 

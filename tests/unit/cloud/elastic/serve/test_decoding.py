@@ -15,7 +15,7 @@ from isthmus.cloud.elastic.serve.decoding import Decoder
 from isthmus.cloud.elastic.serve.serving import Room
 from isthmus.proto.errors import Busy, InvalidInput, TooLate
 
-WAIT_S = 120.0
+WAIT_S = 600.0
 LATER_S = time.monotonic() + 3_600
 
 
