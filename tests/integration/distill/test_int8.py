@@ -209,10 +209,11 @@ def test_a_student_that_int8_changes_too_much_stays_float32(
 
 
 def test_a_base_student_that_stays_float32_is_said_once(
-    in_int8: Release, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    in_int8: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    shutil.copytree(in_int8.root, tmp_path / "release", ignore=shutil.ignore_patterns("base"))
     monkeypatch.setattr(int8, "LEAST_AGREEMENT", 1.01)
-    done = CliRunner().invoke(app, ["student", "--release", str(in_int8.root)])
+    done = CliRunner().invoke(app, ["student", "--release", str(tmp_path / "release")])
     assert done.exit_code == 0, done.output
     assert " ".join(done.output.split()).count("encoders stay float32") == 1
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "it is on stderr, too"
