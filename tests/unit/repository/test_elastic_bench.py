@@ -68,6 +68,13 @@ def test_elastic_experts(tmp_path: Path) -> None:
     assert all(row["cpu_s"]["median"] > 0 and row["times_floor"] > 0 and row["over_dense"] > 0 for row in rows)
 
 
+def test_patience(tmp_path: Path) -> None:
+    few = ("--policies", "priced", "--loads", "1.5", "--shares", "0.5", "--latencies-s", "60", "--seeds", "300")
+    (row,) = measured(tmp_path, "elastic.patience", *few, "--duration-s", "2")["rows"]
+    assert row["utility"][0] > 0.99 and row["late"] == [0]
+    assert row["others_evicted"][0] <= row["others_evicted_alone"][0] + 0.01
+
+
 def test_scaling(tmp_path: Path) -> None:
     few = ("--seconds", "330", "--seeds", "1", "--slower", "100", "--scenarios", "step x 4,day")
     step, day = measured(tmp_path, "elastic.scaling", *few)["rows"]
