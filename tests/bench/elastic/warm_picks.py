@@ -13,6 +13,7 @@ import typer
 from isthmus.cloud.elastic.model.vit import ElasticViT
 from isthmus.cloud.elastic.model.weights import load_vit, pixel_spec
 from isthmus.cloud.elastic.prepare.inputs import pictures_of
+from isthmus.cloud.elastic.scheduling.merge_order import order_for
 from isthmus.cloud.elastic.warm.models import model_of
 from isthmus.cloud.elastic.warm.profiled import Profiled
 from isthmus.cloud.elastic.warm.store import WarmStore
@@ -36,7 +37,7 @@ def main(
     """Measure accuracy of the vanilla and the picked model, and the recovered share of the vanilla model's loss."""
     torch.set_num_threads(THREADS)
     device, opened = torch.device("cpu"), WarmStore(store)
-    vanilla = ElasticViT(load_vit(model))
+    vanilla = ElasticViT(load_vit(model), merge_order=order_for(None, {str(store): opened.merge_order()}))
     spec = pixel_spec(vanilla.vit, model, pixels)
     labelled = pictures_of(data, spec, None, 0)
     wanted = sorted({0, *map(int, numbers.split(","))})
