@@ -26,14 +26,12 @@ def read_cell(path: Path, setup: Mapping[str, Any] | str, *, under: str = "setup
 def merge_order_in(out: Path, asked: MergeOrder | None) -> MergeOrder:
     """Return the order in which an experiment merges tokens in the folder ``out``, and note it there.
 
-    A folder that an earlier run has begun keeps its order. Raises ValueError if another one is asked for, or if the
-    note is damaged.
+    A folder that an earlier run has begun keeps its order; one in which nothing was made takes any. Raises ValueError
+    if another order is asked for, or if the note is damaged.
     """
     note, kept = out / ORDER_FILE, None
-    if note.is_file():
-        kept = order_in(json.loads(read_text(note)))
-    elif out.is_dir() and any(path.name not in (FILE, LOCK) for path in out.iterdir()):
-        kept = ORDER_OF_OLD_FILES
+    if out.is_dir() and any(path.name not in (FILE, LOCK, ORDER_FILE) for path in out.iterdir()):
+        kept = order_in(json.loads(read_text(note))) if note.is_file() else ORDER_OF_OLD_FILES
     order = order_for(asked, {str(out): kept})
     write_atomically(note, json.dumps({"merge_order": order}) + "\n")
     return order

@@ -88,6 +88,16 @@ def test_an_experiment_of_before_merging_had_an_order_goes_on_in_the_order_of_th
     assert other.exit_code == 1 and "was made with the order receiving-first" in " ".join(other.output.split())
 
 
+def test_a_run_that_failed_before_it_made_anything_decides_no_order_of_merging(given: dict[str, Any]) -> None:
+    asked = {**given, "merges": "3", "choosing": 20, "tested": 20, "seeds": "0"}
+    mistaken = ran("schedules", {**asked, "model": given["out"].with_name("vti.safetensors")})
+    assert mistaken.exit_code == 1, mistaken.output
+    done("schedules", {**asked, "merge-order": "receiving-first"})
+    assert json.loads((given["out"] / "cifar10.json").read_text())["merge_order"] == "receiving-first"
+    other = ran("schedules", {**asked, "merge-order": "published"})
+    assert other.exit_code == 1 and "was made with the order receiving-first" in " ".join(other.output.split())
+
+
 def test_prompts_for_details_leave_the_model_as_it_is(given: dict[str, Any]) -> None:
     done("prompts", {**given, **SMALL, "test": given["data"], "task": "details", "seeds": "0", "gammas": "1,2"})
     (cell,) = json.loads((given["out"] / "result.json").read_text())["cells"]
