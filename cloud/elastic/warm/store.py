@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -105,7 +105,9 @@ class WarmStore:
         """Creates a store, or opens an existing one with the same ``common``. Raises StoreError if that differs."""
         store = WarmStore(path)
         if (path / "store.json").exists():
-            if (known := store.common()) != common:
+            known = store.common()
+            # Models that prune merge nothing, so a store of another order is theirs, too.
+            if known != (replace(common, merge_order=known.merge_order) if common.reducer == "pruning" else common):
                 raise StoreError(
                     f"{path} holds warmed models of another task, reducer or merge order (task {known.task!r}, "
                     f"{known.reducer}, {known.merge_order}): name another folder"

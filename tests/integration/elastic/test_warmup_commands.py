@@ -170,8 +170,17 @@ def test_a_warm_up_of_before_merging_had_an_order_goes_on_and_is_served_in_the_o
 def test_token_pruning_from_pictures_to_the_answers_of_a_server(folder: Path, tmp_path: Path) -> None:
     """DynamicViT end to end: predictors are learned, the machine is profiled, and a server prunes as it is asked."""
     out, profile = tmp_path / "out", tmp_path / "pruned.json"
-    code, said = warmup(folder, "run", reducer="pruning", numbers="0,40,70", middle=40, out=out)
-    assert code == 0, said
+    pruning: dict[str, object] = {"reducer": "pruning", "numbers": "0,40,70", "middle": 40, "out": out}
+    code, said = warmup(folder, "run", **pruning)
+    assert code == 0 and "tuning for" in said, said
+    known = json.loads((out / "models" / "store.json").read_text())
+    for order in (None, "receiving-first"):  # stores of before named none, or that of then; pruning has none
+        changed = {**known, "merge_order": order}
+        (out / "models" / "store.json").write_text(
+            json.dumps({name: value for name, value in changed.items() if value is not None})
+        )
+        code, said = warmup(folder, "run", **pruning)
+        assert code == 0 and "tuning for" not in said, said
     model = folder / "model.safetensors"
     asked = [f"--model={model}", "--pixels=half", "--device=cpu", f"--warm={out / 'models'}", "--gammas=-70,-40,0"]
     asked += ["--sizes=1,4", "--repeats=1", "--number-type=float32", "--threads=1", f"--out={profile}"]

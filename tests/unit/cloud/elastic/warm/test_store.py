@@ -1,6 +1,7 @@
 """The model store: shared tensors are stored once, damage is named, an interrupted write changes nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_models_come_back_and_share_what_is_equal(store: WarmStore) -> None:
     assert WarmStore.create(store.path, COMMON).common() == COMMON
     with pytest.raises(StoreError, match="another task, reducer or merge order"):
         WarmStore.create(store.path, Common("two", ("a", "b"), "pruning"))
+    with pytest.raises(StoreError, match="another task, reducer or merge order"):
+        WarmStore.create(store.path, replace(COMMON, merge_order="receiving-first"))
+
+
+def test_models_that_prune_have_no_order_of_merging(tmp_path: Path) -> None:
+    pruning = Common("two", ("a", "b"), "pruning", "receiving-first")
+    WarmStore.create(tmp_path, pruning)
+    again = WarmStore.create(tmp_path, replace(pruning, merge_order="published"))
+    assert again.merge_order() is None and again.common().reducer == "pruning"
+    with pytest.raises(StoreError, match="another task, reducer or merge order"):
+        WarmStore.create(tmp_path, replace(pruning, classes=("a", "c")))
 
 
 def test_types_and_shapes_are_part_of_what_is_hashed(store: WarmStore) -> None:
