@@ -22,7 +22,7 @@ from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.prepare.precision import NUMBER_TYPES, choose, named, noise
 from isthmus.cloud.elastic.prepare.profiler import machine_key, measure, measure_briefly
 from isthmus.cloud.elastic.scheduling.engine import Engine
-from isthmus.cloud.elastic.scheduling.merge_order import order_for
+from isthmus.cloud.elastic.scheduling.merge_order import MergeOrder, order_for
 from isthmus.cloud.elastic.scheduling.profile import MAX_PROFILE_CHARS, BadProfile, Profile
 from isthmus.cloud.elastic.scheduling.scaling import Scaler, ScaleRule
 from isthmus.cloud.elastic.serve.decoding import Decoder, decoded
@@ -215,15 +215,11 @@ def device_of(settings: ElasticSettings, profile: Profile | None) -> str:
 
 
 def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner:
-    """Returns the model on its device. It merges by the schedules and in the order of the profile.
-
-    Without a profile the order is that of the warmed models if some are named, else the default.
-    """
+    """Returns the model on its device. It merges by the schedules of the profile and in the order of ``_order``."""
     schedules = {} if profile is None else {gamma: cuts for gamma, cuts in profile.schedules.items() if gamma < 0}
     source = settings.model
     try:
-        warmed = None if settings.warm is None else WarmStore(settings.warm).merge_order()
-        order = order_for(None, {"--elastic-warm": warmed}) if profile is None else profile.merge_order
+        order = _order(settings, profile)
         vit = load_vit(source, on_shelf=True, expert_bytes=settings.expert_bytes)
         if settings.expert_bytes is not None and getattr(vit, "identity", None) is None:
             raise InvalidInput(f"--elastic-expert-bytes: {Path(source).name} has no experts; leave it out")
@@ -242,6 +238,26 @@ def _runner(settings: ElasticSettings, profile: Profile | None) -> ElasticRunner
         raise InvalidInput(f"--elastic-warm: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise InvalidInput(f"the model cannot be served: {error}") from error
+
+
+def _order(settings: ElasticSettings, profile: Profile | None) -> MergeOrder:
+    """Returns the order to merge in: that of the profile, and without one that of warmed models, else the default.
+
+    If this machine is measured again, warmed models come before a profile that holds times alone. Raises InvalidInput
+    for models of another order than a profile that this server has measured itself, and StoreError.
+    """
+    warmed = None if settings.warm is None else WarmStore(settings.warm).merge_order()
+    if profile is None:
+        return order_for(None, {"--elastic-warm": warmed})
+    of_times_alone = not profile.accuracy and not profile.schedules
+    if warmed is None or warmed == profile.merge_order or not of_times_alone:
+        return profile.merge_order
+    if settings.measure:
+        return warmed
+    raise InvalidInput(
+        f"--elastic-warm: its models were tuned with tokens merged in the order {warmed}, and the profile was measured "
+        f"in the order {profile.merge_order}: start once with --elastic-measure"
+    )
 
 
 def _packed(settings: ElasticSettings) -> bool:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from isthmus.cloud.commands.elastic import app
 from isthmus.cloud.elastic.scheduling.profile import Profile
+from isthmus.cloud.elastic.serve.settings import PROFILE_FILE
 from isthmus.cloud.elastic.tasks.files import load_tasks, order_of_task
 from isthmus.cloud.elastic.tasks.recipes import TaskRecipe
 from isthmus.cloud.elastic.tasks.task import ModelShape, Task
@@ -165,6 +166,14 @@ def test_a_warm_up_of_before_merging_had_an_order_goes_on_and_is_served_in_the_o
             return server.elastic.live._engine.profile.merge_order
 
     assert asyncio.run(scenario()) == "receiving-first", "the machine is measured in the order of the warmed models"
+
+    own = rig.folder / "state" / PROFILE_FILE  # as a server that has measured its machine in another order
+    own.write_text(replace(Profile.from_json(own.read_text()), merge_order="published").to_json())
+    with pytest.raises(InvalidInput, match=r"order receiving-first, and the profile .* start once with --elastic-"):
+        asyncio.run(scenario())
+    brief["elastic_measure"] = True
+    assert asyncio.run(scenario()) == "receiving-first"
+    assert Profile.from_json(own.read_text()).merge_order == "receiving-first"
 
 
 def test_token_pruning_from_pictures_to_the_answers_of_a_server(folder: Path, tmp_path: Path) -> None:
