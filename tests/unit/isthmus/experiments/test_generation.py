@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from isthmus.data.traces import TraceError
 from isthmus.experiments.generation.cells import GOALS, Cell, run
@@ -54,7 +55,7 @@ def test_what_cannot_be_simulated_is_refused_before_anything_is(tmp_path: Path) 
     with pytest.raises(TraceError, match="no column GeneratedTokens"):
         generation(tmp_path / "out", tmp_path / "trace.csv", seeds="0", loads="2", policies="fused", requests=12)
     for loads in ("0", "1,-2", ""):
-        with pytest.raises(ValueError, match="numbers above 0"):
+        with pytest.raises(typer.BadParameter, match="numbers above 0"):
             generation(tmp_path / "out", None, seeds="0", loads=loads, policies="fused", requests=12)
     assert not (tmp_path / "out").exists()
 
