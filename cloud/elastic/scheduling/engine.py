@@ -174,7 +174,10 @@ class Engine:
 
     def expire(self, now_s: float) -> tuple[Query, ...]:
         """Evicts and returns the queries that would be late even if they ran now, alone and at the fastest gamma."""
-        hopeless_s = self._at(now_s) + self._fastest_s
+        now_s = self._at(now_s)
+        if self._paces.forget(now_s, self._busy):
+            self._follow_paces()
+        hopeless_s = now_s + self._fastest_s
         expired = []
         while self._deadlines and self._deadlines[0][0] < hopeless_s:
             deadline_s, id = heapq.heappop(self._deadlines)
@@ -197,7 +200,7 @@ class Engine:
         evicted = self.expire(now_s)
         if len(self._running) >= self.executors:
             return Decision(None, evicted, None)
-        busy = {work.executor for work in self._running.values()}
+        busy = self._busy
         free = [each for each in self._paces.able if each not in busy]
         if executor is None:
             executor = self.fastest(free)
@@ -237,10 +240,11 @@ class Engine:
             raise ValueError(f"{len(answers)} answers to {len(work.batch)} queries")
         self._end(work)
         profiled_s = self.profile.batch_time_s(work.gamma, len(work.batch))
-        if self._adapts and self._paces.of(work.executor).ran(len(work.batch), profiled_s, now_s - work.started_s):
+        took_s = now_s - work.started_s
+        if self._adapts and self._paces.ran(work.executor, len(work.batch), profiled_s, took_s, now_s):
             self._follow_paces()
         if isinstance(self.policy, LearnsTimes):
-            self.policy.ran(len(work.batch), now_s - work.started_s)
+            self.policy.ran(len(work.batch), took_s)
         settled = []
         for query, right in zip(work.batch.queries, answers, strict=True):
             if now_s > query.deadline_s:
@@ -294,6 +298,10 @@ class Engine:
             self._lost.discard(query.id)
             self.outcomes[Outcome.EVICTED] += 1
         return query
+
+    @property
+    def _busy(self) -> set[int]:
+        return {work.executor for work in self._running.values()}
 
     def _follow_paces(self) -> None:
         """Plans with the executors and paces of now."""

@@ -8,7 +8,7 @@ Executors differ: another machine, another graphics card, a core that other work
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import copy
 from typing import Final
 
@@ -24,7 +24,15 @@ MOST: Final = 4.0
 """One batch counts at most as this factor, and at least as its inverse. A clock that jumped or a machine that slept
 says little about the next batch."""
 LEAST_SIZE: Final = 8
-"""Batches with fewer images are ignored: their time depends more on fixed costs than on the machine's speed."""
+"""Batches with fewer images cannot make the factor larger: their time depends more on fixed costs than on the machine's
+speed. They make it smaller, down to 1, if they take less than ``CLEARLY`` of the planned time. Otherwise an executor
+that was slow for a while, and so gets small batches only, would stay slow in all plans."""
+CLEARLY: Final = 0.8
+FORGET_S: Final = 10.0
+"""An executor that runs no batch for this long, perhaps because plans take it for too slow, loses half of what its
+factor exceeds 1 by. So it is tried again, and a slow spell has an end."""
+UNSURE_S: Final = 0.1
+"""Seconds of batches, by the profile, that count in an estimate after that: the next batches soon decide."""
 
 
 class Pace:
@@ -40,17 +48,31 @@ class Pace:
 
         Returns True if ``factor`` has changed.
         """
-        if size < LEAST_SIZE:
+        few = size < LEAST_SIZE
+        took_s = min(max(took_s, profiled_s if few else profiled_s / MOST), profiled_s * MOST)
+        if few and took_s >= CLEARLY * self.factor * profiled_s:
             return False
-        took_s = min(max(took_s, profiled_s / MOST), profiled_s * MOST)
         keep = max(math.exp(-profiled_s / WINDOW_S), LEAST_KEPT)
-        self._astray_s = keep * self._astray_s + abs(took_s - profiled_s * self._took_s / self._profiled_s)
+        astray_s = 0.0 if few else abs(took_s - profiled_s * self._took_s / self._profiled_s)
+        self._astray_s = keep * self._astray_s + astray_s
         self._took_s = keep * self._took_s + took_s
         self._profiled_s = keep * self._profiled_s + profiled_s
         found = (self._took_s + CUSHION * self._astray_s) / self._profiled_s
         if abs(found / self.factor - 1) <= STEP:
             return False
         self.factor = found
+        return True
+
+    def forget(self) -> bool:
+        """Halves what ``factor`` exceeds 1 by, and lets the next batches count for more.
+
+        Returns True if ``factor`` has changed; one of at most 1 stays.
+        """
+        if self.factor <= 1:
+            return False
+        excess = (self.factor - 1) / 2
+        self.factor = 1 + excess if excess > STEP else 1.0
+        self._profiled_s, self._took_s, self._astray_s = UNSURE_S, self.factor * UNSURE_S, 0.0
         return True
 
 
@@ -67,6 +89,8 @@ class Paces:
         """Raises ValueError as ``count_on``."""
         self.able: tuple[int, ...] = ()
         self._of: dict[int, Pace] = {}
+        self._heard_s: dict[int, float] = {}
+        """When each executor last ran a batch."""
         self.count_on(able)
 
     def count_on(self, executors: Iterable[int]) -> None:
@@ -86,6 +110,26 @@ class Paces:
     def of(self, executor: int) -> Pace:
         """Returns the executor's pace. Raises KeyError if plans have never counted on it."""
         return self._of[executor]
+
+    def ran(self, executor: int, size: int, profiled_s: float, took_s: float, now_s: float) -> bool:
+        """Notes a batch of this executor that has ended now. Returns True if its factor has changed (``Pace.ran``)."""
+        self._heard_s[executor] = now_s
+        return self.of(executor).ran(size, profiled_s, took_s)
+
+    def forget(self, now_s: float, busy: Collection[int]) -> bool:
+        """Lets each executor forget that has run no batch for ``FORGET_S``, also repeatedly. ``busy`` ones run one now.
+
+        Returns True if a factor has changed.
+        """
+        changed = False
+        for executor in self.able:
+            pace = self.of(executor)
+            heard_s = now_s if executor in busy else self._heard_s.get(executor, now_s)
+            while now_s - heard_s >= FORGET_S and pace.forget():
+                heard_s += FORGET_S
+                changed = True
+            self._heard_s[executor] = heard_s
+        return changed
 
     def factor(self, executor: int) -> float:
         """Returns what plans multiply the profile's times by on this executor."""

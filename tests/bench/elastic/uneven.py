@@ -5,7 +5,7 @@ it before, plans use the same times for every executor. The share is expected ut
 executors can do together. No time is measured, so a busy machine changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ import typer
 from isthmus.cloud.elastic.policies.by_name import make_policy
 from isthmus.cloud.elastic.scheduling.bound import clairvoyant_bound
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
-from isthmus.cloud.elastic.scheduling.pace import Pace, Paces
+from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Pace, Paces
 from isthmus.cloud.elastic.scheduling.policy import EPSILON
 from isthmus.cloud.elastic.scheduling.profile import Profile, paper_profile
 from isthmus.cloud.elastic.scheduling.query import Outcome, Query
@@ -25,10 +25,16 @@ from tests.bench.harness import Report
 
 
 class OnePace(Paces):
-    """The batches of all executors set one pace."""
+    """The batches of all executors set one pace, and only large ones do. Nothing is forgotten."""
 
     def of(self, executor: int) -> Pace:
         return super().of(self.able[0])
+
+    def ran(self, executor: int, size: int, profiled_s: float, took_s: float, now_s: float) -> bool:
+        return size >= LEAST_SIZE and super().ran(executor, size, profiled_s, took_s, now_s)
+
+    def forget(self, now_s: float, busy: Collection[int]) -> bool:
+        return False
 
 
 def served(

@@ -1,5 +1,7 @@
 """Plans follow the time that batches really take."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,9 +9,19 @@ from hypothesis import strategies as st
 
 from isthmus.cloud.elastic.policies.by_name import POLICIES, make_policy
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
-from isthmus.cloud.elastic.scheduling.pace import CUSHION, LEAST_KEPT, LEAST_SIZE, MOST, STEP, Pace, Paces
+from isthmus.cloud.elastic.scheduling.pace import (
+    CLEARLY,
+    CUSHION,
+    FORGET_S,
+    LEAST_KEPT,
+    LEAST_SIZE,
+    MOST,
+    STEP,
+    Pace,
+    Paces,
+)
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
-from isthmus.cloud.elastic.scheduling.query import Outcome
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import Run, draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 
@@ -38,17 +50,64 @@ def test_as_long_as_the_profile_is_right_nothing_changes() -> None:
     assert pace.factor == 1
 
 
-def test_a_few_images_say_nothing() -> None:
+def test_a_few_images_do_not_say_that_a_machine_is_slow() -> None:
     pace = Pace()
     assert not any(pace.ran(LEAST_SIZE - 1, 0.1, 0.3) for _ in range(100))
     assert pace.ran(LEAST_SIZE, 0.1, 0.3)
 
 
-@given(st.lists(st.tuples(st.floats(1e-4, 10), st.floats(0, 1e6)), max_size=60))
-def test_no_clock_carries_it_away(batches: list[tuple[float, float]]) -> None:
+@given(st.floats(1.5, 4.0), st.floats(0.1, 4.0), st.integers(1, LEAST_SIZE - 1))
+def test_a_few_images_say_that_it_is_slow_no_more_but_never_that_it_is_fast(was: float, now: float, size: int) -> None:
     pace = Pace()
-    for profiled_s, took_s in batches:
-        pace.ran(64, profiled_s, took_s)
+    slow = ran(pace, [was] * 100)
+    for _ in range(100):
+        before = pace.factor
+        pace.ran(size, 0.1, now * 0.1)
+        assert 1 <= pace.factor <= before
+    small = max(now, 1.0)
+    assert pace.factor == slow if small > slow * CLEARLY else pace.factor <= small / CLEARLY * (1 + 2 * STEP)
+    pace = Pace()
+    assert ran(pace, [0.5] * 100) < 0.6 and not pace.ran(size, 0.1, now * 0.1)
+
+
+@given(st.floats(0.3, 4.0))
+def test_what_was_slow_is_forgotten_by_halves_and_soon_learned_again(was: float) -> None:
+    pace = Pace()
+    before = ran(pace, [was] * 100)
+    steps = 0
+    while pace.forget():
+        steps += 1
+        assert pace.factor == 1 or pace.factor == pytest.approx(1 + (before - 1) / 2**steps)
+    assert pace.factor == min(before, 1.0) and steps <= 7
+    if was > 1.5:
+        assert ran(pace, [was] * 20, profiled_s=0.01) > 0.9 * was
+
+
+def test_only_executors_that_run_nothing_forget() -> None:
+    paces = Paces(range(3))
+    for executor in range(3):
+        slow(paces, executor, 3.0)
+    factor = paces.factor(0)
+    assert not paces.forget(0.0, {2})
+    assert paces.ran(0, 1, 0.1, 0.3, FORGET_S - 1) is False, "too small to say more than that it runs"
+    assert not paces.forget(FORGET_S - 1, {2})
+    assert paces.forget(FORGET_S + 1, {2})
+    assert [paces.factor(executor) for executor in range(3)] == [factor, 1 + (factor - 1) / 2, factor]
+    assert not paces.forget(FORGET_S + 2, ()), "half at a time"
+    assert paces.forget(3.5 * FORGET_S, ())
+    assert paces.factor(1) == 1 + (factor - 1) / 8 and paces.factor(2) == 1 + (factor - 1) / 4
+    assert not paces.forget(0.0, ()), "a clock that goes back"
+    paces.forget(1e9, ())
+    assert [paces.factor(executor) for executor in range(3)] == [1, 1, 1]
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(1e-4, 10), st.floats(0, 1e6), st.booleans()), max_size=60))
+def test_no_clock_carries_it_away(batches: list[tuple[int, float, float, bool]]) -> None:
+    pace = Pace()
+    for size, profiled_s, took_s, forgets in batches:
+        pace.ran(size, profiled_s, took_s)
+        if forgets:
+            pace.forget()
         assert (1 - STEP) / MOST <= pace.factor <= (MOST + CUSHION * MOST) * (1 + STEP)
 
 
@@ -155,3 +214,26 @@ def test_a_pace_for_each_of_two_uneven_executors_earns_more_than_one_for_both(po
     own, one = uneven(policy, Paces), uneven(policy, OnePace)
     assert own.expected_utility > 1.01 * one.expected_utility
     assert own.share(Outcome.LATE) < 0.03
+
+
+@pytest.mark.parametrize("executors", [1, 2])
+@pytest.mark.parametrize("policy", ["priced", "otas"])
+def test_after_a_slow_spell_an_executor_is_as_good_as_before(policy: str, executors: int) -> None:
+    """With a requested latency of little more than a batch takes, plans give a slow executor nothing, or too little."""
+    spell_s, per_s = 4.0, 600
+    times_s = {gamma: (0.010, 0.030 - 0.0004 * place) for place, gamma in enumerate(reversed(PROFILE.gammas))}
+    profile = replace(PROFILE, latency_s=times_s)
+    arrivals_s = np.arange(per_s * executors * 22) / (per_s * executors)
+    queries = [Query(id, "CIFAR10", at_s, at_s + 0.045, 1.0) for id, at_s in enumerate(arrivals_s.tolist())]
+    last = executors - 1
+
+    def takes_s(work: Work) -> float:
+        slower = 4.0 if work.executor == last and work.started_s < spell_s else 1.0
+        return slower * profile.batch_time_s(work.gamma, len(work.batch))
+
+    engine = Engine(profile, make_policy(policy, profile), executors=executors)
+    run = simulate(engine, queries, draws(np.random.default_rng(4), len(queries)), takes_s)
+    during, after = run.outcomes[: round(spell_s * per_s)], run.outcomes[-round(4.0 * per_s) :]
+    assert sum(outcome not in IN_TIME for outcome in during) > 0.02 * len(during), "it was slow"
+    assert sum(outcome in IN_TIME for outcome in after) >= 0.99 * len(after)
+    assert engine.pace_of(last) < 1 / CLEARLY * (1 + 2 * STEP)
