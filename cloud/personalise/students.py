@@ -220,8 +220,8 @@ def described_row(shelf: Shelf, offered: Offered, device_id: str, student_id: st
     offered. ``base``: that base student in any case.
     """
     base_id = base_student_id(offered.offer)
-    if student_id or base:
-        return reachable(shelf, device_id, student_id or base_id)
+    if base or student_id:
+        return reachable(shelf, device_id, base_id if base else student_id)
     row = students.newest(shelf.database, device_id, base_id)
     if row is None:
         raise NotYours("no such student")

@@ -72,6 +72,22 @@ def test_a_description_is_two_queries_and_nothing_around_them(bench: Bench) -> N
     assert said == ["SELECT", "SELECT"], "what is offered, and the newest student"
 
 
+def test_who_asks_for_the_base_student_gets_it_whatever_else_is_named(bench: Bench) -> None:
+    bench.start(rounds=1)
+    bench.run(CountedLearning())
+    offered = bench.catalogue.offered("dev")
+    signed = SignedManifest(b"base", b"signature")
+    rows.put(bench.database, StudentRow(students.base_student_id(offered.offer), None, "base", signed, 5.0))
+
+    def described(student_id: str, *, base: bool) -> StudentRow:
+        return students.described_row(bench.shelf, offered, "dev", student_id, base=base)
+
+    own = described("", base=False)
+    assert own.device_id == "dev" and described(own.student_id, base=False) == own
+    assert described("", base=True).device_id is None
+    assert described(own.student_id, base=True) == described("", base=True)
+
+
 def test_each_of_many_jobs_is_taken_by_one_of_many_workers(bench: Bench) -> None:
     for number in range(12):
         bench.enrol(f"dev{number}")
