@@ -155,10 +155,12 @@ class Server:
     async def _stop_answering(self, ends: Sequence[Callable[[], Awaitable[object]]]) -> None:
         """Tell the callers of all streams, so that they go to another server at once. Then end gRPC and HTTP together.
 
-        Each gives its calls a moment to end.
+        Each gives its calls a moment to end. If one of them fails, the other one still ends first.
         """
         self._calls.close(Unavailable("this server stops; connect again"))
-        await asyncio.gather(*(end() for end in ends))
+        for error in await asyncio.gather(*(end() for end in ends), return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
 
     async def _start_models(self, ground: Ground) -> None:
         self.roster = ground.roster

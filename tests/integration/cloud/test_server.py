@@ -119,6 +119,26 @@ def test_a_server_that_stops_tells_its_streams_and_lets_other_calls_end(
     assert received == BASE_FILE_BYTES, "a download that had begun is finished"
 
 
+def test_if_one_way_of_answering_cannot_be_ended_the_other_is_ended_all_the_same(rig: Any) -> None:
+    async def scenario() -> list[str]:
+        ended: list[str] = []
+
+        async def fails() -> None:
+            raise OSError("the socket is gone")
+
+        async def ends() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            ended.append("the other")
+
+        server = server_module.Server(rig.settings())
+        with pytest.raises(OSError, match="the socket is gone"):
+            await server._stop_answering([fails, ends])
+        return ended
+
+    assert asyncio.run(scenario()) == ["the other"]
+
+
 @pytest.mark.usefixtures("logging_restored")
 def test_what_is_there_is_spared_by_the_garbage_collector_before_a_server_says_that_it_listens(
     rig: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
