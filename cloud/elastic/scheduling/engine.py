@@ -198,10 +198,10 @@ class Engine:
         """
         now_s = self._at(now_s)
         evicted = self.expire(now_s)
-        if len(self._running) >= self.executors:
-            return Decision(None, evicted, None)
         busy = self._busy
         free = [each for each in self._paces.able if each not in busy]
+        if not free:
+            return Decision(None, evicted, None)
         if executor is None:
             executor = self.fastest(free)
         elif executor not in free:

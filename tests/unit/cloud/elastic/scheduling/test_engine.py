@@ -237,3 +237,18 @@ def test_only_a_free_executor_that_is_counted_on_gets_work() -> None:
             served.next_work(0.0, executor)
     with pytest.raises(ValueError, match="at least 1"):
         served.count_on([])
+
+
+def test_a_free_executor_gets_work_while_one_that_plans_no_longer_count_on_ends_its_batch() -> None:
+    served = engine(executors=2)
+    served.submit(query(0), 0.0)
+    ending = served.next_work(0.0, 1).work
+    assert ending is not None
+    served.count_on([0])
+    served.submit(query(1), 0.0)
+    work = served.next_work(0.0).work
+    assert work is not None and work.executor == 0
+    served.submit(query(2), 0.0)
+    assert served.next_work(0.0).work is None, "all that plans count on are busy"
+    served.finished(ending, [True] * len(ending.batch), 0.1)
+    assert served.next_work(0.1).work is None
