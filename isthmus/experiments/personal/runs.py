@@ -242,11 +242,18 @@ def _check_same(
         there = release_split(opened)
         wanted = apart(choose_split(listing, private_actors=private_actors, private_list=private_list), groups)
         if set(wanted.clients) != set(there.clients) or not set(wanted.private) <= set(there.private):
-            other.append("--private-actors or --private-list" if isinstance(asked, PaperOptions) else "--together")
+            if isinstance(asked, PeopleOptions):  # the folder is named after the people, so the data must have changed
+                raise ValueError(
+                    f"{opened.root} was begun with other clips of {', '.join(private_actors)} than the data set has "
+                    "now: give another --out to begin anew"
+                )
+            other.append("--private-actors or --private-list")
     if other:
+        named = isinstance(asked, PaperOptions) and asked.release is not None
         raise ValueError(
             f"{opened.root} is a release already, of preset {recipe.name}, and it has other settings than "
-            f"{', '.join(other)}: leave these out to use it, or give another --out to begin a new one"
+            f"{', '.join(other)}: leave these out to use it, or "
+            f"{'leave out --release' if named else 'give another --out'} to begin a new one"
         )
 
 

@@ -23,7 +23,7 @@ from isthmus.experiments.personal.cells.cells import Asked, load, load_outputs
 from isthmus.experiments.personal.cells.methods import METHODS, PAPER
 from isthmus.experiments.personal.cost import LOOPS
 from isthmus.experiments.personal.findings.habits import user_of
-from isthmus.experiments.personal.options import PaperOptions
+from isthmus.experiments.personal.options import PaperOptions, PeopleOptions
 from tests.rigs.distill.release import tiny_recipe
 
 
@@ -159,7 +159,22 @@ def test_options_of_a_new_release_are_refused_beside_one_that_differs(
     refused = CliRunner().invoke(app, [str(arg) for arg in (*usual, *words)])
     assert refused.exit_code == 1 and not (tmp_path / "cells").exists()
     shown = " ".join(refused.output.split())
-    assert "is a release already, of preset tiny" in shown and said in shown and "give another --out" in shown
+    assert "is a release already, of preset tiny" in shown and said in shown and "or leave out --release to" in shown
+
+
+def test_a_release_of_the_folder_itself_sends_to_another_folder_and_changed_data_are_named(
+    data: Path, release: Path
+) -> None:
+    listing = read_listing(data)
+    groups = read_groups(data, [ref.name for ref in listing.refs])
+    with pytest.raises(ValueError, match="other settings than --preset: leave these out to use it, or give another --"):
+        runs._release(release, listing, groups, PaperOptions(data, release, preset="smoke"), [], None)
+    people = PeopleOptions(data, release)
+    assert runs._release(release, listing, groups, people, ["1003"], None).root == release
+    with pytest.raises(
+        ValueError, match="begun with other clips of 1001 than the data set has now: give another --out"
+    ):
+        runs._release(release, listing, groups, people, ["1001"], None)
 
 
 def test_options_that_the_release_has_are_taken(data: Path, release: Path) -> None:
