@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Pace
+from isthmus.cloud.elastic.scheduling.pace import LEAST_SIZE, Paces
 from isthmus.cloud.generation.scheduling.blocks import BlockTable, Shared
 from isthmus.cloud.generation.scheduling.policy import Choice, Life, Limits, Policy, State
 from isthmus.cloud.generation.scheduling.profile import GenerationProfile, Load
@@ -79,19 +79,19 @@ class Engine:
         self._steps = 0
         self._now_s = float("-inf")
         self._expires, self._adapts = expires, adapts
-        self._pace = Pace()
+        self._paces = Paces([0])  # one executor
         self.use(profile)
 
     def use(self, profile: GenerationProfile) -> None:
         """Plans with ``profile`` from now on."""
         self.profile = profile
-        self.planned = profile if self._pace.factor == 1 else profile.slowed(self._pace.factor)
+        self.planned = profile if self.pace == 1 else profile.slowed(self.pace)
         self.policy.use(self.planned)
 
     @property
     def pace(self) -> float:
         """The planned time of a step, as a multiple of the profile's time."""
-        return self._pace.factor
+        return self._paces.factor(0)
 
     @property
     def under_way(self) -> int:
@@ -214,6 +214,8 @@ class Engine:
     def expire(self, now_s: float) -> tuple[Ended, ...]:
         """Evicts and returns the requests without a token that would be late even if they ran now, alone."""
         now_s = self._at(now_s)
+        if self._paces.forget(now_s, () if self._running is None else (0,)):
+            self.use(self.profile)
         expired = []
         while self._deadlines and self._deadlines[0][0] < now_s:
             _, id = heapq.heappop(self._deadlines)
@@ -258,7 +260,7 @@ class Engine:
         now_s = self._at(now_s)
         self._stop(step)
         expected_s = self.profile.step_s(step.load) + step.swap_s
-        if self._adapts and self._pace.ran(LEAST_SIZE, expected_s, now_s - step.started_s):
+        if self._adapts and self._paces.ran(0, LEAST_SIZE, expected_s, now_s - step.started_s, now_s):
             self.use(self.profile)
         events: list[Token | Ended] = []
         for row in step.rows:

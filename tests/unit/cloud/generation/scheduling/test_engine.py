@@ -180,6 +180,29 @@ def test_plans_follow_the_time_that_steps_take() -> None:
     assert served.planned.step_fixed_s == pytest.approx(served.pace * 0.034)
 
 
+def test_after_a_slow_spell_requests_in_a_hurry_are_answered_again() -> None:
+    """Plans of a slow machine evict each of them at once, so no step would ever show that it is fast again."""
+    served = engine(Limits(rows=3, blocks=300, block_tokens=4, step_tokens=16))
+    served.submit(request(1, tokens=1_000), 0.0)
+    now_s = 0.0
+    while served.pace < 3:
+        step = served.next_step(now_s).step
+        assert step is not None
+        now_s += 4 * step.predicted_s / served.pace
+        served.finished(step, {row.id: Drawn(1) for row in step.rows if row.draws}, now_s)
+    served.cancel(1, now_s)
+    served.next_step(now_s)
+    answered = []
+    for id in range(2, 40):
+        now_s += 1.0
+        served.submit(request(id, tokens=1, at=now_s, deadline_s=now_s + 0.06), now_s)
+        step = served.next_step(now_s).step
+        if step is not None:
+            served.finished(step, {id: Drawn(1)}, now_s + 0.04)
+        answered.append(step is not None)
+    assert not any(answered[:5]) and all(answered[-10:])
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
