@@ -1,6 +1,7 @@
 """The measuring commands run on sizes too small to measure anything, and their reports are well-formed."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ def measured(out: Path, name: str, *options: str) -> dict[str, Any]:
     assert found["machine"]["threads"] == 1
     assert {"load_average_before", "others_share", "quiet"} <= set(found["load"])
     return found
+
+
+def test_every_bench_that_a_page_names_is_there_or_in_the_folder_of_its_room() -> None:
+    root = Path(__file__).parents[3]
+    found = 0
+    for page in (root / "README.md", *root.glob("docs/**/*.md")):
+        text = page.read_text()
+        for name in re.findall(r"python -m tests\.bench\.([a-z0-9_.]*[a-z0-9_])", text):
+            found += 1
+            there = root / "tests" / "bench" / f"{name.replace('.', '/')}.py"
+            moved = [*root.glob(f"tests/bench/*/{name}.py"), *root.glob(f"tests/bench/{name.replace('_', '/', 1)}.py")]
+            gone = "That program is no longer there" in text
+            assert there.is_file() or len(moved) == 1 or gone, f"{page.name} names tests.bench.{name}"
+    assert found > 50
 
 
 def test_selection(tmp_path: Path) -> None:
