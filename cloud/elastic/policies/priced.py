@@ -12,7 +12,7 @@ Every query counts by its own deadline. A query that is not worth its time at th
 Queries that permit only some gammas are kinds of their own, which buy among these gammas.
 
 Latencies may differ by orders of magnitude: a person waits for one answer, and a nightly job for another. Then the
-horizon is that of the impatient queries, and the patient ones share in it as far as their own latency requires.
+horizon is that of the impatient queries, and the patient ones share in it as far as their own deadlines require.
 """
 
 import math
@@ -73,6 +73,16 @@ class _Kind:
     counted_s: float
     waiting: list[Waiting] = field(default_factory=list)
 
+    def due(self, now_s: float) -> float:
+        """Returns how many of the waiting queries must be answered within ``counted_s``, so that all are in time.
+
+        The time that is left until the median deadline counts, so the queries of a burst count more as it shrinks.
+        """
+        if not self.waiting:
+            return 0.0
+        left_s = self.waiting[len(self.waiting) // 2][0] - now_s
+        return len(self.waiting) * self.counted_s / max(left_s, self.counted_s)
+
     def is_asked_for(self, now_s: float) -> bool:
         """Returns whether queries wait, or have arrived recently."""
         return bool(self.waiting) or self.rate.at(now_s) * self.rate.window_s >= RECENT
@@ -120,7 +130,7 @@ class Priced:
 
     def choose(self, now_s: float) -> Choice:
         rates, latency_s = self._asked_for(now_s)
-        by_level = self._sorted_by_level(self._price(rates, latency_s))
+        by_level = self._sorted_by_level(self._price(rates, latency_s, now_s))
         longest_s = LONGEST * latency_s
         unwanted = by_level.pop(None, [])
         chosen = self._most_urgent(by_level, now_s, longest_s)
@@ -130,7 +140,7 @@ class Priced:
 
     def price_per_s(self, now_s: float) -> float:
         """Returns the current price: the utility per second of the executor."""
-        return self._price(*self._asked_for(now_s))
+        return self._price(*self._asked_for(now_s), now_s)
 
     def _asked_for(self, now_s: float) -> tuple[list[float], float]:
         """Returns (arrivals per second of each kind, mean requested latency in seconds).
@@ -151,17 +161,14 @@ class Priced:
             return rates, sum(rate * latency_s for rate, latency_s in zip(rates, latencies_s, strict=True)) / total
         return rates, max(latencies_s, default=0.0)
 
-    def _price(self, rates: list[float], latency_s: float) -> float:
+    def _price(self, rates: list[float], latency_s: float, now_s: float) -> float:
         kinds = list(self._kinds.values())
         if not kinds:
             return 0.0
         if self._market is None:
             self._market = Market(self._costs_s, [self._gains(kind) for kind in kinds])
         counts_K = np.array(
-            [
-                len(kind.waiting) * (kind.counted_s / kind.latency_s) + rate * HORIZON * latency_s
-                for rate, kind in zip(rates, kinds, strict=True)
-            ]
+            [kind.due(now_s) + rate * HORIZON * latency_s for rate, kind in zip(rates, kinds, strict=True)]
         )
         return self._market.price(counts_K, self.executors * (HORIZON + BACKLOG) * latency_s)
 

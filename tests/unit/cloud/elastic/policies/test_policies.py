@@ -22,7 +22,7 @@ from isthmus.cloud.elastic.policies.priced import DEARER, LONGEST, Priced
 from isthmus.cloud.elastic.scheduling.engine import Engine, Work
 from isthmus.cloud.elastic.scheduling.policy import EPSILON, Choice
 from isthmus.cloud.elastic.scheduling.profile import paper_profile
-from isthmus.cloud.elastic.scheduling.query import Batch, Outcome, Query
+from isthmus.cloud.elastic.scheduling.query import IN_TIME, Batch, Outcome, Query
 from isthmus.cloud.elastic.scheduling.simulate import draws, simulate
 from isthmus.cloud.elastic.scheduling.workload import queries_at_load, wandering_rates
 from isthmus.proto.errors import InvalidInput
@@ -359,6 +359,18 @@ def test_a_burst_of_patient_queries_is_forgotten_once_others_arrive() -> None:
         policy.left(query)
     after = simulate(engine, asked, luck_N)
     assert after.expected_utility > 0.995 * clean.expected_utility
+
+
+def test_a_burst_of_patient_queries_is_worked_off_before_all_of_it_is_urgent() -> None:
+    """As a nightly job beside people who wait. With its first latency as weight, a third of it was never answered."""
+    rng = np.random.default_rng(1)
+    asked = queries_at_load(rng, np.full(13, 1.0), 0.8, PROFILE)
+    job = [Query(0, "CIFAR100", 1.0, 11.0, 1.0) for _ in range(1_500)]
+    together = sorted([*asked, *job], key=lambda query: query.arrival_s)
+    together = [replace(query, id=id) for id, query in enumerate(together)]
+    run = simulate(Engine(PROFILE, make_policy("priced", PROFILE)), together, draws(rng, len(together)))
+    of_job = [outcome for query, outcome in zip(together, run.outcomes, strict=True) if query.deadline_s == 11.0]
+    assert len(of_job) == len(job) and sum(outcome in IN_TIME for outcome in of_job) > 0.98 * len(job)
 
 
 def test_a_choice_is_the_same_when_asked_again() -> None:
