@@ -1,7 +1,6 @@
 """AllDistill students of a release, and the base student that every new device gets."""
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from isthmus.distill.student.person_model import fit_person_model
 from isthmus.distill.student.personalise import all_distill, train_heads
 from isthmus.distill.training.loop import OnEpoch, ignore_epochs
 from isthmus.distill.training.teacher_cache import encode_clips
-
-log = logging.getLogger(__name__)
 
 
 def make_student(
@@ -81,7 +78,6 @@ def make_base(release: Release, device: torch.device, on_epoch: OnEpoch = ignore
     measured = measure_public(release, student, heads, everything, device, encoded)
     if release.recipe.student_precision == "int8":
         made, in_int8 = quantise_student(release, part, heads, everything, person)
-        log.info("%s", made)  # commands print it, and a warning would be printed beside that
         write_measure(made, part)
         measured = in_int8 or measured
     (part / "measured.json").write_text(json.dumps(asdict(measured)))
