@@ -73,6 +73,9 @@ def test_patience(tmp_path: Path) -> None:
     (row,) = measured(tmp_path, "elastic.patience", *few, "--duration-s", "2")["rows"]
     assert row["utility"][0] > 0.99 and row["late"] == [0]
     assert row["others_evicted"][0] <= row["others_evicted_alone"][0] + 0.01
+    few = ("--policies", "priced", "--loads", "0.5", "--bursts", "300", "--latencies-s", "1.5", "--seeds", "300")
+    (row,) = measured(tmp_path, "elastic.patience", *few, "--duration-s", "2")["rows"]
+    assert row["in_time"][0] > 0.9 and row["late"] == [0] and 0 < row["utility"][0] <= 1
 
 
 def test_scaling(tmp_path: Path) -> None:
