@@ -96,7 +96,8 @@ class Paces:
     def count_on(self, executors: Iterable[int]) -> None:
         """Plans count on these executors from now on. Raises ValueError if there is none.
 
-        One that is new starts at the median pace of the others. One that was there before keeps its own.
+        One that is new starts at the median pace of the others. One that was there before keeps its own, and may
+        forget it (``forget``).
         """
         able = tuple(executors)
         if not able:
