@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from isthmus.cloud.elastic.scheduling.merge_order import ORDER_OF_OLD_FILES, MergeOrder, order_for, order_in
 from isthmus.data.files import read_text, write_atomically
-from isthmus.data.made_by import FILE, LOCK
 
 ORDER_FILE: Final = "merge-order.json"
+_MERGED: Final = ("cells", "backbone-*", "tuning-*")
+"""What a run leaves in its folder from the first merged token on: cells, and the models in training."""
 
 
 def read_cell(path: Path, setup: Mapping[str, Any] | str, *, under: str = "setup") -> dict[str, Any]:
@@ -30,7 +31,7 @@ def merge_order_in(out: Path, asked: MergeOrder | None) -> MergeOrder:
     if another order is asked for, or if the note is damaged.
     """
     note, kept = out / ORDER_FILE, None
-    if out.is_dir() and any(path.name not in (FILE, LOCK, ORDER_FILE) for path in out.iterdir()):
+    if any(any(out.glob(pattern)) for pattern in _MERGED):
         kept = order_in(json.loads(read_text(note))) if note.is_file() else ORDER_OF_OLD_FILES
     order = order_for(asked, {str(out): kept})
     write_atomically(note, json.dumps({"merge_order": order}) + "\n")

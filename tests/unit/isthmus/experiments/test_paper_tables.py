@@ -18,6 +18,7 @@ from isthmus.data.images import LabelledImages, PixelSpec, write_images
 from isthmus.data.made_by import code
 from isthmus.experiments.cli import app as experiment
 from isthmus.experiments.elastic.averages import markdown as averages_markdown
+from isthmus.experiments.elastic.kept import ORDER_FILE, merge_order_in
 from isthmus.experiments.elastic.prodigy import SYSTEMS, between, walk
 from isthmus.experiments.elastic.prompts import halves, unlearned, variants
 from isthmus.experiments.elastic.schedules import PERCENTS, similarity
@@ -88,10 +89,24 @@ def test_an_experiment_of_before_merging_had_an_order_goes_on_in_the_order_of_th
     assert other.exit_code == 1 and "was made with the order receiving-first" in " ".join(other.output.split())
 
 
+@pytest.mark.parametrize("left", ["cells", "backbone-0.learning.safetensors", "tuning-0"])
+def test_only_what_an_experiment_makes_has_an_order_of_merging(left: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("of whoever begins it")
+    (tmp_path / "vanilla.safetensors").write_text("learned with all tokens")
+    assert merge_order_in(tmp_path, None) == "published"
+    (tmp_path / ORDER_FILE).unlink()
+    (tmp_path / left).mkdir()
+    assert merge_order_in(tmp_path, None) == "receiving-first"
+    assert merge_order_in(tmp_path, "receiving-first") == "receiving-first"
+    with pytest.raises(ValueError, match="was made with the order receiving-first"):
+        merge_order_in(tmp_path, "published")
+
+
 def test_a_run_that_failed_before_it_made_anything_decides_no_order_of_merging(given: dict[str, Any]) -> None:
     asked = {**given, "merges": "3", "choosing": 20, "tested": 20, "seeds": "0"}
     mistaken = ran("schedules", {**asked, "model": given["out"].with_name("vti.safetensors")})
     assert mistaken.exit_code == 1, mistaken.output
+    (given["out"] / "log.txt").write_text("of whoever began it")
     done("schedules", {**asked, "merge-order": "receiving-first"})
     assert json.loads((given["out"] / "cifar10.json").read_text())["merge_order"] == "receiving-first"
     other = ran("schedules", {**asked, "merge-order": "published"})
