@@ -110,7 +110,10 @@ def answering(answer: Callable[[bytes], bytes]) -> Iterator[int]:
 
 
 def test_calls_that_a_stopping_cloud_had_not_begun_may_be_made_again() -> None:
+    all_ask = threading.Barrier(9)
+
     def refused(link: GrpcLink) -> str:
+        all_ask.wait()
         with pytest.raises(Unavailable) as error:
             link.enrol("kiosk", "")
         return str(error.value)
@@ -123,6 +126,7 @@ def test_calls_that_a_stopping_cloud_had_not_begun_may_be_made_again() -> None:
         with closing(GrpcLink(channel)) as link, ThreadPoolExecutor(8) as devices:
             asked = [devices.submit(refused, link) for _ in range(8)]
             # The server learns of a first call, and of no other while its event loop stands still.
+            all_ask.wait()
             time.sleep(1.0)
             await server.stop(None)
             return [await asyncio.wrap_future(each) for each in asked]
