@@ -5,8 +5,8 @@ In each scrape, and for each task, exactly:
     arrivals = in time + late + dropped before compute + failed + pending
 """
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -71,17 +71,13 @@ class ElasticCollector(Collector):
             request.add_metric([task], buckets=counted.taken.cumulative(), sum_value=counted.taken.sum)
         yield from (arrivals, queries, pending, batches, queue, request, earned, offered)
         gammas = CounterMetricFamily("isthmus_elastic_gamma_images", "Images that ran, by gamma.", labels=["gamma"])
-        for gamma, count in seen.gammas.items():
-            gammas.add_metric([str(gamma)], count)
-        yield gammas
+        yield _filled(gammas, seen.gammas)
         experts = CounterMetricFamily(
             "isthmus_elastic_expert_images",
             "Images that ran, by experts per token; nothing if the model has none.",
             labels=["experts"],
         )
-        for count, images in seen.experts.items():
-            experts.add_metric([str(count)], images)
-        yield experts
+        yield _filled(experts, seen.experts)
         yield HistogramMetricFamily(
             "isthmus_elastic_batch_images",
             "Images per batch.",
@@ -111,9 +107,7 @@ class ElasticCollector(Collector):
             "Time of an executor's batch as a multiple of what the profile says.",
             labels=["executor"],
         )
-        for number, pace in seen.paces.items():
-            paces.add_metric([str(number)], pace)
-        yield paces
+        yield _filled(paces, seen.paces)
         if self._variants is not None:
             yield CounterMetricFamily(
                 "isthmus_elastic_variant_loads",
@@ -134,3 +128,13 @@ class ElasticCollector(Collector):
 
 def _histogram(name: str, text: str) -> HistogramMetricFamily:
     return HistogramMetricFamily(name, text, labels=["task"])
+
+
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
+
+
+def _filled(family: _Family, values: Mapping[int, float]) -> _Family:
+    """Return the family with a value for each value of its one label."""
+    for label, value in values.items():
+        family.add_metric([str(label)], value)
+    return family

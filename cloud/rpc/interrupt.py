@@ -209,7 +209,7 @@ class OpenCalls:
             self._told.discard(stops)
 
     def close(self, error: IsthmusError) -> None:
-        """End all endless calls with ``error``, and tell those that asked to be told. So it is for later ones, too."""
+        """End all endless calls with ``error``, and call what was given to ``telling``. Later calls get it, too."""
         self._closed = error
         for call in tuple(self._endless):
             call.end(error)

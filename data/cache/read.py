@@ -110,6 +110,11 @@ class ClipArrays:
         """SHA-256 in hex over the clips' content keys, in order, and the spec. Names and labels do not matter."""
         return digest([self.spec.to_json(), *self.keys])
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Content hash, names and labels, as parts of a hash over what was made of these clips."""
+        return self.content_hash, *self.names, ",".join(map(str, np.asarray(self.labels_N)))
+
     @staticmethod
     def open(folder: Path) -> "ClipArrays":
         """Map a finished folder of the cache, read-only.

@@ -1,4 +1,4 @@
-"""A server of elastic serving that stops: streams are told at once, and what they have asked is still answered."""
+"""A server of elastic serving that stops tells its streams at once, and still answers what they have asked."""
 
 import asyncio
 import threading

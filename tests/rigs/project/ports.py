@@ -1,4 +1,4 @@
-"""Ports of loopback for programs that must be told one, because they cannot say which one the kernel gave them."""
+"""Free ports of loopback, for programs that cannot say which port the kernel gave them."""
 
 import fcntl
 import os

@@ -92,9 +92,7 @@ def trunk_rows(
 
 def key(clips: ClipArrays, public_N: Integers, recipe: Recipe) -> str:
     """Return what a base is made of, for the names of its files: another data set or preset has files of its own."""
-    labels = ",".join(map(str, np.asarray(clips.labels_N)))
-    public = ",".join(map(str, public_N))
-    return digest([clips.content_hash, *clips.names, labels, public, recipe.to_json()])[:12]
+    return digest([*clips.identity, ",".join(map(str, public_N)), recipe.to_json()])[:12]
 
 
 def on_trunks(
